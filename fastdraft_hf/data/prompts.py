@@ -1,0 +1,120 @@
+"""What the target is asked to write: free text, its own instructions (Magpie), code to finish."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.heldout import CODE_INSTRUCTION
+from fastdraft_hf.data.python_source import function_heads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "FASTDRAFT-USER-TURN"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text the target shall write. ``prompt_ids`` go in exactly as they stand."""
+
+    index: int
+    prompt_ids: tuple[int, ...]
+    temperature: float
+    seed: int
+    max_new_tokens: int
+    source: str
+
+    @property
+    def prompt_hash(self) -> str:
+        """A short digest of the prompt's ids, to find rows of one prompt again."""
+        data = b"".join(i.to_bytes(4, "little") for i in self.prompt_ids)
+        return hashlib.sha256(data).hexdigest()[:16]
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) -> tuple[int, ...]:
+    """Return the ids of a one-turn chat up to where the assistant speaks.
+
+    A tokenizer without a chat template gets the instruction as plain text.
+    """
+    if tokenizer.chat_template is None:
+        return tuple(tokenizer(instruction)["input_ids"])
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
+    )
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _template_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Split a rendered one-turn chat at the user's words: what stands before, what after."""
+    if tokenizer.chat_template is None:
+        raise FastDraftError(
+            "generate: Magpie needs a chat template, and the target's tokenizer has none; "
+            "use kind: free"
+        )
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+    )
+    before, found, after = text.partition(_MARK)
+    if not found:
+        raise FastDraftError("generate: the target's chat template drops the user's words")
+    return before, after
+
+
+def magpie_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the chat template's ids up to where the user would speak (Magpie, Xu et al. 2024)."""
+    return tuple(tokenizer(_template_parts(tokenizer)[0], add_special_tokens=False)["input_ids"])
+
+
+def answer_suffix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the template's ids from the end of the user's words to where the answer starts."""
+    return tuple(tokenizer(_template_parts(tokenizer)[1], add_special_tokens=False)["input_ids"])
+
+
+def free_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return what opens a document in pre-training: ``<|endoftext|>`` or BOS.
+
+    Chat models of the ChatML kind name a turn marker as BOS; their documents were divided by
+    ``<|endoftext|>``, so that is preferred where the vocabulary has it.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<|endoftext|>" in vocabulary:
+        return (vocabulary["<|endoftext|>"],)
+    for special in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if special is not None:
+            return (special,)
+    raise FastDraftError("generate: the tokenizer has neither BOS nor EOS to start free text from")
+
+
+def code_instructions(seed: int) -> list[str]:
+    """Return a "complete this function" instruction for every documented standard function."""
+    heads = sorted(set(function_heads()))
+    random.Random(seed).shuffle(heads)
+    return [CODE_INSTRUCTION.format(head.rstrip()) for head in heads]
+
+
+def requests_for(
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    seed: int,
+    source: str,
+) -> list[Request]:
+    """Number the prompts and deal the temperatures out to them in turn."""
+    return [
+        Request(
+            index=index,
+            prompt_ids=prompt,
+            temperature=temperatures[index % len(temperatures)],
+            # One seed a row, spread so that neighbouring recipes' seeds do not share rows.
+            seed=(seed * 1_000_003 + index) % (2**31),
+            max_new_tokens=max_new_tokens,
+            source=source,
+        )
+        for index, prompt in enumerate(prompts)
+    ]

@@ -1,0 +1,1 @@
+"""Draft and target together, and the record of what was accepted."""

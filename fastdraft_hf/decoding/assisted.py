@@ -1,0 +1,130 @@
+"""Decoding through stock transformers, alone and with a draft, with a record of every round."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastdraft_hf.decoding.records import DecodingRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
+    """Make ``draft`` propose exactly ``num_assistant_tokens`` a round.
+
+    transformers reads these three from the draft's own generation config and ignores them when
+    they are passed to ``generate``. The threshold is 0 so that no block is cut short, and the
+    schedule is constant so that nothing is written back.
+    """
+    config = draft.generation_config
+    config.num_assistant_tokens = num_assistant_tokens
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0
+
+
+@contextlib.contextmanager
+def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
+    """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
+
+    transformers does not tell acceptance, so the candidate generator's ``update_candidate_strategy``
+    is wrapped; it is called once a round with the scores of all drafted positions plus one. The
+    way there, ``_get_candidate_generator``, is private: `test_assisted.py` fails when it moves.
+    """
+    rounds: list[tuple[int, int]] = []
+    make = target._get_candidate_generator
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        generator = make(*args, **kwargs)
+        update = generator.update_candidate_strategy
+
+        def update_and_record(input_ids: Any, scores: Any, num_matches: Any) -> Any:
+            rounds.append((int(scores.shape[1]) - 1, int(num_matches)))
+            return update(input_ids, scores, num_matches)
+
+        generator.update_candidate_strategy = update_and_record
+        return generator
+
+    target._get_candidate_generator = recording
+    try:
+        yield rounds
+    finally:
+        del target._get_candidate_generator
+
+
+def decode(
+    target: PreTrainedModel,
+    prompt_ids: Sequence[int],
+    *,
+    task: str,
+    key: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    draft: PreTrainedModel | None = None,
+    num_assistant_tokens: int = 0,
+) -> DecodingRecord:
+    """Decode one prompt with ``target.generate``, assisted when a draft is given.
+
+    Args:
+        target: the model whose text it is.
+        prompt_ids: the prompt.
+        task, key: written into the record.
+        max_new_tokens: longest answer.
+        temperature: 0 for greedy, else plain multinomial sampling at this temperature.
+        seed: of the sampling.
+        draft: the draft; ``None`` decodes with the target alone.
+        num_assistant_tokens: γ.
+    """
+    import torch
+    from transformers import set_seed
+
+    inputs = torch.tensor([list(prompt_ids)], device=target.device)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        set_seed(seed)
+    if draft is not None:
+        set_draft_length(draft, num_assistant_tokens)
+        sampling["assistant_model"] = draft
+    with torch.inference_mode(), record_rounds(target) as rounds:
+        start = time.perf_counter()
+        output = target.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            **sampling,
+        )
+        seconds = time.perf_counter() - start
+    tokens = output[0, inputs.shape[1] :].tolist()
+    return DecodingRecord(
+        path="transformers",
+        task=task,
+        key=key,
+        temperature=temperature,
+        num_assistant_tokens=num_assistant_tokens if draft is not None else 0,
+        tokens=tokens,
+        seconds=seconds,
+        target_passes=len(rounds) if draft is not None else len(tokens),
+        drafted=sum(d for d, _ in rounds),
+        accepted=sum(a for _, a in rounds),
+        rounds=list(rounds),
+    )
+
+
+def greedy_margin(target: PreTrainedModel, ids: Sequence[int]) -> float:
+    """Return how far the target's first choice after ``ids`` lies above its second, in logits.
+
+    Where two greedy runs differ, a margin near zero shows a tie that two kernels round
+    differently; a clear margin shows a fault.
+    """
+    import torch
+
+    with torch.inference_mode():
+        inputs = torch.tensor([list(ids)], device=target.device)
+        logits = target(input_ids=inputs, logits_to_keep=1).logits[0, -1].float()
+    first, second = logits.topk(2).values.tolist()
+    return float(first - second)

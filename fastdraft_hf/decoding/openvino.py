@@ -1,0 +1,91 @@
+"""Decoding through OpenVINO GenAI's `LLMPipeline`, alone and with a draft."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf.decoding.records import DecodingRecord
+
+
+class OpenVINODecoder:
+    """An `LLMPipeline` that returns records.
+
+    Args:
+        target: the target's OpenVINO folder.
+        draft: the draft's; ``None`` decodes with the target alone.
+        device: an OpenVINO device such as ``CPU`` or ``GPU``.
+        cache_gigabytes: size of the KV cache.
+
+    Both kinds run on the same scheduler (continuous batching), so that a ratio between them
+    compares drafting and nothing else.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        draft: Path | None = None,
+        device: str = "CPU",
+        cache_gigabytes: int = 1,
+    ) -> None:
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = cache_gigabytes
+        options: dict[str, Any] = {"scheduler_config": scheduler}
+        if draft is not None:
+            options["draft_model"] = openvino_genai.draft_model(str(draft), device)
+        self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
+        self._drafts = draft is not None
+
+    def decode(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        task: str,
+        key: str,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        stop_ids: set[int],
+        num_assistant_tokens: int = 0,
+    ) -> DecodingRecord:
+        """Decode one prompt; arguments as `fastdraft_hf.decoding.assisted.decode`."""
+        import numpy
+        import openvino
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = max_new_tokens
+        config.stop_token_ids = stop_ids
+        config.do_sample = temperature > 0
+        if temperature > 0:
+            config.temperature = temperature
+            config.rng_seed = seed
+        if self._drafts:
+            config.num_assistant_tokens = num_assistant_tokens
+        inputs = openvino.Tensor(numpy.array([prompt_ids], dtype=numpy.int64))
+        start = time.perf_counter()
+        result = self._pipeline.generate(inputs, config)
+        seconds = time.perf_counter() - start
+        tokens = list(result.tokens[0])
+        drafted = accepted = 0
+        if self._drafts:
+            metrics = result.extended_perf_metrics
+            drafted = metrics.get_num_draft_tokens()
+            accepted = metrics.get_num_accepted_tokens()
+        return DecodingRecord(
+            path="openvino",
+            task=task,
+            key=key,
+            temperature=temperature,
+            num_assistant_tokens=num_assistant_tokens if self._drafts else 0,
+            tokens=tokens,
+            seconds=seconds,
+            # Every pass of the target gives one token of its own beside the accepted ones.
+            target_passes=max(1, len(tokens) - accepted),
+            drafted=drafted,
+            accepted=accepted,
+        )

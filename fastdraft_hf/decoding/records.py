@@ -1,0 +1,46 @@
+"""What one decoded prompt gave: the tokens, and what became of every drafted block."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DecodingRecord:
+    """One prompt decoded once.
+
+    Attributes:
+        path: ``transformers`` or ``openvino``.
+        task, key: which prompt.
+        temperature: 0 is greedy.
+        num_assistant_tokens: γ, tokens drafted a round; 0 is the target alone.
+        tokens: new token ids.
+        rounds: a pair (drafted, accepted) for every forward pass of the target, in order. Empty
+            where the path does not tell; then the totals below hold.
+        drafted, accepted: totals over the rounds.
+        target_passes: forward passes of the target.
+        seconds: wall clock of the whole call.
+    """
+
+    path: str
+    task: str
+    key: str
+    temperature: float
+    num_assistant_tokens: int
+    tokens: list[int]
+    seconds: float
+    target_passes: int
+    drafted: int = 0
+    accepted: int = 0
+    rounds: list[tuple[int, int]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DecodingRecord:
+        record = cls(**data)
+        record.rounds = [(drafted, accepted) for drafted, accepted in record.rounds]
+        return record

@@ -1,0 +1,1 @@
+"""What a draft looks like, where its first weights come from, whether vocabularies match."""

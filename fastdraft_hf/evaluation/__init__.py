@@ -1,0 +1,1 @@
+"""Acceptance rate, block efficiency, MBSU, wall clock, the report."""

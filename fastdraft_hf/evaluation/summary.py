@@ -1,0 +1,164 @@
+"""What a run's own records say, gathered once for the card, the report and the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRAINING_STAGES = ("pretrain", "continue", "align")
+
+
+@dataclass
+class RunSummary:
+    """The results of a run, read from its stage folders.
+
+    Attributes:
+        evaluation: ``results.json`` of stage evaluate, ``None`` when it has not run.
+        bench: the same of stage bench.
+        provenance: each finished stage's provenance record, in the order of the run.
+        logs: each training stage's log history.
+    """
+
+    evaluation: dict[str, Any] | None
+    bench: dict[str, Any] | None
+    provenance: dict[str, dict[str, Any]]
+    logs: dict[str, list[dict[str, Any]]]
+
+
+def read_summary(folders: dict[str, Path]) -> RunSummary:
+    """Read a run.
+
+    Args:
+        folders: stage name to stage folder; those that do not exist are left out.
+    """
+
+    def read(stage: str, name: str) -> Any:
+        path = folders[stage] / name if stage in folders else None
+        if path is None or not path.exists():
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    records = {stage: read(stage, "provenance.json") for stage in folders}
+    logs = {stage: read(stage, "log.json") for stage in TRAINING_STAGES}
+    return RunSummary(
+        evaluation=read("evaluate", "results.json"),
+        bench=read("bench", "results.json"),
+        provenance={stage: record for stage, record in records.items() if record},
+        logs={stage: log for stage, log in logs.items() if log},
+    )
+
+
+def with_interval(triple: list[float], digits: int = 2) -> str:
+    """Format [value, low, high]."""
+    value, low, high = (f"{v:.{digits}f}" for v in triple)
+    return f"{value} ({low} to {high})"
+
+
+def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per task set and kind of run: acceptance rate, block efficiency, MBSU."""
+    names = {
+        "sampled": f"T = {evaluation['temperature']:g}",
+        "greedy": "greedy",
+        "untrained": f"untrained, T = {evaluation['temperature']:g}",
+    }
+    rows = []
+    for task, figures in [*evaluation["tasks"].items(), ("overall", evaluation["overall"])]:
+        for run, name in names.items():
+            if run in figures:
+                rows.append(
+                    {
+                        "task set": task,
+                        "decoding": name,
+                        "prompts": str(figures[run]["prompts"]),
+                        "acceptance rate": with_interval(figures[run]["acceptance_rate"], 3),
+                        "block efficiency": with_interval(figures[run]["block_efficiency"]),
+                        "MBSU": with_interval(figures[run]["mbsu"]),
+                    }
+                )
+    return rows
+
+
+def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per path and task set: tokens/s alone and with the draft at its best γ."""
+    rows = []
+    for path, found in bench["paths"].items():
+        for task, figures in [*found["tasks"].items(), ("overall", found["overall"])]:
+            gamma = str(figures["best_num_assistant_tokens"])
+            best = figures["sweep"][gamma]
+            rows.append(
+                {
+                    "path": path,
+                    "task set": task,
+                    "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
+                    "with the draft, tokens/s": f"{best['tokens_per_second']:.1f}",
+                    "ratio": with_interval(best["ratio"]),
+                    "best γ": gamma,
+                }
+            )
+    return rows
+
+
+def verdict(bench: dict[str, Any] | None) -> str:
+    """Say in plain words whether the draft is a speed-up on this machine."""
+    if bench is None or not bench["paths"]:
+        return "Wall clock was not measured."
+    sentences = []
+    for path, found in bench["paths"].items():
+        overall = found["overall"]
+        gamma = str(overall["best_num_assistant_tokens"])
+        value, low, high = overall["sweep"][gamma]["ratio"]
+        if overall["is_speed_up"]:
+            word = "a speed-up"
+        elif high < 1:
+            word = "no speed-up: the draft costs more time than it saves"
+        else:
+            word = "no clear speed-up: the interval holds 1"
+        sentences.append(
+            f"Through {path}, {value:.2f}x ({low:.2f} to {high:.2f}) at γ = {gamma}: {word}."
+        )
+    return " ".join(sentences)
+
+
+def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Return one row per stage: what it read or wrote, and its wall time."""
+    rows = []
+    for stage, record in provenance.items():
+        facts = record["facts"]
+        rows.append(
+            {
+                "stage": stage,
+                "what": _what(stage, facts),
+                "wall time": f"{record['wall_seconds']:,.0f} s",
+                "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
+            }
+        )
+    return rows
+
+
+def _what(stage: str, facts: dict[str, Any]) -> str:
+    if stage == "design":
+        what = f"{facts['draft_parameters']:,} parameters"
+        return f"{what}, first weights: {facts['first_weights']}"
+    if stage == "generate":
+        tokens = sum(s["completion_tokens"] for s in facts["sets"].values())
+        rows = sum(s["rows"] for s in facts["sets"].values())
+        return f"{rows:,} texts, {tokens:,} tokens written by the target ({facts['engine']})"
+    if stage in TRAINING_STAGES:
+        return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps"
+    if stage == "export":
+        return "OpenVINO " + (", ".join(facts["openvino"]) or "left out")
+    if stage == "evaluate":
+        return f"{facts['greedy_prompts']} prompts"
+    return ", ".join(facts) if stage == "bench" else ""
+
+
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """Return rows of equal keys as a Markdown table."""
+    if not rows:
+        return ""
+    head = list(rows[0])
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(row[key] for key in head) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""A Hugging Face checkpoint as OpenVINO IR, with its tokenizer, through optimum-intel."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from fastdraft_hf._atomic import atomic_folder
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._paths import cache_dir
+
+WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+
+
+def openvino_available() -> bool:
+    """Return whether the ``openvino`` extra is installed."""
+    names = ("openvino", "openvino_genai", "openvino_tokenizers", "optimum.intel")
+    try:
+        return all(importlib.util.find_spec(name) for name in names)
+    except ModuleNotFoundError:  # the parent package of optimum.intel
+        return False
+
+
+def require_openvino() -> None:
+    """Raise `FastDraftError` when the ``openvino`` extra is missing."""
+    if not openvino_available():
+        raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
+
+
+def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
+    """Write ``model`` as OpenVINO IR to ``output``, which appears when it is whole.
+
+    optimum-intel's own command does the work, in a process of its own: its memory goes back when
+    it ends, and its tracing warnings stay out of the log.
+
+    Args:
+        model: a folder that ``from_pretrained`` reads.
+        output: the folder to make; it must not exist.
+        weight_format: how weights are stored; int8 and int4 are weight-only compression (NNCF).
+
+    Raises:
+        FastDraftError: OpenVINO is missing, or the export fails (its last lines are quoted).
+    """
+    require_openvino()
+    with atomic_folder(output) as temporary:
+        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        command += ["--model", str(model), "--task", "text-generation-with-past"]
+        command += ["--weight-format", weight_format, str(temporary)]
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            # The model lies on disk: without this, optimum asks the Hub about it.
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        if result.returncode != 0 or not (temporary / "openvino_model.xml").exists():
+            tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
+            raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
+
+
+def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
+    """Return the IR of a model that does not change (a target), exporting it once per machine."""
+    facts = [str(model.resolve())]
+    for file in sorted(model.iterdir()):
+        if file.suffix in (".safetensors", ".json"):
+            status = file.stat()
+            facts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
+    if not folder.exists():
+        try:
+            export_openvino(model, folder, weight_format)
+        except OSError:
+            if not folder.exists():  # another process may have finished the same export first
+                raise
+    return folder

@@ -1,0 +1,1 @@
+"""A recipe and its stages: which run, in what order, and how they resume."""

@@ -1,0 +1,113 @@
+"""How a stage's output came to be: versions, commit, command, inputs, time. Never a secret."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "fastdraft_hf",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "huggingface-hub",
+    "optimum-intel",
+    "openvino",
+    "openvino-genai",
+    "nncf",
+    "numpy",
+)
+# Hub tokens, and anything a user may have written as `...token=value` or `...key=value`.
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|((?:token|key|secret|password)=)\S+", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` with anything that looks like a credential blotted out."""
+    return _SECRET.sub(lambda match: (match.group(1) or "") + "[redacted]", text)
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this package lies in, ``+`` appended when it is edited."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+" if _git(here, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """Return what this machine is, without its name or address."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu_count"] = torch.cuda.device_count()
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak resident memory of this process."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def describe(**facts: Any) -> dict[str, Any]:
+    """Return a provenance record: when, by what, on what, and the given facts."""
+    return {
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": redacted(" ".join(sys.argv)),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "peak_memory_bytes": peak_memory_bytes(),
+        **facts,
+    }

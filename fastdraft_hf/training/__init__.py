@@ -1,0 +1,1 @@
+"""`DraftDistillationTrainer`: pre-train, continue, align."""
