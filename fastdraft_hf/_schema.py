@@ -78,9 +78,7 @@ def load(cls: type[T], data: Any, path: str = "") -> T:
         full = f"{path}.{name}" if path else name
         if name in data:
             values[name] = _convert(hints[name], data[name], full)
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise FastDraftError(f"{full}: missing, and it has no default ({_help(field)})")
     try:
         return cls(**values)
@@ -98,7 +96,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         if value in args and type(value) in {type(a) for a in args}:
             return value
         hint = nearest(str(value), map(str, args))
-        raise FastDraftError(f"{path}: {_show(value)} is not one of {', '.join(map(str, args))}{hint}")
+        raise FastDraftError(
+            f"{path}: {_show(value)} is not one of {', '.join(map(str, args))}{hint}"
+        )
     if origin is list:
         if not isinstance(value, (list, tuple)):
             raise FastDraftError(f"{path}: expected a list, got {_show(value)}")

@@ -163,7 +163,11 @@ def build_blocks(
         counts = {"documents": 0, "overlaps held-out text": 0}
         passes = 0
 
-        def endless(source: Source = source, rng: random.Random = rng) -> Iterator[list[int]]:
+        def endless(
+            source: Source = source,
+            rng: random.Random = rng,
+            counts: dict[str, int] = counts,
+        ) -> Iterator[list[int]]:
             nonlocal passes
             while True:
                 passes += 1

@@ -90,10 +90,10 @@ def write_rows(
     if (folder / MANIFEST).exists():
         return
     state_path = folder / _STATE
-    state = {"seconds": 0.0, "rows_per_shard": rows_per_shard}
+    size, before, start = rows_per_shard, 0.0, time.monotonic()
     if state_path.exists():
         state = json.loads(state_path.read_text(encoding="utf-8"))
-    size, before, start = state["rows_per_shard"], state["seconds"], time.monotonic()
+        size, before = int(state["rows_per_shard"]), float(state["seconds"])
 
     def seconds() -> float:
         return before + time.monotonic() - start

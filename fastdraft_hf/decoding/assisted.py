@@ -30,9 +30,10 @@ def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
 def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
     """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
 
-    transformers does not tell acceptance, so the candidate generator's ``update_candidate_strategy``
-    is wrapped; it is called once a round with the scores of all drafted positions plus one. The
-    way there, ``_get_candidate_generator``, is private: `test_assisted.py` fails when it moves.
+    transformers does not tell acceptance, so ``update_candidate_strategy`` of its candidate
+    generator is wrapped; it is called once a round with the scores of all drafted positions plus
+    one. The way there, ``_get_candidate_generator``, is private: `test_assisted.py` fails when it
+    moves.
     """
     rounds: list[tuple[int, int]] = []
     make = target._get_candidate_generator

@@ -120,4 +120,4 @@ def kept_layers(total: int, kept: int) -> list[int]:
 
 
 def _rounded(value: float, multiple: int) -> int:
-    return max(multiple, int(round(value / multiple)) * multiple)
+    return max(multiple, round(value / multiple) * multiple)

@@ -94,6 +94,6 @@ def principal_basis(table: torch.Tensor, width: int) -> tuple[torch.Tensor, floa
     return vectors.flip(1)[:, :width].to(table.dtype), share
 
 
-def _final_norm(model: PreTrainedModel) -> torch.nn.Module:
-    norm: torch.nn.Module = model.get_decoder().norm
-    return norm
+def _final_norm(model: PreTrainedModel) -> Any:
+    decoder: Any = model.get_decoder()
+    return decoder.norm

@@ -24,9 +24,7 @@ def check_same_vocabulary(
     """
     ours, theirs = target.get_vocab(), draft.get_vocab()
     if ours != theirs:
-        differing = sorted(
-            t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)
-        )
+        differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
         shown = ", ".join(
             f"{t!r}: {ours.get(t, 'none')} in the target, {theirs.get(t, 'none')} in the draft"
             for t in differing[:3]

@@ -74,7 +74,7 @@ def summarize(
 
     def figures(task: str | None) -> dict[str, Any]:
         alone = records(0, task)
-        sweep = {}
+        sweep: dict[str, dict[str, Any]] = {}
         for gamma in config.num_assistant_tokens:
             assisted = records(gamma, task)
             ratio = speed_ratio(assisted, alone)

@@ -114,29 +114,20 @@ def compare_greedy(
     Each entry names the prompt, the first differing place, the target's margin there in logits,
     and whether that margin explains it (``tie``).
     """
-    differences = []
+    differences: list[dict[str, Any]] = []
     for prompt in prompts:
         alone = journal[label(ALONE, prompt)].tokens
         assisted = journal[label(GREEDY, prompt)].tokens
         if alone == assisted:
             continue
+        where = {"task": prompt.task, "key": prompt.key}
         pairs = zip(alone, assisted, strict=False)
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         if place is None:
-            differences.append(
-                {"task": prompt.task, "key": prompt.key, "place": None, "tie": False}
-            )
+            differences.append({**where, "place": None, "tie": False})
             continue
         margin = greedy_margin(target, (*prompt.ids, *alone[:place]))
-        differences.append(
-            {
-                "task": prompt.task,
-                "key": prompt.key,
-                "place": place,
-                "margin": margin,
-                "tie": margin < TIE_MARGIN,
-            }
-        )
+        differences.append({**where, "place": place, "margin": margin, "tie": margin < TIE_MARGIN})
     return differences
 
 

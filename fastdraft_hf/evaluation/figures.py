@@ -73,7 +73,10 @@ def acceptance(summary: RunSummary, path: Path) -> None:
     width = 0.8 / len(evaluation["tasks"])
     for number, (task, figures) in enumerate(evaluation["tasks"].items()):
         shares = figures["sampled"]["acceptance_by_position"]
-        x = [p + 1 + (number - (len(evaluation["tasks"]) - 1) / 2) * width for p in range(len(shares))]
+        x = [
+            p + 1 + (number - (len(evaluation["tasks"]) - 1) / 2) * width
+            for p in range(len(shares))
+        ]
         bars = axes.bar(x, shares, width * 0.92, color=_TASK_COLOURS[number % 5], label=task)
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set_xticks(range(1, gamma + 1))

@@ -25,7 +25,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .87rem; margin: .8rem 0; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #d9dee6; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; } .figures img { width: 29rem; max-width: 100%; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; }
+.figures img { width: 29rem; max-width: 100%; }
 pre { background: #f4f6f9; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 .sample { white-space: pre-wrap; font: .85rem/1.5 ui-monospace, monospace; background: #f4f6f9;
           padding: .8rem 1rem; margin: .5rem 0 1.2rem; }
@@ -95,7 +96,10 @@ def write_report(
         resolved_recipe: YAML.
         further: what a larger budget would take, in words.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p class=key>Measured on {html.escape(machine)}.</p>"]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p class=key>Measured on {html.escape(machine)}.</p>",
+    ]
     parts += _headline(summary)
     images = [_image(path) for path in draw_figures(summary, folder)]
     parts.append(f'<div class="figures">{"".join(images)}</div>')
@@ -107,10 +111,14 @@ def write_report(
         parts.append("<h2>Wall clock, greedy, batch 1</h2>")
         parts.append(_table(speed_rows(summary.bench)))
     if samples:
-        parts.append("<h2>Samples</h2><p class=key>Marked: tokens the draft proposed and the target "
-                     "accepted. The text is the target's own either way.</p>")
+        parts.append(
+            "<h2>Samples</h2><p class=key>Marked: tokens the draft proposed and the target "
+            "accepted. The text is the target's own either way.</p>"
+        )
         for heading, body in samples:
-            parts.append(f'<div class=key>{html.escape(heading)}</div><div class="sample">{body}</div>')
+            parts.append(
+                f'<div class=key>{html.escape(heading)}</div><div class="sample">{body}</div>'
+            )
     parts.append("<h2>What it cost</h2>")
     parts.append(_table(stage_rows(summary.provenance)))
     parts.append(f"<p>{html.escape(further)}</p>")

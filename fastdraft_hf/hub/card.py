@@ -114,7 +114,10 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
 
     results = []
     for task, figures in evaluation["tasks"].items():
-        for name, key in (("Acceptance rate", "acceptance_rate"), ("Block efficiency", "block_efficiency")):
+        for name, key in (
+            ("Acceptance rate", "acceptance_rate"),
+            ("Block efficiency", "block_efficiency"),
+        ):
             results.append(
                 EvalResult(
                     task_type="text-generation",

@@ -57,7 +57,9 @@ class Run:
         Raises:
             FastDraftError: there is none yet.
         """
-        order = [n for n in ("design", "pretrain", "continue", "align") if n in planned(self.recipe)]
+        order = [
+            n for n in ("design", "pretrain", "continue", "align") if n in planned(self.recipe)
+        ]
         if before in order:
             order = order[: order.index(before)]
         for name in reversed(order):

@@ -136,7 +136,7 @@ def fused_cross_entropy(
         raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} mismatch")
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"labels {tuple(labels.shape)} do not match {hidden.shape[0]} tokens")
-    loss, correct = _FusedCrossEntropy.apply(
+    loss, correct = _FusedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, scale, softcap, chunk, dtype or hidden.dtype
     )
     return HeadLoss(loss, correct)
@@ -151,7 +151,7 @@ def dense_cross_entropy(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """The plain formula `fused_cross_entropy` is compared with: full logits, autograd's gradients."""
+    """The plain formula beside `fused_cross_entropy`: full logits, autograd's gradients."""
     logits = torch.nn.functional.linear(hidden, weight, bias) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

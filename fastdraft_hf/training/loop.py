@@ -210,9 +210,7 @@ def _seconds_a_step(
 
     steps = 12
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        arguments = training_arguments(
-            config, Path(scratch), steps=steps, seed=seed, device=device
-        )
+        arguments = training_arguments(config, Path(scratch), steps=steps, seed=seed, device=device)
         arguments.save_strategy = arguments.eval_strategy = "no"
         trainer = DraftDistillationTrainer(
             model=copy.deepcopy(model),

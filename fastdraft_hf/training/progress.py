@@ -42,9 +42,7 @@ class TrainingProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
-            self._progress = Progress(
-                self._label, state.max_steps, "steps", done=state.global_step
-            )
+            self._progress = Progress(self._label, state.max_steps, "steps", done=state.global_step)
             self._start, self._start_tokens = time.monotonic(), state.num_input_tokens_seen
 
     def on_step_end(

@@ -64,14 +64,16 @@ class DraftDistillationConfig(SFTConfig):
                 f"head_dtype must be auto, float32 or bfloat16, not {self.head_dtype!r}"
             )
         if self.matrix_optimizer not in ("muon", "adamw"):
-            raise ValueError(f"matrix_optimizer must be muon or adamw, not {self.matrix_optimizer!r}")
+            raise ValueError(
+                f"matrix_optimizer must be muon or adamw, not {self.matrix_optimizer!r}"
+            )
         super().__post_init__()
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:
     """Return whether ``device`` multiplies bfloat16 matrices in hardware."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.device(device).type == "cpu":
         # A private query, there being no public one; `test_trainer.py` fails when it moves.
         # Emulated bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
@@ -108,6 +110,7 @@ class DraftDistillationTrainer(SFTTrainer):
         if wanted == "auto":
             wanted = "bfloat16" if fast else "float32"
         self.head_dtype: torch.dtype = getattr(torch, wanted)
+        self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
 
     def compute_loss(
@@ -152,9 +155,7 @@ class DraftDistillationTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss
 
-    def _last_hidden_states(
-        self, model: torch.nn.Module, inputs: dict[str, Any]
-    ) -> torch.Tensor:
+    def _last_hidden_states(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Return [batch, sequence, hidden] as it enters the head.
 
         The whole model is called, so that wrappers (DDP, FSDP) see an ordinary forward pass, with
@@ -177,14 +178,15 @@ class DraftDistillationTrainer(SFTTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As `Trainer`, with Muon for the matrices and a rate of their own for the embeddings."""
-        if self.optimizer is not None:
-            return self.optimizer
+        given: torch.optim.Optimizer | None = self.optimizer
+        if given is not None:
+            return given
         tables = self._embedding_tables()
         rate = self.args.embedding_learning_rate or self.args.learning_rate
         if self.args.matrix_optimizer == "muon":
-            self.optimizer = self._muon(tables, rate)
-            return self.optimizer
-        optimizer = super().create_optimizer(*args, **kwargs)
+            self.optimizer = muon = self._muon(tables, rate)
+            return muon
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         for group in list(optimizer.param_groups):
             chosen = [p for p in group["params"] if id(p) in tables]
             if chosen:

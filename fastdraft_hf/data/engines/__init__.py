@@ -41,9 +41,7 @@ def choose_engine(name: EngineName) -> Literal["openvino", "transformers"]:
     Raises:
         FastDraftError: ``openvino`` is asked for and not installed.
     """
-    has_openvino = all(
-        importlib.util.find_spec(module) for module in ("openvino_genai", "optimum")
-    )
+    has_openvino = all(importlib.util.find_spec(module) for module in ("openvino_genai", "optimum"))
     if name == "openvino" and not has_openvino:
         raise FastDraftError(
             "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"

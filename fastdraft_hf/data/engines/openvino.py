@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion
@@ -43,7 +44,7 @@ class OpenVINOEngine:
         from openvino_genai import GenerationFinishReason, GenerationStatus
 
         waiting = iter(requests)
-        running = {}
+        running: dict[int, tuple[Request, Any, list[int]]] = {}
         exhausted = False
         while True:
             while not exhausted and len(running) < self._batch_size:

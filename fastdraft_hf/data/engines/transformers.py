@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.prompts import Request
@@ -58,7 +59,7 @@ class TransformersEngine:
             ids[row, start:] = torch.tensor(request.prompt_ids)
             mask[row, start:] = 1
         temperature = batch[0].temperature
-        sampling = {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             set_seed(batch[0].seed)

@@ -57,7 +57,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     write_json(folder / "results.json", results)
     faults = [d for d in differences if not d["tie"]]
     if faults:
-        logger.error("greedy output differs from the target's on %d prompts: %s", len(faults), faults)
+        logger.error(
+            "greedy output differs from the target's on %d prompts: %s", len(faults), faults
+        )
     return {
         "greedy_identical": results["greedy_identical"],
         "greedy_prompts": results["greedy_prompts"],

@@ -79,9 +79,12 @@ def _samples(run: Run) -> list[tuple[str, str]]:
     samples = []
     for task in run.recipe.evaluate.tasks:
         for kind in (evaluate.GREEDY, evaluate.SAMPLED):
-            record = next((r for key, r in journal.items() if key.startswith(f"{kind}/{task}/")), None)
+            record = next(
+                (r for key, r in journal.items() if key.startswith(f"{kind}/{task}/")), None
+            )
             if record is not None:
-                heading = f"{task} {record.key}, {kind}: {record.accepted} of {record.drafted} drafted tokens accepted"
+                counts = f"{record.accepted} of {record.drafted} drafted tokens accepted"
+                heading = f"{task} {record.key}, {kind}: {counts}"
                 body = coloured_sample(record.tokens, record.rounds, tokenizer.decode)
                 samples.append((heading, body))
     return samples

@@ -48,9 +48,7 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
 
     start_model = run.latest_model(before=name)
     tokenizer = AutoTokenizer.from_pretrained(start_model)
-    check_same_vocabulary(
-        AutoTokenizer.from_pretrained(run.target.path), tokenizer, start_model
-    )
+    check_same_vocabulary(AutoTokenizer.from_pretrained(run.target.path), tokenizer, start_model)
     data = folder / "data"
     if not data.exists():
         _prepare(run, data, name, config, tokenizer)

@@ -1,0 +1,68 @@
+# Everything sets up its own virtual environment; only Python 3.10+ and make are needed.
+#   make quickstart   train and measure a draft for a real target (about a quarter of an hour)
+#   make test         run the tests with the pinned versions
+PYTHON ?= python3
+VENV ?= .venv
+VENV_LATEST ?= .venv-latest
+RECIPE ?= recipes/smollm2-135m/quickstart.yaml
+PYTEST_ARGS ?=
+
+PIP_FLAGS = --quiet --disable-pip-version-check
+STAMPS = pyproject.toml constraints.txt
+
+.PHONY: help quickstart test test-slow test-latest lint docs bench clean
+
+help:
+	@grep -E '^#' Makefile | sed 's/^# *//'
+	@echo 'targets: quickstart test test-slow test-latest lint docs bench clean'
+
+# torch comes first and alone: the constraint picks the build, and a later package cannot widen it.
+$(VENV)/.run: $(STAMPS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed (make PYTHON=python3.11 ...)")'
+	@echo 'setting up $(VENV) (two to three minutes, once)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[openvino]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[openvino,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+$(VENV_LATEST)/.dev: pyproject.toml constraints-latest.txt
+	@echo 'setting up $(VENV_LATEST) with the newest releases'
+	$(PYTHON) -m venv $(VENV_LATEST)
+	$(VENV_LATEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints-latest.txt torch
+	$(VENV_LATEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints-latest.txt --editable '.[test]'
+	@touch $@
+
+quickstart: $(VENV)/.run
+	$(VENV)/bin/fastdraft run $(RECIPE)
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-latest: $(VENV_LATEST)/.dev
+	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
+
+bench: $(VENV)/.run
+	$(VENV)/bin/python benchmarks/cli_start.py
+	$(VENV)/bin/python benchmarks/head.py
+
+clean:
+	rm -rf $(VENV) $(VENV_LATEST) site
