@@ -8,7 +8,7 @@ from typing import Literal
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
 
-FirstWeights = Literal["scratch", "project"]
+FirstWeights = Literal["scratch", "project", "slice"]
 
 
 @dataclass
@@ -28,8 +28,9 @@ class DesignConfig:
     )
     width_multiple: int = setting(32, "the width is a multiple of this")
     first_weights: FirstWeights = setting(
-        "project",
-        "scratch: random; project: embeddings and head by PCA of the target's, layers random",
+        "slice",
+        "scratch: random; project: embeddings and head by PCA of the target's, layers random; "
+        "slice: that, and some of the target's own layers cut to the draft's width",
     )
 
     def __post_init__(self) -> None:

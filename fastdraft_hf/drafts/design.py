@@ -90,8 +90,15 @@ def _scaled(target: Any, design: DesignConfig, width: int) -> PretrainedConfig:
     # with the width, in whole groups of the target's grouped-query ratio.
     head_dim = getattr(target, "head_dim", None) or target.hidden_size // target.num_attention_heads
     ratio = target.num_attention_heads // target.num_key_value_heads
-    groups = max(1, round(width / head_dim / ratio))
-    inner = _rounded(width * target.intermediate_size / target.hidden_size, 32)
+    if design.first_weights == "slice":
+        # A cut layer keeps as much of the target's inner widths as there can be: all of the
+        # feed-forward, and the most groups of heads that a config of this width allows.
+        fitting = [g for g in range(1, target.num_key_value_heads + 1) if width % (g * ratio) == 0]
+        groups = max(fitting, default=1)
+        inner = target.intermediate_size
+    else:
+        groups = max(1, round(width / head_dim / ratio))
+        inner = _rounded(width * target.intermediate_size / target.hidden_size, 32)
     draft.hidden_size = width
     draft.num_hidden_layers = layers
     draft.num_attention_heads = groups * ratio

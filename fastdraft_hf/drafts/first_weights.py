@@ -1,26 +1,48 @@
-"""A draft's weights before training: random, or with the target's vocabulary projected in.
+"""A draft's weights before training: random, or with what the target knows put in.
 
 A draft is mostly vocabulary, so what its embeddings know at the start decides how much a small
 token budget gives. ``project`` gives each token the position that the target gives it, as far as
-the draft's width can hold it.
+the draft's width can hold it; ``slice`` also cuts some of the target's layers to that width, in
+the way SliceGPT does (Ashkboos et al. 2024, arXiv 2401.15024).
+
+A transformer with RMSNorm does not change when its hidden states are rotated and every weight that
+reads or writes them is rotated with them. So the hidden states x [D] are taken to y = Bᵀ·diag(s)·x
+[d], with B [D, d] the principal directions of the vocabulary, and what lies outside them is lost.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.drafts.config import DesignConfig
+from fastdraft_hf.drafts.design import kept_layers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Root mean square of projected embeddings, and spread of the logits they give a hidden state of
-# unit RMS. Of the values tried, these trained best (`benchmarks/quickstart_choices.py`).
-EMBEDDING_RMS = 0.04
+# Standard deviation of the first logits for a hidden state of unit RMS: sharp enough to learn
+# from, flat enough not to be confidently wrong.
 LOGIT_SPREAD = 2.0
+
+_LAYER_PARTS = ("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")
+
+
+class Basis(NamedTuple):
+    """From the target's hidden states to the draft's.
+
+    Attributes:
+        directions: B, [D, d], orthonormal columns.
+        scale: s, [D].
+        share: how much of the vocabulary's sum of squares the directions hold.
+    """
+
+    directions: torch.Tensor
+    scale: torch.Tensor
+    share: float
 
 
 def first_weights(
@@ -29,13 +51,16 @@ def first_weights(
     """Build a draft in float32 with its first weights.
 
     Args:
-        target: the target's folder; read by ``project`` only.
+        target: the target's folder; not read for ``scratch``.
         config: the draft's config.
         design: which first weights.
         seed: of the random ones.
 
     Returns:
         the draft, and facts about how it was made.
+
+    Raises:
+        FastDraftError: ``slice`` for a family whose layers are not built the usual way.
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -43,57 +68,118 @@ def first_weights(
     set_seed(seed)
     draft = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     facts: dict[str, Any] = {"first_weights": design.first_weights}
-    if design.first_weights == "project":
+    if design.first_weights != "scratch":
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-        facts["explained_variance"] = round(project_vocabulary(model, draft), 4)
+        basis = vocabulary_basis(model, config.hidden_size)
+        facts["explained_variance"] = round(basis.share, 4)
+        project_vocabulary(model, draft, basis)
+        if design.first_weights == "slice":
+            layers = kept_layers(model.config.num_hidden_layers, config.num_hidden_layers)
+            slice_layers(model, draft, basis, layers)
+            facts["layers_of_the_target"] = layers
     draft.config.dtype = "float32"
     return draft, facts
 
 
-def project_vocabulary(target: PreTrainedModel, draft: PreTrainedModel) -> float:
-    """Set the draft's embeddings and head from the target's, by principal components.
+def vocabulary_basis(target: PreTrainedModel, width: int) -> Basis:
+    """Return the basis of a draft of ``width`` for ``target``.
 
-    With E [V, D] the target's head and g [D] the gain of its final norm, the head sees E·diag(g).
-    For tied embeddings both uses of the table are kept at once by E·diag(√|g|); its d leading
-    right singular vectors are the basis of the draft's hidden states. Only inner products matter
-    to a transformer, so a rotation loses nothing but the components left out.
-
-    Returns:
-        the share of the head's variance that the draft's width holds.
+    With E [V, D] the head and g [D] the gain of the final norm, the head sees E·diag(g). Tied
+    embeddings are read at both ends, which E·diag(√|g|) serves at once, so s = √|g| then; an
+    untied head takes g itself and leaves the hidden states as they are, s = 1.
     """
     import torch
 
     with torch.no_grad():
-        gain = _final_norm(target).weight.float().abs().clamp_min(1e-4)
-        embeddings = target.get_input_embeddings().weight.float()
+        gain = _decoder(target).norm.weight.float().abs().clamp_min(1e-4)
         head = target.get_output_embeddings().weight.float()
-        tied = target.config.get_text_config().tie_word_embeddings
-        width = draft.get_input_embeddings().weight.shape[1]
-        scaled_head = head * (gain.sqrt() if tied else gain)
-        basis, share = principal_basis(scaled_head, width)
-        table = scaled_head @ basis
-        table *= EMBEDDING_RMS / table.square().mean().sqrt()
+        scale = gain.sqrt() if _tied(target) else torch.ones_like(gain)
+        table = head * (scale if _tied(target) else gain)
+        values, vectors = torch.linalg.eigh((table.T @ table).double())
+    share = float(values[-width:].sum() / values.sum())
+    return Basis(vectors.flip(1)[:, :width].float(), scale, share)
+
+
+def project_vocabulary(target: PreTrainedModel, draft: PreTrainedModel, basis: Basis) -> None:
+    """Set the draft's embeddings, head and final gain from the target's, in ``basis``."""
+    import torch
+
+    with torch.no_grad():
+        head = target.get_output_embeddings().weight.float()
+        if not _tied(target):
+            head = head * _decoder(target).norm.weight.float()
+            embeddings = target.get_input_embeddings().weight.float()
+            draft.get_input_embeddings().weight.copy_(embeddings @ basis.directions)
+        table = (head * basis.scale) @ basis.directions
         draft.get_output_embeddings().weight.copy_(table)
-        if not tied:
-            inputs = embeddings @ basis
-            inputs *= EMBEDDING_RMS / inputs.square().mean().sqrt()
-            draft.get_input_embeddings().weight.copy_(inputs)
-        _final_norm(draft).weight.fill_(LOGIT_SPREAD / (EMBEDDING_RMS * math.sqrt(width)))
-    return share
+        spread = float(table.std()) * math.sqrt(table.shape[1])
+        _decoder(draft).norm.weight.fill_(LOGIT_SPREAD / spread)
 
 
-def principal_basis(table: torch.Tensor, width: int) -> tuple[torch.Tensor, float]:
-    """Return the ``width`` leading right singular vectors of ``table`` [V, D] as [D, width].
+def slice_layers(
+    target: PreTrainedModel, draft: PreTrainedModel, basis: Basis, layers: list[int]
+) -> None:
+    """Set the draft's layers from ``layers`` of the target, cut to the draft's widths.
 
-    The second value is the share of the table's sum of squares that they span.
+    The gains of the norms go into the projections behind them. Of the heads the first whole
+    groups are kept, of the feed-forward the channels with the largest weights.
     """
     import torch
 
-    values, vectors = torch.linalg.eigh((table.T @ table).double())
-    share = float(values[-width:].sum() / values.sum())
-    return vectors.flip(1)[:, :width].to(table.dtype), share
+    with torch.no_grad():
+        for ours, index in zip(_decoder(draft).layers, layers, strict=True):
+            theirs = _decoder(target).layers[index]
+            _check_layer(theirs, target.config.model_type)
+            _slice_attention(ours, theirs, basis)
+            _slice_feed_forward(ours, theirs, basis)
+            ours.input_layernorm.weight.fill_(1.0)
+            ours.post_attention_layernorm.weight.fill_(1.0)
 
 
-def _final_norm(model: PreTrainedModel) -> Any:
-    decoder: Any = model.get_decoder()
-    return decoder.norm
+def _slice_attention(ours: Any, theirs: Any, basis: Basis) -> None:
+    directions, scale, _ = basis
+    gain = theirs.input_layernorm.weight.float() / scale
+    for name in ("q_proj", "k_proj", "v_proj"):
+        to, source = getattr(ours.self_attn, name), getattr(theirs.self_attn, name)
+        rows = to.weight.shape[0]
+        to.weight.copy_(((source.weight.float() * gain) @ directions)[:rows])
+        if source.bias is not None:
+            to.bias.copy_(source.bias[:rows])
+    for name in ("q_norm", "k_norm"):  # of the size of a head, which the draft keeps
+        if hasattr(ours.self_attn, name):
+            getattr(ours.self_attn, name).load_state_dict(
+                getattr(theirs.self_attn, name).state_dict()
+            )
+    back = ours.self_attn.o_proj.weight
+    output = scale[:, None] * theirs.self_attn.o_proj.weight.float()
+    back.copy_((directions.T @ output)[:, : back.shape[1]])
+
+
+def _slice_feed_forward(ours: Any, theirs: Any, basis: Basis) -> None:
+    directions, scale, _ = basis
+    gain = theirs.post_attention_layernorm.weight.float() / scale
+    up, down = theirs.mlp.up_proj.weight.float(), theirs.mlp.down_proj.weight.float()
+    size = ours.mlp.up_proj.weight.shape[0]
+    weight = down.norm(dim=0) * up.norm(dim=1)
+    kept = weight.topk(size).indices.sort().values
+    for name in ("gate_proj", "up_proj"):
+        source = getattr(theirs.mlp, name).weight.float() * gain
+        getattr(ours.mlp, name).weight.copy_((source @ directions)[kept])
+    ours.mlp.down_proj.weight.copy_(directions.T @ (scale[:, None] * down[:, kept]))
+
+
+def _check_layer(layer: Any, family: str) -> None:
+    usual = all(hasattr(layer, part) for part in _LAYER_PARTS)
+    usual = usual and hasattr(layer.self_attn, "q_proj") and hasattr(layer.mlp, "gate_proj")
+    if not usual:
+        raise FastDraftError(
+            f"design.first_weights: layers of family '{family}' cannot be sliced; use project"
+        )
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    return model.get_decoder()
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return bool(model.config.get_text_config().tie_word_embeddings)

@@ -24,17 +24,17 @@ class TrainConfig:
     seq_length: int = setting(512, "tokens a sequence")
     per_device_train_batch_size: int = setting(8, "sequences a step and device")
     gradient_accumulation_steps: int = setting(1, "batches a step")
-    learning_rate: float = setting(3e-3, "peak learning rate of the layers")
-    embedding_learning_rate: float | None = setting(
-        None, "of the embeddings and the head; the layers' rate by default"
-    )
+    learning_rate: float = setting(1e-3, "peak learning rate (AdamW: embeddings, head, norms)")
     matrix_optimizer: Literal["muon", "adamw"] = setting(
         "muon", "optimizer of the layers' matrices; everything else is AdamW's"
+    )
+    matrix_learning_rate: float | None = setting(
+        4e-3, "peak learning rate of the layers' matrices; learning_rate if empty"
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "how the rate falls after warm-up"
     )
-    warmup: float = setting(0.05, "share of the steps over which the rate rises")
+    warmup: float = setting(0.03, "share of the steps over which the rate rises")
     weight_decay: float = setting(0.0, "AdamW's weight decay")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     eval_sequences: int = setting(16, "held-out sequences for the loss curve; 0 for none")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 512
 
 
 class HeadLoss(NamedTuple):
@@ -54,33 +54,31 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = hidden[start : start + chunk].to(dtype)
             target = labels[start : start + chunk, None]
-            logits = (part @ projection.T).float()
+            logits = part @ projection.T
             if bias is not None:
-                logits += bias
+                logits = logits + bias.to(dtype)
             if scale != 1.0:
-                logits *= scale
+                logits = logits * scale
             if softcap is not None:
-                logits = logits.div_(softcap).tanh_()
-                slope = 1 - logits.square()
-                logits = logits.mul_(softcap)
-            highest = logits.amax(-1, keepdim=True)
-            chosen = logits.gather(1, target)
+                bounded = torch.tanh(logits / softcap)
+                logits = bounded * softcap
+            chosen, highest = logits.gather(1, target), logits.amax(-1, keepdim=True)
             correct += (chosen >= highest).sum()
-            logits.sub_(highest).exp_()
-            total = logits.sum(-1, keepdim=True)
-            loss += (total.log() + highest - chosen).sum(dtype=torch.float64)
-            if grad_hidden is None and grad_weight is None:
+            # Softmax sums in float32 inside, whatever its type. The log of the sum of exponentials
+            # follows from the most probable token, whose probability cannot underflow.
+            gradient = torch.softmax(logits, -1)
+            log_sum = highest.float() - gradient.amax(-1, keepdim=True).float().log()
+            loss += (log_sum - chosen.float()).sum(dtype=torch.float64)
+            if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
-            # From here on `logits` holds the gradient of the loss by the raw projection.
-            logits.div_(total)
-            logits.scatter_add_(1, target, torch.full_like(chosen, -1.0))
+            # From here on `gradient` becomes that of the loss by the raw projection.
+            gradient.scatter_add_(1, target, torch.full_like(chosen, -1.0))
             if softcap is not None:
-                logits *= slope
+                gradient *= 1 - bounded.square()
             if scale != 1.0:
-                logits *= scale
+                gradient *= scale
             if grad_bias is not None:
-                grad_bias += logits.sum(0)
-            gradient = logits.to(dtype)
+                grad_bias += gradient.sum(0, dtype=torch.float32)
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk] = gradient @ projection
             if grad_weight is not None:

@@ -1,7 +1,7 @@
 """Muon for the matrices and AdamW for the rest, as one optimizer that a checkpoint can hold.
 
-At the few hundred thousand tokens a small machine can afford, a draft trained with Muon (Jordan et
-al. 2024; ``torch.optim.Muon``) accepts several times what AdamW reaches
+At the few hundred thousand tokens that a small machine can afford, a draft trained with Muon
+(Jordan et al. 2024; ``torch.optim.Muon``) accepts more than with AdamW
 (`benchmarks/quickstart_choices.py`). Muon is made for matrices between hidden states; embeddings,
 head, norms and biases stay with AdamW, as its authors advise.
 """
@@ -21,29 +21,33 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         matrices: 2D parameters of the layers.
-        groups: AdamW's parameter groups: everything else, with their own rates.
-        lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that rates of
-            the two are comparable (``adjust_lr_fn="match_rms_adamw"``).
-        weight_decay: of the matrices.
+        others: everything else.
+        matrix_lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that
+            rates of the two are comparable (``adjust_lr_fn="match_rms_adamw"``).
+        lr: AdamW's learning rate.
+        weight_decay: of the matrices; the rest has none.
         betas, eps: AdamW's.
     """
 
     def __init__(
         self,
         matrices: list[torch.nn.Parameter],
-        groups: list[dict[str, Any]],
+        others: list[torch.nn.Parameter],
         *,
+        matrix_lr: float,
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
         self._muon = torch.optim.Muon(
-            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        self._adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        self._adamw = torch.optim.AdamW(
+            others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
+        )
         # The base class keeps hooks and the profiler's name; groups and state are the parts' own.
-        super().__init__([*matrices, *(p for g in groups for p in g["params"])], {})
+        super().__init__([*matrices, *others], {})
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
 
     @property

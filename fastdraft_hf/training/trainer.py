@@ -39,16 +39,16 @@ _PAPER = {
 class DraftDistillationConfig(SFTConfig):
     """`SFTConfig` with what the draft's trainer adds and with defaults that fit it."""
 
-    embedding_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the embeddings and the head; learning_rate if unset."},
-    )
     matrix_optimizer: str = field(
         default="adamw",
         metadata={
             "help": "Optimizer of the layers' matrices: muon (with AdamW for everything else) or "
             "adamw, which leaves the choice to `optim`."
         },
+    )
+    matrix_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the layers' matrices; learning_rate if unset."},
     )
     head_dtype: str = field(
         default="auto",
@@ -177,45 +177,35 @@ class DraftDistillationTrainer(SFTTrainer):
         return kept[0]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As `Trainer`, with Muon for the matrices and a rate of their own for the embeddings."""
+        """As `Trainer`, with an optimizer and a learning rate of their own for the matrices."""
         given: torch.optim.Optimizer | None = self.optimizer
         if given is not None:
             return given
-        tables = self._embedding_tables()
-        rate = self.args.embedding_learning_rate or self.args.learning_rate
+        tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        in_tables = {id(p) for module in tables for p in module.parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = {id(p) for p in trained if p.ndim == 2} - in_tables
+        rate = self.args.matrix_learning_rate or self.args.learning_rate
         if self.args.matrix_optimizer == "muon":
-            self.optimizer = muon = self._muon(tables, rate)
+            if not matrices:
+                raise ValueError("matrix_optimizer='muon': the model has no trainable matrices")
+            self.optimizer = muon = MuonWithAdamW(
+                [p for p in trained if id(p) in matrices],
+                [p for p in trained if id(p) not in matrices],
+                matrix_lr=rate,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
             return muon
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         for group in list(optimizer.param_groups):
-            chosen = [p for p in group["params"] if id(p) in tables]
+            chosen = [p for p in group["params"] if id(p) in matrices]
             if chosen:
-                group["params"] = [p for p in group["params"] if id(p) not in tables]
+                group["params"] = [p for p in group["params"] if id(p) not in matrices]
                 optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
-
-    def _embedding_tables(self) -> set[int]:
-        modules = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
-        return {id(p) for m in modules for p in m.parameters()}
-
-    def _muon(self, tables: set[int], table_rate: float) -> torch.optim.Optimizer:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
-        small = [p for p in trained if p.ndim != 2]
-        if not matrices:
-            raise ValueError("matrix_optimizer='muon': the model has no trainable matrices")
-        groups = [
-            {"params": [p for p in trained if id(p) in tables], "lr": table_rate},
-            {"params": small, "lr": self.args.learning_rate},
-        ]
-        return MuonWithAdamW(
-            matrices,
-            [{**g, "weight_decay": 0.0} for g in groups if g["params"]],
-            lr=self.args.learning_rate,
-            weight_decay=self.args.weight_decay,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the rate and, instead of TRL's count of this run, the tokens seen over all runs."""
