@@ -58,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(command if command in COMMANDS else None)
-    args = parser.parse_args(words)
+    args, rest = parser.parse_known_args(words)
+    # argparse gives key=value words that follow an option back as unknown.
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unknown argument {(unknown or rest)[0]}; see fastdraft {command} --help")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
     if args.command is None:
         parser.print_help()
         return 0

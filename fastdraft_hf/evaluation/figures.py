@@ -111,5 +111,6 @@ def speed(summary: RunSummary, path: Path) -> None:
             )
     axes.axhline(1.0, color="black", lw=0.8)
     axes.set_ylim(0, None)
-    axes.legend(fontsize=8, frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(path)

@@ -121,6 +121,30 @@ def verdict(bench: dict[str, Any] | None) -> str:
     return " ".join(sentences)
 
 
+# "About 10 BT in all" (the paper, section 5).
+PAPER_TOKENS = 10_000_000_000
+
+
+def trained_tokens(summary: RunSummary) -> int:
+    """Return the tokens that all training stages of the run read."""
+    facts = [summary.provenance.get(stage, {}).get("facts", {}) for stage in TRAINING_STAGES]
+    return sum(int(f.get("tokens", 0)) for f in facts)
+
+
+def budget_sentence(summary: RunSummary) -> str:
+    """Say how far the run's budget goes, against the paper's."""
+    tokens = trained_tokens(summary)
+    sentence = f"The draft read {tokens:,} tokens in training."
+    if 0 < tokens < PAPER_TOKENS / 10:
+        sentence += (
+            f" The paper's drafts read about ten billion, {PAPER_TOKENS / tokens:,.0f} times as "
+            "many, and reach acceptance rates of 0.37 on instructions and 0.56 on code "
+            "(Phi-3-mini 50M, T = 0.6); acceptance rises with every doubling. recipes/README.md "
+            "lists the recipes with larger budgets."
+        )
+    return sentence
+
+
 def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """Return one row per stage: what it read or wrote, and its wall time."""
     rows = []

@@ -9,6 +9,7 @@ from fastdraft_hf.evaluation.summary import (
     TRAINING_STAGES,
     RunSummary,
     acceptance_rows,
+    budget_sentence,
     markdown_table,
     speed_rows,
     stage_rows,
@@ -96,7 +97,7 @@ def render_card(
         stages_table=markdown_table(stage_rows(summary.provenance)),
         design=", ".join(f"{key} {value}" for key, value in design.items()),
         data=_describe_data(summary),
-        limits=_limits(summary),
+        limits=budget_sentence(summary),
         licence_line=f"{licence} (the target's)." if licence else "Follows the target's licence.",
     )
 
@@ -148,16 +149,3 @@ def _describe_data(summary: RunSummary) -> str:
         parts.append(_PYTHON_LICENCE)
     parts += sorted(kinds - generated - {"python"})
     return ", ".join(parts) or "none"
-
-
-def _limits(summary: RunSummary) -> str:
-    tokens = sum(
-        summary.provenance.get(stage, {}).get("facts", {}).get("tokens", 0)
-        for stage in TRAINING_STAGES
-    )
-    if tokens >= 1_000_000_000:
-        return ""
-    return (
-        f"It saw {tokens:,} tokens in training; the paper's drafts saw about ten billion, and "
-        "acceptance rises with them."
-    )

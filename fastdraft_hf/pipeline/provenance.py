@@ -91,12 +91,15 @@ def _cpu_name() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak resident memory of this process."""
+    """Return the peak resident memory of this process or of a child it ran, in bytes."""
     try:
         import resource
     except ImportError:  # not on Windows
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 

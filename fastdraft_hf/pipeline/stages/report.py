@@ -8,13 +8,6 @@ from typing import Any
 
 from fastdraft_hf.pipeline.run import STAGES, Run
 
-_FURTHER = (
-    "This budget is about one ten-thousandth of the paper's ten billion tokens, so its acceptance "
-    "is far below the paper's 0.37 on instructions and 0.56 on code; it rises with every doubling "
-    "of the tokens. recipes/smollm2-135m/longer.yaml is the same recipe with hours instead of "
-    "minutes."
-)
-
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write the report and print where it is."""
@@ -23,6 +16,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf.evaluation.report import snippet, write_report
     from fastdraft_hf.evaluation.summary import (
         acceptance_rows,
+        budget_sentence,
         read_summary,
         speed_rows,
         stage_rows,
@@ -33,6 +27,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
     draft = run.stage_folder("card")
+    further = budget_sentence(summary)
     target = str(run.target.path) if run.target.path.is_dir() else run.target.name
     write_report(
         summary,
@@ -43,7 +38,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         draft_location=str(draft),
         samples=_samples(run),
         resolved_recipe=yaml.safe_dump(run.recipe.resolved(), sort_keys=False),
-        further=_FURTHER,
+        further=further,
     )
     out = sys.stderr
     print("", file=out)
@@ -56,7 +51,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         _print_table(speed_rows(summary.bench))
     print(f"\n{verdict(summary.bench)}\n", file=out)
     _print_table(stage_rows(summary.provenance))
-    print(f"\n{_FURTHER}", file=out)
+    print(f"\n{further}", file=out)
     print(f"\nreport: {run.stage_folder('report') / 'report.html'}", file=out)
     print(f"draft:  {draft}\n\nfrom transformers import AutoModelForCausalLM", file=out)
     print(snippet(target, str(draft)), file=out)

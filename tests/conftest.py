@@ -1,0 +1,149 @@
+"""Fixtures every part of the suite shares. Everything is offline; the embedded target is real."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from fastdraft_hf.targets.embedded import embedded_target
+
+# Deadlines are timings, and derandomized runs fail on everybody's machine or on nobody's.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("suite")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def target_folder() -> Path:
+    """The embedded real target (SmolLM2-135M-Instruct), built once and cached."""
+    return Path(embedded_target())
+
+
+@pytest.fixture(scope="session")
+def target_tokenizer(target_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(target_folder)
+
+
+def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that can write any text: 256 bytes, three special tokens, some merges."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=288,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat and the hat user assistant in on then that"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return build_tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., LlamaConfig]:
+    """Make a tiny Llama configuration; keyword arguments override its fields."""
+
+    def make(**overrides: Any) -> LlamaConfig:
+        settings: dict[str, Any] = {
+            "vocab_size": len(tiny_tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": tiny_tokenizer.bos_token_id,
+            "eos_token_id": tiny_tokenizer.eos_token_id,
+            "pad_token_id": tiny_tokenizer.pad_token_id,
+            "tie_word_embeddings": True,
+            "dtype": "float32",
+        }
+        return LlamaConfig(**{**settings, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., LlamaConfig]) -> Callable[..., LlamaForCausalLM]:
+    """Make a tiny random Llama: ``tiny_model(seed=0, **config overrides)``."""
+
+    def make(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(tiny_config(**overrides)).eval()
+        torch.random.set_rng_state(state)
+        # Initial weights are so small that every logit is nearly equal: sharpen them, so that
+        # greedy choices are no accident of rounding.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(8)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_target_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A saved tiny target: safetensors, configuration and tokenizer. Read it, never write in it."""
+    folder = tmp_path_factory.mktemp("tiny_target") / "target"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

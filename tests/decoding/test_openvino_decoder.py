@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf.decoding.assisted import decode
+from fastdraft_hf.decoding.openvino import OpenVINODecoder
+from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.export.openvino import export_openvino
+
+pytest.importorskip("openvino_genai")
+
+PROMPTS = ([40, 41, 42], [70, 33, 250, 9], [100])
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_target_folder: Path,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> tuple[Path, Path]:
+    """The tiny target and a draft that knows nothing of it, as OpenVINO."""
+    root = tmp_path_factory.mktemp("openvino")
+    tiny_model(seed=1, num_hidden_layers=1).save_pretrained(root / "stranger")
+    tiny_tokenizer.save_pretrained(root / "stranger")
+    export_openvino(tiny_target_folder, root / "target-ir", "fp32")
+    export_openvino(root / "stranger", root / "stranger-ir", "fp32")
+    return root / "target-ir", root / "stranger-ir"
+
+
+def run(decoder: OpenVINODecoder, prompt: list[int], gamma: int = 0) -> DecodingRecord:
+    return decoder.decode(
+        prompt,
+        task="t",
+        key="k",
+        max_new_tokens=12,
+        temperature=0.0,
+        seed=0,
+        stop_ids={EOS},
+        num_assistant_tokens=gamma,
+    )
+
+
+def test_alone_it_writes_what_transformers_writes(
+    folders: tuple[Path, Path], tiny_model: Callable[..., LlamaForCausalLM]
+) -> None:
+    decoder, model = OpenVINODecoder(folders[0]), tiny_model()
+    for prompt in PROMPTS:
+        record = run(decoder, prompt)
+        plain = decode(
+            model, prompt, task="t", key="k", max_new_tokens=12, temperature=0.0, seed=0
+        ).tokens
+        assert record.tokens == plain
+        assert (record.path, record.task, record.key) == ("openvino", "t", "k")
+        assert (record.drafted, record.accepted, record.num_assistant_tokens) == (0, 0, 0)
+        assert record.target_passes == len(record.tokens)
+        assert record.seconds > 0
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 5])
+@pytest.mark.parametrize("itself", [True, False], ids=["itself", "stranger"])
+def test_greedy_output_does_not_depend_on_the_draft(
+    folders: tuple[Path, Path], itself: bool, gamma: int
+) -> None:
+    target, stranger = folders
+    alone = OpenVINODecoder(target)
+    assisted = OpenVINODecoder(target, target if itself else stranger)
+    for prompt in PROMPTS:
+        record = run(assisted, prompt, gamma)
+        assert record.tokens == run(alone, prompt).tokens
+        assert record.num_assistant_tokens == gamma
+        assert 0 <= record.accepted <= record.drafted
+        assert record.drafted > 0
+        assert record.accepted < len(record.tokens)
+        assert record.target_passes == len(record.tokens) - record.accepted
+        if itself:
+            # All is accepted, but OpenVINO may draft past the end of the answer once.
+            assert record.drafted - record.accepted <= gamma
+            assert record.accepted >= len(record.tokens) * gamma // (gamma + 1) - gamma
+            assert record.accepted > 0
+        else:
+            assert record.accepted < record.drafted

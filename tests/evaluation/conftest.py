@@ -1,0 +1,40 @@
+"""Records and a run's summary made by hand, so that every figure can be checked by head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastdraft_hf.decoding.records import DecodingRecord
+
+MakeRecord = Callable[..., DecodingRecord]
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    """Make a record: from rounds, or with the given totals; 10 tokens a second by default."""
+
+    def make(
+        rounds: list[tuple[int, int]] | None = None, *, key: str = "k", **given: Any
+    ) -> DecodingRecord:
+        rounds = rounds or []
+        emitted = sum(accepted + 1 for _, accepted in rounds)
+        fields: dict[str, Any] = {
+            "path": "transformers",
+            "task": "humaneval",
+            "key": key,
+            "temperature": 0.0,
+            "num_assistant_tokens": max((d for d, _ in rounds), default=0),
+            "tokens": list(range(emitted)),
+            "target_passes": len(rounds),
+            "drafted": sum(d for d, _ in rounds),
+            "accepted": sum(a for _, a in rounds),
+            "rounds": rounds,
+            **given,
+        }
+        fields.setdefault("seconds", len(fields["tokens"]) / 10)
+        return DecodingRecord(**fields)
+
+    return make

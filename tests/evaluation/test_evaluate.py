@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.evaluation import evaluate
+from fastdraft_hf.evaluation.config import EvaluateConfig
+from fastdraft_hf.evaluation.evaluate import ALONE, GREEDY, SAMPLED, UNTRAINED, label
+from fastdraft_hf.evaluation.journal import Journal
+from fastdraft_hf.evaluation.metrics import acceptance_rate, block_efficiency
+from fastdraft_hf.evaluation.prompts import EvaluationPrompt
+
+PROMPTS = [
+    EvaluationPrompt("humaneval", "H/0", (40, 41, 42)),
+    EvaluationPrompt("humaneval", "H/1", (50, 60, 70, 80)),
+    EvaluationPrompt("ifbench", "7", (90, 33)),
+    EvaluationPrompt("ifbench", "8", (20, 21, 22)),
+]
+CONFIG = EvaluateConfig(max_new_tokens=6, num_assistant_tokens=2, untrained_prompts_per_task=1)
+# Three runs of each prompt, and one more of each task's first.
+RUNS = 3 * len(PROMPTS) + 2
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Callable[..., LlamaForCausalLM]) -> tuple[LlamaForCausalLM, ...]:
+    return tiny_model(seed=0), tiny_model(seed=1, num_hidden_layers=1), tiny_model(seed=2)
+
+
+@pytest.fixture
+def collect(
+    models: tuple[LlamaForCausalLM, ...], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Journal], list[tuple[str, str]]]:
+    """Collect into a journal; return (task, key) of every decoding made, the warm-up included."""
+
+    def run(journal: Journal) -> list[tuple[str, str]]:
+        made = []
+        decode = evaluate.decode
+
+        def counted(*args: Any, **kwargs: Any) -> DecodingRecord:
+            made.append((kwargs["task"], kwargs["key"]))
+            return decode(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "decode", counted)
+            evaluate.collect(*models, PROMPTS, CONFIG, journal, seed=3)
+        return made
+
+    return run
+
+
+def test_every_run_of_every_prompt_is_kept(
+    collect: Callable[[Journal], list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "records.jsonl")
+    made = collect(journal)
+    wanted = {label(run, p) for run, p in itertools.product((ALONE, GREEDY, SAMPLED), PROMPTS)}
+    wanted |= {label(UNTRAINED, PROMPTS[0]), label(UNTRAINED, PROMPTS[2])}
+    assert {name for name, _ in journal.items()} == wanted
+    assert [place for place in made if place[0] != "warm-up"] == [
+        (r.task, r.key) for _, r in journal.items()
+    ]
+    for prompt in PROMPTS:
+        alone, greedy = journal[label(ALONE, prompt)], journal[label(GREEDY, prompt)]
+        assert (alone.num_assistant_tokens, alone.rounds) == (0, [])
+        assert greedy.num_assistant_tokens == 2
+        assert greedy.tokens == alone.tokens
+        assert greedy.temperature == alone.temperature == 0.0
+        assert journal[label(SAMPLED, prompt)].temperature == CONFIG.temperature
+    # The same prompt alone and with the draft stand side by side in time.
+    order = [name for name, _ in journal.items()]
+    for prompt in PROMPTS:
+        assert order.index(label(GREEDY, prompt)) == order.index(label(ALONE, prompt)) + 1
+
+
+def test_a_killed_evaluation_decodes_only_what_is_missing(
+    collect: Callable[[Journal], list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    whole = Journal(tmp_path / "whole.jsonl")
+    collect(whole)
+    half = Journal(tmp_path / "half.jsonl")
+    kept = list(whole.items())[: RUNS // 2]
+    for name, record in kept:
+        half.add(name, record)
+
+    made = [place for place in collect(half) if place[0] != "warm-up"]
+    assert len(made) == RUNS - len(kept)
+    assert [(r.task, r.key) for _, r in list(whole.items())[RUNS // 2 :]] == made
+    # The seed is the prompt's own, so a resumed run samples what a whole one does.
+    assert {n: r.tokens for n, r in half.items()} == {n: r.tokens for n, r in whole.items()}
+    assert collect(half) == []  # not even a warm-up
+
+
+def test_without_an_untrained_draft_its_runs_are_left_out(
+    models: tuple[LlamaForCausalLM, ...], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "records.jsonl")
+    target, draft, _ = models
+    evaluate.collect(target, draft, None, PROMPTS[:1], CONFIG, journal, seed=0)
+    assert [name.split("/")[0] for name, _ in journal.items()] == [ALONE, GREEDY, SAMPLED]
+
+
+def greedy_pair(
+    make_record: Callable[..., DecodingRecord], path: Path, alone: list[int], assisted: list[int]
+) -> Journal:
+    journal = Journal(path)
+    journal.add(label(ALONE, PROMPTS[0]), make_record(tokens=alone, target_passes=len(alone)))
+    journal.add(label(GREEDY, PROMPTS[0]), make_record(tokens=assisted, target_passes=1))
+    return journal
+
+
+def test_a_planted_difference_is_found_with_the_targets_margin(
+    models: tuple[LlamaForCausalLM, ...],
+    make_record: Callable[..., DecodingRecord],
+    tmp_path: Path,
+) -> None:
+    target = models[0]
+    path = tmp_path / "records.jsonl"
+    journal = greedy_pair(make_record, path, [5, 6, 7, 8], [5, 6, 9, 8])
+    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], journal)
+    assert (found["task"], found["key"], found["place"]) == ("humaneval", "H/0", 2)
+    with torch.no_grad():
+        logits = target(input_ids=torch.tensor([[*PROMPTS[0].ids, 5, 6]])).logits[0, -1]
+    first, second = logits.topk(2).values.tolist()
+    assert found["margin"] == pytest.approx(first - second, abs=1e-4)
+    assert found["margin"] > evaluate.TIE_MARGIN
+    assert found["tie"] is False
+
+
+def test_a_difference_at_a_tie_is_called_one(
+    tiny_model: Callable[..., LlamaForCausalLM],
+    make_record: Callable[..., DecodingRecord],
+    tmp_path: Path,
+) -> None:
+    target = tiny_model(seed=0)
+    with torch.no_grad():  # all logits zero: every token is as good as every other
+        target.get_output_embeddings().weight.zero_()
+    journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6], [5, 7])
+    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], journal)
+    assert (found["place"], found["margin"], found["tie"]) == (1, 0.0, True)
+
+
+def test_an_answer_cut_short_is_a_fault(
+    models: tuple[LlamaForCausalLM, ...],
+    make_record: Callable[..., DecodingRecord],
+    tmp_path: Path,
+) -> None:
+    journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6, 7], [5, 6])
+    (found,) = evaluate.compare_greedy(models[0], PROMPTS[:1], journal)
+    assert (found["place"], found["tie"]) == (None, False)
+
+
+def test_equal_answers_are_no_difference(
+    models: tuple[LlamaForCausalLM, ...],
+    make_record: Callable[..., DecodingRecord],
+    tmp_path: Path,
+) -> None:
+    journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6, 7], [5, 6, 7])
+    assert evaluate.compare_greedy(models[0], PROMPTS[:1], journal) == []
+
+
+def test_the_summary_has_every_figure_of_every_task(
+    collect: Callable[[Journal], list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "records.jsonl")
+    collect(journal)
+    differences = [{"task": "ifbench", "key": "8", "place": 0, "margin": 0.0, "tie": True}]
+    result = evaluate.summarize(
+        PROMPTS,
+        journal,
+        CONFIG,
+        target_parameters=1000,
+        draft_parameters=250,
+        differences=differences,
+    )
+    assert result["cost_ratio"] == 0.25
+    assert (result["greedy_prompts"], result["greedy_identical"]) == (4, 3)
+    assert result["greedy_differences"] == differences
+    assert list(result["tasks"]) == ["humaneval", "ifbench"]
+    for figures, prompts in (
+        (result["tasks"]["humaneval"], PROMPTS[:2]),
+        (result["tasks"]["ifbench"], PROMPTS[2:]),
+        (result["overall"], PROMPTS),
+    ):
+        for run in (SAMPLED, GREEDY):
+            records = [journal[label(run, p)] for p in prompts]
+            assert figures[run]["prompts"] == len(prompts)
+            assert figures[run]["drafted"] == sum(r.drafted for r in records)
+            assert figures[run]["acceptance_rate"][0] == acceptance_rate(records)
+            efficiency = figures[run]["block_efficiency"]
+            assert efficiency[0] == block_efficiency(records)
+            assert efficiency[1] <= efficiency[0] <= efficiency[2] <= 3
+            # γ = 2 and c = 1/4: a round costs one and a half passes.
+            assert figures[run]["mbsu"] == pytest.approx([v / 1.5 for v in efficiency])
+        wall = figures["greedy_wall_clock"]
+        assert wall["ratio"][0] == pytest.approx(
+            wall["assisted_tokens_per_second"] / wall["alone_tokens_per_second"]
+        )
+    assert result["tasks"]["ifbench"][UNTRAINED]["prompts"] == 1
+    assert result["overall"][UNTRAINED]["prompts"] == 2

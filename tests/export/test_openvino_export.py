@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.export import openvino
+from fastdraft_hf.export.config import ExportConfig
+from fastdraft_hf.export.openvino import (
+    cached_openvino,
+    export_openvino,
+    openvino_available,
+    require_openvino,
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
+    pytest.importorskip("openvino_genai")
+    folder = tmp_path_factory.mktemp("export") / "ir"
+    export_openvino(tiny_target_folder, folder, "fp32")
+    return folder
+
+
+def test_an_exported_folder_is_complete(
+    exported: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for name in ("openvino_model", "openvino_tokenizer", "openvino_detokenizer"):
+        assert (exported / f"{name}.xml").stat().st_size > 0
+        assert (exported / f"{name}.bin").exists()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+    assert [p.name for p in exported.parent.iterdir()] == ["ir"]  # nothing temporary is left
+
+
+def test_logits_and_greedy_text_are_the_models_own(
+    exported: Path, tiny_model: Callable[..., LlamaForCausalLM]
+) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    compiled = OVModelForCausalLM.from_pretrained(exported)
+    model = tiny_model()
+    ids = torch.tensor([[40, 41, 42, 43, 250]])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+    found = compiled(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=2e-3, rtol=2e-3)
+    for prompt in (ids, ids[:, :2]):
+        options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12}
+        plain = model.generate(prompt, do_sample=False, **options)
+        assert compiled.generate(prompt, do_sample=False, **options).tolist() == plain.tolist()
+
+
+def test_a_failing_export_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FastDraftError) as caught:
+        export_openvino(broken, tmp_path / "out" / "ir", "fp32")
+    head, _, reason = str(caught.value).partition("\n")
+    assert head == f"OpenVINO export of {broken} failed:"
+    assert "Error" in reason  # the exporter's own last lines
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_openvino_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
+    assert not openvino_available()
+    with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[openvino\]"):
+        require_openvino()
+    with pytest.raises(FastDraftError, match=r"pip install"):
+        export_openvino(tmp_path, tmp_path / "ir", "int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_parent_package_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> object:
+        if name == "optimum.intel":
+            raise ModuleNotFoundError("No module named 'optimum'")
+        return object()
+
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", find)
+    assert not openvino_available()
+
+
+class TestCache:
+    """A target is exported once a machine; only its content decides."""
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "target"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(b"0" * 8)
+        return folder
+
+    @pytest.fixture
+    def exports(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+        """Record exports instead of making them; each makes its folder."""
+        monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
+        made: list[tuple[Path, str]] = []
+
+        def export(model: Path, output: Path, weight_format: str) -> None:
+            output.mkdir(parents=True)
+            made.append((output, weight_format))
+
+        monkeypatch.setattr(openvino, "export_openvino", export)
+        return made
+
+    def test_the_second_call_does_not_export(
+        self, model: Path, exports: list[tuple[Path, str]]
+    ) -> None:
+        first = cached_openvino(model, "int8")
+        assert cached_openvino(model, "int8") == first
+        assert exports == [(first, "int8")]
+        assert first.is_dir()
+
+    def test_other_weights_and_formats_have_folders_of_their_own(
+        self, model: Path, exports: list[tuple[Path, str]]
+    ) -> None:
+        folders = [cached_openvino(model, "int8"), cached_openvino(model, "fp16")]
+        (model / "model.safetensors").write_bytes(b"1" * 9)
+        folders.append(cached_openvino(model, "int8"))
+        (model / "config.json").write_text('{"a": 1}', encoding="utf-8")
+        folders.append(cached_openvino(model, "int8"))
+        assert len(set(folders)) == len(exports) == 4
+
+    def test_a_readme_changes_nothing(self, model: Path, exports: list[tuple[Path, str]]) -> None:
+        first = cached_openvino(model, "int8")
+        (model / "README.md").write_text("a note", encoding="utf-8")
+        assert cached_openvino(model, "int8") == first
+        assert len(exports) == 1
+
+    def test_two_processes_may_export_at_once(
+        self, model: Path, exports: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loser's rename fails; the winner's folder is what both use."""
+
+        def beaten(model: Path, output: Path, weight_format: str) -> None:
+            output.mkdir(parents=True)
+            raise OSError("Directory not empty")
+
+        monkeypatch.setattr(openvino, "export_openvino", beaten)
+        assert cached_openvino(model, "int8").is_dir()
+
+        def full(model: Path, output: Path, weight_format: str) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(openvino, "export_openvino", full)
+        with pytest.raises(OSError, match="No space left"):
+            cached_openvino(model, "fp32")
+
+
+def test_int8_is_exported_by_default() -> None:
+    assert ExportConfig().openvino == ["int8"]
