@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import _quiet_libraries
 from fastdraft_hf.data.corpora import build_completions
+from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import open_engine
 from fastdraft_hf.data.prompts import requests_for
 from fastdraft_hf.drafts.design import design_draft
@@ -75,6 +76,7 @@ def answers(recipe: Recipe, folder: Path, per_task: int) -> list[Continuation]:
         openvino_target=cached_openvino(folder, "int8"),
         stop_ids=stop_ids(folder, tokenizer),
         batch_size=48,
+        device="cpu",
     )
     requests = requests_for(
         [p.ids for p in prompts],
@@ -118,7 +120,12 @@ def main() -> None:
     # float16 keeps a distribution to three digits at half the memory.
     reference = [log_probabilities(target, text, TEMPERATURE).half() for text in texts]
     examples, _ = build_completions(
-        recipe.align.sources, generated=args.run / "generate", max_length=512, seed=recipe.seed
+        recipe.align.sources,
+        tokenizer,
+        generated=args.run / "generate",
+        overlaps=Decontaminator.of_task_sets().overlaps,
+        max_length=512,
+        seed=recipe.seed,
     )
     print(f"| variant | parameters | seconds | {' | '.join([*recipe.evaluate.tasks, 'overall'])} |")
     print("|---|---|---|" + "---|" * (len(recipe.evaluate.tasks) + 1))

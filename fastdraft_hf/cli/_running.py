@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdraft_hf._atomic import write_text
+
 if TYPE_CHECKING:
     from fastdraft_hf.pipeline.recipe import Recipe
+
+# The recipe a run's folder was last filled by; a stage's command takes it up again.
+RECIPE_FILE = "recipe.yaml"
 
 
 def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> None:
@@ -29,6 +34,8 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
     if dry_run:
         return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
     _quiet_libraries()
     _check_trainer_args(recipe, stages)
     execute(run, stages)

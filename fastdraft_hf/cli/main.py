@@ -47,7 +47,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastdraft_hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, help_line) in COMMANDS.items():
-        sub = commands.add_parser(name, help=help_line, description=help_line.capitalize() + ".")
+        sub = commands.add_parser(
+            name, help=help_line, description=help_line[0].upper() + help_line[1:] + "."
+        )
         if name == command:
             importlib.import_module(f"fastdraft_hf.cli.{module}").add_arguments(sub, name)
     return parser

@@ -32,7 +32,12 @@ def _section(name: str) -> Any:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="take it from a recipe")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="RECIPE.yaml",
+        help="take it from a recipe; by default from the one in --output-dir, if any",
+    )
     parser.add_argument("--target", metavar="ID", help="model id of the Hub, or a folder")
     parser.add_argument("--output-dir", metavar="DIR", help="folder of the run")
     if name != "design":
@@ -70,7 +75,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import run_stages
+    from fastdraft_hf.cli._running import RECIPE_FILE, run_stages
     from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
 
     name = args.command
@@ -89,6 +94,10 @@ def run(args: argparse.Namespace) -> None:
     else:
         if args.output_dir is None:
             raise FastDraftError(f"{name}: give --config RECIPE.yaml, or --target and --output-dir")
-        recipe = build_recipe({}, overrides)
-    stages = ["design", name] if draft is not None and name != "design" else [name]
+        known = Path(args.output_dir) / RECIPE_FILE
+        recipe = read_recipe(known, overrides) if known.exists() else build_recipe({}, overrides)
+    stages = [name]
+    if draft is not None:
+        # Without a training run before it, a stage makes what it reads from the given draft.
+        stages = ["design", "export", name] if name == "bench" else ["design", name]
     run_stages(recipe, stages, args.dry_run)

@@ -26,7 +26,9 @@ class GeneratedSet:
         [0.0, 0.6, 0.8, 1.0], "dealt out row by row; 0 is greedy (paper, section 3.3)"
     )
     max_minutes: float | None = setting(
-        None, "stop starting new texts after this time and go on with what there is"
+        None,
+        "stop starting new texts after this time and go on with what there is; for magpie it holds "
+        "for the instructions and again for the answers",
     )
 
     def __post_init__(self) -> None:
@@ -64,7 +66,9 @@ class Source:
     subset: str | None = setting(None, "hub: the data set's configuration")
     split: str = setting("train", "hub: the split")
     column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
-    weight: float = setting(1.0, "share of the token budget, relative to the other sources")
+    weight: float = setting(
+        1.0, "share of the token budget, relative to the other sources; align reads every row"
+    )
 
     def __post_init__(self) -> None:
         if self.kind != "python" and not self.name:

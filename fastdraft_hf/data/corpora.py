@@ -52,9 +52,13 @@ def documents(source: Source) -> Iterator[str]:
     elif source.kind == "hub":
         import datasets
 
-        stream = datasets.load_dataset(
-            source.name, source.subset, split=source.split, streaming=True
-        )
+        try:
+            stream = datasets.load_dataset(
+                source.name, source.subset, split=source.split, streaming=True
+            )
+        except (OSError, ValueError) as error:  # not found, no network, no such split
+            reason = str(error).strip().splitlines()[0]
+            raise FastDraftError(f"source hub '{source.name}': {reason}") from error
         for row in stream:
             yield _column(row, source.column, source.name)
     else:
@@ -100,6 +104,9 @@ def _token_documents(
         rows, _ = keep_rows(read_rows(generated / source.name))
         rng.shuffle(rows)
         for row in rows:
+            if overlaps(tokenizer.decode(row["completion_ids"])):
+                counts["overlaps held-out text"] += 1
+                continue
             counts["documents"] += 1
             yield row["prompt_ids"] + row["completion_ids"]
         return
@@ -183,7 +190,7 @@ def build_blocks(
             blocks.append({"input_ids": block, "labels": block})
             made += 1
             on_block()
-        summary[source.name or source.kind] = {
+        summary[_summary_key(summary, source)] = {
             "tokens": made * length,
             "passes": passes,
             **counts,
@@ -193,7 +200,13 @@ def build_blocks(
 
 
 def build_completions(
-    sources: Sequence[Source], *, generated: Path, max_length: int, seed: int
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generated: Path,
+    overlaps: Callable[[str], bool],
+    max_length: int,
+    seed: int,
 ) -> tuple[list[Example], dict[str, Any]]:
     """Return the target's answers as examples whose labels cover the completion only.
 
@@ -215,10 +228,20 @@ def build_completions(
             if len(prompt) >= max_length:
                 reasons["prompt too long"] += 1
                 continue
+            if overlaps(tokenizer.decode(prompt + completion)):
+                reasons["overlaps held-out text"] += 1
+                continue
             ids = (prompt + completion)[:max_length]
             labels = ([IGNORED] * len(prompt) + completion)[:max_length]
             examples.append({"input_ids": ids, "labels": labels})
             made += len(ids) - len(prompt)
-        summary[source.name] = {"completion_tokens": made, **reasons}
+        summary[_summary_key(summary, source)] = {"completion_tokens": made, **reasons}
     random.Random(seed).shuffle(examples)
     return examples, summary
+
+
+def _summary_key(summary: dict[str, Any], source: Source) -> str:
+    """Return the source's name, numbered when another source of that name came before."""
+    name = source.name or source.kind
+    again = sum(key == name or key.startswith(f"{name} #") for key in summary)
+    return f"{name} #{again + 1}" if again else name

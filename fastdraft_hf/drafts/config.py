@@ -24,7 +24,8 @@ class DesignConfig:
         None, "width; by default the widest multiple of width_multiple that meets the budget"
     )
     intermediate_size: int | None = setting(
-        None, "feed-forward width; by default the target's ratio to its width"
+        None,
+        "feed-forward width; by default the target's own with slice, else its ratio to the width",
     )
     width_multiple: int = setting(32, "the width is a multiple of this")
     first_weights: FirstWeights = setting(

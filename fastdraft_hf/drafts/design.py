@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # than scaled by guess.
 SUPPORTED_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 
+# Those whose projections are fused into one matrix, which `slice` does not take apart.
+FUSED_FAMILIES = ("phi3",)
+
 
 def count_parameters(config: PretrainedConfig) -> int:
     """Return the exact number of parameters of ``config``'s model, made on the meta device.
@@ -44,6 +47,10 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
         raise FastDraftError(
             f"target: family '{family}' has no draft design yet; supported: "
             + ", ".join(SUPPORTED_FAMILIES)
+        )
+    if design.first_weights == "slice" and family in FUSED_FAMILIES:
+        raise FastDraftError(
+            f"design.first_weights: layers of family '{family}' cannot be sliced; use project"
         )
     if design.hidden_size is not None:
         if design.hidden_size > target_config.hidden_size:

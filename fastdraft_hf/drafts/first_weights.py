@@ -16,7 +16,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.drafts.design import kept_layers
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 # Standard deviation of the first logits for a hidden state of unit RMS: sharp enough to learn
 # from, flat enough not to be confidently wrong.
 LOGIT_SPREAD = 2.0
-
-_LAYER_PARTS = ("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")
 
 
 class Basis(NamedTuple):
@@ -58,9 +55,6 @@ def first_weights(
 
     Returns:
         the draft, and facts about how it was made.
-
-    Raises:
-        FastDraftError: ``slice`` for a family whose layers are not built the usual way.
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -129,7 +123,6 @@ def slice_layers(
     with torch.no_grad():
         for ours, index in zip(_decoder(draft).layers, layers, strict=True):
             theirs = _decoder(target).layers[index]
-            _check_layer(theirs, target.config.model_type)
             _slice_attention(ours, theirs, basis)
             _slice_feed_forward(ours, theirs, basis)
             ours.input_layernorm.weight.fill_(1.0)
@@ -166,15 +159,6 @@ def _slice_feed_forward(ours: Any, theirs: Any, basis: Basis) -> None:
         source = getattr(theirs.mlp, name).weight.float() * gain
         getattr(ours.mlp, name).weight.copy_((source @ directions)[kept])
     ours.mlp.down_proj.weight.copy_(directions.T @ (scale[:, None] * down[:, kept]))
-
-
-def _check_layer(layer: Any, family: str) -> None:
-    usual = all(hasattr(layer, part) for part in _LAYER_PARTS)
-    usual = usual and hasattr(layer.self_attn, "q_proj") and hasattr(layer.mlp, "gate_proj")
-    if not usual:
-        raise FastDraftError(
-            f"design.first_weights: layers of family '{family}' cannot be sliced; use project"
-        )
 
 
 def _decoder(model: PreTrainedModel) -> Any:

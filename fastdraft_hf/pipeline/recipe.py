@@ -143,7 +143,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         raise FastDraftError("continue_: unknown key (did you mean 'continue'?)")
     for key in merged:
         if key not in _KEYS:
-            hint = nearest(str(key), _KEYS) or f"; valid: {', '.join(_KEYS)}, when"
+            hint = nearest(str(key), _KEYS) or f"; valid: {', '.join(_KEYS)}"
             raise FastDraftError(f"{key}: unknown key{hint}")
     if "continue" in merged:
         merged["continue_"] = merged.pop("continue")

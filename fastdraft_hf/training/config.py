@@ -35,7 +35,9 @@ class TrainConfig:
         "cosine", "how the rate falls after warm-up"
     )
     warmup: float = setting(0.03, "share of the steps over which the rate rises")
-    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    weight_decay: float = setting(
+        0.0, "of the layers' matrices (with adamw: of all but norms and biases)"
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     eval_sequences: int = setting(16, "held-out sequences for the loss curve; 0 for none")
     logging_steps: int = setting(10, "steps between lines of the log")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from pathlib import Path
@@ -64,25 +63,24 @@ def train(
     steps = _planned_steps(work, config, train_set, model, tokenizer, device, seed)
     arguments = training_arguments(config, work, steps=steps, seed=seed, device=device)
     arguments.eval_strategy = "steps" if eval_set is not None else "no"
-    trainer = DraftDistillationTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-        callbacks=[MarkCompleteCheckpoints(), TrainingProgress(label)],
-    )
+    try:
+        trainer = DraftDistillationTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=tokenizer,
+            callbacks=[MarkCompleteCheckpoints(), TrainingProgress(label)],
+        )
+    except ValueError as error:  # what TRL refuses comes from trainer_args
+        raise FastDraftError(f"{label}.trainer_args: {error}") from error
     TrainingProgress.replace_defaults(trainer)
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     start = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - start
-    if not math.isfinite(result.training_loss):
-        raise FastDraftError(
-            f"{label}: the loss became {result.training_loss}; lower {label}.learning_rate"
-        )
     if not (work / "model").exists():
         with atomic_folder(work / "model") as temporary:
             trainer.model.save_pretrained(temporary)
@@ -141,6 +139,8 @@ def training_arguments(
         "bf16": gpu and has_fast_bf16("cuda"),
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
+        # Trainer would show the mean of the finite steps instead of a loss that became NaN.
+        "logging_nan_inf_filter": False,
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 
 
@@ -67,6 +69,12 @@ class TrainingProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
+            if not math.isfinite(float(logs["loss"])):
+                raise FastDraftError(
+                    f"{self._label}: the loss became {logs['loss']} by step {state.global_step}; "
+                    f"lower {self._label}.learning_rate or matrix_learning_rate. The checkpoints "
+                    f"before are in {args.output_dir}"
+                )
             self._note = f", loss {float(logs['loss']):.3f}"
 
     def on_train_end(

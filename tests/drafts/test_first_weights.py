@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_explained_variance_grows_with_width(tiny_model: Make, tied: bool) -> No
     target = with_gains(tiny_model(tie_word_embeddings=tied))
     shares = [vocabulary_basis(target, width).share for width in range(1, 33)]
     assert all(0 < share <= 1 + 1e-9 for share in shares)
-    assert all(a < b for a, b in zip(shares, shares[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(shares))
 
 
 @given(width=st.integers(1, 32), seed=st.integers(0, 20), tied=st.booleans())

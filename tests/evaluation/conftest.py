@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.evaluation.summary import RunSummary
 
 MakeRecord = Callable[..., DecodingRecord]
 
@@ -38,3 +41,10 @@ def make_record() -> MakeRecord:
         return DecodingRecord(**fields)
 
     return make
+
+
+@pytest.fixture
+def run_summary() -> RunSummary:
+    """A finished run on two task sets; OpenVINO is a speed-up, transformers is none."""
+    path = Path(__file__).parents[1] / "synthetic_run.json"
+    return RunSummary(**json.loads(path.read_text(encoding="utf-8")))

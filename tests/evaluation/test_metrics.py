@@ -130,5 +130,5 @@ def test_speed_ratio_refuses_other_prompts(make_record: MakeRecord) -> None:
     a, b = make_record(tokens=[1], key="a"), make_record(tokens=[1], key="b")
     with pytest.raises(ValueError, match="same prompts in the same order"):
         speed_ratio([a, b], [b, a])
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         speed_ratio([a, b], [a])

@@ -18,6 +18,7 @@ from fastdraft_hf.pipeline.recipe import (
     recipe_schema,
     resolve_device,
 )
+from fastdraft_hf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -300,4 +301,4 @@ def test_the_schema_has_every_key_and_no_other() -> None:
     assert check(schema, "") >= 13
     train = schema["properties"]["continue"]["anyOf"][0]["properties"]
     assert train == schema["properties"]["pretrain"]["anyOf"][0]["properties"]
-    assert train["learning_rate"]["default"] == 3e-3
+    assert train["learning_rate"]["default"] == TrainConfig().learning_rate

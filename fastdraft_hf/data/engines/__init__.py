@@ -35,8 +35,12 @@ class Engine(Protocol):
         ...
 
 
-def choose_engine(name: EngineName) -> Literal["openvino", "transformers"]:
+def choose_engine(name: EngineName, device: str) -> Literal["openvino", "transformers"]:
     """Resolve ``auto``: a GPU runs transformers, a CPU runs OpenVINO when it is installed.
+
+    Args:
+        name: what the recipe says.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         FastDraftError: ``openvino`` is asked for and not installed.
@@ -48,9 +52,7 @@ def choose_engine(name: EngineName) -> Literal["openvino", "transformers"]:
         )
     if name != "auto":
         return name
-    import torch
-
-    return "openvino" if has_openvino and not torch.cuda.is_available() else "transformers"
+    return "openvino" if has_openvino and device == "cpu" else "transformers"
 
 
 def open_engine(
@@ -60,6 +62,7 @@ def open_engine(
     openvino_target: Path | None,
     stop_ids: set[int],
     batch_size: int,
+    device: str,
 ) -> Engine:
     """Load the target into an engine.
 
@@ -69,6 +72,7 @@ def open_engine(
         openvino_target: its OpenVINO folder; needed by ``openvino`` only.
         stop_ids: token ids that end a text.
         batch_size: texts written at once.
+        device: ``cpu`` or ``cuda``, for ``transformers``; OpenVINO runs on the CPU here.
     """
     if name == "openvino":
         from fastdraft_hf.data.engines.openvino import OpenVINOEngine
@@ -78,4 +82,4 @@ def open_engine(
         return OpenVINOEngine(openvino_target, stop_ids, batch_size)
     from fastdraft_hf.data.engines.transformers import TransformersEngine
 
-    return TransformersEngine(target, stop_ids, batch_size)
+    return TransformersEngine(target, stop_ids, batch_size, device)

@@ -20,11 +20,13 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, folder: Path, stop_ids: set[int], batch_size: int = 64) -> None:
+    def __init__(
+        self, folder: Path, stop_ids: set[int], batch_size: int = 64, device: str = "cpu"
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(self._device)
         self._model.eval()

@@ -35,7 +35,10 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         return model.to(device).eval()
 
     target, draft = load(run.target.path), load(draft_folder)
-    untrained = load(run.stage_folder("design")) if config.untrained_prompts_per_task else None
+    # A draft that was given is not untrained, and one that was only designed is measured anyway.
+    started = run.stage_folder("design")
+    wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
+    untrained = load(started) if wanted and draft_folder != started else None
     prompts = draw_prompts(
         tokenizer,
         config.tasks,

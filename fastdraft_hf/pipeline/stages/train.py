@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.corpora import build_blocks, build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -82,15 +83,17 @@ def _prepare(
     import datasets
 
     generated = run.stage_folder("generate")
+    overlaps = Decontaminator.of_task_sets().overlaps
     if name == "align":
         examples, summary = build_completions(
             config.sources,
+            tokenizer,
             generated=generated,
+            overlaps=overlaps,
             max_length=config.seq_length,
             seed=run.recipe.seed,
         )
     else:
-        overlaps = Decontaminator.of_task_sets().overlaps
         wanted = config.max_train_tokens // config.seq_length + config.eval_sequences
         with Progress(f"{name}: read and tokenise", wanted, "blocks") as progress:
             examples, summary = build_blocks(
@@ -103,6 +106,8 @@ def _prepare(
                 seed=run.recipe.seed,
                 on_block=progress.advance,
             )
+    if not examples:
+        raise FastDraftError(f"{name}.sources: nothing is left to train on ({summary})")
     held_out = min(config.eval_sequences, len(examples) // 5)
     with atomic_folder(data) as temporary:
         for split, rows in (("eval", examples[:held_out]), ("train", examples[held_out:])):

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fastdraft_hf
+from fastdraft_hf.cli import main as cli
+from fastdraft_hf.cli.main import COMMANDS
+from fastdraft_hf.pipeline.recipe import build_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"
+HEAVY = ("torch", "transformers", "trl", "openvino", "datasets", "numpy", "accelerate", "yaml")
+
+
+def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastdraft_hf.cli.main", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def refused(*words: str) -> str:
+    """Run a command that must end with status 2 and one line; return the line."""
+    result = command(*words)
+    assert result.returncode == 2, result
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fastdraft: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["align", "--help"]], ids=" ".join)
+def test_asking_for_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from fastdraft_hf.cli.main import main\n"
+        "try:\n"
+        "    main(sys.argv[2:])\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "loaded = [name for name in sys.argv[1].split(',') if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    heavy = HEAVY if words[0].startswith("-") else HEAVY[:-1]
+    result = subprocess.run(
+        [sys.executable, "-c", code, ",".join(heavy), *words], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_lists_every_command_and_the_first_step() -> None:
+    result = command("--help")
+    assert result.returncode == 0
+    listed = [line.split()[0] for line in result.stdout.splitlines() if line.startswith("    ")]
+    assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
+    assert "fastdraft run recipes/smollm2-135m/quickstart.yaml" in result.stdout
+    assert QUICKSTART.is_file()
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"fastdraft_hf {fastdraft_hf.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"fastdraft {name}" in text
+    recipe = build_recipe({}).resolved()
+    trained = build_recipe({"pretrain": {"sources": [{"kind": "python"}]}}).resolved()["pretrain"]
+    generated = build_recipe({"generate": {}}).resolved()["generate"]
+    section = {"pretrain": trained, "continue": trained, "align": trained, "generate": generated}
+    for key in section.get(name) or recipe.get(name) or {}:
+        assert f"--{key.replace('_', '-')} " in text, key
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["trian"])
+    assert end.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    assert refused("run", missing) == f"fastdraft: there is no recipe file {missing}"
+
+
+def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("pretrain: {sources: [{kind: python}], learning_rat: 1}\n", encoding="utf-8")
+    line = refused("run", str(recipe))
+    assert line == ("fastdraft: pretrain.learning_rat: unknown key (did you mean 'learning_rate'?)")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
+        (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
+        (["evaluate"], "evaluate: give --config RECIPE.yaml, or --target and --output-dir"),
+        (["evaluate", "--config", "none.yaml"], "there is no recipe file none.yaml"),
+        (["design", "--output-dir", "x", "--params", "ten"], "design.params: expected a whole"),
+    ],
+)
+def test_bad_input_is_status_two(
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_trainer_arguments_are_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [f"output_dir={tmp_path / 'run'}", "align.trainer_args={learning_rat: 1}"]
+    assert cli.main(["run", str(QUICKSTART), *words]) == 2
+    assert "align.trainer_args.learning_rat: unknown field (did you mean" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_the_recipe_and_creates_nothing(tmp_path: Path) -> None:
+    words = ["output_dir=out", "seed=5", "align.max_train_tokens=300k", "--dry-run"]
+    result = command("run", str(QUICKSTART), *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    printed = yaml.safe_load(result.stdout)
+    assert printed["seed"] == 5
+    assert printed["align"]["max_train_tokens"] == 300_000
+    assert build_recipe(printed).resolved() == printed
+    states = [line.split() for line in result.stderr.splitlines() if line.startswith("  ")]
+    assert [words[0] for words in states] == list(COMMANDS)[1:-1]
+    assert all(words[1:3] == ["to", "do"] for words in states)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["RECIPE", "seed=5", "--dry-run"],
+        ["RECIPE", "--dry-run", "seed=5"],
+        ["--dry-run", "RECIPE", "seed=5"],
+        ["RECIPE", "output_dir=out", "--stages", "design", "seed=5", "--dry-run"],
+        ["RECIPE", "--stages", "design", "--dry-run", "seed=5"],
+    ],
+    ids=" ".join,
+)
+def test_options_and_overrides_stand_in_any_order(
+    order: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The help says ``RECIPE.yaml [--dry-run] [key=value ...]``."""
+    monkeypatch.chdir(tmp_path)
+    words = [str(QUICKSTART) if word == "RECIPE" else word for word in order]
+    assert cli.main(["run", *words]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seed"] == 5
+
+
+def test_a_dry_run_tells_finished_from_begun(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "design").mkdir()
+    (tmp_path / "design" / "provenance.json").write_text("{}", encoding="utf-8")
+    (tmp_path / ".generate.partial").mkdir()
+    stages = "design,generate,align"
+    words = ["run", str(QUICKSTART), f"output_dir={tmp_path}", "--stages", stages, "--dry-run"]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().err.splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [
+        ["design", "finished"],
+        ["generate", "begun"],
+        ["align", "to"],
+    ]
+
+
+def test_a_stage_takes_its_settings_as_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--target", "org/model", "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    options = ["--sources", "[{kind: python, weight: 2}]", "--learning-rate", "1e-4"]
+    assert cli.main(["pretrain", *words, *options, "--draft", "some/draft", "seed=3"]) == 0
+    captured = capsys.readouterr()
+    recipe = build_recipe(yaml.safe_load(captured.out))
+    assert recipe.target == "org/model"
+    assert recipe.design.draft == "some/draft"
+    assert recipe.seed == 3
+    assert recipe.pretrain is not None
+    assert recipe.pretrain.learning_rate == 1e-4
+    assert recipe.pretrain.sources[0].weight == 2
+    planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]
+    assert planned == ["design", "pretrain"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_of_a_recipe_is_that_recipes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--config", str(QUICKSTART), "--output-dir", str(tmp_path), "--dry-run"]
+    assert cli.main(["align", *words, "--seq-length", "128"]) == 0
+    captured = capsys.readouterr()
+    given = yaml.safe_load(captured.out)
+    expected = build_recipe(
+        yaml.safe_load(QUICKSTART.read_text(encoding="utf-8")),
+        [f"output_dir={tmp_path}", "align.seq_length=128"],
+    )
+    assert given == expected.resolved()
+    planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]
+    assert planned == ["align"]
+
+
+def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["additionalProperties"] is False
+    assert "continue" in schema["properties"]
+
+
+def test_an_interrupt_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fastdraft_hf.cli.schema as schema
+
+    def interrupted(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schema, "run", interrupted)
+    assert cli.main(["schema"]) == 130
+    assert "the same command goes on where it was" in capsys.readouterr().err

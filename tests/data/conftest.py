@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from fastdraft_hf.data.python_source import function_heads
+
+
+@pytest.fixture(scope="session")
+def heads() -> list[str]:
+    """Every function head of the standard library; parsing it takes seconds, so only once."""
+    return list(function_heads())

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf.data.decontaminate import NGRAM, Decontaminator
+from fastdraft_hf.data.heldout import CODE_INSTRUCTION, load_task
+
+WORDS = [f"word{i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def real() -> Decontaminator:
+    return Decontaminator.of_task_sets()
+
+
+@given(
+    start=st.integers(0, 20),
+    shared=st.integers(0, 20),
+    before=st.lists(st.just("other"), max_size=5),
+    separator=st.sampled_from([" ", "\n", ", ", "... "]),
+)
+def test_thirteen_words_are_too_many(
+    start: int, shared: int, before: list[str], separator: str
+) -> None:
+    check = Decontaminator([" ".join(WORDS)])
+    text = separator.join([*before, *WORDS[start : start + shared], "else"]).upper()
+    assert check.overlaps(text) == (shared >= NGRAM)
+
+
+def test_the_words_must_stand_in_a_row() -> None:
+    check = Decontaminator([" ".join(WORDS)])
+    assert not check.overlaps(" ".join([*WORDS[:12], "x", *WORDS[12:24]]))
+    assert not check.overlaps(" ".join(reversed(WORDS)))
+
+
+def test_runs_do_not_reach_over_two_texts() -> None:
+    check = Decontaminator([" ".join(WORDS[:20]), " ".join(WORDS[20:])])
+    assert not check.overlaps(" ".join(WORDS[14:26]))
+    assert not check.overlaps(" ".join(WORDS[8:20] + WORDS[20:32]))
+
+
+@pytest.mark.parametrize(("words", "found"), [(4, False), (5, True), (12, True)])
+def test_short_texts_are_matched_whole(words: int, found: bool) -> None:
+    check = Decontaminator([" ".join(WORDS[:words])])
+    assert check.overlaps(" ".join(["so", *WORDS[:words], "on"])) is found
+    assert not check.overlaps(" ".join(["so", *WORDS[: words - 1], "on"]))
+
+
+@given(st.text())
+def test_nothing_overlaps_nothing(text: str) -> None:
+    assert not Decontaminator([]).overlaps(text)
+    assert not Decontaminator(["", "!!!"]).overlaps(text)
+
+
+def test_held_out_texts_overlap_themselves(real: Decontaminator) -> None:
+    humaneval = load_task("humaneval")
+    assert all(real.overlaps(prompt.text) for prompt in humaneval)
+    assert all(real.overlaps(prompt.instruction) for prompt in humaneval)
+    assert all(real.overlaps(prompt.also) for prompt in humaneval)  # solutions and tests
+    assert all(real.overlaps(prompt.text) for prompt in load_task("ifbench"))
+    assert not real.overlaps("The weather was fine and the two of us went to the sea that day.")
+
+
+def test_no_code_instruction_left_shares_a_run(real: Decontaminator, heads: list[str]) -> None:
+    """The same question asked in another way: sets of joined words."""
+
+    def runs(text: str) -> set[str]:
+        words = re.findall(r"[a-z0-9_]+", text.lower())
+        return {" ".join(words[i : i + 13]) for i in range(len(words) - 12)}
+
+    held_out: set[str] = set()
+    for task in ("humaneval", "ifbench"):
+        for prompt in load_task(task):
+            held_out |= runs(prompt.text) | runs(prompt.also)
+    instructions = {CODE_INSTRUCTION.format(head.rstrip()) for head in heads}
+    clean = [text for text in instructions if not real.overlaps(text)]
+    assert len(clean) > 1000
+    assert [text for text in clean if runs(text) & held_out] == []

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.heldout import load_task, sample_task
+
+
+def test_humaneval() -> None:
+    prompts = load_task("humaneval")
+    assert len(prompts) == 164
+    assert prompts[0].key == "HumanEval/0"
+    assert prompts[0].text.startswith("from typing import List")
+    assert len({p.key for p in prompts}) == 164
+    for prompt in prompts:
+        assert prompt.text.rstrip() in prompt.instruction
+        ast.parse(prompt.text + prompt.also)  # signature, solution and test belong together
+
+
+def test_ifbench() -> None:
+    prompts = load_task("ifbench")
+    assert len(prompts) == 294
+    assert all(p.text == p.instruction and p.text.strip() for p in prompts)
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(FastDraftError, match=r"'humanevl' \(did you mean 'humaneval'\?\)"):
+        load_task("humanevl")
+
+
+def test_samples_follow_their_seed() -> None:
+    first = sample_task("humaneval", 20, seed=1)
+    assert first == sample_task("humaneval", 20, seed=1)
+    assert first != sample_task("humaneval", 20, seed=2)
+    assert len({p.key for p in first}) == 20
+    assert len(sample_task("ifbench", 10**6, seed=0)) == 294

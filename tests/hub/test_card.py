@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from fastdraft_hf.evaluation.summary import RunSummary
+from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card, template_path
+
+
+def render(summary: RunSummary, **given: Any) -> ModelCard:
+    fields: dict[str, Any] = {
+        "model_name": "Target-FastDraft-10M",
+        "target_name": "org/Target",
+        "target_revision": "abc123",
+        "licence": "apache-2.0",
+        "draft_location": "/somewhere/run/draft",
+        "num_assistant_tokens": 3,
+        **given,
+    }
+    return render_card(summary, **fields)
+
+
+def test_the_metadata_says_what_the_hub_wants_to_know(
+    run_summary: RunSummary, tmp_path: Path
+) -> None:
+    render(run_summary).save(tmp_path / "README.md")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data
+    assert data.base_model == "org/Target"
+    assert data.license == "apache-2.0"
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-generation"
+    assert {"fastdraft", "speculative-decoding"} <= set(data.tags)
+    assert data.model_name == "Target-FastDraft-10M"
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found == {
+        (task, metric): value
+        for task in ("humaneval", "ifbench")
+        for metric, value in (("acceptance_rate", 0.4), ("block_efficiency", 2.2))
+    }
+    assert {r.metric_name for r in data.eval_results} == {
+        "Acceptance rate (γ = 3, T = 0.6)",
+        "Block efficiency (γ = 3, T = 0.6)",
+    }
+
+
+def test_the_metadata_survives_a_round_trip(run_summary: RunSummary) -> None:
+    card = render(run_summary)
+    block = yaml.safe_load(card.data.to_yaml())
+    assert list(block["model-index"][0]) == ["name", "results"]
+    again = ModelCardData(**yaml.safe_load(card.data.to_yaml()))
+    assert again.to_dict() == card.data.to_dict()
+
+
+def test_the_text_is_filled_and_says_the_figures(run_summary: RunSummary) -> None:
+    text = render(run_summary).text
+    assert not re.search(r"\{\{|\}\}|\{%|%\}|\bNone\b|Undefined", text)
+    assert text.lstrip().startswith("# Target-FastDraft-10M")
+    for words in (
+        "[org/Target](https://huggingface.co/org/Target) (abc123)",
+        "10,000,000 parameters against the target's 100,000,000 (1/10.0)",
+        "4 of 4 prompts",
+        "on Some CPU, 2 cores:",
+        "1.50x (1.40 to 1.60) at γ = 3: a speed-up",
+        "no speed-up: the draft costs more time than it saves",
+        "| humaneval | T = 0.6 | 2 | 0.400 (0.300 to 0.500)",
+        "text the target wrote itself, Python standard library (PSF-2.0)",
+        "The draft read 400,000 tokens in training.",
+        "`num_assistant_tokens` is set to 3",
+        "3 tokens drafted a round",
+    ):
+        assert words in text, words
+
+
+def test_the_snippet_is_python_that_loads_both(run_summary: RunSummary) -> None:
+    text = render(run_summary, draft_location="runs/x/draft").text
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    compile(snippet, "card", "exec")
+    assert 'draft = AutoModelForCausalLM.from_pretrained("runs/x/draft")' in snippet
+    assert 'target = AutoModelForCausalLM.from_pretrained("org/Target")' in snippet
+    assert "assistant_model=draft" in snippet
+    assert "fastdraft_hf" not in snippet
+
+
+def test_no_path_of_the_machine_but_the_drafts_own(run_summary: RunSummary) -> None:
+    place = "/somewhere/run/draft"
+    card = str(render(run_summary, draft_location=place))
+    assert card.count(place) == 1
+    assert not re.findall(r"[\"'( ](?:/(?:root|home|work|tmp|usr)/|~/)\S*", card.replace(place, ""))
+    assert str(Path.home()) not in card
+
+
+def test_a_target_of_unknown_origin(run_summary: RunSummary) -> None:
+    card = render(run_summary, target_name="folder", target_revision=None, licence=None)
+    assert card.data.license is None
+    assert "Follows the target's licence." in card.text
+    assert "](https://huggingface.co/folder):\n" in card.text
+
+
+def test_a_licence_of_its_own_is_not_called_the_targets(run_summary: RunSummary) -> None:
+    """`card.licence` of a recipe overrules the target's; the text must not say otherwise."""
+    text = render(run_summary, licence="cc-by-4.0").text
+    assert "cc-by-4.0" in text
+    assert "cc-by-4.0 (the target's)" not in text
+
+
+def test_an_unmeasured_draft_gets_no_card(run_summary: RunSummary) -> None:
+    run_summary.evaluation = None
+    with pytest.raises(ValueError, match="needs the results of stage evaluate"):
+        render(run_summary)
+
+
+def test_without_a_bench_the_card_says_so(run_summary: RunSummary) -> None:
+    run_summary.bench = None
+    text = render(run_summary).text
+    assert "Wall clock was not measured." in text
+    assert not re.search(r"\{\{|\bNone\b", text)
+
+
+def test_the_best_setting_is_transformers_own(run_summary: RunSummary) -> None:
+    assert run_summary.bench is not None
+    paths = run_summary.bench["paths"]
+    paths["transformers"]["overall"]["best_num_assistant_tokens"] = 5
+    assert best_num_assistant_tokens(run_summary, default=2) == 5
+    del paths["transformers"]
+    assert best_num_assistant_tokens(run_summary, default=2) == 2
+    run_summary.bench = None
+    assert best_num_assistant_tokens(run_summary, default=2) == 2
+
+
+def test_the_template_is_where_it_is_looked_for() -> None:
+    text = template_path().read_text(encoding="utf-8")
+    assert text.startswith("---\n{{ card_data }}\n---\n")

@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fastdraft_hf.pipeline.stages  # noqa: F401  (fills STAGES, which the fixture replaces)
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.pipeline import run as module
+from fastdraft_hf.pipeline.recipe import Recipe, build_recipe
+from fastdraft_hf.pipeline.run import Run, Stage, choose, execute, planned
+from fastdraft_hf.targets.resolve import Target
+from fastdraft_hf.training.config import TrainConfig
+
+DATA = {
+    "target": "some/model",
+    "generate": {"sets": {"chat": {"rows": 4}}},
+    "align": {"sources": [{"name": "chat"}]},
+}
+ORDER = ["design", "generate", "align", "evaluate", "card"]
+
+
+class Killed(BaseException):
+    """Stands for a kill inside a stage; nothing of ours catches it."""
+
+
+class FakeStages:
+    """Five small stages with the real sections; each counts its calls and writes one file."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.killed: set[str] = set()
+
+    def stage(self, name: str) -> Callable[[Run, Path], dict[str, Any]]:
+        def work(run: Run, folder: Path) -> dict[str, Any]:
+            self.calls.append(name)
+            rows = folder / "rows.txt"
+            with rows.open("a", encoding="utf-8") as stream:
+                stream.write("row\n")
+            if name in self.killed:
+                raise Killed
+            return {"rows": len(rows.read_text(encoding="utf-8").splitlines())}
+
+        return work
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
+    fakes = FakeStages()
+    stages = {
+        "design": Stage(fakes.stage("design"), lambda r: r.design, (), "design"),
+        "generate": Stage(fakes.stage("generate"), lambda r: r.generate, (), "generate"),
+        "pretrain": Stage(fakes.stage("pretrain"), lambda r: r.pretrain, ("design",), "pretrain"),
+        "align": Stage(
+            fakes.stage("align"), lambda r: r.align, ("generate", "design", "pretrain"), "align"
+        ),
+        "evaluate": Stage(
+            fakes.stage("evaluate"), lambda r: r.evaluate, ("design", "align"), "evaluate"
+        ),
+        "card": Stage(fakes.stage("card"), lambda r: r.card, ("align", "evaluate"), "draft"),
+    }
+    monkeypatch.setattr(module, "STAGES", stages)
+    return fakes
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, fakes: FakeStages) -> Callable[..., Run]:
+    def make(*overrides: str) -> Run:
+        target = Target(tmp_path, "some/model", "abc")
+        return Run(build_recipe(DATA, overrides), tmp_path / "run", _target=target)
+
+    return make
+
+
+def run_all(run: Run) -> None:
+    execute(run, choose(run.recipe, None))
+
+
+def record(run: Run, stage: str) -> dict[str, Any]:
+    path = run.stage_folder(stage) / "provenance.json"
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def names(run: Run) -> set[str]:
+    return {path.name for path in run.folder.iterdir()}
+
+
+def test_stages_run_in_their_order_and_only_those_of_the_recipe(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    assert planned(run.recipe) == ORDER
+    run_all(run)
+    assert fakes.calls == ORDER
+    assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
+    align = record(run, "align")
+    assert align["stage"] == "align"
+    assert align["facts"] == {"rows": 1}
+    assert align["runs"] == 1
+    assert (align["target"], align["target_revision"], align["seed"]) == ("some/model", "abc", 0)
+    # Pretrain is not in the recipe, so align does not wait for it.
+    ids = {stage: record(run, stage)["id"] for stage in ("design", "generate")}
+    assert align["inputs"] == ids
+    files = {path.name for path in run.stage_folder("align").iterdir()}
+    assert files == {"rows.txt", "config.yaml", "provenance.json"}
+    config = yaml.safe_load((run.stage_folder("align") / "config.yaml").read_text(encoding="utf-8"))
+    assert config["align"] == run.recipe.resolved()["align"]
+
+
+def test_finished_stages_are_not_run_again(fakes: FakeStages, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    execute(run, ["design", "generate"])
+    ids = [record(run, stage)["id"] for stage in ("design", "generate")]
+    run_all(make_run())
+    assert fakes.calls == ORDER
+    assert [record(run, stage)["id"] for stage in ("design", "generate")] == ids
+    run_all(make_run())
+    assert fakes.calls == ORDER
+
+
+def test_the_real_stages_are_all_in_the_recipes_keys() -> None:
+    from fastdraft_hf.pipeline.run import STAGES
+
+    recipe = Recipe().resolved()
+    assert list(STAGES)[:2] == ["design", "generate"]
+    order = list(STAGES)
+    for name, stage in STAGES.items():
+        assert name in recipe or name == "report"
+        # An input that comes later could never be finished.
+        assert all(order.index(other) < order.index(name) for other in stage.inputs), name
+    assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("align.seq_length=77", f"align.seq_length: {TrainConfig().seq_length} then, 77 now"),
+        ("align.sources.0.weight=2", "align.sources"),
+        ("seed=1", "seed: 0 then, 1 now"),
+        ("target=other/model", "target: some/model then, other/model now"),
+    ],
+)
+def test_changed_settings_of_a_finished_stage_are_refused(
+    fakes: FakeStages, make_run: Callable[..., Run], override: str, named: str
+) -> None:
+    run_all(make_run())
+    before = list(fakes.calls)
+    with pytest.raises(FastDraftError) as caught:
+        run_all(make_run(override))
+    assert "was made with other settings" in str(caught.value)
+    assert named in str(caught.value)
+    assert fakes.calls == before  # refused before anything is done
+
+
+def test_what_a_stage_does_not_read_may_change(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    execute(make_run(), ["design", "generate", "align"])
+    run_all(make_run("evaluate.max_new_tokens=9", "output_dir=elsewhere"))
+    assert fakes.calls == ORDER
+
+
+def test_a_stage_made_again_makes_those_after_it_stale(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    run_all(run)
+    old = run.stage_folder("design")
+    old.rename(old.with_name("design-old"))
+    execute(run, ["design"])
+    with pytest.raises(FastDraftError, match=r"align was made with .*inputs\.design: design-"):
+        run_all(run)
+
+
+def test_a_kill_leaves_the_partial_folder_and_nothing_else(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    fakes.killed = {"align"}
+    with pytest.raises(Killed):
+        run_all(run)
+    assert names(run) == {"design", "generate", ".align.partial", ".lock"}
+    assert not run.finished("align")
+
+    fakes.killed = set()
+    run_all(make_run())  # the lock is free again
+    assert fakes.calls == ["design", "generate", "align", "align", "evaluate", "card"]
+    assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
+    found = record(run, "align")
+    assert found["runs"] == 2
+    assert found["facts"] == {"rows": 2}  # it went on with what the killed run had left
+    assert found["wall_seconds"] >= 0
+    assert record(run, "evaluate")["runs"] == 1
+
+
+def test_a_stage_killed_many_times_counts_its_runs(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    fakes.killed = {"align"}
+    for _ in range(3):
+        with pytest.raises(Killed):
+            run_all(make_run())
+    fakes.killed = set()
+    run = make_run()
+    run_all(run)
+    assert record(run, "align")["runs"] == 4
+    assert not (run.stage_folder("align") / "sessions.json").exists()
+
+
+def test_a_partial_folder_of_other_settings_is_moved_aside(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    fakes.killed = {"align"}
+    with pytest.raises(Killed):
+        run_all(make_run())
+    fakes.killed = set()
+    run = make_run("align.learning_rate=1e-5")
+    run_all(run)
+    assert record(run, "align")["runs"] == 1
+    assert record(run, "align")["facts"] == {"rows": 1}
+    (aside,) = [name for name in names(run) if name.startswith(".align.partial-")]
+    assert (run.folder / aside / "rows.txt").read_text(encoding="utf-8") == "row\n"
+
+
+def test_temporary_files_of_a_kill_are_not_published(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    """A kill inside an atomic write leaves its temporary file or folder beside the target."""
+    run = make_run()
+    fakes.killed = {"align"}
+    with pytest.raises(Killed):
+        run_all(run)
+    partial = run.folder / ".align.partial"
+    (partial / ".sessions.json.abc123.tmp").write_text("torn", encoding="utf-8")
+    (partial / ".model.xyz789.tmp").mkdir()
+    (partial / ".model.xyz789.tmp" / "weights").write_text("torn", encoding="utf-8")
+    fakes.killed = set()
+    run_all(run)
+    left = [path.name for path in run.stage_folder("align").rglob("*.tmp")]
+    assert left == []
+
+
+def test_a_folder_that_no_stage_finished_is_refused(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    run.stage_folder("align").mkdir(parents=True)
+    with pytest.raises(FastDraftError, match="align exists and was not made by a finished stage"):
+        run_all(run)
+    assert fakes.calls == []
+
+
+def test_a_missing_input_is_refused(fakes: FakeStages, make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    with pytest.raises(FastDraftError, match="stage align reads the output of generate"):
+        execute(run, ["align"])
+    assert fakes.calls == []
+    assert names(run) <= {".lock"}
+
+
+def test_stages_are_chosen_in_the_recipes_order(make_run: Callable[..., Run]) -> None:
+    recipe = make_run().recipe
+    assert choose(recipe, None) == ORDER
+    assert choose(recipe, ["align", "design"]) == ["design", "align"]
+    with pytest.raises(FastDraftError, match=r"no stage 'alin' \(did you mean 'align'\?\); stag"):
+        choose(recipe, ["alin"])
+    with pytest.raises(FastDraftError, match="the recipe has no section 'pretrain'"):
+        choose(recipe, ["pretrain"])
+
+
+def test_a_second_process_is_refused(
+    fakes: FakeStages, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run()
+    run.folder.mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, filelock\n"
+            "with filelock.FileLock(sys.argv[1]):\n"
+            "    print('held', flush=True); sys.stdin.read()",
+            str(run.folder / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(FastDraftError, match="another fastdraft process works in"):
+            run_all(run)
+        assert fakes.calls == []
+    finally:
+        holder.kill()
+        holder.wait()
+    run_all(run)  # a killed process lets go
+    assert fakes.calls == ORDER
+
+
+def test_the_latest_model_is_the_last_trained(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    with pytest.raises(FastDraftError, match="stage align is not finished"):
+        run.latest_model()
+    with pytest.raises(FastDraftError, match="holds no draft yet; run stage design first"):
+        run.latest_model(before="align")
+    execute(run, ["design", "generate"])
+    assert run.latest_model(before="align") == run.folder / "design"
+    with pytest.raises(FastDraftError, match="stage align is not finished"):
+        run.latest_model()  # an untrained draft is never taken for a trained one
+    execute(run, ["align"])
+    assert run.latest_model() == run.folder / "align"
+    assert run.latest_model(before="evaluate") == run.folder / "align"
+
+
+def test_the_target_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def resolve(name: str, revision: str | None) -> Target:
+        asked.append((name, revision))
+        return Target(tmp_path, name, revision)
+
+    monkeypatch.setattr(module, "resolve_target", resolve)
+    run = Run(build_recipe({"target": "a/b", "target_revision": "v1"}), tmp_path)
+    assert asked == []
+    assert run.target is run.target
+    assert asked == [("a/b", "v1")]
+
+
+class TestTrainingStage:
+    """The last moves of a training stage, each cut off once; the training itself is faked."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, tiny_target_folder: Path) -> Run:
+        recipe = build_recipe({"pretrain": {"sources": [{"kind": "python"}], "seq_length": 64}})
+        run = Run(recipe, tmp_path / "run", _target=Target(tiny_target_folder, "t"))
+        design = run.stage_folder("design")
+        design.parent.mkdir()
+        design.symlink_to(tiny_target_folder)
+        return run
+
+    @pytest.mark.parametrize("cut_at", range(6))
+    def test_a_kill_while_the_folder_is_put_together(
+        self,
+        run: Run,
+        tmp_path: Path,
+        tiny_target_folder: Path,
+        cut_at: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from fastdraft_hf.pipeline.stages import train
+        from fastdraft_hf.training import loop
+
+        monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tiny_target_folder)
+
+        def prepare(run: Run, data: Path, *rest: object) -> None:
+            data.mkdir()
+            (data / "summary.json").write_text("{}", encoding="utf-8")
+
+        def trained(start: Path, tokenizer: object, data: Path, work: Path, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
+            if not (work / "model").exists():
+                (work / "model").mkdir(parents=True)
+                for name in ("config.json", "model.safetensors"):
+                    (work / "model" / name).write_text(name, encoding="utf-8")
+            return {"steps": 1, "log": []}
+
+        monkeypatch.setattr(train, "_prepare", prepare)
+        monkeypatch.setattr(loop, "train", trained)
+        calls = 0
+
+        def cut(real: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == cut_at + 1:
+                    raise Killed
+                return real(*args, **kwargs)
+
+            return step
+
+        folder = tmp_path / "partial"
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(train.shutil, "move", cut(train.shutil.move))
+            patch.setattr(train.shutil, "rmtree", cut(train.shutil.rmtree))
+            patch.setattr(train, "write_json", cut(train.write_json))
+            with pytest.raises(Killed):
+                train.pretrain(run, folder)
+        train.pretrain(run, folder)
+        assert (folder / "model.safetensors").read_text(encoding="utf-8") == "model.safetensors"
+        assert {p.name for p in folder.iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            "log.json",
+        }

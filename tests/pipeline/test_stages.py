@@ -1,0 +1,150 @@
+"""Stages that need no training: what they refuse, and what they leave out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.pipeline.recipe import build_recipe
+from fastdraft_hf.pipeline.run import Run
+from fastdraft_hf.pipeline.stages import bench, card, design, export
+from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.targets.resolve import Target
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
+    def make(*overrides: str) -> Run:
+        run = Run(build_recipe({}, overrides), tmp_path / "run", Target(tiny_target_folder, "tiny"))
+        run.folder.mkdir()
+        return run
+
+    return make
+
+
+def test_the_real_targets_text_ends_on_either_token(
+    target_folder: Path, target_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert stop_ids(target_folder, target_tokenizer) == {0, 2}  # <|endoftext|>, <|im_end|>
+
+
+def test_every_end_of_a_generation_config_counts(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [7, 9]}), encoding="utf-8"
+    )
+    assert stop_ids(tmp_path, tiny_tokenizer) == {7, 9, 0}
+    (tmp_path / "generation_config.json").write_text("{}", encoding="utf-8")
+    assert stop_ids(tmp_path, tiny_tokenizer) == {tiny_tokenizer.eos_token_id, 0}
+
+
+def test_a_given_draft_is_taken_over(
+    make_run: Callable[..., Run],
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    draft = tiny_model(seed=4, num_hidden_layers=1)
+    draft.save_pretrained(tmp_path / "given")
+    tiny_tokenizer.save_pretrained(tmp_path / "given")
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = design.run(make_run(f"design.draft={tmp_path / 'given'}"), out)
+    assert facts["draft_parameters"] == draft.num_parameters()
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all((loaded[name] == value).all() for name, value in draft.state_dict().items())
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_a_given_draft_of_another_vocabulary_is_refused(
+    make_run: Callable[..., Run],
+    tiny_model: Callable[..., LlamaForCausalLM],
+    target_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    run = make_run(f"design.draft={tmp_path / 'given'}")
+    with pytest.raises(FastDraftError, match=r"design\.draft: .* holds no config\.json"):
+        design.run(run, tmp_path)
+    tiny_model().save_pretrained(tmp_path / "given")
+    target_tokenizer.save_pretrained(tmp_path / "given")
+    with pytest.raises(FastDraftError, match="its vocabulary is not the target's"):
+        design.run(run, tmp_path)
+
+
+def test_a_designed_draft_is_smaller_and_loads(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run("design.hidden_size=16", "design.num_hidden_layers=1", "design.params=1k")
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = design.run(run, out)
+    draft = AutoModelForCausalLM.from_pretrained(out)
+    assert draft.num_parameters() == facts["draft_parameters"] < facts["target_parameters"]
+    assert (draft.config.hidden_size, draft.config.num_hidden_layers) == (16, 1)
+
+
+def test_without_openvino_export_is_left_out(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "openvino_available", lambda: False)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert export.run(make_run(), out)["openvino"] == []
+    assert list(out.iterdir()) == []
+
+
+def test_an_export_made_by_a_killed_run_is_kept(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def fake(model: Path, output: Path, weight_format: str) -> None:
+        output.mkdir()
+        (output / "openvino_model.bin").write_bytes(b"x" * len(weight_format))
+        made.append(weight_format)
+
+    monkeypatch.setattr(export, "openvino_available", lambda: True)
+    monkeypatch.setattr(export, "export_openvino", fake)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    run = make_run("export.openvino=[int8, fp16]")
+    fake(tmp_path, out / "openvino-int8", "int8")
+    made.clear()
+    facts = export.run(run, out)
+    assert made == ["fp16"]
+    assert facts == {"openvino": ["int8", "fp16"], "weight_bytes": {"int8": 4, "fp16": 4}}
+
+
+def test_a_format_that_was_not_exported_is_named(
+    make_run: Callable[..., Run], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    run = make_run("bench.weight_format=fp16")
+    with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
+        bench._openvino(run, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("target", "evaluation", "name"),
+    [
+        ("org/Model-1B", {"draft_parameters": 49_600_000}, "Model-1B-FastDraft-50M"),
+        ("folder", None, "folder-FastDraft"),
+        ("my model (old)", None, "my-model--old--FastDraft"),
+    ],
+)
+def test_a_draft_is_named_after_its_target(
+    target: str, evaluation: dict[str, int] | None, name: str
+) -> None:
+    assert card._default_name(target, evaluation) == name
