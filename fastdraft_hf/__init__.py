@@ -7,7 +7,12 @@ Heavy parts are imported when they are first asked for, so that ``import fastdra
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# TRL and the Hub's client tell their makers what runs. That is for a user to switch on, not for a
+# tool; the Hub's client reads this when it is imported, so it is said before.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -65,7 +65,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
-    """Flush a finished folder and rename it to ``path``."""
+    """Flush a finished folder and rename it to ``path``.
+
+    Temporary files that a killed run left in it are removed first.
+    """
+    for left in [*temporary.rglob(".*.tmp")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
     for file in temporary.rglob("*"):
         if file.is_file():
             fsync_path(file)

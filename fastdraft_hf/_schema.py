@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastdraft_hf._errors import FastDraftError, nearest
@@ -44,7 +45,8 @@ def parse_count(value: str) -> int:
     match = _COUNT.match(value.replace("_", "").replace(",", "").strip())
     if match is None:
         raise ValueError(f"'{value}' is no count")
-    number = float(match.group(1)) * _FACTOR[match.group(2)]
+    # Decimal: 1.001M is whole, and a count of twenty digits keeps its last one.
+    number = Decimal(match.group(1)) * _FACTOR[match.group(2)]
     if number != int(number):
         raise ValueError(f"'{value}' is no whole count")
     return int(number)
@@ -140,7 +142,9 @@ def _convert_scalar(kind: type, value: Any, path: str) -> Any:
                 return parse_count(value)
             except ValueError:
                 raise bad from None
-        if not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():  # not infinity, not NaN
             return int(value)
     elif kind is float:
         if isinstance(value, str):  # YAML reads 1e-3 as a text

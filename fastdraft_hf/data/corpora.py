@@ -70,9 +70,14 @@ def _file_documents(path: Path, column: str) -> Iterator[str]:
         return
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                if line.strip():
-                    yield _column(json.loads(line), column, str(path))
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise FastDraftError(f"{path}:{number}: no valid JSON ({error})") from error
+                yield _column(row, column, str(path))
     elif path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

@@ -38,3 +38,7 @@ class DesignConfig:
         for name in ("params", "num_hidden_layers", "width_multiple"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("hidden_size", "intermediate_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {value}")

@@ -77,6 +77,11 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
         if size > design.params:
             break
         best = config
+    if least is None:
+        raise FastDraftError(
+            f"design.width_multiple: no multiple of {step} up to the target's width of "
+            f"{target_config.hidden_size} can be divided among its heads"
+        )
     if best is None:
         raise FastDraftError(
             f"design.params: {design.params:,} cannot hold a vocabulary of "
@@ -88,6 +93,12 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
 def _scaled(target: Any, design: DesignConfig, width: int) -> PretrainedConfig:
     draft = copy.deepcopy(target)
     layers = design.num_hidden_layers
+    wanted = design.intermediate_size
+    if design.first_weights == "slice" and wanted and wanted > target.intermediate_size:
+        raise FastDraftError(
+            f"design.intermediate_size: {wanted} is wider than the target's "
+            f"{target.intermediate_size}, which a slice is cut from"
+        )
     if layers > target.num_hidden_layers:
         raise FastDraftError(
             f"design.num_hidden_layers: {layers} is deeper than the target's "

@@ -146,6 +146,9 @@ def _slice_attention(ours: Any, theirs: Any, basis: Basis) -> None:
     back = ours.self_attn.o_proj.weight
     output = scale[:, None] * theirs.self_attn.o_proj.weight.float()
     back.copy_((directions.T @ output)[:, : back.shape[1]])
+    if theirs.self_attn.o_proj.bias is not None:
+        bias = directions.T @ (scale * theirs.self_attn.o_proj.bias.float())
+        ours.self_attn.o_proj.bias.copy_(bias)
 
 
 def _slice_feed_forward(ours: Any, theirs: Any, basis: Basis) -> None:
@@ -158,7 +161,11 @@ def _slice_feed_forward(ours: Any, theirs: Any, basis: Basis) -> None:
     for name in ("gate_proj", "up_proj"):
         source = getattr(theirs.mlp, name).weight.float() * gain
         getattr(ours.mlp, name).weight.copy_((source @ directions)[kept])
+        if getattr(theirs.mlp, name).bias is not None:
+            getattr(ours.mlp, name).bias.copy_(getattr(theirs.mlp, name).bias[kept])
     ours.mlp.down_proj.weight.copy_(directions.T @ (scale[:, None] * down[:, kept]))
+    if theirs.mlp.down_proj.bias is not None:
+        ours.mlp.down_proj.bias.copy_(directions.T @ (scale * theirs.mlp.down_proj.bias.float()))
 
 
 def _decoder(model: PreTrainedModel) -> Any:

@@ -100,7 +100,10 @@ def speed(summary: RunSummary, path: Path) -> None:
             axes.errorbar(
                 gammas,
                 [r[0] for r in ratios],
-                yerr=[[r[0] - r[1] for r in ratios], [r[2] - r[0] for r in ratios]],
+                yerr=[
+                    [max(0.0, r[0] - r[1]) for r in ratios],
+                    [max(0.0, r[2] - r[0]) for r in ratios],
+                ],
                 fmt=styles.get(name, "-") + "o",
                 ms=4,
                 lw=1.2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,16 +60,26 @@ def coloured_sample(
         rounds: (drafted, accepted) a round; each round emits its accepted tokens and one more.
         decode: ids to text.
     """
-    pieces, place = [], 0
+    # Text is cut where decoded beginnings of the answer end, never token by token: a character may
+    # take several tokens, and a part of it decodes to a replacement mark.
+    marks: list[bool] = []
     for _, accepted in rounds:
-        drafted, own = tokens[place : place + accepted], tokens[place + accepted :][:1]
-        if drafted:
-            text = html.escape(decode(list(drafted)))
-            pieces.append(f'<span class="accepted">{text}</span>')
-        pieces.append(html.escape(decode(list(own))))
-        place += accepted + 1
-    pieces.append(html.escape(decode(list(tokens[place:]))))
-    return "".join(pieces)
+        marks += [True] * accepted + [False]
+    marks = (marks + [False] * len(tokens))[: len(tokens)]
+    pieces: list[tuple[bool, str]] = []
+    written, drafted = "", False
+    for place, by_draft in enumerate(marks, 1):
+        text = decode(list(tokens[:place]))
+        drafted = drafted or by_draft
+        if text.endswith("\ufffd") and place < len(tokens):
+            continue
+        pieces.append((drafted, text[len(written) :]))
+        written, drafted = text, False
+    merged = []
+    for by_draft, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        text = html.escape("".join(part for _, part in group))
+        merged.append(f'<span class="accepted">{text}</span>' if by_draft else text)
+    return "".join(merged)
 
 
 def write_report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,18 +11,10 @@ from typing import Literal
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._paths import cache_dir
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
-
-
-def openvino_available() -> bool:
-    """Return whether the ``openvino`` extra is installed."""
-    names = ("openvino", "openvino_genai", "openvino_tokenizers", "optimum.intel")
-    try:
-        return all(importlib.util.find_spec(name) for name in names)
-    except ModuleNotFoundError:  # the parent package of optimum.intel
-        return False
 
 
 def require_openvino() -> None:

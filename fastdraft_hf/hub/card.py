@@ -98,7 +98,7 @@ def render_card(
         design=", ".join(f"{key} {value}" for key, value in design.items()),
         data=_describe_data(summary),
         limits=budget_sentence(summary),
-        licence_line=f"{licence} (the target's)." if licence else "Follows the target's licence.",
+        licence_line=f"{licence}." if licence else "Follows the target's licence.",
     )
 
 

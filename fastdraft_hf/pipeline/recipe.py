@@ -58,6 +58,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
+        bench, exported = self.bench, self.export.openvino
+        if "openvino" in bench.paths and exported and bench.weight_format not in exported:
+            raise FastDraftError(
+                f"bench.weight_format: {bench.weight_format} is not among export.openvino "
+                f"({', '.join(exported)})"
+            )
         sets = self.generate.sets if self.generate else {}
         for name, stage in (
             ("pretrain", self.pretrain),
@@ -116,6 +122,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise FastDraftError(f"there is no recipe file {path}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FastDraftError(f"{path} is no UTF-8 text") from error
     except yaml.YAMLError as error:
         place = " ".join(str(error).split())
         raise FastDraftError(f"{path} is no valid YAML: {place}") from error
@@ -133,6 +141,8 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
     for machine in when:
         if machine not in ("cpu", "cuda"):
             raise FastDraftError(f"when.{machine}: unknown machine; valid: cpu, cuda")
+        if not isinstance(when[machine] or {}, Mapping):
+            raise FastDraftError(f"when.{machine}: expected a mapping of key paths to values")
     given = dict(_split(word) for word in overrides)
     device = given.get("device", merged.get("device", "auto"))
     for path, value in (when.get(resolve_device(device)) or {}).items():
@@ -203,6 +213,7 @@ def _assign(data: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _index(place: list[Any], key: str, where: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise FastDraftError(f"{where}: the list has entries 0 to {len(place) - 1}")
+    if not key.isdecimal() or int(key) >= len(place):
+        entries = f"entries 0 to {len(place) - 1}" if place else "no entries"
+        raise FastDraftError(f"{where}: the list has {entries}")
     return int(key)

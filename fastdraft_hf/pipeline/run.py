@@ -211,7 +211,7 @@ def _execute_stage(run: Run, name: str) -> None:
     partial = run.folder / f".{stage.folder}.partial"
     fingerprint = _fingerprint(run, name)
     if partial.exists() and _read_config(partial) != fingerprint:
-        aside = partial.with_name(f"{partial.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
         logger.warning("%s: begun with other settings; moved aside to %s", name, aside)
         partial.rename(aside)
     resumed = partial.exists()

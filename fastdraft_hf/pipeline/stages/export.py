@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.export.openvino import export_openvino, openvino_available
+from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.export.openvino import export_openvino
 from fastdraft_hf.pipeline.run import Run
 
 logger = logging.getLogger(__name__)

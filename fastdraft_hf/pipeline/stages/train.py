@@ -66,10 +66,8 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
         label=name,
     )
     # The work folder holds checkpoints; what is kept of it is the log and the last weights.
-    shutil.move(folder / "work" / "model", folder / "model")
-    for file in (folder / "model").iterdir():
-        shutil.move(file, folder / file.name)
-    (folder / "model").rmdir()
+    # Copied, not moved: killed in the middle, the next run finds the trained model and copies again.
+    shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
     shutil.rmtree(folder / "work")
     shutil.rmtree(data)
     write_json(folder / "log.json", facts.pop("log"))
