@@ -34,10 +34,9 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
     if dry_run:
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
     _quiet_libraries()
     _check_trainer_args(recipe, stages)
+    write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
     execute(run, stages)
 
 

@@ -88,6 +88,8 @@ def vocabulary_basis(target: PreTrainedModel, width: int) -> Basis:
         gain = _decoder(target).norm.weight.float().abs().clamp_min(1e-4)
         head = target.get_output_embeddings().weight.float()
         scale = gain.sqrt() if _tied(target) else torch.ones_like(gain)
+        # An RMSNorm takes a common factor out again, so only the differences may remain.
+        scale = scale / scale.square().mean().sqrt()
         table = head * (scale if _tied(target) else gain)
         values, vectors = torch.linalg.eigh((table.T @ table).double())
     share = float(values[-width:].sum() / values.sum())

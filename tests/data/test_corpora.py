@@ -176,7 +176,7 @@ def test_generated_blocks_are_prompt_and_completion(tmp_path: Path, tiny_tokeniz
         [Source(name="mine")],
         tiny_tokenizer,
         generated=tmp_path,
-        overlaps=lambda text: True,  # never asked: what the target wrote is used as it stands
+        overlaps=lambda text: False,
         max_tokens=20,
         length=5,
         seed=0,
@@ -186,6 +186,13 @@ def test_generated_blocks_are_prompt_and_completion(tmp_path: Path, tiny_tokeniz
     texts = [list(r.prompt_ids + written_ids(r)) for r in requests]
     stream = [i for text in texts for i in text]
     assert all(set(block["input_ids"]) <= set(stream) for block in blocks)
+
+
+class Words:
+    """Stands in for a tokenizer where only the way back to text is asked for."""
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
 
 
 class Answers(FakeEngine):
@@ -212,7 +219,12 @@ def test_labels_cover_the_completion_only(
     requests = [Request(i, (i,) * prompt, 0.0, i, 8, "s") for i, (prompt, _) in enumerate(shapes)]
     write_rows(Answers([answer for _, answer in shapes]), requests, folder / "s")
     examples, summary = build_completions(
-        [Source(name="s")], generated=folder, max_length=max_length, seed=0
+        [Source(name="s")],
+        Words(),
+        generated=folder,
+        overlaps=lambda text: False,
+        max_length=max_length,
+        seed=0,
     )
     expected = []
     for i, (prompt, answer) in enumerate(shapes):
@@ -229,7 +241,30 @@ def test_labels_cover_the_completion_only(
 
 def test_alignment_reads_generated_sets_only(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match=r"align: source 'python' is python"):
-        build_completions([Source(kind="python")], generated=tmp_path, max_length=8, seed=0)
+        build_completions(
+            [Source(kind="python")],
+            Words(),
+            generated=tmp_path,
+            overlaps=lambda text: False,
+            max_length=8,
+            seed=0,
+        )
+
+
+def test_answers_that_repeat_held_out_text_are_dropped(tmp_path: Path) -> None:
+    requests = make_requests(9)
+    write_rows(FakeEngine(), requests, tmp_path / "mine")
+    told = Words().decode([*requests[4].prompt_ids, *written_ids(requests[4])])
+    examples, summary = build_completions(
+        [Source(name="mine")],
+        Words(),
+        generated=tmp_path,
+        overlaps=lambda text: text == told,
+        max_length=1000,
+        seed=0,
+    )
+    assert summary["mine"]["overlaps held-out text"] == 1
+    assert len(examples) == 8
 
 
 def test_files_of_every_kind(tmp_path: Path) -> None:

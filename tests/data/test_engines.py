@@ -16,17 +16,17 @@ from fastdraft_hf.data.prompts import Request
 
 
 @pytest.mark.parametrize(
-    ("missing", "gpu", "chosen"),
+    ("missing", "device", "chosen"),
     [
-        (set(), False, "openvino"),
-        (set(), True, "transformers"),
-        ({"openvino_genai"}, False, "transformers"),
-        ({"optimum", "optimum.intel"}, False, "transformers"),
+        (set(), "cpu", "openvino"),
+        (set(), "cuda", "transformers"),
+        ({"openvino_genai"}, "cpu", "transformers"),
+        ({"optimum", "optimum.intel"}, "cpu", "transformers"),
         # Other parts of optimum come alone with other packages.
-        ({"optimum.intel"}, False, "transformers"),
+        ({"optimum.intel"}, "cpu", "transformers"),
     ],
 )
-def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], gpu: bool, chosen: str) -> None:
+def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], device: str, chosen: str) -> None:
     real = importlib.util.find_spec
     modules = {"openvino", "openvino_genai", "openvino_tokenizers", "optimum", "optimum.intel"}
 
@@ -36,14 +36,13 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], gpu: bool, cho
         return real(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert choose_engine("auto") == chosen
-    assert choose_engine("transformers") == "transformers"
+    assert choose_engine("auto", device) == chosen
+    assert choose_engine("transformers", device) == "transformers"
     if missing:
         with pytest.raises(FastDraftError, match="openvino is not installed; `pip install"):
-            choose_engine("openvino")
+            choose_engine("openvino", device)
     else:
-        assert choose_engine("openvino") == "openvino"
+        assert choose_engine("openvino", device) == "openvino"
 
 
 def make_requests(count: int, temperatures: tuple[float, ...] = (0.0,)) -> list[Request]:
@@ -124,6 +123,7 @@ def test_openvino_needs_its_folder(tiny_target_folder: Path) -> None:
             openvino_target=None,
             stop_ids={2},
             batch_size=4,
+            device="cpu",
         )
 
 
@@ -149,6 +149,7 @@ def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
         openvino_target=openvino_folder,
         stop_ids=stop,
         batch_size=4,
+        device="cpu",
     )
     tokens: list[int] = []
     done = list(engine.generate(iter(requests), tokens.append))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf import FastDraftError
+from fastdraft_hf import FastDraftError, _extras
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.export import openvino
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.export.openvino import (
     cached_openvino,
     export_openvino,
-    openvino_available,
     require_openvino,
 )
 
@@ -77,7 +77,7 @@ def test_a_failing_export_leaves_nothing_and_says_why(tmp_path: Path) -> None:
 def test_without_openvino_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_extras.importlib.util, "find_spec", lambda name: None)
     assert not openvino_available()
     with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[openvino\]"):
         require_openvino()
@@ -92,7 +92,7 @@ def test_a_missing_parent_package_is_no_crash(monkeypatch: pytest.MonkeyPatch) -
             raise ModuleNotFoundError("No module named 'optimum'")
         return object()
 
-    monkeypatch.setattr(openvino.importlib.util, "find_spec", find)
+    monkeypatch.setattr(_extras.importlib.util, "find_spec", find)
     assert not openvino_available()
 
 

@@ -131,7 +131,9 @@ def test_an_export_made_by_a_killed_run_is_kept(
 def test_a_format_that_was_not_exported_is_named(
     make_run: Callable[..., Run], tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    run = make_run("bench.weight_format=fp16")
+    with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 is not among export"):
+        make_run("bench.weight_format=fp16")
+    run = make_run("bench.weight_format=fp16", "export.openvino=[]")
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
         bench._openvino(run, tiny_tokenizer)
 

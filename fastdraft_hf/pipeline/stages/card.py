@@ -10,7 +10,7 @@ from typing import Any
 from fastdraft_hf.pipeline.run import STAGES, Run
 
 # What of a training stage's folder is its record, not the model.
-_RECORDS = {"config.yaml", "provenance.json", "sessions.json", "log.json"}
+_RECORDS = {"config.yaml", "provenance.json", "sessions.json", "log.json", "facts.json"}
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:

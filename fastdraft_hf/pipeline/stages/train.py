@@ -50,28 +50,31 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
     start_model = run.latest_model(before=name)
     tokenizer = AutoTokenizer.from_pretrained(start_model)
     check_same_vocabulary(AutoTokenizer.from_pretrained(run.target.path), tokenizer, start_model)
-    data = folder / "data"
-    if not data.exists():
-        _prepare(run, data, name, config, tokenizer)
-    summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
-    logger.info("%s: data %s", name, summary)
-    facts = train(
-        start_model,
-        tokenizer,
-        data,
-        folder / "work",
-        config,
-        seed=run.recipe.seed,
-        device=resolve_device(run.recipe.device),
-        label=name,
-    )
-    # The work folder holds checkpoints; what is kept of it is the log and the last weights.
-    # Copied, not moved: killed in the middle, the next run finds the trained model and copies again.
-    shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
-    shutil.rmtree(folder / "work")
-    shutil.rmtree(data)
-    write_json(folder / "log.json", facts.pop("log"))
-    return {"data": summary, "started_from": start_model.name, **facts}
+    data, trained = folder / "data", folder / "facts.json"
+    if not trained.exists():
+        if not data.exists():
+            _prepare(run, data, name, config, tokenizer)
+        summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
+        logger.info("%s: data %s", name, summary)
+        facts = train(
+            start_model,
+            tokenizer,
+            data,
+            folder / "work",
+            config,
+            seed=run.recipe.seed,
+            device=resolve_device(run.recipe.device),
+            label=name,
+        )
+        # Copied, not moved: killed in the middle of it, the next run copies again.
+        shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
+        write_json(folder / "log.json", facts.pop("log"))
+        write_json(trained, {"data": summary, "started_from": start_model.name, **facts})
+    # From here on the checkpoints and the data are of no more use.
+    for used in (folder / "work", data):
+        if used.exists():
+            shutil.rmtree(used)
+    return dict(json.loads(trained.read_text(encoding="utf-8")))
 
 
 def _prepare(
