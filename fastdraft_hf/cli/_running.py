@@ -45,12 +45,8 @@ def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.training.loop import training_arguments
 
-    for name, section in (
-        ("pretrain", recipe.pretrain),
-        ("continue", recipe.continue_),
-        ("align", recipe.align),
-    ):
-        if name in stages and section is not None and section.trainer_args:
+    for name, section in recipe.training_stages().items():
+        if name in stages and section.trainer_args:
             try:
                 training_arguments(section, Path("unused"), steps=1, seed=0, device="cpu")
             except FastDraftError as error:

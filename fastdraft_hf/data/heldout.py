@@ -86,7 +86,8 @@ def load_task(name: str) -> list[HeldOutPrompt]:
     return read(fetch(file))
 
 
-def sample_task(name: str, count: int, seed: int) -> list[HeldOutPrompt]:
-    """Return ``count`` prompts of a task set, the same ones for the same seed."""
+def sample_task(name: str, count: int | None, seed: int) -> list[HeldOutPrompt]:
+    """Return ``count`` prompts of a task set (``None``: all), in the seed's order."""
     prompts = load_task(name)
-    return random.Random(seed).sample(prompts, min(count, len(prompts)))
+    wanted = len(prompts) if count is None else min(count, len(prompts))
+    return random.Random(seed).sample(prompts, wanted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.heldout import load_task, sample_task
+from fastdraft_hf.data.heldout import sample_task
 from fastdraft_hf.data.prompts import chat_ids
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def draw_prompts(
     drawn = []
     for task in tasks:
         chosen = []
-        for prompt in sample_task(task, len(load_task(task)), seed):
+        for prompt in sample_task(task, None, seed):
             ids = chat_ids(tokenizer, prompt.instruction)
             if len(ids) <= max_tokens:
                 chosen.append(EvaluationPrompt(task, prompt.key, ids))

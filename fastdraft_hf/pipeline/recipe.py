@@ -65,13 +65,7 @@ class Recipe:
                 f"({', '.join(exported)})"
             )
         sets = self.generate.sets if self.generate else {}
-        for name, stage in (
-            ("pretrain", self.pretrain),
-            ("continue", self.continue_),
-            ("align", self.align),
-        ):
-            if stage is None:
-                continue
+        for name, stage in self.training_stages().items():
             if not stage.sources:
                 raise FastDraftError(f"{name}.sources: at least one source is needed")
             for number, source in enumerate(stage.sources):
@@ -82,6 +76,11 @@ class Recipe:
                         f"{where}.kind: align reads what the target wrote (generated), not "
                         f"{source.kind}"
                     )
+
+    def training_stages(self) -> dict[str, TrainConfig]:
+        """Return the training stages the recipe has, by name, in order."""
+        stages = {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}
+        return {name: stage for name, stage in stages.items() if stage is not None}
 
     def resolved(self) -> dict[str, Any]:
         """Return the mapping this recipe could have been read from, defaults written out."""

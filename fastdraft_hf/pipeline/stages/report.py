@@ -28,7 +28,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
     draft = run.stage_folder("card")
     further = budget_sentence(summary)
-    target = str(run.target.path) if run.target.path.is_dir() else run.target.name
+    target = str(run.target.path)
     write_report(
         summary,
         folder,
