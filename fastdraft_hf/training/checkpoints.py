@@ -29,11 +29,21 @@ class MarkCompleteCheckpoints(TrainerCallback):
             (folder / _MARK).touch()
 
 
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True)
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in ``folder``."""
+    return next((path for path in _newest_first(folder) if (path / _MARK).exists()), None)
+
+
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in ``folder``; remove the torn ones after it."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True):
-        if (path / _MARK).exists():
-            return path
+    good = newest_complete(folder)
+    for path in _newest_first(folder):
+        if path == good:
+            break
         shutil.rmtree(path)
-    return None
+    return good

@@ -164,9 +164,7 @@ def _logits_gradient(
     return gradient
 
 
-def _softmax(
-    logits: torch.Tensor, highest: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(logits: torch.Tensor, highest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the softmax [n, V] in the logits' type and log Σ exp [n, 1] in float32.
 
     The softmax sums in float32 inside, whatever its type. The log of the sum of exponentials
@@ -192,9 +190,7 @@ def _label_gradient(
     return gradient
 
 
-def _terms_over(
-    pair: Pair, objective: Objective, sums: _Sums
-) -> torch.Tensor | None:
+def _terms_over(pair: Pair, objective: Objective, sums: _Sums) -> torch.Tensor | None:
     """Add every divergence's values to ``sums``; return the weighted slopes [n, B]."""
     slope: torch.Tensor | None = None
     for name, (weight, term) in objective.divergences.items():
@@ -360,7 +356,7 @@ def _check(
     elif target is not None:
         if target.hidden.shape[0] != hidden.shape[0]:
             raise ValueError(
-                f"the target has {target.hidden.shape[0]} hidden states for {hidden.shape[0]} tokens"
+                f"{target.hidden.shape[0]} hidden states of the target for {hidden.shape[0]} tokens"
             )
         if target.weight.shape[0] != weight.shape[0]:
             raise ValueError(

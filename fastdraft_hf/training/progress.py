@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar in a terminal, plain lines in a log; steps are counted, tokens/s and loss noted."""
+    """A bar in a terminal, plain lines in a log; tokens/s and the loss are noted.
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    Args:
+        label: what is trained.
+        max_train_tokens: the budget, if it is one of tokens; else steps are counted.
+    """
+
+    def __init__(self, label: str, max_train_tokens: int | None = None) -> None:
+        self._label, self._budget = label, max_train_tokens
         self._progress: Progress | None = None
         self._note = ""
         self._start = 0.0
-        self._start_tokens = 0
-
-    @staticmethod
-    def replace_defaults(trainer: Trainer) -> None:
-        """Take the default bar and printer off ``trainer``, so that progress is shown once."""
-        for callback in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(callback)
+        self._start_tokens = self._tokens = 0
 
     def on_train_begin(
         self,
@@ -43,9 +37,14 @@ class TrainingProgress(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        self._start, self._start_tokens = time.monotonic(), state.num_input_tokens_seen
+        self._tokens = self._start_tokens
+        if self._budget is None:
             self._progress = Progress(self._label, state.max_steps, "steps", done=state.global_step)
-            self._start, self._start_tokens = time.monotonic(), state.num_input_tokens_seen
+        else:
+            self._progress = Progress(self._label, self._budget, "tokens", done=self._tokens)
 
     def on_step_end(
         self,
@@ -54,11 +53,17 @@ class TrainingProgress(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        if self._progress is not None:
-            tokens = state.num_input_tokens_seen - self._start_tokens
-            rate = tokens / max(time.monotonic() - self._start, 1e-9)
-            note = f"{state.num_input_tokens_seen:,} tokens, {rate:,.0f} tokens/s{self._note}"
-            self._progress.advance(1, note=note)
+        if self._progress is None:
+            return
+        seen = state.num_input_tokens_seen
+        if self._budget is None:
+            rate = (seen - self._start_tokens) / max(time.monotonic() - self._start, 1e-9)
+            self._progress.advance(1, note=f"{seen:,} tokens, {rate:,.0f} tokens/s{self._note}")
+        else:
+            self._progress.advance(
+                seen - self._tokens, note=f"step {state.global_step}{self._note}"
+            )
+        self._tokens = seen
 
     def on_log(
         self,
@@ -69,13 +74,9 @@ class TrainingProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
-            if not math.isfinite(float(logs["loss"])):
-                raise FastDraftError(
-                    f"{self._label}: the loss became {logs['loss']} by step {state.global_step}; "
-                    f"lower {self._label}.learning_rate or matrix_learning_rate. The checkpoints "
-                    f"before are in {args.output_dir}"
-                )
             self._note = f", loss {float(logs['loss']):.3f}"
+            if "expected_acceptance" in logs:
+                self._note += f", expected acceptance {logs['expected_acceptance']:.3f}"
 
     def on_train_end(
         self,

@@ -1,22 +1,41 @@
-"""`DraftDistillationTrainer`: TRL's `SFTTrainer` with the draft's head done in one pass.
+"""`DraftDistillationTrainer`: TRL's `SFTTrainer` with the draft's objective done in one pass.
 
 A draft is mostly vocabulary: the head is nine tenths of its training time. This trainer keeps
-everything of `SFTTrainer` (data collation, checkpoints, reporting, scale-out) and replaces the
-loss: the model runs up to its last hidden states, and `fused_cross_entropy` takes loss and
-gradients from there, on the labelled tokens only.
+everything of `SFTTrainer` (data preparation, packing, PEFT, checkpoints, reporting, scale-out) and
+replaces the loss: the model runs up to its last hidden states, and `fused_head_loss` takes values
+and gradients of every term from there, on the labelled tokens only.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTTrainer, pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf.training.head import fused_cross_entropy
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.training import checks, columns
+from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
+from fastdraft_hf.training.budget import TokenBudget, token_schedule
+from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, newest_complete
+from fastdraft_hf.training.collator import DraftCollator
+from fastdraft_hf.training.distribution import TargetHead, TopK
+from fastdraft_hf.training.head import HeadLoss, fused_head_loss
+from fastdraft_hf.training.modules import (
+    head_of,
+    last_hidden_states,
+    rows_of_batch,
+    whole_weight,
+)
+from fastdraft_hf.training.objectives import Objective
 from fastdraft_hf.training.optimizer import MuonWithAdamW
+from fastdraft_hf.training.progress import TrainingProgress
 
 _PAPER = {
     "title": "FastDraft: How to Train Your Draft",
@@ -35,83 +54,165 @@ _PAPER = {
 }
 
 
-@dataclass
-class DraftDistillationConfig(SFTConfig):
-    """`SFTConfig` with what the draft's trainer adds and with defaults that fit it."""
-
-    matrix_optimizer: str = field(
-        default="adamw",
-        metadata={
-            "help": "Optimizer of the layers' matrices: muon (with AdamW for everything else) or "
-            "adamw, which leaves the choice to `optim`."
-        },
-    )
-    matrix_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the layers' matrices; learning_rate if unset."},
-    )
-    head_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Type of the head's matrix products: float32, bfloat16, or auto (bfloat16 "
-            "where the device multiplies it in hardware). Sums stay in float32."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if self.head_dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
-                f"head_dtype must be auto, float32 or bfloat16, not {self.head_dtype!r}"
-            )
-        if self.matrix_optimizer not in ("muon", "adamw"):
-            raise ValueError(
-                f"matrix_optimizer must be muon or adamw, not {self.matrix_optimizer!r}"
-            )
-        super().__post_init__()
-
-
-def has_fast_bf16(device: torch.device | str) -> bool:
-    """Return whether ``device`` multiplies bfloat16 matrices in hardware."""
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if torch.device(device).type == "cpu":
-        # A private query, there being no public one; `test_trainer.py` fails when it moves.
-        # Emulated bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
-
-
 class DraftDistillationTrainer(SFTTrainer):
-    """Trains a draft on token ids with labels.
+    """Trains a draft: pre-training, continued pre-training and alignment alike.
 
     The data set holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
-    loss is taken), or anything else that `SFTTrainer` prepares into these.
+    loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
+    term besides ``ce`` needs the target's distribution: stored in the columns of `columns`, or
+    from an online target.
+
+    Logged with the loss: every term under its name, ``mean_token_accuracy``,
+    ``tokens_per_second``, and where a distribution is known ``expected_acceptance`` (α, an upper
+    bound when stored as top-k) and ``top1_agreement``, all means over labelled tokens.
 
     Args:
+        model: the draft, or its name or folder.
         args: a `DraftDistillationConfig`.
+        target_model: the online target, or its name or folder; by default the one of
+            ``args.target_model_name_or_path``, if any.
         **kwargs: as for `SFTTrainer`.
 
     Raises:
-        ValueError: ``args`` is of another kind, or asks for a loss that is not cross-entropy.
+        ValueError: before any work, saying what to change: ``args`` of another kind, columns that
+            are missing or misshapen, ids outside the vocabulary, an objective without the
+            distribution it needs, two sources of it, another vocabulary, an adapter on the head,
+            a budget below one batch.
+        NonFiniteLossError: while training, naming the step, the rows and the last good checkpoint.
+
+    Example:
+        ```python
+        from datasets import load_from_disk
+        from fastdraft_hf import DraftDistillationConfig, DraftDistillationTrainer
+
+        trainer = DraftDistillationTrainer(
+            model="runs/draft/pretrain",
+            args=DraftDistillationConfig(
+                output_dir="runs/aligned", objective={"ce": 0.5, "kl": 0.5}, max_train_tokens="20M"
+            ),
+            train_dataset=load_from_disk("answers"),
+            target_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
+        trainer.train()
+        ```
     """
 
+    data_collator: Any
+    lr_scheduler: Any
+    _signature_columns: Any
     _tag_names = ["trl", "fastdraft", "speculative-decoding"]
     _name = "FastDraft"
     _paper = _PAPER
 
-    def __init__(self, *, args: DraftDistillationConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: DraftDistillationConfig,
+        *,
+        target_model: str | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(args, DraftDistillationConfig):
             raise ValueError(f"args must be a DraftDistillationConfig, got {type(args).__name__}")
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise ValueError("loss_type must be 'nll' and label_smoothing_factor 0")
-        super().__init__(args=args, **kwargs)
-        fast = has_fast_bf16(self.accelerator.device)
+        self.objective = Objective(args.objective or "ce")
+        if isinstance(model, str):  # loaded here, so that it can be looked at before any work
+            given = dict(args.model_init_kwargs or {})
+            given.setdefault("trust_remote_code", args.trust_remote_code)
+            given.setdefault("dtype", torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(model, **given)
+            args.model_init_kwargs = None
+        checks.check_adapter(model, kwargs.get("peft_config"))
+        vocab_size = int(head_of(model).weight.shape[0])
+        target_model = target_model or args.target_model_name_or_path
+        stored = checks.check_sources(
+            self.objective,
+            target_model,
+            checks.named_sets(kwargs.get("train_dataset"), kwargs.get("eval_dataset")),
+            vocab_size=vocab_size,
+            temperature=args.distillation_temperature,
+        )
+        if stored and kwargs.get("data_collator") is not None:
+            raise ValueError("a stored distribution needs the trainer's own data_collator")
+        if args.token_budget is not None:
+            args.max_steps = checks.most_steps(args, kwargs.get("train_dataset"))
+        self.target_model: PreTrainedModel | None = None
+        if target_model is not None:
+            self.target_model = checks.open_target(
+                target_model, args, kwargs.get("processing_class"), vocab_size
+            )
+        super().__init__(model=model, args=args, **kwargs)
+        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
+            self.data_collator = DraftCollator(
+                **vars(self.data_collator), stored=stored, vocab_size=vocab_size
+            )
         wanted = args.head_dtype
         if wanted == "auto":
-            wanted = "bfloat16" if fast else "float32"
+            wanted = "bfloat16" if has_fast_bf16(self.accelerator.device) else "float32"
         self.head_dtype: torch.dtype = getattr(torch, wanted)
         self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
+        self._last_inputs: dict[str, Any] = {}
+        self._add_own_callbacks()
+
+    def _add_own_callbacks(self) -> None:
+        """Our progress instead of `Trainer`'s, the budget's end, marks on whole checkpoints."""
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        given = {type(callback) for callback in self.callback_handler.callbacks}
+        if MarkCompleteCheckpoints not in given:
+            self.add_callback(MarkCompleteCheckpoints())
+        if self.args.token_budget is not None:
+            self.add_callback(TokenBudget(self.args.token_budget))
+        if TrainingProgress not in given and not self.args.disable_tqdm:
+            self.add_callback(TrainingProgress("training", self.args.token_budget))
+
+    # ------------------------------------------------------------------------------------ data
+
+    # Private in `SFTTrainer`; `test_trainer_data.py` fails when it moves. Its own version drops
+    # every column but ids and labels when it packs.
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        if not (packing and columns.has_distribution(dataset, dataset_name)):
+            return super()._prepare_dataset(
+                dataset, processing_class, args, packing, formatting_func, dataset_name
+            )
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False  # packing cuts, after shuffling
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, whole, False, formatting_func, dataset_name
+        )
+        dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
+        if args.shuffle_dataset:
+            dataset = dataset.shuffle(seed=args.seed)
+        return pack_dataset(dataset, args.max_length, args.packing_strategy)
+
+    # Private in `Trainer`; `test_trainer_data.py` fails when it moves.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns.LISTS]))
+
+    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. Without a mask (padding-free
+    # batches) its own version takes ids equal to the padding token for padding; where that is the
+    # end-of-text token the count would be short.
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen == "non_padding" and (
+            "attention_mask" not in inputs
+        ):
+            count = torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
+            return
+        super()._track_num_input_tokens(inputs)
+
+    # ------------------------------------------------------------------------------------ loss
 
     def compute_loss(
         self,
@@ -120,61 +221,107 @@ class DraftDistillationTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean cross-entropy of the labelled tokens.
+        """Return the mean objective of the labelled tokens.
 
         With ``num_items_in_batch`` (labelled tokens of the whole step, over accumulation and
         processes) the sum is divided by it, as `Trainer` expects.
         """
-        if return_outputs:  # somebody wants logits: TRL's own way makes them
-            return super().compute_loss(model, inputs, True, num_items_in_batch)
-        mode = "train" if model.training else "eval"
-        labels = inputs["labels"][:, 1:]
-        hidden = self._last_hidden_states(model, inputs)[:, :-1]
+        stored = {name: inputs[name] for name in columns.LISTS if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in stored}
+        if return_outputs:  # somebody wants logits: an ordinary forward pass makes them
+            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
+            loss = self.compute_loss(model, {**inputs, **stored}, False, num_items_in_batch)
+            return loss, outputs
+        labels = inputs.pop("labels")[:, 1:]
         labelled = labels != -100
         unwrapped = self.accelerator.unwrap_model(model)
-        head = unwrapped.get_output_embeddings()
-        config = unwrapped.config.get_text_config()
-        result = fused_cross_entropy(
-            hidden[labelled],
-            head.weight,
+        hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
+        head = head_of(unwrapped)
+        result = fused_head_loss(
+            hidden,
+            whole_weight(head.weight),
             labels[labelled],
-            head.bias,
-            scale=_logit_scale(config),
-            softcap=getattr(config, "final_logit_softcapping", None),
+            None if head.bias is None else whole_weight(head.bias),
+            objective=self.objective,
+            target=self._distribution(inputs, stored, labelled),
+            temperature=self.args.distillation_temperature,
+            scale=head.scale,
+            softcap=head.softcap,
             dtype=self.head_dtype,
         )
-        count = labelled.sum()
-        correct = self.accelerator.gather_for_metrics(result.correct).sum()
-        total = self.accelerator.gather_for_metrics(count).sum()
-        self._metrics[mode]["mean_token_accuracy"].append((correct / total.clamp(min=1)).item())
+        self._take_notes(model, inputs, result, int(hidden.shape[0]))
         if num_items_in_batch is None:
-            return result.loss / count.clamp(min=1)
+            return result.loss / max(1, hidden.shape[0])
         loss = result.loss / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             # The count is of all processes, and DDP averages the gradients over them.
             loss = loss * self.accelerator.num_processes
         return loss
 
-    def _last_hidden_states(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return [batch, sequence, hidden] as it enters the head.
+    def _distribution(
+        self, inputs: dict[str, Any], stored: dict[str, Any], labelled: torch.Tensor
+    ) -> TopK | TargetHead | None:
+        """Return the target's distribution for every labelled token."""
+        if stored:
+            ids, log_probs, tail = (stored[name][:, 1:][labelled] for name in columns.LISTS)
+            return TopK(ids, log_probs, tail)
+        if self.target_model is None:
+            return None
+        with torch.no_grad():
+            hidden = last_hidden_states(self.target_model, self.target_model, inputs)
+        head = head_of(self.target_model)
+        return TargetHead(
+            hidden[:, :-1][labelled], head.weight, head.bias, head.scale, head.softcap
+        )
 
-        The whole model is called, so that wrappers (DDP, FSDP) see an ordinary forward pass, with
-        ``logits_to_keep=1``: one position goes through the head, and the decoder's output is read
-        by a forward hook.
-        """
-        kept: list[torch.Tensor] = []
+    def _take_notes(
+        self, model: torch.nn.Module, inputs: dict[str, Any], result: HeadLoss, tokens: int
+    ) -> None:
+        """Add the batch to the log, over all processes, and stop at a loss that is no number."""
+        notes = {**result.terms, "mean_token_accuracy": result.correct}
+        if result.acceptance is not None and result.agreement is not None:
+            notes |= {"expected_acceptance": result.acceptance, "top1_agreement": result.agreement}
+        vector = torch.stack([*notes.values(), result.correct.new_tensor(tokens)])
+        sums = self.accelerator.gather(vector[None]).sum(0).tolist()
+        count = max(1.0, sums.pop())
+        means = [value / count for value in sums]
+        if not all(map(torch.isfinite, torch.tensor(means))):
+            values = ", ".join(
+                f"{name} {mean:g}" for name, mean in zip(result.terms, means, strict=False)
+            )
+            raise NonFiniteLossError(self._failure(f"the loss is no number ({values})", inputs))
+        mode = "train" if model.training else "eval"
+        for name, mean in zip(notes, means, strict=True):
+            self._metrics[mode][name].append(mean)
+        self._last_inputs = inputs
 
-        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-            kept.append(output.last_hidden_state)
+    # Private in `Trainer`; `test_trainer.py` fails when it moves. It is called between clipping
+    # and the optimizer's step: a gradient that is no number must not reach the weights, since the
+    # next checkpoint would hold them.
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
+            raise NonFiniteLossError(
+                self._failure(
+                    f"the gradient is no number (norm {float(norm):g})", self._last_inputs
+                )
+            )
+        return norm
 
-        unwrapped = self.accelerator.unwrap_model(model)
-        handle = unwrapped.get_decoder().register_forward_hook(keep)
-        try:
-            rest = {k: v for k, v in inputs.items() if k != "labels"}
-            model(**rest, use_cache=False, logits_to_keep=1)
-        finally:
-            handle.remove()
-        return kept[0]
+    def _failure(self, what: str, inputs: dict[str, Any]) -> str:
+        step = self.state.global_step + 1
+        rows = rows_of_batch(self.train_dataset, inputs)
+        good = newest_complete(Path(self.args.output_dir))
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        rates = f"learning_rate {self.args.learning_rate:g}"
+        if self.args.matrix_learning_rate:
+            rates += f", matrix_learning_rate {self.args.matrix_learning_rate:g}"
+        return (
+            f"step {step}: {what} on {rows}; {kept}. Look at these rows, or lower the learning "
+            f"rate ({rates})"
+        )
+
+    # ------------------------------------------------------------------------------- optimizer
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As `Trainer`, with an optimizer and a learning rate of their own for the matrices."""
@@ -187,6 +334,11 @@ class DraftDistillationTrainer(SFTTrainer):
         matrices = {id(p) for p in trained if p.ndim == 2} - in_tables
         rate = self.args.matrix_learning_rate or self.args.learning_rate
         if self.args.matrix_optimizer == "muon":
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    "matrix_optimizer='muon' needs whole matrices, and FSDP and DeepSpeed cut them "
+                    "up; use adamw"
+                )
             if not matrices:
                 raise ValueError("matrix_optimizer='muon': the model has no trainable matrices")
             self.optimizer = muon = MuonWithAdamW(
@@ -207,6 +359,23 @@ class DraftDistillationTrainer(SFTTrainer):
                 optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """As `Trainer`, but by tokens when there is a budget of them."""
+        budget = self.args.token_budget
+        if budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = token_schedule(
+                self.args,
+                optimizer or self.create_optimizer(),
+                lambda: self.state.num_input_tokens_seen / budget,
+            )
+            # Private in `Trainer`, which saves only a scheduler it knows to be its own.
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the rate and, instead of TRL's count of this run, the tokens seen over all runs."""
         if self.model.training and "loss" in logs:
@@ -217,20 +386,18 @@ class DraftDistillationTrainer(SFTTrainer):
                 )
             self._log_time, self._log_tokens = now, seen
             self._metrics["train"].pop("num_tokens", None)
+        if self.args.token_budget is not None:
+            logs.pop("train_samples_per_second", None)  # counted from the most steps there could be
         super().log(logs, start_time)
 
 
-def _logit_scale(config: Any) -> float:
-    """Return the factor a family applies to its logits (1 for most)."""
-    if getattr(config, "logits_scaling", None):  # Granite divides
-        return 1.0 / float(config.logits_scaling)
-    if getattr(config, "logit_scale", None):  # Cohere multiplies
-        return float(config.logit_scale)
-    return 1.0
+class NonFiniteLossError(FastDraftError):
+    """The loss or its gradient became infinite or no number; the weights were not touched."""
 
 
 __all__ = [
     "DraftDistillationConfig",
     "DraftDistillationTrainer",
+    "NonFiniteLossError",
     "has_fast_bf16",
 ]

@@ -93,9 +93,7 @@ class Objective:
     def divergences(self) -> dict[str, tuple[float, Term]]:
         """Weight and term of everything that compares two distributions."""
         return {
-            name: (weight, _TERMS[name])
-            for name, weight in self.weights.items()
-            if name != "ce"
+            name: (weight, _TERMS[name]) for name, weight in self.weights.items() if name != "ce"
         }
 
     def __repr__(self) -> str:

@@ -25,5 +25,6 @@ class JensenShannon(Term):
     def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         m = (p + q) / 2
         return (
-            (torch.xlogy(p, p) - torch.xlogy(p, m)) / 2 + (torch.xlogy(q, q) - torch.xlogy(q, m)) / 2
+            (torch.xlogy(p, p) - torch.xlogy(p, m)) / 2
+            + (torch.xlogy(q, q) - torch.xlogy(q, m)) / 2
         ).sum(-1)

@@ -1,0 +1,71 @@
+"""A budget in tokens: when training ends, and a learning rate that follows the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.optimization import get_scheduler
+
+# A schedule's shape is asked for at this many points; transformers' schedules count in steps.
+_POINTS = 1_000_000
+
+WARMUP_STABLE_DECAY = "warmup_stable_decay"
+
+
+class TokenBudget(TrainerCallback):
+    """Ends training with the first step after which the budget is spent."""
+
+    def __init__(self, max_train_tokens: int) -> None:
+        self._budget = max_train_tokens
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        # The count is gathered over processes, so all of them stop at the same step.
+        if state.num_input_tokens_seen >= self._budget:
+            control.should_training_stop = control.should_log = True
+            # Trainer's closing summary divides by the planned steps.
+            state.max_steps = state.global_step
+
+
+def token_schedule(
+    args: Any, optimizer: torch.optim.Optimizer, progress: Callable[[], float]
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return transformers' schedule of ``args`` over the share of the budget that is spent.
+
+    Args:
+        args: the trainer's arguments; ``lr_scheduler_type``, ``warmup_steps`` (a share),
+            ``lr_scheduler_kwargs`` and ``decay_share`` are read.
+        optimizer: what it drives.
+        progress: gives the share of the budget spent so far, from 0.
+
+    Raises:
+        ValueError: the schedule is none that is a function of progress alone.
+    """
+    kwargs = dict(args.lr_scheduler_kwargs or {})
+    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if name == WARMUP_STABLE_DECAY:
+        kwargs.setdefault("num_decay_steps", round(args.decay_share * _POINTS))
+    # Built on an optimizer of its own: only the shape is wanted.
+    schedule = get_scheduler(
+        name,
+        optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        num_warmup_steps=args.get_warmup_steps(_POINTS),
+        num_training_steps=_POINTS,
+        scheduler_specific_kwargs=kwargs,
+    )
+    shapes = getattr(schedule, "lr_lambdas", None)
+    if shapes is None:
+        raise ValueError(f"lr_scheduler_type {name} cannot follow a token budget; use max_steps")
+
+    def share(_: int) -> float:
+        return float(shapes[0](min(1.0, progress()) * _POINTS))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [share] * len(optimizer.param_groups))

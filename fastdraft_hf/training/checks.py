@@ -1,0 +1,153 @@
+"""What the trainer refuses before any work, and what it opens to be able to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.training import columns
+from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
+from fastdraft_hf.training.modules import head_of
+from fastdraft_hf.training.objectives import Objective
+
+
+def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """Return the data sets there are, by name."""
+    several = isinstance(eval_dataset, dict)
+    sets = {"train": train_dataset, **(eval_dataset if several else {"eval": eval_dataset})}
+    return {name: dataset for name, dataset in sets.items() if dataset is not None}
+
+
+def check_sources(
+    objective: Objective,
+    target_model: Any,
+    sets: dict[str, Any],
+    *,
+    vocab_size: int,
+    temperature: float,
+) -> bool:
+    """Return whether the target's distribution is stored in the data sets.
+
+    Raises:
+        ValueError: the objective needs a distribution and there is none, or there are two sources
+            of it, or some data sets store it and some do not, or what is stored is misshapen.
+    """
+    stored = {name: columns.has_distribution(dataset, name) for name, dataset in sets.items()}
+    if target_model is not None and any(stored.values()):
+        raise ValueError(
+            "both an online target and stored distributions: leave target_model out, or the "
+            f"columns {', '.join(columns.LISTS)}"
+        )
+    if target_model is None and objective.needs_distribution:
+        for name, has in stored.items():
+            if not has:
+                raise ValueError(
+                    f"objective {objective} needs the target's distribution and the {name} data "
+                    f"set has no {', '.join(columns.LISTS)}: store them, give target_model, or "
+                    "train with objective ce"
+                )
+    if len(set(stored.values())) > 1:
+        raise ValueError(
+            "some data sets store the target's distribution and some do not: "
+            + ", ".join(f"{name} {'does' if has else 'does not'}" for name, has in stored.items())
+        )
+    if not any(stored.values()):
+        return False
+    for name, dataset in sets.items():
+        columns.check_distribution(
+            dataset, vocab_size=vocab_size, temperature=temperature, name=name
+        )
+    return True
+
+
+def open_target(
+    target: str | PreTrainedModel, args: DraftDistillationConfig, tokenizer: Any, vocab_size: int
+) -> PreTrainedModel:
+    """Load and freeze the online target.
+
+    Raises:
+        ValueError: it speaks another vocabulary than the draft.
+    """
+    if isinstance(target, str):
+        given = _mapping(args.target_model_init_kwargs)
+        given.setdefault("trust_remote_code", args.trust_remote_code)
+        given.setdefault("dtype", torch.bfloat16 if has_fast_bf16(args.device) else torch.float32)
+        try:
+            theirs = AutoTokenizer.from_pretrained(target)
+        except (OSError, ValueError):
+            theirs = None  # a target without a tokenizer: the heads are compared below
+        if theirs is not None and tokenizer is not None:
+            try:
+                check_same_vocabulary(theirs, tokenizer, "the draft")
+            except FastDraftError as error:
+                raise ValueError(f"target_model: {error}") from error
+        target = AutoModelForCausalLM.from_pretrained(target, **given)
+    rows = int(head_of(target).weight.shape[0])
+    if rows != vocab_size:
+        raise ValueError(
+            f"target_model: its head has {rows} rows, the draft's {vocab_size}: different "
+            "vocabularies"
+        )
+    target.requires_grad_(False)
+    return target.to(args.device).eval()
+
+
+def check_adapter(model: Any, peft_config: Any) -> None:
+    """Refuse a PEFT adapter that would change the head: its weight is read directly.
+
+    Raises:
+        ValueError: naming the modules.
+    """
+    if peft_config is None:
+        return
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = output.weight is embedding.weight
+    refused = {
+        name
+        for name, module in model.named_modules()
+        if module is output or (tied and module is embedding)
+    }
+    for setting in ("target_modules", "modules_to_save"):
+        wanted = getattr(peft_config, setting, None)
+        if isinstance(wanted, str):
+            wanted = [] if wanted == "all-linear" else [wanted]  # PEFT leaves the head out of these
+        for word in wanted or []:
+            for name in refused:
+                if name == word or name.endswith(f".{word}"):
+                    raise ValueError(
+                        f"peft_config.{setting}: '{word}' is the draft's head"
+                        f"{' (tied to the embedding)' if tied else ''}, which is trained as it is "
+                        "or not at all; leave it out"
+                    )
+
+
+def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Return a config's mapping; the command line's JSON was parsed when the config was made."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
+    """Return more steps than the token budget can take: `Trainer` wants a number to begin with.
+
+    Raises:
+        ValueError: the budget is below one batch.
+    """
+    budget = args.token_budget
+    assert budget is not None
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    length = float(args.max_length or 1)
+    sized = hasattr(dataset, "__len__") and "input_ids" in columns.column_names(dataset)
+    if sized and len(dataset) and not args.packing:
+        sample = dataset.select(range(min(len(dataset), 512)))["input_ids"]
+        length = sum(map(len, sample)) / len(sample)
+    if budget < rows * length:
+        raise ValueError(
+            f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "
+            f"({rows} rows of {length:,.0f}: per_device_train_batch_size x "
+            "gradient_accumulation_steps x processes); raise it or lower these"
+        )
+    return int(budget // rows) + 1
