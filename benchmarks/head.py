@@ -1,8 +1,12 @@
 """The head of a small draft, forward and backward: one pass over chunks against full logits.
 
     python benchmarks/head.py [--tokens 512] [--vocab 49152] [--hidden 192] [--runs 7]
+                              [--objectives ce,ce_kl] [--top-k 32]
 
-Both run in one process in turn; figures are medians with the range, ratios are paired run by run.
+Every objective (a term's or a preset's name) is compared with full logits under the same objective.
+Those that need the target's distribution are measured twice: over its stored top k, and over its
+whole distribution made from hidden states as wide as the draft's. All run in one process in turn;
+figures are medians with the range, ratios are paired run by run.
 """
 
 from __future__ import annotations
@@ -14,11 +18,17 @@ from collections.abc import Callable
 
 import torch
 
-from fastdraft_hf.training.head import dense_cross_entropy, fused_cross_entropy
-from fastdraft_hf.training.trainer import has_fast_bf16
+from fastdraft_hf._head import Head
+from fastdraft_hf.data.target_logits import top_k_of
+from fastdraft_hf.training.arguments import has_fast_bf16
+from fastdraft_hf.training.distribution import TargetHead, TopK
+from fastdraft_hf.training.head import dense_head_loss, fused_head_loss
+from fastdraft_hf.training.objectives import Objective
+
+Loss = Callable[[], torch.Tensor]
 
 
-def timed(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> float:
+def timed(loss: Loss, parameters: list[torch.Tensor]) -> float:
     for parameter in parameters:
         parameter.grad = None
     start = time.perf_counter()
@@ -26,41 +36,85 @@ def timed(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> f
     return time.perf_counter() - start
 
 
+def ways(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    objective: Objective,
+    target: TopK | TargetHead | None,
+) -> dict[str, Loss]:
+    """Return the losses to compare, the full logits first."""
+
+    def dense() -> torch.Tensor:
+        return dense_head_loss(hidden, weight, labels, objective=objective, target=target)
+
+    def fused(dtype: torch.dtype) -> Loss:
+        return lambda: (
+            fused_head_loss(
+                hidden, weight, labels, objective=objective, target=target, dtype=dtype
+            ).loss
+        )
+
+    found: dict[str, Loss] = {
+        "full logits, float32": dense,
+        "one pass, float32": fused(torch.float32),
+    }
+    if has_fast_bf16("cpu"):
+        found["one pass, bfloat16 products"] = fused(torch.bfloat16)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("tokens", 512), ("vocab", 49152), ("hidden", 192), ("runs", 7)):
+    for name, default in (
+        ("tokens", 512),
+        ("vocab", 49152),
+        ("hidden", 192),
+        ("runs", 7),
+        ("top-k", 32),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--objectives", default="ce,ce_kl")
     args = parser.parse_args()
     torch.manual_seed(0)
     weight = (0.05 * torch.randn(args.vocab, args.hidden)).requires_grad_()
     hidden = torch.randn(args.tokens, args.hidden, requires_grad=True)
     labels = torch.randint(args.vocab, (args.tokens,))
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        "full logits, float32": lambda: dense_cross_entropy(hidden, weight, labels),
-        "one pass, float32": lambda: fused_cross_entropy(hidden, weight, labels).loss,
-    }
-    if has_fast_bf16("cpu"):
-        ways["one pass, bfloat16 products"] = lambda: (
-            fused_cross_entropy(hidden, weight, labels, dtype=torch.bfloat16).loss
+    head = Head(0.2 * torch.randn(args.vocab, args.hidden), None)
+    online = TargetHead(torch.randn(args.tokens, args.hidden), head)
+    stored = TopK(*top_k_of(online.logits(), args.top_k))
+    settings: dict[str, dict[str, Loss]] = {}
+    for name in args.objectives.split(","):
+        objective = Objective(name)
+        if not objective.needs_distribution:
+            settings[name] = ways(hidden, weight, labels, objective, None)
+            continue
+        settings[f"{name}, stored top {args.top_k}"] = ways(
+            hidden, weight, labels, objective, stored
         )
-    times: dict[str, list[float]] = {name: [] for name in ways}
+        settings[f"{name}, whole distribution"] = ways(hidden, weight, labels, objective, online)
+    times: dict[tuple[str, str], list[float]] = {}
     for run in range(args.runs + 1):
-        for name, loss in ways.items():
-            taken = timed(loss, [weight, hidden])
-            if run:
-                times[name].append(taken)
+        for setting, losses in settings.items():
+            for way, loss in losses.items():
+                taken = timed(loss, [weight, hidden])
+                if run:  # the first one warms up
+                    times.setdefault((setting, way), []).append(taken)
     print(
         f"{args.tokens} tokens, vocabulary {args.vocab}, width {args.hidden}, "
         f"{torch.get_num_threads()} threads"
     )
-    reference = times["full logits, float32"]
-    for name, taken in times.items():
-        ratios = [r / t for r, t in zip(reference, taken, strict=True)]
-        print(
-            f"{name:<28} {args.tokens / statistics.median(taken):8,.0f} tokens/s "
-            f"({args.tokens / max(taken):,.0f} to {args.tokens / min(taken):,.0f}), "
-            f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+    for setting, losses in settings.items():
+        print(setting)
+        reference = times[setting, next(iter(losses))]
+        for way in losses:
+            seconds = times[setting, way]
+            ratios = [r / t for r, t in zip(reference, seconds, strict=True)]
+            print(
+                f"  {way:<28} {args.tokens / statistics.median(seconds):8,.0f} tokens/s "
+                f"({args.tokens / max(seconds):,.0f} to {args.tokens / min(seconds):,.0f}), "
+                f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
 
 
 if __name__ == "__main__":
