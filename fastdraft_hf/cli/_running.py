@@ -32,23 +32,25 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         begun = (run.folder / f".{STAGES[name].folder}.partial").exists()
         state = "finished" if run.finished(name) else "begun" if begun else "to do"
         print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
+    if recipe.training_stages().keys() & set(stages):
+        _quiet_libraries()
+        _check_trainer_args(recipe, stages)
     if dry_run:
         return
     _quiet_libraries()
-    _check_trainer_args(recipe, stages)
     write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
     execute(run, stages)
 
 
 def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Refuse bad ``trainer_args`` before any work; the names are TRL's, so it is asked."""
+    """Refuse bad objectives and ``trainer_args`` before any work; the trainer's config is asked."""
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.training.loop import training_arguments
 
     for name, section in recipe.training_stages().items():
-        if name in stages and section.trainer_args:
+        if name in stages:
             try:
-                training_arguments(section, Path("unused"), steps=1, seed=0, device="cpu")
+                training_arguments(section, Path("unused"), seed=0, device="cpu")
             except FastDraftError as error:
                 raise FastDraftError(f"{name}.{error}") from None
 

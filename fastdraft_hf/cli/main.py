@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
     "design": ("stage", "the draft's shape and first weights"),
     "generate": ("stage", "let the target write the training text"),
+    "logits": ("stage", "store the target's top-k distribution over that text"),
     "pretrain": ("stage", "train the draft on text (PT)"),
     "continue": ("stage", "train it further, usually with code (CP)"),
     "align": ("stage", "train it on the target's own answers (FT)"),

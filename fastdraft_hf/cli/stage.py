@@ -12,6 +12,7 @@ from typing import Any
 _SECTIONS = {
     "design": ("fastdraft_hf.drafts.config", "DesignConfig"),
     "generate": ("fastdraft_hf.data.config", "GenerateConfig"),
+    "logits": ("fastdraft_hf.data.config", "LogitsConfig"),
     "pretrain": ("fastdraft_hf.training.config", "TrainConfig"),
     "continue": ("fastdraft_hf.training.config", "TrainConfig"),
     "align": ("fastdraft_hf.training.config", "TrainConfig"),

@@ -54,6 +54,26 @@ class GenerateConfig:
 
 
 @dataclass
+class LogitsConfig:
+    """The target reads what it wrote, and its most probable tokens are stored with it."""
+
+    sets: list[str] = setting([], "generated sets to read; by default those that align reads")
+    top_k: int = setting(32, "tokens to keep; the rest's mass is kept as one number")
+    temperature: float = setting(
+        1.0, "of the distribution; align.distillation_temperature must be the same"
+    )
+    batch_tokens: int = setting(4096, "tokens read at once, padding included")
+    rows_per_shard: int = setting(256, "rows a shard; a killed run repeats at most one")
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "batch_tokens", "rows_per_shard"):
+            if getattr(self, name) < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")
+
+
+@dataclass
 class Source:
     """One source of training text."""
 

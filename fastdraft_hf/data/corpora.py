@@ -212,13 +212,16 @@ def build_completions(
     overlaps: Callable[[str], bool],
     max_length: int,
     seed: int,
-) -> tuple[list[Example], dict[str, Any]]:
+) -> tuple[list[Example], list[tuple[str, int]], dict[str, Any]]:
     """Return the target's answers as examples whose labels cover the completion only.
 
     The ids are those the target emitted. A row is cut at ``max_length``; one whose prompt alone
     fills it is dropped and counted.
+
+    Returns:
+        the examples; for each the set and the index of the row it was; and a summary per source.
     """
-    examples: list[Example] = []
+    examples: list[tuple[Example, tuple[str, int]]] = []
     summary: dict[str, Any] = {}
     for source in sources:
         if source.kind != "generated":
@@ -238,11 +241,12 @@ def build_completions(
                 continue
             ids = (prompt + completion)[:max_length]
             labels = ([IGNORED] * len(prompt) + completion)[:max_length]
-            examples.append({"input_ids": ids, "labels": labels})
+            example = {"input_ids": ids, "labels": labels}
+            examples.append((example, (source.name, row["index"])))
             made += len(ids) - len(prompt)
         summary[_summary_key(summary, source)] = {"completion_tokens": made, **reasons}
     random.Random(seed).shuffle(examples)
-    return examples, summary
+    return [example for example, _ in examples], [row for _, row in examples], summary
 
 
 def _summary_key(summary: dict[str, Any], source: Source) -> str:

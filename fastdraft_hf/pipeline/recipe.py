@@ -15,7 +15,7 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._schema import dump, json_schema, load, setting
-from fastdraft_hf.data.config import GenerateConfig
+from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.corpora import check_source
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.evaluation.config import BenchConfig, EvaluateConfig
@@ -45,6 +45,9 @@ class Recipe:
     device: str = setting("auto", "auto, cpu or cuda")
     design: DesignConfig = setting(DesignConfig, "the draft's shape and first weights")
     generate: GenerateConfig | None = setting(None, "what the target writes")
+    logits: LogitsConfig | None = setting(
+        None, "the target's top-k distribution over what it wrote, for objectives besides ce"
+    )
     pretrain: TrainConfig | None = setting(None, "PT: next-token training from the first weights")
     continue_: TrainConfig | None = setting(
         None, "CP: continued pre-training, usually with code", key="continue"
@@ -77,6 +80,42 @@ class Recipe:
                         f"{source.kind}"
                     )
 
+            self._check_distribution(name, stage)
+        for number, name in enumerate(self.logits.sets if self.logits else []):
+            if name not in sets:
+                raise FastDraftError(
+                    f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                )
+
+    def _check_distribution(self, name: str, stage: TrainConfig) -> None:
+        source = distribution_source(self, name)
+        if source != "stored":
+            if source == "none" and stage.needs_distribution:
+                raise FastDraftError(
+                    f"{name}.target_distribution: none, but objective {stage.objective} needs the "
+                    "target's distribution"
+                )
+            return
+        if name != "align":
+            raise FastDraftError(
+                f"{name}.target_distribution: stored distributions belong to the target's answers "
+                "(align); use online"
+            )
+        if self.logits is None:
+            raise FastDraftError(
+                "align.target_distribution: stored, but the recipe has no section logits"
+            )
+        if self.logits.temperature != stage.distillation_temperature:
+            raise FastDraftError(
+                f"align.distillation_temperature: {stage.distillation_temperature:g}, but "
+                f"logits.temperature is {self.logits.temperature:g}; they must be the same"
+            )
+        for number, read in enumerate(stage.sources):
+            if read.name not in logits_sets(self):
+                raise FastDraftError(
+                    f"align.sources[{number}]: set '{read.name}' is not among logits.sets"
+                )
+
     def training_stages(self) -> dict[str, TrainConfig]:
         """Return the training stages the recipe has, by name, in order."""
         stages = {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}
@@ -87,6 +126,27 @@ class Recipe:
         data: dict[str, Any] = dump(self)
         data["continue"] = data.pop("continue_")
         return {key: data[key] for key in _KEYS}
+
+
+def distribution_source(recipe: Recipe, name: str) -> str:
+    """Return where a training stage gets the target's distribution: none, stored or online."""
+    stage = recipe.training_stages()[name]
+    if stage.target_distribution != "auto":
+        return stage.target_distribution
+    if not stage.needs_distribution:
+        return "none"
+    return "stored" if name == "align" and recipe.logits is not None else "online"
+
+
+def logits_sets(recipe: Recipe) -> list[str]:
+    """Return the sets whose distributions are stored: the named ones, or all that align reads."""
+    if recipe.logits is None:
+        return []
+    if recipe.logits.sets:
+        return recipe.logits.sets
+    if recipe.align is None:
+        return list(recipe.generate.sets) if recipe.generate else []
+    return list(dict.fromkeys(source.name for source in recipe.align.sources))
 
 
 # `continue` is a word of Python, so the field has an underscore; the key of the file has none.

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._head import head_of
+from fastdraft_hf.data import stored_distribution as columns
 from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
-from fastdraft_hf.training import columns
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
-from fastdraft_hf.training.modules import head_of
 from fastdraft_hf.training.objectives import Objective
 
 

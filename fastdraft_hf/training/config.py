@@ -11,6 +11,24 @@ from fastdraft_hf.data.config import Source
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters (PEFT): re-align a draft, to a fine-tuned target say, and merge them."""
+
+    r: int = setting(16, "rank")
+    alpha: int = setting(32, "scale; the update is multiplied by alpha / r")
+    dropout: float = setting(0.0, "of the adapters' inputs, while training")
+    target_modules: list[str] | str = setting(
+        "all-linear", "names of the modules that get one; all-linear: every layer's, not the head"
+    )
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise FastDraftError(f"r: must be at least 1, got {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise FastDraftError(f"dropout: at least 0 and below 1, got {self.dropout}")
+
+
+@dataclass
 class TrainConfig:
     """One training stage: pre-training, continued pre-training or alignment."""
 
@@ -31,10 +49,28 @@ class TrainConfig:
     matrix_learning_rate: float | None = setting(
         4e-3, "peak learning rate of the layers' matrices; learning_rate if empty"
     )
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
-        "cosine", "how the rate falls after warm-up"
+    objective: dict[str, float] | str = setting(
+        "ce",
+        "weighted terms such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla, lk_hybrid; or "
+        "the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd",
     )
-    warmup: float = setting(0.03, "share of the steps over which the rate rises")
+    target_distribution: Literal["auto", "none", "stored", "online"] = setting(
+        "auto",
+        "where terms besides ce get the target's distribution: stored by stage logits (align "
+        "only), online from the target itself; auto: none for ce, else stored if the recipe has "
+        "the section logits, else online",
+    )
+    distillation_temperature: float = setting(
+        1.0, "temperature of both distributions in every term but ce"
+    )
+    lora: LoraSettings | None = setting(
+        None, "train low-rank adapters of the layers and merge them, instead of every weight"
+    )
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant_with_warmup", "warmup_stable_decay"
+    ] = setting("cosine", "how the rate falls after warm-up, over the tokens of the budget")
+    warmup: float = setting(0.03, "share of the budget over which the rate rises")
+    decay: float = setting(0.2, "warmup_stable_decay: share of the budget over which it falls")
     weight_decay: float = setting(
         0.0, "of the layers' matrices (with adamw: of all but norms and biases)"
     )
@@ -52,6 +88,15 @@ class TrainConfig:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise FastDraftError(f"warmup: a share of at least 0 and below 1, got {self.warmup}")
+        if not 0 < self.decay <= 1 - self.warmup:
+            raise FastDraftError(
+                f"decay: a share above 0 that leaves room for warmup ({self.warmup}), got "
+                f"{self.decay}"
+            )
+        if self.distillation_temperature <= 0:
+            raise FastDraftError(
+                f"distillation_temperature: must be above 0, got {self.distillation_temperature}"
+            )
         if self.learning_rate <= 0:
             raise FastDraftError(f"learning_rate: must be above 0, got {self.learning_rate}")
         # An empty step is no training at all, and rounding it up would overspend the budget.
@@ -61,6 +106,12 @@ class TrainConfig:
                 f"{self.step_tokens:,} tokens (per_device_train_batch_size x "
                 "gradient_accumulation_steps x seq_length)"
             )
+
+    @property
+    def needs_distribution(self) -> bool:
+        """Whether a term besides cross-entropy on labels is asked for."""
+        names = {self.objective} if isinstance(self.objective, str) else set(self.objective)
+        return names != {"ce"}
 
     @property
     def step_tokens(self) -> int:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Logarithm of the least mass a bucket has: rkl stays finite where nothing was left over, and an
-# empty bucket adds nothing (float32's least normal number is exp(-87.3)).
-FLOOR = -87.0
+from fastdraft_hf._head import Head
+from fastdraft_hf.data.target_logits import FLOOR
 
 
 @dataclass(frozen=True)
@@ -53,56 +52,15 @@ class TargetHead:
 
     Attributes:
         hidden: [N, H] (the target's H).
-        weight: [V, H].
-        bias: [V].
-        scale, softcap: as for the draft's head.
+        head: the target's.
     """
 
     hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
+    head: Head
 
     def __getitem__(self, rows: slice | torch.Tensor) -> TargetHead:
-        return TargetHead(self.hidden[rows], self.weight, self.bias, self.scale, self.softcap)
+        return TargetHead(self.hidden[rows], self.head)
 
     def logits(self) -> torch.Tensor:
         """Return [N, V] in float32."""
-        return head_logits(self.hidden, self.weight, self.bias, self.scale, self.softcap).float()
-
-
-def head_logits(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    """Return ``softcap·tanh(scale·(hidden @ weight.T + bias) / softcap)`` [N, V].
-
-    Granite divides its logits (``logits_scaling``), Cohere multiplies them, Gemma 2 caps them.
-    """
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-    if scale != 1.0:
-        logits = logits * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits
-
-
-def top_k_of(
-    logits: torch.Tensor, k: int, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids [N, k] (most probable first), log-probabilities [N, k] and the rest's [N].
-
-    Args:
-        logits: [N, V].
-        k: tokens to keep, at most V.
-        temperature: logits are divided by it first.
-    """
-    log_probs = torch.log_softmax(logits.float() / temperature, -1)
-    values, ids = log_probs.topk(k, -1)
-    # Summed over the rest itself: 1 − Σ would lose a small rest to rounding.
-    tail = log_probs.scatter(1, ids, float("-inf")).logsumexp(-1).clamp(min=FLOOR)
-    return ids, values, tail
+        return self.head.logits(self.hidden).float()

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdraft_hf.training.distribution import TargetHead, TopK, head_logits
+from fastdraft_hf._head import head_logits
+from fastdraft_hf.training.distribution import TargetHead, TopK
 from fastdraft_hf.training.objectives import Objective, Pair
 
 # Numbers a chunk's logits may have, so that memory is the same for every vocabulary: 256 tokens of
@@ -358,9 +359,9 @@ def _check(
             raise ValueError(
                 f"{target.hidden.shape[0]} hidden states of the target for {hidden.shape[0]} tokens"
             )
-        if target.weight.shape[0] != weight.shape[0]:
+        if target.head.weight.shape[0] != weight.shape[0]:
             raise ValueError(
-                f"the target's head has {target.weight.shape[0]} rows, the draft's "
+                f"the target's head has {target.head.weight.shape[0]} rows, the draft's "
                 f"{weight.shape[0]}: different vocabularies"
             )
 
@@ -387,8 +388,7 @@ def dense_head_loss(
         return loss
     q = torch.softmax(logits / temperature, -1)
     if isinstance(target, TargetHead):
-        full = head_logits(target.hidden, target.weight, target.bias, target.scale, target.softcap)
-        p = torch.softmax(full / temperature, -1)
+        p = torch.softmax(target.head.logits(target.hidden).to(q.dtype) / temperature, -1)
     else:
         stored = torch.cat([target.log_probs, target.tail[:, None]], 1).to(q.dtype)
         p = torch.softmax(stored, -1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,15 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+    from fastdraft_hf.training.arguments import DraftDistillationConfig
+    from fastdraft_hf.training.trainer import DraftDistillationTrainer
 
 logger = logging.getLogger(__name__)
+
+# Steps that are timed when a budget of minutes is given.
+_TIMED_STEPS = 12
 
 
 def train(
@@ -31,18 +36,21 @@ def train(
     seed: int,
     device: str,
     label: str,
+    target: Path | None = None,
 ) -> dict[str, Any]:
     """Train, going on from the last whole checkpoint in ``work`` if there is one.
 
     Args:
         start_model: the draft to start from.
         tokenizer: the target's.
-        data: data sets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``.
+        data: data sets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``, and
+            the stored distribution if there is one.
         work: checkpoints go here, and the trained draft to ``work/model``.
         config: the stage's section.
         seed: of shuffling.
         device: ``cpu`` or ``cuda``.
         label: the stage's name, for progress lines.
+        target: folder of the online target, if the objective needs one.
 
     Returns:
         facts for the provenance; ``log`` is the trainer's log history.
@@ -50,86 +58,148 @@ def train(
     import datasets
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, last_complete_checkpoint
+    from fastdraft_hf.training.checkpoints import last_complete_checkpoint
     from fastdraft_hf.training.progress import TrainingProgress
-    from fastdraft_hf.training.trainer import DraftDistillationTrainer
 
     work.mkdir(parents=True, exist_ok=True)
     train_set = datasets.load_from_disk(str(data / "train"))
     eval_set = datasets.load_from_disk(str(data / "eval")) if (data / "eval").exists() else None
-    model = AutoModelForCausalLM.from_pretrained(start_model)
-    steps = _planned_steps(work, config, train_set, model, tokenizer, device, seed)
-    arguments = training_arguments(config, work, steps=steps, seed=seed, device=device)
-    arguments.eval_strategy = "steps" if eval_set is not None else "no"
-    try:
-        trainer = DraftDistillationTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-            processing_class=tokenizer,
-            callbacks=[MarkCompleteCheckpoints(), TrainingProgress(label)],
+    model = AutoModelForCausalLM.from_pretrained(start_model, dtype="float32")
+
+    def trainer_for(
+        arguments: DraftDistillationConfig, model: PreTrainedModel, callbacks: list[Any]
+    ) -> DraftDistillationTrainer:
+        from fastdraft_hf.training.trainer import DraftDistillationTrainer
+
+        try:
+            return DraftDistillationTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=train_set,
+                eval_dataset=eval_set,
+                processing_class=tokenizer,
+                target_model=None if target is None else str(target),
+                peft_config=_peft_config(config),
+                callbacks=callbacks,
+            )
+        except ValueError as error:  # what the trainer or TRL refuses
+            raise FastDraftError(f"{label}: {error}") from error
+
+    def timed(folder: Path) -> DraftDistillationTrainer:
+        arguments = training_arguments(
+            config, folder, seed=seed, device=device, max_steps=_TIMED_STEPS
         )
-    except ValueError as error:  # what TRL refuses comes from trainer_args
-        raise FastDraftError(f"{label}.trainer_args: {error}") from error
-    TrainingProgress.replace_defaults(trainer)
+        arguments.save_strategy = arguments.eval_strategy = "no"
+        arguments.disable_tqdm = True
+        return trainer_for(arguments, copy.deepcopy(model), [])
+
+    budget = _planned_tokens(work, config, timed)
+    arguments = training_arguments(config, work, seed=seed, device=device, max_train_tokens=budget)
+    arguments.eval_strategy = "steps" if eval_set is not None else "no"
+    trainer = trainer_for(arguments, model, [TrainingProgress(label, budget)])
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     start = time.monotonic()
-    if checkpoint is None or _step_of(checkpoint) < steps:
+    if checkpoint is None or _tokens_of(checkpoint) < budget:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:  # killed between the last checkpoint and the finished model: all steps are done
+    else:  # killed between the last checkpoint and the finished model: the budget is spent
         _restore(trainer, checkpoint)
     seconds = time.monotonic() - start
     if not (work / "model").exists():
         with atomic_folder(work / "model") as temporary:
-            trainer.model.save_pretrained(temporary)
+            if config.lora is not None:
+                trainer.model.save_pretrained(temporary / "adapter")
+                trainer.model.merge_and_unload().save_pretrained(temporary)
+            else:
+                trainer.model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     tokens = trainer.state.num_input_tokens_seen
     return {
         "steps": trainer.state.global_step,
         "tokens": tokens,
         "epochs": trainer.state.epoch,
+        "objective": trainer.objective.weights,
         "seconds_of_last_run": round(seconds, 1),
         "head_dtype": str(trainer.head_dtype).removeprefix("torch."),
         "log": trainer.state.log_history,
     }
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[-1])
+def _peft_config(config: TrainConfig) -> Any:
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _tokens_of(checkpoint: Path) -> int:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["num_input_tokens_seen"])
 
 
 def _restore(trainer: DraftDistillationTrainer, checkpoint: Path) -> None:
-    """Take weights and state from a checkpoint of the last step; `Trainer` would do one more."""
-    from safetensors.torch import load_model
+    """Take weights and state from the last checkpoint; `Trainer` would do one step more."""
     from transformers import TrainerState
 
-    load_model(trainer.model, str(checkpoint / "model.safetensors"), device="cpu")
+    if (checkpoint / "adapter_config.json").exists():
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), "cpu"))
+    else:
+        from safetensors.torch import load_model
+
+        load_model(trainer.model, str(checkpoint / "model.safetensors"), device="cpu")
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def training_arguments(
-    config: TrainConfig, work: Path, *, steps: int, seed: int, device: str
+    config: TrainConfig,
+    work: Path,
+    *,
+    seed: int,
+    device: str,
+    max_train_tokens: int | None = None,
+    max_steps: int = -1,
 ) -> DraftDistillationConfig:
     """Return the trainer's arguments for a section.
 
+    Args:
+        config: the section.
+        work: where checkpoints go.
+        seed: of shuffling.
+        device: ``cpu`` or ``cuda``.
+        max_train_tokens: the budget; the section's if neither it nor ``max_steps`` is given.
+        max_steps: a number of steps instead.
+
     Raises:
-        FastDraftError: ``trainer_args`` names a field that does not exist or has a bad value.
+        FastDraftError: ``trainer_args`` names a field that does not exist or has a bad value, or
+            the objective is none.
     """
     import dataclasses
 
-    from fastdraft_hf.training.trainer import DraftDistillationConfig, has_fast_bf16
+    from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 
     known = {f.name for f in dataclasses.fields(DraftDistillationConfig)}
     for name in config.trainer_args:
         if name not in known:
             raise FastDraftError(f"trainer_args.{name}: unknown field{nearest(name, known)}")
+    if max_steps < 1:
+        max_train_tokens = max_train_tokens or config.max_train_tokens
     gpu = device == "cuda"
     fields: dict[str, Any] = {
         "output_dir": str(work),
-        "max_steps": steps,
+        "objective": config.objective,
+        "distillation_temperature": config.distillation_temperature,
+        "max_steps": max_steps,
+        "max_train_tokens": None if max_train_tokens is None else str(max_train_tokens),
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "per_device_eval_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -138,7 +208,8 @@ def training_arguments(
         "matrix_learning_rate": config.matrix_learning_rate,
         "adam_beta2": 0.95,
         "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": max(1, round(config.warmup * steps)) if config.warmup else 0,
+        "warmup_steps": config.warmup,
+        "decay_share": config.decay,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "logging_steps": config.logging_steps,
@@ -146,7 +217,8 @@ def training_arguments(
         "save_steps": config.save_steps,
         "save_total_limit": 2,
         "max_length": config.seq_length,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
+        # The rows are token ids with labels already; only packing is left to TRL.
+        "dataset_kwargs": {"skip_prepare_dataset": not config.trainer_args.get("packing")},
         "include_num_input_tokens_seen": "non_padding",
         "prediction_loss_only": True,
         "gradient_checkpointing": False,
@@ -163,79 +235,48 @@ def training_arguments(
     try:
         return DraftDistillationConfig(**fields)
     except (TypeError, ValueError) as error:
-        raise FastDraftError(f"trainer_args: {error}") from error
+        text = str(error)
+        where = "" if text.startswith("objective") else "trainer_args: "
+        raise FastDraftError(f"{where}{text}") from error
 
 
-def _planned_steps(
-    work: Path,
-    config: TrainConfig,
-    train_set: Dataset,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    device: str,
-    seed: int,
+def _planned_tokens(
+    work: Path, config: TrainConfig, timed: Callable[[Path], DraftDistillationTrainer]
 ) -> int:
-    """Return the number of steps, decided once and kept, so that a resumed run has the same."""
-    import json
-
+    """Return the budget, decided once and kept, so that a resumed run has the same."""
     plan = work / "plan.json"
     if plan.exists():
-        return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
-    sample = train_set.select(range(min(len(train_set), 512)))
-    mean_length = sum(len(ids) for ids in sample["input_ids"]) / len(sample)
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    step_tokens = mean_length * batch * world
-    steps = max(1, round(config.max_train_tokens / step_tokens))
-    facts: dict[str, Any] = {"tokens_a_step": step_tokens}
+        return int(json.loads(plan.read_text(encoding="utf-8"))["max_train_tokens"])
+    budget, facts = config.max_train_tokens, {}
     if config.max_minutes is not None:
-        seconds = _seconds_a_step(work, config, train_set, model, tokenizer, device, seed)
-        affordable = max(1, int(60 * config.max_minutes / seconds))
-        facts |= {"seconds_a_step": seconds, "steps_by_budget": steps}
-        if affordable < steps:
+        rate = _tokens_a_second(work, timed)
+        affordable = max(config.step_tokens, int(60 * config.max_minutes * rate))
+        facts = {"tokens_a_second": round(rate, 1), "asked_for": budget}
+        if affordable < budget:
             logger.warning(
-                "this machine takes %.2f s a step: %d steps (%s tokens) instead of %d fit into "
+                "this machine trains %s tokens a second: %s instead of %s tokens fit into "
                 "max_minutes: %g",
-                seconds,
-                affordable,
-                f"{int(affordable * step_tokens):,}",
-                steps,
+                f"{rate:,.0f}",
+                f"{affordable:,}",
+                f"{budget:,}",
                 config.max_minutes,
             )
-            steps = affordable
-    write_json(plan, {"steps": steps, **facts})
-    return steps
+            budget = affordable
+    write_json(plan, {"max_train_tokens": budget, **facts})
+    return budget
 
 
-def _seconds_a_step(
-    work: Path,
-    config: TrainConfig,
-    train_set: Dataset,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    device: str,
-    seed: int,
-) -> float:
+def _tokens_a_second(work: Path, timed: Callable[[Path], DraftDistillationTrainer]) -> float:
     """Time a few real steps on a copy of the draft."""
-    import copy
     import tempfile
 
-    from fastdraft_hf.training.progress import StepTimer, TrainingProgress
-    from fastdraft_hf.training.trainer import DraftDistillationTrainer
+    from fastdraft_hf.training.progress import StepTimer
 
-    steps = 12
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        arguments = training_arguments(config, Path(scratch), steps=steps, seed=seed, device=device)
-        arguments.save_strategy = arguments.eval_strategy = "no"
-        trainer = DraftDistillationTrainer(
-            model=copy.deepcopy(model),
-            args=arguments,
-            train_dataset=train_set,
-            processing_class=tokenizer,
-        )
-        TrainingProgress.replace_defaults(trainer)
+        trainer = timed(Path(scratch))
         timer = StepTimer()
         trainer.add_callback(timer)
         trainer.train()
     times = sorted(timer.seconds[2:])  # the first steps warm up
-    return times[len(times) // 2]
+    step_tokens = trainer.state.num_input_tokens_seen / trainer.state.global_step
+    return float(step_tokens / times[len(times) // 2])

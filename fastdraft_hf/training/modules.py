@@ -1,46 +1,11 @@
-"""What the trainer asks of a model: its head, its last hidden states; and of a batch: its rows."""
+"""What the trainer asks of a parameter that is cut up, and of a batch: which rows it holds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Partial
-
-
-@dataclass(frozen=True)
-class Head:
-    """A language-model head.
-
-    Attributes:
-        weight: [V, H].
-        bias: [V].
-        scale: factor of the logits.
-        softcap: their cap.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scale: float
-    softcap: float | None
-
-
-def head_of(model: Any) -> Head:
-    """Return the head of an unwrapped causal language model (PEFT's wrapper included)."""
-    module = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    scale = 1.0
-    if getattr(config, "logits_scaling", None):  # Granite divides
-        scale = 1.0 / float(config.logits_scaling)
-    elif getattr(config, "logit_scale", None):  # Cohere multiplies
-        scale = float(config.logit_scale)
-    return Head(
-        module.weight,
-        getattr(module, "bias", None),
-        scale,
-        getattr(config, "final_logit_softcapping", None),
-    )
 
 
 def whole_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -57,26 +22,6 @@ def whole_weight(weight: torch.Tensor) -> torch.Tensor:
     if whole.requires_grad:
         whole.register_hook(lambda gradient: gradient / processes)  # type: ignore[no-untyped-call]
     return whole
-
-
-def last_hidden_states(model: Any, unwrapped: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """Return [batch, sequence, hidden] as it enters the head.
-
-    The whole model is called, so that wrappers (DDP, FSDP) see an ordinary forward pass, with
-    ``logits_to_keep=1``: one position goes through the head, and the decoder's output is read by a
-    forward hook.
-    """
-    kept: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-        kept.append(output.last_hidden_state)
-
-    handle = unwrapped.get_decoder().register_forward_hook(keep)
-    try:
-        model(**inputs, use_cache=False, logits_to_keep=1)
-    finally:
-        handle.remove()
-    return kept[0]
 
 
 def rows_of_batch(dataset: Any, inputs: dict[str, Any]) -> str:

@@ -20,19 +20,16 @@ from trl import SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.training import checks, columns
+from fastdraft_hf._head import head_of, last_hidden_states
+from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.training import checks
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.training.budget import TokenBudget, token_schedule
 from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, newest_complete
 from fastdraft_hf.training.collator import DraftCollator
 from fastdraft_hf.training.distribution import TargetHead, TopK
 from fastdraft_hf.training.head import HeadLoss, fused_head_loss
-from fastdraft_hf.training.modules import (
-    head_of,
-    last_hidden_states,
-    rows_of_batch,
-    whole_weight,
-)
+from fastdraft_hf.training.modules import rows_of_batch, whole_weight
 from fastdraft_hf.training.objectives import Objective
 from fastdraft_hf.training.optimizer import MuonWithAdamW
 from fastdraft_hf.training.progress import TrainingProgress
@@ -59,8 +56,8 @@ class DraftDistillationTrainer(SFTTrainer):
 
     The data set holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
     loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
-    term besides ``ce`` needs the target's distribution: stored in the columns of `columns`, or
-    from an online target.
+    term besides ``ce`` needs the target's distribution: from an online target, or stored in the
+    columns that `fastdraft_hf.data.stored_distribution` describes.
 
     Logged with the loss: every term under its name, ``mean_token_accuracy``,
     ``tokens_per_second``, and where a distribution is known ``expected_acceptance`` (α, an upper
@@ -269,10 +266,7 @@ class DraftDistillationTrainer(SFTTrainer):
             return None
         with torch.no_grad():
             hidden = last_hidden_states(self.target_model, self.target_model, inputs)
-        head = head_of(self.target_model)
-        return TargetHead(
-            hidden[:, :-1][labelled], head.weight, head.bias, head.scale, head.softcap
-        )
+        return TargetHead(hidden[:, :-1][labelled], head_of(self.target_model))
 
     def _take_notes(
         self, model: torch.nn.Module, inputs: dict[str, Any], result: HeadLoss, tokens: int

@@ -131,7 +131,8 @@ def test_what_a_run_leaves(
     assert facts["tokens"] == STEPS * 4 * LENGTH
     assert facts["head_dtype"] == "float32"
     assert any("eval_loss" in entry for entry in facts["log"])
-    assert json.loads((tmp_path / "plan.json").read_text())["steps"] == STEPS
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan == {"max_train_tokens": STEPS * 4 * LENGTH}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert not same(dict(model.state_dict()), load_file(start_model / "model.safetensors"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -152,7 +153,7 @@ def test_killed_after_the_last_checkpoint(
 def test_the_plan_is_kept(
     tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
 ) -> None:
-    (tmp_path / "plan.json").write_text('{"steps": 3}')
+    (tmp_path / "plan.json").write_text(json.dumps({"max_train_tokens": 3 * 4 * LENGTH}))
     assert run(start_model, tiny_tokenizer, data, tmp_path, config())["steps"] == 3
 
 
@@ -163,7 +164,9 @@ def test_a_minute_budget_can_only_cut(
     assert run(start_model, tiny_tokenizer, data, tmp_path / "a", settings)["steps"] == 1
     run(start_model, tiny_tokenizer, data, tmp_path / "b", config(max_minutes=1e6))
     run(start_model, tiny_tokenizer, data, tmp_path / "c", config())
-    assert json.loads((tmp_path / "b" / "plan.json").read_text())["steps"] == STEPS
+    plan = json.loads((tmp_path / "b" / "plan.json").read_text())
+    assert plan["max_train_tokens"] == STEPS * 4 * LENGTH
+    assert plan["tokens_a_second"] > 0
     # Timing a few steps first must leave no trace in what is trained.
     assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
 
@@ -176,21 +179,24 @@ def test_a_loss_that_explodes_is_said(
         broken.model.norm.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     settings = config(trainer_args={"disable_tqdm": True})
-    with pytest.raises(FastDraftError, match=r"pretrain: the loss became nan by step 1; lower"):
+    said = r"step 1: the loss is no number \(ce nan\) on rows [\d, ]+ of train_dataset; there is no"
+    with pytest.raises(FastDraftError, match=said):
         run(tmp_path / "broken", tiny_tokenizer, data, tmp_path / "work", settings)
     assert not (tmp_path / "work" / "model").exists()
 
 
 def test_arguments_follow_the_section(tmp_path: Path) -> None:
     settings = config(learning_rate=0.5, matrix_learning_rate=0.25, warmup=0.5, save_steps=7)
-    made = training_arguments(settings, tmp_path, steps=10, seed=4, device="cpu")
+    made = training_arguments(settings, tmp_path, max_steps=10, seed=4, device="cpu")
     assert (made.learning_rate, made.matrix_learning_rate) == (0.5, 0.25)
-    assert (made.max_steps, made.warmup_steps, made.save_steps, made.seed) == (10, 5, 7, 4)
+    assert (made.max_steps, made.warmup_steps, made.save_steps, made.seed) == (10, 0.5, 7, 4)
+    assert made.token_budget is None
     assert made.report_to == []
     assert made.disable_tqdm is True  # from trainer_args
     override = config(trainer_args={"learning_rate": 0.125})
-    made = training_arguments(override, tmp_path, steps=10, seed=4, device="cpu")
+    made = training_arguments(override, tmp_path, seed=4, device="cpu")
     assert made.learning_rate == 0.125
+    assert (made.max_steps, made.token_budget) == (-1, STEPS * 4 * LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +209,7 @@ def test_arguments_follow_the_section(tmp_path: Path) -> None:
 )
 def test_bad_trainer_arguments(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(FastDraftError, match=message):
-        training_arguments(config(trainer_args=given), tmp_path, steps=1, seed=0, device="cpu")
+        training_arguments(config(trainer_args=given), tmp_path, seed=0, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +218,8 @@ def test_bad_trainer_arguments(tmp_path: Path, given: dict[str, Any], message: s
         ({"seq_length": 0}, "seq_length: must be at least 1"),
         ({"warmup": 1.0}, "warmup: a share"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
+        ({"decay": 0.99}, "decay: a share above 0 that leaves room for warmup"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature: must be above 0"),
         ({"max_train_tokens": 31}, r"max_train_tokens: 31 is below one step of 32 tokens"),
     ],
 )

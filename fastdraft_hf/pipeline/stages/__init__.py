@@ -10,6 +10,7 @@ from fastdraft_hf.pipeline.stages import (
     evaluate,
     export,
     generate,
+    logits,
     report,
     train,
 )
@@ -18,6 +19,7 @@ _DRAFTS = ("design", "pretrain", "continue", "align")
 
 register("design", Stage(design.run, lambda r: r.design, (), "design"))
 register("generate", Stage(generate.run, lambda r: r.generate, (), "generate"))
+register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits"))
 register(
     "pretrain", Stage(train.pretrain, lambda r: r.pretrain, ("design", "generate"), "pretrain")
 )
@@ -30,7 +32,9 @@ register(
         "continue",
     ),
 )
-register("align", Stage(train.align, lambda r: r.align, ("generate", *_DRAFTS[:3]), "align"))
+register(
+    "align", Stage(train.align, lambda r: r.align, ("generate", "logits", *_DRAFTS[:3]), "align")
+)
 register("export", Stage(export.run, lambda r: r.export, _DRAFTS, "export"))
 register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate"))
 register("bench", Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "export"), "bench"))

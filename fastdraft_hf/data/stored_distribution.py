@@ -15,6 +15,7 @@ it, and is empty where no loss is taken (prompts) and at t = 0.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +33,60 @@ LISTS = (IDS, LOG_PROBS, TAIL)
 # looked at batch by batch when it is read.
 _SCANNED_NUMBERS = 50_000_000
 _ROWS_AT_ONCE = 512
+_ROWS_A_CHUNK = 1000
 
 
 def smallest_id_type(vocab_size: int) -> type[np.integer[Any]]:
     """Return the integer type that holds every id below ``vocab_size`` in the fewest bytes."""
     return np.uint16 if vocab_size <= 2**16 else np.int32
+
+
+def distribution_table(
+    rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], temperature: float
+) -> Any:
+    """Return the columns, as an arrow table, for rows that begin with a prompt.
+
+    Args:
+        rows: (length of the row, ids [n, k], log-probabilities [n, k], tails [n]); the n stored
+            tokens are the last ones of the row.
+        temperature: of the distributions.
+    """
+    import pyarrow as pa
+
+    # Arrow's lists count in 32 bits, so a table is made of chunks.
+    return pa.concat_tables(
+        _table_chunk(rows[start : start + _ROWS_A_CHUNK], temperature)
+        for start in range(0, len(rows), _ROWS_A_CHUNK)
+    )
+
+
+def _table_chunk(
+    rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], temperature: float
+) -> Any:
+    import pyarrow as pa
+
+    k = rows[0][1].shape[1]
+    lengths = np.array([row[0] for row in rows])
+    counts = np.zeros(int(lengths.sum()), dtype=np.int64)
+    tail = np.zeros(len(counts), dtype=np.float16)
+    for end, (_, ids, _, rest) in zip(np.cumsum(lengths), rows, strict=True):
+        counts[end - len(ids) : end] = k
+        tail[end - len(ids) : end] = rest
+    inner = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    outer = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+    def nested(values: Sequence[np.ndarray]) -> Any:
+        flat = pa.array(np.concatenate([value.reshape(-1) for value in values]))
+        return pa.ListArray.from_arrays(outer, pa.ListArray.from_arrays(inner, flat))
+
+    return pa.table(
+        {
+            IDS: nested([row[1] for row in rows]),
+            LOG_PROBS: nested([row[2] for row in rows]),
+            TAIL: pa.ListArray.from_arrays(outer, pa.array(tail)),
+            TEMPERATURE: pa.array(np.full(len(rows), temperature, dtype=np.float32)),
+        }
+    )
 
 
 def has_distribution(dataset: Dataset | IterableDataset, name: str = "train") -> bool:

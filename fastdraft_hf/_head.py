@@ -1,0 +1,92 @@
+"""A causal language model's head, and what goes into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head.
+
+    Attributes:
+        weight: [V, H].
+        bias: [V].
+        scale: factor of the logits.
+        softcap: their cap.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [N, V] for hidden states [N, H]."""
+        return head_logits(
+            hidden.to(self.weight.dtype), self.weight, self.bias, self.scale, self.softcap
+        )
+
+
+def head_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Return ``softcap·tanh(scale·(hidden @ weight.T + bias) / softcap)`` [N, V]."""
+    import torch
+
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    if scale != 1.0:
+        logits = logits * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits
+
+
+def head_of(model: Any) -> Head:
+    """Return the head of an unwrapped causal language model (PEFT's wrapper included)."""
+    module = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        scale = 1.0 / float(config.logits_scaling)
+    elif getattr(config, "logit_scale", None):  # Cohere multiplies
+        scale = float(config.logit_scale)
+    return Head(
+        module.weight,
+        getattr(module, "bias", None),
+        scale,
+        getattr(config, "final_logit_softcapping", None),  # Gemma 2
+    )
+
+
+def last_hidden_states(model: Any, unwrapped: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return [batch, sequence, hidden] as it enters the head.
+
+    The whole model is called, so that wrappers (DDP, FSDP) see an ordinary forward pass, with
+    ``logits_to_keep=1``: one position goes through the head, and the decoder's output is read by a
+    forward hook.
+
+    Args:
+        model: what is called, wrapped or not.
+        unwrapped: the model inside.
+        inputs: of the forward pass.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        kept.append(output.last_hidden_state)
+
+    handle = unwrapped.get_decoder().register_forward_hook(keep)
+    try:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return kept[0]
