@@ -119,7 +119,7 @@ def main() -> None:
     target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     # float16 keeps a distribution to three digits at half the memory.
     reference = [log_probabilities(target, text, TEMPERATURE).half() for text in texts]
-    examples, _ = build_completions(
+    examples, _, _ = build_completions(
         recipe.align.sources,
         tokenizer,
         generated=args.run / "generate",

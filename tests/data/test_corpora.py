@@ -218,7 +218,7 @@ def test_labels_cover_the_completion_only(
     folder = tmp_path_factory.mktemp("generated")
     requests = [Request(i, (i,) * prompt, 0.0, i, 8, "s") for i, (prompt, _) in enumerate(shapes)]
     write_rows(Answers([answer for _, answer in shapes]), requests, folder / "s")
-    examples, summary = build_completions(
+    examples, rows, summary = build_completions(
         [Source(name="s")],
         Words(),
         generated=folder,
@@ -232,6 +232,8 @@ def test_labels_cover_the_completion_only(
             room = min(answer, max_length - prompt)
             ids, labels = [i] * prompt + [100 + i] * room, [-100] * prompt + [100 + i] * room
             expected.append({"input_ids": ids, "labels": labels})
+    for example, (name, index) in zip(examples, rows, strict=True):
+        assert (name, index) == ("s", example["input_ids"][0])
     key = json.dumps
     assert sorted(examples, key=key) == sorted(expected, key=key)
     labelled = sum(label != -100 for e in examples for label in e["labels"])
@@ -255,7 +257,7 @@ def test_answers_that_repeat_held_out_text_are_dropped(tmp_path: Path) -> None:
     requests = make_requests(9)
     write_rows(FakeEngine(), requests, tmp_path / "mine")
     told = Words().decode([*requests[4].prompt_ids, *written_ids(requests[4])])
-    examples, summary = build_completions(
+    examples, rows, summary = build_completions(
         [Source(name="mine")],
         Words(),
         generated=tmp_path,
@@ -264,7 +266,7 @@ def test_answers_that_repeat_held_out_text_are_dropped(tmp_path: Path) -> None:
         seed=0,
     )
     assert summary["mine"]["overlaps held-out text"] == 1
-    assert len(examples) == 8
+    assert len(examples) == len(rows) == 8
 
 
 def test_files_of_every_kind(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 KEYS = [
     *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
-    *("pretrain", "continue", "align", "export", "evaluate", "bench", "card"),
+    *("logits", "pretrain", "continue", "align", "export", "evaluate", "bench", "card"),
 ]
 
 PYTHON = {"sources": [{"kind": "python"}]}
@@ -297,8 +297,8 @@ def test_the_schema_has_every_key_and_no_other() -> None:
                 found += check(value, f"{path}.{name}")
         return found
 
-    # The recipe, `when`, nine sections, and the sets and sources within them.
-    assert check(schema, "") >= 13
+    # The recipe, `when`, ten sections, and the sets and sources within them.
+    assert check(schema, "") >= 14
     train = schema["properties"]["continue"]["anyOf"][0]["properties"]
     assert train == schema["properties"]["pretrain"]["anyOf"][0]["properties"]
     assert train["learning_rate"]["default"] == TrainConfig().learning_rate

@@ -363,7 +363,7 @@ class TestTrainingStage:
 
         monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tiny_target_folder)
 
-        def prepare(run: Run, data: Path, *rest: object) -> None:
+        def prepare(run: Run, data: Path, *rest: object, stored: bool) -> None:
             data.mkdir()
             (data / "summary.json").write_text("{}", encoding="utf-8")
 
