@@ -42,7 +42,6 @@ def top_k_of(
         k: tokens to keep, at most V.
         temperature: logits are divided by it first.
     """
-    import torch
 
     # A copy: it is changed in place, and every pass over [N, V] counts.
     logits = logits.float() / temperature

@@ -25,10 +25,11 @@ from fastdraft_hf._head import head_logits
 from fastdraft_hf.training.distribution import TargetHead, TopK
 from fastdraft_hf.training.objectives import Objective, Pair
 
-# Numbers a chunk's logits may have, so that memory is the same for every vocabulary: 256 tokens of
-# 49k. With the target's full distribution at hand a chunk has several such tables, in float32.
-CHUNK_NUMBERS = 256 * 49_152
-_CHUNK_NUMBERS_FULL = CHUNK_NUMBERS // 4
+# Bytes of a chunk's logits, so that memory is the same for every vocabulary: 256 tokens of 49k in
+# float32. With the target's full distribution at hand a chunk has several such tables.
+CHUNK_BYTES = 256 * 49_152 * 4
+_CHUNK_BYTES_FULL = CHUNK_BYTES // 4
+_PRODUCT_ROWS = 16_384
 
 
 class HeadLoss(NamedTuple):
@@ -112,11 +113,10 @@ class _FusedHead(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ projection
             if grad_weight is not None:
-                if gradient.dtype == torch.float32:
-                    grad_weight.addmm_(gradient.T, part)
-                else:
-                    grad_weight += gradient.T @ part
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+                _add_product(grad_weight, gradient, part)
+        # Not saved for backward as such: they are no tensors of the graph, and one that is let go
+        # of becomes the parameter's gradient itself instead of being copied.
+        ctx.gradients = [grad_hidden, grad_weight, grad_bias]
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         vector = sums.vector()
         ctx.mark_non_differentiable(vector)
@@ -127,7 +127,12 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the head's gradients were used; call the loss again for a second pass"
+            )
+        grad_hidden, grad_weight, grad_bias = ctx.gradients
+        ctx.gradients = None
         weight_dtype, bias_dtype = ctx.dtypes
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
@@ -136,6 +141,18 @@ class _FusedHead(torch.autograd.Function):
         if grad_bias is not None:
             grad_bias = grad_bias.mul_(grad_loss).to(bias_dtype)
         return grad_hidden, grad_weight, grad_bias, *([None] * 8)
+
+
+def _add_product(total: torch.Tensor, gradient: torch.Tensor, part: torch.Tensor) -> None:
+    """Add ``gradient.T @ part`` to ``total`` [V, H] in float32."""
+    if gradient.dtype == torch.float32:
+        total.addmm_(gradient.T, part)
+        return
+    # A product in another type needs a table to stand in; of some rows at a time, for it to be
+    # small whatever the vocabulary.
+    for start in range(0, total.shape[0], _PRODUCT_ROWS):
+        rows = slice(start, start + _PRODUCT_ROWS)
+        total[rows] += gradient[:, rows].T @ part
 
 
 def _logits_gradient(
@@ -307,8 +324,12 @@ def fused_head_loss(
     if objective.needs_distribution and target is None:
         raise ValueError(f"objective {objective} needs the target's distribution")
     if chunk is None:
-        numbers = _CHUNK_NUMBERS_FULL if isinstance(target, TargetHead) else CHUNK_NUMBERS
-        chunk = max(16, numbers // weight.shape[0])
+        size = (dtype or hidden.dtype).itemsize
+        if isinstance(target, TargetHead):
+            chunk = _CHUNK_BYTES_FULL // (4 * weight.shape[0])
+        else:
+            chunk = CHUNK_BYTES // (size * weight.shape[0])
+        chunk = max(16, chunk)
     # Under autocast the products would be in its type, whatever `dtype` says.
     with torch.autocast(hidden.device.type, enabled=False):
         loss, vector = _FusedHead.apply(  # type: ignore[no-untyped-call]
@@ -400,4 +421,4 @@ def dense_head_loss(
     return loss
 
 
-__all__ = ["CHUNK_NUMBERS", "HeadLoss", "dense_head_loss", "fused_head_loss"]
+__all__ = ["CHUNK_BYTES", "HeadLoss", "dense_head_loss", "fused_head_loss"]
