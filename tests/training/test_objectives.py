@@ -162,9 +162,12 @@ def test_at_a_kink_the_slope_is_a_subgradient(n: int, b: int, seed: int) -> None
     pair = Pair(log_p, log_q)
     slope = terms()["tvd"].value_and_slope(pair)[1]
     p, q = pair.p, pair.q
-    assert torch.equal(slope[q > p], torch.zeros_like(q[q > p]))
-    assert torch.equal(slope[q < p], -q[q < p])
-    assert ((slope[same] >= -q[same]) & (slope[same] <= 0)).all()
+    # A multiple of q is free; with this one the slope of 1 − Σ min(p, q) is -q or 0.
+    likeliest = q.argmax(-1, keepdim=True)
+    plain = slope + q * ((q - p).gather(1, likeliest).sign() - 1) / 2
+    torch.testing.assert_close(plain[q > p], torch.zeros_like(q[q > p]))
+    torch.testing.assert_close(plain[q < p], -q[q < p])
+    assert ((plain[same] >= -q[same] - 1e-12) & (plain[same] <= 1e-12)).all()
     alphas = torch.minimum(p, q).sum(-1, keepdim=True)
     torch.testing.assert_close(terms()["nla"].value_and_slope(pair)[1], slope / alphas)
 
@@ -421,11 +424,6 @@ def test_the_same_class_may_come_again() -> None:
 
 
 @pytest.mark.usefixtures("_own_registry")
-@pytest.mark.xfail(
-    strict=True,
-    reason="register_term compares __qualname__ without the module: a foreign class that happens "
-    "to have a built-in term's class name replaces it silently",
-)
 def test_a_taken_name_is_refused_to_a_namesake_of_another_module() -> None:
     namesake = type("ForwardKL", (SquaredDistance,), {"name": "kl", "__module__": "elsewhere"})
     with pytest.raises(ValueError, match="registered already"):
