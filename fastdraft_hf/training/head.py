@@ -182,14 +182,22 @@ def _logits_gradient(
     return gradient
 
 
-def _softmax(logits: torch.Tensor, highest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the softmax [n, V] in the logits' type and log Σ exp [n, 1] in float32.
+def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the softmax [n, V] in the logits' type, and log q of the most probable token [n, 1].
 
-    The softmax sums in float32 inside, whatever its type. The log of the sum of exponentials
-    follows from the most probable token, whose probability cannot underflow.
+    The softmax sums in float32 inside, whatever its type. Any token's log q is its logit minus the
+    highest plus this one: differences of logits stay exact where log Σ exp would be rounded to the
+    size of the logits.
     """
     probabilities = torch.softmax(logits, -1)
-    return probabilities, highest.float() - probabilities.amax(-1, keepdim=True).float().log()
+    return probabilities, probabilities.amax(-1, keepdim=True).float().log()
+
+
+def _log_q(
+    logits: torch.Tensor, ids: torch.Tensor, highest: torch.Tensor, log_highest: torch.Tensor
+) -> torch.Tensor:
+    """Return log q of ``ids`` [n, k] in float32."""
+    return logits.gather(1, ids).float() - highest.float() + log_highest
 
 
 def _label_gradient(
@@ -200,8 +208,8 @@ def _label_gradient(
     sums: _Sums,
 ) -> torch.Tensor:
     """Cross-entropy: q − 1 at the label."""
-    gradient, log_sum = _softmax(logits, highest)
-    sums.terms["ce"] += (log_sum - logits.gather(1, labels).float()).sum(dtype=torch.float64)
+    gradient, log_highest = _softmax(logits)
+    sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=torch.float64)
     gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
     if weight != 1.0:
         gradient *= weight
@@ -236,9 +244,9 @@ def _top_k_gradient(
     """
     if temperature != 1.0:
         logits, highest = logits / temperature, highest / temperature
-    probabilities, log_sum = _softmax(logits, highest)
+    probabilities, log_highest = _softmax(logits)
     sums.agreement += (logits.gather(1, target.first()) >= highest).sum()
-    kept = logits.gather(1, target.ids).float() - log_sum
+    kept = _log_q(logits, target.ids, highest, log_highest)
     # The rest is summed over itself: 1 − Σ of the others would lose a small one to rounding.
     rest = probabilities.scatter_(1, target.ids, 0.0).sum(-1, keepdim=True, dtype=torch.float32)
     rest = rest.clamp(min=torch.finfo(torch.float32).tiny)
@@ -250,11 +258,14 @@ def _top_k_gradient(
     if slope is not None:
         total = slope.sum(-1, keepdim=True)
         row += (slope[:, -1:] / rest - total) / temperature
+        # Where the draft rules the rest out, this is a huge number times probabilities of zero.
+        most = torch.finfo(probabilities.dtype).max / 2
+        row.clamp_(min=-most, max=most)
         at_kept += (slope[:, :-1] - kept_q * total) / temperature
     gradient = probabilities.mul_(row.to(probabilities.dtype))
     gradient.scatter_(1, target.ids, at_kept.to(gradient.dtype))
     if label_weight:
-        sums.terms["ce"] += (log_sum - logits.gather(1, labels).float()).sum(dtype=torch.float64)
+        sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=torch.float64)
         gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -label_weight))
     return gradient
 
@@ -415,6 +426,7 @@ def dense_head_loss(
         p = torch.softmax(stored, -1)
         kept = q.gather(1, target.ids)
         rest = q.scatter(1, target.ids, 0.0).sum(-1, keepdim=True)
+        rest = rest.clamp(min=torch.finfo(torch.float32).tiny)  # an empty bucket adds nothing
         q = torch.cat([kept, rest], 1)
     for weight_of, term in objective.divergences.values():
         loss = loss + weight_of * term.reference(p, q).sum()

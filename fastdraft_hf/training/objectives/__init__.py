@@ -35,7 +35,9 @@ def register_term(cls: T) -> T:
     Raises:
         ValueError: another term has the name.
     """
-    if cls.name in _TERMS and type(_TERMS[cls.name]).__qualname__ != cls.__qualname__:
+    known = type(_TERMS.get(cls.name, cls()))
+    # The same class again is its module reloaded.
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"a term named '{cls.name}' is registered already")
     _TERMS[cls.name] = cls()
     return cls

@@ -52,15 +52,22 @@ class Pair:
         """
         return torch.minimum(self.p, self.q).sum(-1)
 
+    def slope_of(self, factor: torch.Tensor) -> torch.Tensor:
+        """Return ``q · (factor − factor at the most probable outcome of q)`` [N, B].
+
+        A constant times q cancels in the gradient by the logits. Taken so that the most probable
+        outcome has none, nothing large is left to cancel in float32 where the draft is nearly
+        certain.
+        """
+        return self.q * (factor - factor.gather(1, self.log_q.argmax(-1, keepdim=True)))
+
     @cached_property
     def rejection_slope(self) -> torch.Tensor:
-        """[N, B], the derivative of 1 − α by ``log q``: −q where q < p, else 0.
+        """[N, B], the derivative of 1 − α by ``log q``: −q where q < p, else 0, up to `slope_of`.
 
         Where p = q there is a kink, and half of it is the subgradient that autograd takes as well.
-        The form ``½ q sign(q − p)`` differs by a multiple of q, which cancels, but in float32 it
-        would cancel badly where α is small.
         """
-        return self.q * ((self.q - self.p).sign() - 1) / 2
+        return self.slope_of((self.q - self.p).sign() / 2)
 
 
 class Term(ABC):

@@ -19,8 +19,9 @@ class JensenShannon(Term):
     def value_and_slope(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         log_m = torch.logaddexp(pair.log_p, pair.log_q) - math.log(2)
         # d/dlog q = ½ q (log q − log m): what comes from m and from q's own factor cancels.
-        slope = 0.5 * pair.q * (pair.log_q - log_m)
-        return (0.5 * pair.p * (pair.log_p - log_m) + slope).sum(-1), slope
+        difference = 0.5 * (pair.log_q - log_m)
+        values = (0.5 * pair.p * (pair.log_p - log_m) + pair.q * difference).sum(-1)
+        return values, pair.slope_of(difference)
 
     def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         m = (p + q) / 2

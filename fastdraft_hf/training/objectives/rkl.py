@@ -20,8 +20,8 @@ class ReverseKL(Term):
 
     def value_and_slope(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         # d/dlog q = q (log q − log p + 1); the 1 cancels.
-        summands = pair.q * (pair.log_q - pair.log_p)
-        return summands.sum(-1), summands
+        difference = pair.log_q - pair.log_p
+        return (pair.q * difference).sum(-1), pair.slope_of(difference)
 
     def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)
