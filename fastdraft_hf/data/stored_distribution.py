@@ -15,7 +15,7 @@ it, and is empty where no loss is taken (prompts) and at t = 0.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,6 +215,11 @@ def _check_rows(
             f"{where}, row {row_of[place]}: {IDS} has {counts[place]} ids for a token, {k} before"
         )
     if "labels" in table.column_names:
+        for number in np.flatnonzero(lengths(array("labels")) != sizes)[:1]:
+            raise ValueError(
+                f"{where}, row {start + number}: labels has {lengths(array('labels'))[number]} "
+                f"entries for {sizes[number]} input_ids"
+            )
         labelled = np.asarray(array("labels").flatten()) != -100
         labelled[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # nothing predicts a first token
         for place in np.flatnonzero(labelled & (counts == 0))[:1]:
@@ -225,17 +230,11 @@ def _check_rows(
     if not len(positions):
         return k
     ids = np.asarray(inner[IDS].flatten()).astype(np.int64).reshape(-1, k)
-    check_ids(ids, vocab_size, f"{where}, rows {row_of[positions[0]]} to {row_of[positions[-1]]}")
     log_probs = np.asarray(inner[LOG_PROBS].flatten()).astype(np.float32).reshape(-1, k)
     tail = np.asarray(array(TAIL).flatten()).astype(np.float32)[positions]
-    mass = np.exp(log_probs).sum(1) + np.exp(tail)
-    # float16 rounds each of them; anything further off is no distribution.
-    wrong = ~(np.abs(mass - 1) < 0.02)
-    for place in positions[wrong][:1]:
-        raise ValueError(
-            f"{where}, row {row_of[place]}: exp of {LOG_PROBS} and {TAIL} sums to "
-            f"{mass[wrong][0]:.3g}, not to 1; natural logarithms of probabilities are needed"
-        )
+    check_entries(
+        ids, log_probs, tail, vocab_size, lambda entry: f"{where}, row {row_of[positions[entry]]}"
+    )
     return k
 
 
@@ -258,14 +257,36 @@ def stored(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return positions, ids[: len(positions)], log_probs.reshape(-1, k or 1)[: len(positions)]
 
 
-def check_ids(ids: np.ndarray, vocab_size: int, where: str) -> None:
-    """Raise `ValueError` unless every id [m, k] is in the vocabulary and once in its entry."""
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        wrong = int(ids.max()) if ids.max() >= vocab_size else int(ids.min())
-        raise ValueError(f"{where}: {IDS} holds {wrong}, the vocabulary has {vocab_size} ids")
+def check_entries(
+    ids: np.ndarray,
+    log_probs: np.ndarray,
+    tail: np.ndarray,
+    vocab_size: int,
+    where: Callable[[int], str],
+) -> None:
+    """Raise `ValueError` unless every entry is a distribution over ids of the vocabulary.
+
+    Args:
+        ids: [m, k].
+        log_probs: [m, k].
+        tail: [m].
+        vocab_size: ids are below it.
+        where: says where an entry stands, for messages.
+    """
+    for entry, place in np.argwhere((ids < 0) | (ids >= vocab_size))[:1]:
+        raise ValueError(
+            f"{where(entry)}: {IDS} holds {ids[entry, place]}, the vocabulary has {vocab_size} ids"
+        )
     ordered = np.sort(ids, 1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise ValueError(f"{where}: {IDS} holds an id twice in one entry")
+    for entry in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))[:1]:
+        raise ValueError(f"{where(entry)}: {IDS} holds an id twice in one entry")
+    mass = np.exp(log_probs).sum(1) + np.exp(tail)
+    # float16 rounds each of them; anything further off is no distribution.
+    for entry in np.flatnonzero(~(np.abs(mass - 1) < 0.02))[:1]:
+        raise ValueError(
+            f"{where(entry)}: exp of {LOG_PROBS} and {TAIL} sums to {mass[entry]:.3g}, not to 1; "
+            "natural logarithms of probabilities are needed"
+        )
 
 
 def check_covered(labels: Any, positions: np.ndarray, where: str) -> None:

@@ -10,6 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from fastdraft_hf._schema import parse_count
+from fastdraft_hf.training.budget import schedule_shape
 from fastdraft_hf.training.objectives import Objective
 
 
@@ -128,8 +129,15 @@ class DraftDistillationConfig(SFTConfig):
                 f"warmup_steps: with max_train_tokens it is a share below 1, not "
                 f"{self.warmup_steps:g} steps"
             )
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if 0 < (getattr(self, name) or 0) < 1:
+                raise ValueError(
+                    f"{name}: with max_train_tokens the number of steps is not known beforehand, "
+                    f"so it is a number of steps, not a share of them ({getattr(self, name):g})"
+                )
         # The budget is counted in tokens seen, so they have to be.
         self.include_num_input_tokens_seen: Any = "non_padding"
+        schedule_shape(self)  # refuses one that cannot follow tokens
 
     @property
     def token_budget(self) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.optimization import get_scheduler
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 # A schedule's shape is asked for at this many points; transformers' schedules count in steps.
 _POINTS = 1_000_000
@@ -29,10 +30,16 @@ class TokenBudget(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # The count is gathered over processes, so all of them stop at the same step.
-        if state.num_input_tokens_seen >= self._budget:
-            control.should_training_stop = control.should_log = True
-            # Trainer's closing summary divides by the planned steps.
-            state.max_steps = state.global_step
+        if state.num_input_tokens_seen < self._budget:
+            return
+        control.should_training_stop = control.should_log = True
+        # What transformers' own flow does at the last step.
+        if args.eval_strategy == IntervalStrategy.STEPS and args.eval_delay <= state.global_step:
+            control.should_evaluate = True
+        if args.save_strategy == SaveStrategy.STEPS:
+            control.should_save = True
+        # Trainer's closing summary divides by the planned steps.
+        state.max_steps = state.global_step
 
 
 def token_schedule(
@@ -41,10 +48,27 @@ def token_schedule(
     """Return transformers' schedule of ``args`` over the share of the budget that is spent.
 
     Args:
-        args: the trainer's arguments; ``lr_scheduler_type``, ``warmup_steps`` (a share),
-            ``lr_scheduler_kwargs`` and ``decay_share`` are read.
+        args: the trainer's arguments, as for `schedule_shape`.
         optimizer: what it drives.
         progress: gives the share of the budget spent so far, from 0.
+
+    Raises:
+        ValueError: the schedule is none that is a function of progress alone.
+    """
+    shape = schedule_shape(args)
+
+    def factor(_: int) -> float:
+        return shape(min(1.0, progress()))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor] * len(optimizer.param_groups))
+
+
+def schedule_shape(args: Any) -> Callable[[float], float]:
+    """Return the factor of the learning rate as a function of the share of the budget, 0 to 1.
+
+    Args:
+        args: the trainer's arguments; ``lr_scheduler_type``, ``warmup_steps`` (a share),
+            ``lr_scheduler_kwargs`` and ``decay_share`` are read.
 
     Raises:
         ValueError: the schedule is none that is a function of progress alone.
@@ -64,8 +88,4 @@ def token_schedule(
     shapes = getattr(schedule, "lr_lambdas", None)
     if shapes is None:
         raise ValueError(f"lr_scheduler_type {name} cannot follow a token budget; use max_steps")
-
-    def share(_: int) -> float:
-        return float(shapes[0](min(1.0, progress()) * _POINTS))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [share] * len(optimizer.param_groups))
+    return lambda share: float(shapes[0](share * _POINTS))

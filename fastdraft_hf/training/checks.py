@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -65,9 +66,20 @@ def check_sources(
 
 
 def open_target(
-    target: str | PreTrainedModel, args: DraftDistillationConfig, tokenizer: Any, vocab_size: int
+    target: str | PreTrainedModel,
+    args: DraftDistillationConfig,
+    tokenizer: Any,
+    vocab_size: int,
+    draft: str = "",
 ) -> PreTrainedModel:
     """Load and freeze the online target.
+
+    Args:
+        target: the model, or its name or folder.
+        args: the trainer's.
+        tokenizer: the draft's, if it was given.
+        vocab_size: rows of the draft's head.
+        draft: name or folder of the draft, where its tokenizer is otherwise.
 
     Raises:
         ValueError: it speaks another vocabulary than the draft.
@@ -80,6 +92,8 @@ def open_target(
             theirs = AutoTokenizer.from_pretrained(target)
         except (OSError, ValueError):
             theirs = None  # a target without a tokenizer: the heads are compared below
+        if tokenizer is None and draft:
+            tokenizer = AutoTokenizer.from_pretrained(draft)  # as `SFTTrainer` does
         if theirs is not None and tokenizer is not None:
             try:
                 check_same_vocabulary(theirs, tokenizer, "the draft")
@@ -106,23 +120,28 @@ def check_adapter(model: Any, peft_config: Any) -> None:
         return
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = output.weight is embedding.weight
-    refused = {
+    refused = [
         name
         for name, module in model.named_modules()
         if module is output or (tied and module is embedding)
-    }
-    for setting in ("target_modules", "modules_to_save"):
+    ]
+    for setting in ("target_modules", "modules_to_save", "trainable_token_indices"):
         wanted = getattr(peft_config, setting, None)
-        if isinstance(wanted, str):
-            wanted = [] if wanted == "all-linear" else [wanted]  # PEFT leaves the head out of these
-        for word in wanted or []:
-            for name in refused:
-                if name == word or name.endswith(f".{word}"):
-                    raise ValueError(
-                        f"peft_config.{setting}: '{word}' is the draft's head"
-                        f"{' (tied to the embedding)' if tied else ''}, which is trained as it is "
-                        "or not at all; leave it out"
-                    )
+        if setting == "trainable_token_indices" and isinstance(wanted, list):
+            wanted = ["embed_tokens"]  # PEFT's choice for a list of ids
+        if wanted == "all-linear":  # PEFT leaves the head out of these
+            continue
+        for name in refused:
+            if isinstance(wanted, str):  # a regular expression over whole names
+                found = [wanted] if re.fullmatch(wanted, name) else []
+            else:
+                found = [w for w in wanted or [] if name == w or name.endswith(f".{w}")]
+            if found:
+                raise ValueError(
+                    f"peft_config.{setting}: '{found[0]}' is the draft's head"
+                    f"{' (tied to the embedding)' if tied else ''}, which is trained as it is "
+                    "or not at all; leave it out"
+                )
 
 
 def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -150,4 +169,4 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
             f"({rows} rows of {length:,.0f}: per_device_train_batch_size x "
             "gradient_accumulation_steps x processes); raise it or lower these"
         )
-    return int(budget // rows) + 1
+    return int(budget) + 1  # a last batch of an epoch may hold a single token

@@ -26,10 +26,15 @@ class DraftCollator(DataCollatorForLanguageModeling):
     Args:
         stored: whether rows carry the columns.
         vocab_size: rows of the draft's head, to check the ids against.
+        keep_end: whether rows that were cut to max_length lost their beginning.
+
+    Raises:
+        ValueError: what a row stores is no distribution of its tokens.
     """
 
     stored: bool = False
     vocab_size: int = 0
+    keep_end: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super().torch_call(examples)
@@ -38,29 +43,36 @@ class DraftCollator(DataCollatorForLanguageModeling):
             return output
         rows, length = output["input_ids"].shape
         arrays: dict[str, torch.Tensor] = {}
-        start = 0
+        start = k = 0
         for number, example in enumerate(examples):
             size = len(example["input_ids"])
-            # A row that was cut to max_length keeps the columns' ends; they have no token any more.
-            cut = {column: example[column][:size] for column in columns.LISTS}
+            where = f"row {number} of a batch"
+            # TRL cuts a row's ids to max_length; the columns beside them are cut here.
+            cut = {column: self._cut(example[column], size, column) for column in columns.LISTS}
             positions, ids, log_probs = columns.stored(cut)
-            columns.check_ids(ids[: len(positions)], self.vocab_size, "a batch")
-            columns.check_covered(
-                example.get("labels"), _with_starts(positions, example), "a batch"
-            )
-            if not arrays:
-                arrays = _zeros(rows, length, ids.shape[1])
-            row, at = (0, start) if self.padding_free else (number, 0)
-            places = torch.from_numpy(positions + at)
+            columns.check_covered(example.get("labels"), _with_starts(positions, example), where)
             if len(positions):
-                arrays[columns.IDS] = _widen(arrays[columns.IDS], ids.shape[1])
-                arrays[columns.LOG_PROBS] = _widen(arrays[columns.LOG_PROBS], ids.shape[1])
+                if k and k != ids.shape[1]:
+                    raise ValueError(
+                        f"{where}: {columns.IDS} has {ids.shape[1]} ids for a token, {k} before"
+                    )
+                k = ids.shape[1]
+                arrays = arrays or _zeros(rows, length, k)
+                tail = np.asarray(cut[columns.TAIL], dtype=np.float32)[positions]
+                columns.check_entries(ids, log_probs, tail, self.vocab_size, lambda _: where)  # noqa: B023
+                row, at = (0, start) if self.padding_free else (number, 0)
+                places = torch.from_numpy(positions + at)
                 arrays[columns.IDS][row, places] = torch.from_numpy(ids)
                 arrays[columns.LOG_PROBS][row, places] = torch.from_numpy(log_probs).half()
-                tail = np.asarray(cut[columns.TAIL], dtype=np.float32)[positions]
                 arrays[columns.TAIL][row, places] = torch.from_numpy(tail).half()
             start += size
-        return {**output, **arrays}
+        return {**output, **(arrays or _zeros(rows, length, 1))}
+
+    def _cut(self, entries: list[Any], size: int, column: str) -> list[Any]:
+        """Return what of a column belongs to the ``size`` tokens that are left of a row."""
+        if len(entries) < size:
+            raise ValueError(f"{column} has {len(entries)} entries for {size} input_ids")
+        return entries[len(entries) - size :] if self.keep_end else entries[:size]
 
 
 def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
@@ -69,11 +81,6 @@ def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
         columns.LOG_PROBS: torch.zeros(rows, length, k, dtype=torch.float16),
         columns.TAIL: torch.zeros(rows, length, dtype=torch.float16),
     }
-
-
-def _widen(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Return ``values`` with k entries: a row without any stored told nothing about k."""
-    return values if values.shape[-1] == k else values.new_zeros(*values.shape[:-1], k)
 
 
 def _with_starts(positions: np.ndarray, example: dict[str, Any]) -> np.ndarray:

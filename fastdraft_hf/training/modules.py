@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor, Partial
 
@@ -24,40 +26,57 @@ def whole_weight(weight: torch.Tensor) -> torch.Tensor:
     return whole
 
 
-def rows_of_batch(dataset: Any, inputs: dict[str, Any]) -> str:
-    """Say which rows of a data set a batch holds, by looking for their ids.
+def rows_of_batch(dataset: Any, batches: Sequence[dict[str, Any]]) -> str:
+    """Say which rows of a data set some batches hold, by looking for their ids.
 
     It is done once, when training fails, so that nothing has to be carried through the data
-    pipeline for it. A streamed data set cannot be looked through; the first ids are shown then.
+    pipeline for it. Rows may have been cut, split or packed since. What cannot be looked through
+    (a streamed data set, text) has the first ids shown instead.
+
+    Args:
+        dataset: as it was given to the trainer, or None.
+        batches: the inputs of the model.
     """
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    sequences = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
-    wanted = [sequence.tolist() for sequence in sequences]
-    if mask is None and "cu_seq_lens_q" in inputs:  # flattened: rows may be several sequences
-        wanted = [ids[0].tolist()]
-    if hasattr(dataset, "__len__"):
-        flat = [token for sequence in wanted for token in sequence]
-        found = [
-            number
-            for number, row in enumerate(dataset.select_columns(["input_ids"]))
-            if _holds(flat, wanted, row["input_ids"])
-        ]
+    documents = [ids for inputs in batches for ids in _documents(inputs)]
+    documents = [ids for ids in documents if len(ids) > 1] or documents
+    if hasattr(dataset, "__len__") and "input_ids" in dataset.column_names:
+        whole: dict[bytes, set[int]] = {}
+        parts: dict[bytes, set[int]] = {}
+        wanted = {_bytes(ids) for ids in documents}
+        for number, row in enumerate(dataset.select_columns(["input_ids"])):
+            ids = _bytes(row["input_ids"])
+            if ids in wanted:
+                whole.setdefault(ids, set()).add(number)
+                continue
+            for document in wanted:
+                if _inside(document, ids) or _inside(ids, document):
+                    parts.setdefault(document, set()).add(number)
+        found = set().union(*(whole.get(ids) or parts.get(ids, set()) for ids in wanted))
         if found:
-            return (
-                f"row{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} of train_dataset"
-            )
-    shown = "; ".join(", ".join(map(str, sequence[:8])) for sequence in wanted[:4])
+            listed = ", ".join(map(str, sorted(found)))
+            return f"row{'s' if len(found) > 1 else ''} {listed} of train_dataset"
+    shown = "; ".join(", ".join(map(str, ids[:8])) for ids in documents[:4])
     return f"the rows that begin with the ids {shown}"
 
 
-def _holds(flat: list[int], wanted: list[list[int]], row: list[int]) -> bool:
-    if row in wanted:
-        return True
-    if len(wanted) != 1 or len(row) >= len(flat) or not row:
-        return False
-    return any(
-        flat[start : start + len(row)] == row
-        for start, token in enumerate(flat[: len(flat) - len(row) + 1])
-        if token == row[0]
-    )
+def _documents(inputs: dict[str, Any]) -> list[list[int]]:
+    """Return the sequences of a batch, padded or flattened."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is not None:
+        return [row[mask[number].bool()].tolist() for number, row in enumerate(ids)]
+    if "cu_seq_lens_q" in inputs:
+        ends = inputs["cu_seq_lens_q"][1:-1].tolist()
+        return [part.tolist() for part in ids[0].tensor_split(ends)]
+    return [row.tolist() for row in ids]
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, dtype=np.int32).tobytes()
+
+
+def _inside(part: bytes, whole: bytes) -> bool:
+    """Return whether ids stand in a row in others; a match must begin where an id does."""
+    at = whole.find(part) if part else -1
+    while at >= 0 and at % 4:
+        at = whole.find(part, at + 1)
+    return at >= 0

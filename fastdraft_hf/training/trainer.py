@@ -137,12 +137,19 @@ class DraftDistillationTrainer(SFTTrainer):
         self.target_model: PreTrainedModel | None = None
         if target_model is not None:
             self.target_model = checks.open_target(
-                target_model, args, kwargs.get("processing_class"), vocab_size
+                target_model,
+                args,
+                kwargs.get("processing_class"),
+                vocab_size,
+                model.config.name_or_path,
             )
         super().__init__(model=model, args=args, **kwargs)
-        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
+        if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DraftCollator(
-                **vars(self.data_collator), stored=stored, vocab_size=vocab_size
+                **vars(self.data_collator),
+                stored=stored,
+                vocab_size=vocab_size,
+                keep_end=args.truncation_mode == "keep_end",
             )
         wanted = args.head_dtype
         if wanted == "auto":
@@ -150,7 +157,10 @@ class DraftDistillationTrainer(SFTTrainer):
         self.head_dtype: torch.dtype = getattr(torch, wanted)
         self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
-        self._last_inputs: dict[str, Any] = {}
+        rows = kwargs["train_dataset"]
+        # As they were given, so that a message's numbers are those of the caller's rows.
+        self._given_rows = rows if "input_ids" in columns.column_names(rows) else self.train_dataset
+        self._step_inputs: list[dict[str, Any]] = []
         self._add_own_callbacks()
 
     def _add_own_callbacks(self) -> None:
@@ -178,7 +188,7 @@ class DraftDistillationTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        if not (packing and columns.has_distribution(dataset, dataset_name)):
+        if not (packing and args.max_length and columns.has_distribution(dataset, dataset_name)):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
@@ -188,9 +198,16 @@ class DraftDistillationTrainer(SFTTrainer):
             dataset, processing_class, whole, False, formatting_func, dataset_name
         )
         dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
+        if args.packing_strategy == "wrapped":
+            # One row runs on into the next, and a row's first token stores no distribution.
+            dataset = dataset.map(
+                lambda labels: {"labels": [-100, *labels[1:]] if labels else []},
+                input_columns=["labels"],
+            )
         if args.shuffle_dataset:
             dataset = dataset.shuffle(seed=args.seed)
-        return pack_dataset(dataset, args.max_length, args.packing_strategy)
+        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     # Private in `Trainer`; `test_trainer_data.py` fails when it moves.
     def _set_signature_columns_if_needed(self) -> None:
@@ -283,11 +300,13 @@ class DraftDistillationTrainer(SFTTrainer):
             values = ", ".join(
                 f"{name} {mean:g}" for name, mean in zip(result.terms, means, strict=False)
             )
-            raise NonFiniteLossError(self._failure(f"the loss is no number ({values})", inputs))
+            what = f"the loss is no number ({values})"
+            raise NonFiniteLossError(self._failure(what, [inputs], model.training))
         mode = "train" if model.training else "eval"
         for name, mean in zip(notes, means, strict=True):
             self._metrics[mode][name].append(mean)
-        self._last_inputs = inputs
+        if model.training:
+            self._step_inputs.append(inputs)
 
     # Private in `Trainer`; `test_trainer.py` fails when it moves. It is called between clipping
     # and the optimizer's step: a gradient that is no number must not reach the weights, since the
@@ -295,23 +314,23 @@ class DraftDistillationTrainer(SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
-            raise NonFiniteLossError(
-                self._failure(
-                    f"the gradient is no number (norm {float(norm):g})", self._last_inputs
-                )
-            )
+            what = f"the gradient is no number (norm {float(norm):g})"
+            raise NonFiniteLossError(self._failure(what, self._step_inputs))
+        self._step_inputs.clear()
         return norm
 
-    def _failure(self, what: str, inputs: dict[str, Any]) -> str:
-        step = self.state.global_step + 1
-        rows = rows_of_batch(self.train_dataset, inputs)
+    def _failure(self, what: str, batches: list[dict[str, Any]], training: bool = True) -> str:
+        step = f"step {self.state.global_step + 1}"
+        if not training:
+            step = f"evaluation after step {self.state.global_step}"
+        rows = rows_of_batch(self._given_rows if training else None, batches)
         good = newest_complete(Path(self.args.output_dir))
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         rates = f"learning_rate {self.args.learning_rate:g}"
         if self.args.matrix_learning_rate:
             rates += f", matrix_learning_rate {self.args.matrix_learning_rate:g}"
         return (
-            f"step {step}: {what} on {rows}; {kept}. Look at these rows, or lower the learning "
+            f"{step}: {what} on {rows}; {kept}. Look at these rows, or lower the learning "
             f"rate ({rates})"
         )
 
