@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _MARK = "complete"
@@ -24,6 +25,8 @@ class MarkCompleteCheckpoints(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
+        # Every process has written files of its own.
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / _MARK).touch()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
+from datasets import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
@@ -14,6 +17,43 @@ from fastdraft_hf.data import stored_distribution as columns
 from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.training.objectives import Objective
+
+
+def check_sharding(args: DraftDistillationConfig) -> None:
+    """Refuse ways of cutting up the draft that the loss or an optimizer cannot work with.
+
+    Raises:
+        ValueError: DeepSpeed ZeRO-3, FSDP's first version, or Muon with any of either.
+    """
+    deepspeed = args.deepspeed_plugin
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 cuts up the draft's head, which the loss needs whole; use "
+            "zero_stage 2 (recipes/accelerate/deepspeed_zero2.yaml) or FSDP2"
+        )
+    fsdp = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    # The trainer's arguments go before the launcher's environment.
+    version = int((args.fsdp_plugin_args or {}).get("fsdp_version", os.getenv("FSDP_VERSION", 1)))
+    if fsdp and version != 2:
+        raise ValueError(
+            "the first version of FSDP cuts up the draft's head, which the loss needs whole; set "
+            "fsdp_version: 2 (recipes/accelerate/fsdp2.yaml)"
+        )
+    if args.matrix_optimizer == "muon" and (fsdp or deepspeed is not None):
+        raise ValueError(
+            "matrix_optimizer='muon' needs whole matrices, and FSDP and DeepSpeed cut them up; use "
+            "adamw"
+        )
+
+
+def check_stream(dataset: Any) -> None:
+    """Refuse a streamed data set that gives no row: it is repeated, and would never give one.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
+        raise ValueError("train data set: it gives no row")
 
 
 def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
@@ -159,10 +199,13 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
     assert budget is not None
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = float(args.max_length or 1)
-    sized = hasattr(dataset, "__len__") and "input_ids" in columns.column_names(dataset)
-    if sized and len(dataset) and not args.packing:
-        sample = dataset.select(range(min(len(dataset), 512)))["input_ids"]
-        length = sum(map(len, sample)) / len(sample)
+    if not args.packing and dataset is not None and "input_ids" in columns.column_names(dataset):
+        streamed = isinstance(dataset, IterableDataset)
+        first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
+        lengths = [len(row["input_ids"]) for row in first.select_columns(["input_ids"])]
+        if args.max_length and not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            lengths = [min(found, args.max_length) for found in lengths]  # they will be cut
+        length = sum(lengths) / max(1, len(lengths))
     if budget < rows * length:
         raise ValueError(
             f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "

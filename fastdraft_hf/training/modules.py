@@ -7,23 +7,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
-def whole_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Return a parameter in one piece, also when FSDP2 has cut it up.
+def keep_head_whole(model: Any) -> None:
+    """Have FSDP2 leave the head in one piece between the forward pass and the backward pass.
 
-    FSDP2 gathers parameters while their module runs and cuts them up again after it; the head is
-    used outside of it. Each process has the gradient of its own tokens, and FSDP averages: so the
-    gradients are summed over processes on the way back and divided by their number.
+    FSDP2 gathers parameters while their module runs, cuts them up again after it and gathers them
+    once more when a gradient by the module's output arrives. The loss uses the head after the
+    forward pass and never the logits that came out of it, so nothing would gather it again, and
+    the backward pass would read freed memory. Kept whole, its gradient goes the same way as every
+    other one's. The memory is that of the tables, which the loss needs whole anyway. What
+    accelerate prepares since 1.15 is so already.
+
+    Args:
+        model: the unwrapped draft, cut up by FSDP2 or not.
     """
-    if not isinstance(weight, DTensor):
-        return weight
-    whole = weight.full_tensor(grad_placements=[Partial()] * weight.device_mesh.ndim)
-    processes = weight.device_mesh.size()
-    if whole.requires_grad:
-        whole.register_hook(lambda gradient: gradient / processes)  # type: ignore[no-untyped-call]
-    return whole
+    for module in (model, model.get_output_embeddings()):
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
+
+
+def check_whole(weight: torch.Tensor) -> torch.Tensor:
+    """Return the head's weight.
+
+    Raises:
+        ValueError: it is cut up all the same (tensor parallelism, say).
+    """
+    if isinstance(weight, DTensor):
+        raise ValueError(
+            "the draft's head is cut up over devices where the loss needs it whole; use data "
+            "parallelism or FSDP2"
+        )
+    return weight
 
 
 def rows_of_batch(dataset: Any, batches: Sequence[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTTrainer, pack_dataset
@@ -29,7 +30,7 @@ from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, newest_co
 from fastdraft_hf.training.collator import DraftCollator
 from fastdraft_hf.training.distribution import TargetHead, TopK
 from fastdraft_hf.training.head import HeadLoss, fused_head_loss
-from fastdraft_hf.training.modules import rows_of_batch, whole_weight
+from fastdraft_hf.training.modules import check_whole, keep_head_whole, rows_of_batch
 from fastdraft_hf.training.objectives import Objective
 from fastdraft_hf.training.optimizer import MuonWithAdamW
 from fastdraft_hf.training.progress import TrainingProgress
@@ -74,7 +75,7 @@ class DraftDistillationTrainer(SFTTrainer):
         ValueError: before any work, saying what to change: ``args`` of another kind, columns that
             are missing or misshapen, ids outside the vocabulary, an objective without the
             distribution it needs, two sources of it, another vocabulary, an adapter on the head,
-            a budget below one batch.
+            a budget below one batch, a stream without rows, DeepSpeed ZeRO-3 or the first FSDP.
         NonFiniteLossError: while training, naming the step, the rows and the last good checkpoint.
 
     Example:
@@ -96,6 +97,7 @@ class DraftDistillationTrainer(SFTTrainer):
 
     data_collator: Any
     lr_scheduler: Any
+    train_dataset: Any
     _signature_columns: Any
     _tag_names = ["trl", "fastdraft", "speculative-decoding"]
     _name = "FastDraft"
@@ -113,6 +115,8 @@ class DraftDistillationTrainer(SFTTrainer):
             raise ValueError(f"args must be a DraftDistillationConfig, got {type(args).__name__}")
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise ValueError("loss_type must be 'nll' and label_smoothing_factor 0")
+        checks.check_sharding(args)
+        checks.check_stream(kwargs.get("train_dataset"))
         self.objective = Objective(args.objective or "ce")
         if isinstance(model, str):  # loaded here, so that it can be looked at before any work
             given = dict(args.model_init_kwargs or {})
@@ -144,6 +148,10 @@ class DraftDistillationTrainer(SFTTrainer):
                 model.config.name_or_path,
             )
         super().__init__(model=model, args=args, **kwargs)
+        if isinstance(self.train_dataset, IterableDataset):
+            # `Trainer` takes `max_steps` for the length of a pass, whatever the stream's is: after
+            # a second pass it would resume at a wrong place. Endless, a stream has one pass.
+            self.train_dataset = self.train_dataset.repeat(None)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DraftCollator(
                 **vars(self.data_collator),
@@ -249,13 +257,14 @@ class DraftDistillationTrainer(SFTTrainer):
         labels = inputs.pop("labels")[:, 1:]
         labelled = labels != -100
         unwrapped = self.accelerator.unwrap_model(model)
+        keep_head_whole(unwrapped)
         hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
         head = head_of(unwrapped)
         result = fused_head_loss(
             hidden,
-            whole_weight(head.weight),
+            check_whole(head.weight),
             labels[labelled],
-            None if head.bias is None else whole_weight(head.bias),
+            head.bias,
             objective=self.objective,
             target=self._distribution(inputs, stored, labelled),
             temperature=self.args.distillation_temperature,
@@ -347,11 +356,6 @@ class DraftDistillationTrainer(SFTTrainer):
         matrices = {id(p) for p in trained if p.ndim == 2} - in_tables
         rate = self.args.matrix_learning_rate or self.args.learning_rate
         if self.args.matrix_optimizer == "muon":
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError(
-                    "matrix_optimizer='muon' needs whole matrices, and FSDP and DeepSpeed cut them "
-                    "up; use adamw"
-                )
             if not matrices:
                 raise ValueError("matrix_optimizer='muon': the model has no trainable matrices")
             self.optimizer = muon = MuonWithAdamW(
