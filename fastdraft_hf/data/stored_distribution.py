@@ -33,6 +33,7 @@ LISTS = (IDS, LOG_PROBS, TAIL)
 # looked at batch by batch when it is read.
 _SCANNED_NUMBERS = 50_000_000
 _ROWS_AT_ONCE = 512
+_STREAMED_ROWS = 64
 _ROWS_A_CHUNK = 1000
 
 
@@ -119,7 +120,7 @@ def check_distribution(
     """Check what is stored and return k.
 
     A data set in memory or on disk is read through (up to some 50M numbers), a streamed one's
-    first row is looked at.
+    first row that stores anything is looked at.
 
     Args:
         dataset: with the columns of this module.
@@ -142,10 +143,14 @@ def check_distribution(
             for start in range(0, len(dataset), _ROWS_AT_ONCE)
         )
     else:
-        first = next(iter(dataset), None)
-        if first is None:
+        rows: list[dict[str, Any]] = []
+        for row in itertools.islice(dataset, _STREAMED_ROWS):
+            rows.append(row)
+            if not isinstance(row.get(IDS), list) or any(row[IDS]):
+                break
+        if not rows:
             raise ValueError(f"{name} data set: it gives no row")
-        tables = [(0, pa.Table.from_pylist([first]))]
+        tables = [(0, pa.Table.from_pylist(rows))]
     k = seen = 0
     for start, table in tables:
         k = _check_rows(table, k, vocab_size, temperature, f"{name} data set", start)

@@ -103,7 +103,9 @@ def write_target_logits(
         if path.exists():
             on_progress(sum(len(row["completion_ids"]) for row in shard))
             continue
-        found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        # A row without a completion is in no batch and stores nothing.
+        nothing = np.zeros((0, top_k)), np.zeros((0, top_k), np.float16), np.zeros(0, np.float16)
+        found = {row["index"]: nothing for row in shard}
         with torch.inference_mode():
             for batch in _batches(shard, batch_tokens):
                 found |= _distributions(model, batch, top_k, temperature)
@@ -212,14 +214,14 @@ class StoredLogits:
         if not path.exists():
             raise FastDraftError(f"{folder}: no finished distributions ({MANIFEST} is missing)")
         self.manifest = json.loads(path.read_text(encoding="utf-8"))
-        tables = []
+        tables = [pa.table({"index": pa.array([], pa.int32())})]  # of a set without rows
         for name, digest in self.manifest["shards"].items():
             if not (folder / name).exists() or sha256_file(folder / name) != digest:
                 raise FastDraftError(
                     f"{folder / name}: missing or damaged; delete the set's folder and rerun"
                 )
             tables.append(pq.read_table(folder / name))
-        self._table = pa.concat_tables(tables).combine_chunks()
+        self._table = pa.concat_tables(tables[1:] or tables).combine_chunks()
         self._row = {index: i for i, index in enumerate(self._table["index"].to_pylist())}
 
     @property

@@ -86,6 +86,8 @@ class Recipe:
                 raise FastDraftError(
                     f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
                 )
+        if self.logits is not None:  # written out, so that the stage knows what it was made of
+            self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
 
     def _check_distribution(self, name: str, stage: TrainConfig) -> None:
         source = distribution_source(self, name)

@@ -97,6 +97,13 @@ class TrainConfig:
             raise FastDraftError(
                 f"distillation_temperature: must be above 0, got {self.distillation_temperature}"
             )
+        if self.objective != "ce":  # a wrong one is said before anything is generated
+            from fastdraft_hf.training.objectives import Objective
+
+            try:
+                Objective(self.objective)
+            except ValueError as error:
+                raise FastDraftError(str(error)) from error
         if self.learning_rate <= 0:
             raise FastDraftError(f"learning_rate: must be above 0, got {self.learning_rate}")
         # An empty step is no training at all, and rounding it up would overspend the budget.

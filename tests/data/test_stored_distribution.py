@@ -1,0 +1,241 @@
+"""The columns of a stored distribution: written, saved, loaded, checked and collated unchanged."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdraft_hf.data import stored_distribution as module
+from fastdraft_hf.data.stored_distribution import (
+    IDS,
+    LISTS,
+    LOG_PROBS,
+    TAIL,
+    TEMPERATURE,
+    check_covered,
+    check_distribution,
+    distribution_table,
+    has_distribution,
+    smallest_id_type,
+    stored,
+)
+from fastdraft_hf.data.target_logits import top_k_of
+from fastdraft_hf.training.collator import DraftCollator
+
+Parts = list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+
+
+def parts_of(lengths: list[tuple[int, int]], k: int, vocab_size: int, seed: int) -> Parts:
+    """Random distributions over the last n tokens of rows, for (length, n)."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = smallest_id_type(vocab_size)
+    parts = []
+    for length, n in lengths:
+        logits = torch.randn(n, vocab_size, generator=generator) * 3
+        ids, log_probs, tail = (part.numpy() for part in top_k_of(logits, k))
+        parts.append(
+            (length, ids.astype(kind), log_probs.astype(np.float16), tail.astype(np.float16))
+        )
+    return parts
+
+
+def dataset_of(parts: Parts, temperature: float, vocab_size: int, seed: int) -> datasets.Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length, ids, _, _ in parts:
+        text = torch.randint(0, vocab_size, (length,), generator=generator).tolist()
+        prompt = length - len(ids)
+        rows.append({"input_ids": text, "labels": [-100] * prompt + text[prompt:]})
+    features = datasets.Features(
+        {name: datasets.List(datasets.Value("int64")) for name in ("input_ids", "labels")}
+    )
+    plain = datasets.Dataset.from_list(rows, features=features)
+    table = datasets.table.InMemoryTable(distribution_table(parts, temperature))
+    return datasets.concatenate_datasets([plain, datasets.Dataset(table)], axis=1)
+
+
+# (length, n) with a first token that stores nothing, as nothing predicts it.
+LENGTHS = st.lists(
+    st.integers(1, 9).flatmap(
+        lambda length: st.tuples(st.just(length), st.integers(0, length - 1))
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=30)
+@given(
+    lengths=LENGTHS,
+    k=st.integers(1, 9),
+    vocab_size=st.sampled_from([9, 300, 2**16, 2**16 + 1]),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+    rows_a_chunk=st.sampled_from([1, 2, 1000]),
+    rows_at_once=st.sampled_from([1, 3, 512]),
+    flattened=st.booleans(),
+    multiple=st.sampled_from([None, 4]),
+    seed=st.integers(0, 99),
+)
+def test_from_the_table_to_the_batch_nothing_changes(
+    lengths: list[tuple[int, int]],
+    k: int,
+    vocab_size: int,
+    temperature: float,
+    rows_a_chunk: int,
+    rows_at_once: int,
+    flattened: bool,
+    multiple: int | None,
+    seed: int,
+) -> None:
+    if not any(n for _, n in lengths):
+        lengths = [*lengths, (3, 2)]
+    parts = parts_of(lengths, k, vocab_size, seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_ROWS_A_CHUNK", rows_a_chunk)
+        patch.setattr(module, "_ROWS_AT_ONCE", rows_at_once)
+        dataset_of(parts, temperature, vocab_size, seed).save_to_disk(folder)
+        dataset = datasets.load_from_disk(folder)
+        assert has_distribution(dataset)
+        found = check_distribution(dataset, vocab_size=vocab_size, temperature=temperature)
+        assert found == k
+        stream = dataset.to_iterable_dataset()
+        found = check_distribution(stream, vocab_size=vocab_size, temperature=temperature)
+        assert found == k
+        rows = dataset.to_list()
+    assert all(row[TEMPERATURE] == pytest.approx(temperature) for row in rows)
+    assert all(len(row[name]) == len(row["input_ids"]) for row in rows for name in LISTS)
+
+    collator = DraftCollator(
+        pad_token_id=0,
+        padding_free=flattened,
+        pad_to_multiple_of=multiple,
+        stored=True,
+        vocab_size=vocab_size,
+    )
+    batch = collator(rows)
+    shape = batch["input_ids"].shape
+    wanted_ids = torch.zeros(*shape, k, dtype=torch.int64)
+    wanted_log_probs = torch.zeros(*shape, k, dtype=torch.float16)
+    wanted_tail = torch.zeros(shape, dtype=torch.float16)
+    start = 0
+    for number, (length, ids, log_probs, tail) in enumerate(parts):
+        row, end = (0, start + length) if flattened else (number, length)
+        place = slice(end - len(ids), end)
+        wanted_ids[row, place] = torch.from_numpy(ids.astype(np.int64))
+        wanted_log_probs[row, place] = torch.from_numpy(log_probs)
+        wanted_tail[row, place] = torch.from_numpy(tail)
+        start += length
+    for name, wanted in ((IDS, wanted_ids), (LOG_PROBS, wanted_log_probs), (TAIL, wanted_tail)):
+        assert batch[name].dtype == wanted.dtype
+        assert torch.equal(batch[name], wanted), name
+    # Whatever carries loss has its distribution; a sequence's first token carries none.
+    assert (batch[TAIL][batch["labels"] != -100] != 0).all()
+    assert int((batch["labels"] != -100).sum()) == sum(n for _, n in lengths)
+
+
+def test_the_types_on_disk_are_the_small_ones() -> None:
+    for vocab_size, kind in ((300, pa.uint16()), (2**16 + 1, pa.int32())):
+        table = distribution_table(parts_of([(4, 2), (3, 0)], 3, vocab_size, 0), 1.0)
+        assert table.schema.field(IDS).type == pa.list_(pa.list_(kind))
+        assert table.schema.field(LOG_PROBS).type == pa.list_(pa.list_(pa.float16()))
+        assert table.schema.field(TAIL).type == pa.list_(pa.float16())
+        assert table.schema.field(TEMPERATURE).type == pa.float32()
+        assert table[IDS].to_pylist()[1] == [[], [], []]
+        assert table[TAIL].to_pylist()[0][:2] == [0, 0]
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_ids_fit_into_the_smallest_type(vocab_size: int) -> None:
+    kind = smallest_id_type(vocab_size)
+    assert np.iinfo(kind).max >= vocab_size - 1
+    if kind is not np.uint16:
+        assert np.iinfo(np.uint16).max < vocab_size - 1
+
+
+def test_rows_without_anything_stored_make_a_batch() -> None:
+    dataset = dataset_of(parts_of([(3, 0), (2, 0), (4, 2)], 5, 300, 0), 1.0, 300, 0)
+    batch = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)([dataset[0], dataset[1]])
+    assert batch[IDS].shape[:2] == batch[LOG_PROBS].shape[:2] == batch[TAIL].shape == (2, 3)
+    assert (batch["labels"] == -100).all()
+    # In whatever order such rows come, the others keep theirs.
+    for order in ([0, 2, 1], [2, 0, 1], [0, 1, 2]):
+        collated = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)(
+            [dataset[number] for number in order]
+        )
+        row = order.index(2)
+        assert collated[IDS].shape[-1] == 5
+        assert collated[IDS][row, 2:].tolist() == dataset[2][IDS][2:]
+
+
+def test_a_set_that_is_read_part_by_part_is_not_looked_through_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = dataset_of(parts_of([(4, 2)] * 6, 3, 300, 0), 1.0, 300, 0).to_list()
+    rows[5][IDS][-1][0] = 999
+    dataset = datasets.Dataset.from_list(rows)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 2)
+    with pytest.raises(ValueError, match="row 5: target_top_k_ids holds 999"):
+        check_distribution(dataset, vocab_size=300, temperature=1.0)
+    monkeypatch.setattr(module, "_SCANNED_NUMBERS", 30)  # two rows are 24 of them
+    assert check_distribution(dataset, vocab_size=300, temperature=1.0) == 3
+    # What lies beyond is looked at when it is read.
+    collator = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)
+    with pytest.raises(ValueError, match="row 1 of a batch: target_top_k_ids holds 999"):
+        collator(rows[4:])
+
+
+def test_has_distribution_by_what_there_is() -> None:
+    rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
+    plain = rows.remove_columns([*LISTS, TEMPERATURE])
+    assert has_distribution(rows)
+    assert has_distribution(rows.to_iterable_dataset())
+    assert not has_distribution(plain)
+    assert not has_distribution(plain.to_iterable_dataset())
+
+    def unnamed() -> Any:  # a generator does not say its columns
+        yield from rows
+
+    assert has_distribution(datasets.IterableDataset.from_generator(unnamed))
+    for column in LISTS:
+        with pytest.raises(
+            ValueError, match=f"late data set: it has .* but not {column}; a stored"
+        ):
+            has_distribution(rows.remove_columns([column]), "late")
+
+
+def test_an_empty_set() -> None:
+    rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
+    with pytest.raises(ValueError, match="train data set: target_top_k_ids is empty everywhere"):
+        check_distribution(rows.select([]), vocab_size=300, temperature=1.0)
+    stream = rows.to_iterable_dataset().take(0)
+    with pytest.raises(ValueError, match="train data set: it gives no row"):
+        check_distribution(stream, vocab_size=300, temperature=1.0)
+
+
+def test_one_row() -> None:
+    row = {IDS: [[], [], [4, 2], [7, 1]], LOG_PROBS: [[], [], [-0.5, -1], [-1, -2]]}
+    positions, ids, log_probs = stored(row)
+    assert positions.tolist() == [2, 3]
+    assert ids.tolist() == [[4, 2], [7, 1]]
+    assert log_probs.tolist() == [[-0.5, -1], [-1, -2]]
+    nothing = stored({IDS: [[], []], LOG_PROBS: [[], []]})
+    assert [part.shape[0] for part in nothing] == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"target_top_k_ids has entries of \[.*1.*2.*\] ids"):
+        stored({IDS: [[1], [1, 2]], LOG_PROBS: [[0], [0, 0]]})
+    with pytest.raises(ValueError, match="have entries of different lengths"):
+        stored({IDS: [[1], [2]], LOG_PROBS: [[0], []]})
+
+
+def test_what_carries_loss_is_covered() -> None:
+    check_covered([5, -100, 7], np.array([2]), "here")  # the first token is nobody's
+    check_covered(None, np.array([], dtype=np.int64), "here")
+    with pytest.raises(ValueError, match="here: token 2 carries loss and stores no distribution"):
+        check_covered([-100, 6, 7], np.array([1]), "here")
