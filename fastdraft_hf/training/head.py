@@ -324,18 +324,30 @@ def fused_head_loss(
         scale: factor of the logits (Granite divides by ``logits_scaling``, Cohere multiplies).
         softcap: cap of the logits.
         chunk: tokens at a time; by default as many as keep the memory the same for any vocabulary.
-        dtype: of the matrix products; ``hidden``'s by default. Sums stay in float32.
+        dtype: of the matrix products; ``hidden``'s by default. Sums stay in float32. For float16
+            it is float32: half of a softmax over a vocabulary lies below what float16 can hold.
 
     Raises:
-        ValueError: the shapes do not belong together, or a term needs a distribution and there is
-            none.
+        ValueError: the shapes do not belong together, a number is out of its range, or a term
+            needs a distribution and there is none.
     """
     objective = objective or Objective("ce")
     _check(hidden, weight, labels, target)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} does not match {weight.shape[0]} ids")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    dtype = dtype or hidden.dtype
+    if dtype == torch.float16:
+        dtype = torch.float32
     if objective.needs_distribution and target is None:
         raise ValueError(f"objective {objective} needs the target's distribution")
     if chunk is None:
-        size = (dtype or hidden.dtype).itemsize
+        size = dtype.itemsize
         if isinstance(target, TargetHead):
             chunk = _CHUNK_BYTES_FULL // (4 * weight.shape[0])
         else:
@@ -354,7 +366,7 @@ def fused_head_loss(
             scale,
             softcap,
             chunk,
-            dtype or hidden.dtype,
+            dtype,
         )
     *values, correct, acceptance, agreement = vector
     known = target is not None

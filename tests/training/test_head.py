@@ -907,3 +907,32 @@ def test_shapes_that_do_not_belong_together(
 def test_a_divergence_needs_a_distribution(name: str) -> None:
     with pytest.raises(ValueError, match=r"objective .* needs the target's distribution"):
         make(weights=name).run(make().tensors)
+
+
+def test_float16_products_are_made_in_float32() -> None:
+    hidden = torch.tensor([[14.0, 0.0, 0.0]], dtype=torch.float16, requires_grad=True)
+    target = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5]).log())
+    weight = torch.eye(3, dtype=torch.float16)
+    objective = Objective("kl")
+    fused_head_loss(
+        hidden, weight, torch.tensor([0]), objective=objective, target=target
+    ).loss.backward()
+    # q is nearly 1 at token 0: its gradient is q - p, and the rest's half splits evenly.
+    assert hidden.grad is not None
+    expected = torch.tensor([[0.5, -0.25, -0.25]], dtype=torch.float16)
+    torch.testing.assert_close(hidden.grad, expected, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bias": torch.zeros(1)}, r"bias \(1,\) does not match 4 ids"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"softcap": 0.0}, "softcap must be above 0"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fused_head_loss(torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]), **changes)

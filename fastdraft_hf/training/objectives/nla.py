@@ -26,5 +26,4 @@ class NegativeLogAcceptance(Term):
         return -alpha.log(), pair.rejection_slope / alpha[:, None]
 
     def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        # 1 − ½ Σ |p − q| is α for distributions, and has the same subgradient at a tie as tvd.
-        return -(1 - 0.5 * (p - q).abs().sum(-1)).clamp(min=_LEAST).log()
+        return -torch.minimum(p, q).sum(-1).clamp(min=_LEAST).log()
