@@ -1,7 +1,7 @@
 """Which objective of alignment gives the most acceptance, at equal budget, on the real target.
 
     fastdraft run recipes/smollm2-135m/objectives.yaml
-    python benchmarks/objectives.py --run runs/smollm2-objectives [--tokens 420k] [--only kl,tvd]
+    python benchmarks/objectives.py --run runs/smollm2-objectives [--tokens 300k] [--only kl,tvd]
 
 Every objective trains a copy of the run's pre-trained draft by the recipe's `align` stage: the same
 rows in the same order, the same tokens and steps, only `align.objective` differs. Two measures at
@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import _quiet_libraries
@@ -104,6 +105,33 @@ def held_out_answers(
     ]
 
 
+def held_out(
+    recipe: Recipe, folder: Path, target: Any, prompts: list[EvaluationPrompt], work: Path
+) -> tuple[list[Continuation], list[torch.Tensor]]:
+    """Return the answers and the target's distributions over them, made once and kept."""
+    work.mkdir(parents=True, exist_ok=True)
+    path, tables = work / f"answers-{len(prompts)}.json", work / f"answers-{len(prompts)}"
+    if not path.exists():
+        found = held_out_answers(recipe, folder, prompts)
+        write_json(path, [[text.task, text.prompt_ids, text.ids] for text in found])
+    texts = [
+        Continuation(task, tuple(prompt), tuple(ids))
+        for task, prompt, ids in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    kept = tables.with_suffix(".safetensors")
+    if not kept.exists():
+        with Progress("the target reads its answers", len(texts), "answers") as progress:
+            rows = {}
+            for number, text in enumerate(texts):
+                # float16 keeps a distribution to three digits at half the memory.
+                rows[str(number)] = log_probabilities(target, text, TEMPERATURE).half()
+                progress.advance(1)
+        with atomic_file(kept) as temporary:
+            save_file(rows, temporary)
+    loaded = load_file(kept)
+    return texts, [loaded[str(number)] for number in range(len(texts))]
+
+
 def alphas_of(
     draft: Any, texts: list[Continuation], reference: list[torch.Tensor]
 ) -> list[list[float]]:
@@ -163,9 +191,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/smollm2-objectives"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/smollm2-135m/objectives.yaml"))
     parser.add_argument("--work", type=Path, help="where drafts and results go; RUN/ablation")
-    parser.add_argument("--tokens", type=parse_count, default=420_000)
-    parser.add_argument("--prompts", type=int, default=100, help="teacher-forced, of each set")
-    parser.add_argument("--decode", type=int, default=16, help="really decoded, of each set")
+    parser.add_argument("--tokens", type=parse_count, default=300_000)
+    parser.add_argument("--prompts", type=int, default=60, help="teacher-forced, of each set")
+    parser.add_argument("--decode", type=int, default=12, help="really decoded, of each set")
     parser.add_argument("--only", help="some of the objectives, by name, separated by commas")
     args = parser.parse_args()
     _quiet_libraries()
@@ -179,9 +207,7 @@ def main() -> None:
     chosen = args.only.split(",") if args.only else list(OBJECTIVES)
     missing = [n for n in chosen if not (work / f"{_slug(n)}.json").exists()]
     if missing:
-        texts = held_out_answers(recipe, folder, prompts)
-        # float16 keeps a distribution to three digits at half the memory.
-        reference = [log_probabilities(target, text, TEMPERATURE).half() for text in texts]
+        texts, reference = held_out(recipe, folder, target, prompts, work)
     for name in missing:
         trained = align(args.recipe, args.run, work / _slug(name), OBJECTIVES[name], args.tokens)
         draft = AutoModelForCausalLM.from_pretrained(trained).eval()

@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DraftDistillationTrainer": "fastdraft_hf.training.trainer",
-    "DraftDistillationConfig": "fastdraft_hf.training.trainer",
+    "DraftDistillationConfig": "fastdraft_hf.training.arguments",
     "fused_head_loss": "fastdraft_hf.training.head",
+    "Objective": "fastdraft_hf.training.objectives",
+    "register_term": "fastdraft_hf.training.objectives",
     "design_draft": "fastdraft_hf.drafts.design",
     "DesignConfig": "fastdraft_hf.drafts.config",
     "embedded_target": "fastdraft_hf.targets.embedded",
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
     from fastdraft_hf.evaluation.metrics import mbsu as mbsu
     from fastdraft_hf.targets.embedded import embedded_target as embedded_target
     from fastdraft_hf.targets.resolve import resolve_target as resolve_target
+    from fastdraft_hf.training.arguments import DraftDistillationConfig as DraftDistillationConfig
     from fastdraft_hf.training.head import fused_head_loss as fused_head_loss
-    from fastdraft_hf.training.trainer import DraftDistillationConfig as DraftDistillationConfig
+    from fastdraft_hf.training.objectives import Objective as Objective
+    from fastdraft_hf.training.objectives import register_term as register_term
     from fastdraft_hf.training.trainer import DraftDistillationTrainer as DraftDistillationTrainer
 
 

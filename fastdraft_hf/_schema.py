@@ -119,13 +119,15 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
         if type(None) in args:
             return None
         raise FastDraftError(f"{path}: must not be empty")
-    errors = []
+    errors: list[FastDraftError] = []
     for option in args:
         if option is type(None):
             continue
         try:
             return _convert(option, value, path)
         except FastDraftError as error:
+            if get_origin(option) is dict and isinstance(value, Mapping):
+                raise  # a mapping was meant; what is wrong inside is what helps
             errors.append(error)
     raise errors[-1]
 

@@ -235,3 +235,16 @@ def test_schema_marks_required_and_closes_objects() -> None:
     assert schema["properties"]["parts"]["items"]["additionalProperties"] is False
     assert accepts(schema, {"name": "x", "inner": {"width": "50M"}})
     assert not accepts(schema, {"name": "x", "inner": {"width": "50 apples"}})
+
+
+def test_what_is_wrong_inside_a_mapping_is_said() -> None:
+    @dataclass
+    class Weights:
+        objective: dict[str, float] | str = setting("ce", "weights or a name")
+
+    assert load(Weights, {"objective": {"ce": 1}}).objective == {"ce": 1.0}
+    assert load(Weights, {"objective": "kl"}).objective == "kl"
+    with pytest.raises(FastDraftError, match=r"objective\.kl: expected a number, got 'x'"):
+        load(Weights, {"objective": {"kl": "x"}})
+    with pytest.raises(FastDraftError, match=r"objective: expected a text, got 3"):
+        load(Weights, {"objective": 3})

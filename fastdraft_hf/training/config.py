@@ -24,6 +24,15 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise FastDraftError(f"r: must be at least 1, got {self.r}")
+        named = (
+            [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        )
+        for name in named:
+            if name.split(".")[-1] in ("lm_head", "embed_out", "embed_tokens", "wte"):
+                raise FastDraftError(
+                    f"target_modules: {name} is the head or tied to it, which is trained as it is "
+                    "or not at all; leave it out"
+                )
         if not 0 <= self.dropout < 1:
             raise FastDraftError(f"dropout: at least 0 and below 1, got {self.dropout}")
 
