@@ -43,8 +43,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._muon = torch.optim.Muon(
             matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
+        # A group, since there may be nothing else (adapters) and a bare list must not be empty.
         self._adamw = torch.optim.AdamW(
-            others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
+            [{"params": others}], lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
         )
         # The base class keeps hooks and the profiler's name; groups and state are the parts' own.
         super().__init__([*matrices, *others], {})
