@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._atomic import write_text
+from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
     from fastdraft_hf.pipeline.recipe import Recipe
@@ -23,6 +25,12 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 
     from fastdraft_hf.pipeline.run import STAGES, Run, choose, execute
 
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise FastDraftError(
+            f"started as one of {processes} processes (WORLD_SIZE), and a stage runs in one; "
+            "several train with: accelerate launch recipes/train.py --config my.yaml"
+        )
     stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
     print(yaml.safe_dump(recipe.resolved(), sort_keys=False), end="", flush=True)
@@ -44,7 +52,6 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 
 def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
     """Refuse bad objectives and ``trainer_args`` before any work; the trainer's config is asked."""
-    from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.training.loop import training_arguments
 
     for name, section in recipe.training_stages().items():

@@ -5,10 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _MARK = "complete"
+
+# Processes on the CPU have the devices cpu:0, cpu:1 and so on, and `Trainer` resumes with
+# `torch.load(…, map_location=device)`; torch knows the place as cpu only.
+torch.serialization.register_package(
+    99,
+    lambda storage: None,
+    lambda storage, location: storage if str(location).startswith("cpu:") else None,
+)
 
 
 class MarkCompleteCheckpoints(TrainerCallback):
@@ -50,3 +60,31 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             break
         shutil.rmtree(path)
     return good
+
+
+def shared_checkpoint(folder: Path) -> Path | None:
+    """Return `last_complete_checkpoint` to every process; the first one looks and clears away."""
+    found: list[Path | None] = [None]
+    if PartialState().is_main_process:
+        found = [last_complete_checkpoint(folder)]
+    checkpoint: Path | None = broadcast_object_list(found)[0]
+    return checkpoint
+
+
+class AlreadyTrainedError(Exception):
+    """What is resumed is at its end; the weights of the last checkpoint are loaded."""
+
+
+class StopAtTheEnd(TrainerCallback):
+    """Raises `AlreadyTrainedError` where `Trainer` would do one step more than there are."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        spent, budget = state.num_input_tokens_seen, getattr(args, "token_budget", None)
+        if spent >= budget if budget else state.global_step >= state.max_steps:
+            raise AlreadyTrainedError

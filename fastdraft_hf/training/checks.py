@@ -200,12 +200,8 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = float(args.max_length or 1)
     if not args.packing and dataset is not None and "input_ids" in columns.column_names(dataset):
-        streamed = isinstance(dataset, IterableDataset)
-        first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
-        lengths = [len(row["input_ids"]) for row in first.select_columns(["input_ids"])]
-        if args.max_length and not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            lengths = [min(found, args.max_length) for found in lengths]  # they will be cut
-        length = sum(lengths) / max(1, len(lengths))
+        cut = not (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+        length = mean_length(dataset, args.max_length if cut else None)
     if budget < rows * length:
         raise ValueError(
             f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "
@@ -213,3 +209,13 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
             "gradient_accumulation_steps x processes); raise it or lower these"
         )
     return int(budget) + 1  # a last batch of an epoch may hold a single token
+
+
+def mean_length(dataset: Any, max_length: int | None = None) -> float:
+    """Return the mean length of a data set's first rows in tokens, cut to ``max_length``."""
+    streamed = isinstance(dataset, IterableDataset)
+    first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
+    lengths = [len(row["input_ids"]) for row in first.select_columns(["input_ids"])]
+    if max_length:
+        lengths = [min(length, max_length) for length in lengths]
+    return sum(lengths) / max(1, len(lengths))
