@@ -317,9 +317,9 @@ class DraftDistillationTrainer(SFTTrainer):
         if model.training:
             self._step_inputs.append(inputs)
 
-    # Private in `Trainer`; `test_trainer.py` fails when it moves. It is called between clipping
-    # and the optimizer's step: a gradient that is no number must not reach the weights, since the
-    # next checkpoint would hold them.
+    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It is called between
+    # clipping and the optimizer's step: a gradient that is no number must not reach the weights,
+    # since the next checkpoint would hold them.
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
