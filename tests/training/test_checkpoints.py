@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, last_complete_checkpoint
@@ -50,3 +51,10 @@ def test_other_processes_mark_nothing(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())
     assert [p.name for p in path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_process_on_the_cpu_reads_an_optimizer(tmp_path: Path) -> None:
+    """`Trainer` resumes with the device of the process, such as cpu:1."""
+    torch.save({"state": torch.arange(3)}, tmp_path / "optimizer.pt")
+    found = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 1))
+    assert torch.equal(found["state"], torch.arange(3))
