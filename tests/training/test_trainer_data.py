@@ -679,9 +679,7 @@ class TestRefused:
             trainer(dataset, objective="kl")
         # A set that does not say it was made at 1.
         plain = dataset.remove_columns([columns.TEMPERATURE])
-        with pytest.raises(
-            ValueError, match=r"eval data set, row 0: target_temperature is 1, d"
-        ):
+        with pytest.raises(ValueError, match=r"eval data set, row 0: target_temperature is 1, d"):
             trainer(dataset, eval_dataset=plain, objective="kl", distillation_temperature=0.5)
 
     def test_heads_of_different_vocabularies(self, trainer: Make, tiny_model: Make) -> None:
