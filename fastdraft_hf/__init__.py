@@ -21,7 +21,10 @@ _LAZY = {
     "DraftDistillationConfig": "fastdraft_hf.training.arguments",
     "fused_head_loss": "fastdraft_hf.training.head",
     "Objective": "fastdraft_hf.training.objectives",
+    "Pair": "fastdraft_hf.training.objectives",
+    "Term": "fastdraft_hf.training.objectives",
     "register_term": "fastdraft_hf.training.objectives",
+    "NonFiniteLossError": "fastdraft_hf.training.trainer",
     "design_draft": "fastdraft_hf.drafts.design",
     "DesignConfig": "fastdraft_hf.drafts.config",
     "embedded_target": "fastdraft_hf.targets.embedded",
@@ -48,8 +51,11 @@ if TYPE_CHECKING:
     from fastdraft_hf.training.arguments import DraftDistillationConfig as DraftDistillationConfig
     from fastdraft_hf.training.head import fused_head_loss as fused_head_loss
     from fastdraft_hf.training.objectives import Objective as Objective
+    from fastdraft_hf.training.objectives import Pair as Pair
+    from fastdraft_hf.training.objectives import Term as Term
     from fastdraft_hf.training.objectives import register_term as register_term
     from fastdraft_hf.training.trainer import DraftDistillationTrainer as DraftDistillationTrainer
+    from fastdraft_hf.training.trainer import NonFiniteLossError as NonFiniteLossError
 
 
 def __getattr__(name: str) -> Any:

@@ -68,6 +68,11 @@ class Recipe:
                 f"({', '.join(exported)})"
             )
         sets = self.generate.sets if self.generate else {}
+        for number, name in enumerate(self.logits.sets if self.logits else []):
+            if name not in sets:
+                raise FastDraftError(
+                    f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                )
         for name, stage in self.training_stages().items():
             if not stage.sources:
                 raise FastDraftError(f"{name}.sources: at least one source is needed")
@@ -81,11 +86,6 @@ class Recipe:
                     )
 
             self._check_distribution(name, stage)
-        for number, name in enumerate(self.logits.sets if self.logits else []):
-            if name not in sets:
-                raise FastDraftError(
-                    f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
-                )
         if self.logits is not None:  # written out, so that the stage knows what it was made of
             self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
 

@@ -33,6 +33,10 @@ class DraftDistillationConfig(SFTConfig):
         default=False,
         metadata={"help": "Recompute activations in the backward pass; a draft rarely needs it."},
     )
+    include_num_input_tokens_seen: str | bool = field(
+        default="non_padding",
+        metadata={"help": "Count the tokens read: non_padding, all or no; the log has their rate."},
+    )
     objective: dict[str, Any] | str | None = field(
         default="ce",
         metadata={
@@ -111,7 +115,7 @@ class DraftDistillationConfig(SFTConfig):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
         super().__post_init__()
-        Objective(self.objective or "ce")  # refuses what there is not
+        Objective("ce" if self.objective is None else self.objective)  # refuses what there is not
         if self.max_train_tokens is not None:
             self._take_token_budget()
 
@@ -136,7 +140,7 @@ class DraftDistillationConfig(SFTConfig):
                     f"so it is a number of steps, not a share of them ({getattr(self, name):g})"
                 )
         # The budget is counted in tokens seen, so they have to be.
-        self.include_num_input_tokens_seen: Any = "non_padding"
+        self.include_num_input_tokens_seen = "non_padding"
         schedule_shape(self)  # refuses one that cannot follow tokens
 
     @property

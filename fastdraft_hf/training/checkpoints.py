@@ -47,9 +47,12 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True)
 
 
-def newest_complete(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in ``folder``."""
-    return next((path for path in _newest_first(folder) if (path / _MARK).exists()), None)
+def newest_complete(folder: Path, most: int | None = None) -> Path | None:
+    """Return the newest whole checkpoint in ``folder``, of at most step ``most``."""
+    for path in _newest_first(folder):
+        if (path / _MARK).exists() and (most is None or int(path.name.split("-")[-1]) <= most):
+            return path
+    return None
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a recipe says about a training stage. (The trainer's own config is in `trainer.py`.)"""
+"""What a recipe says about a training stage. (The trainer's own config is in `arguments.py`.)"""
 
 from __future__ import annotations
 

@@ -54,8 +54,11 @@ class _Sums:
     """What is added up over chunks: the weighted loss, each term, the counts."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
+        # Not every accelerator has float64.
+        self.dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
         def zero() -> torch.Tensor:
-            return torch.zeros((), dtype=torch.float64, device=device)
+            return torch.zeros((), dtype=self.dtype, device=device)
 
         self.terms = {name: zero() for name in objective.weights}
         self.correct, self.acceptance, self.agreement = zero(), zero(), zero()
@@ -120,7 +123,7 @@ class _FusedHead(torch.autograd.Function):
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         vector = sums.vector()
         ctx.mark_non_differentiable(vector)
-        loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        loss = torch.zeros((), dtype=sums.dtype, device=hidden.device)
         for name, value in sums.terms.items():
             loss = loss + objective.weights[name] * value
         return loss.float(), vector
@@ -209,7 +212,7 @@ def _label_gradient(
 ) -> torch.Tensor:
     """Cross-entropy: q − 1 at the label."""
     gradient, log_highest = _softmax(logits)
-    sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=torch.float64)
+    sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=sums.dtype)
     gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
     if weight != 1.0:
         gradient *= weight
@@ -221,10 +224,10 @@ def _terms_over(pair: Pair, objective: Objective, sums: _Sums) -> torch.Tensor |
     slope: torch.Tensor | None = None
     for name, (weight, term) in objective.divergences.items():
         values, by_log_q = term.value_and_slope(pair)
-        sums.terms[name] += values.sum(dtype=torch.float64)
+        sums.terms[name] += values.sum(dtype=sums.dtype)
         weighted = weight * by_log_q
         slope = weighted if slope is None else slope + weighted
-    sums.acceptance += pair.acceptance.sum(dtype=torch.float64)
+    sums.acceptance += pair.acceptance.sum(dtype=sums.dtype)
     return slope
 
 
@@ -265,7 +268,7 @@ def _top_k_gradient(
     gradient = probabilities.mul_(row.to(probabilities.dtype))
     gradient.scatter_(1, target.ids, at_kept.to(gradient.dtype))
     if label_weight:
-        sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=torch.float64)
+        sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=sums.dtype)
         gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -label_weight))
     return gradient
 

@@ -102,7 +102,10 @@ def train(
         logger.info("%s: going on from %s", label, checkpoint.name)
     start = time.monotonic()
     if checkpoint is None or _tokens_of(checkpoint) < budget:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except FastDraftError as error:  # a loss that is no number
+            raise type(error)(f"{label}: {error}") from error
     else:  # killed between the last checkpoint and the finished model: the budget is spent
         _restore(trainer, checkpoint)
     seconds = time.monotonic() - start

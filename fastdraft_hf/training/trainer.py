@@ -117,7 +117,7 @@ class DraftDistillationTrainer(SFTTrainer):
             raise ValueError("loss_type must be 'nll' and label_smoothing_factor 0")
         checks.check_sharding(args)
         checks.check_stream(kwargs.get("train_dataset"))
-        self.objective = Objective(args.objective or "ce")
+        self.objective = Objective("ce" if args.objective is None else args.objective)
         if isinstance(model, str):  # loaded here, so that it can be looked at before any work
             given = dict(args.model_init_kwargs or {})
             given.setdefault("trust_remote_code", args.trust_remote_code)
@@ -333,7 +333,7 @@ class DraftDistillationTrainer(SFTTrainer):
         if not training:
             step = f"evaluation after step {self.state.global_step}"
         rows = rows_of_batch(self._given_rows if training else None, batches)
-        good = newest_complete(Path(self.args.output_dir))
+        good = newest_complete(Path(self.args.output_dir), self.state.global_step)
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         rates = f"learning_rate {self.args.learning_rate:g}"
         if self.args.matrix_learning_rate:

@@ -21,7 +21,7 @@ from fastdraft_hf.pipeline.recipe import (
 from fastdraft_hf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
 KEYS = [
     *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
     *("logits", "pretrain", "continue", "align", "export", "evaluate", "bench", "card"),

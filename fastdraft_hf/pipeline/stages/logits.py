@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.generated import read_rows
@@ -29,6 +30,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(run.target.path, dtype=dtype).to(device).eval()
     vocab_size = int(head_of(model).weight.shape[0])
+    if config.top_k > vocab_size:
+        raise FastDraftError(f"logits.top_k: {config.top_k} of a vocabulary of {vocab_size}")
     generated = run.stage_folder("generate")
     sets = {name: read_rows(generated / name) for name in logits_sets(run.recipe)}
     tokens = {name: sum(len(r["completion_ids"]) for r in rows) for name, rows in sets.items()}
