@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+
+# Who is told (row, drafted, accepted) of every round of our own loop; see `record_rounds`.
+listener: ContextVar[Callable[[int, int, int], None] | None] = ContextVar("listener", default=None)
 
 
 @dataclass
