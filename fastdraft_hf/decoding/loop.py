@@ -215,7 +215,9 @@ class Loop:
                 limits[index] = drafted
         return max(limits) > drafted
 
-    def _verify(self, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _verify(
+        self, block: Block
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return accepted [B], the target's own tokens [B], its logits and scores [B, g + 1, V]."""
         tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
         drafted = block.tokens.shape[1]
@@ -229,7 +231,7 @@ class Loop:
         scores = raw
         if not self.scores.untouched or self.sampling:
             raw = raw.float()
-            scores = self.scores(raw, self._prefix(list(block.tokens.split(1, 1))))
+            scores = self.scores(raw, self._prefix(list(block.tokens[:, :, None].unbind(1))))
         if self.sampling:
             q = scores[:, :0] if block.q is None else block.q
             found = rules.accept_sampled(block.tokens, q, scores.softmax(-1), block.limits)
@@ -273,7 +275,7 @@ class Loop:
     ) -> tuple[list[int], bool]:
         given = None
         if self.trace.scores is not None and self.stops.others:
-            given = tuple(part for block in self.trace.scores[row] for part in block.split(1))
+            given = tuple(one[None] for block in self.trace.scores[row] for one in block)
         new, done = self.stops.cut(self.text, row, new, given)
         if self.trace.scores is not None:
             self.trace.scores[row].append(scores[index, : len(new)].float())

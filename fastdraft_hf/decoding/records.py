@@ -17,7 +17,7 @@ class DecodingRecord:
     """One prompt decoded once.
 
     Attributes:
-        path: ``transformers`` or ``openvino``.
+        path: ``transformers``, ``ours``, ``openvino`` (GenAI) or ``ours-openvino``.
         task, key: which prompt.
         temperature: 0 is greedy.
         num_assistant_tokens: γ, tokens drafted a round; 0 is the target alone.

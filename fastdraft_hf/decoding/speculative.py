@@ -8,6 +8,7 @@ greedy, in distribution when sampling.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from fastdraft_hf.decoding.cached import CachedModel, TorchModel
 from fastdraft_hf.decoding.loop import Drafting, Loop, Trace
 from fastdraft_hf.decoding.records import listener
 from fastdraft_hf.decoding.scores import BY_ROW_NUMBER, STATEFUL, Scores
+from fastdraft_hf.decoding.skinny import skinny_linears
 from fastdraft_hf.decoding.text import Stops, Text
 
 if TYPE_CHECKING:
@@ -172,7 +174,11 @@ def _decode(
         report=listener.get(),
         trace=trace,
     )
-    loop.run()
+    with contextlib.ExitStack() as stack:
+        for one in (model, draft):
+            if not is_openvino(one):
+                stack.enter_context(skinny_linears(one))
+        loop.run()
     if drafting.schedule == "heuristic":
         draft.generation_config.num_assistant_tokens = drafting.num_assistant_tokens
     sequences = text.whole()
@@ -190,22 +196,19 @@ def _decode(
 def drafting_of(draft: PreTrainedModel) -> Drafting:
     """Read how much to draft from the draft's generation config."""
     config = draft.generation_config
-    values = (
-        config.num_assistant_tokens,
-        config.num_assistant_tokens_schedule,
-        config.assistant_confidence_threshold,
-    )
-    number, schedule, threshold = (
-        default if value is None else value
-        for value, default in zip(values, _DEFAULTS, strict=True)
-    )
+    number = config.num_assistant_tokens
+    schedule = config.num_assistant_tokens_schedule
+    threshold = config.assistant_confidence_threshold
     limit = getattr(draft.config.get_text_config(), "max_position_embeddings", None)
-    return Drafting(int(number), str(schedule), float(threshold), limit)
+    return Drafting(
+        _DEFAULTS[0] if number is None else int(number),
+        _DEFAULTS[1] if schedule is None else str(schedule),
+        _DEFAULTS[2] if threshold is None else float(threshold),
+        limit,
+    )
 
 
-def _cached(
-    model: PreTrainedModel, cache: Any, prompt_mask: torch.Tensor | None
-) -> CachedModel:
+def _cached(model: PreTrainedModel, cache: Any, prompt_mask: torch.Tensor | None) -> CachedModel:
     if is_openvino(model):
         from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
 
@@ -296,7 +299,7 @@ def _obstacle(
     if not is_openvino(model):
         if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
             return "it needs a dynamic cache that tokens can be taken back from", False
-        if cache.get_seq_length() >= input_ids.shape[1]:
+        if cache is not None and cache.get_seq_length() >= input_ids.shape[1]:
             return "the cache holds the whole prompt", stock_assists
     names = {type(p).__name__ for p in processors}
     if names & STATEFUL:
