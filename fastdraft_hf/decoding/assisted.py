@@ -12,25 +12,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf.decoding.records import DecodingRecord, listener
+from fastdraft_hf.decoding.settings import apply_draft_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Path = Literal["transformers", "ours"]
+DraftPath = Literal["transformers", "ours"]
 
 
 def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
     """Make ``draft`` propose exactly ``num_assistant_tokens`` a round.
 
     transformers reads these three from the draft's own generation config and ignores them when
-    they are passed to ``generate``. The threshold is 0 so that no block is cut short, and the
-    schedule is constant so that nothing is written back.
+    they are passed to ``generate``.
     """
-    config = draft.generation_config
-    config.num_assistant_tokens = num_assistant_tokens
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
+    apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
 
 @contextlib.contextmanager
@@ -79,7 +76,7 @@ def decode(
     seed: int,
     draft: PreTrainedModel | None = None,
     num_assistant_tokens: int = 0,
-    path: Path = "transformers",
+    path: DraftPath = "transformers",
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
@@ -120,7 +117,7 @@ def decode(
         seconds = time.perf_counter() - start
     tokens = output[0, inputs.shape[1] :].tolist()
     return DecodingRecord(
-        path=path,
+        path=path if draft is not None else "transformers",
         task=task,
         key=key,
         temperature=temperature,
