@@ -13,6 +13,10 @@ from decoding_helpers import noisy, write
 from transformers import LlamaForCausalLM, set_seed
 
 from fastdraft_hf.decoding import rules
+from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.loop import Drafting, Loop
+from fastdraft_hf.decoding.scores import Scores
+from fastdraft_hf.decoding.text import Stops, Text
 
 RUNS = 20_000
 VOCABULARY = 6
@@ -111,9 +115,56 @@ def test_batches_of_samples(
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
 
 
+class Table(CachedModel):
+    """A model whose next token depends on the last alone; the cache is the tokens themselves."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__(torch.device("cpu"))
+        self.table = table
+        self.cache = torch.zeros(1, 0, dtype=torch.long)
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        # Every token must stand in the cache at its own position: nothing lost, nothing stale.
+        assert positions[0, 0] == self.cache.shape[1]
+        self.cache = torch.cat([self.cache, tokens], 1)
+        return self.table[tokens[:, -keep:]]
+
+    def _crop(self, count: int) -> int:
+        self.cache = self.cache[:, : self.cache.shape[1] - count]
+        return count
+
+    def _gather(self, order: torch.Tensor) -> None:
+        raise AssertionError("a single row is never compacted")
+
+    def _select(self, rows: torch.Tensor) -> None:
+        raise AssertionError("a single row is never selected")
+
+
+def test_single_samples_of_a_table() -> None:
+    """A row of its own crops its cache instead of masking it."""
+    set_seed(0)
+    target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
+    draft = (target + draft).clone()
+    found = []
+    ids = torch.tensor([PROMPT])
+    positions = torch.arange(len(PROMPT))[None]
+    for _ in range(RUNS):
+        text = Text(ids, None, positions, 0)
+        models = Table(target), Table(draft)
+        stops = Stops(len(PROMPT) + 4)
+        Loop(*models, text, Scores([], VOCABULARY), stops, Drafting(3), True).run()
+        found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
+    step = target.softmax(-1)
+    cells = {
+        cell: float(step[PROMPT[-1], cell[0]] * step[cell[0], cell[1]] * step[cell[1], cell[2]])
+        for cell in itertools.product(range(VOCABULARY), repeat=3)
+    }
+    assert p_value(found, cells) > 1e-3
+
+
 @pytest.mark.slow
 def test_single_samples(pair: tuple[LlamaForCausalLM, LlamaForCausalLM]) -> None:
-    """A row of its own crops its cache instead of masking it."""
+    """The same through ``generate`` with a model's own cache."""
     target, draft = pair
     found = sample(target, draft, SETTINGS["plain"], rows=1, gamma=3)
     assert p_value(found, exact(target, SETTINGS["plain"])) > 1e-3
