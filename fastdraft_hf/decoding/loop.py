@@ -192,14 +192,14 @@ class Loop:
     def _choose(self, logits: torch.Tensor, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the draft's next tokens [B, 1] and, where they are needed, its chances [B, V]."""
         if not self.sampling and self.scores.untouched and not self.drafting.threshold:
-            best = logits[:, -1].argmax(-1, keepdim=True)
+            best = rules.first_choice(logits[:, -1:])
             return (best if self._draft_ids is None else self._draft_ids[best]), best
         wide = self.scores.widen(logits, self._draft_ids)
         scores = self.scores(wide, prefix)[:, 0]
         if self.sampling:
             chance = scores.softmax(-1)
             return torch.multinomial(chance, 1), chance
-        best = scores.argmax(-1, keepdim=True)
+        best = rules.first_choice(scores)[:, None]
         return best, scores.softmax(-1) if self.drafting.threshold else best
 
     def _goes_on(
