@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decoding.cached import CachedModel, TorchModel
 from fastdraft_hf.decoding.loop import Drafting, Loop, Trace
+from fastdraft_hf.decoding.obstacles import is_openvino, obstacle
 from fastdraft_hf.decoding.records import listener
-from fastdraft_hf.decoding.scores import BY_ROW_NUMBER, STATEFUL, Scores
+from fastdraft_hf.decoding.scores import Scores
 from fastdraft_hf.decoding.skinny import skinny_linears
 from fastdraft_hf.decoding.text import Stops, Text
 
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
     from transformers import StoppingCriteriaList as Criteria
 
-# What `generate` passes on to any decoding method; anything else is for a model of another kind.
-_KNOWN = {
-    "attention_mask",
-    "position_ids",
-    "past_key_values",
-    "use_cache",
-    "logits_to_keep",
-    "cache_position",
-}
 # transformers' own defaults for a draft whose generation config says nothing.
 _DEFAULTS = (20, "constant", 0.4)
 
@@ -91,7 +82,7 @@ def assisted_decoding(
     """
     if not input_ids.shape[0]:
         return input_ids
-    reason, with_draft = _obstacle(
+    reason, with_draft = obstacle(
         model,
         input_ids,
         logits_processor,
@@ -236,96 +227,12 @@ def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def is_openvino(model: Any) -> bool:
-    """Return whether a model is optimum-intel's, without importing it."""
-    return any(c.__module__.startswith("optimum.intel.openvino") for c in type(model).__mro__)
-
-
 def _by_step(rows: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
     """Turn one [e, V] per round of every row into one [B, V] per step; ended rows get zeros."""
     if rows is None:
         return None
     padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
     return tuple(padded.unbind(1))
-
-
-def _obstacle(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    processors: LogitsProcessorList,
-    config: GenerationConfig,
-    draft: PreTrainedModel | None,
-    draft_tokenizer: Any,
-    synced_gpus: bool,
-    streamer: Any,
-    model_kwargs: dict[str, Any],
-) -> tuple[str | None, bool]:
-    """Return why the loop cannot do this, if so, and whether stock decoding can use the draft."""
-    rows = input_ids.shape[0]
-    if draft is None:
-        return "no assistant_model was given", False
-    mode = config.get_generation_mode(None)
-    if mode not in ("greedy_search", "sample"):
-        return f"{mode.replace('_', ' ')} takes no draft", False
-    stock_assists = not is_openvino(model) and not is_openvino(draft) and rows == 1
-    if model.config.is_encoder_decoder or draft.config.is_encoder_decoder:
-        return "encoder-decoder models are not supported", stock_assists
-    if draft_tokenizer is not None:
-        return "target and draft have different tokenizers", stock_assists
-    ours, theirs = (m.config.get_text_config().vocab_size for m in (model, draft))
-    if ours != theirs:
-        raise FastDraftError(
-            f"the draft's vocabulary has {theirs} tokens and the target's {ours}; a draft must use "
-            "the target's own tokenizer"
-        )
-    if draft is model and is_openvino(model):
-        return "an OpenVINO model cannot draft for itself: it has one cache", False
-    if synced_gpus:
-        return "models spread over processes are not supported", stock_assists
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        return "attentions and hidden states are not kept", stock_assists
-    if getattr(config, "assistant_ensemble_weight", None) is not None:
-        return "assistant_ensemble_weight is not supported", stock_assists
-    further = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN)
-    if further or not input_ids.shape[1]:
-        return f"inputs {', '.join(further) or 'without ids'} are not supported", stock_assists
-    positions = model_kwargs.get("position_ids")
-    if positions is not None and positions.dim() != 2:
-        return "positions of several dimensions are not supported", stock_assists
-    for one in (model, draft):
-        if not is_openvino(one) and not _plain(one):
-            return f"{type(one).__name__} prepares inputs of its own", stock_assists
-    cache = model_kwargs.get("past_key_values")
-    if not is_openvino(model):
-        if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
-            return "it needs a dynamic cache that tokens can be taken back from", False
-        if cache is not None and cache.get_seq_length() >= input_ids.shape[1]:
-            return "the cache holds the whole prompt", stock_assists
-    names = {type(p).__name__ for p in processors}
-    if names & STATEFUL:
-        return f"{', '.join(sorted(names & STATEFUL))} cannot take tokens back", False
-    if rows > 1 and names & BY_ROW_NUMBER:
-        return f"{', '.join(sorted(names & BY_ROW_NUMBER))} needs whole batches", False
-    if rows > 1 and streamer is not None:
-        return "rows of a batch come at different times, which a streamer cannot tell", False
-    return None, True
-
-
-def _plain(model: PreTrainedModel) -> bool:
-    """Return whether ids, mask, positions and a key-value cache are all the model reads."""
-    own = getattr(type(model), "prepare_inputs_for_generation", None)
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    attention = all("attention" in kind and "linear" not in kind for kind in kinds)
-    return own is GenerationMixin.prepare_inputs_for_generation and attention
-
-
-def _can_roll_back(cache: Any, rows: int) -> bool:
-    if not isinstance(cache, DynamicCache):
-        return False
-    kinds = {type(layer) for layer in cache.layers}
-    if rows == 1 and hasattr(cache, "activate_past_recording"):
-        kinds.discard(DynamicSlidingWindowLayer)
-    return kinds <= {DynamicLayer}
 
 
 def _stock_alone(

@@ -20,6 +20,10 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
 )
 from transformers.generation.streamers import BaseStreamer
@@ -353,6 +357,8 @@ def test_a_draft_with_a_trimmed_head(
             assert torch.equal(write(target, [[first, 41]], draft, 3), alone)
             sampled = write(target, [[first, 41]], draft, 3, do_sample=True, top_k=20)
         assert sampled.shape[1] > 2
+        only = {"prefix_allowed_tokens_fn": lambda batch, ids: [200, 202], "do_sample": True}
+        assert set(write(target, [[first, 41]], draft, 3, **only)[0, 2:].tolist()) <= {200, 202}
         accepted += sum(a for _, a in rounds)
     assert accepted > 20
 
@@ -384,6 +390,57 @@ def test_what_it_cannot_do_goes_to_stock_with_one_warning(
     assert torch.equal(output, write(target, [[40, 41]], max_new_tokens=4))
     with pytest.raises(FastDraftError, match="Hub repository"):
         write(target, [[40, 41]], neighbour, penalty_alpha=0.6, top_k=4)
+
+
+def test_phi3_goes_through_the_loop_until_its_rotary_factors_switch() -> None:
+    """The paper's own target; it prepares inputs of its own for that one switch."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = Phi3Config(
+        **sizes,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=1,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 16,
+        },
+    )
+    torch.manual_seed(0)
+    target, draft = Phi3ForCausalLM(config).eval(), noisy(Phi3ForCausalLM(config).eval())
+    ids = torch.randint(2, 64, (1, 4))
+    assert torch.equal(
+        write(target, ids, draft, 3, max_new_tokens=12), write(target, ids, max_new_tokens=12)
+    )
+    with pytest.warns(UserWarning, match="prepares inputs of its own"):
+        write(target, ids, draft, 3, max_new_tokens=13)
+
+
+def test_windows_and_batches() -> None:
+    """A window counts slots of the cache, so hidden ones would shift it; a single row has none."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
+        pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    target = MistralForCausalLM(config).eval()
+    draft = noisy(MistralForCausalLM(config).eval())
+    draft.load_state_dict(target.state_dict())
+    for gamma in (1, 3, 5):
+        ids = torch.randint(2, 64, (1, 4))
+        alone = write(target, ids, max_new_tokens=20)
+        assert torch.equal(write(target, ids, noisy(draft, 0.02), gamma, max_new_tokens=20), alone)
+    both = torch.randint(2, 64, (2, 4))
+    with pytest.warns(UserWarning, match="places of the cache"):
+        ours = write(target, both, draft, 3, max_new_tokens=20)
+    assert torch.equal(ours, write(target, both, max_new_tokens=20))
 
 
 def test_other_callables_are_left_as_they_were(target: LlamaForCausalLM) -> None:
