@@ -197,7 +197,7 @@ class Loop:
         wide = self.scores.widen(logits, self._draft_ids)
         scores = self.scores(wide, prefix)[:, 0]
         if self.sampling:
-            if self._draft_ids is not None:
+            if logits.shape[-1] < self.scores.vocabulary:
                 # Processors may have ruled out all that a trimmed head scores; any guess is right.
                 scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
             chance = scores.softmax(-1)
