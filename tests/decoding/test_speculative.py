@@ -35,6 +35,7 @@ from fastdraft_hf.decoding.cached import CachedModel
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.drafts.design import design_draft
 from fastdraft_hf.drafts.first_weights import first_weights
+from fastdraft_hf.evaluation.prompts import draw_prompts
 
 TinyModel = Callable[..., LlamaForCausalLM]
 PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
@@ -492,6 +493,22 @@ def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
     ours = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)[:, length:]
     for prompt, one, row in zip(prompts, alone, ours.tolist(), strict=True):
         assert_equal_or_tied(target, prompt, one, row[: len(one)])
+
+
+@pytest.mark.slow
+def test_the_real_target_over_many_prompts(target_folder: Path, target_tokenizer: Any) -> None:
+    """200 held-out prompts, γ from 1 to 8."""
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+    design = DesignConfig(hidden_size=192, num_hidden_layers=2)
+    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
+    draft = first_weights(target_folder, config, design, seed=0)[0].eval()
+    prompts = draw_prompts(target_tokenizer, ["humaneval", "ifbench"], 100, 300, 0)
+    assert len(prompts) == 200
+    for number, prompt in enumerate(prompts):
+        ids = list(prompt.ids)
+        alone = write(target, [ids], max_new_tokens=12)[0, len(ids) :].tolist()
+        ours = write(target, [ids], draft, number % 8 + 1, max_new_tokens=12)
+        assert_equal_or_tied(target, ids, alone, ours[0, len(ids) :].tolist())
 
 
 def assert_equal_or_tied(target: Any, prompt: list[int], alone: list[int], ours: list[int]) -> None:
