@@ -32,6 +32,8 @@ _LAZY = {
     "acceptance_rate": "fastdraft_hf.evaluation.metrics",
     "block_efficiency": "fastdraft_hf.evaluation.metrics",
     "mbsu": "fastdraft_hf.evaluation.metrics",
+    "assisted_decoding": "fastdraft_hf.decoding.speculative",
+    "openvino_pipeline": "fastdraft_hf.decoding.openvino",
     "record_rounds": "fastdraft_hf.decoding.assisted",
     "FastDraftError": "fastdraft_hf._errors",
 }
@@ -41,6 +43,8 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from fastdraft_hf._errors import FastDraftError as FastDraftError
     from fastdraft_hf.decoding.assisted import record_rounds as record_rounds
+    from fastdraft_hf.decoding.openvino import openvino_pipeline as openvino_pipeline
+    from fastdraft_hf.decoding.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.drafts.config import DesignConfig as DesignConfig
     from fastdraft_hf.drafts.design import design_draft as design_draft
     from fastdraft_hf.evaluation.metrics import acceptance_rate as acceptance_rate

@@ -58,11 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         text = str(field.metadata.get("help", ""))
         if default is not None and default != {} and default != []:
             text += f" (default: {default})"
+        # A switch may be given without its value.
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if default is False else {}
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=f"field_{field.name}",
             metavar="VALUE",
             help=text.replace("%", "%%"),
+            **switch,
         )
 
 

@@ -1,34 +1,41 @@
-"""Decoding through stock transformers, alone and with a draft, with a record of every round."""
+"""Decoding through ``generate``, alone and with a draft, with a record of every round.
+
+With a draft there are two paths: stock assisted generation (``transformers``) and our own loop
+(``ours``). Both report their rounds here; greedy records of the two are equal.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.decoding.records import DecodingRecord, listener
+from fastdraft_hf.decoding.settings import apply_draft_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+DraftPath = Literal["transformers", "ours"]
 
 
 def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
     """Make ``draft`` propose exactly ``num_assistant_tokens`` a round.
 
     transformers reads these three from the draft's own generation config and ignores them when
-    they are passed to ``generate``. The threshold is 0 so that no block is cut short, and the
-    schedule is constant so that nothing is written back.
+    they are passed to ``generate``.
     """
-    config = draft.generation_config
-    config.num_assistant_tokens = num_assistant_tokens
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
+    apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
 
 @contextlib.contextmanager
 def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
     """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
+
+    Rounds of stock assisted generation and of `fastdraft_hf.assisted_decoding` alike; of a batch,
+    the rounds of all rows.
 
     transformers does not tell acceptance, so ``update_candidate_strategy`` of its candidate
     generator is wrapped; it is called once a round with the scores of all drafted positions plus
@@ -50,9 +57,11 @@ def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
         return generator
 
     target._get_candidate_generator = recording
+    token = listener.set(lambda row, drafted, accepted: rounds.append((drafted, accepted)))
     try:
         yield rounds
     finally:
+        listener.reset(token)
         del target._get_candidate_generator
 
 
@@ -67,6 +76,7 @@ def decode(
     seed: int,
     draft: PreTrainedModel | None = None,
     num_assistant_tokens: int = 0,
+    path: DraftPath = "transformers",
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
@@ -79,6 +89,7 @@ def decode(
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
         num_assistant_tokens: γ.
+        path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`.
     """
     import torch
     from transformers import set_seed
@@ -91,6 +102,10 @@ def decode(
     if draft is not None:
         set_draft_length(draft, num_assistant_tokens)
         sampling["assistant_model"] = draft
+        if path == "ours":
+            from fastdraft_hf.decoding.speculative import assisted_decoding
+
+            sampling["custom_generate"] = assisted_decoding
     with torch.inference_mode(), record_rounds(target) as rounds:
         start = time.perf_counter()
         output = target.generate(
@@ -102,7 +117,7 @@ def decode(
         seconds = time.perf_counter() - start
     tokens = output[0, inputs.shape[1] :].tolist()
     return DecodingRecord(
-        path="transformers",
+        path=path if draft is not None else "transformers",
         task=task,
         key=key,
         temperature=temperature,

@@ -7,7 +7,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.decoding.settings import read_draft_tokens
+
+# γ of a draft that was not measured: the paper's.
+_UNMEASURED = 3
+
+
+def openvino_pipeline(
+    target_dir: str | Path, draft_dir: str | Path, device: str = "CPU", **properties: Any
+) -> Any:
+    """Return OpenVINO GenAI's ``LLMPipeline`` of a target with its draft.
+
+    γ comes from ``num_assistant_tokens`` of the draft's generation config (3 when it has none) and
+    stands in the pipeline's own generation config, so that ``pipeline.generate(prompt,
+    max_new_tokens=64)`` drafts as measured. A ``GenerationConfig`` made from nothing does not
+    have it; take ``pipeline.get_generation_config()`` and change that.
+
+    Args:
+        target_dir, draft_dir: OpenVINO folders, as `fastdraft export` or optimum-intel write them.
+        device: an OpenVINO device such as ``CPU`` or ``GPU``; of both models.
+        **properties: further properties of the pipeline, such as ``scheduler_config``.
+
+    Raises:
+        FastDraftError: OpenVINO is missing, or a folder holds no OpenVINO model.
+    """
+    if not openvino_available():
+        raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
+    for folder in (target_dir, draft_dir):
+        if not (Path(folder) / "openvino_model.xml").is_file():
+            raise FastDraftError(
+                f"{folder} holds no openvino_model.xml; export the model first (fastdraft export)"
+            )
+    import openvino_genai
+
+    draft = openvino_genai.draft_model(str(draft_dir), device)
+    pipeline = openvino_genai.LLMPipeline(str(target_dir), device, draft_model=draft, **properties)
+    # With a draft the pipeline starts from an empty config instead of the target's own.
+    own = Path(target_dir) / "generation_config.json"
+    config = openvino_genai.GenerationConfig(str(own)) if own.is_file() else None
+    config = config or openvino_genai.GenerationConfig()
+    if config.eos_token_id < 0:
+        config.set_eos_token_id(pipeline.get_tokenizer().get_eos_token_id())
+    config.num_assistant_tokens = read_draft_tokens(Path(draft_dir)) or _UNMEASURED
+    pipeline.set_generation_config(config)
+    return pipeline
 
 
 class OpenVINODecoder:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+
+# Who is told (row, drafted, accepted) of every round of our own loop; see `record_rounds`.
+listener: ContextVar[Callable[[int, int, int], None] | None] = ContextVar("listener", default=None)
 
 
 @dataclass
@@ -12,7 +17,7 @@ class DecodingRecord:
     """One prompt decoded once.
 
     Attributes:
-        path: ``transformers`` or ``openvino``.
+        path: ``transformers``, ``ours``, ``openvino`` (GenAI) or ``ours-openvino``.
         task, key: which prompt.
         temperature: 0 is greedy.
         num_assistant_tokens: γ, tokens drafted a round; 0 is the target alone.

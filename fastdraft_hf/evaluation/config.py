@@ -30,6 +30,11 @@ class EvaluateConfig:
     max_new_tokens: int = setting(64, "length of an answer")
     num_assistant_tokens: int = setting(3, "tokens drafted a round (γ); the paper uses 3")
     temperature: float = setting(0.6, "of the sampled runs; the paper uses 0.6")
+    path: Literal["ours", "transformers"] = setting(
+        "ours",
+        "how the draft is used: our own loop, or stock assisted generation (slower; the greedy "
+        "figures are the same)",
+    )
     untrained_prompts_per_task: int = setting(
         4, "prompts on which the draft is also measured as it was before training"
     )
@@ -53,11 +58,15 @@ class BenchConfig:
     max_new_tokens: int = setting(64, "length of an answer")
     num_assistant_tokens: list[int] = setting([1, 2, 3, 4, 5], "values of γ to try")
     repeats: int = setting(2, "times every prompt is decoded in every setting")
-    paths: list[Literal["transformers", "openvino"]] = setting(
+    paths: list[Literal["transformers", "ours", "openvino", "ours-openvino"]] = setting(
         ["transformers", "openvino"],
-        "what is timed; openvino (GenAI) is left out where it is not installed",
+        "what is timed: transformers (stock), ours (our loop), openvino (GenAI), ours-openvino "
+        "(our loop over OVModelForCausalLM); OpenVINO's are left out where it is not installed",
     )
     weight_format: WeightFormat = setting("int8", "OpenVINO weights of target and draft")
+    write: bool = setting(
+        False, "store the best γ in the generation config of the draft that was measured"
+    )
 
     def __post_init__(self) -> None:
         _check_tasks(self.tasks)

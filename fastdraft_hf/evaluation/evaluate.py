@@ -1,4 +1,4 @@
-"""Measures a draft on held-out prompts through stock transformers.
+"""Measures a draft on held-out prompts through transformers' ``generate``.
 
 Every prompt is decoded greedily by the target alone and with the draft, in turn, so that the two
 can be compared token for token and second for second; then with sampling, with the draft only,
@@ -88,6 +88,7 @@ def collect(
                 seed=seed,
                 draft=model,
                 num_assistant_tokens=config.num_assistant_tokens,
+                path=config.path,
             )
     with Progress("evaluate", len(plan), "answers", done=len(plan) - len(due)) as progress:
         for run, prompt, model, temperature, run_seed in due:
@@ -101,6 +102,7 @@ def collect(
                 seed=run_seed,
                 draft=model,
                 num_assistant_tokens=config.num_assistant_tokens if model is not None else 0,
+                path=config.path,
             )
             journal.add(label(run, prompt), record)
             progress.advance(1)

@@ -8,6 +8,7 @@ long as the stage's settings and inputs are the same.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._schema import dump
 from fastdraft_hf.pipeline import provenance
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
@@ -174,12 +176,29 @@ def _check_finished(run: Run, name: str) -> None:
             )
         return
     made = _read_config(folder)
-    changes = list(_differences(made, _fingerprint(run, name)))
+    wanted = _fingerprint(run, name)
+    section = STAGES[name].section(run.recipe)
+    if isinstance(made, dict) and isinstance(made.get(name), dict):
+        # A setting that is newer than the folder had its default when the folder was made.
+        made[name] = {**_defaults(section), **made[name]}
+    changes = list(_differences(made, wanted))
     if changes:
         raise FastDraftError(
             f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
             "folder to make it again, or give another output_dir."
         )
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    """Return the fields of a section that have a default, with it."""
+    found = {}
+    for one in dataclasses.fields(section):
+        if one.default is not dataclasses.MISSING:
+            found[one.name] = one.default
+        elif one.default_factory is not dataclasses.MISSING:
+            made = one.default_factory()
+            found[one.name] = dump(made) if dataclasses.is_dataclass(made) else made
+    return found
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

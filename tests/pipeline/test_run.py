@@ -138,6 +138,22 @@ def test_the_real_stages_are_all_in_the_recipes_keys() -> None:
     assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
 
 
+def test_a_setting_newer_than_a_finished_folder_had_its_default(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    run_all(run)
+    path = run.stage_folder("evaluate") / "config.yaml"
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del made["evaluate"]["path"]
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    before = list(fakes.calls)
+    run_all(make_run())
+    assert fakes.calls == before
+    with pytest.raises(FastDraftError, match=r"evaluate\.path: ours then, transformers now"):
+        run_all(make_run("evaluate.path=transformers"))
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from fastdraft_hf import FastDraftError
+from fastdraft_hf.decoding.settings import read_draft_tokens
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run
 from fastdraft_hf.pipeline.stages import bench, card, design, export
@@ -136,6 +137,26 @@ def test_a_format_that_was_not_exported_is_named(
     run = make_run("bench.weight_format=fp16", "export.openvino=[]")
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
         bench._openvino(run, tiny_tokenizer)
+
+
+def test_bench_writes_the_best_setting_where_it_was_asked_to(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The given draft's folder gets its path's best γ, the exported ones OpenVINO's."""
+    given = tmp_path / "given"
+    given.mkdir()
+    run = make_run(f"design.draft={given}", "bench.write=true")
+    exported = run.stage_folder("export") / "openvino-int8"
+    exported.mkdir(parents=True)
+    paths = {"ours": 4, "transformers": 2, "ours-openvino": 5}
+    results = {
+        "paths": {p: {"overall": {"best_num_assistant_tokens": g}} for p, g in paths.items()}
+    }
+    bench._write(run, results)
+    assert read_draft_tokens(given) == 2
+    assert read_draft_tokens(exported) == 5
+    bench._write(run, {"paths": {}})
+    assert read_draft_tokens(given) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ _RECORDS = {"config.yaml", "provenance.json", "sessions.json", "log.json", "fact
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write a complete draft that works with nothing of ours imported."""
-    from transformers import GenerationConfig
-
+    from fastdraft_hf.decoding.settings import store_draft_settings
     from fastdraft_hf.evaluation.summary import read_summary
     from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card
+    from fastdraft_hf.hub.custom_generate import write_custom_generate
 
     source = run.latest_model()
     for file in source.iterdir():
@@ -27,11 +27,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
     gamma = best_num_assistant_tokens(summary, run.recipe.evaluate.num_assistant_tokens)
     # transformers reads these from the draft and nowhere else.
-    settings = GenerationConfig.from_pretrained(folder)
-    settings.num_assistant_tokens = gamma
-    settings.num_assistant_tokens_schedule = "constant"
-    settings.assistant_confidence_threshold = 0.0
-    settings.save_pretrained(folder)
+    store_draft_settings(folder, gamma)
+    write_custom_generate(folder)
     target = run.target
     name = run.recipe.card.model_name or _default_name(target.name, summary.evaluation)
     if summary.evaluation is not None:

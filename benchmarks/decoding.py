@@ -1,0 +1,320 @@
+"""Our decoding loop against stock assisted generation, the target alone and OpenVINO GenAI.
+
+    python benchmarks/decoding.py --draft DIR [--draft-openvino DIR] [--only pytorch,openvino,batch]
+
+The draft is any PyTorch folder for the embedded target, and its int8 export for the OpenVINO rows
+(`fastdraft export`). Everything runs in one process, greedily, every way in turn on one prompt
+before the next prompt comes; the first prompt warms up and is not kept. Ratios are of tokens per
+second over all prompts, with 95% bootstrap intervals over prompts and repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fastdraft_hf import assisted_decoding, embedded_target
+from fastdraft_hf.decoding import speculative
+from fastdraft_hf.decoding.assisted import decode, set_draft_length
+from fastdraft_hf.decoding.openvino import OpenVINODecoder
+from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.evaluation.metrics import (
+    Estimate,
+    block_efficiency,
+    bootstrap,
+    speed_ratio,
+    tokens_per_second,
+)
+from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.hub.card import describe_machine
+from fastdraft_hf.pipeline.provenance import machine
+
+Way = Callable[[EvaluationPrompt], DecodingRecord]
+Rows = list[tuple[str, str, str, str]]
+
+
+def in_turn(
+    ways: dict[str, Way], prompts: list[EvaluationPrompt], repeats: int
+) -> dict[str, list[DecodingRecord]]:
+    """Decode every prompt in every way, A B A B; return the records of each way."""
+    found: dict[str, list[DecodingRecord]] = {name: [] for name in ways}
+    for way in ways.values():
+        way(prompts[0])
+    for _ in range(repeats):
+        for prompt in prompts[1:]:
+            for name, way in ways.items():
+                found[name].append(way(prompt))
+    return found
+
+
+@contextlib.contextmanager
+def timed_forward(*models: Any) -> Iterator[list[float]]:
+    """Collect the seconds that the models' forward passes take."""
+    spent: list[float] = []
+
+    def wrap(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            output = forward(*args, **kwargs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - start)
+            return output
+
+        return timed
+
+    for model in models:
+        model.forward = wrap(model.forward)
+    try:
+        yield spent
+    finally:
+        for model in models:
+            del model.forward
+
+
+@contextlib.contextmanager
+def plain_linears() -> Iterator[None]:
+    """Leave linear layers as PyTorch computes them, to see what the loop alone gives."""
+    kept = speculative.skinny_linears
+    speculative.skinny_linears = lambda model: contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        speculative.skinny_linears = kept
+
+
+def spread(estimate: Estimate, digits: int = 2) -> str:
+    return f"{estimate.value:.{digits}f}x ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+
+
+def verdict(ratio: Estimate, wanted: float) -> str:
+    if ratio.low >= wanted:
+        return "yes"
+    return "within the spread" if ratio.high >= wanted else "no"
+
+
+def compare(
+    rows: Rows,
+    what: str,
+    found: dict[str, list[DecodingRecord]],
+    ours: str,
+    other: str,
+    wanted: float | None,
+) -> None:
+    ratio = speed_ratio(found[ours], found[other])
+    speeds = f"{tokens_per_second(found[ours]):.1f} / {tokens_per_second(found[other]):.1f} tok/s"
+    goal = "" if wanted is None else f"≥ {wanted:g}x: {verdict(ratio, wanted)}"
+    rows.append((what, spread(ratio), speeds, goal))
+
+
+def pytorch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt]) -> None:
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+
+    def load(path: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(args.device).eval()
+
+    target, draft = load(embedded_target()), load(args.draft)
+    outside: dict[str, list[DecodingRecord]] = {"ours": [], "stock": []}
+
+    def way(name: str, path: Any, prompt: EvaluationPrompt) -> DecodingRecord:
+        with timed_forward(target, draft) as spent, contextlib.ExitStack() as stack:
+            if name == "ours, plain linears":
+                stack.enter_context(plain_linears())
+            record = decode(
+                target,
+                prompt.ids,
+                task=prompt.task,
+                key=prompt.key,
+                max_new_tokens=args.new,
+                temperature=0.0,
+                seed=0,
+                draft=None if path is None else draft,
+                num_assistant_tokens=args.gamma,
+                path=path or "transformers",
+            )
+        if name in outside:
+            record_outside = DecodingRecord(**record.to_dict())
+            record_outside.seconds = record.seconds - sum(spent)
+            outside[name].append(record_outside)
+        return record
+
+    ways = {
+        "alone": None,
+        "stock": "transformers",
+        "ours": "ours",
+        "ours, plain linears": "ours",
+    }
+    found = in_turn(
+        {name: functools.partial(way, name, path) for name, path in ways.items()},
+        prompts,
+        args.repeats,
+    )
+    outside = {name: records[1:] for name, records in outside.items()}  # the first is the warm-up
+
+    def per_round(records: list[DecodingRecord]) -> float:
+        return sum(r.seconds for r in records) / sum(r.target_passes for r in records)
+
+    pairs = list(zip(outside["ours"], outside["stock"], strict=True))
+    share = bootstrap(
+        pairs,  # type: ignore[arg-type]
+        lambda chosen: per_round([a for a, _ in chosen]) / per_round([b for _, b in chosen]),  # type: ignore[misc]
+    )
+    goal = "≤ 0.333x: " + (
+        "yes" if share.high <= 1 / 3 else "no" if share.low > 1 / 3 else "within the spread"
+    )
+    ms = f"{1e3 * per_round(outside['ours']):.2f} / {1e3 * per_round(outside['stock']):.2f} ms"
+    rows.append(("time a round outside the passes, ours / stock", spread(share, 3), ms, goal))
+    wanted = 1.5 if args.device == "cuda" else 1.15
+    compare(rows, "ours / stock", found, "ours", "stock", wanted)
+    compare(rows, "ours with plain linears / stock", found, "ours, plain linears", "stock", None)
+    compare(rows, "stock / target alone", found, "stock", "alone", None)
+    compare(rows, "ours / target alone", found, "ours", "alone", None)
+    same = sum(a.tokens == b.tokens for a, b in zip(found["ours"], found["alone"], strict=True))
+    rounds = sum(a.rounds == b.rounds for a, b in zip(found["ours"], found["stock"], strict=True))
+    count = len(found["ours"])
+    print(
+        f"PyTorch: {same} of {count} answers are the target's, {rounds} of {count} records stock's"
+    )
+    print(f"block efficiency {block_efficiency(found['ours']):.2f} at γ = {args.gamma}")
+
+
+def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt]) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    folder = cached_openvino(Path(embedded_target()), "int8")
+    target = OVModelForCausalLM.from_pretrained(folder)
+    draft = OVModelForCausalLM.from_pretrained(args.draft_openvino)
+    ends = {int(target.generation_config.eos_token_id)}
+    genai = {False: OpenVINODecoder(folder), True: OpenVINODecoder(folder, args.draft_openvino)}
+
+    def ours(gamma: int, prompt: EvaluationPrompt) -> DecodingRecord:
+        return decode(
+            target,
+            prompt.ids,
+            task=prompt.task,
+            key=prompt.key,
+            max_new_tokens=args.new,
+            temperature=0.0,
+            seed=0,
+            draft=draft if gamma else None,
+            num_assistant_tokens=gamma,
+            path="ours",
+        )
+
+    def theirs(gamma: int, prompt: EvaluationPrompt) -> DecodingRecord:
+        return genai[gamma > 0].decode(
+            prompt.ids,
+            task=prompt.task,
+            key=prompt.key,
+            max_new_tokens=args.new,
+            temperature=0.0,
+            seed=0,
+            stop_ids=ends,
+            num_assistant_tokens=gamma,
+        )
+
+    ways: dict[str, Way] = {
+        "alone": functools.partial(ours, 0),
+        "GenAI alone": functools.partial(theirs, 0),
+    }
+    for gamma in args.openvino_gammas:
+        ways[f"ours {gamma}"] = functools.partial(ours, gamma)
+        ways[f"GenAI {gamma}"] = functools.partial(theirs, gamma)
+    found = in_turn(ways, prompts, args.repeats)
+
+    def best(kind: str) -> int:
+        speeds = {g: tokens_per_second(found[f"{kind} {g}"]) for g in args.openvino_gammas}
+        return max(speeds, key=lambda gamma: speeds[gamma])
+
+    for gamma in args.openvino_gammas:
+        own, genais = found[f"ours {gamma}"], found[f"GenAI {gamma}"]
+        print(
+            f"OpenVINO γ = {gamma}: ours {spread(speed_ratio(own, found['alone']))} of "
+            f"OVModelForCausalLM alone, GenAI {spread(speed_ratio(genais, found['GenAI alone']))} "
+            f"of GenAI alone, ours / GenAI {spread(speed_ratio(own, genais))}; block efficiency "
+            f"{block_efficiency(own):.2f} and {block_efficiency(genais):.2f}"
+        )
+    mine, other = best("ours"), best("GenAI")
+    name = f"OV int8, target + draft / alone, HumanEval, γ = {mine}"
+    compare(rows, name, found, f"ours {mine}", "alone", 1.3)
+    name = f"GenAI int8, target + draft / alone, γ = {other}"
+    compare(rows, name, found, f"GenAI {other}", "GenAI alone", None)
+    name = f"OVModelForCausalLM through ours (γ = {mine}) / GenAI (γ = {other})"
+    compare(rows, name, found, f"ours {mine}", f"GenAI {other}", 0.9)
+
+
+def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt]) -> None:
+    """Eight prompts at once, padded left."""
+    target = AutoModelForCausalLM.from_pretrained(embedded_target(), dtype=torch.float32).eval()
+    draft = AutoModelForCausalLM.from_pretrained(args.draft, dtype=torch.float32).eval()
+    set_draft_length(draft, args.gamma)
+    size = 8
+    chosen = [(prompts * size)[n : n + size] for n in range(0, size * 3, size)]
+
+    def way(assisted: bool, group: EvaluationPrompt) -> DecodingRecord:
+        texts = [p.ids for p in groups[group.key]]
+        length = max(map(len, texts))
+        ids = torch.tensor([[0] * (length - len(t)) + list(t) for t in texts])
+        mask = torch.tensor([[0] * (length - len(t)) + [1] * len(t) for t in texts])
+        given: dict[str, Any] = {"max_new_tokens": args.new, "do_sample": False}
+        if assisted:
+            given |= {"assistant_model": draft, "custom_generate": assisted_decoding}
+        with torch.inference_mode():
+            start = time.perf_counter()
+            output = target.generate(ids, attention_mask=mask, **given)
+            seconds = time.perf_counter() - start
+        tokens = []
+        for row in output[:, length:].tolist():
+            end = row.index(2) + 1 if 2 in row else len(row)
+            tokens += row[:end]
+        return DecodingRecord("batch", "batch", group.key, 0.0, 0, tokens, seconds, len(tokens))
+
+    groups = {str(number): group for number, group in enumerate(chosen)}
+    keys = [EvaluationPrompt("batch", key, ()) for key in groups]
+    found = in_turn(
+        {"alone": functools.partial(way, False), "ours": functools.partial(way, True)},
+        keys,
+        args.repeats,
+    )
+    compare(rows, "batch of 8, ours / target alone", found, "ours", "alone", 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draft", type=Path, required=True, help="the draft's PyTorch folder")
+    parser.add_argument("--draft-openvino", type=Path, help="its int8 OpenVINO folder")
+    parser.add_argument("--only", default="pytorch,openvino,batch")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--prompts", type=int, default=8, help="HumanEval prompts that are kept")
+    parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    parser.add_argument("--gamma", type=int, default=3, help="γ of the PyTorch rows")
+    parser.add_argument("--openvino-gammas", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(embedded_target())
+    prompts = draw_prompts(tokenizer, ["humaneval"], args.prompts + 1, 300, 0)
+    rows: Rows = []
+    sections = {"pytorch": pytorch, "openvino": openvino, "batch": batch}
+    for name in args.only.split(","):
+        if name == "openvino" and args.draft_openvino is None:
+            print("openvino: left out, there is no --draft-openvino")
+            continue
+        sections[name](args, rows, prompts)
+    words = f"{describe_machine(machine())}, {torch.get_num_threads()} threads of PyTorch"
+    print(f"\n{words}; {args.prompts} HumanEval prompts, {args.new} new tokens, greedy\n")
+    for what, ratio, speeds, goal in rows:
+        print(f"{what:<62} {ratio:<24} {speeds:<26} {goal}")
+
+
+if __name__ == "__main__":
+    main()

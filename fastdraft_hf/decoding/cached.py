@@ -1,0 +1,210 @@
+"""A model with its key-value cache, as the decoding loop sees it: feed tokens, take some back.
+
+Shapes: B rows, n tokens fed, V vocabulary. A *slot* is one place of the cache; all rows have the
+same number of slots. Rows of a batch accept different numbers of drafted tokens, so a slot may
+hold a rejected token for one row and a valid one for another: it stays, with attention_mask 0
+where it is rejected, and what follows is fed with explicit position_ids (positions count valid
+tokens only). When too many slots are masked, the cache is compacted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+
+class CachedModel(ABC):
+    """One model, its cache, and which slots of it are valid.
+
+    Args:
+        device: where tokens go in.
+        token_ids: [V'] ids that the columns of the logits stand for, when the head scores fewer
+            tokens than the target's (a trimmed head); ``None`` when column i is token i.
+    """
+
+    # A cache is compacted when its slots exceed `waste_factor` times the longest row plus
+    # `waste_slots`.
+    waste_factor = 1.25
+    waste_slots = 64
+
+    def __init__(self, device: torch.device, token_ids: torch.Tensor | None = None) -> None:
+        self.device = device
+        self.token_ids = token_ids
+        self.slots = 0
+        # [B, slots] of 0 and 1; None while every slot of every row is valid.
+        self.mask: torch.Tensor | None = None
+        self._valid: list[int] = []
+
+    def feed(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        keep: int,
+    ) -> torch.Tensor:
+        """Run the model over new tokens and return the logits of the last ``keep``.
+
+        Args:
+            tokens: [B, n] ids.
+            positions: [B, n] their positions.
+            valid: [B, n], 0 for tokens that later ones must not see; ``None`` for all valid.
+            keep: how many logits, counted from the end.
+
+        Returns:
+            [B, keep, V'] on the model's device, in the model's type.
+        """
+        rows, width = tokens.shape
+        if not self._valid:
+            self._valid = [0] * rows
+        if valid is None:
+            self._valid = [v + width for v in self._valid]
+        else:
+            added = valid.sum(1).tolist()
+            self._valid = [v + int(a) for v, a in zip(self._valid, added, strict=True)]
+            self._need_mask(rows)
+        if self.mask is not None:
+            new = self.mask.new_ones(rows, width) if valid is None else valid.to(self.mask)
+            self.mask = torch.cat([self.mask, new], 1)
+        self.slots += width
+        return self._forward(tokens, positions, keep)
+
+    def rollback(self, fed: int, kept: Sequence[int]) -> None:
+        """Take back what was rejected of the last ``fed`` slots.
+
+        Args:
+            fed: slots to look at, counted from the end.
+            kept: for every row, how many of them stay; the first ones.
+        """
+        if not fed:
+            return
+        most = max(kept)
+        drop = self._crop(fed - most)
+        if drop:
+            self.slots -= drop
+            if self.mask is not None:
+                self.mask = self.mask[:, :-drop]
+        left = fed - drop
+        if any(k != left for k in kept):
+            mask = self._need_mask(len(kept))
+            counts = torch.tensor(kept, device=mask.device)[:, None]
+            mask[:, self.slots - left :] &= torch.arange(left, device=mask.device) < counts
+        self._valid = [v - fed + k for v, k in zip(self._valid, kept, strict=True)]
+        if self.slots > self.waste_factor * max(self._valid) + self.waste_slots:
+            self.compact()
+
+    def compact(self) -> None:
+        """Drop slots so that as many remain as the longest row has valid ones, padded left."""
+        if self.mask is None:
+            return
+        longest = max(self._valid)
+        # Valid slots last, in their order: a stable sort of the mask says where each row's are.
+        order = self.mask.to(torch.uint8).sort(dim=1, stable=True).indices[:, -longest:]
+        self._gather(order)
+        self.mask = self.mask.gather(1, order)
+        self.slots = longest
+        if min(self._valid) == longest:
+            self.mask = None
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        index = torch.tensor(rows, device=self.device)
+        self._select(index)
+        if self.mask is not None:
+            self.mask = self.mask[index]
+        self._valid = [self._valid[r] for r in rows]
+
+    def _need_mask(self, rows: int) -> torch.Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(rows, self.slots, dtype=torch.bool, device=self.device)
+        return self.mask
+
+    @abstractmethod
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        """Run the model; ``self.mask`` covers the new slots already."""
+
+    @abstractmethod
+    def _crop(self, count: int) -> int:
+        """Remove up to ``count`` (0 or more) last slots of every row; return how many went."""
+
+    @abstractmethod
+    def _gather(self, order: torch.Tensor) -> None:
+        """Make slots ``order`` [B, slots] of each row the whole cache."""
+
+    @abstractmethod
+    def _select(self, rows: torch.Tensor) -> None:
+        """Keep the rows of the cache."""
+
+
+class TorchModel(CachedModel):
+    """A transformers causal LM with a dynamic cache.
+
+    Args:
+        model: the model.
+        cache: an empty cache, or one that holds the first tokens of the prompt.
+        prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
+        token_ids: see `CachedModel`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: Cache,
+        prompt_mask: torch.Tensor | None = None,
+        token_ids: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(model.device, token_ids)
+        self.model = model
+        self.cache = cache
+        self.slots = cache.get_seq_length()
+        if self.slots and prompt_mask is not None:
+            past = prompt_mask[:, : self.slots].bool()
+            self._valid = past.sum(1).tolist()
+            self.mask = None if past.all() else past
+        # Newer releases trim sliding layers in `crop` only, and must be told so.
+        self._records_past = hasattr(cache, "activate_past_recording")
+        if self._records_past:
+            cache.activate_past_recording()
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        given: dict[str, Any] = {}
+        if self._takes_positions:
+            given["position_ids"] = positions
+        if self._takes_keep:
+            given["logits_to_keep"] = keep
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=self.mask if self.mask is None else self.mask.long(),
+            past_key_values=self.cache,
+            use_cache=True,
+            return_dict=True,
+            **given,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -keep:]
+
+    def _crop(self, count: int) -> int:
+        # crop(0) empties the cache in transformers 5.5 and trims sliding layers in 5.23.
+        if count or self._records_past:
+            self.cache.crop(-count)
+        return count
+
+    def _gather(self, order: torch.Tensor) -> None:
+        for layer in self.cache.layers:
+            index = order[:, None, :, None].to(layer.keys.device)
+            heads, width = layer.keys.shape[1], layer.keys.shape[3]
+            layer.keys = layer.keys.gather(2, index.expand(-1, heads, -1, width))
+            heads, width = layer.values.shape[1], layer.values.shape[3]
+            layer.values = layer.values.gather(2, index.expand(-1, heads, -1, width))
+
+    def _select(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)

@@ -1,0 +1,73 @@
+"""``OVModelForCausalLM`` with its cache, for the decoding loop.
+
+A stateful OpenVINO model keeps its cache inside the infer request, where nothing can be cropped
+for free: reading the state, slicing it and setting it again costs more than a pass. So rejected
+tokens stay, attention_mask 0 hides them and position_ids of what follows count past them; only
+when much of the cache is hidden is it compacted, by that copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+
+from fastdraft_hf.decoding.cached import CachedModel
+
+
+class OpenVINOModel(CachedModel):
+    """A stateful ``OVModelForCausalLM``; its infer request is used directly.
+
+    Args:
+        model: the model. Its cache is emptied.
+        token_ids: see `CachedModel`.
+    """
+
+    # A compaction copies the whole cache, several passes' worth of time.
+    waste_factor = 1.5
+    waste_slots = 192
+
+    def __init__(self, model: Any, token_ids: torch.Tensor | None = None) -> None:
+        super().__init__(torch.device("cpu"), token_ids)
+        model.compile()
+        self._request = model.request
+        self._request.reset_state()
+        self._inputs = set(model.input_names)
+        self._beam: Any = None
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        rows, _ = tokens.shape
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(rows, self.slots, dtype=torch.bool)
+        given = {
+            "input_ids": tokens.numpy(),
+            "attention_mask": mask.long().numpy(),
+            "position_ids": positions.numpy(),
+            "beam_idx": numpy.arange(rows, dtype=numpy.int32) if self._beam is None else self._beam,
+        }
+        self._beam = None
+        inputs = {k: v for k, v in given.items() if k in self._inputs}
+        self._request.start_async(inputs, share_inputs=True)
+        self._request.wait()
+        logits = torch.from_numpy(self._request.get_tensor("logits").data)
+        # The request writes its next logits to the same place.
+        return logits[:, -keep:].clone()
+
+    def _crop(self, count: int) -> int:
+        return 0
+
+    def _gather(self, order: torch.Tensor) -> None:
+        import openvino
+
+        index = order.numpy()[:, None, :, None]
+        for state in self._request.query_state():
+            data = state.state.data  # [B, heads, slots, width]
+            packed = numpy.take_along_axis(data, index, axis=2)
+            state.state = openvino.Tensor(numpy.ascontiguousarray(packed))
+
+    def _select(self, rows: torch.Tensor) -> None:
+        # The next pass reads row beam_idx[b] of the cache as its row b.
+        index = rows.numpy().astype(numpy.int32)
+        self._beam = index if self._beam is None else self._beam[index]

@@ -1,0 +1,77 @@
+"""Which drafted tokens stay, and which token follows them.
+
+Shapes: B rows, g drafted tokens, V vocabulary. A row may have drafted fewer than g: ``limits`` [B]
+says how many of its drafts count. Both rules return the number of accepted drafts [B] and the
+target's own next token [B].
+"""
+
+from __future__ import annotations
+
+import numpy
+import torch
+
+
+def first_choice(scores: torch.Tensor) -> torch.Tensor:
+    """Return ``scores.argmax(-1)``.
+
+    Over a vocabulary of 49,152 float32 scores PyTorch takes ten times as long as NumPy on a CPU,
+    and a round asks γ + 2 times.
+    """
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return torch.from_numpy(numpy.asarray(scores.numpy().argmax(-1)))
+    return scores.argmax(-1)
+
+
+def accept_greedy(
+    drafts: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep drafts as long as they are the target's first choice.
+
+    Args:
+        drafts: [B, g] drafted ids.
+        scores: [B, g + 1, V] the target's scores at each drafted place and one after.
+        limits: [B] drafts that count.
+    """
+    best = first_choice(scores)
+    count = drafts.shape[1]
+    agree = drafts == best[:, :count]
+    accepted = _leading(agree, limits)
+    return accepted, best.gather(1, accepted[:, None])[:, 0]
+
+
+def accept_sampled(
+    drafts: torch.Tensor, q: torch.Tensor, p: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Speculative sampling (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1).
+
+    A draft x is kept with probability min(1, p(x)/q(x)); at the first that is not, the next token
+    comes from max(0, p - q) normalised, and after the last draft from p. The tokens are then
+    distributed as the target's own, whatever q is.
+
+    Args:
+        drafts: [B, g] ids drawn from ``q``.
+        q: [B, g, V] the draft's probabilities.
+        p: [B, g + 1, V] the target's.
+        limits: [B] drafts that count.
+    """
+    rows, count = drafts.shape
+    if not count:
+        return torch.zeros_like(limits), torch.multinomial(p[:, 0], 1)[:, 0]
+    chosen = drafts[..., None]
+    p_chosen = p[:, :count].gather(2, chosen)[..., 0]
+    q_chosen = q.gather(2, chosen)[..., 0]
+    # Strictly below: a token the target never gives is never kept, whatever is drawn.
+    accepted = _leading(torch.rand_like(p_chosen) * q_chosen < p_chosen, limits)
+    row = torch.arange(rows, device=drafts.device)
+    p_next = p[row, accepted]
+    rest = (p_next - q[row, accepted.clamp(max=count - 1)]).clamp_(min=0)
+    total = rest.sum(-1, keepdim=True)
+    # Where p and q agree to the last bit, a rejection is a rounding and p itself is right.
+    rejected = (accepted < limits)[:, None] & (total > 0)
+    return accepted, torch.multinomial(torch.where(rejected, rest / total, p_next), 1)[:, 0]
+
+
+def _leading(kept: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return how many of the first ``limits`` places of each row are kept without a gap."""
+    places = torch.arange(kept.shape[1], device=kept.device)
+    return (kept & (places < limits[:, None])).long().cumprod(1).sum(1)

@@ -1,0 +1,172 @@
+"""Our loop with ``OVModelForCausalLM`` as target, as draft and as both; and GenAI's pipeline."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import noisy, write
+from test_sampling_is_exact import PROMPT, VOCABULARY, exact, p_value, sample
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf import FastDraftError, openvino_pipeline
+from fastdraft_hf.decoding.assisted import greedy_margin, record_rounds
+from fastdraft_hf.decoding.settings import store_draft_settings
+from fastdraft_hf.export.openvino import export_openvino
+
+pytest.importorskip("openvino_genai")
+pytest.importorskip("optimum.intel")
+
+TinyModel = Callable[..., LlamaForCausalLM]
+# Two orders of the same computation are compared, so nothing may be rounded on the way.
+EXACT = {
+    "KV_CACHE_PRECISION": "f32",
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": "1",
+}
+
+
+def load(folder: Path) -> Any:
+    from optimum.intel import OVModelForCausalLM
+
+    return OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tmp_path_factory: pytest.TempPathFactory,
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("loop")
+    for name, model in {"target": target, "draft": neighbour}.items():
+        model.save_pretrained(root / f"{name}-pt")
+        tiny_tokenizer.save_pretrained(root / f"{name}-pt")
+        export_openvino(root / f"{name}-pt", root / name, "fp32")
+    return {"target": root / "target", "draft": root / "draft"}
+
+
+@pytest.fixture(scope="module")
+def models(
+    folders: dict[str, Path], target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> dict[str, Any]:
+    return {
+        "ov-target": load(folders["target"]),
+        "ov-draft": load(folders["draft"]),
+        "pt-target": target,
+        "pt-draft": neighbour,
+    }
+
+
+PAIRS = [("ov", "ov"), ("ov", "pt"), ("pt", "ov")]
+
+
+def check(reference: Any, prompt: list[int], alone: torch.Tensor, ours: torch.Tensor) -> None:
+    """Equal, or apart at a tie of the target's own logits."""
+    if torch.equal(alone, ours):
+        return
+    one, other = alone[0].tolist(), ours[0].tolist()
+    place = next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    assert greedy_margin(reference, one[:place]) < 1e-3, (prompt, place)
+
+
+@pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
+def test_greedy_output_is_the_targets(models: dict[str, Any], kind: str, draft_kind: str) -> None:
+    target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
+    rng = random.Random(1)
+    counts = [0, 0]
+    for number in range(200):
+        prompt = [rng.randrange(3, 288) for _ in range(rng.randrange(1, 10))]
+        alone = write(target, [prompt], max_new_tokens=8)
+        with record_rounds(target) as rounds:
+            ours = write(target, [prompt], draft, number % 8 + 1, max_new_tokens=8)
+        check(models["pt-target"], prompt, alone, ours)
+        counts[0] += sum(d for d, _ in rounds)
+        counts[1] += sum(a for _, a in rounds)
+    assert 0.05 < counts[1] / counts[0] < 0.95
+
+
+@pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
+@pytest.mark.parametrize("compacts", [False, True])
+def test_batches_and_compaction(
+    models: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    draft_kind: str,
+    compacts: bool,
+) -> None:
+    from fastdraft_hf.decoding.cached import TorchModel
+    from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
+
+    if compacts:
+        for backend in (TorchModel, OpenVINOModel):
+            monkeypatch.setattr(backend, "waste_factor", 1.0)
+            monkeypatch.setattr(backend, "waste_slots", 3)
+    target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
+    rng = random.Random(2)
+    for gamma in (1, 3, 6):
+        for rows in (1, 2, 4):
+            prompts = [
+                [rng.randrange(3, 288) for _ in range(rng.randrange(1, 9))] for _ in range(rows)
+            ]
+            length = max(map(len, prompts))
+            ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
+            mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+            ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=20)
+            for row, prompt in enumerate(prompts):
+                alone = write(models["pt-target"], [prompt], max_new_tokens=20)
+                written = ours[row, length - len(prompt) :][None, : alone.shape[1]]
+                check(models["pt-target"], prompt, alone, written)
+
+
+@pytest.mark.parametrize("new", [1, 2])
+def test_fewer_new_tokens_than_gamma(models: dict[str, Any], new: int) -> None:
+    target, draft = models["ov-target"], models["ov-draft"]
+    for gamma in (1, 4):
+        ours = write(target, [[40]], draft, gamma, max_new_tokens=new)
+        assert torch.equal(ours, write(target, [[40]], max_new_tokens=new))
+
+
+def test_what_it_cannot_do_goes_to_stock(models: dict[str, Any]) -> None:
+    target = models["ov-target"]
+    with pytest.warns(UserWarning, match="cannot draft for itself"):
+        ours = write(target, [[40, 41]], target)
+    assert torch.equal(ours, write(target, [[40, 41]]))
+
+
+def test_samples_are_exact(
+    tmp_path: Path, tiny_model: TinyModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    target = tiny_model(
+        seed=3, vocab_size=VOCABULARY, num_hidden_layers=1, eos_token_id=None, pad_token_id=0
+    )
+    with torch.no_grad():
+        for parameter in target.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.6)
+    for name in ("target", "draft"):
+        model = target if name == "target" else noisy(target, 0.7)
+        model.save_pretrained(tmp_path / f"{name}-pt")
+        tiny_tokenizer.save_pretrained(tmp_path / f"{name}-pt")
+        export_openvino(tmp_path / f"{name}-pt", tmp_path / name, "fp32")
+    target = load(tmp_path / "target")
+    assert len(PROMPT) == 3
+    sampling = {"top_k": 0, "temperature": 0.8}
+    found = sample(target, load(tmp_path / "draft"), sampling, rows=500, gamma=3)
+    assert p_value(found, exact(target, sampling)) > 1e-3
+
+
+def test_the_pipeline_drafts_as_measured(folders: dict[str, Path], tmp_path: Path) -> None:
+    store_draft_settings(folders["draft"], 2)
+    pipeline = openvino_pipeline(folders["target"], folders["draft"], "CPU")
+    assert pipeline.get_generation_config().num_assistant_tokens == 2
+    result = pipeline.generate(["the cat"], max_new_tokens=12, apply_chat_template=False)
+    metrics = result.extended_perf_metrics
+    assert 0 < metrics.get_num_draft_tokens() <= 2 * 12
+    with pytest.raises(FastDraftError, match=r"holds no openvino_model\.xml"):
+        openvino_pipeline(folders["target"], tmp_path)
