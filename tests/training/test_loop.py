@@ -179,7 +179,7 @@ def test_a_loss_that_explodes_is_said(
         broken.model.norm.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     settings = config(trainer_args={"disable_tqdm": True})
-    said = r"^pretrain: step 1: the loss is no number \(ce nan\) on rows [\d, ]+ of train_dataset; there is no"
+    said = r"^pretrain: step 1: the loss is no number \(ce nan\) on rows [\d, ]+ of train_dataset; "
     with pytest.raises(FastDraftError, match=said):
         run(tmp_path / "broken", tiny_tokenizer, data, tmp_path / "work", settings)
     assert not (tmp_path / "work" / "model").exists()
