@@ -33,7 +33,8 @@ class DraftDistillationConfig(SFTConfig):
         default=False,
         metadata={"help": "Recompute activations in the backward pass; a draft rarely needs it."},
     )
-    include_num_input_tokens_seen: str | bool = field(
+    # Only str: on the command line, bool in the type would refuse every name.
+    include_num_input_tokens_seen: str = field(
         default="non_padding",
         metadata={"help": "Count the tokens read: non_padding, all or no; the log has their rate."},
     )
