@@ -92,7 +92,7 @@ def speed(summary: RunSummary, path: Path) -> None:
     figure, axes = _axes(
         "Speed against γ, greedy, batch 1", "tokens drafted a round (γ)", "tokens/s, with / without"
     )
-    styles = {"transformers": "--", "openvino": "-"}
+    styles = {"transformers": "--", "ours": ":", "openvino": "-", "ours-openvino": "-."}
     for name, found in bench["paths"].items():
         for number, (task, figures) in enumerate(found["tasks"].items()):
             gammas = [int(g) for g in figures["sweep"]]
