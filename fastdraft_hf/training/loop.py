@@ -58,7 +58,11 @@ def train(
     import datasets
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.training.checkpoints import last_complete_checkpoint
+    from fastdraft_hf.training.checkpoints import (
+        AlreadyTrainedError,
+        StopAtTheEnd,
+        last_complete_checkpoint,
+    )
     from fastdraft_hf.training.progress import TrainingProgress
 
     work.mkdir(parents=True, exist_ok=True)
@@ -96,18 +100,17 @@ def train(
     budget = _planned_tokens(work, config, timed)
     arguments = training_arguments(config, work, seed=seed, device=device, max_train_tokens=budget)
     arguments.eval_strategy = "steps" if eval_set is not None else "no"
-    trainer = trainer_for(arguments, model, [TrainingProgress(label, budget)])
+    trainer = trainer_for(arguments, model, [TrainingProgress(label, budget), StopAtTheEnd()])
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     start = time.monotonic()
-    if checkpoint is None or _tokens_of(checkpoint) < budget:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except FastDraftError as error:  # a loss that is no number
-            raise type(error)(f"{label}: {error}") from error
-    else:  # killed between the last checkpoint and the finished model: the budget is spent
-        _restore(trainer, checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AlreadyTrainedError:
+        pass  # killed between the last checkpoint and the finished model: the budget is spent
+    except FastDraftError as error:  # a loss that is no number
+        raise type(error)(f"{label}: {error}") from error
     seconds = time.monotonic() - start
     if not (work / "model").exists():
         with atomic_folder(work / "model") as temporary:
@@ -141,26 +144,6 @@ def _peft_config(config: TrainConfig) -> Any:
         target_modules=config.lora.target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def _tokens_of(checkpoint: Path) -> int:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return int(state["num_input_tokens_seen"])
-
-
-def _restore(trainer: DraftDistillationTrainer, checkpoint: Path) -> None:
-    """Take weights and state from the last checkpoint; `Trainer` would do one step more."""
-    from transformers import TrainerState
-
-    if (checkpoint / "adapter_config.json").exists():
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), "cpu"))
-    else:
-        from safetensors.torch import load_model
-
-        load_model(trainer.model, str(checkpoint / "model.safetensors"), device="cpu")
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def training_arguments(
