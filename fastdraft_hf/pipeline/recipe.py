@@ -84,10 +84,21 @@ class Recipe:
                         f"{where}.kind: align reads what the target wrote (generated), not "
                         f"{source.kind}"
                     )
-
+            if stage.objective == "auto":  # written out, so that a run says what it trained with
+                stage = dataclasses.replace(stage, objective=self._auto_objective(name, stage))
+                setattr(self, "continue_" if name == "continue" else name, stage)
             self._check_distribution(name, stage)
         if self.logits is not None:  # written out, so that the stage knows what it was made of
             self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
+
+    def _auto_objective(self, name: str, stage: TrainConfig) -> str:
+        """Return ``nla`` where an alignment knows the target's distribution, else ``ce``.
+
+        The choice is measured: docs/objectives.md.
+        """
+        stored = stage.target_distribution == "auto" and self.logits is not None
+        known = stored or stage.target_distribution in ("stored", "online")
+        return "nla" if name == "align" and known else "ce"
 
     def _check_distribution(self, name: str, stage: TrainConfig) -> None:
         source = distribution_source(self, name)

@@ -59,9 +59,10 @@ class TrainConfig:
         4e-3, "peak learning rate of the layers' matrices; learning_rate if empty"
     )
     objective: dict[str, float] | str = setting(
-        "ce",
+        "auto",
         "weighted terms such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla, lk_hybrid; or "
-        "the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd",
+        "the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd; auto: "
+        "nla in align where the target's distribution is stored or online, else ce",
     )
     target_distribution: Literal["auto", "none", "stored", "online"] = setting(
         "auto",
@@ -106,7 +107,7 @@ class TrainConfig:
             raise FastDraftError(
                 f"distillation_temperature: must be above 0, got {self.distillation_temperature}"
             )
-        if self.objective != "ce":  # a wrong one is said before anything is generated
+        if self.objective not in ("auto", "ce"):  # a wrong one is said before anything is generated
             from fastdraft_hf.training.objectives import Objective
 
             try:
@@ -127,7 +128,7 @@ class TrainConfig:
     def needs_distribution(self) -> bool:
         """Whether a term besides cross-entropy on labels is asked for."""
         names = {self.objective} if isinstance(self.objective, str) else set(self.objective)
-        return names != {"ce"}
+        return not names <= {"ce", "auto"}
 
     @property
     def step_tokens(self) -> int:

@@ -182,7 +182,7 @@ def training_arguments(
     gpu = device == "cuda"
     fields: dict[str, Any] = {
         "output_dir": str(work),
-        "objective": config.objective,
+        "objective": "ce" if config.objective == "auto" else config.objective,
         "distillation_temperature": config.distillation_temperature,
         "max_steps": max_steps,
         "max_train_tokens": None if max_train_tokens is None else str(max_train_tokens),

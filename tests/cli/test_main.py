@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,10 +155,9 @@ def test_a_dry_run_prints_the_recipe_and_creates_nothing(tmp_path: Path) -> None
     assert printed["seed"] == 5
     assert printed["align"]["max_train_tokens"] == 300_000
     assert build_recipe(printed).resolved() == printed
-    states = [line.split() for line in result.stderr.splitlines() if line.startswith("  ")]
-    expected = [name for name in list(COMMANDS)[1:-1] if name != "logits"]  # no such section
-    assert [words[0] for words in states] == expected
-    assert all(words[1:3] == ["to", "do"] for words in states)
+    # Libraries may warn on stderr as well, with lines of any form.
+    states = re.findall(r"^  (\w+) +to do +\S+$", result.stderr, re.MULTILINE)
+    assert states == [name for name in list(COMMANDS)[1:-1] if name != "logits"]  # no such section
     assert list(tmp_path.iterdir()) == []
 
 

@@ -298,6 +298,27 @@ TEXT = {"sources": [{"name": "text"}]}
 
 
 @pytest.mark.parametrize(
+    ("asked", "logits", "objective"),
+    [
+        ("auto", None, "ce"),
+        ("auto", {}, "nla"),
+        ("none", {}, "ce"),
+        ("stored", {}, "nla"),
+        ("online", None, "nla"),
+    ],
+)
+def test_the_objective_is_chosen_by_what_is_known(asked: str, logits: Any, objective: str) -> None:
+    train = {**PYTHON, "target_distribution": "online" if asked == "online" else "auto"}
+    align = {**TEXT, "target_distribution": asked}
+    data = {"generate": SETS, "logits": logits, "pretrain": train, "continue": train}
+    recipe = build_recipe({**data, "align": align})
+    resolved = recipe.resolved()
+    assert resolved["align"]["objective"] == objective
+    assert resolved["pretrain"]["objective"] == resolved["continue"]["objective"] == "ce"
+    assert build_recipe(resolved).resolved() == resolved
+
+
+@pytest.mark.parametrize(
     ("objective", "asked", "logits", "align", "pretrain"),
     [
         ("ce", "auto", None, "none", "none"),
