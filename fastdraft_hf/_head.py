@@ -38,10 +38,23 @@ def head_logits(
     bias: torch.Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return ``softcap·tanh(scale·(hidden @ weight.T + bias) / softcap)`` [N, V]."""
+    """Return ``softcap·tanh(scale·(hidden @ weight.T + bias) / softcap)`` [N, V].
+
+    With ``out`` [N, V] the table is written there, without gradients.
+    """
     import torch
 
+    if out is not None:
+        torch.mm(hidden, weight.T, out=out)
+        if bias is not None:
+            out += bias
+        if scale != 1.0:
+            out *= scale
+        if softcap is not None:
+            out.div_(softcap).tanh_().mul_(softcap)
+        return out
     logits = torch.nn.functional.linear(hidden, weight, bias)
     if scale != 1.0:
         logits = logits * scale

@@ -5,13 +5,6 @@ training. Chunk by chunk of tokens, the forward pass computes the logits, every 
 the gradients, and keeps only the gradients, so the projection is done once and not again in the
 backward pass (as a checkpointed head does), and memory does not grow with tokens x vocabulary.
 
-For a term f over B outcomes with s = ∂f/∂(log q), and z the logits, the gradient is
-
-    ∂f/∂z_v = (q_v / q_b) s_b − q_v Σ s,    b the outcome that token v belongs to.
-
-With stored top-k that is one factor for the whole row of the softmax, and k entries written over
-it: token-level objectives cost little more than cross-entropy.
-
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, B outcomes.
 """
 
@@ -22,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 
 from fastdraft_hf._head import head_logits
+from fastdraft_hf.training.chunks import Sums, Tables, add_product, logits_gradient
 from fastdraft_hf.training.distribution import TargetHead, TopK
-from fastdraft_hf.training.objectives import Objective, Pair
+from fastdraft_hf.training.objectives import Objective
 
-# Bytes of a chunk's logits, so that memory is the same for every vocabulary: 256 tokens of 49k in
-# float32. With the target's full distribution at hand a chunk has several such tables.
+# Bytes of a chunk's logits in float32, so that memory is the same for every vocabulary: 256 tokens
+# of 49k. With the target's full distribution at hand a chunk has several such tables.
 CHUNK_BYTES = 256 * 49_152 * 4
 _CHUNK_BYTES_FULL = CHUNK_BYTES // 4
-_PRODUCT_ROWS = 16_384
 
 
 class HeadLoss(NamedTuple):
@@ -48,23 +41,6 @@ class HeadLoss(NamedTuple):
     correct: torch.Tensor
     acceptance: torch.Tensor | None
     agreement: torch.Tensor | None
-
-
-class _Sums:
-    """What is added up over chunks: the weighted loss, each term, the counts."""
-
-    def __init__(self, objective: Objective, device: torch.device) -> None:
-        # Not every accelerator has float64.
-        self.dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-
-        def zero() -> torch.Tensor:
-            return torch.zeros((), dtype=self.dtype, device=device)
-
-        self.terms = {name: zero() for name in objective.weights}
-        self.correct, self.acceptance, self.agreement = zero(), zero(), zero()
-
-    def vector(self) -> torch.Tensor:
-        return torch.stack([*self.terms.values(), self.correct, self.acceptance, self.agreement])
 
 
 class _FusedHead(torch.autograd.Function):
@@ -91,13 +67,16 @@ class _FusedHead(torch.autograd.Function):
         )
         projection = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
-        sums = _Sums(objective, hidden.device)
+        sums = Sums(objective, hidden.device)
+        tables = Tables(min(chunk, hidden.shape[0]), weight.shape[0], hidden, dtype)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows].to(dtype)
-            logits = head_logits(part, projection, offset, scale, softcap)
-            gradient = _logits_gradient(
+            table = tables.take("logits", part.shape[0])
+            logits = head_logits(part, projection, offset, scale, softcap, out=table)
+            gradient = logits_gradient(
                 logits,
+                tables,
                 labels[rows, None],
                 objective,
                 None if target is None else target[rows],
@@ -108,7 +87,7 @@ class _FusedHead(torch.autograd.Function):
                 continue
             # From here on `gradient` becomes that of the loss by the raw projection.
             if softcap is not None:
-                gradient *= 1 - (logits / softcap).square()
+                gradient *= logits.div_(softcap).square_().neg_().add_(1)
             if scale != 1.0:
                 gradient *= scale
             if grad_bias is not None:
@@ -116,7 +95,7 @@ class _FusedHead(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = gradient @ projection
             if grad_weight is not None:
-                _add_product(grad_weight, gradient, part)
+                add_product(grad_weight, gradient, part)
         # Not saved for backward as such: they are no tensors of the graph, and one that is let go
         # of becomes the parameter's gradient itself instead of being copied.
         ctx.gradients = [grad_hidden, grad_weight, grad_bias]
@@ -144,156 +123,6 @@ class _FusedHead(torch.autograd.Function):
         if grad_bias is not None:
             grad_bias = grad_bias.mul_(grad_loss).to(bias_dtype)
         return grad_hidden, grad_weight, grad_bias, *([None] * 8)
-
-
-def _add_product(total: torch.Tensor, gradient: torch.Tensor, part: torch.Tensor) -> None:
-    """Add ``gradient.T @ part`` to ``total`` [V, H] in float32."""
-    if gradient.dtype == torch.float32:
-        total.addmm_(gradient.T, part)
-        return
-    # A product in another type needs a table to stand in; of some rows at a time, for it to be
-    # small whatever the vocabulary.
-    for start in range(0, total.shape[0], _PRODUCT_ROWS):
-        rows = slice(start, start + _PRODUCT_ROWS)
-        total[rows] += gradient[:, rows].T @ part
-
-
-def _logits_gradient(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    objective: Objective,
-    target: TopK | TargetHead | None,
-    temperature: float,
-    sums: _Sums,
-) -> torch.Tensor:
-    """Add a chunk's values to ``sums`` and return the gradient by its logits, [n, V]."""
-    highest = logits.amax(-1, keepdim=True)
-    sums.correct += (logits.gather(1, labels) >= highest).sum()
-    label_weight = objective.label_weight
-    if target is None:
-        return _label_gradient(logits, highest, labels, label_weight, sums)
-    if isinstance(target, TargetHead):
-        gradient = _full_gradient(logits, highest, target, objective, temperature, sums)
-    elif temperature == 1.0:  # the label's term shares the softmax
-        return _top_k_gradient(logits, highest, target, objective, 1.0, label_weight, labels, sums)
-    else:
-        gradient = _top_k_gradient(
-            logits, highest, target, objective, temperature, 0.0, labels, sums
-        )
-    if label_weight:
-        gradient += _label_gradient(logits, highest, labels, label_weight, sums)
-    return gradient
-
-
-def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the softmax [n, V] in the logits' type, and log q of the most probable token [n, 1].
-
-    The softmax sums in float32 inside, whatever its type. Any token's log q is its logit minus the
-    highest plus this one: differences of logits stay exact where log Σ exp would be rounded to the
-    size of the logits.
-    """
-    probabilities = torch.softmax(logits, -1)
-    return probabilities, probabilities.amax(-1, keepdim=True).float().log()
-
-
-def _log_q(
-    logits: torch.Tensor, ids: torch.Tensor, highest: torch.Tensor, log_highest: torch.Tensor
-) -> torch.Tensor:
-    """Return log q of ``ids`` [n, k] in float32."""
-    return logits.gather(1, ids).float() - highest.float() + log_highest
-
-
-def _label_gradient(
-    logits: torch.Tensor,
-    highest: torch.Tensor,
-    labels: torch.Tensor,
-    weight: float,
-    sums: _Sums,
-) -> torch.Tensor:
-    """Cross-entropy: q − 1 at the label."""
-    gradient, log_highest = _softmax(logits)
-    sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=sums.dtype)
-    gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
-    if weight != 1.0:
-        gradient *= weight
-    return gradient
-
-
-def _terms_over(pair: Pair, objective: Objective, sums: _Sums) -> torch.Tensor | None:
-    """Add every divergence's values to ``sums``; return the weighted slopes [n, B]."""
-    slope: torch.Tensor | None = None
-    for name, (weight, term) in objective.divergences.items():
-        values, by_log_q = term.value_and_slope(pair)
-        sums.terms[name] += values.sum(dtype=sums.dtype)
-        weighted = weight * by_log_q
-        slope = weighted if slope is None else slope + weighted
-    sums.acceptance += pair.acceptance.sum(dtype=sums.dtype)
-    return slope
-
-
-def _top_k_gradient(
-    logits: torch.Tensor,
-    highest: torch.Tensor,
-    target: TopK,
-    objective: Objective,
-    temperature: float,
-    label_weight: float,
-    labels: torch.Tensor,
-    sums: _Sums,
-) -> torch.Tensor:
-    """The terms over k tokens and the bucket of the rest, and cross-entropy if its weight is given.
-
-    ``label_weight`` is that of a cross-entropy at the same temperature.
-    """
-    if temperature != 1.0:
-        logits, highest = logits / temperature, highest / temperature
-    probabilities, log_highest = _softmax(logits)
-    sums.agreement += (logits.gather(1, target.first()) >= highest).sum()
-    kept = _log_q(logits, target.ids, highest, log_highest)
-    # The rest is summed over itself: 1 − Σ of the others would lose a small one to rounding.
-    rest = probabilities.scatter_(1, target.ids, 0.0).sum(-1, keepdim=True, dtype=torch.float32)
-    rest = rest.clamp(min=torch.finfo(torch.float32).tiny)
-    pair = Pair(target.buckets(), torch.cat([kept, rest.log()], 1))
-    slope = _terms_over(pair, objective, sums)
-    kept_q = kept.exp()
-    row = torch.full_like(rest, label_weight)
-    at_kept = label_weight * kept_q
-    if slope is not None:
-        total = slope.sum(-1, keepdim=True)
-        row += (slope[:, -1:] / rest - total) / temperature
-        # Where the draft rules the rest out, this is a huge number times probabilities of zero.
-        most = torch.finfo(probabilities.dtype).max / 2
-        row.clamp_(min=-most, max=most)
-        at_kept += (slope[:, :-1] - kept_q * total) / temperature
-    gradient = probabilities.mul_(row.to(probabilities.dtype))
-    gradient.scatter_(1, target.ids, at_kept.to(gradient.dtype))
-    if label_weight:
-        sums.terms["ce"] -= _log_q(logits, labels, highest, log_highest).sum(dtype=sums.dtype)
-        gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -label_weight))
-    return gradient
-
-
-def _full_gradient(
-    logits: torch.Tensor,
-    highest: torch.Tensor,
-    target: TargetHead,
-    objective: Objective,
-    temperature: float,
-    sums: _Sums,
-) -> torch.Tensor:
-    """The terms over the whole vocabulary."""
-    wanted = target.logits()
-    sums.agreement += (logits.gather(1, wanted.argmax(-1, keepdim=True)) >= highest).sum()
-    pair = Pair(
-        torch.log_softmax(wanted / temperature, -1),
-        torch.log_softmax(logits.float() / temperature, -1),
-    )
-    slope = _terms_over(pair, objective, sums)
-    if slope is None:  # cross-entropy alone; the target is there for the acceptance in the log
-        return torch.zeros_like(logits)
-    total = slope.sum(-1, keepdim=True)
-    gradient: torch.Tensor = slope.addcmul(pair.q, total, value=-1.0)
-    return gradient.div_(temperature).to(logits.dtype)
 
 
 def fused_head_loss(
@@ -350,12 +179,8 @@ def fused_head_loss(
     if objective.needs_distribution and target is None:
         raise ValueError(f"objective {objective} needs the target's distribution")
     if chunk is None:
-        size = dtype.itemsize
-        if isinstance(target, TargetHead):
-            chunk = _CHUNK_BYTES_FULL // (4 * weight.shape[0])
-        else:
-            chunk = CHUNK_BYTES // (size * weight.shape[0])
-        chunk = max(16, chunk)
+        table = _CHUNK_BYTES_FULL if isinstance(target, TargetHead) else CHUNK_BYTES
+        chunk = max(16, table // (4 * weight.shape[0]))
     # Under autocast the products would be in its type, whatever `dtype` says.
     with torch.autocast(hidden.device.type, enabled=False):
         loss, vector = _FusedHead.apply(  # type: ignore[no-untyped-call]
