@@ -1,7 +1,8 @@
 """Decoding through ``generate``, alone and with a draft, with a record of every round.
 
 With a draft there are two paths: stock assisted generation (``transformers``) and our own loop
-(``ours``). Both report their rounds here; greedy records of the two are equal.
+(``ours``). Both report their rounds here; greedy records of the two are equal. Stock prompt lookup
+(``prompt-lookup``) drafts without a model, by copying from the text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-DraftPath = Literal["transformers", "ours"]
+DraftPath = Literal["transformers", "ours", "prompt-lookup"]
 
 
 def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
@@ -65,6 +66,31 @@ def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
         del target._get_candidate_generator
 
 
+class _FirstToken:
+    """A streamer that notes when the first new token came; `generate` puts the prompt before it."""
+
+    def __init__(self) -> None:
+        self.time: float | None = None
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        if self._prompt_seen and self.time is None:
+            self.time = time.perf_counter()
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        pass
+
+
+def _synchronize(*models: Any) -> None:
+    """Wait for the models' GPUs: kernels run on after the call that started them returned."""
+    import torch
+
+    for device in {model.device for model in models if model is not None}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
 def decode(
     target: PreTrainedModel,
     prompt_ids: Sequence[int],
@@ -88,8 +114,9 @@ def decode(
         temperature: 0 for greedy, else plain multinomial sampling at this temperature.
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
-        num_assistant_tokens: γ.
-        path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`.
+        num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
+        path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
+            ``prompt-lookup`` copies γ tokens from the text and takes no draft.
     """
     import torch
     from transformers import set_seed
@@ -106,28 +133,36 @@ def decode(
             from fastdraft_hf.decoding.speculative import assisted_decoding
 
             sampling["custom_generate"] = assisted_decoding
+    elif path == "prompt-lookup":
+        sampling["prompt_lookup_num_tokens"] = num_assistant_tokens
+    drafting = draft is not None or path == "prompt-lookup"
+    first = _FirstToken()
     with torch.inference_mode(), record_rounds(target) as rounds:
+        _synchronize(target, draft)
         start = time.perf_counter()
         output = target.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
+            streamer=first,
             **sampling,
         )
+        _synchronize(target, draft)
         seconds = time.perf_counter() - start
     tokens = output[0, inputs.shape[1] :].tolist()
     return DecodingRecord(
-        path=path if draft is not None else "transformers",
+        path=path if drafting else "transformers",
         task=task,
         key=key,
         temperature=temperature,
-        num_assistant_tokens=num_assistant_tokens if draft is not None else 0,
+        num_assistant_tokens=num_assistant_tokens if drafting else 0,
         tokens=tokens,
         seconds=seconds,
-        target_passes=len(rounds) if draft is not None else len(tokens),
+        target_passes=len(rounds) if drafting else len(tokens),
         drafted=sum(d for d, _ in rounds),
         accepted=sum(a for _, a in rounds),
         rounds=list(rounds),
+        first_token_seconds=None if first.time is None else first.time - start,
     )
 
 

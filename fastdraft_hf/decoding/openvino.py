@@ -14,6 +14,8 @@ from fastdraft_hf.decoding.settings import read_draft_tokens
 
 # γ of a draft that was not measured: the paper's.
 _UNMEASURED = 3
+# Longest run of tokens that prompt lookup searches for: transformers' default.
+_LOOKUP_NGRAM = 2
 
 
 def openvino_pipeline(
@@ -64,8 +66,10 @@ class OpenVINODecoder:
         draft: the draft's; ``None`` decodes with the target alone.
         device: an OpenVINO device such as ``CPU`` or ``GPU``.
         cache_gigabytes: size of the KV cache.
+        prompt_lookup: draft by copying from the text, as stock prompt lookup of transformers does;
+            without a draft.
 
-    Both kinds run on the same scheduler (continuous batching), so that a ratio between them
+    All kinds run on the same scheduler (continuous batching), so that a ratio between them
     compares drafting and nothing else.
     """
 
@@ -75,16 +79,23 @@ class OpenVINODecoder:
         draft: Path | None = None,
         device: str = "CPU",
         cache_gigabytes: int = 1,
+        prompt_lookup: bool = False,
     ) -> None:
         import openvino_genai
+
+        if prompt_lookup and draft is not None:
+            raise ValueError("prompt lookup takes no draft")
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = cache_gigabytes
         options: dict[str, Any] = {"scheduler_config": scheduler}
         if draft is not None:
             options["draft_model"] = openvino_genai.draft_model(str(draft), device)
+        if prompt_lookup:
+            options["prompt_lookup"] = True
         self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
         self._drafts = draft is not None
+        self._lookup = prompt_lookup
 
     def decode(
         self,
@@ -110,8 +121,11 @@ class OpenVINODecoder:
         if temperature > 0:
             config.temperature = temperature
             config.rng_seed = seed
-        if self._drafts:
+        assisted = self._drafts or self._lookup
+        if assisted:
             config.num_assistant_tokens = num_assistant_tokens
+        if self._lookup:
+            config.max_ngram_size = _LOOKUP_NGRAM
         inputs = openvino.Tensor(numpy.array([prompt_ids], dtype=numpy.int64))
         start = time.perf_counter()
         result = self._pipeline.generate(inputs, config)
@@ -122,16 +136,21 @@ class OpenVINODecoder:
             metrics = result.extended_perf_metrics
             drafted = metrics.get_num_draft_tokens()
             accepted = metrics.get_num_accepted_tokens()
+        elif self._lookup:
+            # How much was drafted is not told, only how many passes there were.
+            passes = len(result.perf_metrics.raw_metrics.m_batch_sizes)
+            accepted = max(0, len(tokens) - passes)
         return DecodingRecord(
-            path="openvino",
+            path="openvino-prompt-lookup" if self._lookup else "openvino",
             task=task,
             key=key,
             temperature=temperature,
-            num_assistant_tokens=num_assistant_tokens if self._drafts else 0,
+            num_assistant_tokens=num_assistant_tokens if assisted else 0,
             tokens=tokens,
             seconds=seconds,
             # Every pass of the target gives one token of its own beside the accepted ones.
             target_passes=max(1, len(tokens) - accepted),
             drafted=drafted,
             accepted=accepted,
+            first_token_seconds=result.perf_metrics.get_ttft().mean / 1e3,
         )

@@ -17,7 +17,8 @@ class DecodingRecord:
     """One prompt decoded once.
 
     Attributes:
-        path: ``transformers``, ``ours``, ``openvino`` (GenAI) or ``ours-openvino``.
+        path: ``transformers``, ``ours``, ``prompt-lookup``, ``openvino`` (GenAI),
+            ``openvino-prompt-lookup`` or ``ours-openvino``.
         task, key: which prompt.
         temperature: 0 is greedy.
         num_assistant_tokens: γ, tokens drafted a round; 0 is the target alone.
@@ -27,6 +28,8 @@ class DecodingRecord:
         drafted, accepted: totals over the rounds.
         target_passes: forward passes of the target.
         seconds: wall clock of the whole call.
+        first_token_seconds: wall clock until the first new token was there; ``None`` where nobody
+            looked.
     """
 
     path: str
@@ -40,6 +43,7 @@ class DecodingRecord:
     drafted: int = 0
     accepted: int = 0
     rounds: list[tuple[int, int]] = field(default_factory=list)
+    first_token_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
