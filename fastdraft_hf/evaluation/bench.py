@@ -1,108 +1,132 @@
-"""Wall clock of the target alone and with the draft over γ, in turn, on each path."""
+"""Which settings a benchmark times, and the order in which it does.
+
+A *setting* is a path, a draft and γ. Settings of one runtime share its models and take turns on
+every prompt, so that the ratio of any two of them is over pairs that lie seconds apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation.config import BenchConfig
 from fastdraft_hf.evaluation.journal import Journal
-from fastdraft_hf.evaluation.metrics import (
-    acceptance_rate,
-    block_efficiency,
-    speed_ratio,
-    tokens_per_second,
-)
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
 
-# (prompt, γ) -> record; γ = 0 is the target alone.
-Decode = Callable[[EvaluationPrompt, int], DecodingRecord]
+# The target alone, as each engine decodes it; what a path's speed is divided by.
+BASELINES: Mapping[str, str] = {
+    "transformers": "alone",
+    "ours": "alone",
+    "prompt-lookup": "alone",
+    "openvino": "openvino-alone",
+    "openvino-prompt-lookup": "openvino-alone",
+    "ours-openvino": "ours-openvino-alone",
+}
+
+# The two are timed one after the other, each with the other's models gone. Both keep threads of
+# their own (OpenMP's, TBB's) that go on spinning for a while after a call, which would slow down
+# the other's next one; and the target would be in memory twice.
+RUNTIMES: Mapping[str, tuple[str, ...]] = {
+    "pytorch": ("transformers", "ours", "prompt-lookup"),
+    "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
+}
+
+# Paths that take any draft, and those whose loop can run without drafting.
+_ANY_DRAFT = ("transformers", "ours")
+_OWN_LOOP = ("ours", "ours-openvino")
+
+# Tokens of a warm-up answer: every setting compiles, allocates and times its kernels once.
+_WARM_UP_TOKENS = 16
 
 
-def label(path: str, gamma: int, repeat: int, prompt: EvaluationPrompt) -> str:
-    return f"{path}/{gamma}/{repeat}/{prompt.task}/{prompt.key}"
+@dataclass(frozen=True)
+class Setting:
+    """One way to decode.
+
+    Attributes:
+        path: a path of `BASELINES`, or one of its baselines.
+        draft: name of another draft; empty for the run's own, and where none is used.
+        num_assistant_tokens: γ; 0 for a baseline, and for our own loop without drafting.
+    """
+
+    path: str
+    draft: str = ""
+    num_assistant_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """Path and draft: the key of results."""
+        return f"{self.path}/{self.draft}" if self.draft else self.path
+
+    @property
+    def baseline(self) -> Setting:
+        return Setting(BASELINES[self.path])
+
+    @property
+    def without_draft(self) -> Setting | None:
+        """Our own loop with nothing drafted; ``None`` where there is no such thing."""
+        return Setting(self.path) if self.path in _OWN_LOOP else None
+
+    def label(self, repeat: int, prompt: EvaluationPrompt) -> str:
+        """Return the journal's key of one timing."""
+        return f"{self.name}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
+
+
+# (setting, prompt, longest answer) -> record.
+Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
+
+
+def assisted_settings(
+    paths: Sequence[str], gammas: Sequence[int], drafts: Sequence[str] = ()
+) -> list[Setting]:
+    """Return every setting that drafts, those of one γ beside one another."""
+    ways = [Setting(path) for path in paths]
+    ways += [Setting(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
+    return [Setting(way.path, way.draft, gamma) for gamma in gammas for way in ways]
+
+
+def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
+    """Return the settings with what they are compared to: baselines and loops without drafts."""
+    needed = [s.baseline for s in assisted]
+    needed += [s.without_draft for s in assisted if s.without_draft is not None]
+    return [*dict.fromkeys(needed), *assisted]
 
 
 def collect(
-    path: str,
+    name: str,
     decode: Decode,
+    settings: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
     journal: Journal,
 ) -> None:
     """Time every prompt in every setting, greedily, settings in turn within a prompt.
 
-    Alone, γ₁, γ₂, … follow one another on one prompt before the next prompt comes, so a drift of
-    the machine's speed falls on all settings alike.
+    A drift of the machine's speed falls on all settings alike. What stands before or after in
+    the row (caches, clock, heat) does too: the order is reversed on every second prompt, and for
+    every prompt on its second repeat.
+
+    Args:
+        name: of the runtime, for the progress line.
+        decode: does the work.
+        settings: what is timed, baselines included.
+        prompts: what is decoded.
+        config: repeats and length of answers.
+        journal: keeps what was timed; only what it lacks is.
     """
-    gammas = [0, *config.num_assistant_tokens]
     plan = [
-        (repeat, prompt, gamma)
+        (setting, repeat, prompt)
         for repeat in range(config.repeats)
-        for prompt in prompts
-        for gamma in gammas
+        for place, prompt in enumerate(prompts)
+        for setting in (settings if (repeat + place) % 2 == 0 else settings[::-1])
     ]
-    due = [(r, p, g) for r, p, g in plan if label(path, g, r, p) not in journal]
-    if due:
-        for gamma in (0, gammas[-1]):  # warm up both ways; not kept
-            decode(prompts[0], gamma)
-    with Progress(f"bench {path}", len(plan), "answers", done=len(plan) - len(due)) as progress:
-        for repeat, prompt, gamma in due:
-            journal.add(label(path, gamma, repeat, prompt), decode(prompt, gamma))
+    due = [(s, r, p) for s, r, p in plan if s.label(r, p) not in journal]
+    for setting in settings if due else ():  # not kept
+        decode(setting, prompts[0], min(_WARM_UP_TOKENS, config.max_new_tokens))
+    with Progress(f"bench {name}", len(plan), "answers", done=len(plan) - len(due)) as progress:
+        for setting, repeat, prompt in due:
+            record = decode(setting, prompt, config.max_new_tokens)
+            journal.add(setting.label(repeat, prompt), record)
             progress.advance(1)
-
-
-def summarize(
-    path: str, prompts: Sequence[EvaluationPrompt], config: BenchConfig, journal: Journal
-) -> dict[str, Any]:
-    """Return tokens/s, ratio to the target alone and acceptance for every γ, per task and overall.
-
-    ``best`` is the γ with the highest ratio; ``is_speed_up`` says whether the whole interval of
-    that ratio lies above 1. The interval is a bootstrap over prompts and repeats; γ was chosen by
-    the same runs, so the best ratio is slightly flattering.
-    """
-
-    def records(gamma: int, task: str | None) -> list[DecodingRecord]:
-        return [
-            journal[label(path, gamma, repeat, prompt)]
-            for repeat in range(config.repeats)
-            for prompt in prompts
-            if task in (None, prompt.task)
-        ]
-
-    def figures(task: str | None) -> dict[str, Any]:
-        alone = records(0, task)
-        sweep: dict[str, dict[str, Any]] = {}
-        for gamma in config.num_assistant_tokens:
-            assisted = records(gamma, task)
-            ratio = speed_ratio(assisted, alone)
-            sweep[str(gamma)] = {
-                "tokens_per_second": tokens_per_second(assisted),
-                "ratio": [ratio.value, ratio.low, ratio.high],
-                "acceptance_rate": acceptance_rate(assisted),
-                "block_efficiency": block_efficiency(assisted),
-            }
-        best = max(sweep, key=lambda gamma: sweep[gamma]["ratio"][0])
-        return {
-            "alone_tokens_per_second": tokens_per_second(alone),
-            "sweep": sweep,
-            "best_num_assistant_tokens": int(best),
-            "is_speed_up": sweep[best]["ratio"][1] > 1.0,
-        }
-
-    # Greedy answers of one path must agree whatever drafts; int8 kernels may round ties apart.
-    differing = sum(
-        journal[label(path, gamma, 0, prompt)].tokens != journal[label(path, 0, 0, prompt)].tokens
-        for prompt in prompts
-        for gamma in config.num_assistant_tokens
-    )
-    return {
-        "prompts": len(prompts),
-        "repeats": config.repeats,
-        "answers_compared": len(prompts) * len(config.num_assistant_tokens),
-        "answers_differing": differing,
-        "tasks": {task: figures(task) for task in config.tasks},
-        "overall": figures(None),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,16 @@ class EvaluateConfig:
             raise FastDraftError("temperature: must be above 0; greedy runs are made beside it")
 
 
+BenchPath = Literal[
+    "transformers",
+    "ours",
+    "prompt-lookup",
+    "openvino",
+    "openvino-prompt-lookup",
+    "ours-openvino",
+]
+
+
 @dataclass
 class BenchConfig:
     """Wall clock with and without the draft, in turn, over γ."""
@@ -58,11 +69,17 @@ class BenchConfig:
     max_new_tokens: int = setting(64, "length of an answer")
     num_assistant_tokens: list[int] = setting([1, 2, 3, 4, 5], "values of γ to try")
     repeats: int = setting(2, "times every prompt is decoded in every setting")
-    paths: list[Literal["transformers", "ours", "openvino", "ours-openvino"]] = setting(
+    paths: list[BenchPath] = setting(
         ["transformers", "openvino"],
-        "what is timed: transformers (stock), ours (our loop), openvino (GenAI), ours-openvino "
-        "(our loop over OVModelForCausalLM); OpenVINO's are left out where it is not installed",
+        "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no draft), "
+        "openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop over "
+        "OVModelForCausalLM); OpenVINO's are left out where it is not installed",
     )
+    drafts: dict[str, str] = setting(
+        {},
+        "other drafts, name: folder or Hub id; each is timed on transformers and ours, if listed",
+    )
+    memory: bool = setting(True, "measure the peak memory of each path, in processes of their own")
     weight_format: WeightFormat = setting("int8", "OpenVINO weights of target and draft")
     write: bool = setting(
         False, "store the best γ in the generation config of the draft that was measured"
@@ -72,6 +89,13 @@ class BenchConfig:
         _check_tasks(self.tasks)
         if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
             raise FastDraftError("num_assistant_tokens: a list of numbers of at least 1 is needed")
+        for name in self.drafts:  # it becomes a part of labels and keys
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+                raise FastDraftError(
+                    f"drafts: '{name}' is no name; letters, digits, '.', '_' and '-' are allowed"
+                )
+        if self.drafts and not {"transformers", "ours"} & set(self.paths):
+            raise FastDraftError("drafts: they are timed on transformers and ours; list one")
         for name in ("prompts_per_task", "max_new_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.evaluation.summary import TRAINING_STAGES, RunSummary
+from fastdraft_hf.evaluation.bench import BASELINES
+from fastdraft_hf.evaluation.summary import (
+    TRAINING_STAGES,
+    RunSummary,
+    judged_ratio,
+    path_words,
+)
 
 _STAGE_COLOURS = {"pretrain": "#4c72b0", "continue": "#dd8452", "align": "#55a868"}
 _TASK_COLOURS = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3"]
@@ -85,35 +93,119 @@ def acceptance(summary: RunSummary, path: Path) -> None:
     figure.savefig(path)
 
 
+_ENGINES = {
+    "alone": "transformers, target alone",
+    "openvino-alone": "GenAI, target alone",
+    "ours-openvino-alone": "OVModelForCausalLM, target alone",
+}
+# A path keeps its colour in every figure and run; other drafts take the rest.
+_PATH_COLOURS = {
+    "transformers": "#dd8452",
+    "ours": "#4c72b0",
+    "prompt-lookup": "#937860",
+    "openvino": "#55a868",
+    "openvino-prompt-lookup": "#8172b3",
+    "ours-openvino": "#64b5cd",
+}
+_OTHER_COLOURS = ["#c44e52", "#da8bc3", "#8c8c8c", "#ccb974", "#2f4b7c", "#665191"]
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    others = itertools.cycle(_OTHER_COLOURS)
+    return {name: _PATH_COLOURS.get(name) or next(others) for name in names}
+
+
 def speed(summary: RunSummary, path: Path) -> None:
-    """Draw the wall-clock ratio over γ for each path and task set, with its interval."""
+    """Draw the wall-clock ratio over γ, a panel for each task set, with its intervals."""
+    from matplotlib.figure import Figure
+
     bench = summary.bench
     assert bench is not None
-    figure, axes = _axes(
-        "Speed against γ, greedy, batch 1", "tokens drafted a round (γ)", "tokens/s, with / without"
-    )
-    styles = {"transformers": "--", "ours": ":", "openvino": "-", "ours-openvino": "-."}
-    for name, found in bench["paths"].items():
-        for number, (task, figures) in enumerate(found["tasks"].items()):
-            gammas = [int(g) for g in figures["sweep"]]
-            ratios = [v["ratio"] for v in figures["sweep"].values()]
-            axes.errorbar(
-                gammas,
+    paths = bench["paths"]
+    tasks = list(next(iter(paths.values()))["tasks"])
+    rows = -(-len(tasks) // 2)
+    legend = -(-len(paths) // 3)
+    size = (6.4, 3.8 * rows + 0.2 * max(0, legend - 1))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    panels = figure.subplots(rows, min(len(tasks), 2), sharex=True, sharey=True, squeeze=False)
+    colours = _colours(paths)
+    for panel, task in itertools.zip_longest(panels.flat, tasks):
+        if task is None:
+            panel.set_visible(False)
+            continue
+        for place, (name, found) in enumerate(paths.items()):
+            sweep = found["tasks"][task]["sweep"]
+            ratios = [v["ratio"] for v in sweep.values()]
+            # Beside one another, so that intervals at the same γ can be told apart.
+            aside = (place - (len(paths) - 1) / 2) * min(0.06, 0.6 / len(paths))
+            panel.errorbar(
+                [int(g) + aside for g in sweep],
                 [r[0] for r in ratios],
                 yerr=[
                     [max(0.0, r[0] - r[1]) for r in ratios],
                     [max(0.0, r[2] - r[0]) for r in ratios],
                 ],
-                fmt=styles.get(name, "-") + "o",
-                ms=4,
+                fmt="-o",
+                ms=3.5,
                 lw=1.2,
+                elinewidth=0.9,
                 capsize=2,
-                color=_TASK_COLOURS[number % 5],
-                alpha=1.0 if name == "openvino" else 0.6,
-                label=f"{name}, {task}",
+                color=colours[name],
+                label=path_words(name),
             )
-    axes.axhline(1.0, color="black", lw=0.8)
-    axes.set_ylim(0, None)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+        panel.axhline(1.0, color="black", lw=0.8)
+        panel.set_title(task, fontsize=10)
+        panel.set_ylim(0, None)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle("Speed against γ, greedy, batch 1", fontsize=11)
+    figure.supxlabel("tokens drafted a round (γ)", fontsize=10)
+    figure.supylabel("tokens/s over the target alone", fontsize=10)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=3)
+    figure.savefig(path)
+
+
+def wall_clock(summary: RunSummary, path: Path) -> None:
+    """Draw tokens/s and time to first token of every path at its best γ, and of its baseline."""
+    from matplotlib.figure import Figure
+
+    bench = summary.bench
+    assert bench is not None
+    colours = _colours(bench["paths"])
+    bars: list[tuple[str, str, float, float | None]] = []
+    engines = set()
+    for name, found in bench["paths"].items():
+        overall = found["overall"]
+        alone = overall["alone_tokens_per_second"]
+        engine = BASELINES[found["path"]]
+        if engine not in engines:  # paths of one engine have one baseline
+            engines.add(engine)
+            first = overall["alone_first_token_seconds"]
+            bars.append((_ENGINES[engine], "#b0b7c3", alone, first))
+        gamma = overall["best_num_assistant_tokens"]
+        best = overall["sweep"][str(gamma)]
+        words = f"{path_words(name)}, γ = {gamma}: {judged_ratio(overall)[0]:.2f}x"
+        speeds = best["tokens_per_second"], best["first_token_seconds"]
+        bars.append((words, colours[name], *speeds))
+    figure = Figure(figsize=(6.4, 1.3 + 0.3 * len(bars)), dpi=130, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = [bar[0] for bar in bars]
+    fills = [bar[1] for bar in bars]
+    firsts = [0.0 if bar[3] is None else 1e3 * bar[3] for bar in bars]
+    for panel, title, values, form in (
+        (panels[0], "tokens/s", [bar[2] for bar in bars], "%.1f"),
+        (panels[1], "time to first token, ms", firsts, "%.0f"),
+    ):
+        drawn = panel.barh(range(len(bars)), values, color=fills, height=0.72)
+        panel.bar_label(drawn, fmt=form, fontsize=8, padding=2)
+        panel.set_title(title, fontsize=10)
+        panel.margins(x=0.18)  # room for the figures at the bars' ends
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(bars)), names)
+    panels[0].invert_yaxis()
     figure.savefig(path)

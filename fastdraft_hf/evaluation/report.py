@@ -14,6 +14,8 @@ from fastdraft_hf.evaluation import figures
 from fastdraft_hf.evaluation.summary import (
     RunSummary,
     acceptance_rows,
+    comparison_rows,
+    memory_rows,
     speed_rows,
     stage_rows,
     verdict,
@@ -43,6 +45,7 @@ def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
         ("losses.png", figures.losses, bool(summary.logs)),
         ("acceptance.png", figures.acceptance, summary.evaluation is not None),
         ("speed.png", figures.speed, bool(summary.bench and summary.bench["paths"])),
+        ("wall_clock.png", figures.wall_clock, bool(summary.bench and summary.bench.get("best"))),
     ):
         if present:
             draw(summary, folder / name)
@@ -120,7 +123,7 @@ def write_report(
         parts.append(_greedy_sentence(summary.evaluation))
     if summary.bench is not None:
         parts.append("<h2>Wall clock, greedy, batch 1</h2>")
-        parts.append(_table(speed_rows(summary.bench)))
+        parts += _wall_clock(summary.bench)
     if samples:
         parts.append(
             "<h2>Samples</h2><p class=key>Marked: tokens the draft proposed and the target "
@@ -171,6 +174,23 @@ def _headline(summary: RunSummary) -> list[str]:
             f"{with_interval(sampled['mbsu'])}.</p>"
         )
     parts.append(f"<p class=verdict>{html.escape(verdict(summary.bench))}</p>")
+    return parts
+
+
+def _wall_clock(bench: dict[str, Any]) -> list[str]:
+    parts = [_table(speed_rows(bench))]
+    if bench.get("best"):
+        parts.append(
+            "<p class=key>Ratios to the target alone through the same engine, 95% bootstrap "
+            "intervals over prompts and repeats; each prompt is judged at the γ that is fastest on "
+            "the others. First token: alone / with the draft, median.</p>"
+        )
+    for heading, rows in (
+        ("Between paths, over all prompts:", comparison_rows(bench)),
+        ("Peak memory of a process that runs this path alone:", memory_rows(bench)),
+    ):
+        if rows:
+            parts += [f"<p>{heading}</p>", _table(rows)]
     return parts
 
 

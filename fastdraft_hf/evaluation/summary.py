@@ -81,44 +81,113 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row per path and task set: tokens/s alone and with the draft at its best γ."""
+    """Return one row per path and task set: speed alone and with the draft at its best γ.
+
+    The ratio is the judged one, of prompts that had no say in the choice of γ.
+    """
     rows = []
-    for path, found in bench["paths"].items():
+    for name, found in bench["paths"].items():
         for task, figures in [*found["tasks"].items(), ("overall", found["overall"])]:
             gamma = str(figures["best_num_assistant_tokens"])
             best = figures["sweep"][gamma]
-            rows.append(
-                {
-                    "path": path,
-                    "task set": task,
-                    "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
-                    "with the draft, tokens/s": f"{best['tokens_per_second']:.1f}",
-                    "ratio": with_interval(best["ratio"]),
-                    "best γ": gamma,
-                }
-            )
+            row = {
+                "path": path_words(name),
+                "task set": task,
+                "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
+                "with the draft, tokens/s": f"{best['tokens_per_second']:.1f}",
+                "ratio": with_interval(judged_ratio(figures)),
+                "best γ": gamma,
+            }
+            if figures.get("alone_first_token_seconds") is not None:
+                alone, drafted = figures["alone_first_token_seconds"], best["first_token_seconds"]
+                row["first token, ms"] = f"{1e3 * alone:.0f} / {1e3 * drafted:.0f}"
+            rows.append(row)
     return rows
 
 
+def path_words(name: str) -> str:
+    """Return a key of ``paths`` as words: the path, and the draft where it is another one."""
+    path, _, draft = name.partition("/")
+    return f"{path}, draft {draft}" if draft else path
+
+
+def judged_ratio(figures: dict[str, Any]) -> list[float]:
+    """Return a path's ratio and interval; of the best γ's own runs where no other was judged."""
+    best = figures["sweep"][str(figures["best_num_assistant_tokens"])]
+    ratio: list[float] = figures.get("judged", best)["ratio"]
+    return ratio
+
+
+def comparison_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row for every two paths that took turns, each at its best γ, over all prompts."""
+    return [
+        {
+            "path": f"{path_words(found['path'])}, γ = {found['num_assistant_tokens']}",
+            "over": f"{path_words(found['over'])}, γ = {found['over_num_assistant_tokens']}",
+            "ratio": with_interval(found["ratio"]),
+        }
+        for found in bench.get("comparisons", [])
+    ]
+
+
+def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per path: the peak memory of a process that does nothing else."""
+    memory = bench.get("memory", {})
+    columns = {"loading": "loading, GiB", "decoding": "decoding, GiB", "gpu": "GPU, GiB"}
+    known = [key for key in columns if any(peaks[key] is not None for peaks in memory.values())]
+    return [
+        {
+            "path": path_words(name),
+            **{
+                columns[key]: "" if peaks[key] is None else f"{peaks[key] / 2**30:.2f}"
+                for key in known
+            },
+        }
+        for name, peaks in memory.items()
+        if known
+    ]
+
+
 def verdict(bench: dict[str, Any] | None) -> str:
-    """Say in plain words whether the draft is a speed-up on this machine."""
+    """Say in plain words whether the draft is a speed-up on this machine, and which setting."""
     if bench is None or not bench["paths"]:
         return "Wall clock was not measured."
     sentences = []
-    for path, found in bench["paths"].items():
+    for name, found in bench["paths"].items():
         overall = found["overall"]
-        gamma = str(overall["best_num_assistant_tokens"])
-        value, low, high = overall["sweep"][gamma]["ratio"]
-        if overall["is_speed_up"]:
-            word = "a speed-up"
-        elif high < 1:
-            word = "no speed-up: the draft costs more time than it saves"
-        else:
-            word = "no clear speed-up: the interval holds 1"
-        sentences.append(
-            f"Through {path}, {value:.2f}x ({low:.2f} to {high:.2f}) at γ = {gamma}: {word}."
+        value, low, high = judged_ratio(overall)
+        sentence = (
+            f"Through {path_words(name)}, {value:.2f}x ({low:.2f} to {high:.2f}) at "
+            f"γ = {overall['best_num_assistant_tokens']}: {_word(overall['is_speed_up'], high)}"
         )
+        plain = overall.get("without_draft")
+        if plain is not None:
+            loop, drafting = plain["ratio"][0], with_interval(plain["best_over_this"])
+            sentence += f"; the loop without a draft gives {loop:.2f}x, drafting {drafting} of that"
+        sentences.append(f"{sentence}.")
+    best = bench.get("best")
+    if best is not None:
+        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
+        speed, alone = best["tokens_per_second"], best["fastest_alone"]
+        sentences.append(
+            f"The fastest setting is {path_words(name)} with γ = {best['num_assistant_tokens']}: "
+            f"{speed:.1f} tokens/s, {with_interval(best['judged']['ratio'])} of the target alone "
+            f"there: {_word(best['is_speed_up'], best['judged']['ratio'][2])}."
+        )
+        if alone["tokens_per_second"] >= speed:
+            sentences.append(
+                f"The target alone is faster than any of them: {alone['tokens_per_second']:.1f} "
+                f"tokens/s ({alone['engine']})."
+            )
     return " ".join(sentences)
+
+
+def _word(is_speed_up: bool, high: float) -> str:
+    if is_speed_up:
+        return "a speed-up"
+    if high < 1:
+        return "no speed-up: the draft costs more time than it saves"
+    return "no clear speed-up: the interval holds 1"
 
 
 # "About 10 BT in all" (the paper, section 5).

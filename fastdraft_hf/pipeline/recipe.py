@@ -62,7 +62,8 @@ class Recipe:
         if self.device not in ("auto", "cpu", "cuda"):
             raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
         bench, exported = self.bench, self.export.openvino
-        if "openvino" in bench.paths and exported and bench.weight_format not in exported:
+        reads_export = {"openvino", "ours-openvino"} & set(bench.paths)
+        if reads_export and exported and bench.weight_format not in exported:
             raise FastDraftError(
                 f"bench.weight_format: {bench.weight_format} is not among export.openvino "
                 f"({', '.join(exported)})"

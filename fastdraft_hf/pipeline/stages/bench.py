@@ -1,40 +1,43 @@
-"""Stage bench: wall clock with and without the draft, over γ, through each path."""
+"""Stage bench: wall clock of the target alone and with drafts, over γ, through each path."""
 
 from __future__ import annotations
 
-import functools
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.decoding.settings import store_draft_settings
-from fastdraft_hf.evaluation import bench
+from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.evaluation import bench, memory, speed
+from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.journal import Journal
-from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
+from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.targets.resolve import resolve_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from fastdraft_hf.decoding.assisted import DraftPath
 
 logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``records.jsonl`` and ``results.json``."""
+    """Write ``records.jsonl``, ``memory.json`` and ``results.json``."""
     from transformers import AutoTokenizer
 
     config = run.recipe.bench
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    paths = _available(config.paths)
+    models = _models(run, paths, tokenizer)
     prompts = draw_prompts(
         tokenizer,
         config.tasks,
@@ -42,32 +45,123 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         config.max_prompt_tokens,
         run.recipe.seed,
     )
+    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, list(config.drafts))
+    results: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
+    if config.memory and assisted:  # before this process holds any model
+        results["memory"] = memory.measure(
+            models,
+            bench.all_settings(assisted),
+            prompts,
+            config.max_new_tokens,
+            folder / "memory.json",
+        )
     journal = Journal(folder / "records.jsonl")
-    results: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "paths": {}}
-    makers: dict[str, Callable[[Run, PreTrainedTokenizerBase], bench.Decode]] = {
-        "transformers": _transformers,
-        "ours": functools.partial(_transformers, path="ours"),
-        "openvino": _openvino,
-        "ours-openvino": _ours_openvino,
-    }
-    for path in config.paths:
-        if path in ("openvino", "ours-openvino") and not openvino_available():
-            logger.warning("bench: OpenVINO is not installed, so that path is left out")
-            continue
-        decode = makers[path](run, tokenizer)
-        bench.collect(path, decode, prompts, config, journal)
-        results["paths"][path] = bench.summarize(path, prompts, config, journal)
-        del decode  # and the models it holds
+    for runtime, members in bench.RUNTIMES.items():
+        settings = bench.all_settings([s for s in assisted if s.path in members])
+        if settings:
+            decode = load_engine(models, settings)
+            bench.collect(runtime, decode, settings, prompts, config, journal)
+            del decode  # and the models it holds, before the next runtime loads its own
+            _release(models.device)
+    timings = speed.Timings(journal, prompts, config)
+    results |= speed.summarize(timings, assisted, prompts, config)
     write_json(folder / "results.json", results)
     if config.write:
         _write(run, results)
     return {
-        path: {
+        name: {
             "best_num_assistant_tokens": found["overall"]["best_num_assistant_tokens"],
             "is_speed_up": found["overall"]["is_speed_up"],
         }
-        for path, found in results["paths"].items()
+        for name, found in results["paths"].items()
     }
+
+
+def _available(paths: Sequence[str]) -> list[str]:
+    """Return the paths that can be timed here, each once."""
+    kept = []
+    for path in dict.fromkeys(paths):
+        if path in bench.RUNTIMES["openvino"] and not openvino_available():
+            logger.warning("bench: OpenVINO is not installed, so path %s is left out", path)
+        else:
+            kept.append(path)
+    return kept
+
+
+def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Models:
+    """Find every model that the paths read, and refuse those that cannot be timed.
+
+    Raises:
+        FastDraftError: a draft cannot be had or has another vocabulary, or the weight format
+            was not exported.
+    """
+    config = run.recipe.bench
+    target = run.target.path
+    drafts = {
+        name: str(_other_draft(name, where, target, tokenizer))
+        for name, where in config.drafts.items()
+    }
+    if {"transformers", "ours"} & set(paths):
+        drafts[""] = str(run.latest_model())
+    target_openvino = draft_openvino = None
+    if {"openvino", "ours-openvino"} & set(paths):
+        exported = run.stage_folder("export") / f"openvino-{config.weight_format}"
+        if not exported.exists():
+            raise FastDraftError(
+                f"bench.weight_format: {config.weight_format} was not exported; add it to "
+                "export.openvino"
+            )
+        draft_openvino = str(exported)
+    if set(bench.RUNTIMES["openvino"]) & set(paths):
+        target_openvino = str(cached_openvino(target, config.weight_format))
+    return Models(
+        target=str(target),
+        drafts=drafts,
+        target_openvino=target_openvino,
+        draft_openvino=draft_openvino,
+        device=resolve_device(run.recipe.device),
+        stop_ids=sorted(stop_ids(target, tokenizer)),
+        seed=run.recipe.seed,
+    )
+
+
+def _other_draft(name: str, where: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Return the folder of a draft of ``bench.drafts`` that can draft for the target."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    key = f"bench.drafts.{name}"
+    try:
+        folder = resolve_target(where).path
+    except FastDraftError as error:
+        raise FastDraftError(f"{key}: {str(error).removeprefix('target: ')}") from error
+
+    def width(model: Path) -> int:
+        # False, not the default: a model with code of its own would ask on the terminal.
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        return int(config.get_text_config().vocab_size)
+
+    try:
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        theirs = width(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FastDraftError(f"{key}: {where} cannot be read ({reason})") from error
+    check_same_vocabulary(tokenizer, own, f"{key}: {where}")
+    ours = width(target)
+    if ours != theirs:  # the same tokens, but heads padded to different widths
+        raise FastDraftError(
+            f"{key}: {where} scores {theirs} tokens and the target {ours}; assisted generation "
+            "needs the same number"
+        )
+    return folder
+
+
+def _release(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _write(run: Run, results: dict[str, Any]) -> None:
@@ -85,98 +179,3 @@ def _write(run: Run, results: dict[str, Any]) -> None:
         for place in places:
             store_draft_settings(place, gamma)
             logger.info("bench: num_assistant_tokens %d written to %s", gamma, place)
-
-
-def _transformers(
-    run: Run, tokenizer: PreTrainedTokenizerBase, path: DraftPath = "transformers"
-) -> bench.Decode:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from fastdraft_hf.decoding.assisted import decode
-
-    device = resolve_device(run.recipe.device)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-
-    def load(path: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
-
-    target, draft = load(run.target.path), load(run.latest_model())
-
-    def one(prompt: EvaluationPrompt, gamma: int) -> DecodingRecord:
-        return decode(
-            target,
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=run.recipe.bench.max_new_tokens,
-            temperature=0.0,
-            seed=run.recipe.seed,
-            draft=draft if gamma else None,
-            num_assistant_tokens=gamma,
-            path=path,
-        )
-
-    return one
-
-
-def _exported(run: Run) -> tuple[Path, Path]:
-    """Return the OpenVINO folders of target and draft."""
-    config = run.recipe.bench
-    draft = run.stage_folder("export") / f"openvino-{config.weight_format}"
-    if not draft.exists():
-        raise FastDraftError(
-            f"bench.weight_format: {config.weight_format} was not exported; add it to "
-            "export.openvino"
-        )
-    return cached_openvino(run.target.path, config.weight_format), draft
-
-
-def _ours_openvino(run: Run, tokenizer: PreTrainedTokenizerBase) -> bench.Decode:
-    from optimum.intel import OVModelForCausalLM
-
-    from fastdraft_hf.decoding.assisted import decode
-
-    target, draft = (OVModelForCausalLM.from_pretrained(folder) for folder in _exported(run))
-
-    def one(prompt: EvaluationPrompt, gamma: int) -> DecodingRecord:
-        record = decode(
-            target,
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=run.recipe.bench.max_new_tokens,
-            temperature=0.0,
-            seed=run.recipe.seed,
-            draft=draft if gamma else None,
-            num_assistant_tokens=gamma,
-            path="ours",
-        )
-        record.path = "ours-openvino"
-        return record
-
-    return one
-
-
-def _openvino(run: Run, tokenizer: PreTrainedTokenizerBase) -> bench.Decode:
-    from fastdraft_hf.decoding.openvino import OpenVINODecoder
-    from fastdraft_hf.pipeline.stages.generate import stop_ids
-
-    config = run.recipe.bench
-    target, draft = _exported(run)
-    ids = stop_ids(run.target.path, tokenizer)
-    decoders = {False: OpenVINODecoder(target), True: OpenVINODecoder(target, draft)}
-
-    def one(prompt: EvaluationPrompt, gamma: int) -> DecodingRecord:
-        return decoders[gamma > 0].decode(
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=config.max_new_tokens,
-            temperature=0.0,
-            seed=run.recipe.seed,
-            stop_ids=ids,
-            num_assistant_tokens=gamma,
-        )
-
-    return one

@@ -17,6 +17,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf.evaluation.summary import (
         acceptance_rows,
         budget_sentence,
+        comparison_rows,
+        memory_rows,
         read_summary,
         speed_rows,
         stage_rows,
@@ -47,8 +49,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         same, total = summary.evaluation["greedy_identical"], summary.evaluation["greedy_prompts"]
         print(f"\ngreedy output identical to the target alone: {same} of {total} prompts", file=out)
     if summary.bench is not None:
-        print("", file=out)
-        _print_table(speed_rows(summary.bench))
+        for rows in (speed_rows, comparison_rows, memory_rows):
+            print("", file=out)
+            _print_table(rows(summary.bench))
     print(f"\n{verdict(summary.bench)}\n", file=out)
     _print_table(stage_rows(summary.provenance))
     print(f"\n{further}", file=out)

@@ -1,0 +1,281 @@
+"""What the timings of a benchmark say: ratios over pairs, the best setting, and a verdict on it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.evaluation.bench import RUNTIMES, Setting
+from fastdraft_hf.evaluation.config import BenchConfig
+from fastdraft_hf.evaluation.journal import Journal
+from fastdraft_hf.evaluation.metrics import (
+    Estimate,
+    acceptance_rate,
+    block_efficiency,
+    tokens_per_second,
+)
+from fastdraft_hf.evaluation.prompts import EvaluationPrompt
+
+# The same prompt and repeat in two settings.
+Pair = tuple[DecodingRecord, DecodingRecord]
+
+HELD_OUT, SAME_RUNS = "held-out prompts", "same runs"
+
+
+def paired_ratio(pairs: Sequence[Pair], *, samples: int = 1000, seed: int = 0) -> Estimate:
+    """Return tokens/s of the first over tokens/s of the second, with a 95% bootstrap interval.
+
+    Repeats of a prompt accept the same tokens, so they tell little more about other prompts than
+    one run does: prompts are drawn first, then repeats within each.
+
+    Raises:
+        ValueError: a pair is not of one prompt.
+    """
+    prompts: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    for a, b in pairs:
+        if (a.task, a.key) != (b.task, b.key):
+            raise ValueError("a ratio needs pairs of the same prompt")
+        row = (len(a.tokens), a.seconds, len(b.tokens), b.seconds)
+        prompts.setdefault((a.task, a.key), []).append(row)
+
+    def ratio(rows: Sequence[tuple[float, float, float, float]]) -> float:
+        new, seconds, other_new, other_seconds = map(sum, zip(*rows, strict=True))
+        return (new / max(seconds, 1e-12)) / max(other_new / max(other_seconds, 1e-12), 1e-12)
+
+    groups = list(prompts.values())
+    value = ratio([row for group in groups for row in group])
+    rng = random.Random(seed)
+    drawn = []
+    for _ in range(samples):
+        chosen = rng.choices(groups, k=len(groups))
+        rows = [row for group in chosen for row in rng.choices(group, k=len(group))]
+        drawn.append(ratio(rows))
+    drawn.sort()
+    return Estimate(value, drawn[int(0.025 * samples)], drawn[int(0.975 * samples)])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A setting that was chosen, and the speed of choosing like that.
+
+    Attributes:
+        best: the fastest setting over all prompts.
+        ratio: of what was chosen to the target alone.
+        judged_on: `HELD_OUT`, or `SAME_RUNS` when there is only one prompt.
+        pairs: timings behind the ratio.
+    """
+
+    best: Setting
+    ratio: Estimate
+    judged_on: str
+    pairs: int
+
+    @property
+    def is_speed_up(self) -> bool:
+        # One pair has no spread, so nothing can be told apart from chance.
+        return self.pairs > 1 and self.ratio.low > 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        ratio = [self.ratio.value, self.ratio.low, self.ratio.high]
+        return {"ratio": ratio, "judged_on": self.judged_on, "pairs": self.pairs}
+
+
+def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
+    """Choose the fastest setting and say how fast such a choice is on prompts it has not seen.
+
+    The best of several settings on some runs is partly the luckiest one, so its ratio on those
+    runs is too high. Halving the prompts would cure that, but with four or eight of them both
+    halves are too small. Instead each prompt is judged in the setting that is fastest on all the
+    *other* prompts (leave one out); its own runs, repeats included, have no say. No prompt was
+    used to choose the setting it is judged in, and every prompt counts. What is judged is the
+    choice made from one prompt fewer than there are. Where one setting leads clearly, this is
+    that setting's own ratio; where several are level, it is a mixture of them, as it should be.
+
+    Args:
+        candidates: each setting's pairs (setting, target alone), the same prompts in all.
+    """
+
+    def fastest(without: tuple[str, str] | None) -> Setting:
+        def speed(setting: Setting) -> float:
+            records = [a for a, _ in candidates[setting] if (a.task, a.key) != without]
+            return tokens_per_second(records)
+
+        return max(candidates, key=speed)
+
+    best = fastest(None)
+    prompts = dict.fromkeys((a.task, a.key) for a, _ in candidates[best])
+    if len(prompts) < 2:
+        pairs = list(candidates[best])
+        return Judgement(best, paired_ratio(pairs), SAME_RUNS, len(pairs))
+    pairs = [
+        (a, b)
+        for prompt in prompts
+        for a, b in candidates[fastest(prompt)]
+        if (a.task, a.key) == prompt
+    ]
+    return Judgement(best, paired_ratio(pairs), HELD_OUT, len(pairs))
+
+
+class Timings:
+    """The journal of a benchmark, asked by setting."""
+
+    def __init__(
+        self, journal: Journal, prompts: Sequence[EvaluationPrompt], config: BenchConfig
+    ) -> None:
+        self._journal, self._prompts, self._repeats = journal, prompts, config.repeats
+
+    def records(self, setting: Setting, task: str | None = None) -> list[DecodingRecord]:
+        """Return a setting's records of a task set, or of all, in the same order every time."""
+        return [
+            self._journal[setting.label(repeat, prompt)]
+            for repeat in range(self._repeats)
+            for prompt in self._prompts
+            if task in (None, prompt.task)
+        ]
+
+    def pairs(self, setting: Setting, other: Setting, task: str | None = None) -> list[Pair]:
+        return list(zip(self.records(setting, task), self.records(other, task), strict=True))
+
+
+def summarize(
+    timings: Timings,
+    assisted: Sequence[Setting],
+    prompts: Sequence[EvaluationPrompt],
+    config: BenchConfig,
+) -> dict[str, Any]:
+    """Return ``paths``, ``best`` and ``comparisons`` of ``results.json``.
+
+    Args:
+        timings: what was timed.
+        assisted: the settings that draft.
+        prompts, config: of the benchmark.
+    """
+    ways: dict[str, list[Setting]] = {}
+    for setting in assisted:
+        ways.setdefault(setting.name, []).append(setting)
+    paths = {}
+    for name, settings in ways.items():
+        tasks = {task: _figures(timings, settings, task) for task in config.tasks}
+        differing = sum(
+            a.tokens != b.tokens
+            for setting in settings
+            for a, b in timings.pairs(setting, setting.baseline)[: len(prompts)]
+        )
+        paths[name] = {
+            "path": settings[0].path,
+            "draft": settings[0].draft,
+            "prompts": len(prompts),
+            "repeats": config.repeats,
+            # Greedy answers of one path must agree whatever drafts; int8 may round ties apart.
+            "answers_compared": len(prompts) * len(settings),
+            "answers_differing": differing,
+            "tasks": tasks,
+            "overall": _figures(timings, settings, None),
+        }
+    results: dict[str, Any] = {"paths": paths}
+    if assisted:
+        results["best"] = _best(timings, assisted)
+        results["comparisons"] = _comparisons(timings, ways, paths)
+    return results
+
+
+def _speed(records: Sequence[DecodingRecord]) -> dict[str, Any]:
+    firsts = [r.first_token_seconds for r in records if r.first_token_seconds is not None]
+    return {
+        "tokens_per_second": tokens_per_second(records),
+        "first_token_seconds": statistics.median(firsts) if firsts else None,
+    }
+
+
+def _triple(estimate: Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high]
+
+
+def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) -> dict[str, Any]:
+    """Return one path's figures on a task set, or on all of them."""
+    pairs = {s: timings.pairs(s, s.baseline, task) for s in settings}
+    sweep: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        records = timings.records(setting, task)
+        told = any(r.drafted for r in records)  # GenAI's prompt lookup does not tell
+        sweep[str(setting.num_assistant_tokens)] = {
+            **_speed(records),
+            "ratio": _triple(paired_ratio(pairs[setting])),
+            "acceptance_rate": acceptance_rate(records) if told else None,
+            "block_efficiency": block_efficiency(records),
+        }
+    judgement = judge(pairs)
+    alone = _speed(timings.records(settings[0].baseline, task))
+    figures = {
+        **{f"alone_{key}": value for key, value in alone.items()},
+        "sweep": sweep,
+        "best_num_assistant_tokens": judgement.best.num_assistant_tokens,
+        "judged": judgement.to_dict(),
+        "is_speed_up": judgement.is_speed_up,
+    }
+    plain = settings[0].without_draft
+    if plain is not None:
+        # What of the ratio is our loop's (and its linear layers') and what is the draft's.
+        figures["without_draft"] = {
+            **_speed(timings.records(plain, task)),
+            "ratio": _triple(paired_ratio(timings.pairs(plain, plain.baseline, task))),
+            "best_over_this": _triple(paired_ratio(timings.pairs(judgement.best, plain, task))),
+        }
+    return figures
+
+
+def _best(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
+    """Return the fastest setting of all, judged, and the fastest engine for the target alone.
+
+    Tokens/s decide, since that is what a user waits for; weights of different formats meet here
+    (float32 through PyTorch, int8 through OpenVINO).
+    """
+    judgement = judge({s: timings.pairs(s, s.baseline) for s in assisted})
+    best = judgement.best
+    alone = {s.baseline: timings.records(s.baseline) for s in assisted}
+    engine = max(alone, key=lambda setting: tokens_per_second(alone[setting]))
+    return {
+        "path": best.path,
+        "draft": best.draft,
+        "num_assistant_tokens": best.num_assistant_tokens,
+        **_speed(timings.records(best)),
+        "judged": judgement.to_dict(),
+        "is_speed_up": judgement.is_speed_up,
+        "fastest_alone": {
+            "engine": engine.path,
+            "tokens_per_second": tokens_per_second(alone[engine]),
+        },
+    }
+
+
+def _comparisons(
+    timings: Timings, ways: Mapping[str, Sequence[Setting]], paths: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return how fast one path is over another, for all of a runtime, each at its own best γ."""
+    found = []
+    for (first, ours), (second, theirs) in itertools.combinations(ways.items(), 2):
+        if not any(ours[0].path in r and theirs[0].path in r for r in RUNTIMES.values()):
+            continue  # timed one after the other: no pairs
+        chosen = [
+            next(
+                s
+                for s in settings
+                if s.num_assistant_tokens == paths[name]["overall"]["best_num_assistant_tokens"]
+            )
+            for name, settings in ((first, ours), (second, theirs))
+        ]
+        found.append(
+            {
+                "path": second,
+                "num_assistant_tokens": chosen[1].num_assistant_tokens,
+                "over": first,
+                "over_num_assistant_tokens": chosen[0].num_assistant_tokens,
+                "ratio": _triple(paired_ratio(timings.pairs(chosen[1], chosen[0]))),
+            }
+        )
+    return found
