@@ -6,13 +6,12 @@ what one path needs and nothing else, decodes one prompt, and says what the kern
 figure includes Python, PyTorch or OpenVINO themselves (some hundred MiB), as it does for a user.
 
 ``VmHWM`` belongs to the memory of a process and starts anew with a program; ``getrusage`` hands a
-parent's peak down to its children, so it would tell this process's. After loading, the peak is
-set back where the kernel allows it, since reading weights may take more than using them.
+parent's peak down to its children, so it would tell this process's. Weights that are mapped from
+a file count from when they are first read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -62,9 +61,9 @@ def measure(
         saved: a file that keeps what was measured, for a killed run to go on with.
 
     Returns:
-        name of a path -> ``loading`` and ``decoding``, resident bytes at most in that phase, and
-        ``gpu``, bytes allocated on it at most; ``None`` where a system does not tell. A path
-        whose process failed is missing, with a warning.
+        name of a path -> ``peak_bytes``, resident bytes at most from start to end, and
+        ``gpu_peak_bytes``, allocated on a GPU at most; ``None`` where a system does not tell. A
+        path whose process failed is missing, with a warning.
     """
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     found: dict[str, Peaks] = {}
@@ -117,12 +116,6 @@ def resident_peak() -> int | None:
     return int(match.group(1)) * 1024 if match else None
 
 
-def reset_resident_peak() -> None:
-    """Set the peak back to what is resident now, where the kernel allows it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def main() -> None:
     """Do what standard input says and print the peaks as the last line."""
     task: dict[str, Any] = json.load(sys.stdin)
@@ -130,15 +123,13 @@ def main() -> None:
     prompt = EvaluationPrompt(**task["prompt"])
     models = Models(**task["models"])
     decode = load_engine(models, [setting])
-    loading = resident_peak()
-    reset_resident_peak()
     decode(setting, prompt, task["max_new_tokens"])
     gpu = None
     if models.device == "cuda":
         import torch
 
         gpu = torch.cuda.max_memory_allocated()
-    print(json.dumps({"loading": loading, "decoding": resident_peak(), "gpu": gpu}))
+    print(json.dumps({"peak_bytes": resident_peak(), "gpu_peak_bytes": gpu}))
 
 
 if __name__ == "__main__":

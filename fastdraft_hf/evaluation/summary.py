@@ -133,7 +133,7 @@ def comparison_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
 def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     """Return one row per path: the peak memory of a process that does nothing else."""
     memory = bench.get("memory", {})
-    columns = {"loading": "loading, GiB", "decoding": "decoding, GiB", "gpu": "GPU, GiB"}
+    columns = {"peak_bytes": "peak memory, GiB", "gpu_peak_bytes": "peak GPU memory, GiB"}
     known = [key for key in columns if any(peaks[key] is not None for peaks in memory.values())]
     return [
         {

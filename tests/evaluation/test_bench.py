@@ -1,11 +1,16 @@
+"""What is timed and in which order."""
+
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from fastdraft_hf import FastDraftError
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation import bench
+from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.evaluation.config import BenchConfig
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
@@ -15,116 +20,126 @@ PROMPTS = [
     EvaluationPrompt("humaneval", "H/1", (2,)),
     EvaluationPrompt("ifbench", "7", (3,)),
 ]
-CONFIG = BenchConfig(num_assistant_tokens=[1, 2, 4], repeats=2)
+CONFIG = BenchConfig(repeats=2)
+SETTINGS = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
 
 
 class FakeDecode:
-    """Answers at a speed that is decided by γ; remembers what it was asked."""
+    """Remembers what it was asked."""
 
-    def __init__(self, speed: dict[int, float], other_answer: set[tuple[str, int]] = frozenset()):
-        self.speed, self.other_answer = speed, other_answer
-        self.calls: list[tuple[str, int]] = []
+    def __init__(self) -> None:
+        self.calls: list[tuple[Setting, str, int]] = []
 
-    def __call__(self, prompt: EvaluationPrompt, gamma: int) -> DecodingRecord:
-        self.calls.append((prompt.key, gamma))
-        tokens = [9, 9, 9, 9] if (prompt.key, gamma) in self.other_answer else [1, 2, 3, 4]
-        # Every prompt has a speed of its own, so that an interval over prompts has a width.
-        noise = {"H/0": 1.0, "H/1": 1.1, "7": 0.9}[prompt.key] if gamma else 1.0
+    def __call__(
+        self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
+    ) -> DecodingRecord:
+        self.calls.append((setting, prompt.key, max_new_tokens))
         return DecodingRecord(
-            path="openvino",
+            path=setting.path,
             task=prompt.task,
             key=prompt.key,
             temperature=0.0,
-            num_assistant_tokens=gamma,
-            tokens=tokens,
-            seconds=4 / (self.speed[gamma] * noise),
-            target_passes=2 if gamma else 4,
-            drafted=2 * gamma,
-            accepted=2 if gamma else 0,
+            num_assistant_tokens=setting.num_assistant_tokens,
+            tokens=[1, 2, 3, 4],
+            seconds=0.1,
+            target_passes=4,
         )
 
 
 def run(folder: Path, decode: FakeDecode) -> Journal:
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / "records.jsonl")
-    bench.collect("openvino", decode, PROMPTS, CONFIG, journal)
+    bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal)
     return journal
 
 
-def test_settings_follow_one_another_on_every_prompt(tmp_path: Path) -> None:
-    decode = FakeDecode({0: 10, 1: 12, 2: 15, 4: 9})
+def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
+    found = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
+    assert found == [
+        Setting("alone"),
+        Setting("ours"),  # our loop without drafting
+        Setting("transformers", "", 1),
+        Setting("ours", "", 1),
+        Setting("transformers", "", 2),
+        Setting("ours", "", 2),
+    ]
+    openvino = bench.assisted_settings(["openvino", "openvino-prompt-lookup", "ours-openvino"], [3])
+    assert bench.all_settings(openvino)[:3] == [
+        Setting("openvino-alone"),
+        Setting("ours-openvino-alone"),
+        Setting("ours-openvino"),
+    ]
+
+
+def test_another_draft_is_timed_on_the_paths_that_take_any() -> None:
+    paths = ["transformers", "ours", "prompt-lookup", "openvino"]
+    settings = bench.assisted_settings(paths, [2], ["big"])
+    assert [s.name for s in settings] == [*paths, "transformers/big", "ours/big"]
+    assert settings[-1].baseline == Setting("alone")
+    assert settings[-1].without_draft == Setting("ours")  # the same, whatever does not draft
+
+
+def test_every_path_belongs_to_one_runtime() -> None:
+    members = [path for paths in bench.RUNTIMES.values() for path in paths]
+    assert sorted(members) == sorted(bench.BASELINES)
+    assert len(set(members)) == len(members)
+
+
+def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> None:
+    decode = FakeDecode()
     journal = run(tmp_path, decode)
-    one_round = [(p.key, gamma) for p in PROMPTS for gamma in (0, 1, 2, 4)]
-    warm_up, timed = decode.calls[:2], decode.calls[2:]
-    assert warm_up == [("H/0", 0), ("H/0", 4)]
-    assert timed == one_round * CONFIG.repeats
-    assert len(journal) == len(timed)
+    warm_up, timed = decode.calls[: len(SETTINGS)], decode.calls[len(SETTINGS) :]
+    assert [(s, key) for s, key, _ in warm_up] == [(s, "H/0") for s in SETTINGS]
+    assert {longest for _, _, longest in warm_up} == {16}
+    assert {longest for _, _, longest in timed} == {CONFIG.max_new_tokens}
+    assert len(journal) == len(timed) == CONFIG.repeats * len(PROMPTS) * len(SETTINGS)
+    blocks = [timed[i : i + len(SETTINGS)] for i in range(0, len(timed), len(SETTINGS))]
+    assert [block[0][1] for block in blocks] == ["H/0", "H/1", "7"] * 2
+    forth, back = SETTINGS, SETTINGS[::-1]
+    orders = [[s for s, _, _ in block] for block in blocks]
+    assert orders == [forth, back, forth, back, forth, back]
+    # Over two repeats no setting has a better place than another on any prompt.
+    places: Counter[tuple[Setting, str]] = Counter()
+    for block in blocks:
+        for place, (setting, key, _) in enumerate(block):
+            places[setting, key] += place
+    assert set(places.values()) == {len(SETTINGS) - 1}
 
 
 def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
-    decode = FakeDecode({0: 10, 1: 12, 2: 15, 4: 9})
+    decode = FakeDecode()
     run(tmp_path, decode)
     path = tmp_path / "records.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[:10]), encoding="utf-8")
-    again = FakeDecode(decode.speed)
+    path.write_text("".join(lines[:10]) + lines[10][:30], encoding="utf-8")
+    again = FakeDecode()
     journal = run(tmp_path, again)
-    assert again.calls[2:] == decode.calls[2:][10:]
+    warm = len(SETTINGS)
+    assert again.calls[warm:] == decode.calls[warm:][10:]
     assert len(journal) == len(lines)
-    finished = FakeDecode(decode.speed)
+    finished = FakeDecode()
     run(tmp_path, finished)
     assert finished.calls == []
 
 
-def test_two_paths_share_a_journal(tmp_path: Path) -> None:
-    decode = FakeDecode({0: 10, 1: 12, 2: 15, 4: 9})
-    journal = run(tmp_path, decode)
-    bench.collect("transformers", decode, PROMPTS, CONFIG, journal)
-    assert len(journal) == 2 * CONFIG.repeats * len(PROMPTS) * 4
-
-
-def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
-    journal = run(tmp_path, FakeDecode({0: 10, 1: 12, 2: 15, 4: 9}))
-    result = bench.summarize("openvino", PROMPTS, CONFIG, journal)
-    overall = result["overall"]
-    assert overall["best_num_assistant_tokens"] == 2
-    assert overall["is_speed_up"] is True
-    assert overall["alone_tokens_per_second"] == pytest.approx(10)
-    assert list(overall["sweep"]) == ["1", "2", "4"]
-    humaneval, ifbench = result["tasks"]["humaneval"], result["tasks"]["ifbench"]
-    # One prompt at noise 0.9: the ratio is 1.5 * 0.9 without a width.
-    assert ifbench["sweep"]["2"]["ratio"] == pytest.approx([1.35, 1.35, 1.35])
-    # Eight tokens a repeat in 4/15 + 4/16.5 seconds, against 8/10 alone.
-    assert humaneval["sweep"]["2"]["ratio"][0] == pytest.approx(8 / (4 / 15 + 4 / 16.5) / 10)
-    assert overall["sweep"]["4"]["acceptance_rate"] == pytest.approx(2 / 8)
-    assert overall["sweep"]["4"]["block_efficiency"] == 2.0
-    assert (result["prompts"], result["repeats"]) == (3, 2)
+def test_no_two_timings_share_a_label() -> None:
+    settings = bench.all_settings(
+        bench.assisted_settings(list(bench.BASELINES), [1, 12], ["a", "b.c"])
+    )
+    labels = [s.label(r, p) for s in settings for r in range(2) for p in PROMPTS]
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(
-    ("speed", "expected"),
+    ("given", "message"),
     [
-        (12.0, True),  # 1.08 to 1.32 times the target alone
-        (10.0, False),  # 0.9 to 1.1: the value may lie above 1, the interval does not
-        (10.3, False),
-        (5.0, False),
+        ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is no name"),
+        ({"drafts": {"": "x"}}, "drafts: '' is no name"),
+        ({"drafts": {"a": "x"}, "paths": ["openvino"]}, "drafts: they are timed on transformers"),
+        ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
+        ({"repeats": 0}, "repeats: must be at least 1"),
     ],
 )
-def test_a_speed_up_has_its_whole_interval_above_one(
-    tmp_path: Path, speed: float, expected: bool
-) -> None:
-    journal = run(tmp_path, FakeDecode({0: 10, 1: speed, 2: 1, 4: 1}))
-    overall = bench.summarize("openvino", PROMPTS, CONFIG, journal)["overall"]
-    value, low, high = overall["sweep"]["1"]["ratio"]
-    assert low < value < high
-    assert overall["is_speed_up"] is expected
-    assert (low > 1) is expected
-
-
-def test_differing_answers_are_counted(tmp_path: Path) -> None:
-    speed = {0: 10, 1: 12, 2: 15, 4: 9}
-    same = bench.summarize("openvino", PROMPTS, CONFIG, run(tmp_path / "a", FakeDecode(speed)))
-    assert (same["answers_compared"], same["answers_differing"]) == (9, 0)
-    decode = FakeDecode(speed, {("H/1", 2), ("7", 4)})
-    other = bench.summarize("openvino", PROMPTS, CONFIG, run(tmp_path / "b", decode))
-    assert (other["answers_compared"], other["answers_differing"]) == (9, 2)
+def test_settings_that_cannot_be_timed_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        BenchConfig(**given)  # type: ignore[arg-type]
