@@ -150,6 +150,11 @@ def decode(
         _synchronize(target, draft)
         seconds = time.perf_counter() - start
     tokens = output[0, inputs.shape[1] :].tolist()
+    beyond = len(tokens) - max_new_tokens
+    if beyond > 0:
+        # Stock prompt lookup copies past the longest answer; what nobody asked for is not counted.
+        tokens = tokens[:max_new_tokens]
+        rounds[-1] = (rounds[-1][0], max(0, rounds[-1][1] - beyond))
     return DecodingRecord(
         path=path if drafting else "transformers",
         task=task,

@@ -215,3 +215,47 @@ def test_the_real_target_writes_the_same_with_a_random_draft(
         assert assisted.tokens == alone.tokens, text
         check_rounds(assisted, 3)
         assert target_tokenizer.decode(alone.tokens).strip()
+
+
+@pytest.mark.parametrize(
+    ("path", "gamma", "drafts"),
+    [
+        ("transformers", 0, False),
+        ("transformers", 3, True),
+        ("ours", 3, True),
+        ("ours", 0, True),
+        ("prompt-lookup", 3, False),
+    ],
+)
+def test_every_path_tells_when_its_first_token_came(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, path: Any, gamma: int, drafts: bool
+) -> None:
+    prompt = [40, 41, 42, 43] * 4
+    record = run(target, prompt, neighbour if drafts else None, gamma, path=path)
+    assert record.tokens == run(target, prompt).tokens
+    assert record.first_token_seconds is not None
+    assert 0 < record.first_token_seconds < record.seconds
+    assert (record.path, record.num_assistant_tokens) == (path, gamma)
+
+
+@given(PROMPTS, GAMMAS)
+@settings(max_examples=15)
+def test_prompt_lookup_writes_what_the_target_writes(
+    target: LlamaForCausalLM, prompt: list[int], gamma: int
+) -> None:
+    record = run(target, prompt * 2, gamma=gamma, path="prompt-lookup")
+    alone = run(target, prompt * 2)
+    assert record.tokens == alone.tokens
+    assert len(record.tokens) <= 12  # stock copies past the end
+    assert record.target_passes == len(record.rounds)
+    assert all(0 <= accepted <= drafted <= gamma for drafted, accepted in record.rounds)
+
+
+def test_our_loop_runs_without_drafting(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    """What of a ratio is the loop's and what is the draft's can be told apart."""
+    record = run(target, [40, 41], neighbour, 0, path="ours")
+    assert record.rounds == [(0, 0)] * len(record.tokens)
+    assert (record.drafted, record.accepted) == (0, 0)
+    assert record.target_passes == len(record.tokens)

@@ -59,7 +59,8 @@ def test_alone_it_writes_what_transformers_writes(
         assert (record.path, record.task, record.key) == ("openvino", "t", "k")
         assert (record.drafted, record.accepted, record.num_assistant_tokens) == (0, 0, 0)
         assert record.target_passes == len(record.tokens)
-        assert record.seconds > 0
+        assert record.first_token_seconds is not None
+        assert 0 < record.first_token_seconds < record.seconds
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 5])
@@ -85,3 +86,25 @@ def test_greedy_output_does_not_depend_on_the_draft(
             assert record.accepted > 0
         else:
             assert record.accepted < record.drafted
+
+
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_prompt_lookup_writes_what_the_target_writes(
+    folders: tuple[Path, Path], gamma: int
+) -> None:
+    alone = OpenVINODecoder(folders[0])
+    lookup = OpenVINODecoder(folders[0], prompt_lookup=True)
+    repeated = [40, 41, 42, 43] * 4
+    for prompt in [*PROMPTS, repeated]:
+        record = run(lookup, prompt, gamma)
+        assert record.tokens == run(alone, prompt).tokens
+        assert record.path == "openvino-prompt-lookup"
+        assert record.num_assistant_tokens == gamma
+        assert record.target_passes == len(record.tokens) - record.accepted
+        assert 0 <= record.accepted < len(record.tokens)
+        assert record.first_token_seconds is not None
+
+
+def test_prompt_lookup_takes_no_draft(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="prompt lookup takes no draft"):
+        OpenVINODecoder(*folders, prompt_lookup=True)
