@@ -160,8 +160,11 @@ def speed(summary: RunSummary, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle("Speed against γ, greedy, batch 1", fontsize=11)
-    figure.supxlabel("tokens drafted a round (γ)", fontsize=10)
-    figure.supylabel("tokens/s over the target alone", fontsize=10)
+    # Labels of the panels, not of the figure: those would lie on the legend.
+    for panel in panels[-1]:
+        panel.set_xlabel("tokens drafted a round (γ)")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("tokens/s over the target alone")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastdraft_hf.evaluation import figures
 from fastdraft_hf.evaluation.summary import (
+    SPEED_NOTE,
     RunSummary,
     acceptance_rows,
     comparison_rows,
@@ -180,11 +181,7 @@ def _headline(summary: RunSummary) -> list[str]:
 def _wall_clock(bench: dict[str, Any]) -> list[str]:
     parts = [_table(speed_rows(bench))]
     if bench.get("best"):
-        parts.append(
-            "<p class=key>Ratios to the target alone through the same engine, 95% bootstrap "
-            "intervals over prompts and repeats; each prompt is judged at the γ that is fastest on "
-            "the others. First token: alone / with the draft, median.</p>"
-        )
+        parts.append(f"<p class=key>{SPEED_NOTE}</p>")
     for heading, rows in (
         ("Between paths, over all prompts:", comparison_rows(bench)),
         ("Peak memory of a process that runs this path alone:", memory_rows(bench)),

@@ -80,10 +80,19 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+# Under the rows of `speed_rows`, where γ was judged.
+SPEED_NOTE = (
+    "Ratios are to the target alone through the same engine, with 95% bootstrap intervals over "
+    "prompts and repeats. γ was chosen on one half of the prompts and judged on the other, "
+    "averaged over ways to halve them, so a ratio can be lower than that of the two speeds beside "
+    "it. First token: alone / with the draft, median."
+)
+
+
 def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     """Return one row per path and task set: speed alone and with the draft at its best γ.
 
-    The ratio is the judged one, of prompts that had no say in the choice of γ.
+    The ratio is the judged one: of prompts that had no say in the choice of γ.
     """
     rows = []
     for name, found in bench["paths"].items():

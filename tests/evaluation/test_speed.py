@@ -15,7 +15,7 @@ from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.evaluation.config import BenchConfig
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
-from fastdraft_hf.evaluation.speed import HELD_OUT, SAME_RUNS, judge, paired_ratio
+from fastdraft_hf.evaluation.speed import HALVES, SAME_RUNS, judge, paired_ratio
 
 PROMPTS = [
     EvaluationPrompt("humaneval", "H/0", (1,)),
@@ -105,28 +105,66 @@ def test_a_clear_leader_is_judged_by_its_own_ratio() -> None:
     }
     found = judge(candidates)
     assert found.best == Setting("ours", "", 2)
-    assert found.ratio == paired_ratio(candidates[found.best])
-    assert (found.judged_on, found.pairs, found.is_speed_up) == (HELD_OUT, 3, True)
+    own = paired_ratio(candidates[found.best])
+    assert found.ratio.value == pytest.approx(own.value)
+    assert (found.ratio.low, found.ratio.high) == pytest.approx((own.low, own.high))
+    assert (found.judged_on, found.pairs, found.is_speed_up) == (HALVES, 3, True)
 
 
 def test_a_prompt_has_no_say_in_how_it_is_judged() -> None:
-    """γ = 2 leads by prompt a alone; a is therefore judged at γ = 1, which is best elsewhere."""
+    """γ = 2 leads by prompt a alone, so a is always judged at γ = 1, which is best elsewhere."""
     candidates = {
-        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.2, "c": 1.2}),
-        Setting("ours", "", 2): pairs({"a": 5.0, "b": 1.1, "c": 1.1}),
+        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.2}),
+        Setting("ours", "", 2): pairs({"a": 5.0, "b": 1.1}),
     }
     found = judge(candidates)
     assert found.best == Setting("ours", "", 2)
-    # a at γ = 1; b and c at γ = 2, since a is among the others there.
-    assert found.ratio.value == pytest.approx(3 / (1 / 1.0 + 2 / 1.1))
+    # Two halvings: chosen on a (γ = 2) and judged on b, chosen on b (γ = 1) and judged on a.
+    assert found.ratio.value == pytest.approx(2 / (1 / 1.0 + 1 / 1.1))
     assert found.ratio.value < paired_ratio(candidates[found.best]).value
+
+
+def test_halvings_are_averaged() -> None:
+    candidates = {
+        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.0, "c": 2.0}),
+        Setting("ours", "", 2): pairs({"a": 2.0, "b": 1.0, "c": 1.0}),
+    }
+    # Halves to choose on: a, b, c and the pairs. γ = 2 wins on {a} and {a, b}, γ = 1 on {c} and
+    # {b, c}; on {b} and {a, c} they are level and the first one, γ = 1, is taken.
+    seconds = {
+        "a": (1 / 1.0 * 3) / 3,  # chosen on b, c, bc: γ = 1
+        "b": 1.0,
+        "c": (1 / 1.0 * 2 + 1 / 2.0) / 3,  # chosen on a, ab: γ = 2; on b: γ = 1
+    }
+    assert judge(candidates).ratio.value == pytest.approx(3 / sum(seconds.values()))
+
+
+def test_many_prompts_are_halved_at_random_and_all_are_judged() -> None:
+    prompts = [("t", str(n)) for n in range(20)]
+    halves = speed._halves(prompts)
+    assert len(halves) == speed._MOST_HALVINGS
+    assert {len(half) for half in halves} == {10}
+    judged = [sum(key not in half for half in halves) for key in prompts]
+    assert set(judged) == {len(halves) // 2}
+    assert halves == speed._halves(prompts)
+
+
+@pytest.mark.parametrize(
+    ("count", "left_out"),
+    # Φ(-t sqrt(n / (n - 1))) with t of a table of Student's distribution at 97.5%.
+    [(4, 0.00012), (8, 0.00573), (16, 0.01386), (100, 0.02307)],
+)
+def test_an_interval_is_as_wide_as_its_number_of_prompts_asks(count: int, left_out: float) -> None:
+    assert speed._tail(count) == pytest.approx(left_out, rel=0.08, abs=1e-4)
+    assert speed._tail(2) < 1e-6
+    assert speed._tail(1) == 0.0
 
 
 def test_choosing_among_equals_does_not_flatter() -> None:
     """Five settings that are all of the target's speed, with noise: the best one looks faster."""
     rng = random.Random(0)
     flattered, judged = [], []
-    for _ in range(60):
+    for _ in range(80):
         candidates = {
             Setting("ours", "", gamma): pairs({str(p): rng.uniform(0.7, 1.3) for p in range(8)})
             for gamma in range(1, 6)
@@ -135,8 +173,8 @@ def test_choosing_among_equals_does_not_flatter() -> None:
         flattered.append(paired_ratio(candidates[best.best], samples=40).value)
         judged.append(best.ratio.value)
     level = 1 / (sum(1 / (0.7 + 0.6 * (i + 0.5) / 999) for i in range(999)) / 999)
-    assert sum(flattered) / 60 > level + 0.05
-    assert sum(judged) / 60 == pytest.approx(level, abs=0.03)
+    assert sum(flattered) / 80 > level + 0.05
+    assert sum(judged) / 80 == pytest.approx(level, abs=0.03)
 
 
 def test_one_prompt_is_judged_by_its_own_runs() -> None:
@@ -164,11 +202,8 @@ def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
     assert overall["sweep"]["4"]["block_efficiency"] == 2.0
     assert overall["alone_first_token_seconds"] == pytest.approx(0.01)
     assert overall["sweep"]["4"]["first_token_seconds"] == pytest.approx(0.02)
-    assert overall["judged"] == {
-        "ratio": overall["sweep"]["2"]["ratio"],
-        "judged_on": HELD_OUT,
-        "pairs": 6,
-    }
+    assert overall["judged"]["ratio"] == pytest.approx(overall["sweep"]["2"]["ratio"])
+    assert (overall["judged"]["judged_on"], overall["judged"]["pairs"]) == (HALVES, 6)
     assert (found["prompts"], found["repeats"]) == (3, 2)
     assert "without_draft" not in overall
 
@@ -242,7 +277,13 @@ def test_the_best_of_all_paths_and_the_ratios_between_them(tmp_path: Path) -> No
     compared = {(c["path"], c["over"]): c["ratio"][0] for c in results["comparisons"]}
     # OpenVINO's path has no partner: PyTorch's were not timed in turn with it.
     assert {name for pair in compared for name in pair} == set(results["paths"]) - {"openvino"}
-    assert len(compared) == 6
+    # A path against a path with the same draft, or two drafts through one path.
+    assert set(compared) == {
+        ("ours", "transformers"),
+        ("ours/other", "transformers/other"),
+        ("transformers/other", "transformers"),
+        ("ours/other", "ours"),
+    }
     assert compared["ours", "transformers"] == pytest.approx(17 / 13)
     assert compared["ours/other", "ours"] == pytest.approx(8 / 17)
 

@@ -17,6 +17,8 @@ from transformers import (
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.decoding.settings import read_draft_tokens
+from fastdraft_hf.evaluation.prompts import EvaluationPrompt
+from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run
 from fastdraft_hf.pipeline.stages import bench, card, design, export
@@ -136,7 +138,115 @@ def test_a_format_that_was_not_exported_is_named(
         make_run("bench.weight_format=fp16")
     run = make_run("bench.weight_format=fp16", "export.openvino=[]")
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
-        bench._openvino(run, tiny_tokenizer)
+        bench._models(run, ["ours-openvino"], tiny_tokenizer)
+
+
+@pytest.fixture
+def save_draft(
+    tmp_path: Path,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Callable[..., Path]:
+    def save(name: str, **config: int) -> Path:
+        folder = tmp_path / name
+        tiny_model(seed=5, num_hidden_layers=1, **config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
+    make_run: Callable[..., Run],
+    save_draft: Callable[..., Path],
+    target_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_work(*given: object, **named: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(bench, "draw_prompts", no_work)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
+    run = make_run("bench.paths=[ours]", f"bench.drafts={{big: {tmp_path / 'big'}}}")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: there is no folder"):
+        bench.run(run, tmp_path)
+    folder = save_draft("big", vocab_size=320)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* scores 320 tokens and the"):
+        bench.run(run, tmp_path)
+    target_tokenizer.save_pretrained(folder)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*vocabulary is not the targ"):
+        bench.run(run, tmp_path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "code.Config"}
+    config["model_type"] = "unheard-of"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* cannot be read \("):
+        bench.run(run, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):
+        bench.run(run, tmp_path)
+
+
+def test_every_path_and_draft_is_timed_and_a_killed_bench_goes_on(
+    make_run: Callable[..., Run],
+    save_draft: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = [EvaluationPrompt("humaneval", f"H/{n}", (40, 41, 42, 40, 41)) for n in range(2)]
+    monkeypatch.setattr(bench, "draw_prompts", lambda *given: prompts)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path / "own")
+    save_draft("own")
+    run = make_run(
+        f"bench.drafts={{big: {save_draft('big')}}}",
+        "bench.paths=[transformers, ours, prompt-lookup, ours]",
+        "bench.tasks=[humaneval]",
+        "bench.num_assistant_tokens=[2]",
+        "bench.max_new_tokens=6",
+        "bench.memory=false",
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = bench.run(run, out)
+    names = ["transformers", "ours", "prompt-lookup", "transformers/big", "ours/big"]
+    assert list(facts) == names
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(results["paths"]) == names
+    assert "memory" not in results
+    assert all(found["answers_differing"] == 0 for found in results["paths"].values())
+    assert all(
+        found["overall"]["alone_first_token_seconds"] > 0 for found in results["paths"].values()
+    )
+    records = out / "records.jsonl"
+    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == 2 * 2 * (len(names) + 2)  # alone, and our loop without a draft
+    records.write_text("".join(lines[:5]) + lines[5][:20], encoding="utf-8")
+    bench.run(run, out)
+    again = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert again[:5] == lines[:5]
+    assert len(again) == len(lines)
+    card_gamma = best_of_paths(results, ("transformers", "ours"))
+    assert card_gamma == 2
+
+
+def test_a_bench_of_nothing_is_finished(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "draw_prompts", lambda *given: [])
+    assert bench.run(make_run("bench.paths=[]"), tmp_path) == {}
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results == {"max_new_tokens": 64, "paths": {}}
+
+
+def test_without_openvino_its_paths_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "openvino_available", lambda: False)
+    paths = ["openvino", "ours", "openvino-prompt-lookup", "ours-openvino", "ours"]
+    with caplog.at_level("WARNING", logger="fastdraft_hf"):
+        assert bench._available(paths) == ["ours"]
+    assert "path openvino-prompt-lookup is left out" in caplog.text
 
 
 def test_bench_writes_the_best_setting_where_it_was_asked_to(

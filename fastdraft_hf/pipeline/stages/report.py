@@ -15,6 +15,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     from fastdraft_hf.evaluation.report import snippet, write_report
     from fastdraft_hf.evaluation.summary import (
+        SPEED_NOTE,
         acceptance_rows,
         budget_sentence,
         comparison_rows,
@@ -49,9 +50,14 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         same, total = summary.evaluation["greedy_identical"], summary.evaluation["greedy_prompts"]
         print(f"\ngreedy output identical to the target alone: {same} of {total} prompts", file=out)
     if summary.bench is not None:
-        for rows in (speed_rows, comparison_rows, memory_rows):
-            print("", file=out)
-            _print_table(rows(summary.bench))
+        print("", file=out)
+        _print_table(speed_rows(summary.bench))
+        if summary.bench.get("best"):
+            print(f"\n{SPEED_NOTE}", file=out)
+        for rows in (comparison_rows(summary.bench), memory_rows(summary.bench)):
+            if rows:
+                print("", file=out)
+                _print_table(rows)
     print(f"\n{verdict(summary.bench)}\n", file=out)
     _print_table(stage_rows(summary.provenance))
     print(f"\n{further}", file=out)
