@@ -178,15 +178,16 @@ def wall_clock(summary: RunSummary, path: Path) -> None:
     assert bench is not None
     colours = _colours(bench["paths"])
     bars: list[tuple[str, str, float, float | None]] = []
-    engines = set()
-    for name, found in bench["paths"].items():
+    engine = ""
+    # Paths of one engine below their common baseline.
+    for name, found in sorted(
+        bench["paths"].items(), key=lambda item: list(_ENGINES).index(BASELINES[item[1]["path"]])
+    ):
         overall = found["overall"]
-        alone = overall["alone_tokens_per_second"]
-        engine = BASELINES[found["path"]]
-        if engine not in engines:  # paths of one engine have one baseline
-            engines.add(engine)
-            first = overall["alone_first_token_seconds"]
-            bars.append((_ENGINES[engine], "#b0b7c3", alone, first))
+        if engine != BASELINES[found["path"]]:
+            engine = BASELINES[found["path"]]
+            alone, first = "alone_tokens_per_second", "alone_first_token_seconds"
+            bars.append((_ENGINES[engine], "#b0b7c3", overall[alone], overall[first]))
         gamma = overall["best_num_assistant_tokens"]
         best = overall["sweep"][str(gamma)]
         words = f"{path_words(name)}, γ = {gamma}: {judged_ratio(overall)[0]:.2f}x"
@@ -204,7 +205,7 @@ def wall_clock(summary: RunSummary, path: Path) -> None:
         drawn = panel.barh(range(len(bars)), values, color=fills, height=0.72)
         panel.bar_label(drawn, fmt=form, fontsize=8, padding=2)
         panel.set_title(title, fontsize=10)
-        panel.margins(x=0.18)  # room for the figures at the bars' ends
+        panel.set_xlim(0, 1.3 * max(*values, 1e-9))  # room for the figures at the bars' ends
         panel.grid(axis="x", alpha=0.3)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)

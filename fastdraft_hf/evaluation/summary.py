@@ -162,6 +162,21 @@ def verdict(bench: dict[str, Any] | None) -> str:
     if bench is None or not bench["paths"]:
         return "Wall clock was not measured."
     sentences = []
+    best = bench.get("best")
+    if best is not None:
+        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
+        speed, alone = best["tokens_per_second"], best["fastest_alone"]
+        ratio = best["judged"]["ratio"]
+        sentences.append(
+            f"The fastest setting is {path_words(name)} with γ = {best['num_assistant_tokens']}: "
+            f"{speed:.1f} tokens/s; choosing like that gives {ratio[0]:.2f}x ({ratio[1]:.2f} to "
+            f"{ratio[2]:.2f}) of the target alone there: {_word(best['is_speed_up'], ratio[2])}."
+        )
+        if alone["tokens_per_second"] >= speed:
+            sentences.append(
+                f"The target alone is faster than any of them: {alone['tokens_per_second']:.1f} "
+                f"tokens/s ({alone['engine']})."
+            )
     for name, found in bench["paths"].items():
         overall = found["overall"]
         value, low, high = judged_ratio(overall)
@@ -174,20 +189,6 @@ def verdict(bench: dict[str, Any] | None) -> str:
             loop, drafting = plain["ratio"][0], with_interval(plain["best_over_this"])
             sentence += f"; the loop without a draft gives {loop:.2f}x, drafting {drafting} of that"
         sentences.append(f"{sentence}.")
-    best = bench.get("best")
-    if best is not None:
-        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
-        speed, alone = best["tokens_per_second"], best["fastest_alone"]
-        sentences.append(
-            f"The fastest setting is {path_words(name)} with γ = {best['num_assistant_tokens']}: "
-            f"{speed:.1f} tokens/s, {with_interval(best['judged']['ratio'])} of the target alone "
-            f"there: {_word(best['is_speed_up'], best['judged']['ratio'][2])}."
-        )
-        if alone["tokens_per_second"] >= speed:
-            sentences.append(
-                f"The target alone is faster than any of them: {alone['tokens_per_second']:.1f} "
-                f"tokens/s ({alone['engine']})."
-            )
     return " ".join(sentences)
 
 

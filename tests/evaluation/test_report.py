@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf.evaluation import figures
 from fastdraft_hf.evaluation.report import coloured_sample, draw_figures, snippet, write_report
-from fastdraft_hf.evaluation.summary import RunSummary
+from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -75,6 +75,38 @@ def test_figures_are_pictures(run_summary: RunSummary, tmp_path: Path) -> None:
             assert image.format == "PNG"
             assert image.size == (832, 494)
             assert len(image.convert("RGB").getcolors(2**20)) > 10  # something is drawn
+
+
+def test_wall_clock_is_drawn_for_every_path(
+    run_summary: RunSummary, bench_results: dict[str, Any], tmp_path: Path
+) -> None:
+    run_summary.bench = bench_results
+    made = draw_figures(run_summary, tmp_path)
+    assert [p.name for p in made][2:] == ["speed.png", "wall_clock.png"]
+    for path in made:
+        with Image.open(path) as image:
+            assert image.width == 832
+            assert len(image.convert("RGB").getcolors(2**20)) > 10
+    # An engine that does not tell its first token, and three task sets: still figures.
+    for found in bench_results["paths"].values():
+        found["tasks"]["third"] = found["overall"]
+        found["overall"]["alone_first_token_seconds"] = None
+        for sweep in found["overall"]["sweep"].values():
+            sweep["first_token_seconds"] = None
+    assert len(draw_figures(run_summary, tmp_path)) == 4
+
+
+def test_the_report_tells_all_a_benchmark_found(
+    run_summary: RunSummary, bench_results: dict[str, Any], tmp_path: Path
+) -> None:
+    run_summary.bench = bench_results
+    parsed = Page(write(run_summary, tmp_path))
+    assert len(parsed.loaded) == 4
+    shown = "".join(parsed.text)
+    assert SPEED_NOTE in shown
+    assert "The fastest setting is openvino with γ = 1" in shown
+    assert "Between paths" in shown
+    assert "peak memory, GiB" in shown
 
 
 def test_a_run_without_data_has_no_figures(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from fastdraft_hf.evaluation.summary import (
     RunSummary,
     acceptance_rows,
     budget_sentence,
+    comparison_rows,
     markdown_table,
+    memory_rows,
     read_summary,
     speed_rows,
     stage_rows,
@@ -97,6 +99,56 @@ def test_the_verdict_says_what_the_interval_shows(ratio: list[float], words: str
     assert text.endswith(".")
     both = verdict({"paths": {"openvino": {"overall": overall}, "other": {"overall": overall}}})
     assert both == f"{text} {text.replace('openvino', 'other')}"
+
+
+def test_a_ratio_is_that_of_prompts_with_no_say_in_the_choice(
+    bench_results: dict[str, Any],
+) -> None:
+    rows = {(row["path"], row["task set"]): row for row in speed_rows(bench_results)}
+    row = rows["openvino", "overall"]
+    assert row["with the draft, tokens/s"] == "130.0"
+    assert row["ratio"] == "1.25 (1.10 to 1.40)"  # its own runs would say 1.30
+    assert row["first token, ms"] == "40 / 50"
+    assert rows["transformers, draft big", "humaneval"]["best γ"] == "1"
+    assert len({tuple(row) for row in rows.values()}) == 1  # one table: the same columns
+
+
+def test_the_verdict_begins_with_the_best_of_all(bench_results: dict[str, Any]) -> None:
+    text = verdict(bench_results)
+    assert text.startswith(
+        "The fastest setting is openvino with γ = 1: 130.0 tokens/s; choosing like that gives "
+        "1.25x (1.10 to 1.40) of the target alone there: a speed-up. Through transformers, 0.85x"
+    )
+    assert (
+        "Through ours, 1.38x (1.23 to 1.53) at γ = 3: a speed-up; the loop without a draft gives "
+        "1.10x, drafting 1.30 (1.20 to 1.40) of that."
+    ) in text
+    assert "Through transformers, draft big, 0.85x" in text
+    assert "The target alone is faster" not in text
+    bench_results["best"]["fastest_alone"]["tokens_per_second"] = 140.0
+    assert (
+        "The target alone is faster than any of them: 140.0 tokens/s (openvino-alone)."
+    ) in verdict(bench_results)
+
+
+def test_paths_are_compared_and_their_memory_told(bench_results: dict[str, Any]) -> None:
+    assert comparison_rows(bench_results) == [
+        {
+            "path": "ours, γ = 3",
+            "over": "transformers, draft big, γ = 1",
+            "ratio": "1.50 (1.40 to 1.60)",
+        }
+    ]
+    assert memory_rows(bench_results) == [
+        {"path": "alone", "peak memory, GiB": "1.00"},
+        {"path": "transformers, draft big", "peak memory, GiB": "1.50"},
+    ]
+    bench_results["memory"]["alone"]["gpu_peak_bytes"] = 2**29
+    assert [row["peak GPU memory, GiB"] for row in memory_rows(bench_results)] == ["0.50", ""]
+    for peaks in bench_results["memory"].values():
+        peaks.update(peak_bytes=None, gpu_peak_bytes=None)
+    assert memory_rows(bench_results) == []
+    assert comparison_rows({"paths": {}}) == memory_rows({"paths": {}}) == []
 
 
 def test_nothing_measured_is_said() -> None:
