@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf.evaluation.summary import (
+    SPEED_NOTE,
     TRAINING_STAGES,
     RunSummary,
     acceptance_rows,
@@ -103,7 +104,7 @@ def render_card(
         greedy_identical=evaluation["greedy_identical"],
         greedy_prompts=evaluation["greedy_prompts"],
         machine=describe_machine(machine),
-        speed_table=markdown_table(speed_rows(summary.bench)) if summary.bench else "",
+        speed_table=_speed_table(summary.bench) if summary.bench else "",
         verdict=verdict(summary.bench),
         stages_table=markdown_table(stage_rows(summary.provenance)),
         design=", ".join(f"{key} {value}" for key, value in design.items()),
@@ -145,6 +146,11 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
                 )
             )
     return results
+
+
+def _speed_table(bench: dict[str, Any]) -> str:
+    table = markdown_table(speed_rows(bench))
+    return f"{table}\n\n{SPEED_NOTE}" if bench.get("best") else table
 
 
 def _describe_data(summary: RunSummary) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from fastdraft_hf.evaluation.summary import RunSummary
+from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary
 from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card, template_path
 
 
@@ -120,6 +120,26 @@ def test_without_a_bench_the_card_says_so(run_summary: RunSummary) -> None:
     text = render(run_summary).text
     assert "Wall clock was not measured." in text
     assert not re.search(r"\{\{|\bNone\b", text)
+
+
+def test_a_judged_ratio_is_explained(run_summary: RunSummary) -> None:
+    assert run_summary.bench is not None
+    assert SPEED_NOTE not in render(run_summary).text
+    judged = {"ratio": [1.2, 1.1, 1.3], "judged_on": "other half of the prompts", "pairs": 8}
+    run_summary.bench["paths"]["openvino"]["overall"]["judged"] = judged
+    run_summary.bench["best"] = {
+        "path": "openvino",
+        "draft": "",
+        "num_assistant_tokens": 3,
+        "tokens_per_second": 15.0,
+        "judged": judged,
+        "is_speed_up": True,
+        "fastest_alone": {"engine": "openvino-alone", "tokens_per_second": 10.0},
+    }
+    text = render(run_summary).text
+    assert SPEED_NOTE in text
+    assert "The fastest setting is openvino with γ = 3: 15.0 tokens/s" in text
+    assert "| 1.20 (1.10 to 1.30) | 3 |" in text
 
 
 def test_the_best_setting_is_transformers_own(run_summary: RunSummary) -> None:
