@@ -84,6 +84,7 @@ RECIPE: dict[str, Any] = {
         "max_prompt_tokens": 120,
         "num_assistant_tokens": [2],
         "repeats": 1,
+        "memory": False,  # a start of Python for each path
     },
 }
 

@@ -155,10 +155,10 @@ def speed(summary: RunSummary, path: Path) -> None:
             )
         panel.axhline(1.0, color="black", lw=0.8)
         panel.set_title(task, fontsize=10)
-        panel.set_ylim(0, None)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.get_major_locator().set_params(integer=True)
+    panels.flat[0].set_ylim(0, None)  # shared; before the last panel it would cut off later ones
     figure.suptitle("Speed against γ, greedy, batch 1", fontsize=11)
     # Labels of the panels, not of the figure: those would lie on the legend.
     for panel in panels[-1]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
@@ -94,6 +95,27 @@ def test_wall_clock_is_drawn_for_every_path(
         for sweep in found["overall"]["sweep"].values():
             sweep["first_token_seconds"] = None
     assert len(draw_figures(run_summary, tmp_path)) == 4
+
+
+def test_every_interval_is_inside_its_panel(
+    run_summary: RunSummary,
+    bench_results: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Panels share an axis, so the widest interval may be in any of them."""
+    run_summary.bench = bench_results
+    tasks = bench_results["paths"]["ours"]["tasks"]
+    tasks["ifbench"] = json.loads(json.dumps(tasks["ifbench"]))
+    tasks["ifbench"]["sweep"]["3"]["ratio"] = [3.0, 2.0, 7.5]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    figures.speed(run_summary, tmp_path / "speed.png")
+    assert [panel.get_title() for panel in drawn[0].axes] == ["humaneval", "ifbench"]
+    for panel in drawn[0].axes:
+        low, high = panel.get_ylim()
+        assert low == 0
+        assert high > 7.5
 
 
 def test_the_report_tells_all_a_benchmark_found(
