@@ -104,6 +104,7 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
     if {"transformers", "ours"} & set(paths):
         drafts[""] = str(run.latest_model())
     target_openvino = draft_openvino = None
+    ends: list[int] = []
     if {"openvino", "ours-openvino"} & set(paths):
         exported = run.stage_folder("export") / f"openvino-{config.weight_format}"
         if not exported.exists():
@@ -114,13 +115,14 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
         draft_openvino = str(exported)
     if set(bench.RUNTIMES["openvino"]) & set(paths):
         target_openvino = str(cached_openvino(target, config.weight_format))
+        ends = sorted(stop_ids(target, tokenizer))
     return Models(
         target=str(target),
         drafts=drafts,
         target_openvino=target_openvino,
         draft_openvino=draft_openvino,
         device=resolve_device(run.recipe.device),
-        stop_ids=sorted(stop_ids(target, tokenizer)),
+        stop_ids=ends,
         seed=run.recipe.seed,
     )
 
