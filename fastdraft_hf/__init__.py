@@ -32,6 +32,7 @@ _LAZY = {
     "acceptance_rate": "fastdraft_hf.evaluation.metrics",
     "block_efficiency": "fastdraft_hf.evaluation.metrics",
     "mbsu": "fastdraft_hf.evaluation.metrics",
+    "metric_path": "fastdraft_hf.evaluation.modules",
     "assisted_decoding": "fastdraft_hf.decoding.speculative",
     "openvino_pipeline": "fastdraft_hf.decoding.openvino",
     "record_rounds": "fastdraft_hf.decoding.assisted",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fastdraft_hf.evaluation.metrics import acceptance_rate as acceptance_rate
     from fastdraft_hf.evaluation.metrics import block_efficiency as block_efficiency
     from fastdraft_hf.evaluation.metrics import mbsu as mbsu
+    from fastdraft_hf.evaluation.modules import metric_path as metric_path
     from fastdraft_hf.targets.embedded import embedded_target as embedded_target
     from fastdraft_hf.targets.resolve import resolve_target as resolve_target
     from fastdraft_hf.training.arguments import DraftDistillationConfig as DraftDistillationConfig
