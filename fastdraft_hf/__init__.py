@@ -37,8 +37,8 @@ _LAZY = {
     "openvino_pipeline": "fastdraft_hf.decoding.openvino",
     "record_rounds": "fastdraft_hf.decoding.assisted",
     "record_decoding": "fastdraft_hf.decoding.recorder",
-    "record_result": "fastdraft_hf.decoding.recorder",
-    "DecodingRecords": "fastdraft_hf.decoding.recorder",
+    "record_result": "fastdraft_hf.decoding.openvino",
+    "DecodingRecords": "fastdraft_hf.decoding.record_list",
     "FastDraftError": "fastdraft_hf._errors",
 }
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from fastdraft_hf._errors import FastDraftError as FastDraftError
     from fastdraft_hf.decoding.assisted import record_rounds as record_rounds
     from fastdraft_hf.decoding.openvino import openvino_pipeline as openvino_pipeline
-    from fastdraft_hf.decoding.recorder import DecodingRecords as DecodingRecords
+    from fastdraft_hf.decoding.openvino import record_result as record_result
+    from fastdraft_hf.decoding.record_list import DecodingRecords as DecodingRecords
     from fastdraft_hf.decoding.recorder import record_decoding as record_decoding
-    from fastdraft_hf.decoding.recorder import record_result as record_result
     from fastdraft_hf.decoding.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.drafts.config import DesignConfig as DesignConfig
     from fastdraft_hf.drafts.design import design_draft as design_draft

@@ -1,22 +1,16 @@
-"""From a run to records: what transformers, our loop or OpenVINO GenAI drafted and accepted.
-
-The records of a run, `DecodingRecords`, give the columns that the metrics of
-`fastdraft_hf.evaluation.modules` read, and are saved as files that ``datasets.load_dataset`` reads.
-"""
+"""From a run of ``generate`` to records: what stock decoding or our loop drafted and accepted."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import atomic_file
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decoding.assisted import DraftPath, tell_rounds
+from fastdraft_hf.decoding.record_list import DecodingRecords
 from fastdraft_hf.decoding.records import DecodingRecord
 
 if TYPE_CHECKING:
@@ -25,94 +19,6 @@ if TYPE_CHECKING:
 # Whether a recorded call is running: stock assisted generation calls ``generate`` of the draft in
 # every round, and a draft may be the target itself.
 _running: ContextVar[bool] = ContextVar("running", default=False)
-
-
-class DecodingRecords(list[DecodingRecord]):
-    """Records of answers, in order."""
-
-    def columns(self, by_round: bool = False) -> dict[str, list[Any]]:
-        """Return what the metrics read, a value an answer.
-
-        Args:
-            by_round: lists of one value a round, for the configuration ``rounds`` of the
-                acceptance rate.
-
-        Returns:
-            ``drafted``, ``accepted``, ``new_tokens`` and ``target_passes``; the first two alone
-            with ``by_round``.
-
-        Raises:
-            ValueError: ``by_round``, and a record has totals only (OpenVINO GenAI).
-        """
-        if not by_round:
-            names = ("drafted", "accepted", "new_tokens", "target_passes")
-            return {name: [getattr(r, name) for r in self] for name in names}
-        for record in self:
-            if record.drafted and not record.rounds:
-                raise ValueError(f"record {record.key}: {record.path} does not tell its rounds")
-        return {
-            "drafted": [[d for d, _ in r.rounds] for r in self],
-            "accepted": [[a for _, a in r.rounds] for r in self],
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write ``.jsonl`` or ``.parquet``, a row an answer, columns as `DecodingRecord`'s.
-
-        The column ``new_tokens`` comes in addition, so that the metrics can be given columns of the
-        file.
-
-        Raises:
-            ValueError: the name ends otherwise.
-        """
-        path = Path(path)
-        kind = _kind(path)
-        rows = [{**r.to_dict(), "new_tokens": r.new_tokens} for r in self]
-        with atomic_file(path) as temporary:
-            if kind == ".jsonl":
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-                temporary.write_text(text, encoding="utf-8")
-            else:
-                _write_parquet(temporary, rows)
-
-    @classmethod
-    def load(cls, path: str | Path) -> DecodingRecords:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: the name ends neither in ``.jsonl`` nor in ``.parquet``.
-        """
-        path = Path(path)
-        if _kind(path) == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        else:
-            import pyarrow.parquet
-
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        return cls(DecodingRecord.from_dict(_without_new_tokens(row)) for row in rows)
-
-
-def _without_new_tokens(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "new_tokens"}
-
-
-def _kind(path: Path) -> str:
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path.name}: records are saved as .jsonl or .parquet")
-    return path.suffix
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    # Lists that are empty in every row would be columns of nothing.
-    lists = {
-        "tokens": pyarrow.list_(pyarrow.int64()),
-        "rounds": pyarrow.list_(pyarrow.list_(pyarrow.int64())),
-    }
-    found = pyarrow.Table.from_pylist(rows).schema
-    schema = pyarrow.schema([(one.name, lists.get(one.name, one.type)) for one in found])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
 
 
 @contextlib.contextmanager
@@ -152,7 +58,8 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
     def recording(*args: Any, **kwargs: Any) -> Any:
         if _running.get():
             return generate(*args, **kwargs)
-        call = _Call(model, {**dict(zip(("inputs", "generation_config"), args)), **kwargs})
+        named = dict(zip(("inputs", "generation_config"), args, strict=False))
+        call = _Call(model, {**named, **kwargs})
         token = _running.set(True)
         try:
             with tell_rounds(model, call.tell):
@@ -253,53 +160,3 @@ class _Call:
         while len(tokens) > 1 and tokens[-1] == pad and pad not in ends:
             tokens.pop()
         return tokens
-
-
-def record_result(
-    result: Any, num_assistant_tokens: int, *, task: str = "", key: str = ""
-) -> DecodingRecord:
-    """Return the record of what an OpenVINO GenAI pipeline returned.
-
-    ``LLMPipeline.generate`` returns such a result for a list of prompts or for token ids; for a
-    plain string it returns the text alone. GenAI tells the totals of a call and not its rounds, so
-    a call with several prompts gives one record of them all.
-
-    Example:
-        >>> result = pipeline.generate(["def add(a, b):"], max_new_tokens=64)
-        >>> records = DecodingRecords([fastdraft_hf.record_result(result, 3)])
-
-    Args:
-        result: ``DecodedResults`` (the number of tokens is known, their ids are not) or
-            ``EncodedResults``.
-        num_assistant_tokens: γ of the call; a pipeline without a draft has 0 whatever is given.
-        task, key: written into the record.
-
-    Raises:
-        FastDraftError: this is not such a result.
-    """
-    metrics = getattr(result, "perf_metrics", None)
-    if metrics is None:
-        raise FastDraftError(
-            f"record_result needs what LLMPipeline.generate returns for a list of prompts or for "
-            f"token ids, not {type(result).__name__}"
-        )
-    ids = list(getattr(result, "tokens", []))
-    counted = sum(map(len, ids)) or metrics.get_num_generated_tokens()
-    drafting = result.extended_perf_metrics
-    drafted = accepted = 0
-    if drafting is not None:
-        drafted, accepted = drafting.get_num_draft_tokens(), drafting.get_num_accepted_tokens()
-    return DecodingRecord(
-        path="openvino",
-        task=task,
-        key=key,
-        temperature=0.0,
-        num_assistant_tokens=num_assistant_tokens if drafting is not None else 0,
-        tokens=list(ids[0]) if len(ids) == 1 else [],
-        seconds=metrics.get_generate_duration().mean / 1000,
-        # Every pass of the target gives one token of its own beside the accepted ones.
-        target_passes=max(1, counted - accepted),
-        drafted=drafted,
-        accepted=accepted,
-        counted_tokens=counted,
-    )
