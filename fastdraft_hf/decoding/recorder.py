@@ -16,9 +16,9 @@ from fastdraft_hf.decoding.records import DecodingRecord
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Whether a recorded call is running: stock assisted generation calls ``generate`` of the draft in
-# every round, and a draft may be the target itself.
-_running: ContextVar[bool] = ContextVar("running", default=False)
+# The recorders that a call is running under: stock assisted generation calls ``generate`` of the
+# draft in every round, and a draft may be the target itself.
+_running: ContextVar[tuple[int, ...]] = ContextVar("running", default=())
 
 
 @contextlib.contextmanager
@@ -56,11 +56,11 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
     generate, nested = model.generate, "generate" in vars(model)
 
     def recording(*args: Any, **kwargs: Any) -> Any:
-        if _running.get():
+        if id(records) in _running.get():
             return generate(*args, **kwargs)
         named = dict(zip(("inputs", "generation_config"), args, strict=False))
         call = _Call(model, {**named, **kwargs})
-        token = _running.set(True)
+        token = _running.set((*_running.get(), id(records)))
         try:
             with tell_rounds(model, call.tell):
                 start = time.perf_counter()

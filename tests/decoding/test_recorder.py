@@ -191,7 +191,7 @@ def test_what_cannot_be_recorded_is_said() -> None:
 
     with pytest.raises(fastdraft_hf.FastDraftError, match=r"not LLMPipeline; .*record_result"):
         record_decoding(LLMPipeline()).__enter__()  # type: ignore[arg-type]
-    with pytest.raises(fastdraft_hf.FastDraftError, match="list of prompts.* not str"):
+    with pytest.raises(fastdraft_hf.FastDraftError, match=r"list of prompts.* not str"):
         fastdraft_hf.record_result("def add(a, b):", 3)
 
 
