@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class DecodingRecords(list[DecodingRecord]):
 
     @classmethod
     def load(cls, path: str | Path) -> DecodingRecords:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the ``records.jsonl`` of stage `evaluate` or `bench`.
 
         Raises:
             ValueError: the name ends neither in ``.jsonl`` nor in ``.parquet``.
@@ -71,11 +72,13 @@ class DecodingRecords(list[DecodingRecord]):
             import pyarrow.parquet
 
             rows = pyarrow.parquet.read_table(path).to_pylist()
-        return cls(DecodingRecord.from_dict(_without_new_tokens(row)) for row in rows)
-
-
-def _without_new_tokens(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "new_tokens"}
+        # A stage's file has each record beside its label.
+        rows = [row.get("record", row) for row in rows]
+        known = {field.name for field in dataclasses.fields(DecodingRecord)}
+        return cls(
+            DecodingRecord.from_dict({name: row[name] for name in row if name in known})
+            for row in rows
+        )
 
 
 def _kind(path: Path) -> str:

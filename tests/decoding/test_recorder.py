@@ -218,6 +218,18 @@ def test_saved_records_are_a_data_set(
         assert rows["tokens"][:] == [r.tokens for r in some]
 
 
+def test_the_file_of_a_stage_is_read(target: LlamaForCausalLM, tmp_path: Path) -> None:
+    from fastdraft_hf.evaluation.journal import Journal
+
+    with record_decoding(target) as records:
+        write(target, [[40, 41]])
+        write(target, [[100]])
+    journal = Journal(tmp_path / "records.jsonl")
+    for record in records:
+        journal.add(f"alone/{record.key}", record)
+    assert DecodingRecords.load(journal.path) == records
+
+
 def test_records_are_saved_under_two_endings_only(tmp_path: Path) -> None:
     for act in (DecodingRecords().save, DecodingRecords.load):
         with pytest.raises(ValueError, match=r"\.jsonl or \.parquet"):
