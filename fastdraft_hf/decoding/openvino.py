@@ -27,7 +27,8 @@ def openvino_pipeline(
     have it; take ``pipeline.get_generation_config()`` and change that.
 
     Args:
-        target_dir, draft_dir: OpenVINO folders, as `fastdraft export` or optimum-intel write them.
+        target_dir: the target's OpenVINO folder, as `fastdraft export` or optimum-intel write it.
+        draft_dir: the draft's.
         device: an OpenVINO device such as ``CPU`` or ``GPU``; of both models.
         **properties: further properties of the pipeline, such as ``scheduler_config``.
 
