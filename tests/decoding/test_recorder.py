@@ -244,6 +244,7 @@ def test_totals_alone_have_no_rounds(target: LlamaForCausalLM, neighbour: LlamaF
         records.columns(by_round=True)
 
 
+@pytest.mark.usefixtures("evaluate_cache")
 def test_evaluate_reads_what_was_recorded(
     target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> None:

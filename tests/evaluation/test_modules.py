@@ -18,6 +18,7 @@ from fastdraft_hf.evaluation import metrics
 from fastdraft_hf.evaluation.modules import METRICS, metric_path
 
 evaluate = pytest.importorskip("evaluate", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("evaluate_cache")
 
 MakeRecord = Callable[..., DecodingRecord]
 
@@ -25,21 +26,8 @@ ROUND = st.integers(0, 5).flatmap(lambda d: st.tuples(st.just(d), st.integers(0,
 ANSWERS = st.lists(st.lists(ROUND, max_size=8), min_size=1, max_size=6)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`evaluate` copies modules and writes inputs below these two folders."""
-    import sys
-
-    folder = tmp_path_factory.mktemp("evaluate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(folder / "modules"))
-        patch.setattr(evaluate.config, "HF_METRICS_CACHE", str(folder / "metrics"))
-        patch.setattr(sys, "path", list(sys.path))
-        yield
-
-
 @pytest.fixture(scope="module")
-def modules() -> dict[str, Any]:
+def modules(evaluate_cache: None) -> dict[str, Any]:
     found = {name: evaluate.load(metric_path(name)) for name in METRICS}
     found["rounds"] = evaluate.load(metric_path("acceptance_rate"), "rounds")
     return found
