@@ -137,6 +137,20 @@ def test_a_target_that_drafts_for_itself_is_one_answer(tiny_model: TinyModel) ->
     assert records[0].accepted > 0
 
 
+def test_prompt_lookup_is_recorded(target: LlamaForCausalLM) -> None:
+    ids = torch.tensor([[40, 41, 42] * 4])
+    alone = target.generate(ids, do_sample=False, max_new_tokens=12)
+    with record_decoding(target) as records:
+        looked_up = target.generate(
+            ids, do_sample=False, max_new_tokens=12, prompt_lookup_num_tokens=3
+        )
+    (record,) = records
+    assert torch.equal(looked_up, alone)
+    assert record.tokens == alone[0, 12:].tolist()
+    assert record.new_tokens == record.accepted + record.target_passes
+    assert record.num_assistant_tokens == max(d for d, _ in record.rounds) > 0
+
+
 def test_recorders_nest_and_leave_the_target_as_it_was(
     target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> None:
