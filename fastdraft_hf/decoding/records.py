@@ -27,6 +27,7 @@ class DecodingRecord:
         drafted, accepted: totals over the rounds.
         target_passes: forward passes of the target.
         seconds: wall clock of the whole call.
+        counted_tokens: number of new tokens where the path tells it and not their ids.
     """
 
     path: str
@@ -40,6 +41,12 @@ class DecodingRecord:
     drafted: int = 0
     accepted: int = 0
     rounds: list[tuple[int, int]] = field(default_factory=list)
+    counted_tokens: int = 0
+
+    @property
+    def new_tokens(self) -> int:
+        """Number of tokens emitted."""
+        return len(self.tokens) or self.counted_tokens
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
