@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fastdraft_hf.data.heldout import TASK_NAMES, load_task
+from fastdraft_hf.data.heldout import TASK_NAMES
+from fastdraft_hf.data.task_sets import Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
 
@@ -22,10 +23,14 @@ class Decontaminator:
     Args:
         held_out: the texts that must not be trained on.
         n: the length of the run, in words.
+
+    Attributes:
+        held_out: digests of the task sets it was built of, by name.
     """
 
     def __init__(self, held_out: Iterable[str], n: int = NGRAM) -> None:
         self.n = n
+        self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
         self._short: dict[int, set[tuple[str, ...]]] = {}
         for text in held_out:
@@ -40,13 +45,26 @@ class Decontaminator:
             self._grams.update(_runs(words, n))
 
     @classmethod
-    def of_task_sets(cls, names: Iterable[str] = TASK_NAMES) -> Decontaminator:
-        """Build the check for whole task sets: prompts, reference solutions and tests."""
-        texts = []
-        for name in names:
-            for prompt in load_task(name):
+    def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
+        """Build the check for whole task sets: prompts, reference solutions and tests.
+
+        Args:
+            *evaluated: the tasks that a draft will be measured on (those of ``evaluate`` and of
+                ``bench``). HumanEval and IFBench are always kept out, whichever are named.
+        """
+        texts: list[str] = []
+        held_out: dict[str, list[str]] = {}
+        named = [entry for tasks in (TASK_NAMES, *evaluated) for entry in settings_of(tasks)]
+        for number, (name, settings) in enumerate(named):
+            if any(entry == (name, settings) for entry in named[:number]):
+                continue
+            prompts = load_task_set(name, settings)
+            held_out.setdefault(name, []).append(digest(prompts))
+            for prompt in prompts:
                 texts += [prompt.text, prompt.also]
-        return cls(texts)
+        found = cls(texts)
+        found.held_out = held_out
+        return found
 
     def overlaps(self, text: str) -> bool:
         """Return whether ``text`` shares ``n`` words in a row with a held-out text."""

@@ -1,6 +1,7 @@
 """The held-out prompts: what drafts are measured on and nothing is ever trained on.
 
-They come from packages, so they are the same with and without the Hub (`targets.packages`).
+These two come from packages, so they are the same with and without the Hub (`targets.packages`);
+`data.task_sets` has those of the Hub and of local files.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class HeldOutPrompt:
     text: str
     instruction: str
     also: str = ""  # other text of the row that must not be trained on (a reference solution)
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content) where it is a conversation
 
 
 def _humaneval(path: Path) -> list[HeldOutPrompt]:

@@ -36,9 +36,9 @@ def rows(weights: list[list[int]]) -> Chain:
     return [[w / sum(row) for w in row] for row in weights]
 
 
-CHAINS = st.lists(
-    st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=3, max_size=3
-).map(rows)
+CHAINS = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=3, max_size=3).map(
+    rows
+)
 
 
 def written(p: Chain, ends: set[int], text: tuple[int, ...] = ()) -> Iterator[tuple[float, tuple]]:
@@ -153,9 +153,7 @@ def test_rounds_from_every_position_alike_are_not_what_decoding_counts() -> None
     for chance, text in written(p, set()):
         alphas = seen(p, q, set(), text).alphas
         for start in range(len(alphas) - 2):
-            accepted += chance * sum(
-                torch.tensor(alphas[start : start + 3]).cumprod(0).tolist()
-            )
+            accepted += chance * sum(torch.tensor(alphas[start : start + 3]).cumprod(0).tolist())
             total += 3 * chance
     assert abs(accepted / total - true) > 0.2 * true
 

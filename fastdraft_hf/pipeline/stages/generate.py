@@ -59,6 +59,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     assert config is not None  # the stage is planned only with its section
     if not config.sets:
         raise FastDraftError("generate.sets: at least one set is needed")
+    # First of all: a task set that cannot be read stops the run before any work.
+    decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
     path = run.target.path
     tokenizer = AutoTokenizer.from_pretrained(path)
     device = resolve_device(run.recipe.device)
@@ -75,8 +77,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         device=device,
     )
-    decontaminator = Decontaminator.of_task_sets()
-    facts: dict[str, Any] = {"engine": name, "sets": {}}
+    facts: dict[str, Any] = {"engine": name, "sets": {}, "held_out": decontaminator.held_out}
     for set_name, wanted in config.sets.items():
         writer = _Writer(run, folder, set_name, wanted, engine, tokenizer, decontaminator)
         facts["sets"][set_name] = writer.write()
