@@ -105,3 +105,15 @@ def run(args: argparse.Namespace) -> None:
         # Without a training run before it, a stage makes what it reads from the given draft.
         stages = ["design", "export", name] if name == "bench" else ["design", name]
     run_stages(recipe, stages, args.dry_run)
+    if name == "evaluate" and not args.dry_run:
+        _print_results(Path(recipe.output_dir))
+
+
+def _print_results(folder: Path) -> None:
+    """Print what is known of a finished evaluation, also of one that was finished before."""
+    import json
+
+    from fastdraft_hf.evaluation.terminal import print_evaluation
+
+    text = (folder / "evaluate" / "results.json").read_text(encoding="utf-8")
+    print_evaluation(json.loads(text))

@@ -179,6 +179,17 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     wanted = resolve_task(name, given)
     if wanted is None:
         return heldout.load_task(name)
+    # Several stages of one run ask for the same set; a local file is cheap and may change.
+    once = (name, *dataclasses.astuple(wanted))
+    if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
+        _read[once] = _load(name, wanted)
+    return list(_read[once])
+
+
+_read: dict[tuple[Any, ...], list[HeldOutPrompt]] = {}
+
+
+def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
     rows = list(itertools.islice(_rows(name, wanted), wanted.rows))
     if not rows:
         raise FastDraftError(f"tasks.{name}: {wanted.dataset} has no rows ({wanted.split})")
