@@ -130,11 +130,12 @@ def estimators_sentence(evaluation: dict[str, Any]) -> str:
     ]
     if not found:
         return ""
-    return (
+    sentence = (
         "Expected: the acceptance rate by the two models' distributions along the sampled texts, "
         "read once and not decoded. Its interval overlaps that of decoding in "
         f"{sum(found)} of {len(found)} rows."
     )
+    return sentence if all(found) else f"{sentence} A star marks the others."
 
 
 def held_out_sentence(evaluation: dict[str, Any]) -> str:

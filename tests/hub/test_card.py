@@ -68,7 +68,7 @@ def test_the_text_is_filled_and_says_the_figures(run_summary: RunSummary) -> Non
         "on Some CPU, 2 cores:",
         "1.50x (1.40 to 1.60) at γ = 3: a speed-up",
         "no speed-up: the draft costs more time than it saves",
-        "| humaneval | T = 0.6 | 2 | 0.400 (0.300 to 0.500)",
+        "| humaneval | T = 0.6 | 3 | 2 | 0.400 (0.300 to 0.500)",
         "text the target wrote itself, Python standard library (PSF-2.0)",
         "The draft read 400,000 tokens in training.",
         "`num_assistant_tokens` is set to 3",
