@@ -1,8 +1,8 @@
 """Task sets by name, and any data set by column, as held-out prompts.
 
 Two come from packages (`data.heldout`), three from the Hub: with HumanEval, the four that FastDraft
-measures on (arXiv 2411.11055: summarization, text completion, instructions, code completion). Which
-rows and words the paper used is not published; those here are this package's own.
+measures on (arXiv 2411.11055: summarization, text completion, instructions, code completion). It
+has no public code, so rows and wording are this package's own.
 
 A data set may hold millions of rows, and what a draft is measured on must be kept out of what it
 reads. So a task is the first ``rows`` rows of its split, in the set's order, whatever the seed and

@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
+from fastdraft_hf.data.config import Source
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.prompts import Request
@@ -136,6 +137,41 @@ def test_a_task_that_cannot_be_read_stops_before_any_work(
         generate.run(run, tmp_path)
 
 
+def test_prompts_written_before_a_task_was_named_are_found_in_training(
+    run: Run,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A set whose prompts hold the secret, read by pre-training, which sees prompts too."""
+    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    questions = ["and this", SECRETS["bench"], "on that", OPEN]
+    monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
+    bench, run.recipe.bench.tasks = run.recipe.bench.tasks, ["ifbench"]
+    generate.run(run, run.stage_folder("generate"))
+    run.recipe.bench.tasks = bench
+    stage = run.recipe.training_stages()["pretrain"]
+    stage.sources = [Source(kind="generated", name="code")]
+    train._prepare(run, tmp_path / "data", "pretrain", stage, tiny_tokenizer, stored=False)
+    text = text_of(tmp_path / "data", tiny_tokenizer)
+    assert "assistant and the user ate" in text
+    assert "ten hens" not in text
+    assert "hat sat on" not in text
+
+
+def test_a_killed_generate_goes_on_with_the_same_tasks_only(
+    run: Run, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    monkeypatch.setattr(generate, "code_instructions", lambda seed: [OPEN])
+    folder = run.stage_folder("generate")
+    first = generate.run(run, folder)
+    assert generate.run(run, folder) == first
+    run.recipe.bench.tasks = ["humaneval"]
+    with pytest.raises(FastDraftError, match=r"begun when evaluate\.tasks and bench\.tasks"):
+        generate.run(run, folder)
+
+
 def record(run: Run, stage: str, facts: dict[str, Any]) -> None:
     folder = run.stage_folder(stage)
     folder.mkdir()
@@ -145,7 +181,7 @@ def record(run: Run, stage: str, facts: dict[str, Any]) -> None:
 def test_evaluate_knows_what_training_did_not_leave_out(run: Run, tmp_path: Path) -> None:
     assert evaluate.not_held_out(run) == []  # nothing was trained here
     left_out = Decontaminator.of_task_sets(run.recipe.evaluate.tasks).held_out
-    record(run, "generate", {"held_out": left_out})
+    record(run, "pretrain", {"data": {"sources": {}, "held_out": left_out}})
     record(run, "align", {"data": {"sources": {}, "held_out": left_out}})
     assert evaluate.not_held_out(run) == []
     # The set has changed since, or a task was named after training.

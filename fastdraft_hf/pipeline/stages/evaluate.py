@@ -93,11 +93,11 @@ def not_held_out(run: Run) -> list[str]:
     changed since. A draft that was given was trained elsewhere, on text nobody here has checked.
     """
     records = []
-    for stage in ("generate", "pretrain", "continue", "align"):
+    for stage in ("pretrain", "continue", "align"):
         path = run.stage_folder(stage) / PROVENANCE
         if path.exists():
             facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
-            records.append(facts.get("held_out") or facts.get("data", {}).get("held_out") or {})
+            records.append(facts.get("data", {}).get("held_out") or {})
     found = []
     for name, settings in settings_of(run.recipe.evaluate.tasks):
         if not records or name in TASK_NAMES:  # the packaged sets are always left out
