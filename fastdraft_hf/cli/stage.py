@@ -115,5 +115,6 @@ def _print_results(folder: Path) -> None:
 
     from fastdraft_hf.evaluation.terminal import print_evaluation
 
-    text = (folder / "evaluate" / "results.json").read_text(encoding="utf-8")
-    print_evaluation(json.loads(text))
+    path = folder / "evaluate" / "results.json"
+    if path.exists():
+        print_evaluation(json.loads(path.read_text(encoding="utf-8")))
