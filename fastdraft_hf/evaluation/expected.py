@@ -144,12 +144,11 @@ def text_acceptance(
         for start in range(0, len(text.ids), 128):
             place = slice(start, start + 128)
             own = torch.tensor(text.ids[place], device=target.device)[:, None]
-            p, q = (
-                torch.log_softmax(_widened(one[place].to(target.device), model, width), -1)
-                for one, model in zip(
-                    (raw[0] / temperature, raw[1] / temperature), (target, draft), strict=True
-                )
-            )
+            scores = [
+                _widened(one[place].to(target.device), model, width) / temperature
+                for one, model in zip(raw, (target, draft), strict=True)
+            ]
+            p, q = (torch.log_softmax(one, -1) for one in scores)
             both = torch.minimum(p, q).exp()
             end = [e for e in ends if e < width]
             parts[0] += (both.sum(-1) - both[:, end].sum(-1)).clamp(0, 1).tolist()
