@@ -13,6 +13,7 @@ from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
+SHORTEST = 5
 
 _WORD = re.compile(r"[a-z0-9_]+")
 
@@ -32,15 +33,17 @@ class Decontaminator:
         self.n = n
         self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
-        self._short: dict[int, set[tuple[str, ...]]] = {}
+        # By their first words: one pass finds short texts of every length.
+        self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
             words = _words(text)
             if not words:
                 continue
             if len(words) < n:
                 # Fewer than five words ("return True") say nothing about where a text is from.
-                if len(words) >= 5:
-                    self._short.setdefault(len(words), set()).add(tuple(words))
+                if len(words) >= SHORTEST:
+                    first = tuple(words[:SHORTEST])
+                    self._short.setdefault(first, set()).add(tuple(words))
                 continue
             self._grams.update(_runs(words, n))
 
@@ -71,8 +74,12 @@ class Decontaminator:
         words = _words(text)
         if any(run in self._grams for run in _runs(words, self.n)):
             return True
+        if not self._short:
+            return False
         return any(
-            run in grams for length, grams in self._short.items() for run in _runs(words, length)
+            tuple(words[place : place + len(whole)]) == whole
+            for place, first in enumerate(_runs(words, SHORTEST))
+            for whole in self._short.get(first, ())
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +85,3 @@ def load_task(name: str) -> list[HeldOutPrompt]:
         )
     file, read = _TASKS[name]
     return read(fetch(file))
-
-
-def sample_task(name: str, count: int | None, seed: int) -> list[HeldOutPrompt]:
-    """Return ``count`` prompts of a task set (``None``: all), in the seed's order."""
-    prompts = load_task(name)
-    wanted = len(prompts) if count is None else min(count, len(prompts))
-    return random.Random(seed).sample(prompts, wanted)

@@ -134,6 +134,13 @@ def test_the_first_rows_are_the_task_whatever_is_drawn(tmp_path: Path) -> None:
     assert sample_task_set("mine", few, 1) == first
 
 
+def test_packaged_sets_are_drawn_by_the_seed() -> None:
+    first = sample_task_set("humaneval", None, seed=1)
+    assert first == sample_task_set("humaneval", None, seed=1)
+    assert first != sample_task_set("humaneval", None, seed=2)
+    assert len({p.key for p in first}) == 164
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], list[Any]]:
     """Stand in for the Hub: every set holds the given rows; return the calls made."""
