@@ -16,10 +16,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastdraft_hf.decoding.records import DecodingRecord
 
 Records = Sequence[DecodingRecord]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def acceptance_by_position(records: Records) -> list[float]:
 
 
 def bootstrap(
-    records: Records,
-    statistic: Callable[[Records], float],
+    records: Sequence[T],
+    statistic: Callable[[Sequence[T]], float],
     *,
     samples: int = 1000,
     seed: int = 0,
