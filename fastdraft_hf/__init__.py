@@ -32,9 +32,13 @@ _LAZY = {
     "acceptance_rate": "fastdraft_hf.evaluation.metrics",
     "block_efficiency": "fastdraft_hf.evaluation.metrics",
     "mbsu": "fastdraft_hf.evaluation.metrics",
+    "metric_path": "fastdraft_hf.evaluation.modules",
     "assisted_decoding": "fastdraft_hf.decoding.speculative",
     "openvino_pipeline": "fastdraft_hf.decoding.openvino",
     "record_rounds": "fastdraft_hf.decoding.assisted",
+    "record_decoding": "fastdraft_hf.decoding.recorder",
+    "record_result": "fastdraft_hf.decoding.openvino",
+    "DecodingRecords": "fastdraft_hf.decoding.record_list",
     "FastDraftError": "fastdraft_hf._errors",
 }
 
@@ -44,12 +48,16 @@ if TYPE_CHECKING:
     from fastdraft_hf._errors import FastDraftError as FastDraftError
     from fastdraft_hf.decoding.assisted import record_rounds as record_rounds
     from fastdraft_hf.decoding.openvino import openvino_pipeline as openvino_pipeline
+    from fastdraft_hf.decoding.openvino import record_result as record_result
+    from fastdraft_hf.decoding.record_list import DecodingRecords as DecodingRecords
+    from fastdraft_hf.decoding.recorder import record_decoding as record_decoding
     from fastdraft_hf.decoding.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.drafts.config import DesignConfig as DesignConfig
     from fastdraft_hf.drafts.design import design_draft as design_draft
     from fastdraft_hf.evaluation.metrics import acceptance_rate as acceptance_rate
     from fastdraft_hf.evaluation.metrics import block_efficiency as block_efficiency
     from fastdraft_hf.evaluation.metrics import mbsu as mbsu
+    from fastdraft_hf.evaluation.modules import metric_path as metric_path
     from fastdraft_hf.targets.embedded import embedded_target as embedded_target
     from fastdraft_hf.targets.resolve import resolve_target as resolve_target
     from fastdraft_hf.training.arguments import DraftDistillationConfig as DraftDistillationConfig

@@ -128,6 +128,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
         except FastDraftError as error:
             if get_origin(option) is dict and isinstance(value, Mapping):
                 raise  # a mapping was meant; what is wrong inside is what helps
+            if get_origin(option) is list and isinstance(value, (list, tuple)):
+                raise
             errors.append(error)
     raise errors[-1]
 

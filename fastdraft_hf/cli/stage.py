@@ -105,3 +105,16 @@ def run(args: argparse.Namespace) -> None:
         # Without a training run before it, a stage makes what it reads from the given draft.
         stages = ["design", "export", name] if name == "bench" else ["design", name]
     run_stages(recipe, stages, args.dry_run)
+    if name == "evaluate" and not args.dry_run:
+        _print_results(Path(recipe.output_dir))
+
+
+def _print_results(folder: Path) -> None:
+    """Print what is known of a finished evaluation, also of one that was finished before."""
+    import json
+
+    from fastdraft_hf.evaluation.terminal import print_evaluation
+
+    path = folder / "evaluate" / "results.json"
+    if path.exists():
+        print_evaluation(json.loads(path.read_text(encoding="utf-8")))

@@ -109,7 +109,8 @@ def _token_documents(
         rows, _ = keep_rows(read_rows(generated / source.name))
         rng.shuffle(rows)
         for row in rows:
-            if overlaps(tokenizer.decode(row["completion_ids"])):
+            # With its prompt: the tasks may have been named after the set was written.
+            if overlaps(tokenizer.decode(row["prompt_ids"] + row["completion_ids"])):
                 counts["overlaps held-out text"] += 1
                 continue
             counts["documents"] += 1

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fastdraft_hf.data.heldout import TASK_NAMES, load_task
+from fastdraft_hf.data.heldout import TASK_NAMES
+from fastdraft_hf.data.task_sets import Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
+SHORTEST = 5
 
 _WORD = re.compile(r"[a-z0-9_]+")
 
@@ -22,39 +24,62 @@ class Decontaminator:
     Args:
         held_out: the texts that must not be trained on.
         n: the length of the run, in words.
+
+    Attributes:
+        held_out: digests of the task sets it was built of, by name.
     """
 
     def __init__(self, held_out: Iterable[str], n: int = NGRAM) -> None:
         self.n = n
+        self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
-        self._short: dict[int, set[tuple[str, ...]]] = {}
+        # By their first words: one pass finds short texts of every length.
+        self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
             words = _words(text)
             if not words:
                 continue
             if len(words) < n:
                 # Fewer than five words ("return True") say nothing about where a text is from.
-                if len(words) >= 5:
-                    self._short.setdefault(len(words), set()).add(tuple(words))
+                if len(words) >= SHORTEST:
+                    first = tuple(words[:SHORTEST])
+                    self._short.setdefault(first, set()).add(tuple(words))
                 continue
             self._grams.update(_runs(words, n))
 
     @classmethod
-    def of_task_sets(cls, names: Iterable[str] = TASK_NAMES) -> Decontaminator:
-        """Build the check for whole task sets: prompts, reference solutions and tests."""
-        texts = []
-        for name in names:
-            for prompt in load_task(name):
+    def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
+        """Build the check for whole task sets: prompts, reference solutions and tests.
+
+        Args:
+            *evaluated: the tasks that a draft will be measured on (those of ``evaluate`` and of
+                ``bench``). HumanEval and IFBench are always kept out, whichever are named.
+        """
+        texts: list[str] = []
+        held_out: dict[str, list[str]] = {}
+        named = [entry for tasks in (TASK_NAMES, *evaluated) for entry in settings_of(tasks)]
+        for number, (name, settings) in enumerate(named):
+            if any(entry == (name, settings) for entry in named[:number]):
+                continue
+            prompts = load_task_set(name, settings)
+            held_out.setdefault(name, []).append(digest(prompts))
+            for prompt in prompts:
                 texts += [prompt.text, prompt.also]
-        return cls(texts)
+        found = cls(texts)
+        found.held_out = held_out
+        return found
 
     def overlaps(self, text: str) -> bool:
         """Return whether ``text`` shares ``n`` words in a row with a held-out text."""
         words = _words(text)
         if any(run in self._grams for run in _runs(words, self.n)):
             return True
+        if not self._short:
+            return False
         return any(
-            run in grams for length, grams in self._short.items() for run in _runs(words, length)
+            tuple(words[place : place + len(whole)]) == whole
+            for place, first in enumerate(_runs(words, SHORTEST))
+            for whole in self._short.get(first, ())
         )
 
 

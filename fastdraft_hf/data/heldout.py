@@ -1,13 +1,13 @@
 """The held-out prompts: what drafts are measured on and nothing is ever trained on.
 
-They come from packages, so they are the same with and without the Hub (`targets.packages`).
+These two come from packages, so they are the same with and without the Hub (`targets.packages`);
+`data.task_sets` has those of the Hub and of local files.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class HeldOutPrompt:
     text: str
     instruction: str
     also: str = ""  # other text of the row that must not be trained on (a reference solution)
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content) where it is a conversation
 
 
 def _humaneval(path: Path) -> list[HeldOutPrompt]:
@@ -84,10 +85,3 @@ def load_task(name: str) -> list[HeldOutPrompt]:
         )
     file, read = _TASKS[name]
     return read(fetch(file))
-
-
-def sample_task(name: str, count: int | None, seed: int) -> list[HeldOutPrompt]:
-    """Return ``count`` prompts of a task set (``None``: all), in the seed's order."""
-    prompts = load_task(name)
-    wanted = len(prompts) if count is None else min(count, len(prompts))
-    return random.Random(seed).sample(prompts, wanted)

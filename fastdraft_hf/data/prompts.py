@@ -36,15 +36,22 @@ class Request:
         return hashlib.sha256(data).hexdigest()[:16]
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, instruction: str) -> tuple[int, ...]:
-    """Return the ids of a one-turn chat up to where the assistant speaks.
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, instruction: str | Sequence[tuple[str, str]]
+) -> tuple[int, ...]:
+    """Return the ids of a chat up to where the assistant speaks.
 
-    A tokenizer without a chat template gets the instruction as plain text.
+    Args:
+        tokenizer: the target's; one without a chat template gets plain text.
+        instruction: what the user says, or a conversation as (role, content).
     """
+    turns = [("user", instruction)] if isinstance(instruction, str) else instruction
     if tokenizer.chat_template is None:
-        return tuple(tokenizer(instruction)["input_ids"])
+        return tuple(tokenizer("\n\n".join(content for _, content in turns))["input_ids"])
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": instruction}], tokenize=False, add_generation_prompt=True
+        [{"role": role, "content": content} for role, content in turns],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf.decoding.records import DecodingRecord, listener
@@ -31,39 +31,60 @@ def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
     apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
 
+# (path, row, drafted, accepted) of a round.
+Tell = Callable[[DraftPath, int, int, int], None]
+
+
 @contextlib.contextmanager
-def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
-    """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
+def tell_rounds(target: PreTrainedModel, tell: Tell) -> Iterator[None]:
+    """Call ``tell`` for every round that ``target.generate`` runs in the block.
 
-    Rounds of stock assisted generation and of `fastdraft_hf.assisted_decoding` alike; of a batch,
-    the rounds of all rows.
-
-    transformers does not tell acceptance, so ``update_candidate_strategy`` of its candidate
-    generator is wrapped; it is called once a round with the scores of all drafted positions plus
-    one. The way there, ``_get_candidate_generator``, is private: `test_assisted.py` fails when it
-    moves.
+    Our loop tells through `records.listener`. transformers does not tell acceptance, so
+    ``update_candidate_strategy`` of its candidate generator is wrapped; it is called once a round
+    with the scores of all drafted positions plus one. The way there, ``_get_candidate_generator``,
+    is private: `test_assisted.py` fails when it moves.
     """
-    rounds: list[tuple[int, int]] = []
-    make = target._get_candidate_generator
+    make, before = target._get_candidate_generator, listener.get()
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         generator = make(*args, **kwargs)
         update = generator.update_candidate_strategy
 
-        def update_and_record(input_ids: Any, scores: Any, num_matches: Any) -> Any:
-            rounds.append((int(scores.shape[1]) - 1, int(num_matches)))
+        def update_and_tell(input_ids: Any, scores: Any, num_matches: Any) -> Any:
+            tell("transformers", 0, int(scores.shape[1]) - 1, int(num_matches))
             return update(input_ids, scores, num_matches)
 
-        generator.update_candidate_strategy = update_and_record
+        generator.update_candidate_strategy = update_and_tell
         return generator
 
+    def heard(row: int, drafted: int, accepted: int) -> None:
+        tell("ours", row, drafted, accepted)
+        if before is not None:
+            before(row, drafted, accepted)
+
+    nested = "_get_candidate_generator" in vars(target)
     target._get_candidate_generator = recording
-    token = listener.set(lambda row, drafted, accepted: rounds.append((drafted, accepted)))
+    token = listener.set(heard)
     try:
-        yield rounds
+        yield
     finally:
         listener.reset(token)
-        del target._get_candidate_generator
+        if nested:
+            target._get_candidate_generator = make
+        else:
+            del target._get_candidate_generator
+
+
+@contextlib.contextmanager
+def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
+    """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
+
+    Rounds of stock assisted generation and of `fastdraft_hf.assisted_decoding` alike; of a batch,
+    the rounds of all rows. `fastdraft_hf.record_decoding` keeps answers and rows apart.
+    """
+    rounds: list[tuple[int, int]] = []
+    with tell_rounds(target, lambda path, row, *one: rounds.append(one)):
+        yield rounds
 
 
 class _FirstToken:

@@ -29,7 +29,8 @@ def openvino_pipeline(
     have it; take ``pipeline.get_generation_config()`` and change that.
 
     Args:
-        target_dir, draft_dir: OpenVINO folders, as `fastdraft export` or optimum-intel write them.
+        target_dir: the target's OpenVINO folder, as `fastdraft export` or optimum-intel write it.
+        draft_dir: the draft's.
         device: an OpenVINO device such as ``CPU`` or ``GPU``; of both models.
         **properties: further properties of the pipeline, such as ``scheduler_config``.
 
@@ -154,3 +155,61 @@ class OpenVINODecoder:
             accepted=accepted,
             first_token_seconds=result.perf_metrics.get_ttft().mean / 1e3,
         )
+
+
+def record_result(
+    result: Any,
+    num_assistant_tokens: int,
+    *,
+    temperature: float = 0.0,
+    task: str = "",
+    key: str = "",
+) -> DecodingRecord:
+    """Return the record of what an OpenVINO GenAI pipeline returned.
+
+    ``LLMPipeline.generate`` returns such a result for a list of prompts or for token ids; for a
+    plain string it returns the text alone. GenAI tells the totals of a call and not its rounds, so
+    a call with several prompts gives one record of them all.
+
+    Example:
+        >>> result = pipeline.generate(["def add(a, b):"], max_new_tokens=64)
+        >>> records = DecodingRecords([fastdraft_hf.record_result(result, 3)])
+
+    Args:
+        result: ``DecodedResults`` (the number of tokens is known, their ids are not) or
+            ``EncodedResults``.
+        num_assistant_tokens: γ of the call; a pipeline without a draft has 0 whatever is given.
+        temperature: written into the record; 0 is greedy.
+        task: written into the record.
+        key: written into the record.
+
+    Raises:
+        FastDraftError: this is not such a result.
+    """
+    metrics = getattr(result, "perf_metrics", None)
+    if metrics is None:
+        raise FastDraftError(
+            f"record_result needs what LLMPipeline.generate returns for a list of prompts or for "
+            f"token ids, not {type(result).__name__}"
+        )
+    ids = list(getattr(result, "tokens", []))
+    counted = sum(map(len, ids)) or metrics.get_num_generated_tokens()
+    tokens = list(ids[0]) if len(ids) == 1 else []
+    drafting = result.extended_perf_metrics
+    drafted = accepted = 0
+    if drafting is not None:
+        drafted, accepted = drafting.get_num_draft_tokens(), drafting.get_num_accepted_tokens()
+    return DecodingRecord(
+        path="openvino",
+        task=task,
+        key=key,
+        temperature=temperature,
+        num_assistant_tokens=num_assistant_tokens if drafting is not None else 0,
+        tokens=tokens,
+        seconds=metrics.get_generate_duration().mean / 1000,
+        # Every pass of the target gives one token of its own beside the accepted ones.
+        target_passes=max(1, counted - accepted),
+        drafted=drafted,
+        accepted=accepted,
+        counted_tokens=0 if tokens else counted,
+    )

@@ -30,6 +30,7 @@ class DecodingRecord:
         seconds: wall clock of the whole call.
         first_token_seconds: wall clock until the first new token was there; ``None`` where nobody
             looked.
+        counted_tokens: number of new tokens where the path tells it and not their ids.
     """
 
     path: str
@@ -44,6 +45,12 @@ class DecodingRecord:
     accepted: int = 0
     rounds: list[tuple[int, int]] = field(default_factory=list)
     first_token_seconds: float | None = None
+    counted_tokens: int = 0
+
+    @property
+    def new_tokens(self) -> int:
+        """Number of tokens emitted."""
+        return len(self.tokens) or self.counted_tokens
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -68,10 +68,8 @@ def assisted_decoding(
     Args:
         model: the target.
         input_ids: [B, L] prompts, padded on the left.
-        logits_processor, stopping_criteria, generation_config, synced_gpus, streamer,
-            inputs_tensor, tokenizer, assistant_tokenizer: as `generate` prepares them.
         assistant_model: the draft.
-        **model_kwargs: the target's inputs.
+        **model_kwargs: the target's inputs. Everything else is as `generate` prepares it.
 
     Returns:
         ids [B, L + new], rows that end early padded on the right; or a

@@ -6,31 +6,35 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
 from fastdraft_hf.data.heldout import TASK_NAMES
+from fastdraft_hf.data.task_sets import KNOWN, TaskSet, check_tasks
 from fastdraft_hf.export.openvino import WeightFormat
 
-
-def _check_tasks(tasks: list[str]) -> None:
-    for name in tasks:
-        if name not in TASK_NAMES:
-            known = ", ".join(TASK_NAMES)
-            raise FastDraftError(f"tasks: no task set '{name}'{nearest(name, TASK_NAMES)}; {known}")
-    if not tasks:
-        raise FastDraftError("tasks: at least one is needed")
+_TASKS_HELP = (
+    f"held-out task sets: a list of {', '.join(KNOWN)}; or a mapping of names to settings "
+    "(dataset, name, split, column, instruction, words, key_column, revision, rows) for any data "
+    "set of the Hub or local file"
+)
 
 
 @dataclass
 class EvaluateConfig:
     """Acceptance on held-out prompts, and that greedy output does not change."""
 
-    tasks: list[str] = setting(list(TASK_NAMES), "held-out task sets")
+    tasks: dict[str, TaskSet] | list[str] = setting(list(TASK_NAMES), _TASKS_HELP)
     prompts_per_task: int = setting(16, "prompts of each, drawn by the recipe's seed")
     max_prompt_tokens: int = setting(400, "longer prompts are passed over when drawing")
     max_new_tokens: int = setting(64, "length of an answer")
-    num_assistant_tokens: int = setting(3, "tokens drafted a round (γ); the paper uses 3")
-    temperature: float = setting(0.6, "of the sampled runs; the paper uses 0.6")
+    num_assistant_tokens: list[int] | int = setting(
+        3, "tokens drafted a round (γ), one number or several; the paper uses 3"
+    )
+    temperature: list[float] | float = setting(
+        0.6,
+        "of the sampled runs, one number or several; 0 adds greedy runs at every γ beside those at "
+        "the first, which are always made; the paper uses 0.6",
+    )
     path: Literal["ours", "transformers"] = setting(
         "ours",
         "how the draft is used: our own loop, or stock assisted generation (slower; the greedy "
@@ -41,12 +45,51 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_tasks(self.tasks)
-        for name in ("prompts_per_task", "max_new_tokens", "num_assistant_tokens"):
+        check_tasks(self.tasks)
+        for name in ("prompts_per_task", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise FastDraftError("temperature: must be above 0; greedy runs are made beside it")
+        if self.untrained_prompts_per_task < 0:
+            raise FastDraftError("untrained_prompts_per_task: must be at least 0")
+        _check_numbers("num_assistant_tokens", self.gammas)
+        if min(self.gammas) < 1:
+            raise FastDraftError(f"num_assistant_tokens: must be at least 1, got {self.gammas}")
+        _check_numbers("temperature", self.temperatures)
+        if not all(0 <= t < float("inf") for t in self.temperatures):
+            raise FastDraftError(f"temperature: must be at least 0, got {self.temperatures}")
+        if not any(self.temperatures):
+            raise FastDraftError(
+                "temperature: must be above 0, or one of several must; greedy runs are made beside"
+            )
+
+    @property
+    def gammas(self) -> list[int]:
+        """Every γ; the first is the one that single figures are of."""
+        value = self.num_assistant_tokens
+        return list(value) if isinstance(value, list) else [value]
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Every temperature as given, 0 included."""
+        value = self.temperature
+        return list(value) if isinstance(value, list) else [value]
+
+    @property
+    def sampled(self) -> list[float]:
+        """The temperatures above 0; the first is the one that single figures are of."""
+        return [t for t in self.temperatures if t > 0]
+
+    @property
+    def greedy_gammas(self) -> list[int]:
+        """The γ of greedy runs: the first, or all where temperature 0 is asked for."""
+        return self.gammas if 0 in self.temperatures else self.gammas[:1]
+
+
+def _check_numbers(name: str, values: list[int] | list[float]) -> None:
+    if not values:
+        raise FastDraftError(f"{name}: at least one is needed")
+    if len(set(values)) < len(values):
+        raise FastDraftError(f"{name}: one stands twice in {values}")
 
 
 BenchPath = Literal[
@@ -63,7 +106,7 @@ BenchPath = Literal[
 class BenchConfig:
     """Wall clock with and without the draft, in turn, over γ."""
 
-    tasks: list[str] = setting(list(TASK_NAMES), "held-out task sets")
+    tasks: dict[str, TaskSet] | list[str] = setting(list(TASK_NAMES), _TASKS_HELP)
     prompts_per_task: int = setting(4, "prompts of each")
     max_prompt_tokens: int = setting(400, "longer prompts are passed over when drawing")
     max_new_tokens: int = setting(64, "length of an answer")
@@ -86,7 +129,7 @@ class BenchConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_tasks(self.tasks)
+        check_tasks(self.tasks)
         if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
             raise FastDraftError("num_assistant_tokens: a list of numbers of at least 1 is needed")
         for name in self.drafts:  # it becomes a part of labels and keys

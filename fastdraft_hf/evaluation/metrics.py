@@ -16,10 +16,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastdraft_hf.decoding.records import DecodingRecord
 
 Records = Sequence[DecodingRecord]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def acceptance_rate(records: Records) -> float:
 def block_efficiency(records: Records) -> float:
     """Return emitted tokens per forward pass of the target; 1 when there were none."""
     passes = sum(r.target_passes for r in records)
-    return sum(len(r.tokens) for r in records) / passes if passes else 1.0
+    return sum(r.new_tokens for r in records) / passes if passes else 1.0
 
 
 def mbsu(efficiency: float, cost_ratio: float, num_assistant_tokens: int) -> float:
@@ -60,7 +62,7 @@ def mbsu(efficiency: float, cost_ratio: float, num_assistant_tokens: int) -> flo
 def tokens_per_second(records: Records) -> float:
     """Return new tokens over wall-clock seconds, prompt processing included."""
     seconds = sum(r.seconds for r in records)
-    return sum(len(r.tokens) for r in records) / seconds if seconds else 0.0
+    return sum(r.new_tokens for r in records) / seconds if seconds else 0.0
 
 
 def acceptance_by_position(records: Records) -> list[float]:
@@ -77,8 +79,8 @@ def acceptance_by_position(records: Records) -> list[float]:
 
 
 def bootstrap(
-    records: Records,
-    statistic: Callable[[Records], float],
+    records: Sequence[T],
+    statistic: Callable[[Sequence[T]], float],
     *,
     samples: int = 1000,
     seed: int = 0,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.heldout import sample_task
 from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.data.task_sets import Tasks, sample_task_set, settings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,21 +24,28 @@ class EvaluationPrompt:
 
 def draw_prompts(
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
+    tasks: Tasks,
     per_task: int,
     max_tokens: int,
     seed: int,
 ) -> list[EvaluationPrompt]:
     """Return ``per_task`` prompts of every task set, the same ones for the same seed.
 
+    Args:
+        tokenizer: the target's.
+        tasks: names of task sets, or names and settings.
+        per_task: prompts of each; fewer where a set has fewer.
+        max_tokens: longer prompts are passed over.
+        seed: draws the prompts.
+
     Raises:
-        FastDraftError: a task set has no prompt short enough.
+        FastDraftError: a task set cannot be read, or has no prompt short enough.
     """
     drawn = []
-    for task in tasks:
+    for task, settings in settings_of(tasks):
         chosen = []
-        for prompt in sample_task(task, None, seed):
-            ids = chat_ids(tokenizer, prompt.instruction)
+        for prompt in sample_task_set(task, settings, seed):
+            ids = chat_ids(tokenizer, prompt.messages or prompt.instruction)
             if len(ids) <= max_tokens:
                 chosen.append(EvaluationPrompt(task, prompt.key, ids))
             if len(chosen) == per_task:

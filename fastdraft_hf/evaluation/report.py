@@ -16,6 +16,8 @@ from fastdraft_hf.evaluation.summary import (
     RunSummary,
     acceptance_rows,
     comparison_rows,
+    estimators_sentence,
+    held_out_sentence,
     memory_rows,
     speed_rows,
     stage_rows,
@@ -24,7 +26,7 @@ from fastdraft_hf.evaluation.summary import (
 )
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c2430; background: #fff; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .87rem; margin: .8rem 0; }
@@ -121,6 +123,12 @@ def write_report(
     if summary.evaluation is not None:
         parts.append("<h2>Acceptance on held-out prompts</h2>")
         parts.append(_table(acceptance_rows(summary.evaluation)))
+        for sentence in (
+            estimators_sentence(summary.evaluation),
+            held_out_sentence(summary.evaluation),
+        ):
+            if sentence:
+                parts.append(f"<p>{html.escape(sentence)}</p>")
         parts.append(_greedy_sentence(summary.evaluation))
     if summary.bench is not None:
         parts.append("<h2>Wall clock, greedy, batch 1</h2>")

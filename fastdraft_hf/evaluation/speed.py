@@ -40,7 +40,7 @@ def _rows(pairs: Sequence[Pair]) -> dict[Prompt, list[Row]]:
     for a, b in pairs:
         if (a.task, a.key) != (b.task, b.key):
             raise ValueError("a ratio needs pairs of the same prompt")
-        row = (len(a.tokens), a.seconds, len(b.tokens), b.seconds)
+        row = (a.new_tokens, a.seconds, b.new_tokens, b.seconds)
         prompts.setdefault((a.task, a.key), []).append(row)
     return prompts
 

@@ -56,27 +56,56 @@ def with_interval(triple: list[float], digits: int = 2) -> str:
     return f"{value} ({low} to {high})"
 
 
+def settings_of(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the figures of each γ and temperature; those of older results are of one."""
+    if "settings" in evaluation:
+        return list(evaluation["settings"])
+    return [
+        {
+            "num_assistant_tokens": evaluation["num_assistant_tokens"],
+            "temperature": temperature,
+            "tasks": {task: found.get(run) for task, found in evaluation["tasks"].items()},
+            "overall": evaluation["overall"].get(run),
+        }
+        for run, temperature in (("sampled", evaluation["temperature"]), ("greedy", 0.0))
+    ]
+
+
 def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row per task set and kind of run: acceptance rate, block efficiency, MBSU."""
-    names = {
-        "sampled": f"T = {evaluation['temperature']:g}",
-        "greedy": "greedy",
-        "untrained": f"untrained, T = {evaluation['temperature']:g}",
-    }
+    """Return one row per task set, temperature and γ, and one for the draft before training.
+
+    ``expected`` is the teacher-forced acceptance rate; a star marks an interval that shares nothing
+    with that of decoding.
+    """
+    settings = settings_of(evaluation)
+    expects = any("expected" in (s["overall"] or {}) for s in settings)
     rows = []
-    for task, figures in [*evaluation["tasks"].items(), ("overall", evaluation["overall"])]:
-        for run, name in names.items():
-            if run in figures:
-                rows.append(
-                    {
-                        "task set": task,
-                        "decoding": name,
-                        "prompts": str(figures[run]["prompts"]),
-                        "acceptance rate": with_interval(figures[run]["acceptance_rate"], 3),
-                        "block efficiency": with_interval(figures[run]["block_efficiency"]),
-                        "MBSU": with_interval(figures[run]["mbsu"]),
-                    }
-                )
+    for task in [*evaluation["tasks"], "overall"]:
+        own = [s["overall"] if task == "overall" else s["tasks"][task] for s in settings]
+        taken = [
+            (_decoding(s["temperature"]), s["num_assistant_tokens"], figures)
+            for s, figures in zip(settings, own, strict=True)
+        ]
+        first = evaluation["overall"] if task == "overall" else evaluation["tasks"][task]
+        untrained = f"untrained, {_decoding(evaluation['temperature'])}"
+        taken.append((untrained, evaluation["num_assistant_tokens"], first.get("untrained")))
+        for name, gamma, figures in taken:
+            if figures is None:
+                continue
+            row = {
+                "task set": task,
+                "decoding": name,
+                "γ": str(gamma),
+                "prompts": str(figures["prompts"]),
+                "acceptance rate": with_interval(figures["acceptance_rate"], 3),
+                "expected": _expected_cell(figures),
+                "block efficiency": with_interval(figures["block_efficiency"]),
+                "MBSU": with_interval(figures["mbsu"]),
+                "by position": " ".join(f"{v:.2f}" for v in figures["acceptance_by_position"]),
+            }
+            if not expects:
+                del row["expected"]
+            rows.append(row)
     return rows
 
 
@@ -87,6 +116,43 @@ SPEED_NOTE = (
     "averaged over ways to halve them, so a ratio can be lower than that of the two speeds beside "
     "it. First token: alone / with the draft, median."
 )
+
+
+def _decoding(temperature: float) -> str:
+    return f"T = {temperature:g}" if temperature else "greedy"
+
+
+def _expected_cell(figures: dict[str, Any]) -> str:
+    if "expected" not in figures:
+        return ""
+    cell = with_interval(figures["expected"]["acceptance_rate"], 3)
+    return cell if figures["intervals_overlap"] else f"{cell} *"
+
+
+def estimators_sentence(evaluation: dict[str, Any]) -> str:
+    """Say whether decoding and the teacher-forced estimate agree; "" where one was not made."""
+    found = [
+        figures["intervals_overlap"]
+        for setting in settings_of(evaluation)
+        for figures in (*setting["tasks"].values(), setting["overall"])
+        if figures is not None and "intervals_overlap" in figures
+    ]
+    if not found:
+        return ""
+    sentence = (
+        "Expected: the acceptance rate by the two models' distributions along the sampled texts, "
+        "read once and not decoded. Its interval overlaps that of decoding in "
+        f"{sum(found)} of {len(found)} rows."
+    )
+    return sentence if all(found) else f"{sentence} A star marks the others."
+
+
+def held_out_sentence(evaluation: dict[str, Any]) -> str:
+    """Name the task sets that training did not leave out; "" when it left out all."""
+    names = evaluation.get("not_held_out", [])
+    if not names:
+        return ""
+    return f"Training did not leave out the text of {', '.join(names)}: figures may flatter."
 
 
 def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:

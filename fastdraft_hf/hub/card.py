@@ -12,7 +12,9 @@ from fastdraft_hf.evaluation.summary import (
     RunSummary,
     acceptance_rows,
     budget_sentence,
+    held_out_sentence,
     markdown_table,
+    settings_of,
     speed_rows,
     stage_rows,
     verdict,
@@ -86,6 +88,7 @@ def render_card(
         tags=["fastdraft", "speculative-decoding", "draft-model", "assisted-generation"],
         eval_results=_eval_results(evaluation),
     )
+    settings = settings_of(evaluation)
     machine = next(iter(reversed(summary.provenance.values())))["machine"]
     design = summary.provenance.get("design", {}).get("facts", {})
     return ModelCard.from_template(
@@ -99,7 +102,11 @@ def render_card(
         size_ratio=f"{1 / evaluation['cost_ratio']:.1f}",
         draft_location=draft_location,
         num_assistant_tokens=num_assistant_tokens,
-        gamma=evaluation["num_assistant_tokens"],
+        gamma=" or ".join(
+            str(g) for g in dict.fromkeys(s["num_assistant_tokens"] for s in settings)
+        ),
+        tasks=", ".join(evaluation["tasks"]),
+        not_held_out=held_out_sentence(evaluation),
         acceptance_table=markdown_table(acceptance_rows(evaluation)),
         greedy_identical=evaluation["greedy_identical"],
         greedy_prompts=evaluation["greedy_prompts"],
@@ -126,25 +133,26 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     results = []
-    for task, figures in evaluation["tasks"].items():
-        for name, key in (
-            ("Acceptance rate", "acceptance_rate"),
-            ("Block efficiency", "block_efficiency"),
-        ):
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Speculative decoding",
-                    dataset_type=task,
-                    dataset_name=task,
-                    metric_type=key,
-                    metric_name=(
-                        f"{name} (γ = {evaluation['num_assistant_tokens']}, "
-                        f"T = {evaluation['temperature']:g})"
-                    ),
-                    metric_value=round(figures["sampled"][key][0], 4),
+    for setting in settings_of(evaluation):
+        if not setting["temperature"]:  # greedy acceptance is another figure than the paper's
+            continue
+        gamma, temperature = setting["num_assistant_tokens"], setting["temperature"]
+        for task, figures in setting["tasks"].items():
+            for name, key in (
+                ("Acceptance rate", "acceptance_rate"),
+                ("Block efficiency", "block_efficiency"),
+            ):
+                results.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        task_name="Speculative decoding",
+                        dataset_type=task,
+                        dataset_name=task,
+                        metric_type=key,
+                        metric_name=f"{name} (γ = {gamma}, T = {temperature:g})",
+                        metric_value=round(figures[key][0], 4),
+                    )
                 )
-            )
     return results
 
 

@@ -23,6 +23,10 @@ from fastdraft_hf.training.objectives import Objective
 # of 49k. With the target's full distribution at hand a chunk has several such tables.
 CHUNK_BYTES = 256 * 49_152 * 4
 _CHUNK_BYTES_FULL = CHUNK_BYTES // 4
+# A CPU's products in bfloat16 keep a kernel and its workspace (some 20 MB with a large vocabulary)
+# for each of the last 1,024 shapes (oneDNN's primitive cache), so the rows of a product are few
+# different numbers: a full chunk, or multiples of this.
+_ROWS_STEP = 64
 
 
 class HeadLoss(NamedTuple):
@@ -68,12 +72,18 @@ class _FusedHead(torch.autograd.Function):
         projection = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         sums = Sums(objective, hidden.device)
-        tables = Tables(min(chunk, hidden.shape[0]), weight.shape[0], hidden, dtype)
+        step = _ROWS_STEP if hidden.device.type == "cpu" and dtype != torch.float32 else 1
+        size = min(chunk, -(-hidden.shape[0] // step) * step)
+        tables = Tables(size, weight.shape[0], hidden, dtype)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows].to(dtype)
-            table = tables.take("logits", part.shape[0])
-            logits = head_logits(part, projection, offset, scale, softcap, out=table)
+            count = part.shape[0]
+            extra = min(chunk, -(-count // step) * step) - count
+            if extra:
+                part = torch.nn.functional.pad(part, (0, 0, 0, extra))
+            table = tables.take("logits", count + extra)
+            logits = head_logits(part, projection, offset, scale, softcap, out=table)[:count]
             gradient = logits_gradient(
                 logits,
                 tables,
@@ -92,8 +102,12 @@ class _FusedHead(torch.autograd.Function):
                 gradient *= scale
             if grad_bias is not None:
                 grad_bias += gradient.sum(0, dtype=torch.float32)
+            if extra:
+                padded = tables.take("padded", count + extra)
+                padded[:count], padded[count:] = gradient, 0.0
+                gradient = padded
             if grad_hidden is not None:
-                grad_hidden[rows] = gradient @ projection
+                grad_hidden[rows] = (gradient @ projection)[:count]
             if grad_weight is not None:
                 add_product(grad_weight, gradient, part)
         # Not saved for backward as such: they are no tensors of the graph, and one that is let go

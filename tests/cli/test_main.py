@@ -41,7 +41,11 @@ def refused(*words: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["align", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["align", "--help"], ["evaluate", "--help"]],
+    ids=" ".join,
+)
 def test_asking_for_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\n"
@@ -235,6 +239,24 @@ def test_a_stage_of_a_recipe_is_that_recipes(
     assert given == expected.resolved()
     planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]
     assert planned == ["align"]
+
+
+def test_evaluate_prints_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a stage that was finished before, in the layout of older results."""
+    monkeypatch.setattr("fastdraft_hf.cli._running.run_stages", lambda *args: None)
+    run = json.loads((ROOT / "tests" / "synthetic_run.json").read_text(encoding="utf-8"))
+    (tmp_path / "evaluate").mkdir()
+    text = json.dumps(run["evaluation"])
+    (tmp_path / "evaluate" / "results.json").write_text(text, encoding="utf-8")
+    words = ["evaluate", "--output-dir", str(tmp_path)]
+    cli.main(words)
+    shown = capsys.readouterr().err
+    assert re.search(r"humaneval +T = 0\.6 +3 +2 +0\.400 \(0\.300 to 0\.500\)", shown)
+    assert "greedy output identical to the target alone: 4 of 4 prompts" in shown
+    cli.main([*words, "--dry-run"])
+    assert capsys.readouterr().err == ""
 
 
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:

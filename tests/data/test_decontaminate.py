@@ -50,6 +50,24 @@ def test_short_texts_are_matched_whole(words: int, found: bool) -> None:
     assert not check.overlaps(" ".join(["so", *WORDS[: words - 1], "on"]))
 
 
+LETTERS = st.lists(st.sampled_from("abc"), max_size=16).map(" ".join)
+
+
+@given(st.lists(LETTERS, max_size=4), LETTERS)
+def test_it_is_what_the_rule_says(held_out: list[str], text: str) -> None:
+    """Few words, so that they meet: the rule, written plainly."""
+
+    def shared(other: str) -> bool:
+        words = other.split()
+        length = min(len(words), NGRAM)
+        return length >= 5 and any(
+            f" {' '.join(words[i : i + length])} " in f" {text} "
+            for i in range(len(words) - length + 1)
+        )
+
+    assert Decontaminator(held_out).overlaps(text) == any(map(shared, held_out))
+
+
 @given(st.text())
 def test_nothing_overlaps_nothing(text: str) -> None:
     assert not Decontaminator([]).overlaps(text)

@@ -7,8 +7,10 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.decoding.assisted import decode
-from fastdraft_hf.decoding.openvino import OpenVINODecoder
+from fastdraft_hf.decoding.openvino import OpenVINODecoder, openvino_pipeline, record_result
+from fastdraft_hf.decoding.record_list import DecodingRecords
 from fastdraft_hf.decoding.records import DecodingRecord
+from fastdraft_hf.evaluation.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.export.openvino import export_openvino
 
 pytest.importorskip("openvino_genai")
@@ -108,3 +110,45 @@ def test_prompt_lookup_writes_what_the_target_writes(
 def test_prompt_lookup_takes_no_draft(folders: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="prompt lookup takes no draft"):
         OpenVINODecoder(*folders, prompt_lookup=True)
+
+
+@pytest.mark.parametrize("drafted", [True, False], ids=["assisted", "alone"])
+def test_a_result_of_a_pipeline_becomes_a_record(folders: tuple[Path, Path], drafted: bool) -> None:
+    import numpy
+    import openvino
+    import openvino_genai
+
+    target = folders[0]
+    if drafted:
+        pipeline = openvino_pipeline(target, target)
+    else:
+        pipeline = openvino_genai.LLMPipeline(str(target), "CPU")
+    config = pipeline.get_generation_config()
+    config.max_new_tokens = 12
+    config.apply_chat_template = False
+    gamma = 3 if drafted else 0
+
+    ids = openvino.Tensor(numpy.array([PROMPTS[0]], dtype=numpy.int64))
+    encoded = pipeline.generate(ids, config)
+    one = record_result(encoded, 3, task="t", key="a")
+    assert (one.path, one.task, one.key, one.num_assistant_tokens) == ("openvino", "t", "a", gamma)
+    assert one.tokens == list(encoded.tokens[0])
+    assert one.new_tokens == len(one.tokens) == one.accepted + one.target_passes
+    assert 0 <= one.accepted <= one.drafted
+    assert (one.accepted > 0) is drafted
+    assert one.seconds > 0
+    if drafted:
+        rate = encoded.extended_perf_metrics.get_draft_acceptance_rate()
+        # GenAI tells per cent in some releases and a share in others.
+        assert acceptance_rate([one]) == pytest.approx(rate / 100 if rate > 1 else rate, abs=0.01)
+
+    # Of text the ids are not told, but their number is; several prompts are one record.
+    texts = record_result(pipeline.generate(["the cat", "on that"], config), 3)
+    assert texts.tokens == []
+    assert texts.new_tokens == texts.accepted + texts.target_passes
+    assert 2 <= texts.new_tokens <= 24
+    columns = DecodingRecords([one, texts]).columns()
+    assert columns["new_tokens"] == [one.new_tokens, texts.new_tokens]
+    assert block_efficiency([one, texts]) == sum(columns["new_tokens"]) / sum(
+        columns["target_passes"]
+    )

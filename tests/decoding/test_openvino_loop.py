@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
 from fastdraft_hf.decoding.assisted import greedy_margin, record_rounds
+from fastdraft_hf.decoding.recorder import record_decoding
 from fastdraft_hf.decoding.settings import store_draft_settings
 from fastdraft_hf.export.openvino import export_openvino
 
@@ -170,3 +171,17 @@ def test_the_pipeline_drafts_as_measured(folders: dict[str, Path], tmp_path: Pat
     assert 0 < metrics.get_num_draft_tokens() <= 2 * 12
     with pytest.raises(FastDraftError, match=r"holds no openvino_model\.xml"):
         openvino_pipeline(folders["target"], tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
+def test_the_recorder_reads_a_batch(models: dict[str, Any], kind: str, draft_kind: str) -> None:
+    target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
+    ids = [[40, 41, 42], [70, 33, 250]]
+    with record_decoding(target) as records:
+        output = write(target, ids, draft)
+    assert [r.path for r in records] == ["ours-openvino"] * 2
+    for row, record in enumerate(records):
+        assert record.tokens == output[row, 3 : 3 + record.new_tokens].tolist()
+        assert record.new_tokens == record.accepted + record.target_passes
+        assert record.target_passes == len(record.rounds) > 0
+    assert "generate" not in vars(target)

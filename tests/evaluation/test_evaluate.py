@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation import evaluate
 from fastdraft_hf.evaluation.config import EvaluateConfig
-from fastdraft_hf.evaluation.evaluate import ALONE, GREEDY, SAMPLED, UNTRAINED, label
+from fastdraft_hf.evaluation.evaluate import ALONE, GREEDY, SAMPLED, UNTRAINED, Setting
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
@@ -24,8 +27,18 @@ PROMPTS = [
     EvaluationPrompt("ifbench", "8", (20, 21, 22)),
 ]
 CONFIG = EvaluateConfig(max_new_tokens=6, num_assistant_tokens=2, untrained_prompts_per_task=1)
+WAYS = {
+    ALONE: Setting(ALONE),
+    GREEDY: Setting(GREEDY, 2),
+    SAMPLED: Setting(SAMPLED, 2, 0.6),
+    UNTRAINED: Setting(UNTRAINED, 2, 0.6),
+}
 # Three runs of each prompt, and one more of each task's first.
 RUNS = 3 * len(PROMPTS) + 2
+
+
+def label(run: str, prompt: EvaluationPrompt) -> str:
+    return WAYS[run].label(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +136,7 @@ def test_a_planted_difference_is_found_with_the_targets_margin(
     target = models[0]
     path = tmp_path / "records.jsonl"
     journal = greedy_pair(make_record, path, [5, 6, 7, 8], [5, 6, 9, 8])
-    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], journal)
+    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], CONFIG, journal)
     assert (found["task"], found["key"], found["place"]) == ("humaneval", "H/0", 2)
     with torch.no_grad():
         logits = target(input_ids=torch.tensor([[*PROMPTS[0].ids, 5, 6]])).logits[0, -1]
@@ -142,7 +155,7 @@ def test_a_difference_at_a_tie_is_called_one(
     with torch.no_grad():  # all logits zero: every token is as good as every other
         target.get_output_embeddings().weight.zero_()
     journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6], [5, 7])
-    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], journal)
+    (found,) = evaluate.compare_greedy(target, PROMPTS[:1], CONFIG, journal)
     assert (found["place"], found["margin"], found["tie"]) == (1, 0.0, True)
 
 
@@ -152,7 +165,7 @@ def test_an_answer_cut_short_is_a_fault(
     tmp_path: Path,
 ) -> None:
     journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6, 7], [5, 6])
-    (found,) = evaluate.compare_greedy(models[0], PROMPTS[:1], journal)
+    (found,) = evaluate.compare_greedy(models[0], PROMPTS[:1], CONFIG, journal)
     assert (found["place"], found["tie"]) == (None, False)
 
 
@@ -162,7 +175,7 @@ def test_equal_answers_are_no_difference(
     tmp_path: Path,
 ) -> None:
     journal = greedy_pair(make_record, tmp_path / "records.jsonl", [5, 6, 7], [5, 6, 7])
-    assert evaluate.compare_greedy(models[0], PROMPTS[:1], journal) == []
+    assert evaluate.compare_greedy(models[0], PROMPTS[:1], CONFIG, journal) == []
 
 
 def test_the_summary_has_every_figure_of_every_task(
@@ -204,3 +217,118 @@ def test_the_summary_has_every_figure_of_every_task(
         )
     assert result["tasks"]["ifbench"][UNTRAINED]["prompts"] == 1
     assert result["overall"][UNTRAINED]["prompts"] == 2
+
+
+SEVERAL = EvaluateConfig(
+    max_new_tokens=6,
+    num_assistant_tokens=[2, 4],
+    temperature=[0.0, 5.0, 9.0],
+    untrained_prompts_per_task=0,
+)
+
+
+@pytest.fixture(scope="module")
+def several(
+    models: tuple[LlamaForCausalLM, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Journal, dict[str, Any]]:
+    target, draft, _ = models
+    journal = Journal(tmp_path_factory.mktemp("several") / "records.jsonl")
+    evaluate.collect(target, draft, None, PROMPTS, SEVERAL, journal, seed=3)
+    differences = evaluate.compare_greedy(target, PROMPTS, SEVERAL, journal)
+    result = evaluate.summarize(
+        PROMPTS,
+        journal,
+        SEVERAL,
+        target_parameters=1000,
+        draft_parameters=250,
+        differences=differences,
+        readings=evaluate.read_texts(target, draft, PROMPTS, SEVERAL, journal, {2}),
+    )
+    return journal, json.loads(json.dumps(result))
+
+
+def test_every_temperature_meets_every_length(several: tuple[Journal, dict[str, Any]]) -> None:
+    journal, result = several
+    # Alone once, greedy at both γ because 0 was asked for, two temperatures at both γ.
+    assert len(journal) == len(PROMPTS) * (1 + 2 + 4)
+    found = [(s["num_assistant_tokens"], s["temperature"]) for s in result["settings"]]
+    assert found == [(2, 5.0), (4, 5.0), (2, 9.0), (4, 9.0), (2, 0.0), (4, 0.0)]
+    for setting in result["settings"]:
+        gamma, temperature = setting["num_assistant_tokens"], setting["temperature"]
+        run = Setting(SAMPLED if temperature else GREEDY, gamma, temperature)
+        for figures, prompts in (
+            (setting["tasks"]["humaneval"], PROMPTS[:2]),
+            (setting["tasks"]["ifbench"], PROMPTS[2:]),
+            (setting["overall"], PROMPTS),
+        ):
+            records = [journal[run.label(p)] for p in prompts]
+            assert {r.temperature for r in records} == {temperature}
+            assert {r.num_assistant_tokens for r in records} == {gamma}
+            assert figures["acceptance_rate"][0] == acceptance_rate(records)
+            assert figures["mbsu"][0] == pytest.approx(
+                block_efficiency(records) / (0.25 * gamma + 1)
+            )
+    assert (result["greedy_prompts"], result["greedy_identical"]) == (4, 4)
+
+
+def test_single_figures_are_those_of_the_first(several: tuple[Journal, dict[str, Any]]) -> None:
+    result = several[1]
+    assert (result["num_assistant_tokens"], result["temperature"]) == (2, 5.0)
+    first, greedy = result["settings"][0], result["settings"][4]
+    assert result["overall"][SAMPLED] == first["overall"]
+    assert result["overall"][GREEDY] == greedy["overall"]
+    for task in ("humaneval", "ifbench"):
+        assert result["tasks"][task][SAMPLED] == first["tasks"][task]
+        assert UNTRAINED not in result["tasks"][task]
+
+
+def test_sampled_figures_have_their_expectation(several: tuple[Journal, dict[str, Any]]) -> None:
+    for setting in several[1]["settings"]:
+        figures = setting["overall"]
+        if not setting["temperature"]:
+            assert "expected" not in figures
+            continue
+        expected = figures["expected"]
+        assert expected["texts"] == 2 * len(PROMPTS)  # those of both γ
+        value, low, high = expected["acceptance_rate"]
+        assert 0 <= low <= value <= high <= 1
+        assert len(expected["acceptance_by_position"]) == setting["num_assistant_tokens"]
+        assert 1 <= expected["block_efficiency"][0] <= setting["num_assistant_tokens"] + 1
+        decoded = figures["acceptance_rate"]
+        assert figures["intervals_overlap"] == (low <= decoded[2] and decoded[1] <= high)
+
+
+def test_a_faulty_length_is_named_before_a_tie(
+    models: tuple[LlamaForCausalLM, ...],
+    make_record: Callable[..., DecodingRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One entry a prompt, however many γ differ: the sentence of the report counts prompts."""
+    journal = Journal(tmp_path / "records.jsonl")
+    for setting, tokens in (
+        (Setting(ALONE), [5, 6, 7]),
+        (Setting(GREEDY, 2), [5, 9, 7]),
+        (Setting(GREEDY, 4), [5, 6, 9]),
+    ):
+        journal.add(setting.label(PROMPTS[0]), make_record(tokens=tokens, target_passes=1))
+    margins = {(*PROMPTS[0].ids, 5): 0.0, (*PROMPTS[0].ids, 5, 6): 3.0}
+    monkeypatch.setattr(evaluate, "greedy_margin", lambda target, ids: margins[tuple(ids)])
+    (found,) = evaluate.compare_greedy(models[0], PROMPTS[:1], SEVERAL, journal)
+    assert (found["num_assistant_tokens"], found["place"], found["tie"]) == (4, 2, False)
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, unique=True),
+    st.lists(st.floats(0, 4), min_size=1, unique=True).filter(any),
+)
+def test_settings_are_the_products_and_their_labels_differ(
+    gammas: list[int], temperatures: list[float]
+) -> None:
+    config = EvaluateConfig(num_assistant_tokens=gammas, temperature=temperatures)
+    settings = evaluate.settings_of(config)
+    sampled = [t for t in temperatures if t > 0]
+    greedy = len(gammas) if 0 in temperatures else 1
+    assert len(settings) == len(sampled) * len(gammas) + greedy
+    assert settings[0] == Setting(SAMPLED, gammas[0], sampled[0])
+    assert len({s.label(PROMPTS[0]) for s in settings}) == len(settings)

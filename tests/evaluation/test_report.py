@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf.evaluation import figures
 from fastdraft_hf.evaluation.report import coloured_sample, draw_figures, snippet, write_report
-from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary
+from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary, settings_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -188,6 +188,23 @@ def test_the_report_says_how_greedy_answers_compare(
     fault = {**tie, "margin": 2.0, "tie": False}
     run_summary.evaluation.update(greedy_identical=2, greedy_differences=[tie, fault])
     assert "The rest is a fault: please report it." in write(run_summary, tmp_path)
+
+
+def test_both_estimates_and_what_training_read_are_told(
+    run_summary: RunSummary, tmp_path: Path
+) -> None:
+    evaluation = run_summary.evaluation
+    assert evaluation is not None
+    evaluation["settings"] = settings_of(evaluation)
+    for setting in evaluation["settings"][:1]:
+        for found in (*setting["tasks"].values(), setting["overall"]):
+            found["expected"] = {"acceptance_rate": [0.42, 0.41, 0.43]}
+            found["intervals_overlap"] = True
+    evaluation["not_held_out"] = ["<mine>"]
+    text = "".join(Page(write(run_summary, tmp_path)).text)
+    assert "0.420 (0.410 to 0.430)" in text
+    assert "Its interval overlaps that of decoding in 3 of 3 rows." in text
+    assert "Training did not leave out the text of <mine>" in text
 
 
 def test_an_unmeasured_run_has_a_report_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ from fastdraft_hf.evaluation.summary import (
     acceptance_rows,
     budget_sentence,
     comparison_rows,
+    estimators_sentence,
+    held_out_sentence,
     markdown_table,
     memory_rows,
     read_summary,
+    settings_of,
     speed_rows,
     stage_rows,
     trained_tokens,
     verdict,
     with_interval,
 )
+from fastdraft_hf.evaluation.terminal import print_evaluation
 
 
 def test_a_run_is_read_from_its_folders(tmp_path: Path) -> None:
@@ -64,6 +69,72 @@ def test_a_row_for_every_task_and_way_of_decoding(run_summary: RunSummary) -> No
     assert rows[0]["prompts"] == "2"
     del run_summary.evaluation["tasks"]["ifbench"]["untrained"]
     assert len(acceptance_rows(run_summary.evaluation)) == len(rows) - 1
+
+
+def several(run_summary: RunSummary) -> dict[str, Any]:
+    """The made-up evaluation with a second γ, as if both estimates had been made."""
+    assert run_summary.evaluation is not None
+    evaluation: dict[str, Any] = run_summary.evaluation
+    settings = settings_of(evaluation)
+    expected = {"texts": 4, "acceptance_rate": [0.41, 0.35, 0.45]}
+    second = copy.deepcopy({**settings[0], "num_assistant_tokens": 5})
+    for setting in (settings[0], second):
+        for figures in (*setting["tasks"].values(), setting["overall"]):
+            figures.update(expected=expected, intervals_overlap=True)
+    second["tasks"]["ifbench"]["intervals_overlap"] = False
+    evaluation["settings"] = [settings[0], second, settings[1]]
+    return evaluation
+
+
+def test_every_setting_has_its_row(run_summary: RunSummary) -> None:
+    evaluation = several(run_summary)
+    rows = acceptance_rows(evaluation)
+    assert [(row["task set"], row["decoding"], row["γ"]) for row in rows] == [
+        (task, decoding, gamma)
+        for task in ("humaneval", "ifbench", "overall")
+        for decoding, gamma in (
+            *(("T = 0.6", "3"), ("T = 0.6", "5"), ("greedy", "3")),
+            ("untrained, T = 0.6", "3"),
+        )
+    ]
+    assert rows[0]["expected"] == "0.410 (0.350 to 0.450)"
+    assert rows[5]["expected"] == "0.410 (0.350 to 0.450) *"
+    assert rows[2]["expected"] == rows[3]["expected"] == ""
+    assert rows[0]["by position"] == "0.60 0.40 0.20"
+    assert len({tuple(row) for row in rows}) == 1  # equal keys, as tables need them
+
+
+def test_agreement_is_told_in_words(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    assert estimators_sentence(run_summary.evaluation) == ""
+    assert "expected" not in acceptance_rows(run_summary.evaluation)[0]
+    evaluation = several(run_summary)
+    assert estimators_sentence(evaluation).endswith("in 5 of 6 rows. A star marks the others.")
+    evaluation["settings"].pop(1)
+    assert estimators_sentence(evaluation).endswith("overlaps that of decoding in 3 of 3 rows.")
+
+
+def test_what_was_not_held_out_is_named(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    assert held_out_sentence(run_summary.evaluation) == ""
+    run_summary.evaluation["not_held_out"] = ["mine", "dolly"]
+    assert held_out_sentence(run_summary.evaluation) == (
+        "Training did not leave out the text of mine, dolly: figures may flatter."
+    )
+
+
+def test_the_terminal_says_all_of_it(
+    run_summary: RunSummary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = several(run_summary)
+    evaluation["not_held_out"] = ["ifbench"]
+    print_evaluation(evaluation)
+    shown = capsys.readouterr().err
+    for row in acceptance_rows(evaluation):
+        assert all(cell in shown for cell in row.values())
+    assert "5 of 6 rows" in shown
+    assert "did not leave out the text of ifbench" in shown
+    assert "greedy output identical to the target alone: 4 of 4 prompts" in shown
 
 
 def test_speed_is_told_at_each_best_setting(run_summary: RunSummary) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary
+from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary, settings_of
 from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card, template_path
 
 
@@ -49,6 +49,30 @@ def test_the_metadata_says_what_the_hub_wants_to_know(
     }
 
 
+def test_every_sampled_setting_is_a_result(run_summary: RunSummary) -> None:
+    evaluation = run_summary.evaluation
+    assert evaluation is not None
+    first, greedy = settings_of(evaluation)
+    evaluation["settings"] = [first, {**first, "num_assistant_tokens": 5}, greedy]
+    card = render(run_summary)
+    names = {r.metric_name for r in card.data.eval_results}
+    assert names == {
+        f"{metric} (γ = {gamma}, T = 0.6)"
+        for metric in ("Acceptance rate", "Block efficiency")
+        for gamma in (3, 5)
+    }
+    assert "3 or 5 tokens drafted a round" in card.text
+    again = yaml.safe_load(card.data.to_yaml())
+    assert ModelCardData(**again).to_dict() == card.data.to_dict()
+
+
+def test_a_task_that_training_read_is_told_on_the_card(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    assert "did not leave out" not in render(run_summary).text
+    run_summary.evaluation["not_held_out"] = ["ifbench"]
+    assert "Training did not leave out the text of ifbench" in render(run_summary).text
+
+
 def test_the_metadata_survives_a_round_trip(run_summary: RunSummary) -> None:
     card = render(run_summary)
     block = yaml.safe_load(card.data.to_yaml())
@@ -68,7 +92,7 @@ def test_the_text_is_filled_and_says_the_figures(run_summary: RunSummary) -> Non
         "on Some CPU, 2 cores:",
         "1.50x (1.40 to 1.60) at γ = 3: a speed-up",
         "no speed-up: the draft costs more time than it saves",
-        "| humaneval | T = 0.6 | 2 | 0.400 (0.300 to 0.500)",
+        "| humaneval | T = 0.6 | 3 | 2 | 0.400 (0.300 to 0.500)",
         "text the target wrote itself, Python standard library (PSF-2.0)",
         "The draft read 400,000 tokens in training.",
         "`num_assistant_tokens` is set to 3",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf import FastDraftError
+from fastdraft_hf.data.task_sets import KNOWN
 from fastdraft_hf.pipeline import recipe as module
 from fastdraft_hf.pipeline.recipe import (
     Recipe,
@@ -74,6 +75,34 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: must be above 0"),
+        ({"evaluate": {"temperature": []}}, "evaluate.temperature: at least one is needed"),
+        ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
+        ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),
+        ({"evaluate": {"temperature": [0.6, "x"]}}, "evaluate.temperature[1]: expected a number"),
+        ({"evaluate": {"temperature": "warm"}}, "evaluate.temperature: expected a number"),
+        (
+            {"evaluate": {"num_assistant_tokens": 0}},
+            "evaluate.num_assistant_tokens: must be at least 1",
+        ),
+        (
+            {"evaluate": {"num_assistant_tokens": [3, 3]}},
+            "evaluate.num_assistant_tokens: one stands twice",
+        ),
+        ({"evaluate": {"tasks": {}}}, "evaluate.tasks: at least one is needed"),
+        ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks.mine.dataset: needed, mine is no"),
+        (
+            {"evaluate": {"tasks": {"mine": {"datset": "a/b"}}}},
+            "evaluate.tasks.mine.datset: unknown key (did you mean 'dataset'?)",
+        ),
+        (
+            {"evaluate": {"tasks": {"mine": {"dataset": "gone.jsonl"}}}},
+            "evaluate.tasks.mine.dataset: there is no file or folder gone.jsonl",
+        ),
+        (
+            {"bench": {"tasks": {"mine": {"dataset": "a/b", "instruction": "no"}}}},
+            "bench.tasks.mine.instruction: {} is needed",
+        ),
+        ({"bench": {"tasks": [{"a": 1}]}}, "bench.tasks[0]: expected a text"),
         ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
         ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
         ({"device": "tpu"}, "device: auto, cpu or cuda, not 'tpu'"),
@@ -243,9 +272,32 @@ TRAIN = st.fixed_dictionaries(
         ),
     },
 )
+TASK_SET = st.fixed_dictionaries(
+    {"dataset": st.sampled_from(["org/set", "squad"])},
+    optional={
+        "column": st.text(min_size=1),
+        "instruction": st.sampled_from(["{}", "Say:\n\n{}", "{} {other}"]),
+        "rows": st.integers(1, 10**6) | st.just("2k"),
+        "revision": st.none() | st.text(),
+    },
+)
+TASKS = st.lists(st.sampled_from(KNOWN), min_size=1) | st.dictionaries(
+    st.text("abc.-_", min_size=1), TASK_SET, min_size=1
+)
+EVALUATE = st.fixed_dictionaries(
+    {},
+    optional={
+        "tasks": TASKS,
+        "num_assistant_tokens": st.integers(1, 9)
+        | st.lists(st.integers(1, 9), min_size=1, unique=True),
+        "temperature": st.floats(0.1, 4)
+        | st.lists(st.sampled_from([0, 0.6, 1]), min_size=1, unique=True).filter(any),
+    },
+)
 DATA = st.fixed_dictionaries(
     {},
     optional={
+        "evaluate": EVALUATE,
         "target": st.text(),
         "output_dir": st.text(),
         "seed": st.integers(0, 2**31),
@@ -254,7 +306,8 @@ DATA = st.fixed_dictionaries(
         "pretrain": st.none() | TRAIN,
         "continue": st.none() | TRAIN,
         "bench": st.fixed_dictionaries(
-            {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1)}
+            {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1)},
+            optional={"tasks": TASKS},
         ),
         "card": st.fixed_dictionaries({"model_name": st.none() | st.text()}),
     },

@@ -857,6 +857,50 @@ def test_the_default_chunk_keeps_memory_the_same(
     assert largest.numel == expected * 700
 
 
+class Products(TorchDispatchMode):
+    """The shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[torch.Size, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.shapes.add(tuple(a.shape for a in args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("k", [None, 6])
+def test_bfloat16_products_have_few_shapes(k: int | None) -> None:
+    """oneDNN keeps a kernel and its workspace for every shape it has seen."""
+    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "kl": 0.5}
+    seen = Products()
+    for n in range(1, 301, 7):
+        case = make(n, 40, 4, weights=weights, k=k, chunk=256, more={"dtype": torch.bfloat16})
+        tensors = copies(case.tensors, torch.float32)
+        with seen:
+            case.run(tensors).loss.backward()
+    assert 3 <= len(seen.shapes) <= 3 * 4
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+@pytest.mark.parametrize("k", [None, 6, "full"])
+def test_padded_rows_add_nothing(n: int, k: int | str | None) -> None:
+    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "kl": 0.5}
+    case = make(n, 40, 4, weights=weights, k=k, chunk=256, more={"dtype": torch.bfloat16})
+    found = []
+    for chunk in (256, 1):  # no row is added to a chunk of one
+        case.chunk, tensors = chunk, copies(case.tensors, torch.float32)
+        result = case.run(tensors)
+        result.loss.backward()
+        found.append((result, grads(tensors)))
+    (padded, gradients), (alone, expected) = found
+    torch.testing.assert_close(padded.loss, alone.loss, rtol=1e-5, atol=0)
+    assert (padded.correct, padded.agreement) == (alone.correct, alone.agreement)
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 0.01 * expected[name].norm()
+
+
 # Wrong input
 
 

@@ -25,7 +25,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         if file.is_file() and file.name not in _RECORDS:
             shutil.copy2(file, folder / file.name)
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
-    gamma = best_num_assistant_tokens(summary, run.recipe.evaluate.num_assistant_tokens)
+    gamma = best_num_assistant_tokens(summary, run.recipe.evaluate.gammas[0])
     # transformers reads these from the draft and nowhere else.
     store_draft_settings(folder, gamma)
     write_custom_generate(folder)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._atomic import write_json
+from fastdraft_hf.data.heldout import TASK_NAMES
+from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
 from fastdraft_hf.pipeline.recipe import resolve_device
-from fastdraft_hf.pipeline.run import Run
+from fastdraft_hf.pipeline.run import PROVENANCE, Run
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,21 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(draft_folder), draft_folder)
 
+    # Before the models: a task set that cannot be read, or has no short prompt, says so at once.
+    prompts = draw_prompts(
+        tokenizer,
+        config.tasks,
+        config.prompts_per_task,
+        config.max_prompt_tokens,
+        run.recipe.seed,
+    )
+    trained_on = not_held_out(run)
+    if trained_on:
+        logger.warning(
+            "evaluate: training did not leave out the text of %s; these figures may flatter",
+            ", ".join(trained_on),
+        )
+
     def load(path: Path) -> Any:
         # float32: whether greedy output changes is asked of the models, not of a rounding.
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -39,16 +57,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     started = run.stage_folder("design")
     wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
     untrained = load(started) if wanted and draft_folder != started else None
-    prompts = draw_prompts(
-        tokenizer,
-        config.tasks,
-        config.prompts_per_task,
-        config.max_prompt_tokens,
-        run.recipe.seed,
-    )
     journal = Journal(evaluate.save_path(folder))
     evaluate.collect(target, draft, untrained, prompts, config, journal, run.recipe.seed)
-    differences = evaluate.compare_greedy(target, prompts, journal)
+    differences = evaluate.compare_greedy(target, prompts, config, journal)
+    ends = target.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    readings = evaluate.read_texts(target, draft, prompts, config, journal, ends)
     results = evaluate.summarize(
         prompts,
         journal,
@@ -56,7 +70,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         target_parameters=target.num_parameters(),
         draft_parameters=draft.num_parameters(),
         differences=differences,
+        readings=readings,
     )
+    results["not_held_out"] = trained_on
     write_json(folder / "results.json", results)
     faults = [d for d in differences if not d["tie"]]
     if faults:
@@ -68,3 +84,25 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "greedy_prompts": results["greedy_prompts"],
         "acceptance_rate": results["overall"]["sampled"]["acceptance_rate"],
     }
+
+
+def not_held_out(run: Run) -> list[str]:
+    """Return the tasks whose text some training stage of this run did not leave out.
+
+    Tasks may be named after training (``fastdraft evaluate --tasks ...``), or a data set may have
+    changed since. A draft that was given was trained elsewhere, on text nobody here has checked.
+    """
+    records = []
+    for stage in ("pretrain", "continue", "align"):
+        path = run.stage_folder(stage) / PROVENANCE
+        if path.exists():
+            facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+            records.append(facts.get("data", {}).get("held_out") or {})
+    found = []
+    for name, settings in settings_of(run.recipe.evaluate.tasks):
+        if not records or name in TASK_NAMES:  # the packaged sets are always left out
+            continue
+        own = digest(load_task_set(name, settings))
+        if any(own not in record.get(name, ()) for record in records):
+            found.append(name)
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
@@ -59,6 +61,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     assert config is not None  # the stage is planned only with its section
     if not config.sets:
         raise FastDraftError("generate.sets: at least one set is needed")
+    # First of all: a task set that cannot be read stops the run before any work.
+    decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
+    _check_begun(folder / "held_out.json", decontaminator.held_out)
     path = run.target.path
     tokenizer = AutoTokenizer.from_pretrained(path)
     device = resolve_device(run.recipe.device)
@@ -75,12 +80,25 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         device=device,
     )
-    decontaminator = Decontaminator.of_task_sets()
-    facts: dict[str, Any] = {"engine": name, "sets": {}}
+    facts: dict[str, Any] = {"engine": name, "sets": {}, "held_out": decontaminator.held_out}
     for set_name, wanted in config.sets.items():
         writer = _Writer(run, folder, set_name, wanted, engine, tokenizer, decontaminator)
         facts["sets"][set_name] = writer.write()
     return facts
+
+
+def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
+    """Refuse to go on with prompts that were chosen when other tasks were left out.
+
+    Rows are found again by their number, and which prompts there are depends on the tasks.
+    """
+    if not path.exists():
+        write_json(path, held_out)
+    elif json.loads(path.read_text(encoding="utf-8")) != held_out:
+        raise FastDraftError(
+            "generate: it was begun when evaluate.tasks and bench.tasks were others, or held other "
+            f"text; take them again, or delete {path.parent} to start anew"
+        )
 
 
 class _Writer:

@@ -16,7 +16,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf.evaluation.report import snippet, write_report
     from fastdraft_hf.evaluation.summary import (
         SPEED_NOTE,
-        acceptance_rows,
         budget_sentence,
         comparison_rows,
         memory_rows,
@@ -25,6 +24,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         stage_rows,
         verdict,
     )
+    from fastdraft_hf.evaluation.terminal import print_evaluation, print_table
     from fastdraft_hf.hub.card import describe_machine
     from fastdraft_hf.pipeline.provenance import machine
 
@@ -46,20 +46,18 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     out = sys.stderr
     print("", file=out)
     if summary.evaluation is not None:
-        _print_table(acceptance_rows(summary.evaluation))
-        same, total = summary.evaluation["greedy_identical"], summary.evaluation["greedy_prompts"]
-        print(f"\ngreedy output identical to the target alone: {same} of {total} prompts", file=out)
+        print_evaluation(summary.evaluation)
     if summary.bench is not None:
         print("", file=out)
-        _print_table(speed_rows(summary.bench))
+        print_table(speed_rows(summary.bench))
         if summary.bench.get("best"):
             print(f"\n{SPEED_NOTE}", file=out)
         for rows in (comparison_rows(summary.bench), memory_rows(summary.bench)):
             if rows:
                 print("", file=out)
-                _print_table(rows)
+                print_table(rows)
     print(f"\n{verdict(summary.bench)}\n", file=out)
-    _print_table(stage_rows(summary.provenance))
+    print_table(stage_rows(summary.provenance))
     print(f"\n{further}", file=out)
     print(f"\nreport: {run.stage_folder('report') / 'report.html'}", file=out)
     print(f"draft:  {draft}\n\nfrom transformers import AutoModelForCausalLM", file=out)
@@ -81,30 +79,19 @@ def _samples(run: Run) -> list[tuple[str, str]]:
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     journal = Journal(path)
     samples = []
-    for task in run.recipe.evaluate.tasks:
-        for kind in (evaluate.GREEDY, evaluate.SAMPLED):
-            record = next(
-                (r for key, r in journal.items() if key.startswith(f"{kind}/{task}/")), None
-            )
+    config = run.recipe.evaluate
+    # The first γ and temperature, as everywhere where one figure stands for all.
+    settings = {
+        kind: next(s for s in evaluate.settings_of(config) if s.run == kind)
+        for kind in (evaluate.GREEDY, evaluate.SAMPLED)
+    }
+    for task in config.tasks:
+        for kind, setting in settings.items():
+            first = setting.prefix(task)
+            record = next((r for key, r in journal.items() if key.startswith(first)), None)
             if record is not None:
                 counts = f"{record.accepted} of {record.drafted} drafted tokens accepted"
                 heading = f"{task} {record.key}, {kind}: {counts}"
                 body = coloured_sample(record.tokens, record.rounds, tokenizer.decode)
                 samples.append((heading, body))
     return samples
-
-
-def _print_table(rows: list[dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(key, no_wrap=True)
-    for row in rows:
-        table.add_row(*row.values())
-    # A log has no width of its own; a table cut at 80 columns would lose the figures.
-    console = Console(stderr=True)
-    Console(stderr=True, width=max(console.width, 140)).print(table)

@@ -95,7 +95,8 @@ def _prepare(
     import datasets
 
     generated = run.stage_folder("generate")
-    overlaps = Decontaminator.of_task_sets().overlaps
+    held_out_texts = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
+    overlaps = held_out_texts.overlaps
     rows: list[tuple[str, int]] = []
     if name == "align":
         examples, rows, summary = build_completions(
@@ -132,7 +133,8 @@ def _prepare(
                     dataset, examples[part], rows[part], run.stage_folder("logits")
                 )
             dataset.save_to_disk(str(temporary / split))
-        write_json(temporary / "summary.json", {"sources": summary, "examples": len(examples)})
+        facts = {"sources": summary, "examples": len(examples)}
+        write_json(temporary / "summary.json", {**facts, "held_out": held_out_texts.held_out})
 
 
 def _with_distribution(

@@ -1,0 +1,325 @@
+"""Task sets by name, and any data set by column, as held-out prompts.
+
+Two come from packages (`data.heldout`), three from the Hub: with HumanEval, the four that FastDraft
+measures on (arXiv 2411.11055: summarization, text completion, instructions, code completion). It
+has no public code, so rows and wording are this package's own.
+
+A data set may hold millions of rows, and what a draft is measured on must be kept out of what it
+reads. So a task is the first ``rows`` rows of its split, in the set's order, whatever the seed and
+however many prompts are drawn: all of them are held out, and the index of them stays small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import random
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._schema import setting
+from fastdraft_hf.data import heldout
+from fastdraft_hf.data.heldout import HeldOutPrompt
+
+ROWS = 500
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+# What `datasets` calls the reader of a file.
+_FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+}
+
+
+def _fields(template: str) -> list[str]:
+    return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = _fields(template)
+    except ValueError as error:
+        raise FastDraftError(
+            f"instruction: '{template}' is no template ({error}); write {{{{ for a brace"
+        ) from None
+    if "" not in fields:
+        raise FastDraftError("instruction: {} is needed, it stands for the column")
+    for field in fields:
+        if re.search(r"[.\[\]]", field) or field.isdecimal():
+            raise FastDraftError(f"instruction: '{{{field}}}' is no column's name")
+
+
+@dataclasses.dataclass
+class TaskSet:
+    """Any data set as a task: where it is, and which column is the prompt.
+
+    Under a known name, what is left empty is the known set's.
+    """
+
+    dataset: str | None = setting(
+        None, "data set id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+    )
+    name: str | None = setting(None, "the data set's configuration")
+    split: str | None = setting(None, "the split (train)")
+    column: str | None = setting(
+        None, "column of the prompt (text): a text, or a list of chat messages"
+    )
+    instruction: str | None = setting(
+        None, "what the user says: {} stands for the column, {name} for the column of that name"
+    )
+    words: int | None = setting(None, "words of the column that the prompt takes; all of them")
+    key_column: str | None = setting(None, "column that names a row; by default its number")
+    revision: str | None = setting(None, "branch, tag or commit of the data set")
+    rows: int | None = setting(
+        None, f"the first so many rows are the task, drawn from and held out ({ROWS})"
+    )
+
+    def __post_init__(self) -> None:
+        for field in ("rows", "words"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise FastDraftError(f"{field}: must be at least 1, got {value}")
+        if self.instruction is not None:
+            _check_template(self.instruction)
+
+
+HUB_SETS = {
+    "cnn_dailymail": TaskSet(
+        dataset="abisee/cnn_dailymail",
+        name="3.0.0",
+        split="test",
+        column="article",
+        instruction="Summarize this article:\n\n{}",
+        key_column="id",
+    ),
+    "tinystories": TaskSet(
+        dataset="roneneldan/TinyStories",
+        split="validation",
+        column="text",
+        instruction="Continue this story:\n\n{}",
+        words=32,
+    ),
+    "dolly": TaskSet(
+        dataset="databricks/databricks-dolly-15k",
+        split="train",
+        column="instruction",
+        instruction="{}\n\n{context}",
+    ),
+}
+KNOWN = (*heldout.TASK_NAMES, *HUB_SETS)
+PAPER = ("cnn_dailymail", "tinystories", "dolly", "humaneval")
+
+Tasks = Mapping[str, TaskSet] | Sequence[str]
+
+
+def check_tasks(tasks: Tasks) -> None:
+    """Raise `FastDraftError` naming the task when it cannot exist; reads nothing."""
+    for name in tasks:
+        given = tasks[name] if isinstance(tasks, Mapping) else None
+        resolve_task(name, given)
+    if not tasks:
+        raise FastDraftError("tasks: at least one is needed")
+
+
+def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
+    """Return a task's settings with everything written out; ``None`` for one of a package.
+
+    Raises:
+        FastDraftError: the name is not known and no data set is given, or the file is not there.
+    """
+    where = f"tasks.{name}" if given is not None else "tasks"
+    settings = {} if given is None else _stated(given)
+    if name in heldout.TASK_NAMES:
+        if settings:
+            raise FastDraftError(
+                f"{where}.{next(iter(settings))}: {name} comes from a package and has no settings; "
+                "give another name to a data set of your own"
+            )
+        return None
+    if not _NAME.fullmatch(name):
+        raise FastDraftError(f"tasks: '{name}' is no name; letters, digits, '.', '_' and '-' are")
+    known = HUB_SETS.get(name)
+    if known is None and "dataset" not in settings:
+        if given is None:
+            raise FastDraftError(
+                f"tasks: no task set '{name}'{nearest(name, KNOWN)}; {', '.join(KNOWN)}"
+            )
+        hint = nearest(name, KNOWN) or f"; without one: {', '.join(KNOWN)}"
+        raise FastDraftError(f"{where}.dataset: needed, {name} is no known task set{hint}")
+    base: dict[str, Any] = {"split": "train", "column": "text", "instruction": "{}", "rows": ROWS}
+    if known is not None:
+        base |= _stated(known)
+    if "dataset" in settings:  # a copy of a known set has its columns, not its configurations
+        base.pop("name", None)
+    whole = TaskSet(**{**base, **settings})
+    path = Path(str(whole.dataset)).expanduser()
+    local = path.suffix in _FORMATS or str(whole.dataset).startswith((".", "/", "~"))
+    if local and not path.exists():
+        raise FastDraftError(f"{where}.dataset: there is no file or folder {whole.dataset}")
+    if path.is_file() and path.suffix not in _FORMATS:
+        raise FastDraftError(
+            f"{where}.dataset: {whole.dataset} is of no known kind; known: {', '.join(_FORMATS)}"
+        )
+    return whole
+
+
+def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt]:
+    """Return every prompt of a task, in the set's own order.
+
+    Raises:
+        FastDraftError: the set cannot be read, has no such column, or is empty.
+    """
+    wanted = resolve_task(name, given)
+    if wanted is None:
+        return heldout.load_task(name)
+    # Several stages of one run ask for the same set; a local file is cheap and may change.
+    once = (name, *dataclasses.astuple(wanted))
+    if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
+        _read[once] = _load(name, wanted)
+    return list(_read[once])
+
+
+_read: dict[tuple[Any, ...], list[HeldOutPrompt]] = {}
+
+
+def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
+    rows = list(itertools.islice(_rows(name, wanted), wanted.rows))
+    if not rows:
+        raise FastDraftError(f"tasks.{name}: {wanted.dataset} has no rows ({wanted.split})")
+    prompts = [_prompt(name, wanted, number, row) for number, row in enumerate(rows)]
+    prompts = [prompt for prompt in prompts if prompt.text.strip()]
+    if not prompts:
+        raise FastDraftError(f"tasks.{name}.column: '{wanted.column}' is empty in every row")
+    keys = set()
+    for prompt in prompts:
+        if prompt.key in keys:
+            raise FastDraftError(
+                f"tasks.{name}.key_column: '{prompt.key}' stands twice in '{wanted.key_column}'"
+            )
+        keys.add(prompt.key)
+    return prompts
+
+
+def sample_task_set(name: str, given: TaskSet | None, seed: int) -> list[HeldOutPrompt]:
+    """Return the prompts of a task in the seed's order."""
+    prompts = load_task_set(name, given)
+    return random.Random(seed).sample(prompts, len(prompts))
+
+
+def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet | None]]:
+    """Return names and settings of a recipe's tasks, list or mapping."""
+    if isinstance(tasks, Mapping):
+        return list(tasks.items())
+    return [(name, None) for name in tasks]
+
+
+def digest(prompts: Iterable[HeldOutPrompt]) -> str:
+    """Return what tells one set of prompts from another, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(p.text for p in prompts)).encode()).hexdigest()[:16]
+
+
+def _stated(task: TaskSet) -> dict[str, Any]:
+    values = dataclasses.asdict(task)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _rows(name: str, wanted: TaskSet) -> Iterator[dict[str, Any]]:
+    """Yield rows as they come; a set of the Hub is streamed, so only what is read is fetched."""
+    import datasets
+
+    path = Path(str(wanted.dataset)).expanduser()
+    split, source = str(wanted.split), str(wanted.dataset)
+    try:
+        if path.is_file():
+            stream = datasets.load_dataset(
+                _FORMATS[path.suffix], data_files={split: str(path)}, split=split, streaming=True
+            )
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            stream = datasets.load_from_disk(str(path))
+            if isinstance(stream, dict):
+                stream = stream[split]
+        else:
+            stream = datasets.load_dataset(
+                str(path) if path.is_dir() else source,
+                wanted.name,
+                split=split,
+                revision=wanted.revision,
+                streaming=True,
+            )
+        for row in stream:
+            yield dict(row)
+    # Whatever the reader, the network or the file system calls it: the set cannot be had.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = "check the file" if path.exists() else _hub_advice(name)
+        raise FastDraftError(f"tasks.{name}: cannot read {source} ({reason}); {what}") from error
+
+
+def _hub_advice(name: str) -> str:
+    return (
+        "check the id, the network and that the set needs no gate, or name a local copy: "
+        f"tasks: {{{name}: {{dataset: FILE}}}}"
+    )
+
+
+def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> HeldOutPrompt:
+    def cell(column: str, setting_name: str) -> Any:
+        if column not in row:
+            raise FastDraftError(
+                f"tasks.{name}.{setting_name}: {wanted.dataset} has no column '{column}'"
+                f"{nearest(column, row)}; it has: {', '.join(row)}"
+            )
+        return "" if row[column] is None else row[column]
+
+    key = str(number) if wanted.key_column is None else str(cell(wanted.key_column, "key_column"))
+    value = cell(str(wanted.column), "column")
+    if isinstance(value, list):
+        return _chat(name, wanted, key, number, value)
+    if not isinstance(value, str):
+        raise FastDraftError(
+            f"tasks.{name}.column: '{wanted.column}' holds neither text nor chat messages in row "
+            f"{number}, but {type(value).__name__}"
+        )
+    others = {f: str(cell(f, "instruction")) for f in _fields(str(wanted.instruction)) if f}
+    instruction = str(wanted.instruction).format(_first_words(value, wanted.words), **others)
+    # Held out is all that was read, also what `words` leaves out of the prompt.
+    return HeldOutPrompt(name, key, value, instruction.rstrip(), also="\n".join(others.values()))
+
+
+def _first_words(text: str, count: int | None) -> str:
+    if count is None:
+        return text
+    words = re.match(rf"\s*(?:\S+\s*){{0,{count}}}", text)
+    return words.group().rstrip() if words else text
+
+
+def _chat(name: str, wanted: TaskSet, key: str, number: int, messages: list[Any]) -> HeldOutPrompt:
+    """Return a conversation up to its last user turn; the answer after it is held out too."""
+    where = f"tasks.{name}.column: '{wanted.column}'"
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(part), str) for part in ("role", "content")
+        ):
+            raise FastDraftError(f"{where} holds no messages of role and content in row {number}")
+    if wanted.instruction != "{}" or wanted.words is not None:
+        raise FastDraftError(f"{where} holds messages; instruction and words are for texts")
+    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=None)
+    if last is None:
+        raise FastDraftError(f"{where} has no user's turn in row {number}")
+    asked, answer = turns[: last + 1], turns[last + 1 :]
+    return HeldOutPrompt(
+        name,
+        key,
+        "\n".join(m["content"] for m in asked),
+        asked[-1]["content"],
+        also="\n".join(m["content"] for m in answer),
+        messages=tuple((m["role"], m["content"]) for m in asked),
+    )

@@ -1,0 +1,335 @@
+"""Task sets by name and by column: local files are read, the Hub is stood in for."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.data import task_sets
+from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.data.task_sets import (
+    HUB_SETS,
+    KNOWN,
+    PAPER,
+    ROWS,
+    TaskSet,
+    check_tasks,
+    digest,
+    load_task_set,
+    sample_task_set,
+)
+from fastdraft_hf.evaluation.prompts import draw_prompts
+
+QUESTIONS = [f"Question number {n}: what is {n} and {n}?" for n in range(8)]
+ROWS_OF_IT = [{"id": f"q{n}", "ask": text, "topic": "sums"} for n, text in enumerate(QUESTIONS)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    return write(tmp_path / "questions.jsonl", ROWS_OF_IT)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv"])
+def test_files_of_every_kind_are_read(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"questions.{kind}", ROWS_OF_IT)
+    prompts = load_task_set("mine", TaskSet(dataset=str(path), column="ask", key_column="id"))
+    assert [p.text for p in prompts] == [p.instruction for p in prompts] == QUESTIONS
+    assert [p.key for p in prompts] == [f"q{n}" for n in range(8)]
+    assert {p.task for p in prompts} == {"mine"}
+
+
+def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(["one two", "", "three"]) + "\n", encoding="utf-8")
+    prompts = load_task_set("mine", TaskSet(dataset=str(path), instruction="Say: {}"))
+    assert [p.instruction for p in prompts] == ["Say: one two", "Say: three"]
+
+
+def test_a_folder_and_a_saved_data_set_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "test.jsonl", ROWS_OF_IT)
+    wanted = TaskSet(dataset=str(folder), column="ask", split="test")
+    assert [p.text for p in load_task_set("mine", wanted)] == QUESTIONS
+    datasets.Dataset.from_list(ROWS_OF_IT).save_to_disk(str(tmp_path / "saved"))
+    saved = TaskSet(dataset=str(tmp_path / "saved"), column="ask")
+    assert [p.text for p in load_task_set("mine", saved)] == QUESTIONS
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS_OF_IT[:2])}).save_to_disk(
+        str(tmp_path / "splits")
+    )
+    splits = TaskSet(dataset=str(tmp_path / "splits"), column="ask", split="test")
+    assert [p.text for p in load_task_set("mine", splits)] == QUESTIONS[:2]
+
+
+def test_the_template_takes_other_columns_and_words_cut(questions: Path) -> None:
+    wanted = TaskSet(
+        dataset=str(questions), column="ask", instruction="{topic}: {}\n\n{{literally}}", words=3
+    )
+    first = load_task_set("mine", wanted)[0]
+    assert first.instruction == "sums: Question number 0:\n\n{literally}"
+    assert first.text == QUESTIONS[0]  # held out is the whole column, and what else was read
+    assert first.also == "sums"
+
+
+def test_a_conversation_is_asked_up_to_its_last_question(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "and the hat"},
+        {"role": "user", "content": "on that"},
+        {"role": "assistant", "content": "the answer"},
+    ]
+    path = write(tmp_path / "chat.jsonl", [{"messages": messages}])
+    wanted = TaskSet(dataset=str(path), column="messages")
+    (prompt,) = load_task_set("mine", wanted)
+    assert prompt.messages == tuple((m["role"], m["content"]) for m in messages[:4])
+    assert prompt.text == "be brief\nthe cat\nand the hat\non that"
+    assert prompt.also == "the answer"
+    (drawn,) = draw_prompts(tiny_tokenizer, {"mine": wanted}, 1, 400, 0)
+    text = tiny_tokenizer.apply_chat_template(
+        messages[:4], tokenize=False, add_generation_prompt=True
+    )
+    assert drawn.ids == tuple(tiny_tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert drawn.ids == chat_ids(tiny_tokenizer, prompt.messages)
+
+
+def test_the_first_rows_are_the_task_whatever_is_drawn(tmp_path: Path) -> None:
+    rows = [{"text": f"prompt {n}"} for n in range(ROWS + 50)]
+    path = write(tmp_path / "many.jsonl", rows)
+    assert len(load_task_set("mine", TaskSet(dataset=str(path)))) == ROWS
+    few = TaskSet(dataset=str(path), rows=3)
+    first, second = (sample_task_set("mine", few, seed) for seed in (1, 2))
+    assert {p.text for p in first} == {p.text for p in second} == {f"prompt {n}" for n in range(3)}
+    assert sample_task_set("mine", few, 1) == first
+
+
+def test_packaged_sets_are_drawn_by_the_seed() -> None:
+    first = sample_task_set("humaneval", None, seed=1)
+    assert first == sample_task_set("humaneval", None, seed=1)
+    assert first != sample_task_set("humaneval", None, seed=2)
+    assert len({p.key for p in first}) == 164
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], list[Any]]:
+    """Stand in for the Hub: every set holds the given rows; return the calls made."""
+
+    def serve(rows: list[dict[str, Any]]) -> list[Any]:
+        calls: list[Any] = []
+
+        def load_dataset(path: str, name: str | None = None, **given: Any) -> Any:
+            calls.append((path, name, given))
+            return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(task_sets, "_read", {})
+        return calls
+
+    return serve
+
+
+def test_the_papers_four_are_known() -> None:
+    assert set(PAPER) <= set(KNOWN)
+    check_tasks(PAPER)
+    check_tasks({name: TaskSet() for name in PAPER})
+
+
+@pytest.mark.parametrize("name", HUB_SETS)
+def test_a_known_set_is_streamed_from_the_hub_once(
+    name: str, hub: Callable[[list[dict[str, Any]]], list[Any]]
+) -> None:
+    known = HUB_SETS[name]
+    columns = {known.column, known.key_column, *("context",)} - {None}
+    words = " ".join(f"w{n}" for n in range(50))
+    rows = [{str(c): f"{n} {c} {words}" for c in columns} for n in range(4)]
+    calls = hub(rows)
+    prompts = load_task_set(name)
+    assert load_task_set(name, TaskSet()) == prompts
+    assert len(calls) == 1
+    path, config, given = calls[0]
+    assert (path, config) == (known.dataset, known.name)
+    assert given == {"split": known.split, "revision": None, "streaming": True}
+    assert [p.text for p in prompts] == [row[str(known.column)] for row in rows]
+    assert all(p.instruction.startswith(known.instruction.split("{")[0]) for p in prompts)
+    if known.words:
+        assert "w29" in prompts[0].instruction
+        assert "w30" not in prompts[0].instruction
+
+
+def test_a_copy_of_a_known_set_keeps_its_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "copy.jsonl", [{"article": "long news", "id": "a1"}])
+    (prompt,) = load_task_set("cnn_dailymail", TaskSet(dataset=str(path)))
+    assert (prompt.key, prompt.instruction) == ("a1", "Summarize this article:\n\nlong news")
+
+
+def test_an_empty_context_leaves_the_question(
+    hub: Callable[[list[dict[str, Any]]], list[Any]],
+) -> None:
+    hub([{"instruction": "Why?", "context": ""}, {"instruction": "Who?", "context": "A tale."}])
+    assert [p.instruction for p in load_task_set("dolly")] == ["Why?", "Who?\n\nA tale."]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no network\nat all"), RuntimeError(), OSError])
+def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    def fail(*args: Any, **given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(task_sets, "_read", {})
+    with pytest.raises(FastDraftError) as caught:
+        load_task_set("tinystories")
+    text = str(caught.value)
+    assert text.startswith("tasks.tinystories: cannot read roneneldan/TinyStories (")
+    assert "name a local copy: tasks: {tinystories: {dataset: FILE}}" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"column": "aks"}, "tasks.mine.column: .* has no column 'aks' .did you mean 'ask'"),
+        ({"column": "qqqqq"}, "no column 'qqqqq'; it has: id, ask, topic"),
+        ({"column": "ask", "key_column": "idd"}, "tasks.mine.key_column: .*did you mean 'id'"),
+        ({"column": "ask", "key_column": "topic"}, "tasks.mine.key_column: 'sums' stands twice"),
+        ({"column": "ask", "instruction": "{} {topc}"}, "tasks.mine.instruction: .*'topic'"),
+        ({"column": "ask", "split": "a b"}, "tasks.mine: cannot read .*; check the file"),
+    ],
+)
+def test_a_wrong_setting_is_named(questions: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        load_task_set("mine", TaskSet(dataset=str(questions), **given))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "  "}, {"text": None}], "tasks.mine.column: 'text' is empty in every row"),
+        ([{"text": 3}], "tasks.mine.column: 'text' holds neither text nor chat messages in row 0"),
+        ([{"text": ["a"]}], "holds no messages of role and content in row 0"),
+        ([{"text": [{"role": "assistant", "content": "x"}]}], "has no user's turn in row 0"),
+    ],
+)
+def test_rows_that_are_no_prompts(tmp_path: Path, rows: list[Any], message: str) -> None:
+    path = write(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(FastDraftError, match=message):
+        load_task_set("mine", TaskSet(dataset=str(path)))
+
+
+def test_messages_take_no_template(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", [{"text": [{"role": "user", "content": "x"}]}])
+    with pytest.raises(FastDraftError, match="holds messages; instruction and words are for texts"):
+        load_task_set("mine", TaskSet(dataset=str(path), instruction="Say {}"))
+
+
+def test_files_without_rows(tmp_path: Path) -> None:
+    for name in ("empty.jsonl", "empty.txt"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+        with pytest.raises(FastDraftError, match=r"tasks\.mine: .*empty"):
+            load_task_set("mine", TaskSet(dataset=str(tmp_path / name)))
+    (tmp_path / "broken.jsonl").write_text("{oh\n", encoding="utf-8")
+    with pytest.raises(FastDraftError, match=r"tasks\.mine: cannot read .*broken\.jsonl"):
+        load_task_set("mine", TaskSet(dataset=str(tmp_path / "broken.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({}, "tasks: at least one is needed"),
+        ([], "tasks: at least one is needed"),
+        (["doly"], "no task set 'doly' .did you mean 'dolly'"),
+        ({"mine": TaskSet()}, "tasks.mine.dataset: needed, mine is no known task set"),
+        ({"mine": TaskSet(dataset="gone.jsonl")}, "tasks.mine.dataset: there is no file or folder"),
+        ({"mine": TaskSet(dataset="./gone")}, "tasks.mine.dataset: there is no file or folder"),
+        ({"a/b": TaskSet(dataset="org/x")}, "tasks: 'a/b' is no name"),
+        ({"ifbench": TaskSet(rows=3)}, "tasks.ifbench.rows: ifbench comes from a package"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_before_any_reading(tasks: Any, message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        check_tasks(tasks)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"x")
+    with pytest.raises(FastDraftError, match=r"of no known kind; known: \.jsonl, "):
+        check_tasks({"mine": TaskSet(dataset=str(tmp_path / "a.pdf"))})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rows", 0),
+        ("words", 0),
+        ("instruction", "none"),
+        ("instruction", "{"),
+        ("instruction", "{} {a.b}"),
+        ("instruction", "{} {0}"),
+    ],
+)
+def test_settings_that_cannot_be(field: str, value: Any) -> None:
+    with pytest.raises(FastDraftError, match=f"^{field}: "):
+        TaskSet(**{field: value})
+
+
+def test_no_prompt_short_enough(questions: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    wanted = {"mine": TaskSet(dataset=str(questions), column="ask")}
+    with pytest.raises(FastDraftError, match="max_prompt_tokens: no prompt of mine is as short as"):
+        draw_prompts(tiny_tokenizer, wanted, 2, 3, 0)
+
+
+TEXT = st.text(st.sampled_from(string.ascii_letters + " {}\n\"',é"), max_size=30)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=12), st.none() | st.integers(1, 4))
+def test_any_text_is_asked_as_it_stands(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], words: int | None
+) -> None:
+    """Braces in the data are no template, and blank rows are passed over."""
+    path = write(tmp_path_factory.mktemp("any") / "t.jsonl", [{"text": t} for t in texts])
+    wanted = TaskSet(dataset=str(path), instruction="<{}>", words=words)
+    if not any(text.strip() for text in texts):
+        with pytest.raises(FastDraftError, match="is empty in every row"):
+            load_task_set("mine", wanted)
+        return
+    prompts = load_task_set("mine", wanted)
+    kept = [text for text in texts if text.strip()]
+    assert [p.text for p in prompts] == kept
+    assert len({p.key for p in prompts}) == len(prompts)
+    for prompt, text in zip(prompts, kept, strict=True):
+        inner = prompt.instruction.removeprefix("<").removesuffix(">")
+        assert inner.split() == text.split()[:words]
+    assert digest(prompts) == digest(reversed(prompts))
+    assert digest(prompts) != digest([*prompts, dataclasses.replace(prompts[0], text="more")])
