@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class OpenVINODecoder:
         cache_gigabytes: size of the KV cache.
         prompt_lookup: draft by copying from the text, as stock prompt lookup of transformers does;
             without a draft.
+        properties: of both models, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
 
     All kinds run on the same scheduler (continuous batching), so that a ratio between them
     compares drafting and nothing else.
@@ -81,6 +82,7 @@ class OpenVINODecoder:
         device: str = "CPU",
         cache_gigabytes: int = 1,
         prompt_lookup: bool = False,
+        properties: Mapping[str, Any] | None = None,
     ) -> None:
         import openvino_genai
 
@@ -89,9 +91,10 @@ class OpenVINODecoder:
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = cache_gigabytes
-        options: dict[str, Any] = {"scheduler_config": scheduler}
+        given = dict(properties or {})
+        options: dict[str, Any] = {"scheduler_config": scheduler, **given}
         if draft is not None:
-            options["draft_model"] = openvino_genai.draft_model(str(draft), device)
+            options["draft_model"] = openvino_genai.draft_model(str(draft), device, **given)
         if prompt_lookup:
             options["prompt_lookup"] = True
         self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
