@@ -191,7 +191,24 @@ def speed(rounds: int, steps: int) -> None:
         # Forward and backward of a dense layer: 6 operations a parameter and token.
         rate = ROWS * LENGTH / statistics.median(medians[ours])
         operations = 6 * make_draft().num_parameters() * rate
-        print(f"\n{operations / 1e12:.1f} TFLOP/s of useful work (6 a parameter and token)")
+        peak = product_peak()
+        print(
+            f"\n{operations / 1e12:.1f} TFLOP/s of useful work (6 a parameter and token), "
+            f"{operations / peak:.1%} of the {peak / 1e12:.0f} TFLOP/s of a large bfloat16 product"
+        )
+
+
+def product_peak(size: int = 8192) -> float:
+    """Return the FLOP/s that this GPU reaches in one large product; data sheets promise more."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    torch.cuda.synchronize()
+    return 10 * 2 * size**3 / (time.perf_counter() - start)
 
 
 def measure_memory(way: str, vocabulary: int) -> None:
