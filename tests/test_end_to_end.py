@@ -133,7 +133,8 @@ class CommandLine:
         assert status == 0, self.log()
 
     def log(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")[-6000:]
+        """Return everything that was printed; a slow machine prints more lines of progress."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
 
     def provenance(self, stage: str) -> dict[str, Any]:
         path = self.folder / stage / "provenance.json"
