@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import _quiet_libraries
-from fastdraft_hf.decoding.assisted import decode, greedy_margin
+from fastdraft_hf.decoding.assisted import decode
 from fastdraft_hf.decoding.records import DecodingRecord
-from fastdraft_hf.evaluation.evaluate import TIE_MARGIN
+from fastdraft_hf.evaluation.evaluate import first_difference
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.metrics import acceptance_rate
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
@@ -144,24 +144,19 @@ def main() -> int:
     print("|---|---|---|---|---|")
     faults = 0
     for path in paths:
-        margins, records = [], []
+        found, records = [], []
         for number, prompt in enumerate(prompts):
             alone = journal[label(PATHS[path], number)].tokens
             records.append(journal[label(path, number)])
             theirs = records[-1].tokens
             if alone == theirs:
                 continue
-            pairs = enumerate(zip(alone, theirs, strict=False))
-            place = next((n for n, (a, b) in pairs if a != b), None)
-            known = place is not None  # else one is the other's beginning: no tie explains that
-            margins.append(
-                greedy_margin(target, [*prompt.ids, *alone[:place]]) if known else float("inf")
-            )
-        ties = [margin for margin in margins if margin < TIE_MARGIN]
-        wrong = len(margins) - len(ties)
+            found.append(first_difference(target, prompt, alone, theirs))
+        ties = [one["margin"] for one in found if one["tie"]]
+        wrong = len(found) - len(ties)
         faults += wrong
         print(
-            f"| {path} | {len(prompts) - len(margins)} | {len(ties)} ({max(ties, default=0):.1e}) "
+            f"| {path} | {len(prompts) - len(found)} | {len(ties)} ({max(ties, default=0):.1e}) "
             f"| {wrong} | {acceptance_rate(records):.3f} |"
         )
     return int(faults > 0)

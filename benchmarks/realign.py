@@ -32,7 +32,7 @@ from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import _quiet_libraries
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
-from fastdraft_hf.data.python_source import documents
+from fastdraft_hf.data.python_source import documented_functions
 from fastdraft_hf.decoding.assisted import decode
 from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.pipeline.recipe import build_recipe
@@ -44,19 +44,13 @@ TARGET = "embedded:smollm2-135m-instruct"
 def pairs(count: int) -> list[dict[str, Any]]:
     """Return "complete this function" chats whose answers are the functions themselves."""
     found = []
-    for text in documents():
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:
+    for node, lines in documented_functions():
+        if not isinstance(node, ast.FunctionDef) or node.col_offset:
             continue
-        lines = text.split("\n")
-        for node in tree.body:
-            if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None:
-                continue
-            head = "\n".join(lines[node.lineno - 1 : node.body[0].end_lineno])
-            whole = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-            if len(node.body) > 1 and len(head) >= 60 and len(whole) <= 1200:
-                found.append((CODE_INSTRUCTION.format(head), f"```python\n{whole}\n```"))
+        head = "\n".join(lines[node.lineno - 1 : node.body[0].end_lineno])
+        whole = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if len(head) >= 60 and len(whole) <= 1200:
+            found.append((CODE_INSTRUCTION.format(head), f"```python\n{whole}\n```"))
     random.Random(0).shuffle(found)
     return [
         {

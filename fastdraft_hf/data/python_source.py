@@ -31,11 +31,8 @@ def documents() -> Iterator[str]:
             continue
 
 
-def function_heads(min_chars: int = 60, max_chars: int = 900) -> Iterator[str]:
-    """Yield signature and docstring of every documented function, dedented.
-
-    They are the shape of a "complete this function" prompt; the body is left to the target.
-    """
+def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
+    """Yield every function with a docstring and a body after it, and its file's lines."""
     for text in documents():
         try:
             tree = ast.parse(text)
@@ -45,9 +42,16 @@ def function_heads(min_chars: int = 60, max_chars: int = 900) -> Iterator[str]:
         for node in ast.walk(tree):
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
-            first = node.body[0]
-            if len(node.body) < 2 or ast.get_docstring(node) is None or first.end_lineno is None:
-                continue
-            head = textwrap.dedent("\n".join(lines[node.lineno - 1 : first.end_lineno]))
-            if min_chars <= len(head) <= max_chars:
-                yield head
+            if len(node.body) > 1 and ast.get_docstring(node) is not None:
+                yield node, lines
+
+
+def function_heads(min_chars: int = 60, max_chars: int = 900) -> Iterator[str]:
+    """Yield signature and docstring of every documented function, dedented.
+
+    They are the shape of a "complete this function" prompt; the body is left to the target.
+    """
+    for node, lines in documented_functions():
+        head = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
+        if min_chars <= len(head) <= max_chars:
+            yield head

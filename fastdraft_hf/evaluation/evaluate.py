@@ -31,7 +31,6 @@ from fastdraft_hf.evaluation.expected import (
 )
 from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.metrics import (
-    Estimate,
     acceptance_by_position,
     acceptance_rate,
     block_efficiency,
@@ -204,14 +203,18 @@ def compare_greedy(
             assisted = journal[Setting(GREEDY, gamma).label(prompt)].tokens
             if alone != assisted:
                 where = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
-                found.append({**where, **_difference(target, prompt, alone, assisted)})
+                found.append({**where, **first_difference(target, prompt, alone, assisted)})
         differences += sorted(found, key=lambda entry: bool(entry["tie"]))[:1]
     return differences
 
 
-def _difference(
+def first_difference(
     target: PreTrainedModel, prompt: EvaluationPrompt, alone: list[int], assisted: list[int]
 ) -> dict[str, Any]:
+    """Return where two unequal greedy answers part, the target's margin there, and if it is a tie.
+
+    Where one is the other's beginning, ``place`` is ``None``: no tie explains that.
+    """
     pairs = zip(alone, assisted, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if place is None:
@@ -275,7 +278,7 @@ def summarize(
         result["greedy_wall_clock"] = {
             "alone_tokens_per_second": tokens_per_second(alone),
             "assisted_tokens_per_second": tokens_per_second(assisted),
-            "ratio": _triple(speed_ratio(assisted, alone)),
+            "ratio": speed_ratio(assisted, alone).triple(),
         }
         return result
 
@@ -304,11 +307,11 @@ def summarize(
 
 
 def _decoded(taken: list[DecodingRecord], ratio: float, gamma: int) -> dict[str, Any]:
-    efficiency = _triple(bootstrap(taken, block_efficiency))
+    efficiency = bootstrap(taken, block_efficiency).triple()
     return {
         "prompts": len(taken),
         "drafted": sum(r.drafted for r in taken),
-        "acceptance_rate": _triple(bootstrap(taken, acceptance_rate)),
+        "acceptance_rate": bootstrap(taken, acceptance_rate).triple(),
         "block_efficiency": efficiency,
         "mbsu": [mbsu(v, ratio, gamma) for v in efficiency],
         "acceptance_by_position": acceptance_by_position(taken),
@@ -324,10 +327,10 @@ def _expected(
         for of_prompt in texts
         if of_prompt
     ]
-    efficiency = _triple(bootstrap(parts, rounds_block_efficiency))
+    efficiency = bootstrap(parts, rounds_block_efficiency).triple()
     return {
         "texts": sum(map(len, texts)),
-        "acceptance_rate": _triple(bootstrap(parts, rounds_acceptance_rate)),
+        "acceptance_rate": bootstrap(parts, rounds_acceptance_rate).triple(),
         "block_efficiency": efficiency,
         "mbsu": [mbsu(v, ratio, gamma) for v in efficiency],
         "acceptance_by_position": rounds_by_position(parts),
@@ -342,7 +345,3 @@ def _overlap(one: list[float], other: list[float]) -> bool:
 def save_path(folder: Path) -> Path:
     """Return where an evaluation keeps its records."""
     return folder / "records.jsonl"
-
-
-def _triple(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high]

@@ -32,6 +32,10 @@ class Estimate:
     low: float
     high: float
 
+    def triple(self) -> list[float]:
+        """Return [value, low, high], as results hold it."""
+        return [self.value, self.low, self.high]
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 

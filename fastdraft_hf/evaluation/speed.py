@@ -115,8 +115,7 @@ class Judgement:
         return self.pairs > 1 and self.ratio.low > 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        ratio = [self.ratio.value, self.ratio.low, self.ratio.high]
-        return {"ratio": ratio, "judged_on": self.judged_on, "pairs": self.pairs}
+        return {"ratio": self.ratio.triple(), "judged_on": self.judged_on, "pairs": self.pairs}
 
 
 def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
@@ -256,10 +255,6 @@ def _speed(records: Sequence[DecodingRecord]) -> dict[str, Any]:
     }
 
 
-def _triple(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high]
-
-
 def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) -> dict[str, Any]:
     """Return one path's figures on a task set, or on all of them."""
     pairs = {s: timings.pairs(s, s.baseline, task) for s in settings}
@@ -269,7 +264,7 @@ def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) ->
         told = any(r.drafted for r in records)  # GenAI's prompt lookup does not tell
         sweep[str(setting.num_assistant_tokens)] = {
             **_speed(records),
-            "ratio": _triple(paired_ratio(pairs[setting])),
+            "ratio": paired_ratio(pairs[setting]).triple(),
             "acceptance_rate": acceptance_rate(records) if told else None,
             "block_efficiency": block_efficiency(records),
         }
@@ -287,8 +282,8 @@ def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) ->
         # What of the ratio is our loop's (and its linear layers') and what is the draft's.
         figures["without_draft"] = {
             **_speed(timings.records(plain, task)),
-            "ratio": _triple(paired_ratio(timings.pairs(plain, plain.baseline, task))),
-            "best_over_this": _triple(paired_ratio(timings.pairs(judgement.best, plain, task))),
+            "ratio": paired_ratio(timings.pairs(plain, plain.baseline, task)).triple(),
+            "best_over_this": paired_ratio(timings.pairs(judgement.best, plain, task)).triple(),
         }
     return figures
 
@@ -341,7 +336,7 @@ def _comparisons(
                 "num_assistant_tokens": chosen[1].num_assistant_tokens,
                 "over": first,
                 "over_num_assistant_tokens": chosen[0].num_assistant_tokens,
-                "ratio": _triple(paired_ratio(timings.pairs(chosen[1], chosen[0]))),
+                "ratio": paired_ratio(timings.pairs(chosen[1], chosen[0])).triple(),
             }
         )
     return found
