@@ -31,7 +31,7 @@ from fastdraft_hf.evaluation.journal import Journal
 from fastdraft_hf.evaluation.metrics import acceptance_rate
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import resolve_target
 
 # Path -> the target alone that it is compared with.

@@ -31,7 +31,7 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import _quiet_libraries
 from fastdraft_hf.data.engines import choose_engine, open_engine
-from fastdraft_hf.data.prompts import requests_for
+from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.decoding.assisted import decode
 from fastdraft_hf.evaluation.expected import (
     Continuation,
@@ -43,7 +43,7 @@ from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
 from fastdraft_hf.pipeline.run import Run, execute
-from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import resolve_target
 
 TEMPERATURE, GAMMA = 0.6, 3

@@ -27,7 +27,7 @@ from fastdraft_hf.cli._running import _quiet_libraries
 from fastdraft_hf.data.corpora import build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import open_engine
-from fastdraft_hf.data.prompts import requests_for
+from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.drafts.design import design_draft
 from fastdraft_hf.drafts.first_weights import first_weights
 from fastdraft_hf.evaluation.expected import (
@@ -39,7 +39,7 @@ from fastdraft_hf.evaluation.expected import (
 from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
-from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import resolve_target
 from fastdraft_hf.training.loop import train
 

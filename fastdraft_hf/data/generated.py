@@ -16,7 +16,7 @@ from typing import Any
 from fastdraft_hf._atomic import atomic_file, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Engine
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 MANIFEST = "manifest.json"
 _STATE = "state.json"

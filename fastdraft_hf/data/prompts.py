@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
@@ -16,24 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "FASTDRAFT-USER-TURN"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One text the target shall write. ``prompt_ids`` go in exactly as they stand."""
-
-    index: int
-    prompt_ids: tuple[int, ...]
-    temperature: float
-    seed: int
-    max_new_tokens: int
-    source: str
-
-    @property
-    def prompt_hash(self) -> str:
-        """A short digest of the prompt's ids, to find rows of one prompt again."""
-        data = b"".join(i.to_bytes(4, "little") for i in self.prompt_ids)
-        return hashlib.sha256(data).hexdigest()[:16]
 
 
 def chat_ids(
@@ -102,26 +82,3 @@ def code_instructions(seed: int) -> list[str]:
     heads = sorted(set(function_heads()))
     random.Random(seed).shuffle(heads)
     return [CODE_INSTRUCTION.format(head.rstrip()) for head in heads]
-
-
-def requests_for(
-    prompts: Sequence[tuple[int, ...]],
-    *,
-    temperatures: Sequence[float],
-    max_new_tokens: int,
-    seed: int,
-    source: str,
-) -> list[Request]:
-    """Number the prompts and deal the temperatures out to them in turn."""
-    return [
-        Request(
-            index=index,
-            prompt_ids=prompt,
-            temperature=temperatures[index % len(temperatures)],
-            # One seed a row, spread so that neighbouring recipes' seeds do not share rows.
-            seed=(seed * 1_000_003 + index) % (2**31),
-            max_new_tokens=max_new_tokens,
-            source=source,
-        )
-        for index, prompt in enumerate(prompts)
-    ]

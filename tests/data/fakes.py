@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 
 class Killed(BaseException):

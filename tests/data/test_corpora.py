@@ -23,7 +23,7 @@ from fastdraft_hf.data.corpora import (
 )
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import write_rows
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 from .fakes import FakeEngine, make_requests, written_ids
 

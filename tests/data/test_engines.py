@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, choose_engine, open_engine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import generated
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import MANIFEST, read_rows, write_rows
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 from .fakes import FakeEngine, Killed, make_requests, written_ids
 

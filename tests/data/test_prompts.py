@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import prompts
 from fastdraft_hf.data.prompts import (
-    Request,
     answer_suffix,
     chat_ids,
     code_instructions,
     free_prefix,
     magpie_prefix,
-    requests_for,
 )
+from fastdraft_hf.data.requests import Request, requests_for
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.config import Source
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 from fastdraft_hf.data.task_sets import TaskSet
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run

@@ -22,7 +22,7 @@ from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run
 from fastdraft_hf.pipeline.stages import bench, card, design, export
-from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import Target
 
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 EngineName = Literal["auto", "openvino", "transformers"]
 

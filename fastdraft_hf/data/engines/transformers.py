@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.prompts import Request
+from fastdraft_hf.data.requests import Request
 
 
 class TransformersEngine:

@@ -21,7 +21,7 @@ from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
-from fastdraft_hf.pipeline.stages.generate import stop_ids
+from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import resolve_target
 
 if TYPE_CHECKING:

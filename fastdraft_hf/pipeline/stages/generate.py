@@ -14,21 +14,19 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
+from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import keep_instructions, keep_rows
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.prompts import (
-    Request,
     answer_suffix,
     chat_ids,
     code_instructions,
     free_prefix,
     magpie_prefix,
-    requests_for,
 )
-from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.recipe import resolve_device
+from fastdraft_hf.data.requests import Request, requests_for
 from fastdraft_hf.pipeline.run import Run
+from fastdraft_hf.pipeline.target_engine import open_target_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,21 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Prompts = list[tuple[int, ...]]
-
-
-def stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return every id that ends a text of this target: its EOS tokens and the document's end."""
-    from transformers import GenerationConfig
-
-    config = GenerationConfig.from_pretrained(path)
-    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    ids = set(eos) if isinstance(eos, list) else {eos}
-    vocabulary = tokenizer.get_vocab()
-    if "<|endoftext|>" in vocabulary:
-        ids.add(vocabulary["<|endoftext|>"])
-    if None in ids or not ids:
-        raise FastDraftError("target: neither its generation config nor its tokenizer has an EOS")
-    return ids
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -66,21 +49,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     _check_begun(folder / "held_out.json", decontaminator.held_out)
     path = run.target.path
     tokenizer = AutoTokenizer.from_pretrained(path)
-    device = resolve_device(run.recipe.device)
-    name = choose_engine(config.engine, device)
-    openvino_target = None
-    if name == "openvino":
-        logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
-        openvino_target = cached_openvino(path, config.openvino_weight_format)
-    engine = open_engine(
-        name,
-        target=path,
-        openvino_target=openvino_target,
-        stop_ids=stop_ids(path, tokenizer),
-        batch_size=config.batch_size,
-        device=device,
-    )
-    facts: dict[str, Any] = {"engine": name, "sets": {}, "held_out": decontaminator.held_out}
+    engine = open_target_engine(run, tokenizer)
+    facts: dict[str, Any] = {"engine": engine.name, "sets": {}, "held_out": decontaminator.held_out}
     for set_name, wanted in config.sets.items():
         writer = _Writer(run, folder, set_name, wanted, engine, tokenizer, decontaminator)
         facts["sets"][set_name] = writer.write()
