@@ -23,7 +23,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     """Print the resolved recipe and run its stages, or say what would be run."""
     import yaml
 
-    from fastdraft_hf.pipeline.run import STAGES, Run, choose, execute
+    from fastdraft_hf.pipeline.run import STAGES, Run, check_finished, choose, execute
 
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes not in ("", "1"):
@@ -46,6 +46,8 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     if dry_run:
         return
     _quiet_libraries()
+    # Settings that a finished stage refuses must not become the folder's recipe.
+    check_finished(run, stages)
     write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
     execute(run, stages)
 

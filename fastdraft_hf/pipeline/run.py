@@ -135,8 +135,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder):
-        for name in stages:
-            _check_finished(run, name)
+        check_finished(run, stages)
         for name in stages:
             if run.finished(name):
                 logger.info("%s: finished before, in %s", name, run.stage_folder(name))
@@ -165,6 +164,12 @@ def _identity(run: Run, name: str) -> str | None:
     if not path.exists():
         return None
     return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+
+
+def check_finished(run: Run, stages: Sequence[str]) -> None:
+    """Raise `FastDraftError` when a finished stage was made with other settings; makes nothing."""
+    for name in stages:
+        _check_finished(run, name)
 
 
 def _check_finished(run: Run, name: str) -> None:

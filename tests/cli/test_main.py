@@ -206,6 +206,18 @@ def test_a_dry_run_tells_finished_from_begun(
     ]
 
 
+def test_settings_that_a_finished_stage_refuses_are_not_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "design").mkdir()
+    (tmp_path / "design" / "provenance.json").write_text('{"id": "design-1"}', encoding="utf-8")
+    (tmp_path / "design" / "config.yaml").write_text("design: {params: 5}\n", encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text("seed: 7\n", encoding="utf-8")
+    assert cli.main(["design", "--output-dir", str(tmp_path), "--params", "6"]) == 2
+    assert "was made with other settings" in capsys.readouterr().err
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == "seed: 7\n"
+
+
 def test_a_stage_takes_its_settings_as_options(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

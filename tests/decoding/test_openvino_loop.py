@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
 from fastdraft_hf.decoding.assisted import greedy_margin, record_rounds
+from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.decoding.recorder import record_decoding
 from fastdraft_hf.decoding.settings import store_draft_settings
 from fastdraft_hf.export.openvino import export_openvino
@@ -138,6 +139,27 @@ def test_what_it_cannot_do_goes_to_stock(models: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="cannot draft for itself"):
         ours = write(target, [[40, 41]], target)
     assert torch.equal(ours, write(target, [[40, 41]]))
+
+
+def test_torch_leaves_the_cores_to_openvino(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where PyTorch computes nothing itself, and as before when the call is over."""
+    seen: list[int] = []
+    whole = Loop.run
+    monkeypatch.setattr(
+        Loop, "run", lambda loop: (seen.append(torch.get_num_threads()), whole(loop))
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for kind, draft_kind in PAIRS:
+            write(models[f"{kind}-target"], [[40]], models[f"{draft_kind}-draft"], 2)
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 2]
+    assert after == 2
 
 
 def test_samples_are_exact(

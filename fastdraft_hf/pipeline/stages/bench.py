@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decoding.settings import store_draft_settings
@@ -38,6 +40,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     paths = _available(config.paths)
     models = _models(run, paths, tokenizer)
+    _check_begun(folder / "drafts.json", config.drafts, models)
     prompts = draw_prompts(
         tokenizer,
         config.tasks,
@@ -156,6 +159,30 @@ def _other_draft(name: str, where: str, target: Path, tokenizer: PreTrainedToken
             "needs the same number"
         )
     return folder
+
+
+def _check_begun(path: Path, names: Iterable[str], models: Models) -> None:
+    """Refuse to time further prompts with other weights than the first ones were timed with.
+
+    The run's own draft is known by its stage; drafts of ``bench.drafts`` lie anywhere.
+    """
+    found = {name: _digest(Path(models.drafts[name])) for name in names}
+    if not path.exists():
+        write_json(path, found)
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for name, digest in found.items():
+        if begun.get(name) != digest:
+            raise FastDraftError(
+                f"bench.drafts.{name}: its weights are not those that this bench was begun with; "
+                f"bring them back, or delete {path.parent} to time everything anew"
+            )
+
+
+def _digest(folder: Path) -> str:
+    """Return one digest of a model's config and weights."""
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
 
 
 def _release(device: str) -> None:
