@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,6 +150,8 @@ class TorchModel(CachedModel):
         cache: an empty cache, or one that holds the first tokens of the prompt.
         prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
         token_ids: see `CachedModel`.
+        step: what runs a pass over one unmasked token of each row instead of the model itself: the
+            model, compiled.
     """
 
     def __init__(
@@ -158,9 +160,11 @@ class TorchModel(CachedModel):
         cache: Cache,
         prompt_mask: torch.Tensor | None = None,
         token_ids: torch.Tensor | None = None,
+        step: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model.device, token_ids)
         self.model = model
+        self.step = step
         self.cache = cache
         self.slots = cache.get_seq_length()
         if self.slots and prompt_mask is not None:
@@ -181,7 +185,9 @@ class TorchModel(CachedModel):
             given["position_ids"] = positions
         if self._takes_keep:
             given["logits_to_keep"] = keep
-        output = self.model(
+        single = tokens.shape[1] == 1 and self.mask is None
+        run = self.step if self.step is not None and single else self.model
+        output = run(
             input_ids=tokens,
             attention_mask=self.mask if self.mask is None else self.mask.long(),
             past_key_values=self.cache,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,7 +154,7 @@ def _decode(
     drafting = drafting_of(draft)
     loop = Loop(
         target=_cached(model, model_kwargs.get("past_key_values"), mask),
-        draft=_cached(draft, None, None),
+        draft=_cached(draft, None, None, _compiled_step(draft)),
         text=text,
         scores=Scores(processors, _vocabulary(model)),
         stops=stops,
@@ -165,10 +165,11 @@ def _decode(
         trace=trace,
     )
     with contextlib.ExitStack() as stack:
-        plain = [one for one in (model, draft) if not is_openvino(one)]
-        for one in plain:
-            stack.enter_context(skinny_linears(one))
-        if not plain:
+        for cached in (loop.target, loop.draft):
+            # The compiler makes code for the linears as they are.
+            if isinstance(cached, TorchModel) and cached.step is None:
+                stack.enter_context(skinny_linears(cached.model))
+        if is_openvino(model) and is_openvino(draft):
             stack.enter_context(one_torch_thread())
         loop.run()
     if drafting.schedule == "heuristic":
@@ -216,7 +217,25 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
     )
 
 
-def _cached(model: PreTrainedModel, cache: Any, prompt_mask: torch.Tensor | None) -> CachedModel:
+def _compiled_step(draft: PreTrainedModel) -> Callable[..., Any] | None:
+    """Return the draft compiled as its generation config asks for, or ``None`` when it does not.
+
+    The draft's cache grows with the text, so a config should say ``dynamic=True`` and a mode
+    without CUDA graphs, which would be recorded anew at every length.
+    """
+    config = getattr(draft.generation_config, "compile_config", None)
+    if config is None or is_openvino(draft):
+        return None
+    compiled: Callable[..., Any] = draft.get_compiled_call(config)
+    return compiled
+
+
+def _cached(
+    model: PreTrainedModel,
+    cache: Any,
+    prompt_mask: torch.Tensor | None,
+    step: Callable[..., Any] | None = None,
+) -> CachedModel:
     if is_openvino(model):
         from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
 
@@ -225,7 +244,7 @@ def _cached(model: PreTrainedModel, cache: Any, prompt_mask: torch.Tensor | None
         # Newer releases can take tokens back from sliding layers; older ones need full layers.
         recording = hasattr(DynamicCache, "activate_past_recording")
         cache = DynamicCache(config=model.config) if recording else DynamicCache()
-    return TorchModel(model, cache, prompt_mask, _head_token_ids(model))
+    return TorchModel(model, cache, prompt_mask, _head_token_ids(model), step)
 
 
 def _head_token_ids(model: PreTrainedModel) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    CompileConfig,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
@@ -188,6 +189,30 @@ def test_processors_see_what_they_see_alone(
     for prompt in ([[40, 41, 40]], [[5, 6, 5], [7, 8, 7]]):
         alone = write(target, prompt, **processing)
         assert torch.equal(write(target, prompt, neighbour, 4, **processing), alone)
+
+
+def test_a_compiled_draft_step(
+    target: LlamaForCausalLM, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One-token passes of the draft run compiled when its generation config asks for it."""
+    draft = tiny_model(0)
+    # The compiler's front end alone: no C++ compiler is needed, and it takes no minute.
+    config = CompileConfig(backend="eager", dynamic=True, mode="default")
+    draft.generation_config.compile_config = config
+    widths: list[int] = []
+    compiled = draft.get_compiled_call(config)
+
+    def noted(**given: Any) -> Any:
+        widths.append(given["input_ids"].shape[1])
+        return compiled(**given)
+
+    monkeypatch.setattr(
+        draft, "get_compiled_call", lambda asked: noted if asked is config else None
+    )
+    alone = write(target, [[40, 41, 42]])
+    assert torch.equal(write(target, [[40, 41, 42]], draft, 3), alone)
+    assert set(widths) == {1}
+    assert len(widths) > 3
 
 
 def test_stop_strings(
