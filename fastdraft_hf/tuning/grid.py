@@ -21,8 +21,9 @@ DEPTHS = (1, 2, 4, 8, 12)
 # budget needs far more than the usual 2 to 8 to fill it.
 NARROWEST, WIDEST = 1, 24
 _STEP = 32
-# Designs may miss the budget by this share at most, to be of one budget.
-_TOLERANCE = 0.02
+# Designs may miss the budget by this share at most, to be of one budget; those cut from the target
+# have feed-forward layers no wider than the target's, and miss it by more.
+_TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,13 @@ def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design |
     feed_forward = _STEP * (1 + (config.params - least) // step)
     if not NARROWEST * width <= feed_forward <= WIDEST * width:
         return None
+    tolerance = _TOLERANCE
     try:
         exact = params(feed_forward)
     except FastDraftError:  # first weights that are cut from the target cannot be wider
-        return None
-    if abs(exact - config.params) > _TOLERANCE * config.params:
+        feed_forward, tolerance = int(target.get_text_config().intermediate_size), _CUT_TOLERANCE
+        exact = params(feed_forward)
+    if abs(exact - config.params) > tolerance * config.params:
         return None
     return Design(depth, width, feed_forward, exact)
 
