@@ -12,6 +12,7 @@ The ids stand in JSON: some engines read every ``*.safetensors`` of a folder as 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def read_trimmed_head(folder: str | Path) -> TrimmedHead | None:
             f"{path}: no list of token ids; delete it to use the full head"
         ) from None
     whole = all(type(token) is int and token >= 0 for token in ids)
-    if not ids or not whole or any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+    if not ids or not whole or any(a >= b for a, b in itertools.pairwise(ids)):
         raise FastDraftError(f"{path}: token_ids must be ascending ids; delete it to use all")
     return TrimmedHead(ids, facts)
 

@@ -88,9 +88,7 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
         found += _spread(fitting[::-1], config.widths_per_depth)
     if not found:
         # The design's own message says what the least is.
-        design_draft(
-            target, DesignConfig(params=config.params, first_weights=config.first_weights)
-        )
+        design_draft(target, DesignConfig(params=config.params, first_weights=config.first_weights))
         raise FastDraftError(f"params: no draft of {config.params:,} parameters can be designed")
     return found
 

@@ -99,6 +99,13 @@ class Acceptance:
         """Return the share of rounds whose block is accepted whole."""
         return float(self.alpha**num_assistant_tokens)
 
+    @classmethod
+    def of_efficiencies(cls, efficiency: Mapping[int, float]) -> Acceptance:
+        """Return the acceptance of block efficiencies that were measured, by γ."""
+        gamma = max(efficiency)
+        alpha = acceptance_of_rate((efficiency[gamma] - 1) / gamma, gamma)
+        return cls(alpha, dict(efficiency))
+
 
 def predict(cost: RoundCost, acceptance: Acceptance, num_assistant_tokens: int) -> float:
     """Return tokens a second after the prompt."""

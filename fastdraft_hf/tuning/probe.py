@@ -9,6 +9,7 @@ as time allows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -50,9 +51,7 @@ class Probes:
         FastDraftError: a folder of rows is no finished set, or holds no text to measure on.
     """
 
-    def __init__(
-        self, config: TuneConfig, target: Target, folder: Path, gammas: list[int]
-    ) -> None:
+    def __init__(self, config: TuneConfig, target: Target, folder: Path, gammas: list[int]) -> None:
         assert config.probe_tokens is not None
         self._config, self._target, self._folder = config, target, folder
         self._gammas = gammas
@@ -76,8 +75,6 @@ class Probes:
 
     def __call__(self, designs: list[Design]) -> Mapping[str, Acceptance]:
         """Return the acceptance of every design."""
-        from fastdraft_hf.tuning.search import probed_acceptance
-
         path = self._folder / "probes.json"
         saved: dict[str, Any] = (
             json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -100,7 +97,7 @@ class Probes:
                     }
                     write_json(path, saved)
                     shutil.rmtree(self._folder / "probes" / label, ignore_errors=True)
-                found[design.name] = probed_acceptance(
+                found[design.name] = Acceptance.of_efficiencies(
                     {gamma: saved[label][str(gamma)] for gamma in self._gammas}
                 )
                 progress.advance(1, f"{design.name}: α {found[design.name].alpha:.3f}")
@@ -112,11 +109,17 @@ class Probes:
 
     def _label(self, design: Design) -> str:
         config = self._config
-        sets = "+".join(f"{s.parent.name}.{s.name}" for s in self._sets)
         return (
             f"{design.name}x{design.feed_forward}-{config.first_weights}-{config.probe_tokens}-"
-            f"{sets}-{config.probe_texts}-{config.seed}-{max(self._gammas)}"
+            f"{self._rows_key()}-{config.probe_texts}-{config.seed}-{max(self._gammas)}"
         )
+
+    def _rows_key(self) -> str:
+        """Return a short hash of the target and of what the sets hold."""
+        digest = hashlib.sha256(f"{self._target.path.resolve()}{self._target.revision}".encode())
+        for place in self._sets:
+            digest.update((place / MANIFEST).read_bytes())
+        return digest.hexdigest()[:12]
 
     def _trained(self, design: Design, label: str) -> Path:
         """Train one design, going on from its last checkpoint; return the draft's folder."""
@@ -154,8 +157,7 @@ class Probes:
         from fastdraft_hf.data.corpora import build_completions
         from fastdraft_hf.data.decontaminate import Decontaminator
 
-        names = "+".join(f"{s.parent.name}.{s.name}" for s in self._sets)
-        data = self._folder / "probes" / f"data-{names}-{self._config.seed}"
+        data = self._folder / "probes" / f"data-{self._rows_key()}-{self._config.seed}"
         if data.exists():
             return data
         overlaps = Decontaminator.of_task_sets().overlaps

@@ -23,10 +23,7 @@ from fastdraft_hf.tuning.config import TuneConfig
 from fastdraft_hf.tuning.grid import Design, designs_of, draft_config
 from fastdraft_hf.tuning.predict import (
     Acceptance,
-    Law,
     RoundCost,
-    acceptance_of_rate,
-    expected_block_efficiency,
     fit_law,
     predict,
 )
@@ -259,9 +256,7 @@ def _real_timer(
     return make
 
 
-def _trainer_prober(
-    config: TuneConfig, target: Target, folder: Path, gammas: list[int]
-) -> Prober:
+def _trainer_prober(config: TuneConfig, target: Target, folder: Path, gammas: list[int]) -> Prober:
     from fastdraft_hf.tuning.probe import Probes
 
     return Probes(config, target, folder, gammas)
@@ -286,8 +281,8 @@ def results_of(
             {
                 "design": design.name,
                 **dataclasses.asdict(design),
-                "first_pass_seconds": median_and_quartiles(firsts),
-                "next_pass_seconds": median_and_quartiles(nexts or firsts),
+                "first_pass_seconds": [*median_and_quartiles(firsts)],
+                "next_pass_seconds": [*median_and_quartiles(nexts or firsts)],
                 "catch_up_seconds": cost.catch_up,
                 "verify_seconds": {str(g): cost.verify[g] for g in gammas},
                 "outside_seconds": {str(g): cost.outside[g] for g in gammas},
@@ -335,20 +330,3 @@ def _best(rows: list[dict[str, Any]], scenario: int, gammas: list[int]) -> dict[
         "tokens_per_second": speed,
         "acceptance": row["predictions"][scenario]["acceptance"],
     }
-
-
-def probed_acceptance(efficiency: Mapping[int, float]) -> Acceptance:
-    """Return the acceptance of block efficiencies measured at several γ."""
-    gamma = max(efficiency)
-    alpha = acceptance_of_rate((efficiency[gamma] - 1) / gamma, gamma)
-    return Acceptance(alpha, dict(efficiency))
-
-
-__all__ = [
-    "Law",
-    "expected_block_efficiency",
-    "given_acceptances",
-    "probed_acceptance",
-    "results_of",
-    "search",
-]
