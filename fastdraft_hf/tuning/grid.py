@@ -20,7 +20,8 @@ DEPTHS = (1, 2, 4, 8, 12)
 # Feed-forward widths that models have, as multiples of the width; a shallow draft of a small
 # budget needs far more than the usual 2 to 8 to fill it.
 NARROWEST, WIDEST = 1, 24
-_STEP = 32
+# Feed-forward widths are multiples of the first, where that fills a budget closely enough.
+_STEPS = (32, 8)
 # Designs may miss the budget by this share at most, to be of one budget; those cut from the target
 # have feed-forward layers no wider than the target's, and miss it by more.
 _TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
@@ -94,29 +95,31 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
 
 
 def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
+    """Return the design of this depth and width that fills the budget; ``None`` without one."""
+
     def params(feed_forward: int) -> int:
         section = Design(depth, width, feed_forward, 0)
         return count_parameters(draft_config(target, section, config))
 
-    try:
-        least = params(_STEP)
-        step = params(2 * _STEP) - least
-    except FastDraftError:  # this family has no such width
-        return None
-    if least > config.params or step <= 0:
-        return None
-    feed_forward = _STEP * (1 + (config.params - least) // step)
-    if not NARROWEST * width <= feed_forward <= WIDEST * width:
-        return None
-    tolerance = _TOLERANCE
-    try:
-        exact = params(feed_forward)
-    except FastDraftError:  # first weights that are cut from the target cannot be wider
-        feed_forward, tolerance = int(target.get_text_config().intermediate_size), _CUT_TOLERANCE
-        exact = params(feed_forward)
-    if abs(exact - config.params) > tolerance * config.params:
-        return None
-    return Design(depth, width, feed_forward, exact)
+    for unit in _STEPS:
+        try:
+            least = params(unit)
+            step = params(2 * unit) - least
+        except FastDraftError:  # this family has no such width
+            return None
+        if least > config.params or step <= 0:
+            continue
+        feed_forward, tolerance = unit * (1 + (config.params - least) // step), _TOLERANCE
+        if not NARROWEST * width <= feed_forward <= WIDEST * width:
+            continue
+        try:
+            exact = params(feed_forward)
+        except FastDraftError:  # first weights that are cut from the target cannot be wider
+            feed_forward = int(target.get_text_config().intermediate_size)
+            exact, tolerance = params(feed_forward), _CUT_TOLERANCE
+        if abs(exact - config.params) <= tolerance * config.params:
+            return Design(depth, width, feed_forward, exact)
+    return None
 
 
 def _spread(designs: list[Design], count: int) -> list[Design]:

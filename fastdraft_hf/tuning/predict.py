@@ -156,9 +156,12 @@ class Law:
             f"{1e3 * self.over_widths:+.2f} ms ({self.over_widths / self.mean:+.0%}); "
             f"{1e3 * self.layer:.3f} ms a layer, R² {self.explained:.2f}"
         )
-        if self.holds:
-            return f"The paper's law holds here: latency grows with layers, hardly with width: {facts}."
-        return f"This machine differs from the paper's law (layers cost, width hardly): {facts}."
+        begin = (
+            "The paper's law holds here: latency grows with layers, hardly with width"
+            if self.holds
+            else "This machine differs from the paper's law (layers cost, width hardly)"
+        )
+        return f"{begin}: {facts}."
 
 
 def fit_law(points: Sequence[tuple[int, int, float]]) -> Law:

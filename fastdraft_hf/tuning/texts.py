@@ -48,7 +48,7 @@ def texts_of(sets: Sequence[Path], count: int, seed: int) -> list[tuple[Continua
         ]
         random.Random(seed).shuffle(rows)
         pools.append([(place.name, row) for row in rows])
-    found = []
+    found: list[tuple[Continuation, float]] = []
     for number in range(max(map(len, pools), default=0)):
         for pool in pools:
             if number < len(pool) and len(found) < count:
