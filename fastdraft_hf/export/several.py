@@ -18,8 +18,7 @@ from fastdraft_hf.export.trimmed_head import trim_openvino
 
 
 def export_several(
-    jobs: Sequence[tuple[Path, Path]],
-    weight_format: WeightFormat,
+    jobs: Sequence[tuple[Path, Path, WeightFormat]],
     on_done: Callable[[], None] = lambda: None,
 ) -> None:
     """Export models as `fastdraft_hf.export.openvino.export_openvino` does, in one child process.
@@ -27,15 +26,14 @@ def export_several(
     A folder without a tokenizer is exported without one.
 
     Args:
-        jobs: (model, output) folders; an output that exists is taken as finished.
-        weight_format: how weights are stored.
+        jobs: (model, output, weight format); an output that exists is taken as finished.
         on_done: called after every model.
 
     Raises:
         FastDraftError: OpenVINO is missing, or an export fails; what was finished stays.
     """
     require_openvino()
-    due = [(str(model), str(output)) for model, output in jobs if not output.exists()]
+    due = [(str(model), str(output), form) for model, output, form in jobs if not output.exists()]
     for _ in range(len(jobs) - len(due)):
         on_done()
     if not due:
@@ -51,12 +49,12 @@ def export_several(
         ) as child:
             assert child.stdin is not None
             assert child.stdout is not None
-            json.dump({"jobs": due, "weight_format": weight_format}, child.stdin)
+            json.dump(due, child.stdin)
             child.stdin.close()
             for line in child.stdout:
                 if line.strip() == _DONE:
                     on_done()
-        missing = [model for model, output in due if not Path(output).exists()]
+        missing = [model for model, output, _ in due if not Path(output).exists()]
         if child.returncode or missing:
             log.seek(0)
             tail = "\n".join(log.read().strip().splitlines()[-5:])
@@ -70,14 +68,14 @@ def main() -> None:
     """Do what standard input says; a line of standard output a finished model."""
     from optimum.commands.optimum_cli import main as optimum_cli
 
-    task = json.load(sys.stdin)
+    jobs = json.load(sys.stdin)
     # Standard output is the parent's progress; what the exporter prints goes with its warnings.
     ours, sys.stdout = sys.stdout, sys.stderr
-    for model, output in task["jobs"]:
+    for model, output, weight_format in jobs:
         with atomic_folder(Path(output)) as temporary:
             sys.argv = ["optimum-cli", "export", "openvino", "--model", model]
             sys.argv += ["--task", "text-generation-with-past"]
-            sys.argv += ["--weight-format", task["weight_format"], str(temporary)]
+            sys.argv += ["--weight-format", weight_format, str(temporary)]
             optimum_cli()
             head = read_trimmed_head(model)
             if head is not None:

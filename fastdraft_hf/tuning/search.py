@@ -226,9 +226,8 @@ def _drafts(
 
     exports = [folder / f"openvino-{config.weight_format}" / path.name for path in paths]
     with Progress("tune export", len(designs), "drafts") as progress:
-        export_several(
-            list(zip(paths, exports, strict=True)), config.weight_format, progress.advance
-        )
+        jobs = [(*pair, config.weight_format) for pair in zip(paths, exports, strict=True)]
+        export_several(jobs, progress.advance)
     return exports
 
 

@@ -50,14 +50,14 @@ def test_values_are_set_and_everything_else_stays(text: str) -> None:
     ),
     st.booleans(),
 )
-def test_any_written_recipe_is_changed_to_what_was_asked(
-    data: dict[str, Any], flow: bool
-) -> None:
+def test_any_written_recipe_is_changed_to_what_was_asked(data: dict[str, Any], flow: bool) -> None:
     text = yaml.safe_dump(data, default_flow_style=flow)
     if flow and not data:
         return
     if flow:  # one line for the whole recipe; sections are added to it in no style
-        text = "".join(f"{k}: {yaml.safe_dump(v, default_flow_style=True)}" for k, v in data.items())
+        text = "".join(
+            f"{k}: {yaml.safe_dump(v, default_flow_style=True)}" for k, v in data.items()
+        )
     changed = yaml.safe_load(set_values(text, VALUES) if data else set_values("", VALUES))
     for section in {*data, *VALUES}:
         assert changed[section] == {**data.get(section, {}), **VALUES.get(section, {})}

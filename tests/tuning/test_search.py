@@ -120,7 +120,7 @@ def test_the_best_is_the_best_of_a_known_machine(
         emitted = sum(alpha**n for n in range(gamma + 1))
         return emitted / (1e-3 * (gamma * (1 + depth / 2) + 10 + 1))
 
-    wanted = max(((speed(d, g), d, g) for d in (1, 2, 4) for g in (1, 2, 3, 4)))
+    wanted = max((speed(d, g), d, g) for d in (1, 2, 4) for g in (1, 2, 3, 4))
     assert wanted[1] == layers
     assert best["tokens_per_second"] == pytest.approx(wanted[0])
     assert (best["section"]["num_hidden_layers"], best["num_assistant_tokens"]) == wanted[1:]
@@ -128,9 +128,7 @@ def test_the_best_is_the_best_of_a_known_machine(
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_a_list_gives_a_best_for_each_and_the_first_decides(
-    target: Target, tmp_path: Path
-) -> None:
+def test_a_list_gives_a_best_for_each_and_the_first_decides(target: Target, tmp_path: Path) -> None:
     config = settings(acceptance=[0.2, 0.95])
     results = search(config, target, tmp_path, make_timer=Clock)
     first, second = results["best_by_acceptance"]
