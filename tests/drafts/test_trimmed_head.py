@@ -69,10 +69,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_trimmed_head(tmp_path) == head
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"token_ids": []}', '{"token_ids": [2, 1]}', '{"token_ids": [1.5]}']
-    + ['{"token_ids": [1, 1]}', '{"token_ids": [-1, 2]}', '{"token_ids": "ab"}', '{"token_ids": 1}']
-)  # fmt: skip
+DAMAGED = ["", "[]", "{}", '{"token_ids": 1}', '{"token_ids": "ab"}', '{"token_ids": []}']
+DAMAGED += [f'{{"token_ids": {ids}}}' for ids in ("[2, 1]", "[1.5]", "[1, 1]", "[-1, 2]")]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_file_names_itself(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(FastDraftError, match=FILE):
@@ -157,10 +158,30 @@ def test_stock_decoding_is_never_given_a_trimmed_head(folder: Path, tiny_model: 
     """Its columns are no ids there: the target goes on alone, with a warning."""
     target, draft = tiny_model(), load_draft(folder)
     alone = write(target, None, 40)
+    given = {"return_dict_in_generate": True, "output_hidden_states": True}
     with pytest.warns(UserWarning, match="decodes with the target alone"):
-        given = {"return_dict_in_generate": True, "output_hidden_states": True}
         output = write(target, draft, 40, **given)
     assert torch.equal(output.sequences, alone)
+
+
+def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> None:
+    """With itself as a draft that scores a sixth of its 49,152 tokens."""
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    draft = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    ids = choose_token_ids({}, {0, 1, 2, 17}, 8192, 49152)
+    trim_model(draft, ids)
+    accepted = drafted = 0
+    for first in (504, 788, 1604):
+        prompt = torch.tensor([[1, first, 314, 260]])
+        given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12}
+        alone = target.generate(prompt, do_sample=False, **given)
+        set_draft_length(draft, 3)
+        given |= {"assistant_model": draft, "custom_generate": assisted_decoding}
+        with record_rounds(target) as rounds:
+            assert torch.equal(target.generate(prompt, do_sample=False, **given), alone)
+        accepted += sum(a for _, a in rounds)
+        drafted += sum(d for d, _ in rounds)
+    assert accepted > drafted / 2
 
 
 @pytest.fixture(scope="module")
