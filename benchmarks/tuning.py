@@ -15,7 +15,6 @@ trimmed (`fastdraft trim`), in turn.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,10 +122,8 @@ def prediction(args: argparse.Namespace, name: str, prompts: list[EvaluationProm
 
 
 def show_cost(cost: RoundCost) -> None:
-    ms = {k: f"{1e3 * v:.2f}" for k, v in dataclasses.asdict(cost).items() if isinstance(v, float)}
-    print(
-        f"draft's passes: first {ms['first']} ms, next {ms['next']} ms, catching up {ms['catch_up']} ms"
-    )
+    ms = [f"{1e3 * seconds:.2f} ms" for seconds in (cost.first, cost.next, cost.catch_up)]
+    print(f"draft's passes: first {ms[0]}, next {ms[1]}, catching up {ms[2]}")
     for what in ("verify", "outside"):
         times = getattr(cost, what)
         print(f"{what}: " + ", ".join(f"γ {g}: {1e3 * t:.2f} ms" for g, t in times.items()))
