@@ -27,6 +27,7 @@ _LAZY = {
     "NonFiniteLossError": "fastdraft_hf.training.trainer",
     "design_draft": "fastdraft_hf.drafts.design",
     "DesignConfig": "fastdraft_hf.drafts.config",
+    "load_draft": "fastdraft_hf.drafts.trimmed_head",
     "embedded_target": "fastdraft_hf.targets.embedded",
     "resolve_target": "fastdraft_hf.targets.resolve",
     "acceptance_rate": "fastdraft_hf.evaluation.metrics",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from fastdraft_hf.decoding.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.drafts.config import DesignConfig as DesignConfig
     from fastdraft_hf.drafts.design import design_draft as design_draft
+    from fastdraft_hf.drafts.trimmed_head import load_draft as load_draft
     from fastdraft_hf.evaluation.metrics import acceptance_rate as acceptance_rate
     from fastdraft_hf.evaluation.metrics import block_efficiency as block_efficiency
     from fastdraft_hf.evaluation.metrics import mbsu as mbsu

@@ -10,7 +10,17 @@ import pytest
 import fastdraft_hf
 
 PACKAGE = Path(fastdraft_hf.__file__).parent
-ORDER = ["targets", "drafts", "data", "training", "export", "decoding", "evaluation", "hub"]
+ORDER = [
+    "targets",
+    "drafts",
+    "data",
+    "training",
+    "export",
+    "decoding",
+    "evaluation",
+    "tuning",
+    "hub",
+]
 SEES_ALL = {"pipeline", "cli"}
 
 

@@ -25,6 +25,8 @@ COMMANDS = {
     "bench": ("stage", "measure wall clock with and without the draft"),
     "card": ("stage", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
+    "tune": ("tune", "find the best draft shape and γ on this machine"),
+    "trim": ("trim", "trim a draft's head to the most frequent tokens"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 

@@ -93,6 +93,9 @@ def assisted_decoding(
         model_kwargs,
     )
     if reason is not None:
+        # Stock generation would take the columns of a trimmed head for token ids.
+        if with_draft and _head_token_ids(assistant_model) is not None:
+            with_draft = False
         stock: dict[str, Any] = {
             "logits_processor": logits_processor,
             "stopping_criteria": stopping_criteria,
@@ -247,7 +250,7 @@ def _cached(
     return TorchModel(model, cache, prompt_mask, _head_token_ids(model), step)
 
 
-def _head_token_ids(model: PreTrainedModel) -> torch.Tensor | None:
+def _head_token_ids(model: Any) -> torch.Tensor | None:
     """Return the ids a trimmed head scores: ``head_token_ids`` of the model or its config."""
     ids = getattr(model, "head_token_ids", None)
     if ids is None:

@@ -57,6 +57,8 @@ class _PyTorch:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from fastdraft_hf.drafts.trimmed_head import load_draft, read_trimmed_head
+
         # What a user of either device runs: float32 has the fastest kernels of most CPUs.
         dtype = torch.bfloat16 if models.device == "cuda" else torch.float32
 
@@ -68,8 +70,18 @@ class _PyTorch:
 
         self._seed = models.seed
         self._target = load(models.target)
-        names = {s.draft for s in settings if s.path in ("transformers", "ours")}
-        self._drafts = {name: load(models.drafts[name]) for name in sorted(names)}
+        wanted = sorted({(s.path, s.draft) for s in settings if s.path in ("transformers", "ours")})
+        self._drafts: dict[tuple[str, str], Any] = {}
+        for path, name in wanted:
+            folder = models.drafts[name]
+            # A trimmed head is our loop's; stock assisted generation reads the whole one.
+            other = self._drafts.get(("ours", name))
+            if path == "ours":
+                draft = load_draft(folder, dtype=dtype).to(models.device).eval()
+            else:
+                shared = other is not None and read_trimmed_head(folder) is None
+                draft = other if shared else load(folder)
+            self._drafts[path, name] = draft
 
     def decode(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
@@ -88,7 +100,7 @@ class _PyTorch:
             max_new_tokens=max_new_tokens,
             temperature=0.0,
             seed=self._seed,
-            draft=self._drafts[setting.draft] if drafted else None,
+            draft=self._drafts[setting.path, setting.draft] if drafted else None,
             num_assistant_tokens=setting.num_assistant_tokens,
             path=path,
         )

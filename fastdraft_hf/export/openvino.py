@@ -13,6 +13,8 @@ from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._paths import cache_dir
+from fastdraft_hf.drafts.trimmed_head import read_trimmed_head, write_trimmed_head
+from fastdraft_hf.export.trimmed_head import trim_openvino
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -26,6 +28,9 @@ def require_openvino() -> None:
 def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
     """Write ``model`` as OpenVINO IR to ``output``, which appears when it is whole.
 
+    The head of a draft with a trimmed head (`fastdraft_hf.drafts.trimmed_head`) is trimmed here
+    too; its logits are of full size all the same.
+
     optimum-intel's own command does the work, in a process of its own: its memory goes back when
     it ends, and its tracing warnings stay out of the log.
 
@@ -38,6 +43,7 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
         FastDraftError: OpenVINO is missing, or the export fails (its last lines are quoted).
     """
     require_openvino()
+    head = read_trimmed_head(model)
     with atomic_folder(output) as temporary:
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(model), "--task", "text-generation-with-past"]
@@ -52,6 +58,9 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
         if result.returncode != 0 or not (temporary / "openvino_model.xml").exists():
             tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
             raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
+        if head is not None:
+            trim_openvino(temporary, head.token_ids)
+            write_trimmed_head(temporary, head)
 
 
 def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:

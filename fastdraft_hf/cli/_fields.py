@@ -1,0 +1,48 @@
+"""A settings dataclass as options of a command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def add_fields(parser: argparse.ArgumentParser, section: Any, title: str) -> None:
+    """Add an option for every setting of a dataclass; values are YAML."""
+    group = parser.add_argument_group(title, "lists and mappings as YAML")
+    for field in dataclasses.fields(section):
+        text = str(field.metadata.get("help", ""))
+        default = field.default
+        if default is not dataclasses.MISSING and default is not None:
+            text += f" (default: {default:,})" if type(default) is int else f" (default: {default})"
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=f"field_{field.name}",
+            metavar="VALUE",
+            help=text.replace("%", "%%"),
+        )
+
+
+def read_fields(args: argparse.Namespace, section: type[T]) -> T:
+    """Return the dataclass of the options that were given.
+
+    Raises:
+        FastDraftError: a value that is no YAML, of the wrong type, or refused by the dataclass.
+    """
+    import yaml
+
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf._schema import load
+
+    values = {}
+    for key, text in vars(args).items():
+        if not key.startswith("field_") or text is None:
+            continue
+        name = key.removeprefix("field_")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise FastDraftError(f"{name}: '{text}' is no valid YAML value") from error
+    return load(section, values)

@@ -1,0 +1,86 @@
+"""``fastdraft tune``: the best draft shape and γ on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    from fastdraft_hf.cli._fields import add_fields
+    from fastdraft_hf.tuning.config import TuneConfig
+
+    parser.add_argument("--target", metavar="ID", required=True, help="model id, or a folder")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", type=Path, default=Path("runs/tune"), help="what it keeps"
+    )
+    parser.add_argument(
+        "--write", metavar="RECIPE.yaml", type=Path, help="put the best design and γ into a recipe"
+    )
+    add_fields(parser, TuneConfig, "settings of tune")
+
+
+def run(args: argparse.Namespace) -> None:
+    import sys
+
+    from fastdraft_hf.cli._fields import read_fields
+    from fastdraft_hf.cli._running import _quiet_libraries
+    from fastdraft_hf.evaluation.terminal import print_table
+    from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.tuning import terminal
+    from fastdraft_hf.tuning.config import TuneConfig
+    from fastdraft_hf.tuning.figures import draw
+    from fastdraft_hf.tuning.search import search
+
+    config = read_fields(args, TuneConfig)
+    if args.write is not None:
+        _written(args.write, args.target, {})  # a recipe that cannot be read is said at once
+    _quiet_libraries()
+    results = search(config, resolve_target(args.target), args.output_dir)
+    figures = draw(results, args.output_dir / "figures")
+    print_table(terminal.design_rows(results))
+    print("", file=sys.stderr)
+    print_table(terminal.target_rows(results))
+    print("", file=sys.stderr)
+    for line in terminal.verdict(results):
+        print(line, file=sys.stderr)
+    print(f"figures: {', '.join(map(str, figures))}", file=sys.stderr)
+    if args.write is None:
+        print(terminal.recipe_lines(results), end="")
+        return
+    from fastdraft_hf._atomic import write_text
+
+    changes = {
+        "design": results["best"]["section"],
+        "bench": terminal.bench_section(results),
+    }
+    write_text(args.write, _written(args.write, args.target, changes))
+    print(f"written into {args.write}", file=sys.stderr)
+
+
+def _written(path: Path, target: str, changes: dict[str, Any]) -> str:
+    """Return the recipe's text with the changes, after reading it as a recipe."""
+    import tempfile
+
+    import yaml
+
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.pipeline.recipe import read_recipe
+    from fastdraft_hf.tuning.recipe_text import set_values
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = str(yaml.safe_dump({"target": target}))
+    except OSError as error:
+        raise FastDraftError(f"{path}: {error.strerror}") from error
+    text = set_values(text, changes)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_text(text, encoding="utf-8")
+        try:
+            read_recipe(copy, [])
+        except FastDraftError as error:
+            raise FastDraftError(f"{path}: {error}") from None
+    return text

@@ -1,0 +1,1 @@
+"""What is best on this machine: the draft's shape, γ, and a trimmed head."""
