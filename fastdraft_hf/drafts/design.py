@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 STRETCH = math.log(2)
 
+# No budget makes a draft narrower than this of itself; `width_multiple` may.
+LEAST_WIDTH = 32
+
 __all__ = ["count_parameters", "design_draft", "kept_layers", "source_config", "with_layers"]
 
 
@@ -72,8 +75,13 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
         FastDraftError: no draft can be designed for the family.
     """
     target = text_config(target_config)
-    family_of(target)
+    family = family_of(target)
     if design.donor is None:
+        if family.dense and design.takes_layers:
+            raise FastDraftError(
+                f"design.first_weights: layers of family '{target.model_type}', a mixture of "
+                "experts, cannot be taken; use project or scratch"
+            )
         source = copy.deepcopy(dense_config(target))
     else:
         from transformers import AutoConfig
@@ -175,15 +183,25 @@ class _Candidate(NamedTuple):
 def _fitted(source: Any, design: DesignConfig) -> Shape:
     """Return the shape that meets the budget best."""
     step = design.width_multiple
-    shapes = _shapes(source, design, step)
-    if not shapes:
-        raise FastDraftError(
-            f"design.width_multiple: no multiple of {step} up to the target's width of "
-            f"{source.hidden_size} can be divided among its heads"
-        )
     sizes = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
-    narrowest = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
-    least = sizes.exact(narrowest)
+    while True:
+        shapes = _shapes(source, design, step)
+        if not shapes:
+            raise FastDraftError(
+                f"design.width_multiple: no multiple of {step} up to the target's width of "
+                f"{source.hidden_size} can be divided among its heads"
+            )
+        narrowest = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
+        least = sizes.exact(narrowest)
+        finer = _shapes(source, design, step // 2) if step > 1 else []
+        # Heads in groups of three or seven allow few widths: finer ones, down to LEAST_WIDTH.
+        if (
+            least <= design.params
+            or not finer
+            or finer[0].width < min(LEAST_WIDTH, shapes[0].width)
+        ):
+            break
+        step //= 2
     if least > design.params:
         raise FastDraftError(
             f"design.params: {design.params:,} cannot hold a vocabulary of "
@@ -224,9 +242,7 @@ def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
     )
 
 
-def _filled(
-    source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel
-) -> _Candidate | None:
+def _filled(source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel) -> _Candidate | None:
     """Return ``shape`` with the feed-forward that takes up the budget, or None if it is over it."""
     low, high = _bounds(source, design, shape)
     base = sizes.of(shape._replace(inner=low))
@@ -262,7 +278,7 @@ def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig
 
 
 def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:
-    """Set the depth of ``draft`` and, in its lists with an entry a layer, the entries of ``layers``.
+    """Set the depth of ``draft``; its lists with an entry a layer get those of ``layers``.
 
     Args:
         draft: a config; changed and returned.

@@ -1,7 +1,7 @@
 """The decoder families a draft can be designed for: one line each.
 
-A draft keeps its target's family (`model_type` of transformers). What a family needs here is little,
-because its config class says the rest:
+A draft keeps its target's family (`model_type` of transformers). What a family needs here is
+little, because its config class says the rest:
 
 - ``own_head_size=False`` where the model takes the size of a head from width / heads and does not
   read ``head_dim``;

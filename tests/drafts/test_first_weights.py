@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.drafts.config import DesignConfig, FirstWeights
 from fastdraft_hf.drafts.design import SUPPORTED_FAMILIES, design_draft, kept_layers
-from fastdraft_hf.drafts.first_weights import (
+from fastdraft_hf.drafts.first_weights import first_weights
+from fastdraft_hf.drafts.vocabulary_basis import (
     first_weights,
     project_vocabulary,
     slice_layers,
