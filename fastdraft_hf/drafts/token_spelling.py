@@ -104,16 +104,30 @@ def match_tokens(
             matches.pieces[index], matches.how[index] = [by_bytes[text]], "same"
         else:
             asked.append((index, text))
-    decoded = [(index, text.decode(errors="replace")) for index, text in asked]
-    encoded = _backend(donor).encode_batch([t for _, t in decoded], add_special_tokens=False)
     longest = max(map(len, by_bytes), default=0)
-    for (index, text), found in zip(asked, encoded, strict=True):
-        ids = list(found.ids)
-        if b"".join(theirs.get(i, b"") for i in ids) != text:
-            ids = _longest_pieces(text, by_bytes, longest)
+    spelt = _spelt([text for _, text in asked], donor, theirs)
+    for index, text in asked:
+        ids = spelt.get(text) or _longest_pieces(text, by_bytes, longest)
         if ids:
             matches.pieces[index], matches.how[index] = ids, "pieces"
     return matches
+
+
+def _spelt(
+    texts: list[bytes], tokenizer: PreTrainedTokenizerBase, known: Mapping[int, bytes]
+) -> dict[bytes, list[int]]:
+    """Return the ids a tokenizer gives each text, of those that spell just that text."""
+    found: dict[bytes, list[int]] = {}
+    # Many SentencePiece tokenizers put a space before every text; without its own, a text that
+    # begins with one is then spelt exactly.
+    for cut in (0, 1):
+        left = [t for t in texts if t not in found and (not cut or t[:1] == b" ")]
+        asked = [t[cut:].decode(errors="replace") for t in left]
+        encoded = _backend(tokenizer).encode_batch(asked, add_special_tokens=False)
+        for text, encoding in zip(left, encoded, strict=True):
+            if b"".join(known.get(i, b"") for i in encoding.ids) == text:
+                found[text] = list(encoding.ids)
+    return found
 
 
 def _match_special(

@@ -51,7 +51,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16},
     "gemma3_text": {"head_dim": 16},
-    "vaultgemma": {"head_dim": 16},
+    "vaultgemma": {"head_dim": 16, "final_logit_softcapping": None},
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
     "ernie4_5": {"head_dim": 16},
@@ -92,6 +92,8 @@ def tiny_target(family: str, **changes: Any) -> PretrainedConfig:
     """Return the config of a tiny model of ``family``, three layers deep."""
     experts = _EXPERTS if FAMILIES.get(family) and FAMILIES[family].dense else {}
     fields = {**_FIELDS, **experts, **_OWN.get(family, {}), **changes}
+    if family in ("olmoe", "flex_olmo"):  # their norms of queries expect heads as wide as the model
+        fields.pop("head_dim")
     return AutoConfig.for_model(family, **fields)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ class Request:
         from transformers import AutoModelForCausalLM, set_seed
 
         set_seed(self.seed)
-        return AutoModelForCausalLM.from_config(config or self.config, dtype=torch.float32)
+        config = copy.deepcopy(config or self.config)
+        config.dtype = torch.float32  # a family may make buffers of it, whatever is asked for
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     def load(self, folder: Path) -> PreTrainedModel:
         """Return a model in float32, without dropout."""
