@@ -92,7 +92,9 @@ def match_tokens(
     """
     ours, theirs = token_bytes(target), token_bytes(donor)
     by_bytes: dict[bytes, int] = {}
-    for index in sorted(theirs, reverse=True):  # of two spellings of one text, the first id
+    # Of several spellings of one text a piece comes before a byte, then the first id.
+    names = {index: token for token, index in donor.get_vocab().items()}
+    for index in sorted(theirs, key=lambda i: (not _BYTE_TOKEN.match(names[i]), -i)):
         by_bytes[theirs[index]] = index
     matches = TokenMatches(len(target.get_vocab()))
     _match_special(target, donor, given or {}, matches)
