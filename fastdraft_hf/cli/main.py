@@ -14,7 +14,7 @@ from fastdraft_hf._errors import FastDraftError
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
-    "design": ("stage", "the draft's shape and first weights"),
+    "design": ("design", "the draft's shape and first weights"),
     "generate": ("stage", "let the target write the training text"),
     "logits": ("stage", "store the target's top-k distribution over that text"),
     "pretrain": ("stage", "train the draft on text (PT)"),
@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": ("stage", "measure wall clock with and without the draft"),
     "card": ("stage", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
+    "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 
