@@ -54,7 +54,7 @@ class Vocabulary:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise FastDraftError(f"{name or folder}: no tokenizer can be read there") from error
         found = cls.of_tokenizer(tokenizer, name or str(folder))
         rows, ends = None, set(found.ends)

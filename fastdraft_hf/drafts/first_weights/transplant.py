@@ -36,7 +36,7 @@ class Transplant(Method):
         def tokenizer(folder: Path, key: str) -> Any:
             try:
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, ImportError) as error:
                 raise FastDraftError(f"{key}: {folder} has no tokenizer to go by") from error
 
         ours, theirs = tokenizer(request.target, "target"), tokenizer(donor.path, "design.donor")

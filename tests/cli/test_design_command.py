@@ -23,7 +23,15 @@ def test_asking_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["design", "--target", str(tiny_target_folder), "--params", "9k"]
+    words = [
+        "design",
+        "--target",
+        str(tiny_target_folder),
+        "--params",
+        "9k",
+        "--width-multiple",
+        "8",
+    ]
     assert main([*words, "--num-hidden-layers", "1"]) == 0
     shown = capsys.readouterr()
     for word in ("layers", "width", "feed-forward", "embeddings", "head (tied)", "bytes in bf16"):
@@ -37,7 +45,7 @@ def test_the_table_is_of_the_draft_that_is_written(
 ) -> None:
     out = tmp_path / "run"
     words = ["design", "--target", str(tiny_target_folder), "--output-dir", str(out)]
-    words += ["--params", "9k", "--num-hidden-layers", "1"]
+    words += ["--params", "9k", "--width-multiple", "8", "--num-hidden-layers", "1"]
     assert main([*words, "--dry-run"]) == 0
     assert not out.exists()
     planned = capsys.readouterr().err
@@ -53,7 +61,17 @@ def test_a_target_without_weights_gets_a_plan(
     tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, out = plan_folder(tiny_target_folder, tmp_path / "target"), tmp_path / "run"
-    words = ["design", "--target", str(target), "--output-dir", str(out), "--params", "9k"]
+    words = [
+        "design",
+        "--target",
+        str(target),
+        "--output-dir",
+        str(out),
+        "--params",
+        "9k",
+        "--width-multiple",
+        "8",
+    ]
     assert main(words) == 0
     assert "only the draft's config is written" in capsys.readouterr().err
     design = out / "design"
