@@ -36,10 +36,10 @@ def design_rows(target: PretrainedConfig, draft: PretrainedConfig) -> list[dict[
     row("parameters", "", "")
     for part in dict.fromkeys([*own, *parts]):
         count, whole = own.get(part, 0), parts.get(part, 0)
-        if not count and not whole:
-            continue
-        name = "head (tied)" if part == "head" and not count else part
-        row(f"  {name}", count, whole, f"{count / sum(own.values()):.1%}")
+        if part == "head":  # a tied one has no weights of its own
+            row("  head", count or "tied", whole or "tied", f"{count / sum(own.values()):.1%}")
+        elif count or whole:
+            row(f"  {part}", count, whole, f"{count / sum(own.values()):.1%}")
     ours, theirs = sum(own.values()), sum(parts.values())
     row("  all", ours, theirs, f"1/{theirs / ours:.1f}")
     row("bytes in bf16", _size(2 * ours), _size(2 * theirs))
