@@ -31,6 +31,7 @@ from fastdraft_hf.cli._running import _quiet_libraries
 from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe, read_recipe
 from fastdraft_hf.pipeline.run import Run, execute
+from fastdraft_hf.pipeline.stages import design as _  # noqa: F401  (registers the stages)
 from fastdraft_hf.targets.resolve import resolve_target
 
 KINDS: dict[str, dict[str, Any]] = {
