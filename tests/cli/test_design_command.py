@@ -43,8 +43,10 @@ def test_asking_writes_nothing(
 def test_the_table_is_of_the_draft_that_is_written(
     tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    words = ["design", "--target", str(tiny_target_folder), "--output-dir", str(out)]
+    out, target = tmp_path / "run", tmp_path / "target"
+    shutil.copytree(tiny_target_folder, target)
+    (target / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    words = ["design", "--target", str(target), "--output-dir", str(out)]
     words += ["--params", "9k", "--width-multiple", "8", "--num-hidden-layers", "1"]
     assert main([*words, "--dry-run"]) == 0
     assert not out.exists()
@@ -52,6 +54,10 @@ def test_the_table_is_of_the_draft_that_is_written(
     assert main(words) == 0
     made = capsys.readouterr().err
     draft = AutoModelForCausalLM.from_pretrained(out / "design")
+    ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (out / "design", target))
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template is not None
+    assert draft.generation_config.eos_token_id == [2, 0]  # the target's ends of a turn
     rows = [line.split() for line in planned.splitlines() if line.split()[:1] == ["all"]]
     assert rows[0][1] == f"{draft.num_parameters():,}"
     assert rows == [line.split() for line in made.splitlines() if line.split()[:1] == ["all"]]

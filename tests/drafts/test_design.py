@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -350,3 +351,22 @@ def test_seventy_billion_parameters_in_seconds_and_under_a_gigabyte(tmp_path: Pa
     assert int(peak) < 1000
     assert "70,553,706,496" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_list_every_setting() -> None:
+    table = DOCS.split("## Settings")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(DesignConfig)]
+
+
+def test_the_docs_list_every_family() -> None:
+    section = DOCS.split("## Families")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", section))
+    assert set(FAMILIES) <= named
+    for name, family in FAMILIES.items():
+        if family.dense:
+            row = next(line for line in section.splitlines() if f"`{name}`" in line)
+            assert row.endswith(f"| `{family.dense}` |")

@@ -10,7 +10,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.pipeline.run import Run
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         facts = {"first_weights": None}
     else:
         draft, facts = first_weights(path, config, design, run.recipe.seed)
+        _end_alike(draft, path)
         draft.save_pretrained(folder)
         config = draft.config
     if not planning or any(path.glob("tokenizer*")):
@@ -91,6 +92,21 @@ def planned_config(run: Run) -> tuple[PretrainedConfig, PretrainedConfig]:
     if not (Path(given) / "config.json").is_file():
         raise FastDraftError(f"design.draft: {given} holds no config.json, so it is no draft")
     return target, AutoConfig.from_pretrained(given)
+
+
+def _end_alike(draft: PreTrainedModel, target: Path) -> None:
+    """Give the draft the special tokens of the target's generation config, which ends turns.
+
+    A config often has only the end of a text, and the end of a turn stands there.
+    """
+    from transformers import GenerationConfig
+
+    if not (target / "generation_config.json").is_file():
+        return
+    stored = GenerationConfig.from_pretrained(target)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(stored, name) is not None:
+            setattr(draft.generation_config, name, getattr(stored, name))
 
 
 def _save_config(config: PretrainedConfig, folder: Path) -> None:
