@@ -14,7 +14,7 @@ from fastdraft_hf._errors import FastDraftError
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
-    "design": ("stage", "the draft's shape and first weights"),
+    "design": ("design", "the draft's shape and first weights"),
     "generate": ("stage", "let the target write the training text"),
     "logits": ("stage", "store the target's top-k distribution over that text"),
     "pretrain": ("stage", "train the draft on text (PT)"),
@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("stage", "draw the figures and write report.html"),
     "tune": ("tune", "find the best draft shape and γ on this machine"),
     "trim": ("trim", "trim a draft's head to the most frequent tokens"),
+    "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 

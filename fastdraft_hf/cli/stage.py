@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdraft_hf.pipeline.recipe import Recipe
 
 # The section whose fields become a command's options; the rest of these stages' input is other
 # stages' output.
@@ -77,9 +80,15 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return None
 
 
-def run(args: argparse.Namespace) -> None:
+def recipe_of(args: argparse.Namespace, *, known: bool = True) -> Recipe:
+    """Return the recipe that a stage's arguments name and change.
+
+    Args:
+        args: of `add_arguments`.
+        known: whether the recipe that ``--output-dir`` was last filled by is taken up again.
+    """
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import RECIPE_FILE, run_stages
+    from fastdraft_hf.cli._running import RECIPE_FILE
     from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
 
     name = args.command
@@ -94,14 +103,21 @@ def run(args: argparse.Namespace) -> None:
         if key.startswith("field_") and value is not None:
             overrides.append(f"{name}.{key.removeprefix('field_')}={value}")
     if args.config is not None:
-        recipe = read_recipe(args.config, overrides)
-    else:
-        if args.output_dir is None:
-            raise FastDraftError(f"{name}: give --config RECIPE.yaml, or --target and --output-dir")
-        known = Path(args.output_dir) / RECIPE_FILE
-        recipe = read_recipe(known, overrides) if known.exists() else build_recipe({}, overrides)
+        return read_recipe(args.config, overrides)
+    if args.output_dir is None:
+        raise FastDraftError(f"{name}: give --config RECIPE.yaml, or --target and --output-dir")
+    recipe_file = Path(args.output_dir) / RECIPE_FILE
+    if known and recipe_file.exists():
+        return read_recipe(recipe_file, overrides)
+    return build_recipe({}, overrides)
+
+
+def run(args: argparse.Namespace) -> None:
+    from fastdraft_hf.cli._running import run_stages
+
+    recipe, name = recipe_of(args), args.command
     stages = [name]
-    if draft is not None:
+    if getattr(args, "draft", None) is not None:
         # Without a training run before it, a stage makes what it reads from the given draft.
         stages = ["design", "export", name] if name == "bench" else ["design", name]
     run_stages(recipe, stages, args.dry_run)

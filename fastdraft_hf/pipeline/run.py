@@ -44,6 +44,13 @@ class Run:
             self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
         return self._target
 
+    def look_at_target(self) -> Target:
+        """Find the target's config and tokenizer; its weights may be out of reach."""
+        if self._target is not None:
+            return self._target
+        # Not kept: what is found may lack weights that a stage has yet to fetch.
+        return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
+
     def stage_folder(self, name: str) -> Path:
         return self.folder / STAGES[name].folder
 
@@ -252,14 +259,15 @@ def _execute_stage(run: Run, name: str) -> None:
     start = time.monotonic()
     facts = stage.run(run, partial)
     seconds = time.monotonic() - start
+    target = run.look_at_target()  # a design may be made for a config without weights
     write_json(
         partial / PROVENANCE,
         provenance.describe(
             id=f"{name}-{time.time_ns():x}",
             stage=name,
             seed=run.recipe.seed,
-            target=run.target.name,
-            target_revision=run.target.revision,
+            target=target.name,
+            target_revision=target.revision,
             inputs=fingerprint["inputs"],
             wall_seconds=round(seconds + sum(s["seconds"] for s in earlier), 1),
             runs=len(earlier) + 1,

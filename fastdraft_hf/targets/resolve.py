@@ -37,12 +37,14 @@ class Target:
     licence: str | None = None
 
 
-def resolve_target(target: str, revision: str | None = None) -> Target:
+def resolve_target(target: str, revision: str | None = None, *, weights: bool = True) -> Target:
     """Find ``target``: a folder, ``embedded:NAME``, or a model id of the Hub.
 
     Args:
         target: what stands in the recipe.
         revision: a Hub branch, tag or commit.
+        weights: whether its weights are needed. Without, a config (and tokenizer) will do, and
+            only those are downloaded.
 
     Raises:
         FastDraftError: nothing of that name can be had, or it holds no safetensors weights.
@@ -56,16 +58,16 @@ def resolve_target(target: str, revision: str | None = None) -> Target:
         return _describe(EMBEDDED_NAMES[target]())
     folder = Path(target).expanduser()
     if folder.is_dir():
-        return _describe(folder)
+        return _describe(folder, weights=weights)
     if target.startswith((".", "/", "~")) or target.count("/") > 1:
         raise FastDraftError(f"target: there is no folder {folder}")
-    return _from_hub(target, revision)
+    return _from_hub(target, revision, weights=weights)
 
 
-def _describe(folder: Path) -> Target:
+def _describe(folder: Path, *, weights: bool = True) -> Target:
     if not (folder / "config.json").is_file():
         raise FastDraftError(f"target: {folder} holds no config.json, so it is no model folder")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise FastDraftError(
             f"target: {folder} holds no .safetensors weights; pickled weights are not loaded. "
             "Convert them with `model.save_pretrained(folder)`."
@@ -77,7 +79,7 @@ def _describe(folder: Path) -> Target:
     return Target(folder, folder.resolve().name)
 
 
-def _from_hub(model_id: str, revision: str | None) -> Target:
+def _from_hub(model_id: str, revision: str | None, *, weights: bool = True) -> Target:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -87,8 +89,9 @@ def _from_hub(model_id: str, revision: str | None) -> Target:
         RevisionNotFoundError,
     )
 
+    patterns = _PATTERNS if weights else _PATTERNS[1:]
     try:
-        path = Path(snapshot_download(model_id, revision=revision, allow_patterns=_PATTERNS))
+        path = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise FastDraftError(f"target: '{model_id}' is neither a folder nor a model id") from error
     except GatedRepoError as error:
@@ -109,7 +112,7 @@ def _from_hub(model_id: str, revision: str | None) -> Target:
             f"target: '{model_id}' is not on this machine and the Hub is out of reach; give a "
             f"folder, or use {', '.join(EMBEDDED_NAMES)}"
         ) from error
-    found = _describe(path)
+    found = _describe(path, weights=weights)
     # A snapshot's folder is named by its commit.
     return Target(path, model_id, path.name, _card_licence(path) or found.licence)
 

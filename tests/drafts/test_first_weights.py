@@ -7,37 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from draft_targets import DENSE, MIXTURES, randomised, tiny_target
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.drafts.config import DesignConfig, FirstWeights
-from fastdraft_hf.drafts.design import SUPPORTED_FAMILIES, design_draft, kept_layers
-from fastdraft_hf.drafts.first_weights import (
-    first_weights,
-    project_vocabulary,
-    slice_layers,
-    vocabulary_basis,
-)
+from fastdraft_hf.drafts.cutting import Hidden, cut_layers
+from fastdraft_hf.drafts.design import design_draft, kept_layers_of
+from fastdraft_hf.drafts.families import FAMILIES
+from fastdraft_hf.drafts.first_weights import first_weights, methods
+from fastdraft_hf.drafts.importance import block_influence, most_important
+from fastdraft_hf.drafts.parts import final_norm, gain_of, set_gain
+from fastdraft_hf.drafts.vocabulary_basis import project_vocabulary, vocabulary_basis
 
 Make = Callable[..., Any]
-
-
-def tiny_target(family: str, **changes: Any) -> PretrainedConfig:
-    fields: dict[str, Any] = {
-        "vocab_size": 96,
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 256,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    return AutoConfig.for_model(family, **{**fields, **changes})
 
 
 def gram(table: torch.Tensor) -> torch.Tensor:
@@ -145,24 +130,11 @@ def test_the_basis_is_the_best_one(tiny_model: Make, width: int, seed: int, tied
     assert float(kept) == pytest.approx(share, rel=1e-4)
 
 
-def randomised(config: Any, seed: int) -> Any:
-    """A model none of whose parameters, norms and biases included, stands at its default."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-            else:
-                parameter.copy_(parameter + torch.rand_like(parameter) * 0.5)
-    return model
-
-
 def full_slice(target: Any) -> Any:
     draft = AutoModelForCausalLM.from_config(target.config, dtype=torch.float32).eval()
     basis = vocabulary_basis(target, target.config.hidden_size)
     project_vocabulary(target, draft, basis)
-    slice_layers(target, draft, basis, list(range(target.config.num_hidden_layers)))
+    cut_layers(target, draft, Hidden(basis), range(target.config.num_hidden_layers))
     return draft
 
 
@@ -173,20 +145,20 @@ def logits_agree(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(a / a.norm(), b / b.norm(), atol=1e-6, rtol=1e-3)
 
 
-FAMILIES = [f for f in SUPPORTED_FAMILIES if f != "phi3"]
+ROTATED = [name for name in DENSE if FAMILIES[name].pre_norms]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROTATED)
 def test_a_whole_slice_is_the_target(family: str) -> None:
     # A rotation changes nothing: up to the head's one factor, the draft is the target.
     target = randomised(tiny_target(family, tie_word_embeddings=False), seed=1)
     logits_agree(full_slice(target), target)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROTATED)
 def test_a_whole_slice_of_a_tied_target(family: str) -> None:
     target = randomised(tiny_target(family, tie_word_embeddings=True), seed=1)
-    target.model.norm.weight.data.fill_(0.7)  # an even gain leaves the tied basis a rotation
+    final_norm(target).weight.data.fill_(0.7)  # an even gain leaves the tied basis a rotation
     logits_agree(full_slice(target), target)
 
 
@@ -196,15 +168,15 @@ def test_a_whole_slice_with_biases(option: str) -> None:
     logits_agree(full_slice(target), target)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=4)
+@pytest.mark.parametrize("family", ROTATED)
+@settings(max_examples=2, phases=[Phase.generate])
 @given(
     width=st.sampled_from([16, 32, 48]),
-    layers=st.integers(1, 5),
+    layers=st.integers(1, 3),
     tied=st.booleans(),
     feed_forward=st.sampled_from([None, 32, 100]),
 )
-def test_slices_of_every_size(
+def test_rotated_cuts_of_every_size(
     tmp_path_factory: pytest.TempPathFactory,
     family: str,
     width: int,
@@ -220,31 +192,158 @@ def test_slices_of_every_size(
     )
     config = design_draft(target.config, design)
     draft, facts = first_weights(folder, config, design, seed=0)
-    assert facts["layers_of_the_target"] == kept_layers(5, layers)
+    assert facts["layers_of_the_target"] == kept_layers_of(target.config, layers)
     with torch.no_grad():
         assert torch.isfinite(draft(torch.tensor([[1, 2, 3]])).logits).all()
     # The feed-forward channels kept are whole ones of the target, of its largest.
-    mlp = target.model.layers[facts["layers_of_the_target"][-1]].mlp
-    weight = mlp.down_proj.weight.norm(dim=0) * mlp.up_proj.weight.norm(dim=1)
+    layer = target.model.layers[facts["layers_of_the_target"][-1]]
+    fused = hasattr(layer.mlp, "gate_up_proj")
+    up = layer.mlp.gate_up_proj.weight[160:] if fused else layer.mlp.up_proj.weight
+    weight = layer.mlp.down_proj.weight.norm(dim=0) * up.norm(dim=1)
     size = feed_forward or 160
     kept = weight.topk(size).indices.sort().values
     basis = vocabulary_basis(target, width)
-    gain = target.model.layers[facts["layers_of_the_target"][-1]].post_attention_layernorm.weight
-    expected = (mlp.gate_proj.weight * gain / basis.scale)[kept] @ basis.directions
-    torch.testing.assert_close(
-        draft.model.layers[-1].mlp.gate_proj.weight, expected, atol=1e-4, rtol=1e-4
-    )
+    pre_norms = FAMILIES[family].pre_norms
+    assert pre_norms is not None
+    gain = gain_of(getattr(layer, pre_norms[1]), 64)
+    expected = (up * gain / basis.scale)[kept] @ basis.directions
+    ours = draft.model.layers[-1].mlp
+    cut = ours.gate_up_proj.weight[size:] if fused else ours.up_proj.weight
+    torch.testing.assert_close(cut, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_layers_of_another_build_are_refused(tmp_path: Path) -> None:
-    target = randomised(tiny_target("phi3"), seed=0)
+@pytest.mark.parametrize("family", DENSE)
+def test_at_full_width_and_depth_a_prune_is_the_target(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family), seed=4)
     target.save_pretrained(tmp_path)
-    design = DesignConfig(hidden_size=32)
-    with pytest.raises(FastDraftError, match="'phi3' cannot be sliced; use project"):
-        first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=3, first_weights="prune")
+    draft, _ = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    ids = torch.tensor([[1, 9, 30, 4, 77]])
+    with torch.no_grad():
+        torch.testing.assert_close(draft.eval()(ids).logits, target(ids).logits)
 
 
-@pytest.mark.parametrize("kind", ["project", "slice"])
+@pytest.mark.parametrize("family", DENSE)
+def test_at_full_width_layers_are_dropped_and_nothing_else(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family), seed=4)
+    target.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=2, layers=[0, 2], first_weights="prune")
+    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 2]
+    ours, theirs = draft.state_dict(), target.state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name.replace("layers.1.", "layers.2.")])
+
+
+CHANNELS = [name for name in DENSE if not FAMILIES[name].pre_norms]
+
+
+@pytest.mark.parametrize("family", CHANNELS)
+def test_other_families_keep_channels(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family, tie_word_embeddings=False), seed=5)
+    target.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=1, first_weights="prune")
+    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    assert "explained_variance" not in facts
+    wide, narrow = target.get_input_embeddings().weight, draft.get_input_embeddings().weight
+    factor = 2**0.5 if FAMILIES[family].scaled_embeddings else 1.0
+    same = torch.isclose(wide[:, :, None] * factor, narrow[:, None, :]).all(0)
+    channels = same.float().argmax(0)
+    assert same.any(0).all()
+    assert channels.tolist() == sorted(set(channels.tolist()))
+    # The head and every projection are read at the same channels.
+    torch.testing.assert_close(
+        draft.get_output_embeddings().weight, target.get_output_embeddings().weight[:, channels]
+    )
+    index = facts["layers_of_the_target"][0]
+    theirs = dict(target.get_decoder().layers[index].named_parameters())
+    for name, value in draft.get_decoder().layers[0].named_parameters():
+        if name.endswith(("o_proj.weight", "attention.dense.weight", "self_attn.dense.weight")):
+            expected = theirs[name][channels][:, : value.shape[1]]
+        elif name.endswith(("q_proj.weight", "query_key_value.weight")):
+            expected = theirs[name][: value.shape[0]][:, channels]
+        elif "layernorm" in name and "attn" not in name.replace("post_self_attn", ""):
+            expected = theirs[name][channels]
+        else:
+            continue
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_gains_are_read_and_set_as_the_norm_means_them(family: str) -> None:
+    model = randomised(tiny_target(family), seed=6)
+    norm = final_norm(model)
+    states = torch.randn(4, 64)
+    states = states - states.mean(-1, keepdim=True)
+    plain = states / states.square().mean(-1, keepdim=True).sqrt()
+    bias = getattr(norm, "bias", None)
+    shift = 0 if bias is None else bias
+    with torch.no_grad():
+        torch.testing.assert_close(
+            norm(states) - shift, plain * gain_of(norm, 64), atol=1e-3, rtol=1e-3
+        )
+        if set_gain(norm, 0.25):
+            torch.testing.assert_close(norm(states), plain * 0.25, atol=1e-3, rtol=1e-3)
+        else:
+            assert family == "olmo"
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_layers_of_a_mixture_are_not_taken(family: str) -> None:
+    with pytest.raises(FastDraftError, match=r"first_weights: .*mixture of experts.*use project"):
+        design_draft(tiny_target(family), DesignConfig())
+
+
+def test_slice_is_prune(tiny_target_folder: Path, tiny_config: Make) -> None:
+    drafts = []
+    for name in ("slice", "prune"):
+        design = DesignConfig(hidden_size=16, first_weights=name)
+        config = design_draft(tiny_config(), design)
+        draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+        assert facts["first_weights"] == name
+        drafts.append(draft)
+    assert weights_equal(*drafts)
+    assert set(methods()) == {"scratch", "project", "prune", "transplant"}
+
+
+def test_the_layers_that_change_most(tiny_target_folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    config = tiny_target("llama", vocab_size=len(tokenizer), tie_word_embeddings=False)
+    model = randomised(config, seed=7)
+    with torch.no_grad():  # the layer in the middle does nothing
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    influence = block_influence(model, tokenizer)
+    assert influence[1] == pytest.approx(0, abs=1e-6)
+    assert min(influence[0], influence[2]) > 0.01
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers="importance")
+    draft, facts = first_weights(tmp_path, design_draft(config, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 2]
+    assert len(facts["block_influence"]) == 3
+    assert draft.config.num_hidden_layers == 2
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=40), st.data())
+def test_the_most_important(influence: list[float], data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, len(influence)))
+    chosen = most_important(influence, kept)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == kept
+    others = [v for i, v in enumerate(influence) if i not in chosen]
+    assert all(influence[i] >= v for i in chosen for v in others)
+
+
+def test_chosen_layers_bring_their_own_lists(tmp_path: Path) -> None:
+    target = tiny_target("smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1])
+    randomised(target, seed=1).save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers=[0, 1])
+    draft, _ = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    assert draft.config.no_rope_layers == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["project", "prune"])
 def test_the_real_target(target_folder: Path, kind: FirstWeights) -> None:
     design = DesignConfig(hidden_size=96, num_hidden_layers=2, first_weights=kind)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
@@ -254,3 +353,117 @@ def test_the_real_target(target_folder: Path, kind: FirstWeights) -> None:
     with torch.no_grad():
         logits = draft(torch.tensor([[1, 9690, 198]])).logits
     assert torch.isfinite(logits).all()
+
+
+def donor_folder(folder: Path, tokenizer: Any, rows: int, **changes: Any) -> Path:
+    """Save a random Qwen3 with a tokenizer: the donor is of another family than the target."""
+    config = tiny_target("qwen3", vocab_size=rows, **changes)
+    randomised(config, seed=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_layers_of_another_model_of_the_vocabulary(
+    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    donor = donor_folder(tmp_path / "donor", tokenizer, len(tokenizer))
+    design = DesignConfig(
+        hidden_size=64, num_hidden_layers=1, first_weights="prune", donor=str(donor)
+    )
+    config = design_draft(tiny_config(), design)
+    assert config.model_type == "qwen3"
+    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    assert facts["donor"] == "donor"
+    theirs = AutoModelForCausalLM.from_pretrained(donor)
+    assert torch.equal(
+        draft.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight
+    )
+    assert torch.equal(draft.lm_head.weight, theirs.lm_head.weight)
+
+
+@pytest.mark.parametrize("rows", [272 + 40, 272 + 16])
+def test_a_padded_donor_is_resized_on_request(
+    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path, rows: int
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    donor = donor_folder(tmp_path / "donor", tokenizer, rows, tie_word_embeddings=False)
+    padded = tiny_config(vocab_size=rows + 8)
+    target = tmp_path / "target"
+    randomised(padded, seed=9).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    settings_ = {"hidden_size": 64, "num_hidden_layers": 1, "donor": str(donor)}
+    refused = DesignConfig(**settings_)
+    config = design_draft(padded, refused)
+    with pytest.raises(
+        FastDraftError, match=rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
+    ):
+        first_weights(target, config, refused, seed=0)
+    draft, _ = first_weights(target, config, DesignConfig(**settings_, resize=True), seed=0)
+    theirs = AutoModelForCausalLM.from_pretrained(donor).lm_head.weight
+    assert draft.lm_head.weight.shape[0] == rows + 8 == draft.config.vocab_size
+    torch.testing.assert_close(draft.lm_head.weight[:rows], theirs)
+    torch.testing.assert_close(draft.lm_head.weight[rows:], theirs.mean(0).expand(8, -1))
+
+
+def test_a_donor_of_another_vocabulary_is_no_prune(
+    tiny_target_folder: Path, tiny_config: Make, other_tokenizer: Any, tmp_path: Path
+) -> None:
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, len(other_tokenizer))
+    design = DesignConfig(hidden_size=64, num_hidden_layers=1, donor=str(donor), resize=True)
+    config = design_draft(tiny_config(), design)
+    with pytest.raises(FastDraftError, match=r"design.donor: .*not the target's.*transplant"):
+        first_weights(tiny_target_folder, config, design, seed=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_transplant_gives_each_token_its_pieces(
+    tiny_target_folder: Path,
+    tiny_config: Make,
+    other_tokenizer: Any,
+    tmp_path: Path,
+    tied: bool,
+) -> None:
+    rows = len(other_tokenizer)
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, rows, tie_word_embeddings=tied)
+    design = DesignConfig(
+        hidden_size=64, num_hidden_layers=2, first_weights="transplant", donor=str(donor)
+    )
+    config = design_draft(tiny_config(), design)
+    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    target = AutoTokenizer.from_pretrained(tiny_target_folder)
+    assert sum(facts["tokens"].values()) == len(target) == draft.config.vocab_size
+    assert facts["tokens"]["none"] == 0
+    assert (draft.config.eos_token_id, draft.config.bos_token_id) == (2, 1)
+    theirs, ours = target.get_vocab(), other_tokenizer.get_vocab()
+    model = AutoModelForCausalLM.from_pretrained(donor)
+    for mine, table in (
+        (draft.get_input_embeddings().weight, model.get_input_embeddings().weight),
+        (draft.get_output_embeddings().weight, model.get_output_embeddings().weight),
+    ):
+        # " the" is one token of the target; the donor spells it "▁t" and "he", or so.
+        pieces = other_tokenizer.encode("the", add_special_tokens=False)
+        assert other_tokenizer.decode(pieces).strip() == "the"
+        torch.testing.assert_close(mine[theirs["Ġthe"]], table[pieces].mean(0))
+        torch.testing.assert_close(mine[theirs["a"]], table[ours["a"]])
+        torch.testing.assert_close(mine[theirs["<|im_end|>"]], table[ours["</s>"]])
+    assert (draft.lm_head.weight is draft.model.embed_tokens.weight) is tied
+
+
+def test_a_transplant_needs_a_donor_and_known_tokens(
+    tiny_target_folder: Path, tiny_config: Make, other_tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(FastDraftError, match=r"^donor: first_weights transplant needs one"):
+        DesignConfig(first_weights="transplant")
+    with pytest.raises(FastDraftError, match=r"^donor: first_weights scratch takes none"):
+        DesignConfig(first_weights="scratch", donor="x")
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, len(other_tokenizer))
+    design = DesignConfig(
+        hidden_size=64,
+        first_weights="transplant",
+        donor=str(donor),
+        token_map={"<|im_end|>": "</z>"},
+    )
+    config = design_draft(tiny_config(), design)
+    with pytest.raises(FastDraftError, match=r"token_map: the donor has no token '</z>'.*</s>"):
+        first_weights(tiny_target_folder, config, design, seed=0)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write an untrained draft that ``from_pretrained`` loads."""
+    """Write an untrained draft that ``from_pretrained`` loads.
+
+    For a target's folder without any weights, only the config (and tokenizer): a plan.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    from fastdraft_hf.drafts.design import count_parameters, design_draft
+    from fastdraft_hf.drafts.design import TOLERANCE, count_parameters, design_draft
     from fastdraft_hf.drafts.first_weights import first_weights
 
     design = run.recipe.design
     if design.draft is not None:
         return _adopt(run, Path(design.draft), folder)
-    path = run.target.path
+    planning = without_weights(Path(run.recipe.target).expanduser())
+    path = (run.look_at_target() if planning else run.target).path
     target_config = AutoConfig.from_pretrained(path)
     config = design_draft(target_config, design)
     draft_parameters = count_parameters(config)
@@ -35,9 +42,25 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         f"{draft_parameters:,}",
         target_parameters / draft_parameters,
     )
-    draft, facts = first_weights(path, config, design, run.recipe.seed)
-    draft.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    if design.hidden_size is None and draft_parameters < (1 - TOLERANCE) * design.params:
+        logger.warning(
+            "design.params: %s is more than a draft of this depth and these first weights can "
+            "use; it has %s",
+            f"{design.params:,}",
+            f"{draft_parameters:,}",
+        )
+    facts: dict[str, Any] = {}
+    if planning:
+        logger.warning("%s holds no weights: only the draft's config is written", path)
+        _save_config(config, folder)
+        facts = {"first_weights": None}
+    else:
+        draft, facts = first_weights(path, config, design, run.recipe.seed)
+        _end_alike(draft, path)
+        draft.save_pretrained(folder)
+        config = draft.config
+    if not planning or any(path.glob("tokenizer*")):
+        AutoTokenizer.from_pretrained(path).save_pretrained(folder)
     return {
         "draft_parameters": draft_parameters,
         "target_parameters": target_parameters,
@@ -48,17 +71,83 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
+def without_weights(folder: Path) -> bool:
+    """Return whether a folder holds a config and no weights of any kind."""
+    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+    return (folder / "config.json").is_file() and not any(
+        file.name.endswith(suffixes) for file in folder.iterdir()
+    )
+
+
+def planned_config(run: Run) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """Return the target's config and the draft's; nothing is written, no weights are read."""
+    from transformers import AutoConfig
+
+    from fastdraft_hf.drafts.design import design_draft
+
+    target = AutoConfig.from_pretrained(run.look_at_target().path)
+    given = run.recipe.design.draft
+    if given is None:
+        return target, design_draft(target, run.recipe.design)
+    if not (Path(given) / "config.json").is_file():
+        raise FastDraftError(f"design.draft: {given} holds no config.json, so it is no draft")
+    return target, AutoConfig.from_pretrained(given)
+
+
+def _end_alike(draft: PreTrainedModel, target: Path) -> None:
+    """Give the draft the special tokens of the target's generation config, which ends turns.
+
+    A config often has only the end of a text, and the end of a turn stands there.
+    """
+    from transformers import GenerationConfig
+
+    if not (target / "generation_config.json").is_file():
+        return
+    stored = GenerationConfig.from_pretrained(target)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(stored, name) is not None:
+            setattr(draft.generation_config, name, getattr(stored, name))
+
+
+def _save_config(config: PretrainedConfig, folder: Path) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    # A model writes its class into its config; without one it is looked up.
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+    config.architectures = [name if isinstance(name, str) else name[0]]
+    config.save_pretrained(folder)
+
+
 def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
     """Take an existing draft as it is, after checking that its vocabulary is the target's."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.first_weights.prune import resize_rows
+    from fastdraft_hf.drafts.vocabulary import check_agreement, check_same_vocabulary
 
+    resize = run.recipe.design.resize
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is no draft")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    check_same_vocabulary(AutoTokenizer.from_pretrained(run.target.path), tokenizer, source)
+    target_tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    if not resize:
+        check_same_vocabulary(target_tokenizer, tokenizer, source)
+    report = check_agreement(run.target.path, source, "design.draft", resize)
+    for problem in report.problems():
+        logger.warning("design.draft: %s", problem)
     draft = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
+    if resize and report.target.rows is not None:
+        resize_rows(draft, report.target.rows)
+        tokenizer = target_tokenizer
+        # It stops and pads as the target does, whose tokenizer it now has.
+        for role in ("bos", "eos", "pad"):
+            index = getattr(target_tokenizer, f"{role}_token_id")
+            for config in (draft.config, draft.generation_config):
+                setattr(config, f"{role}_token_id", index)
     draft.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"draft_parameters": draft.num_parameters(), "first_weights": str(source)}
+    return {
+        "draft_parameters": draft.num_parameters(),
+        "first_weights": str(source),
+        "vocabulary": report.verdict,
+    }
