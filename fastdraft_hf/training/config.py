@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
-from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.sources import Source
 
 
 @dataclass

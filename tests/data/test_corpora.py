@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.corpora import (
     build_blocks,
     build_completions,

@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.requests import Request
