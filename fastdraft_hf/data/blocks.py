@@ -82,7 +82,6 @@ def block_chunks(parts: Sequence[NDArray[Any]], ranges: Ranges, length: int) -> 
 
     A block inside one part is no copy; one that spans two ranges or parts is.
     """
-    import pyarrow as pa
 
     bounds = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     chunks: list[pa.Array] = []
@@ -140,7 +139,8 @@ class Share:
         A later pass is cut elsewhere, so that no block of it is a block of the first.
         """
         total = sum(end - start for start, end in self.ranges)
-        found, due, rng = [], self.blocks, random.Random(f"{seed}-{total}")
+        found: list[tuple[int, int]] = []
+        due, rng = self.blocks, random.Random(f"{seed}-{total}")
         while due > 0:
             offset = rng.randrange(1, length) if found and total >= 2 * length > 2 else 0
             count = min(due, (total - offset) // length)
@@ -151,9 +151,7 @@ class Share:
         return found
 
 
-def blocks_dataset(
-    sources: Sequence[tuple[TokenShards, Share]], length: int, seed: int
-) -> Dataset:
+def blocks_dataset(sources: Sequence[tuple[TokenShards, Share]], length: int, seed: int) -> Dataset:
     """Return ``input_ids`` and ``labels`` of every source's blocks, source by source.
 
     A source that has fewer is read again, cut elsewhere. The order is left to the sampler.

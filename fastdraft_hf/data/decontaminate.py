@@ -90,9 +90,7 @@ class Decontaminator:
         """Return whether a part of a held-out run occurs; without one, no whole run can."""
         length = self.n + 1 - self._step
         parts = self._parts
-        return any(
-            tuple(words[i : i + length]) in parts for i in range(0, len(words), self._step)
-        )
+        return any(tuple(words[i : i + length]) in parts for i in range(0, len(words), self._step))
 
 
 def _words(text: str) -> list[str]:

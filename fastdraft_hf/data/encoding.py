@@ -75,9 +75,7 @@ class DocumentEncoder:
         overlaps: whether a text overlaps held-out text, and must be left out.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, overlaps: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, overlaps: Callable[[str], bool]) -> None:
         self.end = document_end(tokenizer)
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self._overlaps = overlaps

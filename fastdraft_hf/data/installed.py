@@ -12,13 +12,16 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
+from email.message import Message
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 _PERMISSIVE = {
     "0BSD", "APACHE-2.0", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "BSD", "BSL-1.0", "CC0-1.0", "HPND",
-    "ISC", "MIT", "MIT-0", "MIT-CMU", "NCSA", "PSF-2.0", "PYTHON-2.0", "UNLICENSE", "ZLIB", "ZPL-2.1",
+    "ISC", "MIT", "MIT-0", "MIT-CMU", "NCSA", "PSF-2.0", "PYTHON-2.0", "UNLICENSE", "ZLIB",
+    "ZPL-2.1",
 }  # fmt: skip
 # Trove classifiers and free text of older metadata, by what they contain.
 _WORDINGS = [
@@ -37,7 +40,7 @@ _SHORTEST_DOC = 80  # characters; shorter docstrings are labels
 _LEFT_OUT_FOLDERS = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
 
 
-def licence_of(package: metadata.PackageMetadata) -> str | None:
+def licence_of(package: Message) -> str | None:
     """Return the licence a package names, if it is a permissive one.
 
     ``License-Expression`` (SPDX) goes before classifiers, and these before the free text.
@@ -62,6 +65,11 @@ def licence_of(package: metadata.PackageMetadata) -> str | None:
             return None
         found.append(name)
     return " AND ".join(dict.fromkeys(found)) or None
+
+
+def _message(found: metadata.PackageMetadata) -> Message:
+    """Return metadata as the mail message that they are."""
+    return cast(Message, found)
 
 
 def _permits(expression: str) -> bool:
@@ -92,7 +100,7 @@ def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
         name = str(package.metadata["Name"] or "").lower()
         if not name or (pattern and not fnmatch.fnmatch(name, pattern.lower())):
             continue
-        licence = licence_of(package.metadata)
+        licence = licence_of(_message(package.metadata))
         if licence is None:
             left_out.add(name)
         else:
@@ -123,7 +131,7 @@ def source_files(pattern: str = "") -> list[Path]:
 
 def description(name: str) -> str:
     """Return a package's long description: what its page in the registry shows."""
-    found = metadata.metadata(name)
+    found = _message(metadata.metadata(name))
     return str(found.get("Description") or found.get_payload() or "")
 
 

@@ -74,6 +74,36 @@ def tokenize_sources(
     return found
 
 
+def shared_tokens(config: Any) -> Path | None:
+    """Return the folder of shared token shards that a training section names, if any."""
+    return None if config.tokens_dir is None else Path(config.tokens_dir).expanduser().resolve()
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a line a source for people: tokens, bytes per token, documents, what was dropped."""
+    lines = []
+    for key, facts in summary.items():
+        parts = [f"{facts[k]:,} {what}" for k, what in _NAMES.items() if facts.get(k) is not None]
+        if facts.get("dropped"):
+            dropped = ", ".join(f"{n:,} {why}" for why, n in facts["dropped"].items())
+            parts.append(f"dropped: {dropped}")
+        if not set(facts) & set(_NAMES):
+            parts = [f"{value:,} {name}" for name, value in facts.items()]
+        lines.append(f"{key}: {'; '.join(parts)}")
+    return lines
+
+
+_NAMES = {
+    "tokens": "tokens to train on",
+    "passes": "passes",
+    "documents": "documents",
+    "documents_estimated": "documents (estimated)",
+    "bytes": "bytes of text",
+    "bytes_per_token": "bytes a token",
+    "completion_tokens": "completion tokens",
+}
+
+
 def wanted_tokens(
     sources: Sequence[Source], blocks: int, eval_blocks: int, length: int
 ) -> list[int | None]:
@@ -128,9 +158,7 @@ def plan_mixture(
                 f"block of {length} to train on; lower seq_length or leave the source out"
             )
         share = Share(ranges, train[i])
-        plan.append(
-            {"folder": str(shards[i].folder), "ranges": ranges, "blocks": train[i]}
-        )
+        plan.append({"folder": str(shards[i].folder), "ranges": ranges, "blocks": train[i]})
         summary[key] = {
             "tokens": train[i] * length,
             "passes": share.passes(length) if train[i] else 0,

@@ -86,7 +86,9 @@ class Source:
     def text_digest(self) -> str | None:
         """Return what changes when local files do (their names, sizes and times); else ``None``."""
         if self.kind == "files":
-            stats = [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in self.matching_files()]
+            stats = [
+                (str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in self.matching_files()
+            ]
             return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         if self.kind == "python":
             import sys

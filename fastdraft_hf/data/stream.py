@@ -1,8 +1,8 @@
 """A mixture that is read while training: nothing is written, and every place can be returned to.
 
 Blocks come in windows. A window has of every source the blocks its weight asks for, counted over
-all windows so far: shares are exact to a block, whatever the documents' lengths. Inside a window they
-are shuffled by the seed. The place of a stream is where its sources stood when a window began and
+all windows so far: shares are exact to a block, whatever the documents' lengths. Inside a window
+they are shuffled by the seed. The place of a stream is where its sources stood when a window began and
 how many of its blocks were taken; going on from there gives what would have come.
 """
 

@@ -132,7 +132,7 @@ class TokenShards:
 
     @property
     def tokens(self) -> int:
-        return sum(part["tokens"] for part in self.manifest["parts"])
+        return int(sum(part["tokens"] for part in self.manifest["parts"]))
 
     @property
     def complete(self) -> bool:
@@ -217,7 +217,7 @@ class ShardWriter:
 
     @property
     def tokens(self) -> int:
-        return sum(p["tokens"] for p in self.manifest["parts"]) + self._pending_tokens
+        return int(sum(p["tokens"] for p in self.manifest["parts"])) + self._pending_tokens
 
     def drop(self, counts: dict[str, int]) -> None:
         """Count documents that were left out, by reason."""

@@ -23,9 +23,7 @@ from typing import Any
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The same after Digits(individual_digits): digits stand alone, and a run of spaces before one is
 # a run at an end.
-_GPT2_DIGITS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-)
+_GPT2_DIGITS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 # Characters that the two engines may class differently (control characters, letters of younger
 # Unicode versions, case folds beyond ASCII).
 _UNSURE = re.compile(
@@ -121,7 +119,7 @@ def _understand(parts: dict[str, Any]) -> tuple[_Split | None, re.Pattern[str] |
     expression = _expression(parts["pre_tokenizer"])
     if expression is None:
         return nothing
-    import regex
+    import regex  # type: ignore[import-untyped]  # it comes with transformers
 
     try:
         split = regex.compile(expression).findall
