@@ -1,7 +1,8 @@
 """Prompt-completion rows: what the target answered, as the examples an alignment trains on.
 
 They come out as lists of ``input_ids`` and ``labels`` of equal length (labels are -100 where no
-loss is taken), which the trainer's own collator pads and stacks. (Packed text: `mixture`, `stream`.)
+loss is taken), which the trainer's own collator pads and stacks. Packed text is made elsewhere:
+`mixture`, `stream`.
 """
 
 from __future__ import annotations

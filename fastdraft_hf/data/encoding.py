@@ -2,8 +2,8 @@
 
 A document ends with one id, the one the target's own documents were divided by (`document_end`).
 It is the same id that opens free text when the target writes it (`prompts.free_prefix`), so a
-draft sees one separator in corpora and in generated text. Text that looks like a special token stays
-text: a document cannot end itself.
+draft sees one separator in corpora and in generated text. Text that looks like a special token
+stays text: a document cannot end itself.
 """
 
 from __future__ import annotations

@@ -185,6 +185,15 @@ def write_mixture(folder: Path, plan: dict[str, Any]) -> None:
     write_json(folder / MIXTURE, {**plan, "sources": sources})
 
 
+def open_training_set(folder: Path) -> Dataset:
+    """Open what a stage prepared in a folder: a mixture of token shards, or the set ``train``."""
+    if (folder / MIXTURE).exists():
+        return open_mixture(folder)
+    import datasets
+
+    return datasets.load_from_disk(str(folder / "train"))
+
+
 def open_mixture(folder: Path) -> Dataset:
     """Open the training blocks of a plan.
 

@@ -2,8 +2,8 @@
 
 Blocks come in windows. A window has of every source the blocks its weight asks for, counted over
 all windows so far: shares are exact to a block, whatever the documents' lengths. Inside a window
-they are shuffled by the seed. The place of a stream is where its sources stood when a window began and
-how many of its blocks were taken; going on from there gives what would have come.
+they are shuffled by the seed. The place of a stream is where its sources stood when a window began
+and how many of its blocks were taken; going on from there gives what would have come.
 """
 
 from __future__ import annotations

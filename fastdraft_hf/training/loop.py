@@ -65,7 +65,7 @@ def train(
     import datasets
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.data.mixture import MIXTURE, open_mixture
+    from fastdraft_hf.data.mixture import open_training_set
     from fastdraft_hf.data.stream import as_dataset
     from fastdraft_hf.training.checkpoints import (
         AlreadyTrainedError,
@@ -77,13 +77,7 @@ def train(
 
     work.mkdir(parents=True, exist_ok=True)
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    train_set: Any
-    if stream is not None:
-        train_set = as_dataset(stream)
-    elif (data / MIXTURE).exists():
-        train_set = open_mixture(data)
-    else:
-        train_set = datasets.load_from_disk(str(data / "train"))
+    train_set = open_training_set(data) if stream is None else as_dataset(stream)
     eval_set = datasets.load_from_disk(str(data / "eval")) if (data / "eval").exists() else None
     model = AutoModelForCausalLM.from_pretrained(start_model, dtype="float32")
 
