@@ -119,7 +119,7 @@ class DocumentReader:
                 row = next(rows)
             except StopIteration:
                 return
-            except (OSError, ConnectionError) as error:
+            except Exception as error:  # whatever the network gives, after the library's retries
                 raise _hub_error(source, error) from error
             # A function and not the state itself: it is copied only where somebody keeps it.
             self.place = _LazyPlace(stream)
@@ -159,7 +159,7 @@ def open_hub(source: Source) -> Any:
             split=source.split,
             streaming=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each of datasets, fsspec, httpx and the Hub's client has its own
         raise _hub_error(source, error) from error
 
 

@@ -95,6 +95,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 _NAMES = {
     "tokens": "tokens to train on",
+    "tokens_on_disk": "tokens at hand",
     "passes": "passes",
     "documents": "documents",
     "documents_estimated": "documents (estimated)",
@@ -106,7 +107,7 @@ _NAMES = {
 
 def wanted_tokens(
     sources: Sequence[Source], blocks: int, eval_blocks: int, length: int
-) -> list[int | None]:
+) -> list[int]:
     """Return how many tokens every source has to give, for training and held out."""
     weights = [source.weight for source in sources]
     train, held = token_shares(weights, blocks), token_shares(weights, eval_blocks)

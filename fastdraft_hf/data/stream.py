@@ -220,7 +220,8 @@ class BlockStream:
     def place(self, taken: int) -> dict[str, Any]:
         """Return the place after ``taken`` blocks of the iteration that began last.
 
-        Blocks that were made ahead and are not among these will come again.
+        It is plain data; ``read`` in it says what had been read of every source at the end of the
+        window it lies in. Blocks that were made ahead and are not among these will come again.
 
         Raises:
             ValueError: that place is too long ago.
@@ -241,6 +242,8 @@ class BlockStream:
         began: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_WINDOWS_KEPT)
         self._began = began
 
+        keys = summary_keys(self._sources)
+
         def make(window: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
             state = {
                 "window": window,
@@ -249,6 +252,9 @@ class BlockStream:
             }
             blocks = [next(streams[i]) for i in self._deal(given)]
             random.Random(f"{self._seed}-window-{window}").shuffle(blocks)
+            # What a summary says: until the window's end, of which some may not be trained on.
+            facts = [source_facts(stream.state()) for stream in streams]
+            state["read"] = dict(zip(keys, facts, strict=True))
             return state, blocks
 
         number = 0
@@ -300,11 +306,6 @@ class BlockStream:
                 found += blocks
                 hashes |= set(stream.hashes)
         return found, frozenset(hashes), facts
-
-    def facts(self, place: dict[str, Any]) -> dict[str, Any]:
-        """Return per source what had been read when the window of ``place`` began."""
-        keys = summary_keys(self._sources)
-        return {key: source_facts(s) for key, s in zip(keys, place["sources"], strict=True)}
 
 
 def source_facts(state: dict[str, Any]) -> dict[str, Any]:

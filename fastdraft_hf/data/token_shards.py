@@ -135,6 +135,12 @@ class TokenShards:
         return int(sum(part["tokens"] for part in self.manifest["parts"]))
 
     @property
+    def files_bytes(self) -> int:
+        """Bytes of all parts on disk."""
+        parts = self.manifest["parts"]
+        return int(sum(part[kind]["bytes"] for part in parts for kind in ("ids", "docs")))
+
+    @property
     def complete(self) -> bool:
         """Whether the whole source is here."""
         return bool(self.manifest["complete"])

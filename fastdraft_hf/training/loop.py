@@ -144,7 +144,7 @@ def train(
                 trainer.model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     tokens = trainer.state.num_input_tokens_seen
-    facts: dict[str, Any] = {} if stream is None else {"read": _read_by(stream, work)}
+    facts: dict[str, Any] = {} if stream is None else {"read": _read_by(work)}
     return {
         **facts,
         "plan": plan,
@@ -158,13 +158,13 @@ def train(
     }
 
 
-def _read_by(stream: BlockStream, work: Path) -> dict[str, Any] | None:
-    """Return what had been read of every source at the last checkpoint, which is at the end."""
+def _read_by(work: Path) -> dict[str, Any] | None:
+    """Return what a stream had read of every source at the last checkpoint, which is the end."""
     from fastdraft_hf.training.checkpoints import newest_complete
     from fastdraft_hf.training.streaming import read_place
 
     checkpoint = newest_complete(work)
-    return None if checkpoint is None else stream.facts(read_place(checkpoint))
+    return None if checkpoint is None else dict(read_place(checkpoint)["read"])
 
 
 def _peft_config(config: TrainConfig) -> Any:

@@ -25,6 +25,7 @@ from fastdraft_hf.data.sources import token_shares
 from fastdraft_hf.data.stored_distribution import distribution_table
 from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.data.target_logits import StoredLogits
+from fastdraft_hf.data.token_shards import TokenShards
 from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
 from fastdraft_hf.pipeline.recipe import distribution_source, resolve_device
 from fastdraft_hf.pipeline.run import Run
@@ -68,12 +69,14 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
     source = distribution_source(run.recipe, name)
     start_model = run.latest_model(before=name)
     tokenizer = AutoTokenizer.from_pretrained(start_model)
-    check_same_vocabulary(AutoTokenizer.from_pretrained(run.target.path), tokenizer, start_model)
+    # Text is tokenised by the target's own, so that shards of it serve every draft.
+    own = AutoTokenizer.from_pretrained(run.target.path)
+    check_same_vocabulary(own, tokenizer, start_model)
     data, trained = folder / "data", folder / "facts.json"
     if not trained.exists():
         held_out = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
         if not data.exists():
-            _prepare(run, data, name, config, tokenizer, stored=source == "stored", check=held_out)
+            _prepare(run, data, name, config, own, stored=source == "stored", check=held_out)
         summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
         for line in summary_lines(summary["sources"]):
             logger.info("%s: %s", name, line)
@@ -87,7 +90,7 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
             device=resolve_device(run.recipe.device),
             label=name,
             target=run.target.path if source == "online" else None,
-            stream=_open_stream(run, data, config, tokenizer, held_out),
+            stream=_open_stream(run, data, config, own, held_out),
         )
         # Copied, not moved: killed in the middle of it, the next run copies again.
         shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
@@ -171,24 +174,7 @@ def _prepare_blocks(
 ) -> None:
     """Tokenise what is not there yet, and decide which blocks are read."""
     blocks = _blocks(config)
-    wanted = wanted_tokens(config.sources, blocks, config.eval_sequences, config.seq_length)
-    shared = shared_tokens(config)
-    with Progress(f"{name}: tokenise", sum(n or 0 for n in wanted), "tokens") as progress:
-        shards = tokenize_sources(
-            config.sources,
-            tokenizer,
-            own=data.with_name(OWN_TOKENS),
-            shared=shared,
-            generated=run.stage_folder("generate"),
-            overlaps=check.overlaps,
-            held_out=check.held_out,
-            wanted_tokens=wanted,
-            on_tokens=progress.advance,
-        )
-    if shared is not None:  # what others wrote, perhaps long ago
-        with Progress(f"{name}: check token shards", None, "bytes") as progress:
-            for one in shards:
-                one.verify(progress.advance)
+    shards = tokenize_stage(run, name, config, tokenizer, check, own=data.with_name(OWN_TOKENS))
     plan, held_out, summary = plan_mixture(
         config.sources,
         shards,
@@ -200,6 +186,52 @@ def _prepare_blocks(
     with atomic_folder(data) as temporary:
         write_mixture(temporary, plan)
         _write_packed(temporary, held_out, summary, blocks, check)
+
+
+def tokenize_stage(
+    run: Run,
+    name: str,
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    check: Decontaminator,
+    *,
+    own: Path,
+    processes: int | None = None,
+) -> list[TokenShards]:
+    """Return token shards of a stage's sources, enough for its budget; make what is missing.
+
+    Args:
+        run: whose generated sets are read.
+        name: the stage's, for progress lines.
+        config: its section.
+        tokenizer: the target's.
+        check: keeps held-out text out.
+        own: folder of shards that no other run reads.
+        processes: that tokenise; by default one a core.
+    """
+    wanted = wanted_tokens(
+        config.sources, _blocks(config), config.eval_sequences, config.seq_length
+    )
+    shared = shared_tokens(config)
+    with Progress(f"{name}: tokenise", sum(wanted), "tokens") as progress:
+        shards = tokenize_sources(
+            config.sources,
+            tokenizer,
+            own=own,
+            shared=shared,
+            generated=run.stage_folder("generate"),
+            overlaps=check.overlaps,
+            held_out=check.held_out,
+            wanted_tokens=wanted,
+            processes=processes,
+            on_tokens=progress.advance,
+        )
+    if shared is not None:  # what others wrote, perhaps long ago
+        size = sum(s.files_bytes for s in shards)
+        with Progress(f"{name}: check token shards", size, "bytes") as progress:
+            for one in shards:
+                one.verify(progress.advance)
+    return shards
 
 
 def _prepare_stream(
