@@ -164,7 +164,7 @@ def open_hub(source: Source) -> Any:
 
 
 def _hub_error(source: Source, error: Exception) -> FastDraftError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if "gated" in reason.lower():
         reason += "; accept its terms on the Hub and log in with `hf auth login`"
     return FastDraftError(f"source hub '{source.name}': {reason}")
