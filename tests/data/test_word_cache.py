@@ -75,7 +75,8 @@ def pair(family: str, target: Any = None) -> tuple[WordCache, Tokenizer]:
 
 PIECES = (
     "a|A|é|e\u0301|ß|ſ|K|'s|'S|'ll|'| |  |\n|\r\n|\t|\u00a0|\u2003|\u2028|\x1c|\x0b|1|23|4567|½|²|Ⅷ"
-    "|٣|中文|かな|한국|🙂|\u200d|_|__init__|(|):|...|— |“|<|end|>|<|endoftext|>|Ω|я|\ufeff|\U0001e900"
+    "|٣|中文|かな|한국|🙂|\u200d|_|__init__|(|):|..."
+    "|— |“|<|end|>|<|endoftext|>|Ω|я|\ufeff|\U0001e900"
 )
 pieces = st.sampled_from(PIECES.split("|"))
 
