@@ -116,17 +116,20 @@ def train(
     budget = int(plan["max_train_tokens"])
     arguments = training_arguments(config, work, seed=seed, device=device, max_train_tokens=budget)
     arguments.eval_strategy = "steps" if eval_set is not None else "no"
-    callbacks = [TrainingProgress(label, budget), StopAtTheEnd()]
+    callbacks: list[Any] = [TrainingProgress(label, budget), StopAtTheEnd()]
+    keeper: KeepStreamPlace | None = None
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     if stream is not None:
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint was
         # Before `MarkCompleteCheckpoints`, which the trainer adds after what it is given.
-        callbacks.append(KeepStreamPlace(stream, rows))
+        callbacks.append(keeper := KeepStreamPlace(stream, rows))
         if checkpoint is not None:
             stream.seek(read_place(checkpoint))
     trainer = trainer_for(arguments, model, callbacks, train_set)
+    if keeper is not None and checkpoint is not None:
+        keeper.resume(trainer, checkpoint)
     start = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
@@ -29,6 +31,26 @@ class KeepStreamPlace(TrainerCallback):
     def __init__(self, stream: BlockStream, rows: int) -> None:
         self._stream, self._rows = stream, rows
         self._start = 0
+        self._restore: Callable[[], None] | None = None
+
+    def resume(self, trainer: Trainer, checkpoint: Path) -> None:
+        """Restore the random numbers' state where `Trainer` does when it skips data itself.
+
+        Told not to skip, it restores it before it opens the data, which draws a number.
+        """
+        # Private in `Trainer`; `tests/training/test_corpora.py` fails when it moves.
+        self._restore = partial(trainer._load_rng_state, str(checkpoint))
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     def on_train_begin(
         self,

@@ -95,15 +95,11 @@ def test_the_held_out_slice_is_never_trained_on(
     assert min(part["passes"] for part in summary.values()) > 1
     assert sum(part["held_out_tokens"] for part in summary.values()) == 12 * LENGTH
 
-    def texts(rows: Any) -> set[str]:
-        return {tiny_tokenizer.decode(row) for row in rows}
-
     held = tiny_tokenizer.decode([i for block in held_out for i in block])
     gone = {word for word in words if word in held}  # whole documents of the slice
     assert len(gone) > 3
     trained = tiny_tokenizer.decode([i for row in dataset["input_ids"] for i in row])
     assert not [word for word in gone if word in trained]
-    assert not texts(held_out) & texts(dataset["input_ids"])
     assert sum(word in trained for word in words) >= len(words) - 4 * len(gone)
 
 
