@@ -2,14 +2,15 @@
 
     python benchmarks/corpora.py [--megabytes 24] [--rounds 3] [--steps 20]
 
-One process, one thread. The text is what the machine has: Python source of the standard library and of
-installed packages, and the packages' prose. In every round the same text goes through the library's
-own path (`tokenizer(texts)`), through ours without words known before, and through all of ours:
-decontaminated, hashed, tokenised, packed and written as shards. MB is 10^6 bytes of UTF-8; times are of
-the process, so that waiting for a disk or for another process does not count.
+One process, one thread. The text is what the machine has: Python source of the standard library and
+of installed packages, and the packages' prose. In every round the same text goes through the
+library's own path (`tokenizer(texts)`), through ours without words known before, and through all of
+ours: read, decontaminated, hashed, tokenised and written as shards. MB is 10^6 bytes of UTF-8; times are of the
+process, so that waiting for a disk or for another process does not count.
 
 Then a draft of 11M parameters is trained for a few steps of 8 x 512 tokens on those shards and on a
-stream of the same sources; the time the trainer spends in getting its batches is set against the whole.
+stream of the same sources; the time the trainer spends in getting its batches is set against the
+whole.
 """
 
 from __future__ import annotations
@@ -68,37 +69,46 @@ def rate(texts: list[str], work: Callable[[], Any]) -> float:
     return sum(len(t.encode("utf-8", "replace")) for t in texts) / 1e6 / seconds
 
 
-def tokenising(size: float, rounds: int, tokenizer: Any, check: Decontaminator) -> None:
-    def nothing(text: str) -> bool:
-        return False
+def ways_of(
+    texts: list[str], folder: Path, tokenizer: Any, check: Decontaminator
+) -> dict[str, Callable[[], Any]]:
+    """Return what is compared; ``folder`` holds the texts as files."""
 
-    def write(texts: list[str]) -> None:
-        """Write shards of files that hold the texts."""
-        with tempfile.TemporaryDirectory() as folder:
+    def encode() -> None:
+        encoder = DocumentEncoder(tokenizer, lambda text: False)
+        for batch in batches(texts):
+            encoder(batch)
+
+    def write() -> None:
+        with tempfile.TemporaryDirectory() as out:
             tokenize_source(
-                Source(kind="files", name=str(text_folder)), tokenizer, Path(folder) / "s",
-                key={}, wanted_tokens=None, overlaps=check.overlaps, processes=1,
-            )  # fmt: skip
+                Source(kind="files", name=str(folder)),
+                tokenizer,
+                Path(out) / "shards",
+                key={},
+                wanted_tokens=None,
+                overlaps=check.overlaps,
+                processes=1,
+            )
 
+    return {
+        "tokenizer(texts)": lambda: tokenizer(texts, add_special_tokens=False),
+        "decontamination alone": lambda: [check.overlaps(text) for text in texts],
+        "ours, ids alone": encode,
+        "ours: read, decontaminated, tokenised, written": write,
+    }
+
+
+def tokenising(size: float, rounds: int, tokenizer: Any, check: Decontaminator) -> None:
     print("| text | MB | way | MB/s a core, median (range) |")
     print("|---|---|---|---|")
     for kind in KINDS:
         texts = texts_of(kind, size)
-        megabytes = sum(len(t.encode("utf-8", "replace")) for t in texts) / 1e6
+        raw = [text.encode("utf-8", "replace") for text in texts]
         with tempfile.TemporaryDirectory() as folder:
-            text_folder = Path(folder)
-            for number, text in enumerate(texts):
-                raw = text.encode("utf-8", "replace")
-                (text_folder / f"{number}.txt").write_bytes(raw)
-            ways: dict[str, Callable[[], Any]] = {
-                "tokenizer(texts)": lambda: tokenizer(texts, add_special_tokens=False),
-                "decontamination alone": lambda: [check.overlaps(text) for text in texts],
-                "ours, ids alone": lambda: [
-                    encoder(batch) for encoder in [DocumentEncoder(tokenizer, nothing)]
-                    for batch in batches(texts)
-                ],
-                "ours: read, decontaminated, tokenised, written": lambda: write(texts),
-            }  # fmt: skip
+            for number, one in enumerate(raw):
+                (Path(folder) / f"{number}.txt").write_bytes(one)
+            ways = ways_of(texts, Path(folder), tokenizer, check)
             found: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(rounds):
                 for name, way in ways.items():
@@ -107,7 +117,7 @@ def tokenising(size: float, rounds: int, tokenizer: Any, check: Decontaminator) 
                     print(line, file=sys.stderr, flush=True)
         for name, rates in found.items():
             spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-            print(f"| {kind} | {megabytes:.1f} | {name} | {spread} |")
+            print(f"| {kind} | {sum(map(len, raw)) / 1e6:.1f} | {name} | {spread} |")
 
 
 class Waiting(DraftDistillationTrainer):

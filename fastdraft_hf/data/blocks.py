@@ -12,10 +12,12 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.token_shards import TokenShards
 
 if TYPE_CHECKING:
@@ -180,6 +182,19 @@ def blocks_dataset(sources: Sequence[tuple[TokenShards, Share]], length: int, se
     made_of = [(str(shards.folder), shards.manifest["parts"], repr(s)) for shards, s in sources]
     fingerprint = hashlib.sha256(json.dumps([made_of, length, seed]).encode()).hexdigest()[:16]
     return datasets.Dataset(table, fingerprint=fingerprint)
+
+
+def open_shards(folder: Path, length: int) -> Dataset:
+    """Return every block of a folder of token shards, once.
+
+    Raises:
+        FastDraftError: there are no shards, or too few ids for a block.
+    """
+    shards = TokenShards.open(folder)
+    if shards.tokens < length:
+        raise FastDraftError(f"{folder}: its {shards.tokens:,} tokens give no block of {length}")
+    whole = Share([(0, shards.tokens)], shards.tokens // length)
+    return blocks_dataset([(shards, whole)], length, 0)
 
 
 def first_blocks(shards: TokenShards, length: int, count: int) -> list[list[int]]:

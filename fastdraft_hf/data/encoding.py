@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -81,10 +82,14 @@ class DocumentEncoder:
         self._overlaps = overlaps
         self._tokenizer = tokenizer
         self._cache: WordCache | None = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         # What was learnt stays behind: a process of its own starts anew.
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -95,12 +100,13 @@ class DocumentEncoder:
                 self._tokenizer.encode(t, add_special_tokens=False, split_special_tokens=True)
                 for t in texts
             ]
-        if self._cache is None:
-            from tokenizers import Tokenizer
+        with self._lock:  # several streams may read at once
+            if self._cache is None:
+                from tokenizers import Tokenizer
 
-            # A copy: the setting that keeps special tokens text is the tokenizer's own.
-            self._cache = WordCache(Tokenizer.from_str(backend.to_str()))
-        return self._cache.encode(texts)
+                # A copy: the setting that keeps special tokens text is the tokenizer's own.
+                self._cache = WordCache(Tokenizer.from_str(backend.to_str()))
+            return self._cache.encode(texts)
 
     def __call__(self, batch: list[Document]) -> Encoded:
         """Return a batch as ids; empty documents and overlaps with held-out text are left out."""
@@ -178,7 +184,6 @@ _ENCODER: DocumentEncoder | None = None
 def _start(encoder: DocumentEncoder) -> None:
     """Begin a worker: it ends with the process that started it, even if that was killed."""
     import multiprocessing
-    import threading
 
     global _ENCODER
     _ENCODER = encoder

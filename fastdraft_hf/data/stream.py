@@ -195,7 +195,7 @@ class BlockStream:
             "rank": rank,
             "world": world,
         }
-        self._tokenizer, self._overlaps = tokenizer, overlaps
+        self._encode = DocumentEncoder(tokenizer, overlaps)
         self._start: dict[str, Any] | None = None
         # Of the iteration that began last: (number of the first block, state when the window
         # began), of the last few windows.
@@ -206,7 +206,7 @@ class BlockStream:
         return [
             _SourceStream(
                 source,
-                DocumentEncoder(self._tokenizer, self._overlaps),
+                self._encode,
                 seed=f"{self._seed}-{number}",
                 **{**self._settings, **changes},
             )

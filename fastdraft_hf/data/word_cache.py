@@ -31,6 +31,12 @@ _UNSURE = re.compile(
     r"\u0400-\u052f\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u2190-\u22ff\u2500-\u27bf\u3001-\u30ff"
     r"\u4e00-\u9fa5\uac00-\ud7a3\U0001f300-\U0001f64f]"
 )
+# The letter that stands for each byte in byte-level vocabularies: itself where it can be seen, else
+# one of those from U+0100 on, in order.
+_SEEN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_BYTE_LETTERS = {
+    byte: 0x100 + number for number, byte in enumerate(b for b in range(256) if b not in _SEEN)
+}
 # Words kept; a corpus of natural language has far fewer that occur twice.
 _MOST_WORDS = 1_000_000
 
@@ -93,7 +99,11 @@ class WordCache:
         return cut if sum(map(len, cut)) == len(text) else None
 
     def _learn(self, words: list[str]) -> None:
-        self._known.update(zip(words, self._whole(words), strict=True))
+        # Straight to the merges: a word needs no cutting, and its bytes are letters of theirs.
+        merge = self._backend.model.tokenize
+        for word in words:
+            letters = word.encode().decode("latin-1").translate(_BYTE_LETTERS)
+            self._known[word] = [token.id for token in merge(letters)]
 
     def _whole(self, texts: list[str]) -> list[list[int]]:
         if not texts:

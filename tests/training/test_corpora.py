@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.blocks import open_shards
 from fastdraft_hf.data.mixture import (
     open_mixture,
     plan_mixture,
@@ -243,3 +244,13 @@ def test_two_processes_share_a_stream(two: tuple[Path, Source], tiny_tokenizer: 
     first, second = read_by(folder, "stream")
     assert len(first) == len(second) == 12
     assert Counter(first + second) == blocks
+
+
+def test_the_script_reads_shards(two: tuple[Path, Source]) -> None:
+    """As `recipes/train.py` opens them, and what it says of a folder that is too small."""
+    (folder,) = (p for p in (two[0] / "tokens").iterdir() if p.is_dir())
+    dataset = open_shards(folder, LENGTH)
+    mixture = open_mixture(two[0] / "data")["input_ids"]
+    assert dataset["input_ids"][: len(mixture)] == list(mixture)
+    with pytest.raises(FastDraftError, match="give no block of 100000"):
+        open_shards(folder, 100_000)
