@@ -5,8 +5,8 @@
 One process, one thread. The text is what the machine has: Python source of the standard library and
 of installed packages, and the packages' prose. In every round the same text goes through the
 library's own path (`tokenizer(texts)`), through ours without words known before, and through all of
-ours: read, decontaminated, hashed, tokenised and written as shards. MB is 10^6 bytes of UTF-8; times are of the
-process, so that waiting for a disk or for another process does not count.
+ours: read, decontaminated, hashed, tokenised and written as shards. MB is 10^6 bytes of UTF-8;
+times are of the process, so that waiting for a disk or for another process does not count.
 
 Then a draft of 11M parameters is trained for a few steps of 8 x 512 tokens on those shards and on a
 stream of the same sources; the time the trainer spends in getting its batches is set against the

@@ -41,7 +41,8 @@ class ScriptArguments:
         metadata={
             "help": "Training data: a folder of save_to_disk, a parquet or jsonl file or glob, or "
             "a data set of the Hub, or a folder of `fastdraft tokenize`; rows of input_ids and "
-            "labels, with the target's distribution if it is stored, rows of `fastdraft generate`, or whatever TRL's SFTTrainer prepares."
+            "labels, with the target's distribution if it is stored, rows of `fastdraft generate`, "
+            "or whatever TRL's SFTTrainer prepares."
         }
     )
     block_length: int = field(

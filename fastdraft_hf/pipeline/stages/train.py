@@ -74,11 +74,10 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
     check_same_vocabulary(own, tokenizer, start_model)
     data, trained = folder / "data", folder / "facts.json"
     if not trained.exists():
-        held_out = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
         if not data.exists():
-            _prepare(run, data, name, config, own, stored=source == "stored", check=held_out)
+            _prepare(run, data, name, config, own, stored=source == "stored")
         summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
-        for line in summary_lines(summary["sources"]):
+        for line in summary_lines(summary.get("sources", {})):
             logger.info("%s: %s", name, line)
         facts = train(
             start_model,
@@ -90,7 +89,7 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
             device=resolve_device(run.recipe.device),
             label=name,
             target=run.target.path if source == "online" else None,
-            stream=_open_stream(run, data, config, own, held_out),
+            stream=_open_stream(run, data, config, own),
         )
         # Copied, not moved: killed in the middle of it, the next run copies again.
         shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
@@ -111,21 +110,24 @@ def _prepare(
     tokenizer: PreTrainedTokenizerBase,
     *,
     stored: bool,
-    check: Decontaminator | None = None,
 ) -> None:
     """Write what the stage reads, so that a resumed run reads the same.
 
     An alignment's examples are two data sets; packed text is a plan over token shards, or the
     hashes of what a stream leaves out; beside it the held-out blocks and a summary.
     """
-    if check is None:
-        check = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
+    check = _held_out(run)
     if name == "align":
         _prepare_completions(run, data, config, tokenizer, check, stored=stored)
     elif config.streams:
         _prepare_stream(run, data, config, tokenizer, check)
     else:
         _prepare_blocks(run, data, name, config, tokenizer, check)
+
+
+def _held_out(run: Run) -> Decontaminator:
+    """Return the check that keeps out what evaluate and bench read."""
+    return Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
 
 
 def _prepare_completions(
@@ -295,7 +297,6 @@ def _open_stream(
     data: Path,
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
-    check: Decontaminator,
 ) -> BlockStream | None:
     """Return the stream that was prepared in ``data``, if it is one."""
     if not (data / STREAM).exists():
@@ -304,7 +305,7 @@ def _open_stream(
     return BlockStream(
         config.sources,
         tokenizer,
-        overlaps=check.overlaps,
+        overlaps=_held_out(run).overlaps,
         length=config.seq_length,
         seed=run.recipe.seed,
         generated=run.stage_folder("generate"),
