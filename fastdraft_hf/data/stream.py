@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 WINDOW = 256
 # Text that is tokenised at once: what going on from a place may repeat.
 _BATCH_CHARS = 1 << 16
-# Less where documents are held out: every one that is read is lost to training.
-_SAMPLE_CHARS = 1 << 12
+# One document at a time where they are held out: every one that is read is lost to training.
+_SAMPLE_CHARS = 1
 _WINDOWS_KEPT = 64
 HELD_OUT = "held out for evaluation"
 
