@@ -26,6 +26,7 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.blocks import open_shards
 from fastdraft_hf.data.stored_distribution import column_names
 from fastdraft_hf.training.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
 from fastdraft_hf.training.checks import mean_length
@@ -39,9 +40,13 @@ class ScriptArguments:
     dataset: str = field(
         metadata={
             "help": "Training data: a folder of save_to_disk, a parquet or jsonl file or glob, or "
-            "a data set of the Hub; rows of input_ids and labels, with the target's distribution "
-            "if it is stored, rows of `fastdraft generate`, or whatever TRL's SFTTrainer prepares."
+            "a data set of the Hub, or a folder of `fastdraft tokenize`; rows of input_ids and "
+            "labels, with the target's distribution if it is stored, rows of `fastdraft generate`, "
+            "or whatever TRL's SFTTrainer prepares."
         }
+    )
+    block_length: int = field(
+        default=512, metadata={"help": "Tokens a row, where the data are token shards."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_split: str = field(default="train", metadata={"help": "The split to train on."})
@@ -72,6 +77,8 @@ class Parser(TrlParser):  # type: ignore[misc]
 def open_dataset(script: ScriptArguments, split: str) -> Any:
     """Return a split, streamed or not."""
     path = Path(script.dataset)
+    if (path / "shards.json").exists():
+        return open_shards(path, script.block_length)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = datasets.load_from_disk(str(path))
         if isinstance(found, datasets.DatasetDict):

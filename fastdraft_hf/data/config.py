@@ -71,27 +71,3 @@ class LogitsConfig:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")
-
-
-@dataclass
-class Source:
-    """One source of training text."""
-
-    kind: Literal["generated", "python", "files", "hub"] = setting(
-        "generated",
-        "generated: a set the target wrote; python: the standard library's source; files: local "
-        "text, code, jsonl or parquet; hub: a data set of the Hub",
-    )
-    name: str = setting("", "the set's name, a path or glob, or a data set id")
-    subset: str | None = setting(None, "hub: the data set's configuration")
-    split: str = setting("train", "hub: the split")
-    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
-    weight: float = setting(
-        1.0, "share of the token budget, relative to the other sources; align reads every row"
-    )
-
-    def __post_init__(self) -> None:
-        if self.kind != "python" and not self.name:
-            raise FastDraftError(f"name: needed for kind {self.kind}")
-        if self.weight <= 0:
-            raise FastDraftError(f"weight: must be above 0, got {self.weight}")

@@ -33,6 +33,9 @@ class Decontaminator:
         self.n = n
         self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
+        # Looked up at every `_step`-th word only: any shared run of `n` words covers one of these.
+        self._parts: set[tuple[str, ...]] = set()
+        self._step = max(1, (n + 1) // 2)
         # By their first words: one pass finds short texts of every length.
         self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
@@ -46,6 +49,7 @@ class Decontaminator:
                     self._short.setdefault(first, set()).add(tuple(words))
                 continue
             self._grams.update(_runs(words, n))
+            self._parts.update(_runs(words, n + 1 - self._step))
 
     @classmethod
     def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
@@ -72,7 +76,7 @@ class Decontaminator:
     def overlaps(self, text: str) -> bool:
         """Return whether ``text`` shares ``n`` words in a row with a held-out text."""
         words = _words(text)
-        if any(run in self._grams for run in _runs(words, self.n)):
+        if self._may_overlap(words) and any(run in self._grams for run in _runs(words, self.n)):
             return True
         if not self._short:
             return False
@@ -81,6 +85,12 @@ class Decontaminator:
             for place, first in enumerate(_runs(words, SHORTEST))
             for whole in self._short.get(first, ())
         )
+
+    def _may_overlap(self, words: list[str]) -> bool:
+        """Return whether a part of a held-out run occurs; without one, no whole run can."""
+        length = self.n + 1 - self._step
+        parts = self._parts
+        return any(tuple(words[i : i + length]) in parts for i in range(0, len(words), self._step))
 
 
 def _words(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._schema import dump, json_schema, load, setting
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
-from fastdraft_hf.data.corpora import check_source
+from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.evaluation.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
@@ -85,6 +85,9 @@ class Recipe:
                         f"{where}.kind: align reads what the target wrote (generated), not "
                         f"{source.kind}"
                     )
+            if name == "align" and (stage.streaming or stage.tokens_dir):
+                field = "streaming" if stage.streaming else "tokens_dir"
+                raise FastDraftError(f"align.{field}: for pretrain and continue only")
             if stage.objective == "auto":  # written out, so that a run says what it trained with
                 stage = dataclasses.replace(stage, objective=self._auto_objective(name, stage))
                 setattr(self, "continue_" if name == "continue" else name, stage)

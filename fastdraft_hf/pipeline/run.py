@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import time
@@ -192,13 +193,26 @@ def _check_finished(run: Run, name: str) -> None:
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        made[name] = {**_defaults(section), **made[name]}
+        made[name] = _with_defaults(section, made[name])
     changes = list(_differences(made, wanted))
     if changes:
         raise FastDraftError(
             f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
             "folder to make it again, or give another output_dir."
         )
+
+
+def _with_defaults(section: Any, made: Any) -> Any:
+    """Return settings as they were written down, with the defaults of those that came later."""
+    if isinstance(section, list) and isinstance(made, list):
+        pairs = itertools.zip_longest(section[: len(made)], made)
+        return [_with_defaults(one, other) for one, other in pairs]
+    if not (dataclasses.is_dataclass(section) and isinstance(made, dict)):
+        return made
+    return {
+        **_defaults(section),
+        **{key: _with_defaults(getattr(section, key, None), value) for key, value in made.items()},
+    }
 
 
 def _defaults(section: Any) -> dict[str, Any]:

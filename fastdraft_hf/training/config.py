@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
-from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.sources import Source, expand_presets
 
 
 @dataclass
@@ -43,6 +43,16 @@ class TrainConfig:
 
     sources: list[Source] = setting([], "what is read; align takes generated sets only")
     max_train_tokens: int = setting(1_000_000, "token budget, such as 5B, padding not counted")
+    streaming: bool | None = setting(
+        None,
+        "read text while training and write nothing, instead of tokenising it first; by default "
+        "for mixtures with a source of the Hub where tokens_dir is not set; not for align",
+    )
+    tokens_dir: str | None = setting(
+        None,
+        "folder of token shards that several runs share; by default they are the stage's own and "
+        "are deleted at its end; not for align",
+    )
     max_minutes: float | None = setting(
         None,
         "cut the token budget to what this machine trains in this time; the rate is measured "
@@ -93,6 +103,9 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        self.sources = expand_presets(self.sources)
+        if self.streaming and self.tokens_dir:
+            raise FastDraftError("streaming: true, and tokens_dir is set; a stream writes nothing")
         for name in ("max_train_tokens", "seq_length", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
@@ -123,6 +136,13 @@ class TrainConfig:
                 f"{self.step_tokens:,} tokens (per_device_train_batch_size x "
                 "gradient_accumulation_steps x seq_length)"
             )
+
+    @property
+    def streams(self) -> bool:
+        """Whether text is read while training, `streaming` resolved."""
+        if self.streaming is not None:
+            return self.streaming
+        return self.tokens_dir is None and any(s.kind == "hub" for s in self.sources)
 
     @property
     def needs_distribution(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 import time
@@ -17,6 +18,7 @@ from fastdraft_hf.training.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fastdraft_hf.data.stream import BlockStream
     from fastdraft_hf.training.arguments import DraftDistillationConfig
     from fastdraft_hf.training.trainer import DraftDistillationTrainer
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Steps that are timed when a budget of minutes is given.
 _TIMED_STEPS = 12
+# Steps that are timed for the estimate alone, and the fewest steps of a run that is worth it.
+_ESTIMATED_STEPS, _WORTH_ESTIMATING = 5, 200
 
 
 def train(
@@ -37,6 +41,7 @@ def train(
     device: str,
     label: str,
     target: Path | None = None,
+    stream: BlockStream | None = None,
 ) -> dict[str, Any]:
     """Train, going on from the last whole checkpoint in ``work`` if there is one.
 
@@ -44,13 +49,15 @@ def train(
         start_model: the draft to start from.
         tokenizer: the target's.
         data: data sets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``, and
-            the stored distribution if there is one.
+            the stored distribution if there is one; or instead of ``train`` a mixture of token
+            shards (`data.mixture`).
         work: checkpoints go here, and the trained draft to ``work/model``.
         config: the stage's section.
         seed: of shuffling.
         device: ``cpu`` or ``cuda``.
         label: the stage's name, for progress lines.
         target: folder of the online target, if the objective needs one.
+        stream: what is trained on instead of ``train``.
 
     Returns:
         facts for the provenance; ``log`` is the trainer's log history.
@@ -58,20 +65,27 @@ def train(
     import datasets
     from transformers import AutoModelForCausalLM
 
+    from fastdraft_hf.data.mixture import open_training_set
+    from fastdraft_hf.data.stream import as_dataset
     from fastdraft_hf.training.checkpoints import (
         AlreadyTrainedError,
         StopAtTheEnd,
         last_complete_checkpoint,
     )
     from fastdraft_hf.training.progress import TrainingProgress
+    from fastdraft_hf.training.streaming import KeepStreamPlace, read_place
 
     work.mkdir(parents=True, exist_ok=True)
-    train_set = datasets.load_from_disk(str(data / "train"))
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    train_set = open_training_set(data) if stream is None else as_dataset(stream)
     eval_set = datasets.load_from_disk(str(data / "eval")) if (data / "eval").exists() else None
     model = AutoModelForCausalLM.from_pretrained(start_model, dtype="float32")
 
     def trainer_for(
-        arguments: DraftDistillationConfig, model: PreTrainedModel, callbacks: list[Any]
+        arguments: DraftDistillationConfig,
+        model: PreTrainedModel,
+        callbacks: list[Any],
+        train_set: Any,
     ) -> DraftDistillationTrainer:
         from fastdraft_hf.training.trainer import DraftDistillationTrainer
 
@@ -89,21 +103,33 @@ def train(
         except ValueError as error:  # what the trainer or TRL refuses
             raise FastDraftError(f"{label}: {error}") from error
 
-    def timed(folder: Path) -> DraftDistillationTrainer:
-        arguments = training_arguments(
-            config, folder, seed=seed, device=device, max_steps=_TIMED_STEPS
-        )
+    def timed(folder: Path, steps: int) -> DraftDistillationTrainer:
+        arguments = training_arguments(config, folder, seed=seed, device=device, max_steps=steps)
         arguments.save_strategy = arguments.eval_strategy = "no"
         arguments.disable_tqdm = True
-        return trainer_for(arguments, copy.deepcopy(model), [])
+        few = train_set
+        if stream is not None:
+            few = datasets.Dataset.from_list(list(itertools.islice(stream, rows)))
+        return trainer_for(arguments, copy.deepcopy(model), [], few)
 
-    budget = _planned_tokens(work, config, timed)
+    plan = _plan(work, config, timed, label)
+    budget = int(plan["max_train_tokens"])
     arguments = training_arguments(config, work, seed=seed, device=device, max_train_tokens=budget)
     arguments.eval_strategy = "steps" if eval_set is not None else "no"
-    trainer = trainer_for(arguments, model, [TrainingProgress(label, budget), StopAtTheEnd()])
+    callbacks: list[Any] = [TrainingProgress(label, budget), StopAtTheEnd()]
+    keeper: KeepStreamPlace | None = None
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
+    if stream is not None:
+        arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint was
+        # Before `MarkCompleteCheckpoints`, which the trainer adds after what it is given.
+        callbacks.append(keeper := KeepStreamPlace(stream, rows))
+        if checkpoint is not None:
+            stream.seek(read_place(checkpoint))
+    trainer = trainer_for(arguments, model, callbacks, train_set)
+    if keeper is not None and checkpoint is not None:
+        keeper.resume(trainer, checkpoint)
     start = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -121,7 +147,10 @@ def train(
                 trainer.model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     tokens = trainer.state.num_input_tokens_seen
+    facts: dict[str, Any] = {} if stream is None else {"read": _read_by(work)}
     return {
+        **facts,
+        "plan": plan,
         "steps": trainer.state.global_step,
         "tokens": tokens,
         "epochs": trainer.state.epoch,
@@ -130,6 +159,15 @@ def train(
         "head_dtype": str(trainer.head_dtype).removeprefix("torch."),
         "log": trainer.state.log_history,
     }
+
+
+def _read_by(work: Path) -> dict[str, Any] | None:
+    """Return what a stream had read of every source at the last checkpoint, which is the end."""
+    from fastdraft_hf.training.checkpoints import newest_complete
+    from fastdraft_hf.training.streaming import read_place
+
+    checkpoint = newest_complete(work)
+    return None if checkpoint is None else dict(read_place(checkpoint)["read"])
 
 
 def _peft_config(config: TrainConfig) -> Any:
@@ -226,18 +264,28 @@ def training_arguments(
         raise FastDraftError(f"{where}{text}") from error
 
 
-def _planned_tokens(
-    work: Path, config: TrainConfig, timed: Callable[[Path], DraftDistillationTrainer]
-) -> int:
-    """Return the budget, decided once and kept, so that a resumed run has the same."""
-    plan = work / "plan.json"
-    if plan.exists():
-        return int(json.loads(plan.read_text(encoding="utf-8"))["max_train_tokens"])
+def _plan(
+    work: Path,
+    config: TrainConfig,
+    timed: Callable[[Path, int], DraftDistillationTrainer],
+    label: str,
+) -> dict[str, Any]:
+    """Return the budget and how long it will take, decided once and kept for resumed runs."""
+    path = work / "plan.json"
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     budget, facts = config.max_train_tokens, {}
-    if config.max_minutes is not None:
-        rate = _tokens_a_second(work, timed)
+    steps = _TIMED_STEPS
+    if config.max_minutes is None:
+        # A short run is over before an estimate of it would be worth anything.
+        worth_it = budget >= _WORTH_ESTIMATING * config.step_tokens
+        steps = _ESTIMATED_STEPS if worth_it else 0
+    rate = _tokens_a_second(work, timed, steps) if steps else None
+    if rate is not None:
+        facts = {"tokens_a_second": round(rate, 1), "timed_steps": steps}
+    if config.max_minutes is not None and rate is not None:
         affordable = max(config.step_tokens, int(60 * config.max_minutes * rate))
-        facts = {"tokens_a_second": round(rate, 1), "asked_for": budget}
+        facts["asked_for"] = budget
         if affordable < budget:
             logger.warning(
                 "this machine trains %s tokens a second: %s instead of %s tokens fit into "
@@ -248,18 +296,38 @@ def _planned_tokens(
                 config.max_minutes,
             )
             budget = affordable
-    write_json(plan, {"max_train_tokens": budget, **facts})
-    return budget
+    if rate is not None:
+        facts["estimated_minutes"] = round(budget / rate / 60, 2)
+        logger.info(
+            "%s: %s tokens at %s tokens/s (%d steps timed on a copy of the draft): about %s",
+            label,
+            f"{budget:,}",
+            f"{rate:,.0f}",
+            steps,
+            _duration(budget / rate),
+        )
+    plan = {"max_train_tokens": budget, **facts}
+    write_json(path, plan)
+    return plan
 
 
-def _tokens_a_second(work: Path, timed: Callable[[Path], DraftDistillationTrainer]) -> float:
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _tokens_a_second(
+    work: Path, timed: Callable[[Path, int], DraftDistillationTrainer], steps: int
+) -> float:
     """Time a few real steps on a copy of the draft."""
     import tempfile
 
     from fastdraft_hf.training.progress import StepTimer
 
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        trainer = timed(Path(scratch))
+        trainer = timed(Path(scratch), steps)
         timer = StepTimer()
         trainer.add_callback(timer)
         trainer.train()

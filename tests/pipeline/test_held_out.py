@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data.config import Source
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion
+from fastdraft_hf.data.mixture import open_training_set
 from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import TaskSet
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run
@@ -84,7 +84,7 @@ class Parrot:
 
 
 def text_of(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
-    rows = datasets.load_from_disk(str(folder / "train"))["input_ids"]
+    rows = open_training_set(folder)["input_ids"]
     return " ".join(tokenizer.decode(ids) for ids in rows)
 
 
@@ -100,8 +100,9 @@ def test_corpora_lose_what_evaluate_and_bench_read(
     assert "ten hens" not in text
     summary = json.loads((tmp_path / "data" / "summary.json").read_text())
     (counts,) = summary["sources"].values()
-    # Two in every pass; the last may be cut off before it meets them.
-    assert 0 <= 2 * counts["passes"] - counts["overlaps held-out text"] <= 2
+    assert counts["dropped"] == {"overlaps held-out text": 2}
+    assert counts["documents"] == 1
+    assert counts["passes"] > 1
     assert set(summary["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
 
 
@@ -112,7 +113,7 @@ def test_prompts_and_answers_lose_it_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Parrot(tiny_tokenizer)
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: engine)
+    monkeypatch.setattr(generate, "open_target_engine", lambda *args, **given: engine)
     questions = [*SECRETS.values(), OPEN, "and that", "and this", "on that"]
     monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
     facts = generate.run(run, run.stage_folder("generate"))
@@ -131,7 +132,9 @@ def test_prompts_and_answers_lose_it_too(
 def test_a_task_that_cannot_be_read_stops_before_any_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "open_engine", lambda *a, **g: pytest.fail("work was begun"))
+    monkeypatch.setattr(
+        generate, "open_target_engine", lambda *a, **g: pytest.fail("work was begun")
+    )
     (tmp_path / "evaluate.jsonl").write_text(json.dumps({"other": "text"}) + "\n")
     with pytest.raises(FastDraftError, match=r"tasks\.mine\.column: .* has no column 'ask'"):
         generate.run(run, tmp_path)
@@ -144,7 +147,9 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A set whose prompts hold the secret, read by pre-training, which sees prompts too."""
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    monkeypatch.setattr(
+        generate, "open_target_engine", lambda *args, **given: Parrot(tiny_tokenizer)
+    )
     questions = ["and this", SECRETS["bench"], "on that", OPEN]
     monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
     bench, run.recipe.bench.tasks = run.recipe.bench.tasks, ["ifbench"]
@@ -162,7 +167,9 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
 def test_a_killed_generate_goes_on_with_the_same_tasks_only(
     run: Run, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    monkeypatch.setattr(
+        generate, "open_target_engine", lambda *args, **given: Parrot(tiny_tokenizer)
+    )
     monkeypatch.setattr(generate, "code_instructions", lambda seed: [OPEN])
     folder = run.stage_folder("generate")
     first = generate.run(run, folder)

@@ -154,6 +154,22 @@ def test_a_setting_newer_than_a_finished_folder_had_its_default(
         run_all(make_run("evaluate.path=transformers"))
 
 
+def test_a_setting_of_a_source_newer_than_a_finished_folder_had_its_default(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run = make_run()
+    run_all(run)
+    path = run.stage_folder("align") / "config.yaml"
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del made["align"]["sources"][0]["data_dir"]
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    before = list(fakes.calls)
+    run_all(make_run())
+    assert fakes.calls == before
+    with pytest.raises(FastDraftError, match=r"align\.sources: .* then"):
+        run_all(make_run("align.sources.0.data_dir=x"))
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -1,0 +1,165 @@
+"""What a recipe says about one source of training text, and what is refused before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._schema import setting
+from fastdraft_hf.data.presets import PRESETS
+
+
+@dataclass
+class Source:
+    """One source of training text."""
+
+    kind: Literal["generated", "python", "packages", "package_docs", "files", "hub"] = setting(
+        "generated",
+        "generated: a set the target wrote; python: the standard library's source; packages: "
+        "Python source of installed packages; package_docs: their descriptions and docstrings; "
+        "files: local text, code, jsonl or parquet; hub: a data set of the Hub",
+    )
+    name: str = setting(
+        "", "the set's name; a path, folder or glob; a data set id; packages: a glob of their names"
+    )
+    subset: str | None = setting(None, "hub: the data set's configuration")
+    split: str = setting("train", "hub: the split")
+    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
+    weight: float = setting(
+        1.0, "share of the token budget, relative to the other sources; align reads every row"
+    )
+    data_dir: str | None = setting(None, "hub: the folder inside the data set, such as data/python")
+    extensions: list[str] = setting(
+        [], "files: only names with these endings, such as [.py, .md]; empty for all"
+    )
+    preset: str | None = setting(
+        None, "a mixture with a name instead of kind and name; its entries share the weight"
+    )
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise FastDraftError(f"weight: must be above 0, got {self.weight}")
+        if self.preset is not None:
+            if self.preset not in PRESETS:
+                raise FastDraftError(
+                    f"preset: there is no '{self.preset}'{nearest(self.preset, PRESETS)}; known: "
+                    f"{', '.join(PRESETS)}"
+                )
+            if self.name:
+                raise FastDraftError(f"preset: '{self.preset}' and name '{self.name}'; give one")
+            return
+        if self.kind in ("generated", "files", "hub") and not self.name:
+            raise FastDraftError(f"name: needed for kind {self.kind}")
+        if self.extensions and self.kind != "files":
+            raise FastDraftError(f"extensions: for kind files only, not {self.kind}")
+
+    def share_key(self) -> dict[str, Any]:
+        """Return the fields that decide which text this is: all but the weight."""
+        fields = dataclasses.asdict(self)
+        del fields["weight"], fields["preset"]
+        return fields
+
+    def matching_files(self) -> list[Path]:
+        """Return the files of a source of kind files: of a file, a folder or a glob, sorted."""
+        path = Path(self.name)
+        names: Iterable[Path]
+        if path.is_dir():
+            names = path.rglob("*")
+        else:
+            names = map(Path, glob.glob(self.name, recursive=True))
+        endings = tuple(self.extensions)
+        return sorted(
+            p
+            for p in names
+            if (not endings or p.name.endswith(endings))
+            and not (path.is_dir() and _hidden(p.relative_to(path)))
+            and p.is_file()
+        )
+
+    def text_digest(self) -> str | None:
+        """Return what changes when local files do (their names, sizes and times); else ``None``."""
+        if self.kind == "files":
+            stats = [
+                (str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in self.matching_files()
+            ]
+            return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+        if self.kind == "python":
+            import sys
+
+            return sys.version
+        if self.kind in ("packages", "package_docs"):
+            from fastdraft_hf.data.installed import packages_digest
+
+            return packages_digest(self.name)
+        return None
+
+
+def _hidden(relative: Path) -> bool:
+    """Return whether a path leads through a hidden folder or file (``.git``)."""
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def expand_presets(sources: Sequence[Source]) -> list[Source]:
+    """Return the sources with every preset replaced by its entries, which share its weight."""
+    found: list[Source] = []
+    for source in sources:
+        if source.preset is None:
+            found.append(source)
+            continue
+        entries = [Source(**entry) for entry in PRESETS[source.preset]]
+        total = sum(entry.weight for entry in entries)
+        found += [
+            dataclasses.replace(entry, weight=source.weight * entry.weight / total)
+            for entry in entries
+        ]
+    return found
+
+
+def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:
+    """Raise `FastDraftError` naming ``path`` when a source cannot exist; reads nothing."""
+    if source.kind == "generated":
+        known = list(generated_sets)
+        if source.name not in known:
+            raise FastDraftError(
+                f"{path}.name: generate has no set '{source.name}'; it has: "
+                f"{', '.join(known) or 'none'}"
+            )
+    elif source.kind == "files" and not source.matching_files():
+        which = f" with {', '.join(source.extensions)}" if source.extensions else ""
+        raise FastDraftError(f"{path}.name: no file matches '{source.name}'{which}")
+
+
+def summary_keys(sources: Sequence[Source]) -> list[str]:
+    """Return a name for every source; one that occurs again is numbered."""
+    keys: list[str] = []
+    for source in sources:
+        name = source.name or source.kind
+        again = sum(key == name or key.startswith(f"{name} #") for key in keys)
+        keys.append(f"{name} #{again + 1}" if again else name)
+    return keys
+
+
+def token_shares(weights: Sequence[float], blocks: int) -> list[int]:
+    """Return how many of ``blocks`` each weight gets: its share, rounded so that the sum is exact.
+
+    A weight gets at least one block where there are as many blocks as weights.
+    """
+    total = sum(weights)
+    exact = [blocks * weight / total for weight in weights]
+    counts = [int(share) for share in exact]
+    by_rest = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_rest[: blocks - sum(counts)]:
+        counts[i] += 1
+    if blocks >= len(weights):
+        for i in range(len(counts)):
+            if counts[i] == 0:
+                counts[counts.index(max(counts))] -= 1
+                counts[i] = 1
+    return counts

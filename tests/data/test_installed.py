@@ -1,0 +1,99 @@
+"""Installed packages as a corpus: which licences are read, and what of a package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from fastdraft_hf.data import installed
+from fastdraft_hf.data.documents import documents
+from fastdraft_hf.data.sources import Source
+
+DOC = "Adds two numbers and says nothing more about it than this sentence, which is long enough."
+
+
+def metadata(**fields: str | list[str]) -> Message:
+    message = Message()
+    for key, value in fields.items():
+        for one in [value] if isinstance(value, str) else value:
+            message[key.replace("_", "-")] = one
+    return message
+
+
+@pytest.mark.parametrize(
+    ("fields", "licence"),
+    [
+        ({"License_Expression": "MIT"}, "MIT"),
+        ({"License_Expression": "Apache-2.0 OR GPL-3.0-only"}, "Apache-2.0 OR GPL-3.0-only"),
+        ({"License_Expression": "MIT AND GPL-2.0-only"}, None),
+        ({"License_Expression": "(MIT OR GPL-2.0) AND MPL-2.0"}, None),
+        ({"License_Expression": "LicenseRef-Proprietary"}, None),
+        (
+            {"License_Expression": "Apache-2.0 WITH LLVM-exception"},
+            "Apache-2.0 WITH LLVM-exception",
+        ),
+        ({"Classifier": ["License :: OSI Approved :: BSD License", "Topic :: X"]}, "BSD"),
+        ({"Classifier": ["License :: OSI Approved :: GNU General Public License (GPL)"]}, None),
+        (
+            {
+                "Classifier": [
+                    "License :: OSI Approved :: MIT License",
+                    "License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)",
+                ]
+            },
+            None,
+        ),
+        ({"Classifier": ["License :: OSI Approved"], "License": "BSD-3-Clause"}, "BSD"),
+        ({"License": "Apache License 2.0\nwith a long text"}, "Apache-2.0"),
+        ({"License": "NVIDIA Proprietary Software"}, None),
+        ({"License": "LGPL, or MIT by arrangement"}, None),
+        ({}, None),
+    ],
+)
+def test_licences(fields: dict[str, str | list[str]], licence: str | None) -> None:
+    assert installed.licence_of(metadata(**fields)) == licence
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two packages, of which one may be read."""
+    for name, licence in (("fdt-open", "MIT"), ("fdt-closed", "LicenseRef-Closed")):
+        module = name.replace("-", "_")
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: {licence}\n\n"
+            f"{name} adds numbers.\n"
+        )
+        files = {f"{module}/__init__.py": f'"""{DOC}"""\n', f"{module}/tests/test_a.py": "x = 1\n"}
+        files[f"{module}/data.txt"] = "no code"
+        for path, text in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+        (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    installed.packages.cache_clear()
+    yield
+    installed.packages.cache_clear()
+
+
+@pytest.mark.usefixtures("packages")
+def test_what_is_read_of_a_package() -> None:
+    assert installed.packages("fdt-*") == ((("fdt-open", "1.0", "MIT"),), 1)
+    assert installed.licences("fdt-*") == {"fdt-open": "MIT"}
+    code = list(documents(Source(kind="packages", name="fdt-*")))
+    assert code == [f'"""{DOC}"""\n']
+    docs = list(documents(Source(kind="package_docs", name="fdt-*")))
+    assert sorted(docs) == sorted([DOC, "fdt-open adds numbers."])
+    assert len(installed.packages_digest("fdt-*")) == 64
+
+
+def test_this_machine_has_some() -> None:
+    """Those that run the tests are permissively licensed and say so."""
+    found = installed.licences()
+    assert {"numpy", "transformers", "datasets"} <= found.keys()
+    assert len(installed.source_files("datasets")) > 10

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.presets import PRESETS
+from fastdraft_hf.data.sources import (
+    Source,
+    check_source,
+    expand_presets,
+    summary_keys,
+    token_shares,
+)
+
+
+def test_sources_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match=r"^pretrain\.sources\[0\]\.name: no file matches"):
+        check_source(Source(kind="files", name=str(tmp_path / "*.txt")), "pretrain.sources[0]", [])
+    with pytest.raises(FastDraftError, match="has no set 'b'; it has: a"):
+        check_source(Source(name="b"), "align.sources[0]", ["a"])
+    with pytest.raises(FastDraftError, match="it has: none"):
+        check_source(Source(name="b"), "align.sources[0]", [])
+    check_source(Source(name="a"), "align.sources[0]", ["a"])
+    check_source(Source(kind="python"), "pretrain.sources[0]", [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "files"}, "name: needed for kind files"),
+        ({"kind": "hub"}, "name: needed for kind hub"),
+        ({}, "name: needed for kind generated"),
+        ({"kind": "python", "weight": 0}, "weight: must be above 0, got 0"),
+        ({"preset": "fineweeb"}, r"preset: there is no 'fineweeb' \(did you mean 'fineweb"),
+        ({"preset": "fineweb", "name": "x"}, "preset: 'fineweb' and name 'x'; give one"),
+        ({"kind": "python", "extensions": [".py"]}, "extensions: for kind files only, not python"),
+    ],
+)
+def test_sources_refuse_nonsense(fields: dict, message: str) -> None:
+    with pytest.raises(FastDraftError, match=f"^{message}"):
+        Source(**fields)
+
+
+def test_every_preset_is_made_of_sources() -> None:
+    for name in PRESETS:
+        for source in expand_presets([Source(preset=name)]):
+            assert source.preset is None
+            assert source.kind in ("hub", "python", "packages", "package_docs")
+            # What a preset names is on the Hub or on every machine: nothing of a user's own.
+            assert (source.kind == "hub") == bool(source.name)
+    offline = [
+        s.kind for n in ("offline-pt", "offline-cp") for s in expand_presets([Source(preset=n)])
+    ]
+    assert "hub" not in offline
+
+
+def test_a_preset_shares_its_weight() -> None:
+    both = expand_presets([Source(preset="paper-cp", weight=3), Source(kind="python", weight=1)])
+    assert [s.weight for s in both] == [2, 1, 1]  # code 5 : text 2.5, as in the paper
+    assert both[0].column == "content"
+    assert both[0].data_dir == "data/python"
+    assert expand_presets(both) == both
+
+
+def test_files_of_a_folder_by_their_endings(tmp_path: Path) -> None:
+    for name in ("a.py", "b.md", "sub/c.py", "sub/.hidden/d.py", ".git/e.py", "f.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    def names(**fields: object) -> list[str]:
+        source = Source(kind="files", **fields)  # type: ignore[arg-type]
+        return [str(p.relative_to(tmp_path)) for p in source.matching_files()]
+
+    assert names(name=str(tmp_path)) == ["a.py", "b.md", "f.jsonl.gz", "sub/c.py"]
+    assert names(name=str(tmp_path), extensions=[".py"]) == ["a.py", "sub/c.py"]
+    assert names(name=str(tmp_path / "*.gz")) == ["f.jsonl.gz"]
+    with pytest.raises(FastDraftError, match=r"no file matches .* with \.rs"):
+        check_source(Source(kind="files", name=str(tmp_path), extensions=[".rs"]), "p", [])
+
+
+def test_the_digest_follows_the_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    source = Source(kind="files", name=str(tmp_path))
+    before = source.text_digest()
+    assert source.text_digest() == before
+    (tmp_path / "a.txt").write_text("other")
+    assert source.text_digest() != before
+
+
+def test_names_in_a_summary_are_different() -> None:
+    sources = [Source(name="a"), Source(kind="python"), Source(name="a"), Source(name="a")]
+    assert summary_keys(sources) == ["a", "python", "a #2", "a #3"]
+
+
+@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10_000))
+def test_shares_add_up(weights: list[float], blocks: int) -> None:
+    counts = token_shares(weights, blocks)
+    assert sum(counts) == blocks
+    assert min(counts) >= 0
+    exact = [blocks * w / sum(weights) for w in weights]
+    small = sum(share < 1 for share in exact)
+    assert all(abs(c - e) <= 1 + small for c, e in zip(counts, exact, strict=True))
+    if blocks >= len(weights):
+        assert min(counts) >= 1
