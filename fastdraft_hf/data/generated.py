@@ -177,6 +177,11 @@ class _Writing:
         with room_to_write(self.folder):
             write_json(self._sign(self.process.index), facts)
 
+    def _show_life(self, seconds: float) -> None:
+        """Save the time if the last sign of life is older."""
+        if time.monotonic() - self._saved > seconds:
+            self._save(finished=False)
+
     def write(
         self,
         engine: Engine,
@@ -199,8 +204,7 @@ class _Writing:
 
         def on_tokens(tokens: int) -> None:
             on_progress(0, tokens)
-            if time.monotonic() - self._saved > _SIGN_SECONDS:
-                self._save(finished=False)
+            self._show_life(_SIGN_SECONDS)
 
         for number in [n for n, rows in self.open.items() if len(rows) == self.expected[n]]:
             self._close(number)  # whole, but the disk was full when it should have been written
@@ -233,7 +237,7 @@ class _Writing:
         write_shard(self.shard(number), self.open[number].values())
         self.done.add(number)
         del self.open[number]
-        self._save(finished=False)
+        self._show_life(1.0)
 
     def _keep_begun(self) -> None:
         """Save the rows of unfinished shards, so that an error costs only what was in flight."""
@@ -243,7 +247,9 @@ class _Writing:
                 write_shard(self._begun(), rows)
             self._save(finished=False)
         except (OSError, FastDraftError) as error:
-            logger.warning("%s: rows of unfinished shards could not be saved: %s", self.folder, error)
+            logger.warning(
+                "%s: rows of unfinished shards could not be saved: %s", self.folder, error
+            )
 
     def finish(self) -> None:
         """Wait until every process is done; the first one then writes the manifest.
