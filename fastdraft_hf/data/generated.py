@@ -321,7 +321,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _tidy(folder: Path) -> None:
     """Remove what only an unfinished set needs."""
-    for pattern in (_STATE, "process-*.json", "part-*.json", "begun-*"):
+    for pattern in (_STATE, "process-*.json", "part-*.json", "begun-*", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -262,7 +262,7 @@ def test_a_full_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyarrow.parquet, "write_table", write_table)
     requests, folder = make_requests(60), tmp_path / "set"
     for _ in range(2):
-        with pytest.raises(FastDraftError, match="set: no room left to write .*go on"):
+        with pytest.raises(FastDraftError, match=r"set: no room left to write .*go on"):
             write_rows(FakeEngine(), requests, folder, rows_per_shard=4)
         room[0] = 0
     room[0] = 100

@@ -1,14 +1,22 @@
 """Writes a set as a process of its own: python writer.py FOLDER ROWS SECONDS_A_ROW ROWS_PER_SHARD.
 
 Which of how many processes it is comes from RANK and WORLD_SIZE. `test_processes.py` kills it.
+Without arguments it imports what is needed and forks a writer for every line it reads, so that
+hundreds of processes can be started and killed in a test.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 
 from fastdraft_hf._processes import this_process
 from fastdraft_hf.data.engines import Completion
@@ -47,18 +55,44 @@ class SlowEngine:
             yield Completion(request, ids_of(request), "stop")
 
 
-def main() -> None:
-    folder, rows, seconds, size = sys.argv[1:5]
-    patience = float(sys.argv[5]) if len(sys.argv) > 5 else 1.0
+def main(arguments: list[str]) -> None:
+    folder, rows, seconds, size, *further = arguments
     write_rows(
         SlowEngine(float(seconds), Path(f"{folder}.log")),
         make_requests(int(rows)),
         Path(folder),
         rows_per_shard=int(size),
-        patience_minutes=patience,
+        patience_minutes=float(further[0]) if further else 1.0,
     )
     print(f"{this_process()}: done", flush=True)
 
 
+def fork(order: dict[str, list[str]]) -> None:
+    """Do what an order says in a process of its own; print its number, then how it ended."""
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+        return
+    output = os.open(order["output"][0], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        os.environ["RANK"], os.environ["WORLD_SIZE"] = order["world"]
+        main(order["arguments"])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        main(sys.argv[1:])
+    else:
+        # What pyarrow imports at its first table must not be a writer's time.
+        pyarrow.Table.from_pylist([{"a": [1]}])
+        for line in sys.stdin:
+            fork(json.loads(line))

@@ -1,4 +1,4 @@
-"""HTTP to an OpenAI-compatible server: one request with its faults sorted, and a server's health."""
+"""HTTP to an OpenAI-compatible server: a request with its faults sorted, a server's health."""
 
 from __future__ import annotations
 
