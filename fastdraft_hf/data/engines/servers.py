@@ -68,7 +68,7 @@ class Patience:
         The draw keeps many clients from coming back in one moment.
         """
         longest = min(self.longest_wait, self.first_wait * 2 ** (failures - 1))
-        return longest * random.uniform(0.5, 1.0)
+        return float(longest * random.uniform(0.5, 1.0))
 
 
 class Server:

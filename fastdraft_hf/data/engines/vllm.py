@@ -166,8 +166,8 @@ class VLLMEngine:
         again: deque[tuple[Request, int]] = deque()
         answers: SimpleQueue[_Answer] = SimpleQueue()
         running, exhausted = 0, False
-        for server in self._servers:  # one that was given up has another chance with every set
-            server.in_flight = server.failures = 0
+        for one in self._servers:  # one that was given up has another chance with every set
+            one.in_flight = one.failures = 0
         while True:
             while (server := self._free()) is not None:
                 tries = 0
