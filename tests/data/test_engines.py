@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fastdraft_hf.data.engines.faster import FasterEngine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
 from fastdraft_hf.data.requests import Request
+from fastdraft_hf.decoding.records import listener
 from fastdraft_hf.decoding.speculative import assisted_decoding
 
 
@@ -189,17 +191,21 @@ def test_transformers_with_a_draft(
     tiny_target_folder: Path, draft_folder: Path, batch_size: int
 ) -> None:
     requests = sampled(20)
-    asked: list[int] = []
-
-    def decode(*args: Any, **given: Any) -> Any:
-        asked.append(args[1].shape[0] if len(args) > 1 else given["input_ids"].shape[0])
-        return assisted_decoding(*args, **given)
-
-    drafting = Drafting(draft_folder, 3, decode)
+    rounds: list[tuple[int, int, int]] = []
+    drafting = Drafting(draft_folder, 3, assisted_decoding)
     engine = TransformersEngine(tiny_target_folder, {0, 2}, batch_size, draft=drafting)
-    done = list(engine.generate(requests, lambda n: None))
+    token = listener.set(lambda *of_a_round: rounds.append(of_a_round))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # what our loop says when it gives up
+            done = list(engine.generate(requests, lambda n: None))
+    finally:
+        listener.reset(token)
     check(done, requests, {0, 2})
-    assert max(asked) == batch_size
+    assert max(row for row, _, _ in rounds) == batch_size - 1
+    drafted, accepted = (sum(part) for part in list(zip(*rounds, strict=True))[1:])
+    assert 0 < accepted < drafted
+    assert max(drafted for _, drafted, _ in rounds) == 3
     plain = by_index(
         TransformersEngine(tiny_target_folder, {0, 2}, 4).generate(requests, lambda n: None)
     )
@@ -291,12 +297,18 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
 
 
-def test_openvino_with_a_draft(openvino_folder: Path, draft_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("draft", ["itself", pytest.param("another", marks=pytest.mark.slow)])
+def test_openvino_with_a_draft(
+    openvino_folder: Path, draft_folder: Path, tmp_path: Path, draft: str
+) -> None:
     from fastdraft_hf.export.openvino import export_openvino
 
-    export_openvino(draft_folder, tmp_path / "draft", "fp32")
+    folder = openvino_folder
+    if draft == "another":  # another export takes long
+        folder = tmp_path / "draft"
+        export_openvino(draft_folder, folder, "fp32")
     requests = sampled(20)
-    drafting = Drafting(tmp_path / "draft", 3)
+    drafting = Drafting(folder, 3)
     engine = OpenVINOEngine(openvino_folder, {0, 2}, 4, draft=drafting, properties=EXACT)
     tokens: list[int] = []
     done = list(engine.generate(requests, tokens.append))

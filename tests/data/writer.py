@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fastdraft_hf._processes import this_process
-from fastdraft_hf.data.engines import Completion
+from fastdraft_hf.data.engines import Completion, Engine
 from fastdraft_hf.data.generated import write_rows
 from fastdraft_hf.data.requests import Request, requests_for
 
@@ -55,10 +55,23 @@ class SlowEngine:
             yield Completion(request, ids_of(request), "stop")
 
 
+def open_engine(seconds: float, log: Path) -> Engine:
+    """Open the slow engine, or with no seconds a row the real target through OpenVINO."""
+    if seconds >= 0:
+        return SlowEngine(seconds, log)
+    from fastdraft_hf.data.engines.openvino import OpenVINOEngine
+    from fastdraft_hf.export.openvino import cached_openvino
+    from fastdraft_hf.targets.embedded import embedded_target
+
+    engine = OpenVINOEngine(cached_openvino(Path(embedded_target()), "int8"), {0, STOP}, 8)
+    print("writing", flush=True)
+    return engine
+
+
 def main(arguments: list[str]) -> None:
     folder, rows, seconds, size, *further = arguments
     write_rows(
-        SlowEngine(float(seconds), Path(f"{folder}.log")),
+        open_engine(float(seconds), Path(f"{folder}.log")),
         make_requests(int(rows)),
         Path(folder),
         rows_per_shard=int(size),
