@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastdraft_hf._atomic import write_text
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import this_process
 
 if TYPE_CHECKING:
     from fastdraft_hf.pipeline.recipe import Recipe
@@ -25,14 +25,19 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 
     from fastdraft_hf.pipeline.run import STAGES, Run, check_finished, choose, execute
 
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
+    process = this_process()
+    if process.count > 1 and wanted != ["generate"]:
         raise FastDraftError(
-            f"started as one of {processes} processes (WORLD_SIZE), and a stage runs in one; "
-            "several train with: accelerate launch recipes/train.py --config my.yaml"
+            f"started as one of {process.count} processes (WORLD_SIZE), and only generate runs in "
+            "several; several train with: accelerate launch recipes/train.py --config my.yaml"
         )
     stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
+    if not process.first:
+        _quiet_libraries()
+        if not dry_run:
+            execute(run, stages)
+        return
     print(yaml.safe_dump(recipe.resolved(), sort_keys=False), end="", flush=True)
     print(f"\n{run.folder}:", file=sys.stderr)
     for name in stages:

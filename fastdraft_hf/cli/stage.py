@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--target", metavar="ID", help="model id of the Hub, or a folder")
     parser.add_argument("--output-dir", metavar="DIR", help="folder of the run")
-    if name != "design":
+    if name not in ("design", "generate"):  # --draft of generate is its setting
         parser.add_argument(
             "--draft", metavar="DIR", help="start from this draft instead of designing one"
         )

@@ -45,12 +45,40 @@ class GenerateConfig:
     """The target writes text, kept as the token ids it emitted."""
 
     sets: dict[str, GeneratedSet] = setting({}, "name of a set, and what it holds")
-    engine: EngineName = setting("auto", "openvino on a CPU, transformers on a GPU, or a choice")
+    engine: EngineName = setting(
+        "auto", "vllm where a server is named, else openvino on a CPU, transformers on a GPU"
+    )
+    server: str | list[str] | None = setting(
+        None,
+        "URL of a vLLM server, or several; a key comes from VLLM_API_KEY only",
+        output=False,
+    )
+    server_model: str | None = setting(
+        None, "the target's name on the servers, where it is another", output=False
+    )
+    draft: str | None = setting(
+        None,
+        "folder of a trained draft; it drafts while the target writes, if that is faster",
+        output=False,
+    )
+    num_assistant_tokens: int = setting(3, "tokens it drafts a round", output=False)
     batch_size: int = setting(64, "texts written at once")
     rows_per_shard: int = setting(128, "rows a parquet shard; a killed run loses at most the last")
     openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = setting(
         "int8", "weights of the target while it writes through OpenVINO"
     )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rows_per_shard", "num_assistant_tokens"):
+            if getattr(self, name) < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def servers(self) -> list[str]:
+        """The URLs of ``server``, one or several or none."""
+        if self.server is None:
+            return []
+        return [self.server] if isinstance(self.server, str) else self.server
 
 
 @dataclass

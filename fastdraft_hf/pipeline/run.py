@@ -20,6 +20,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._processes import Process, this_process, wait_until
 from fastdraft_hf._schema import dump
 from fastdraft_hf.pipeline import provenance
 from fastdraft_hf.pipeline.recipe import Recipe
@@ -137,11 +138,19 @@ def choose(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
 def execute(run: Run, stages: Sequence[str]) -> None:
     """Run the stages that are not finished.
 
+    One of several processes (RANK, WORLD_SIZE) does its share of what the first one begins;
+    stage generate is made for it.
+
     Raises:
         FastDraftError: a finished stage was made with other settings, an input is missing, or
             another process works in the folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
+    process = this_process()
+    if not process.first:
+        for name in stages:
+            _join_stage(run, name, process)
+        return
     with _locked(run.folder):
         check_finished(run, stages)
         for name in stages:
@@ -151,10 +160,33 @@ def execute(run: Run, stages: Sequence[str]) -> None:
             _execute_stage(run, name)
 
 
+def _join_stage(run: Run, name: str, process: Process) -> None:
+    """Do this process's share of a stage that the first one begins and finishes."""
+    partial = run.folder / f".{STAGES[name].folder}.partial"
+    fingerprint = _fingerprint(run, name)
+    wait_until(
+        lambda: run.finished(name) or (partial.exists() and _read_config(partial) == fingerprint),
+        run.folder,
+        lambda: f"process 0 of {process.count} to begin stage {name}",
+        minutes=30,
+    )
+    if run.finished(name):
+        return
+    try:
+        STAGES[name].run(run, partial)
+    except (FileNotFoundError, FastDraftError):
+        # The first may finish the stage, and rename its folder, while another still reads in it.
+        if not run.finished(name):
+            raise
+
+
 def _fingerprint(run: Run, name: str) -> dict[str, Any]:
     """Return what decides a stage's output: its settings, the run's, and its inputs' identity."""
     recipe = run.recipe.resolved()
     settings = recipe.get(name)
+    if isinstance(settings, dict):
+        section = STAGES[name].section(run.recipe)
+        settings = {key: settings[key] for key in settings if key in _deciding(section)}
     present = planned(run.recipe)
     return {
         "target": recipe["target"],
@@ -193,7 +225,8 @@ def _check_finished(run: Run, name: str) -> None:
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        made[name] = _with_defaults(section, made[name])
+        known = _with_defaults(section, made[name])
+        made[name] = {key: known[key] for key in known if key in _deciding(section)}
     changes = list(_differences(made, wanted))
     if changes:
         raise FastDraftError(
@@ -215,10 +248,18 @@ def _with_defaults(section: Any, made: Any) -> Any:
     }
 
 
+def _deciding(section: Any) -> list[str]:
+    """Return the settings that decide what a stage makes, and not only where or how fast."""
+    fields = dataclasses.fields(section)
+    return [one.name for one in fields if one.metadata.get("output", True)]
+
+
 def _defaults(section: Any) -> dict[str, Any]:
     """Return the fields of a section that have a default, with it."""
     found = {}
     for one in dataclasses.fields(section):
+        if not one.metadata.get("output", True):
+            continue
         if one.default is not dataclasses.MISSING:
             found[one.name] = one.default
         elif one.default_factory is not dataclasses.MISSING:
@@ -267,7 +308,7 @@ def _execute_stage(run: Run, name: str) -> None:
     sessions = partial / "sessions.json"
     earlier = json.loads(sessions.read_text(encoding="utf-8")) if sessions.exists() else []
     if earlier and earlier[-1]["seconds"] is None:  # killed: its last written file tells how long
-        last = max(f.stat().st_mtime for f in partial.rglob("*") if f.is_file())
+        last = max(_modified(f) for f in partial.rglob("*"))
         earlier[-1]["seconds"] = max(0.0, last - earlier[-1]["started"])
     write_json(sessions, [*earlier, {"started": time.time(), "seconds": None}])
     start = time.monotonic()
@@ -291,6 +332,14 @@ def _execute_stage(run: Run, name: str) -> None:
     sessions.unlink()
     publish_folder(partial, run.stage_folder(name))
     logger.info("%s: finished in %.0f s", name, seconds)
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was last written; 0 for a folder, and for what another process renamed."""
+    try:
+        return path.stat().st_mtime if path.is_file() else 0.0
+    except FileNotFoundError:
+        return 0.0
 
 
 @contextlib.contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
+from fastdraft_hf.data.config import GenerateConfig
+from fastdraft_hf.data.engines import Drafting, Engine, choose_engine, open_engine
+from fastdraft_hf.data.engines.faster import FasterEngine
+from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
@@ -34,21 +39,76 @@ def stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """Load the run's target into the engine of ``generate.engine``."""
+    """Load the run's target into the engine of ``generate.engine``.
+
+    Raises:
+        FastDraftError: a setting of ``generate`` is wrong, or a server does not answer.
+    """
     config = run.recipe.generate
     assert config is not None  # the stage is planned only with its section
-    path = run.target.path
     device = resolve_device(run.recipe.device)
-    name = choose_engine(config.engine, device)
+    name = choose_engine(config.engine, device, config.servers)
+    path = run.target.path
+    ends = stop_ids(path, tokenizer)
+    if name == "vllm":
+        if config.draft is not None:
+            raise FastDraftError(
+                "generate.draft: a vllm server drafts by settings of its own "
+                "(vllm serve --speculative-config)"
+            )
+        from fastdraft_hf.data.engines.vllm import VLLMEngine
+
+        return VLLMEngine(
+            config.servers,
+            ends,
+            config.batch_size,
+            model=config.server_model,
+            target=run.target.name,
+        )
+    draft = None if config.draft is None else _drafting(config, name, tokenizer)
     openvino_target = None
     if name == "openvino":
         logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
         openvino_target = cached_openvino(path, config.openvino_weight_format)
-    return open_engine(
+    open_with = functools.partial(
+        open_engine,
         name,
         target=path,
         openvino_target=openvino_target,
-        stop_ids=stop_ids(path, tokenizer),
+        stop_ids=ends,
         batch_size=config.batch_size,
-        device=device,
+        device=_own_device(device),
     )
+    if draft is None:
+        return open_with()
+    return FasterEngine(open_with, functools.partial(open_with, draft=draft), config.batch_size)
+
+
+def _own_device(device: str) -> str:
+    """Return the GPU of this process, where several share a machine (LOCAL_RANK)."""
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{local}" if device == "cuda" and local.isdecimal() else device
+
+
+def _drafting(config: GenerateConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> Drafting:
+    """Check the draft and bring it into the engine's format."""
+    from transformers import AutoTokenizer
+
+    assert config.draft is not None
+    folder = Path(config.draft).expanduser()
+    if not (folder / "config.json").is_file():
+        raise FastDraftError(f"generate.draft: {folder} is no folder of a draft")
+    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(folder), folder)
+    exported = (folder / "openvino_model.xml").exists()
+    if name == "openvino":
+        if not exported:
+            folder = cached_openvino(folder, config.openvino_weight_format)
+        return Drafting(folder, config.num_assistant_tokens)
+    if exported:
+        raise FastDraftError(
+            f"generate.draft: {folder} is an OpenVINO export; engine transformers wants the "
+            "draft's PyTorch folder"
+        )
+    from fastdraft_hf.decoding.speculative import assisted_decoding
+
+    return Drafting(folder, config.num_assistant_tokens, assisted_decoding)

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
+import logging
 import random
+import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, choose_engine, open_engine
-from fastdraft_hf.data.engines.transformers import TransformersEngine
+from fastdraft_hf.data.engines import Completion, Drafting, choose_engine, open_engine
+from fastdraft_hf.data.engines.faster import FasterEngine
+from fastdraft_hf.data.engines.openvino import OpenVINOEngine
+from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
 from fastdraft_hf.data.requests import Request
+from fastdraft_hf.decoding.records import listener
+from fastdraft_hf.decoding.speculative import assisted_decoding
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,7 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], device: str, c
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert choose_engine("auto", device) == chosen
+    assert choose_engine("auto", device, ["http://host"]) == "vllm"
     assert choose_engine("transformers", device) == "transformers"
     if missing:
         with pytest.raises(FastDraftError, match="openvino is not installed; `pip install"):
@@ -104,6 +115,106 @@ def test_every_request_once_at_every_temperature(tiny_target_folder: Path, batch
     assert again == done
 
 
+def sampled(count: int) -> list[Request]:
+    return [
+        dataclasses.replace(r, top_p=(1.0, 0.5)[r.index // 3 % 2])
+        for r in make_requests(count, temperatures=(0.0, 0.7, 1.3))
+    ]
+
+
+def by_index(done: Iterable[Completion]) -> dict[int, tuple[int, ...]]:
+    return {c.request.index: c.ids for c in done}
+
+
+def test_a_seed_belongs_to_its_row(tiny_target_folder: Path) -> None:
+    """So a run that was killed, and goes on in other batches, writes what it would have."""
+    requests = sampled(37)
+    whole = by_index(
+        TransformersEngine(tiny_target_folder, {0, 2}, 64).generate(requests, lambda n: None)
+    )
+    small = TransformersEngine(tiny_target_folder, {0, 2}, 3)
+    assert by_index(small.generate(requests[11:], lambda n: None)) == {
+        index: ids for index, ids in whole.items() if index >= 11
+    }
+    (other,) = small.generate([dataclasses.replace(requests[2], seed=99)], lambda n: None)
+    assert other.ids != whole[2]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.8)])
+def test_rows_are_drawn_from_the_targets_distribution(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p < 1:  # the shortest prefix with that much mass
+        probabilities = torch.where(torch.arange(6) < 3, probabilities, 0.0)
+        assert 0.8 <= (logits.softmax(-1))[:3].sum() < 1
+        assert logits.softmax(-1)[:2].sum() < 0.8
+        probabilities = probabilities / probabilities.sum()
+    rows = 20_000
+    requests = [Request(i, (1,), temperature, 7000 + i, 1, "s", top_p) for i in range(rows)]
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    scores = RowSampler(requests, 1)(torch.ones(rows, 1), logits[order].repeat(rows, 1))
+    assert bool((scores.isfinite().sum(-1) == 1).all())
+    counts = torch.bincount(order[scores.argmax(-1)], minlength=6)
+    # Six standard deviations: a seed a row, so this is the same on every machine.
+    spread = 6 * (rows * probabilities * (1 - probabilities)).sqrt() + 1e-3
+    assert bool(((counts - rows * probabilities).abs() <= spread).all())
+
+
+def test_a_models_own_generation_config_changes_nothing(
+    tiny_target_folder: Path, tmp_path: Path
+) -> None:
+    """A repetition penalty or top_k of the target would not be the target's own distribution."""
+    folder = tmp_path / "target"
+    shutil.copytree(tiny_target_folder, folder)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "repetition_penalty": 5.0, "top_k": 1, "do_sample": True})
+    )
+    requests = sampled(12)
+    ours = TransformersEngine(folder, {0, 2}, 4).generate(requests, lambda n: None)
+    plain = TransformersEngine(tiny_target_folder, {0, 2}, 4).generate(requests, lambda n: None)
+    assert by_index(ours) == by_index(plain)
+
+
+@pytest.fixture(scope="module")
+def draft_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any
+) -> Path:
+    """The target's own first layer, so that some drafts are accepted."""
+    folder = tmp_path_factory.mktemp("draft") / "draft"
+    tiny_model(seed=0, num_hidden_layers=1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_transformers_with_a_draft(
+    tiny_target_folder: Path, draft_folder: Path, batch_size: int
+) -> None:
+    requests = sampled(20)
+    rounds: list[tuple[int, int, int]] = []
+    drafting = Drafting(draft_folder, 3, assisted_decoding)
+    engine = TransformersEngine(tiny_target_folder, {0, 2}, batch_size, draft=drafting)
+    token = listener.set(lambda *of_a_round: rounds.append(of_a_round))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # what our loop says when it gives up
+            done = list(engine.generate(requests, lambda n: None))
+    finally:
+        listener.reset(token)
+    check(done, requests, {0, 2})
+    assert max(row for row, _, _ in rounds) == batch_size - 1
+    drafted, accepted = (sum(part) for part in list(zip(*rounds, strict=True))[1:])
+    assert 0 < accepted < drafted
+    assert max(drafted for _, drafted, _ in rounds) == 3
+    plain = by_index(
+        TransformersEngine(tiny_target_folder, {0, 2}, 4).generate(requests, lambda n: None)
+    )
+    greedy = {r.index for r in requests if r.temperature == 0}
+    assert {i: ids for i, ids in by_index(done).items() if i in greedy} == {
+        i: plain[i] for i in greedy
+    }
+
+
 def check(done: list[Completion], requests: list[Request], stop: set[int]) -> None:
     assert sorted(c.request.index for c in done) == [r.index for r in requests]
     for completion in done:
@@ -156,7 +267,102 @@ def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
     check(done, requests, stop)
     assert sum(tokens) == sum(len(c.ids) for c in done)
     assert {c.finish_reason for c in done} == {"stop", "length"}
-    again = sorted(engine.generate(requests, lambda n: None), key=lambda c: c.request.index)
-    assert [c.ids for c in again if c.request.temperature == 0] == [
-        c.ids for c in sorted(done, key=lambda c: c.request.index) if c.request.temperature == 0
-    ]
+    assert by_index(engine.generate(requests, lambda n: None)) == by_index(done)
+
+
+# Where two orders of a sum may not differ: on some CPUs OpenVINO computes in bfloat16 by itself.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+
+def test_openvino_a_seed_belongs_to_its_row(openvino_folder: Path) -> None:
+    requests = sampled(37)
+    engine = OpenVINOEngine(openvino_folder, {0, 2}, 16, properties=EXACT)
+    whole = by_index(engine.generate(requests, lambda n: None))
+    again = OpenVINOEngine(openvino_folder, {0, 2}, 5, properties=EXACT)
+    assert by_index(again.generate(requests[11:], lambda n: None)) == {
+        index: ids for index, ids in whole.items() if index >= 11
+    }
+    (other,) = again.generate([dataclasses.replace(requests[2], seed=99)], lambda n: None)
+    assert other.ids != whole[2]
+
+
+def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -> None:
+    """A nucleus so small that one token is left is greedy, at any temperature."""
+    requests = make_requests(12, temperatures=(0.0,))
+    hot = [dataclasses.replace(r, temperature=1.3, top_p=1e-6) for r in requests]
+    engine = OpenVINOEngine(openvino_folder, {0, 2}, 4, properties=EXACT)
+    greedy = by_index(engine.generate(requests, lambda n: None))
+    assert by_index(engine.generate(hot, lambda n: None)) == greedy
+    plain = TransformersEngine(tiny_target_folder, {0, 2}, 4)
+    assert by_index(plain.generate(hot, lambda n: None)) == greedy
+
+
+@pytest.mark.parametrize("draft", ["itself", pytest.param("another", marks=pytest.mark.slow)])
+def test_openvino_with_a_draft(
+    openvino_folder: Path, draft_folder: Path, tmp_path: Path, draft: str
+) -> None:
+    from fastdraft_hf.export.openvino import export_openvino
+
+    folder = openvino_folder
+    if draft == "another":  # another export takes long
+        folder = tmp_path / "draft"
+        export_openvino(draft_folder, folder, "fp32")
+    requests = sampled(20)
+    drafting = Drafting(folder, 3)
+    engine = OpenVINOEngine(openvino_folder, {0, 2}, 4, draft=drafting, properties=EXACT)
+    tokens: list[int] = []
+    done = list(engine.generate(requests, tokens.append))
+    check(done, requests, {0, 2})
+    plain = OpenVINOEngine(openvino_folder, {0, 2}, 4, properties=EXACT)
+    alone = by_index(plain.generate(requests, lambda n: None))
+    greedy = {r.index for r in requests if r.temperature == 0}
+    assert {i: ids for i, ids in by_index(done).items() if i in greedy} == {
+        i: alone[i] for i in greedy
+    }
+
+
+class Steady:
+    """An engine that takes so many seconds a text."""
+
+    def __init__(self, name: str, seconds: float, now: list[float]) -> None:
+        self.name, self.seconds, self.now = name, seconds, now
+        self.texts: list[int] = []
+
+    def generate(self, requests: Any, on_tokens: Any) -> Any:
+        for request in requests:
+            self.now[0] += self.seconds
+            self.texts.append(request.index)
+            on_tokens(3)
+            yield Completion(request, (5, 6, 2), "stop")
+
+
+@pytest.mark.parametrize(
+    ("drafting", "faster"), [(0.5, True), (1.0, False), (0.97, False), (3.0, False)]
+)
+def test_the_draft_is_used_where_it_is_faster(
+    caplog: pytest.LogCaptureFixture, drafting: float, faster: bool
+) -> None:
+    now = [0.0]
+    plain, draft = Steady("it", 1.0, now), Steady("it", drafting, now)
+    engine = FasterEngine(lambda: plain, lambda: draft, 4, clock=lambda: now[0])
+    requests = make_requests(20)
+    # A first set that is too small to decide leaves the question open.
+    first = list(engine.generate(requests[:6], lambda n: None))
+    assert (plain.texts, draft.texts) == ([0, 1, 2, 3], [4, 5])
+    with caplog.at_level(logging.INFO):
+        done = [*first, *engine.generate(requests[6:], lambda n: None)]
+    assert [c.request.index for c in done] == list(range(20))
+    chosen, other = (draft, plain) if faster else (plain, draft)
+    assert chosen.texts[-12:] == list(range(8, 20))
+    assert len(other.texts) == 4
+    assert f"going on {'with' if faster else 'without'} it" in caplog.text
+    assert engine.name == "it"
+
+
+def test_the_time_of_whoever_reads_the_texts_does_not_count() -> None:
+    now = [0.0]
+    plain, draft = Steady("it", 1.0, now), Steady("it", 0.5, now)
+    engine = FasterEngine(lambda: plain, lambda: draft, 3, clock=lambda: now[0])
+    for completion in engine.generate(make_requests(12), lambda n: None):
+        now[0] += 100.0 if completion.request.index in (3, 4, 5) else 0.0
+    assert len(draft.texts) == 9

@@ -1,22 +1,29 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import random
+import subprocess
 import tempfile
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import generated
+from fastdraft_hf.data import generated, shards
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import MANIFEST, read_rows, write_rows
 from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.shards import read_shard
 
 from .fakes import FakeEngine, Killed, make_requests, written_ids
 
@@ -78,7 +85,7 @@ def test_killed_and_resumed(rows: int, sizes: list[int], in_flight: int, kills: 
                 with pytest.raises(FastDraftError, match="no finished set"):
                     read_rows(folder)
             assert not whole & set(engine.begun)  # what lies in a shard is not written again
-            whole = {r["index"] for p in folder.glob("part-*") for r in generated._read_shard(p)}
+            whole = {r["index"] for p in folder.glob("part-*.parquet") for r in read_shard(p)}
         write_rows(FakeEngine(in_flight=in_flight), requests, folder, rows_per_shard=sizes[0])
         check_whole(folder, requests)
 
@@ -94,13 +101,28 @@ def test_every_single_kill_point(tmp_path: Path, rows: int) -> None:
         check_whole(folder, requests)
 
 
-@pytest.mark.parametrize("function", ["_write_shard", "_write_manifest", "sha256_file"])
+STEPS = [
+    (generated, "write_shard"),
+    (generated, "write_json"),
+    (generated, "read_facts"),
+    (generated, "_tidy"),
+    (shards, "sha256_file"),
+    (shards, "write_json"),
+]
+
+
+@pytest.mark.parametrize(("module", "function"), STEPS)
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, 2, 3])
 def test_killed_while_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, when: str, call: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    function: str,
+    when: str,
+    call: int,
 ) -> None:
-    real = getattr(generated, function)
+    real = getattr(module, function)
     calls = itertools.count(1)
 
     def dying(*args: Any) -> Any:
@@ -114,15 +136,17 @@ def test_killed_while_writing(
 
     requests = make_requests(7)
     with monkeypatch.context() as patch:
-        patch.setattr(generated, function, dying)
+        patch.setattr(module, function, dying)
         try:
             write_rows(FakeEngine(), requests, tmp_path / "set", rows_per_shard=3)
         except Killed:
             pass
         else:
-            assert (function, call) == ("_write_manifest", 2)  # there is one call only
+            assert (function, call > 1) == ("_tidy", True)  # there is one call only
     write_rows(FakeEngine(seed=1), requests, tmp_path / "set", rows_per_shard=3)
     check_whole(tmp_path / "set", requests)
+    assert {p.suffix for p in (tmp_path / "set").iterdir()} == {".parquet", ".json"}
+    assert [p.name for p in (tmp_path / "set").glob("*.json")] == [MANIFEST]
 
 
 def test_what_a_kill_left_half_written_is_no_shard(tmp_path: Path) -> None:
@@ -154,6 +178,155 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: str) -> None:
         shard.write_bytes(data if damage == "flip" else data[:-1])
     with pytest.raises(FastDraftError, match=r"part-00001\.parquet: missing or damaged"):
         read_rows(folder)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "facts gone", "facts cut"])
+def test_damage_in_an_unfinished_set_is_found_and_mended(tmp_path: Path, damage: str) -> None:
+    folder, requests = tmp_path / "set", make_requests(12)
+    with pytest.raises(Killed):
+        write_rows(
+            FakeEngine(in_flight=1, dies_after=9), requests, folder, rows_per_shard=2
+        )  # shards 0 to 3
+    shard = folder / ("part-00001.json" if "facts" in damage else "part-00001.parquet")
+    data = bytearray(shard.read_bytes())
+    if damage.endswith("gone"):
+        shard.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    again = FakeEngine()
+    write_rows(again, requests, folder, rows_per_shard=2)
+    assert sorted(again.begun) == [2, 3, 8, 9, 10, 11]
+    check_whole(folder, requests)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_an_engines_error_loses_no_finished_row(tmp_path: Path, rows: int) -> None:
+    class Failing(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for number, completion in enumerate(super().generate(requests, on_tokens)):
+                if number == rows:
+                    raise FastDraftError("the server died")
+                yield completion
+
+    folder, requests = tmp_path / "set", make_requests(12)
+    for _ in range(2):  # and again, with what was kept of the first time
+        with pytest.raises(FastDraftError, match="the server died"):
+            write_rows(Failing(), requests, folder, rows_per_shard=4)
+        if 2 * rows >= 12:
+            break
+    again = FakeEngine()
+    write_rows(again, requests, folder, rows_per_shard=4)
+    assert len(again.begun) == max(0, 12 - rows * (2 if 2 * rows < 12 else 1))
+    check_whole(folder, requests)
+
+
+@pytest.mark.parametrize("faulty", ["twice", "left out"])
+def test_an_engine_that_breaks_its_word_is_found(tmp_path: Path, faulty: str) -> None:
+    class Faulty(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            done = list(super().generate(requests, on_tokens))
+            yield from done[:-1] if faulty == "left out" else [*done, done[0]]
+
+    message = "wrote text 0 twice" if faulty == "twice" else "left 1 texts unwritten"
+    with pytest.raises(RuntimeError, match=message):
+        write_rows(Faulty(in_flight=1), make_requests(6), tmp_path / "set", rows_per_shard=4)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A real one: a file system of 256 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    try:
+        fill_up(disk / "set", disk)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where nothing can be mounted: writing fails as on a full disk."""
+    room = [9]
+
+    def write_table(*args: Any, **given: Any) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args, **given)
+
+    real = pyarrow.parquet.write_table
+    monkeypatch.setattr(pyarrow.parquet, "write_table", write_table)
+    requests, folder = make_requests(60), tmp_path / "set"
+    for _ in range(2):
+        with pytest.raises(FastDraftError, match=r"set: no room left to write .*go on"):
+            write_rows(FakeEngine(), requests, folder, rows_per_shard=4)
+        room[0] = 0
+    room[0] = 100
+    again = FakeEngine()
+    write_rows(again, requests, folder, rows_per_shard=4)
+    assert len(again.begun) <= 60 - 9 * 4
+    check_whole(folder, requests)
+
+
+def fill_up(folder: Path, disk: Path) -> None:
+    source = random.Random(0)
+    requests = [
+        Request(i, tuple(source.randrange(2**31) for _ in range(400)), 0.0, i, 8, "fake")
+        for i in range(256)
+    ]
+    with pytest.raises(FastDraftError) as error:
+        write_rows(FakeEngine(), requests, folder, rows_per_shard=8)
+    assert str(folder) in str(error.value)
+    assert "no room left to write" in str(error.value)
+    finished = {r["index"] for p in folder.glob("part-*.parquet") for r in read_shard(p)}
+    assert 8 <= len(finished) < 256
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    again = FakeEngine()
+    write_rows(again, requests, folder, rows_per_shard=8)
+    assert not finished & set(again.begun)
+    check_whole(folder, requests)
+
+
+def test_memory_holds_what_is_being_written_only(tmp_path: Path) -> None:
+    alive: weakref.WeakSet[Completion] = weakref.WeakSet()
+    most = [0]
+
+    class Watched(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for completion in super().generate(requests, on_tokens):
+                alive.add(completion)
+                most[0] = max(most[0], len(alive))
+                yield completion
+
+    class Lazy(Sequence[Request]):
+        """Makes requests when they are asked for, so that only the writer could hold them."""
+
+        def __len__(self) -> int:
+            return 600
+
+        def __getitem__(self, index: Any) -> Any:
+            if not 0 <= index < 600:
+                raise IndexError
+            return Request(index, (1, index % 5, 2), 0.5 * (index % 3), 100 + index, 8, "fake")
+
+    rows_open: list[int] = []
+    real = shards.write_shard
+
+    def counting(path: Path, rows: Any) -> None:
+        rows = list(rows)
+        rows_open.append(len(rows))
+        real(path, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated, "write_shard", counting)
+        write_rows(Watched(in_flight=8), Lazy(), tmp_path / "set", rows_per_shard=16)
+    assert most[0] <= 2
+    assert max(rows_open) == 16
+    check_whole(tmp_path / "set", list(Lazy()))
 
 
 def test_no_time_writes_nothing(tmp_path: Path) -> None:
@@ -224,3 +397,7 @@ def test_shards_are_a_data_set_of_their_own(tmp_path: Path) -> None:
         "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
     assert [row["completion_ids"] for row in loaded] == [list(written_ids(r)) for r in requests]
+    assert loaded.column_names == [
+        *["index", "source", "prompt_ids", "completion_ids", "finish_reason", "temperature"],
+        *["top_p", "sample", "seed", "prompt_hash"],
+    ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import this_process
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -97,6 +98,8 @@ class _Writer:
         ]()
         temperatures = self.wanted.temperatures
         self._ask(self.name, prompts, temperatures, self.wanted.max_new_tokens)
+        if not this_process().first:  # the first counts, for all
+            return self.facts
         rows = read_rows(self.folder / self.name)
         _, reasons = keep_rows(rows)
         self.facts["rows"] = len(rows)

@@ -1,0 +1,240 @@
+"""How fast the target writes: OpenVINO against transformers, with a draft against without.
+
+    python benchmarks/generation.py [--draft DIR --draft-openvino DIR] [--only engines,draft,logits]
+
+The target is the embedded one; prompts are instructions to complete functions of the standard
+library. Every way writes the same prompts in turn, round after round and each round in the other
+order, in one process; the first round warms up and is not kept. Ratios are taken within a round
+and given as median with least and greatest. `logits` measures files: what stored distributions
+take on disk for a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fastdraft_hf import embedded_target
+from fastdraft_hf.data.engines import Drafting, Engine
+from fastdraft_hf.data.engines.faster import LEAST_GAIN
+from fastdraft_hf.data.engines.openvino import OpenVINOEngine
+from fastdraft_hf.data.engines.transformers import TransformersEngine
+from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.prompts import chat_ids, code_instructions
+from fastdraft_hf.data.requests import Request, requests_for
+from fastdraft_hf.data.target_logits import write_target_logits
+from fastdraft_hf.decoding.speculative import assisted_decoding
+from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.hub.card import describe_machine
+from fastdraft_hf.pipeline.provenance import machine
+from fastdraft_hf.pipeline.target_engine import stop_ids
+
+Rows = list[tuple[str, str, str, str]]
+
+
+@dataclass
+class Round:
+    """What one way did in one round."""
+
+    seconds: float
+    texts: int
+    tokens: int
+    ids: dict[int, tuple[int, ...]]
+
+
+def write(engine: Engine, requests: list[Request]) -> Round:
+    start = time.perf_counter()
+    ids = {c.request.index: c.ids for c in engine.generate(requests, lambda tokens: None)}
+    seconds = time.perf_counter() - start
+    return Round(seconds, len(ids), sum(map(len, ids.values())), ids)
+
+
+def in_turn(
+    ways: dict[str, Engine], requests: list[Request], rounds: int
+) -> dict[str, list[Round]]:
+    """Let every way write the requests, A B, B A, A B; return the rounds after the first."""
+    found: dict[str, list[Round]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        names = list(ways) if number % 2 == 0 else list(ways)[::-1]
+        for name in names:
+            done = write(ways[name], requests)
+            label = "warm-up" if number == 0 else f"round {number}"
+            print(
+                f"{label}: {name}: {done.texts / done.seconds:.2f} rows/s, "
+                f"{done.tokens / done.seconds:.0f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
+            if number:
+                found[name].append(done)
+    return found
+
+
+def rates(rounds: list[Round], what: str) -> list[float]:
+    return [getattr(one, what) / one.seconds for one in rounds]
+
+
+def compare(ours: list[Round], other: list[Round], what: str) -> tuple[float, float, float]:
+    """Return median, least and greatest ratio of rates, taken within each round."""
+    pairs = zip(rates(ours, what), rates(other, what), strict=True)
+    ratios = [a / b for a, b in pairs]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def spread(ratio: tuple[float, float, float]) -> str:
+    return f"{ratio[0]:.2f}x ({ratio[1]:.2f} to {ratio[2]:.2f})"
+
+
+def pair(ours: list[Round], other: list[Round], what: str, unit: str) -> str:
+    a, b = (statistics.median(rates(rounds, what)) for rounds in (ours, other))
+    return f"{a:.2f} / {b:.2f} {unit}"
+
+
+def verdict(ratio: tuple[float, float, float], wanted: float) -> str:
+    if ratio[1] >= wanted:
+        return f"≥ {wanted:g}x: yes"
+    return f"≥ {wanted:g}x: " + ("within the spread" if ratio[2] >= wanted else "no")
+
+
+def agreement(ours: list[Round], other: list[Round]) -> str:
+    same = sum(ours[0].ids[i] == other[0].ids[i] for i in ours[0].ids)
+    return f"{same} of {len(ours[0].ids)} greedy texts are the same"
+
+
+def make_requests(args: argparse.Namespace, count: int) -> list[Request]:
+    tokenizer = AutoTokenizer.from_pretrained(embedded_target())
+    prompts: list[tuple[int, ...]] = []
+    for text in code_instructions(0):
+        ids = chat_ids(tokenizer, text)
+        if len(ids) <= args.prompt:
+            prompts.append(ids)
+        if len(prompts) == count:
+            break
+    return requests_for(
+        prompts,
+        temperatures=[args.temperature],
+        max_new_tokens=args.new,
+        seed=0,
+        source="benchmark",
+    )
+
+
+def ends() -> set[int]:
+    path = Path(embedded_target())
+    return stop_ids(path, AutoTokenizer.from_pretrained(path))
+
+
+def engines(args: argparse.Namespace, rows: Rows) -> None:
+    target = Path(embedded_target())
+    requests = make_requests(args, args.prompts)
+    ways: dict[str, Engine] = {
+        "openvino int8": OpenVINOEngine(cached_openvino(target, "int8"), ends(), args.prompts),
+        "transformers fp32": TransformersEngine(target, ends(), args.prompts),
+    }
+    found = in_turn(ways, requests, args.rounds)
+    ours, theirs = found.values()
+    name = f"{args.prompts} prompts, openvino int8 / transformers fp32"
+    ratio = compare(ours, theirs, "texts")
+    rows.append(
+        (f"{name}, rows", spread(ratio), pair(ours, theirs, "texts", "rows/s"), verdict(ratio, 5))
+    )
+    ratio = compare(ours, theirs, "tokens")
+    rows.append((f"{name}, tokens", spread(ratio), pair(ours, theirs, "tokens", "tok/s"), ""))
+
+
+def draft(args: argparse.Namespace, rows: Rows) -> None:
+    if args.draft_openvino is None and args.draft is None:
+        print("draft: left out, there is no --draft-openvino and no --draft")
+        return
+    for batch in args.batches:
+        requests = make_requests(args, max(args.draft_prompts, batch))
+        if args.draft_openvino is not None:
+            draft_way(args, rows, "openvino int8", batch, requests)
+        if args.draft is not None:
+            draft_way(args, rows, "transformers fp32", batch, requests)
+
+
+def draft_way(
+    args: argparse.Namespace, rows: Rows, kind: str, batch: int, requests: list[Request]
+) -> None:
+    target = Path(embedded_target())
+
+    def open_engine(gamma: int | None) -> Engine:
+        if kind == "openvino int8":
+            used = None if gamma is None else Drafting(args.draft_openvino, gamma)
+            folder = cached_openvino(target, "int8")
+            return OpenVINOEngine(folder, ends(), batch, draft=used)
+        used = None if gamma is None else Drafting(args.draft, gamma, assisted_decoding)
+        return TransformersEngine(target, ends(), batch, draft=used)
+
+    ways = {"alone": open_engine(None)}
+    for gamma in args.gammas:
+        ways[f"γ = {gamma}"] = open_engine(gamma)
+    print(f"{kind}, batch {batch}", file=sys.stderr, flush=True)
+    found = in_turn(ways, requests, args.rounds)
+    alone = found.pop("alone")
+    for name, rounds in found.items():
+        ratio = compare(rounds, alone, "tokens")
+        used = "would be used" if ratio[0] > LEAST_GAIN else "would not be used"
+        note = used if args.temperature else f"{used}; {agreement(rounds, alone)}"
+        what = f"{kind}, batch {batch}, with the draft ({name}) / without"
+        rows.append((what, spread(ratio), pair(rounds, alone, "tokens", "tok/s"), note))
+
+
+def logits(args: argparse.Namespace, rows: Rows) -> None:
+    target = Path(embedded_target())
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine = OpenVINOEngine(cached_openvino(target, "int8"), ends(), 16)
+        write_rows(engine, make_requests(args, args.logits_rows), folder / "rows")
+        texts = read_rows(folder / "rows")
+        write_target_logits(model, texts, folder / "logits", top_k=32, temperature=1.0)
+        size = sum(path.stat().st_size for path in (folder / "logits").iterdir())
+    tokens = sum(len(row["completion_ids"]) for row in texts)
+    bytes_a_token = size / tokens
+    goal = "≤ 200: " + ("yes" if bytes_a_token <= 200 else "no")
+    what = f"stored logits on disk, k = 32, {tokens:,} tokens"
+    rows.append((what, f"{bytes_a_token:.1f} bytes a token", f"{size:,} bytes", goal))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="engines,draft,logits")
+    parser.add_argument("--draft", type=Path, help="a trained draft's PyTorch folder")
+    parser.add_argument("--draft-openvino", type=Path, help="its int8 OpenVINO folder")
+    parser.add_argument("--prompts", type=int, default=64, help="of engines, all at once")
+    parser.add_argument("--draft-prompts", type=int, default=16, help="of draft, at least")
+    parser.add_argument("--logits-rows", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=200, help="longest prompt, in tokens")
+    parser.add_argument("--new", type=int, default=64, help="new tokens at most")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--gammas", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    sections: dict[str, Any] = {"engines": engines, "draft": draft, "logits": logits}
+    wanted = args.only.split(",")
+    for name in wanted:
+        if name not in sections:
+            parser.error(f"--only: {name} is none of {', '.join(sections)}")
+    rows: Rows = []
+    for name in wanted:
+        sections[name](args, rows)
+    words = f"{describe_machine(machine())}, {torch.get_num_threads()} threads of PyTorch"
+    print(f"\n{words}; {args.new} new tokens at most, temperature {args.temperature:g}\n")
+    for what, ratio, speeds, goal in rows:
+        print(f"{what:<66} {ratio:<24} {speeds:<26} {goal}")
+
+
+if __name__ == "__main__":
+    main()

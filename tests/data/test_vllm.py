@@ -1,0 +1,330 @@
+"""The vllm engine against a real HTTP server on loopback that speaks vLLM's protocol."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.engines.servers import Patience, server_url
+from fastdraft_hf.data.engines.vllm import VLLMEngine
+from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.requests import Request
+
+from .vllm_server import VLLMServer, deterministic
+
+STOP = {0, 2}
+QUICK = Patience(failures=5, first_wait=0.01, longest_wait=0.05, timeout=5.0)
+
+
+def make_requests(count: int) -> list[Request]:
+    return [
+        Request(i, (5, i % 7, 9), (0.0, 0.6, 1.0)[i % 3], 50 + i, (4, 30)[i % 2], "s", top_p=0.9)
+        for i in range(count)
+    ]
+
+
+def expected(request: Request) -> tuple[int, ...]:
+    body = {
+        "prompt": list(request.prompt_ids),
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stop_token_ids": sorted(STOP),
+    }
+    return tuple(deterministic(body)[: request.max_new_tokens])
+
+
+def open_engine(*servers: VLLMServer, **settings: Any) -> VLLMEngine:
+    given: dict[str, Any] = {"batch_size": 8, "target": "target", "patience": QUICK, **settings}
+    return VLLMEngine([server.url for server in servers], STOP, **given)
+
+
+def check(engine: VLLMEngine, count: int = 40) -> None:
+    requests, tokens = make_requests(count), list[int]()
+    done = {c.request.index: c for c in engine.generate(iter(requests), tokens.append)}
+    assert sorted(done) == list(range(count))
+    for request in requests:
+        assert done[request.index].request == request
+        assert done[request.index].ids == expected(request)
+        stopped = done[request.index].ids[-1] in STOP
+        assert done[request.index].finish_reason == ("stop" if stopped else "length")
+    assert sum(tokens) == sum(len(expected(r)) for r in requests)
+
+
+def test_ids_go_out_and_come_back() -> None:
+    with VLLMServer(seconds=0.05) as server:
+        check(open_engine(server))
+        assert 4 < server.most_in_flight <= 8
+        body = next(b for b in server.bodies[1:] if b["prompt"] == [5, 1, 9] and b["seed"] == 51)
+        # Whatever is not sent, vLLM takes from the model's generation config.
+        sent = {k: body[k] for k in ("temperature", "top_p", "top_k", "min_p", "max_tokens", "n")}
+        assert sent == {
+            "temperature": 0.6,
+            "top_p": 0.9,
+            "top_k": 0,
+            "min_p": 0.0,
+            "max_tokens": 30,
+            "n": 1,
+        }
+        assert body["repetition_penalty"] == 1.0
+        assert body["presence_penalty"] == body["frequency_penalty"] == 0.0
+        assert body["stop_token_ids"] == [0, 2]
+        assert body["return_token_ids"] is True
+
+
+def test_a_real_model_behind_the_server(tiny_target_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_target_folder).eval()
+    lock = threading.Lock()
+
+    def write(body: dict[str, Any]) -> list[int]:
+        ids = torch.tensor([body["prompt"]])
+        with lock, torch.inference_mode():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=body["max_tokens"],
+                do_sample=False,
+                eos_token_id=body["stop_token_ids"],
+                pad_token_id=0,
+            )
+        return output[0, ids.shape[1] :].tolist()
+
+    requests = [Request(i, (7 + i, 11, 30 + 2 * i), 0.0, i, 10, "s") for i in range(6)]
+    with VLLMServer(write, models=["it"], root=str(tiny_target_folder)) as server:
+        engine = open_engine(server, target=str(tiny_target_folder))
+        done = sorted(engine.generate(requests, lambda n: None), key=lambda c: c.request.index)
+    bodies = [
+        {"prompt": list(r.prompt_ids), "max_tokens": 10, "stop_token_ids": [0, 2]} for r in requests
+    ]
+    assert [list(c.ids) for c in done] == [write(body) for body in bodies]
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "reset", "truncated", "short", "timeout"])
+def test_one_fault_now_and_then(fault: str) -> None:
+    with VLLMServer(faults=lambda number, body: fault if number % 9 == 3 else None) as server:
+        patience = Patience(failures=5, first_wait=0.01, longest_wait=0.05, timeout=1.0)
+        check(open_engine(server, patience=patience))
+        assert server.answered == 41  # nothing is asked again that was answered; and the probe
+
+
+def test_every_fault_at_random() -> None:
+    source = random.Random(4)
+    kinds = ["500", "429", "reset", "truncated", "short"]
+
+    def faults(number: int, body: Any) -> str | None:
+        return source.choice(kinds) if source.random() < 0.3 else None
+
+    with VLLMServer(faults=faults) as server, VLLMServer(faults=faults) as other:
+        check(open_engine(server, other, patience=Patience(20, 0.01, 0.05, 5.0)), 120)
+
+
+def test_an_outage_is_waited_for() -> None:
+    with VLLMServer(faults=lambda number, body: "500" if 10 <= number < 25 else None) as server:
+        check(open_engine(server, patience=Patience(30, 0.01, 0.05, 5.0)))
+
+
+def test_a_server_that_dies(tmp_path: Path) -> None:
+    requests = make_requests(40)
+    with (
+        VLLMServer(faults=lambda number, body: "death" if number == 25 else None) as server,
+        pytest.raises(FastDraftError, match=r"no server answers any more \(.*run again to go on"),
+    ):
+        write_rows(open_engine(server), requests, tmp_path / "set", rows_per_shard=4)
+    answered = server.answered - 1
+    assert 15 <= answered < 40
+    with VLLMServer() as server:
+        write_rows(open_engine(server), requests, tmp_path / "set", rows_per_shard=4)
+        # Nothing that was finished is written again, but what was answered as the error came.
+        assert len(server.bodies) - 1 <= 40 - answered + 8
+    rows = read_rows(tmp_path / "set")
+    assert [tuple(row["completion_ids"]) for row in rows] == [expected(r) for r in requests]
+    assert [row["top_p"] for row in rows] == pytest.approx([0.9] * 40)
+
+
+def test_one_of_three_dies(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        VLLMServer(seconds=0.02) as first,
+        VLLMServer(faults=lambda n, body: "death" if n == 7 else None, seconds=0.02) as second,
+        VLLMServer(seconds=0.02) as third,
+        caplog.at_level(logging.WARNING),
+    ):
+        engine = open_engine(first, second, third)
+        check(engine, 90)
+        assert first.answered + second.answered + third.answered == 90 + 3
+        assert min(first.answered, third.answered) > 20
+        assert f"{second.url}: given up" in caplog.text
+
+
+def test_a_slow_server_gets_less_work() -> None:
+    """One server answers its two texts only when the other has done most of the work."""
+    enough = threading.Event()
+
+    def slowly(body: dict[str, Any]) -> list[int]:
+        if len(slow.bodies) > 1:  # after the probe
+            assert enough.wait(60)
+        return deterministic(body)
+
+    def fast_one(body: dict[str, Any]) -> list[int]:
+        if fast.answered >= 50:
+            enough.set()
+        return deterministic(body)
+
+    with VLLMServer(fast_one) as fast, VLLMServer(slowly) as slow:
+        check(open_engine(fast, slow, batch_size=2), 60)
+        assert fast.answered > 50
+
+
+def test_a_text_that_always_fails() -> None:
+    def faults(number: int, body: dict[str, Any]) -> str | None:
+        return "500" if body["seed"] == 57 else None
+
+    with (
+        VLLMServer(faults=faults) as server,
+        pytest.raises(FastDraftError, match=r"text 7 failed 12 times \(HTTP 500\)"),
+    ):
+        list(open_engine(server).generate(make_requests(2000), lambda n: None))
+
+
+def test_what_the_server_refuses_is_told(tmp_path: Path) -> None:
+    with (
+        VLLMServer(faults=lambda number, body: "400" if number == 9 else None) as server,
+        pytest.raises(FastDraftError, match=r"refused with HTTP 400: .*the prompt is too long"),
+    ):
+        list(open_engine(server).generate(make_requests(40), lambda n: None))
+
+
+def test_a_server_without_ids_is_refused() -> None:
+    with (
+        VLLMServer(returns_ids=False) as server,
+        pytest.raises(FastDraftError, match=r"does not return token ids.*0\.10\.2"),
+    ):
+        open_engine(server)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_token_ids": [1, 2, 2]}, "it answered another prompt than was sent"),
+        ({"token_ids": [], "finish_reason": "stop", "stop_reason": 77}, "stop_reason 77"),
+        ({"token_ids": [], "finish_reason": "length"}, "ended after 0 of 1 tokens"),
+    ],
+)
+def test_another_model_shows_itself(change: dict[str, Any], message: str) -> None:
+    with (
+        VLLMServer(change=lambda answer: answer["choices"][0].update(change)) as server,
+        pytest.raises(FastDraftError, match=message),
+    ):
+        open_engine(server)
+
+
+def test_a_stop_token_left_out_is_put_back() -> None:
+    def change(answer: dict[str, Any]) -> None:
+        choice = answer["choices"][0]
+        if choice["finish_reason"] == "stop":
+            choice["token_ids"] = choice["token_ids"][:-1]
+
+    with VLLMServer(change=change) as server:
+        check(open_engine(server))
+
+
+@pytest.mark.parametrize(
+    ("models", "root", "target", "model", "found"),
+    [
+        (["HuggingFaceTB/SmolLM2"], None, "HuggingFaceTB/SmolLM2", None, "HuggingFaceTB/SmolLM2"),
+        (["x"], "/models/SmolLM2/", "HuggingFaceTB/SmolLM2", None, "x"),
+        (["other", "SmolLM2"], "o", "/here/smollm2", None, "SmolLM2"),
+        (["other"], None, "SmolLM2", "other", "other"),
+        (["other"], None, "SmolLM2", None, "serves other, and none is called SmolLM2.*server_mod"),
+        (["other"], None, "SmolLM2", "third", "server_model: .* serves other, not 'third'"),
+        ([], None, "SmolLM2", None, "serves no model"),
+    ],
+)
+def test_the_models_name(
+    models: list[str], root: str | None, target: str, model: str | None, found: str
+) -> None:
+    with VLLMServer(models=models, root=root) as server:
+        if "serves" in found:
+            with pytest.raises(FastDraftError, match=found):
+                open_engine(server, target=target, model=model)
+        else:
+            open_engine(server, target=target, model=model)
+            assert server.bodies[0]["model"] == found
+
+
+def test_the_key_comes_from_the_environment_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with VLLMServer(key="sesame-9") as server, caplog.at_level(logging.DEBUG):
+        monkeypatch.delenv("VLLM_API_KEY", raising=False)
+        with pytest.raises(FastDraftError, match=r"wants another key .*VLLM_API_KEY"):
+            open_engine(server)
+        monkeypatch.setenv("VLLM_API_KEY", "sesame-9")
+        check(open_engine(server))
+        server.faults = lambda number, body: "400"
+        server.change = lambda answer: None
+        with pytest.raises(FastDraftError) as error:
+            list(open_engine(server).generate(make_requests(2), lambda n: None))
+        assert "sesame-9" not in str(error.value) + caplog.text
+
+
+def test_a_wrong_address() -> None:
+    with VLLMServer() as gone:
+        pass
+    with pytest.raises(FastDraftError, match=r"generate\.server: http://.* does not answer \(Conn"):
+        open_engine(gone)
+
+
+def test_one_wrong_address_among_two(caplog: pytest.LogCaptureFixture) -> None:
+    with VLLMServer() as gone:
+        pass
+    with VLLMServer() as server, caplog.at_level(logging.WARNING):
+        check(open_engine(gone, server))
+    assert f"{gone.url}: left out, it does not answer" in caplog.text
+
+
+def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
+    end = threading.Event()
+
+    def write(body: dict[str, Any]) -> list[int]:
+        if body["seed"] > 51:
+            end.wait(60)
+        return deterministic(body)
+
+    with VLLMServer(write) as server:
+        texts = open_engine(server).generate(make_requests(30), lambda n: None)
+        assert next(texts).request.index in (0, 1)
+        texts.close()  # returns, though six texts are on their way
+        end.set()
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://host:8000", "http://host:8000/v1"),
+        ("http://host:8000/v1/", "http://host:8000/v1"),
+        (" https://host/some/path ", "https://host/some/path/v1"),
+    ],
+)
+def test_urls(text: str, url: str) -> None:
+    assert server_url(text) == url
+
+
+@pytest.mark.parametrize("text", ["host:8000", "ftp://host", "", "http://", "localhost"])
+def test_no_urls(text: str) -> None:
+    with pytest.raises(FastDraftError, match=r"generate\.server: '.*' is no URL such as"):
+        server_url(text)
+
+
+@pytest.mark.parametrize("text", ["http://me:sesame@host/v1", "http://host/v1?key=sesame"])
+def test_no_secrets_in_urls(text: str) -> None:
+    with pytest.raises(FastDraftError, match="VLLM_API_KEY") as error:
+        server_url(text)
+    assert "sesame" not in str(error.value)
