@@ -94,8 +94,8 @@ class GeneratedSet:
             0 < t < math.inf for t in self.instruction_temperatures
         ):
             raise FastDraftError(
-                "instruction_temperatures: a list of numbers above 0 is needed; greedy instructions "
-                "would all be the same"
+                "instruction_temperatures: a list of numbers above 0 is needed; greedy "
+                "instructions would all be the same"
             )
         for name in ("top_p", "instruction_top_p"):
             if not 0 < getattr(self, name) <= 1:

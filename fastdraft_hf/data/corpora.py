@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import python_source
 from fastdraft_hf.data.config import Source
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.prompts import free_prefix
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def _token_documents(
 ) -> Iterator[list[int]]:
     """Yield one pass over a source as token ids, each document opened by the separator."""
     if source.kind == "generated":
-        rows, _ = keep_rows(read_rows(generated / source.name))
+        rows, _ = read_kept_rows(generated / source.name)
         rng.shuffle(rows)
         for row in rows:
             # With its prompt: the tasks may have been named after the set was written.
@@ -230,7 +229,7 @@ def build_completions(
                 f"align: source '{source.name or source.kind}' is {source.kind}; alignment reads "
                 "what the target wrote (kind: generated)"
             )
-        rows, reasons = keep_rows(read_rows(generated / source.name))
+        rows, reasons = read_kept_rows(generated / source.name)
         made = 0
         for row in rows:
             prompt, completion = row["prompt_ids"], row["completion_ids"]

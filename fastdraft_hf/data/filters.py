@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os.path
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fastdraft_hf._schema import setting
 from fastdraft_hf.data.generated import read_rows
 from fastdraft_hf.data.languages import check_language, in_another_language
 from fastdraft_hf.data.near_duplicates import NearDuplicates
+from fastdraft_hf.data.prompts import shared_ends
 
 FILTERS = "filters.json"
 KEPT = "kept"
@@ -91,7 +91,7 @@ def judge_rows(
     if wanted.language is not None and decode is None:
         raise ValueError("a language needs decode")
     near = None if wanted.near_duplicates is None else NearDuplicates(wanted.near_duplicates)
-    first, last = _shared_ends([row["prompt_ids"] for row in rows]) if near is not None else (0, 0)
+    first, last = shared_ends([row["prompt_ids"] for row in rows]) if near is not None else (0, 0)
     seen: set[tuple[Any, ...]] = set()
 
     def judge(row: dict[str, Any]) -> str:
@@ -122,15 +122,6 @@ def judge_rows(
         reasons.append(judge(row))
         on_row()
     return reasons
-
-
-def _shared_ends(prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Return how many ids all prompts share at their start, and at their end after that."""
-    lists = [list(prompt) for prompt in prompts]
-    if not lists:
-        return 0, 0
-    first = len(os.path.commonprefix(lists))
-    return first, len(os.path.commonprefix([ids[first:][::-1] for ids in lists]))
 
 
 def keep_rows(

@@ -108,7 +108,8 @@ def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray[Any, Any] = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _jaccard(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:

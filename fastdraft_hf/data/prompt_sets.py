@@ -167,7 +167,7 @@ class PromptSet:
             what = (
                 "check the file"
                 if path.exists()
-                else "check the id, the network and that the set needs no gate, or name a local copy"
+                else "check the id, the network and that it needs no gate, or name a local copy"
             )
             raise FastDraftError(
                 f"dataset: cannot read {self.dataset} ({reason}); {what}"

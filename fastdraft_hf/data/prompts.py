@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence, Set
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
@@ -19,7 +18,15 @@ Prompts = list[tuple[int, ...]]
 
 # What a user might begin and end with, all different: what the rendered ids of these chats share
 # is the template's, and what tokens merge across its border is not.
-_PROBES = ("What is 5?", "Give me (x)", "日本語", "I am here.", '"Yes"', "7 + 8 = 15", "élan vital!")
+_PROBES = (
+    "What is 5?",
+    "Give me (x)",
+    "日本語",
+    "I am here.",
+    '"Yes"',
+    "7 + 8 = 15",
+    "élan vital!",
+)
 
 
 def chat_ids(
@@ -74,20 +81,32 @@ def template_ends(
     """
     if tokenizer.chat_template is None:
         raise FastDraftError(
-            "generate: Magpie needs a chat template, and the target's tokenizer has none; "
+            "kind: Magpie needs a chat template, and the target's tokenizer has none; "
             "use kind: free"
         )
     chats = [chat_ids(tokenizer, words, system_prompt) for words in _PROBES]
     if len(set(chats)) < len(chats):
-        raise FastDraftError("generate: the target's chat template drops the user's words")
-    first = tuple(commonprefix(chats))
-    last = tuple(commonprefix([chat[len(first) :][::-1] for chat in chats]))[::-1]
+        raise FastDraftError("kind: the target's chat template drops the user's words")
+    first, last = shared_ends(chats)
     if not first:
         raise FastDraftError(
-            "generate: the target's chat template has nothing before the user's words for Magpie "
+            "kind: the target's chat template has nothing before the user's words for Magpie "
             "to start from; use kind: free"
         )
-    return first, last
+    return chats[0][:first], chats[0][len(chats[0]) - last :]
+
+
+def shared_ends(texts: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return how many ids all texts share at their start, and how many at their end after that."""
+
+    def shared(lists: list[list[int]]) -> int:
+        # In alphabetical order the first and the last differ the most.
+        low, high = min(lists, default=[]), max(lists, default=[])
+        other = (i for i, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1])
+        return next(other, min(len(low), len(high)))
+
+    first = shared([list(ids) for ids in texts])
+    return first, shared([list(ids[first:])[::-1] for ids in texts])
 
 
 def magpie_prefix(
@@ -138,7 +157,7 @@ def free_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     for special in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if special is not None:
             return (special,)
-    raise FastDraftError("generate: the tokenizer has neither BOS nor EOS to start free text from")
+    raise FastDraftError("kind: the tokenizer has neither BOS nor EOS to start free text from")
 
 
 def code_instructions(seed: int) -> list[str]:

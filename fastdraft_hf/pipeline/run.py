@@ -19,7 +19,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._schema import dump
+from fastdraft_hf._schema import dump, load
 from fastdraft_hf.pipeline import provenance
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
@@ -180,7 +180,7 @@ def _check_finished(run: Run, name: str) -> None:
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        made[name] = {**_defaults(section), **made[name]}
+        made[name] = _with_defaults(section, {**_defaults(section), **made[name]})
     changes = list(_differences(made, wanted))
     if changes:
         raise FastDraftError(
@@ -199,6 +199,17 @@ def _defaults(section: Any) -> dict[str, Any]:
             made = one.default_factory()
             found[one.name] = dump(made) if dataclasses.is_dataclass(made) else made
     return found
+
+
+def _with_defaults(section: Any, made: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's mapping with the defaults written out at every depth.
+
+    One that the section cannot be made of any more stays as it is; it differs in any case.
+    """
+    try:
+        return dict(dump(load(type(section), made)))
+    except FastDraftError:
+        return made
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

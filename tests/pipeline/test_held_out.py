@@ -112,13 +112,13 @@ def test_prompts_and_answers_lose_it_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Parrot(tiny_tokenizer)
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: engine)
+    monkeypatch.setattr(generate, "open_target_engine", lambda *args: engine)
     questions = [*SECRETS.values(), OPEN, "and that", "and this", "on that"]
     monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
     facts = generate.run(run, run.stage_folder("generate"))
     assert len(engine.asked) == 4
     assert not [asked for asked in engine.asked if "hat sat on" in asked or "ten hens" in asked]
-    assert facts["sets"]["code"]["instructions"]["overlaps held-out text"] == 2
+    assert facts["sets"]["code"]["prompts"]["overlaps held-out text"] == 2
     assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
 
     stage = run.recipe.training_stages()["align"]
@@ -131,7 +131,9 @@ def test_prompts_and_answers_lose_it_too(
 def test_a_task_that_cannot_be_read_stops_before_any_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "open_engine", lambda *a, **g: pytest.fail("work was begun"))
+    monkeypatch.setattr(
+        generate, "open_target_engine", lambda *a, **g: pytest.fail("work was begun")
+    )
     (tmp_path / "evaluate.jsonl").write_text(json.dumps({"other": "text"}) + "\n")
     with pytest.raises(FastDraftError, match=r"tasks\.mine\.column: .* has no column 'ask'"):
         generate.run(run, tmp_path)
@@ -144,7 +146,7 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A set whose prompts hold the secret, read by pre-training, which sees prompts too."""
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    monkeypatch.setattr(generate, "open_target_engine", lambda *args: Parrot(tiny_tokenizer))
     questions = ["and this", SECRETS["bench"], "on that", OPEN]
     monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
     bench, run.recipe.bench.tasks = run.recipe.bench.tasks, ["ifbench"]
@@ -162,7 +164,7 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
 def test_a_killed_generate_goes_on_with_the_same_tasks_only(
     run: Run, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "open_engine", lambda *args, **given: Parrot(tiny_tokenizer))
+    monkeypatch.setattr(generate, "open_target_engine", lambda *args: Parrot(tiny_tokenizer))
     monkeypatch.setattr(generate, "code_instructions", lambda seed: [OPEN])
     folder = run.stage_folder("generate")
     first = generate.run(run, folder)
