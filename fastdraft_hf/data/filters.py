@@ -26,8 +26,10 @@ from fastdraft_hf.data.prompts import shared_ends
 FILTERS = "filters.json"
 KEPT = "kept"
 
-# A text whose last 60 tokens repeat with a period of at most 20 has fallen into a loop.
+# A text whose last 60 tokens repeat with a period of at most 20 has fallen into a loop, and so has
+# one that ends with three times the same 80 tokens or fewer.
 LOOP_TAIL, LOOP_PERIOD = 60, 20
+LONG_LOOP_PERIOD, LONG_LOOP_TIMES = 80, 3
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -67,6 +69,16 @@ def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = L
     return any(end[period:] == end[:-period] for period in range(1, longest_period + 1))
 
 
+def in_a_long_loop(ids: Sequence[int]) -> bool:
+    """Return whether the text ends with ``LONG_LOOP_TIMES`` repeats of up to 80 ids."""
+    return any(
+        in_a_loop(ids[-LONG_LOOP_TIMES * period :], LONG_LOOP_TIMES * period, period)
+        for period in range(LOOP_PERIOD + 1, LONG_LOOP_PERIOD + 1)
+        # A cheap look first: most texts part here.
+        if len(ids) >= LONG_LOOP_TIMES * period and ids[-1] == ids[-1 - period]
+    )
+
+
 def judge_rows(
     rows: Sequence[dict[str, Any]],
     filters: RowFilters | None = None,
@@ -76,10 +88,10 @@ def judge_rows(
     """Return for every row ``kept`` or why it is left out.
 
     Reasons, in the order they are looked for: ``empty`` (nothing but a stop token), ``cut off``
-    (it hit the length limit; when asked), ``loop`` (see `in_a_loop`), ``duplicate`` (the same
-    prompt and completion again; greedy repeats of one prompt are that too), ``wrong language``
-    (when asked), ``near duplicate`` (see `near_duplicates`; what all prompts of the set begin or
-    end with does not count into the similarity).
+    (it hit the length limit; when asked), ``loop`` (see `in_a_loop` and `in_a_long_loop`),
+    ``duplicate`` (the same prompt and completion again; greedy repeats of one prompt are that
+    too), ``wrong language`` (when asked), ``near duplicate`` (see `near_duplicates`; what all
+    prompts of the set begin or end with does not count into the similarity).
 
     Args:
         rows: of `generated.read_rows`.
@@ -102,7 +114,7 @@ def judge_rows(
             return "empty"
         if not stopped and wanted.cut_off == "drop":
             return "cut off"
-        if in_a_loop(ids):
+        if in_a_loop(ids) or in_a_long_loop(ids):
             return "loop"
         if identity in seen:
             return "duplicate"

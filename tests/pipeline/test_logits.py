@@ -153,7 +153,7 @@ def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
 
     def counted(model: Any, rows: Any, *args: Any) -> Any:
         batches.append([row["index"] for row in rows])
-        if len(batches) == 6 and kill:
+        if len(batches) == 3 and kill:
             raise Killed
         return real(model, rows, *args)
 
@@ -172,15 +172,17 @@ def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
     batches.clear()
     execute(run(), stages)
     again = [index for batch in batches for index in batch]
-    assert len(again) + len(whole) * 4 == 18 + 9  # every row but those of the whole shards
-    assert len(done) + len(again) < 2 * 27
+    generated = made.stage_folder("generate")
+    written = {name: read_kept_rows(generated / name)[0] for name in ("text", "more")}
+    rows = sum(map(len, written.values()))
+    assert rows < 18 + 9  # the greedy rows are one another's duplicates, and cost nothing
+    assert len(again) + len(whole) * 4 == rows  # every row but those of the whole shards
+    assert len(done) + len(again) < 2 * rows
     folder = made.stage_folder("logits")
     for path, time in whole.items():
         assert (folder / "text" / path.name).stat().st_mtime_ns == time
 
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    generated = made.stage_folder("generate")
-    written = {name: read_kept_rows(generated / name)[0] for name in ("text", "more")}
     tokens = {name: sum(len(r["completion_ids"]) for r in rows) for name, rows in written.items()}
     assert record["runs"] == 2
     assert record["facts"]["tokens"] == tokens

@@ -299,6 +299,9 @@ class _Writer:
             for key, value in dataclasses.asdict(self.wanted).items()
             if key not in left_out and value not in (None, [])
         }
+        local = Path(self.wanted.dataset or "").expanduser()
+        if self.wanted.dataset and local.exists():  # cards are published: no folders of one's own
+            settings["dataset"] = local.name
         target = self.run.target
         write_dataset_card(
             self.folder / name,
