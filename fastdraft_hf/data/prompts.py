@@ -17,14 +17,15 @@ Conversation = Sequence[tuple[str, str]]
 Prompts = list[tuple[int, ...]]
 
 # What a user might begin and end with, all different: what the rendered ids of these chats share
-# is the template's, and what tokens merge across its border is not.
+# is the template's, and what tokens merge across its border is not. None begins with a digit: some
+# tokenizers cut before one, and then also what stands before it, as they do nowhere else.
 _PROBES = (
     "What is 5?",
     "Give me (x)",
     "日本語",
     "I am here.",
     '"Yes"',
-    "7 + 8 = 15",
+    "Add 7 to 15",
     "élan vital!",
 )
 
