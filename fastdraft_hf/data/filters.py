@@ -114,13 +114,13 @@ def judge_rows(
             return "empty"
         if not stopped and wanted.cut_off == "drop":
             return "cut off"
-        if in_a_loop(ids) or in_a_long_loop(ids):
+        text = ids[:-1] if stopped else ids  # one that looped and then stopped has looped
+        if in_a_loop(text) or in_a_long_loop(text):
             return "loop"
         if identity in seen:
             return "duplicate"
         if wanted.language is not None and decode is not None:
-            written = decode(ids[:-1] if stopped else ids)
-            if in_another_language(written, wanted.language):
+            if in_another_language(decode(text), wanted.language):
                 return "wrong language"
         if near is not None:
             own = list(row["prompt_ids"])

@@ -6,6 +6,8 @@ only what is taken is fetched.
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ FORMATS = {
 # Columns that are taken when none is named, the first that is there.
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
-# Rows that a stream is shuffled over: sorted data sets are common, and a stream cannot jump.
+# So many rows of a stream are shuffled at a time: sorted data sets are common, and a stream cannot
+# jump.
 SHUFFLED = 10_000
 
 # The two common forms of a turn, and the names that speakers have in the second.
@@ -72,7 +75,7 @@ class PromptSet:
         Raises:
             FastDraftError: the set cannot be read or is empty, or has no column of prompts.
         """
-        first = next(self._rows(None), None)
+        first = next(self._rows(), None)
         if first is None:
             raise FastDraftError(f"dataset: {self.dataset} has no rows ({self.split})")
         column = self.column
@@ -107,14 +110,14 @@ class PromptSet:
         return column
 
     def conversations(self, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
-        """Yield each row's chat up to the user's last turn, shuffled by ``seed``.
+        """Yield each row's chat up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
 
         A column of texts is what a user says in one turn. Rows that hold no prompt are counted:
         ``empty``, ``no user turn``, ``no chat`` (roles or forms that are not understood, or
         content that is not text).
         """
         column = self.check()
-        for row in self._rows(seed):
+        for row in _shuffled(self._rows(), seed):
             value = row.get(column)
             if isinstance(value, str) and value.strip():
                 more = (str(row.get(name) or "").strip() for name in self.context_columns)
@@ -125,7 +128,7 @@ class PromptSet:
             else:
                 yield turns
 
-    def _rows(self, seed: int | None) -> Iterator[dict[str, Any]]:
+    def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
         path = Path(self.dataset).expanduser()
@@ -157,8 +160,6 @@ class PromptSet:
                     revision=self.revision,
                     streaming=True,
                 )
-            if seed is not None:
-                stream = stream.shuffle(seed=seed, buffer_size=SHUFFLED)
             for row in stream:
                 yield dict(row)
         # Whatever the reader, the network or the file system calls it: the set cannot be had.
@@ -172,6 +173,17 @@ class PromptSet:
             raise FastDraftError(
                 f"dataset: cannot read {self.dataset} ({reason}); {what}"
             ) from error
+
+
+def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield rows in the seed's order, ``SHUFFLED`` at a time.
+
+    The streams of `datasets` have a shuffle; over parquet (5.0) it sleeps for seconds at its end.
+    """
+    source = random.Random(seed)
+    while chunk := list(itertools.islice(rows, SHUFFLED)):
+        source.shuffle(chunk)
+        yield from chunk
 
 
 def conversation(value: Any) -> Conversation | str:

@@ -114,10 +114,12 @@ def test_rows_are_counted_by_reason() -> None:
         row([], reason="length"),
         row([7], reason="length"),  # one token that is no stop token
         row([1, 2] * 40, reason="length"),
+        row([*([1, 3] * 40), 2]),  # it looped, and then it stopped
+        row([*range(200, 230), *list(range(50)) * 3, 2]),
     ]
     kept, reasons = keep_rows(rows)
     assert kept == [rows[0], rows[2], rows[5]]
-    assert reasons == {"kept": 3, "duplicate": 1, "empty": 2, "loop": 1}
+    assert reasons == {"kept": 3, "duplicate": 1, "empty": 2, "loop": 3}
 
 
 @given(st.lists(st.builds(row, st.lists(st.integers(0, 2), max_size=3), st.sampled_from("pq"))))
