@@ -119,9 +119,9 @@ def judge_rows(
             return "loop"
         if identity in seen:
             return "duplicate"
-        if wanted.language is not None and decode is not None:
-            if in_another_language(decode(text), wanted.language):
-                return "wrong language"
+        language = wanted.language
+        if language and decode is not None and in_another_language(decode(text), language):
+            return "wrong language"
         if near is not None:
             own = list(row["prompt_ids"])
             if near.find_or_add(own[first : len(own) - last] + ids) is not None:

@@ -21,7 +21,7 @@ from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.requests import Request
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run, choose, execute
-from fastdraft_hf.pipeline.stages import generate
+from fastdraft_hf.pipeline.stages import generate, train
 from fastdraft_hf.targets.resolve import Target
 
 
@@ -370,6 +370,35 @@ def test_a_finished_set_says_what_it_is_and_what_is_kept(
     assert "mit, holds for what it wrote" in card
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.to_list() == read_rows(folder)
+
+
+def test_align_and_pretrain_read_what_the_filters_keep(
+    make: Callable[..., tuple[Run, Writer]],
+    prompts: str,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """The filters that were asked for, not those a reader would take by itself."""
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300, "rows": 3}
+
+    def write(request: Request) -> str:
+        odd = "in the inn" if request.index == 1 else "in the hat"
+        return f"then the cat and the hen and the user sat on that assistant {odd}" * 3
+
+    run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
+    assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
+    sources = {"sources": [{"name": "mine"}], "seq_length": 64, "max_train_tokens": 6400}
+    sets = {"sets": {"mine": {**settings}}}
+    recipe = build_recipe({"generate": sets, "align": sources, "pretrain": sources})
+    reader = Run(recipe, run.folder, run.target)
+    for name, stage in recipe.training_stages().items():
+        data = tmp_path / name
+        train._prepare(reader, data, name, stage, tiny_tokenizer, stored=False)
+        summary = json.loads((data / "summary.json").read_text())["sources"]["mine"]
+        if name == "align":
+            assert (summary["kept"], summary["near duplicate"]) == (1, 2)
+        else:
+            assert summary["documents"] == summary["passes"]
 
 
 def test_a_run_made_before_a_setting_of_its_sets_is_not_made_again(
