@@ -383,7 +383,8 @@ def test_align_and_pretrain_read_what_the_filters_keep(
 
     def write(request: Request) -> str:
         odd = "in the inn" if request.index == 1 else "in the hat"
-        return f"then the cat and the hen and the user sat on that assistant {odd}" * 3
+        words = "then the cat and a hen met, both sat on that assistant; nine ants ate ten tins"
+        return f"{words}. So they went home by bus, through fog, over hills and past mills, {odd}"
 
     run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
     assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
