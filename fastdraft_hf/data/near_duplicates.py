@@ -15,9 +15,10 @@ ids, and both give candidates whose exact similarity is left to the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 RUN = 5
 HASHES = 128
@@ -33,6 +34,8 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, seed: int = 0) -> None:
+        import numpy as np  # late: a recipe is read without it
+
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold: above 0 and at most 1, got {threshold}")
         self.threshold = threshold
@@ -93,6 +96,8 @@ def hashed_runs(ids: Sequence[int]) -> np.ndarray[Any, Any]:
 
     A text shorter than that is one run.
     """
+    import numpy as np
+
     values = np.asarray(ids, np.uint64)
     if not len(values):
         return np.zeros(0, np.uint64)
@@ -105,6 +110,8 @@ def hashed_runs(ids: Sequence[int]) -> np.ndarray[Any, Any]:
 
 def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Scramble 64-bit numbers one to one (the finaliser of splitmix64, Steele et al. 2014)."""
+    import numpy as np
+
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -113,5 +120,7 @@ def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _jaccard(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    import numpy as np
+
     both = len(np.intersect1d(first, second, assume_unique=True))
     return both / (len(first) + len(second) - both)
