@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
 from fastdraft_hf.data.generated import read_rows
-from fastdraft_hf.data.languages import check_language, in_another_language
+from fastdraft_hf.data.languages import in_another_language
 from fastdraft_hf.data.near_duplicates import NearDuplicates
 from fastdraft_hf.data.prompts import shared_ends
 
@@ -30,6 +31,8 @@ KEPT = "kept"
 # one that ends with three times the same 80 tokens or fewer.
 LOOP_TAIL, LOOP_PERIOD = 60, 20
 LONG_LOOP_PERIOD, LONG_LOOP_TIMES = 80, 3
+
+_CODE = re.compile(r"[a-z]{2,3}")
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -57,8 +60,13 @@ class RowFilters:
             raise FastDraftError(
                 f"near_duplicates: above 0 and at most 1, or empty; got {self.near_duplicates}"
             )
-        if self.language is not None:
-            check_language(self.language)
+        # Whether it is known, the stage finds out (`languages.check_language`): a recipe is read on
+        # machines without the classifier, too.
+        if self.language is not None and not _CODE.fullmatch(self.language):
+            raise FastDraftError(
+                f"language: '{self.language}' is no language code; ISO 639-1 has two letters (en, "
+                "de, zh)"
+            )
 
 
 def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = LOOP_PERIOD) -> bool:

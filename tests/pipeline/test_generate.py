@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -222,6 +223,7 @@ def test_a_data_set_that_changed_in_between_is_refused(
     [
         ({"column": "message"}, r"column: .* \(did you mean 'messages'\?\); it has: id, messages"),
         ({"column": "id"}, "column: 'id' of .* holds neither text nor chat messages but int"),
+        ({"filters": {"language": "qq"}}, "filters.language: 'qq' is no language code that py3"),
         ({"context_columns": ["id"]}, "context_columns: 'messages' holds chats"),
         (
             {"max_prompt_tokens": 3},
@@ -240,6 +242,24 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     monkeypatch.setattr(generate, "open_target_engine", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(FastDraftError, match=rf"^generate\.sets\.mine\.{message}"):
         run_generate(run)
+
+
+def test_without_the_extra_the_recipe_is_read_and_the_stage_is_not_begun(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "py3langid" else real(name, *a),
+    )
+    settings = {"kind": "dataset", "dataset": prompts, "filters": {"language": "en"}}
+    run, writer = make(settings)
+    with pytest.raises(
+        FastDraftError, match=r"mine\.filters\.language: .*fastdraft_hf\[language\]"
+    ):
+        run_generate(run)
+    assert not writer.asked
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import judge_rows, write_filters
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.instructions import keep_instructions
+from fastdraft_hf.data.languages import check_language
 from fastdraft_hf.data.prompt_sets import PromptSet
 from fastdraft_hf.data.prompts import (
     Conversation,
@@ -122,6 +123,11 @@ class _Writer:
 
     def _prepare(self) -> None:
         kind, system_prompt = self.wanted.kind, self.wanted.system_prompt
+        if self.wanted.filters.language is not None:
+            try:
+                check_language(self.wanted.filters.language)
+            except FastDraftError as error:
+                raise FastDraftError(f"filters.{error}") from error
         if system_prompt is not None:
             try:
                 chat_ids(self.tokenizer, "Hello", system_prompt)
