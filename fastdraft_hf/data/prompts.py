@@ -146,6 +146,12 @@ def written_instruction(
     return written[:-1] if finish_reason == "stop" else None
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of every special token, also of those that have no role such as EOS."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(token for token, what in added if what.special)}
+
+
 def free_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return what opens a document in pre-training: ``<|endoftext|>`` or BOS.
 

@@ -16,6 +16,7 @@ from fastdraft_hf.data.prompts import (
     free_prefix,
     magpie_prefix,
     shared_ends,
+    special_ids,
     template_ends,
     written_instruction,
 )
@@ -292,6 +293,13 @@ def test_shared_ends(first: list[int], texts: list[list[int]], last: list[int]) 
     assert head == shortest or len({text[head] for text in whole}) > 1
     rest = [text[head:] for text in whole]
     assert tail == min(map(len, rest)) or len({text[len(text) - tail - 1] for text in rest}) > 1
+
+
+def test_special_tokens_without_a_role_are_special_too(target_tokenizer: Any) -> None:
+    found = special_ids(target_tokenizer)
+    assert set(target_tokenizer.all_special_ids) <= found
+    assert {"<|im_start|>", "<repo_name>"} <= set(target_tokenizer.convert_ids_to_tokens(found))
+    assert target_tokenizer("the", add_special_tokens=False)["input_ids"][0] not in found
 
 
 def test_shared_ends_of_nothing() -> None:

@@ -362,6 +362,28 @@ def test_magpie_asks_what_the_target_thought_up(
     assert all(any(chat in text for text in texts) for chat in chats)
 
 
+def test_instructions_that_are_chosen_otherwise_after_a_kill_are_refused(
+    make: Callable[..., tuple[Run, Writer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of a filter would number the answers anew."""
+
+    def write(request: Request) -> str:
+        return f"Is cat {request.index} in the hat that the hen sat on?"
+
+    run, _ = make({"kind": "magpie", "rows": 6}, write, dies_after=8)
+    with pytest.raises(Killed):
+        run_generate(run)
+    real = generate.keep_instructions
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "keep_instructions", lambda rows, *a, **k: real(rows[1:], *a, **k))
+        run, writer = make({"kind": "magpie", "rows": 6}, write)
+        with pytest.raises(FastDraftError, match=r"^generate\.sets\.mine\.kind: the set was begun"):
+            run_generate(run)
+    assert not writer.asked
+    run, _ = make({"kind": "magpie", "rows": 6}, write)
+    assert run_generate(run)["rows"] == 6
+
+
 def test_a_finished_set_says_what_it_is_and_what_is_kept(
     make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
 ) -> None:

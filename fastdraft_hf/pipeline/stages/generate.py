@@ -30,6 +30,7 @@ from fastdraft_hf.data.prompts import (
     chat_ids,
     code_instructions,
     free_prefix,
+    special_ids,
     template_ends,
 )
 from fastdraft_hf.data.requests import requests_for
@@ -113,6 +114,7 @@ class _Writer:
         self.seed = run.recipe.seed
         self.facts: dict[str, Any] = {"kind": wanted.kind}
         self.prompts: Prompts = []
+        self.digest: str | None = None  # of what was chosen, where there was a choice
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can write them itself."""
@@ -120,6 +122,8 @@ class _Writer:
             self._prepare()
         except FastDraftError as error:
             raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
+        if self.digest is not None:
+            self._check_same(self.digest)
 
     def _prepare(self) -> None:
         kind, system_prompt = self.wanted.kind, self.wanted.system_prompt
@@ -184,7 +188,7 @@ class _Writer:
             raise FastDraftError(
                 f"kind: {self.wanted.kind} gives no prompt that can be asked ({why})"
             )
-        self._check_same(digest.hexdigest())
+        self.digest = digest.hexdigest()
 
     def _check_same(self, digest: str) -> None:
         """Refuse to go on with other prompts: rows are found again by their number.
@@ -196,8 +200,8 @@ class _Writer:
             write_json(path, {"prompts": len(self.prompts), "sha256": digest})
         elif json.loads(path.read_text(encoding="utf-8"))["sha256"] != digest:
             raise FastDraftError(
-                f"kind: the set was begun with other prompts than there are now; bring them back, "
-                f"or delete {self.folder / self.name} to start anew"
+                f"generate.sets.{self.name}.kind: the set was begun with other prompts than there "
+                f"are now; bring them back, or delete {self.folder / self.name} to start anew"
             )
 
     def write(self, engine: Engine) -> dict[str, Any]:
@@ -278,7 +282,7 @@ class _Writer:
             self.tokenizer.decode,
             self.decontaminator.overlaps,
             suffix=suffix,
-            special_ids=set(self.tokenizer.all_special_ids),
+            special_ids=special_ids(self.tokenizer),
             language=wanted.filters.language,
             near_duplicates=wanted.filters.near_duplicates,
         )
@@ -288,6 +292,7 @@ class _Writer:
             reasons["too long"] = len(whole) - len(self.prompts)
             reasons["kept"] = len(self.prompts)
         self.facts["instructions"] = kept_first(reasons)
+        self._check_same(hashlib.sha256(json.dumps(kept).encode()).hexdigest())
         about = "Instructions that the target wrote in the user's place (Magpie, arXiv 2406.08464)."
         self._card(engine, name, rows, about, {})
 
