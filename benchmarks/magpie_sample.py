@@ -27,7 +27,7 @@ from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run, choose, execute
 
 DOCS = Path(__file__).parents[1] / "docs" / "magpie-sample.md"
-PAIRS = 20
+PAIRS, TOP_P = 20, 0.95
 
 
 def write_set(work: Path, rows: int, batch_size: int) -> Run:
@@ -38,7 +38,15 @@ def write_set(work: Path, rows: int, batch_size: int) -> Run:
             "output_dir": str(work),
             "generate": {
                 "batch_size": batch_size,
-                "sets": {"chat": {"kind": "magpie", "rows": rows, "filters": {"language": "en"}}},
+                "sets": {
+                    "chat": {
+                        "kind": "magpie",
+                        "rows": rows,
+                        # So small a target writes nonsense from its whole vocabulary.
+                        "top_p": TOP_P,
+                        "filters": {"language": "en"},
+                    }
+                },
             },
         }
     )
@@ -88,7 +96,8 @@ def report(run: Run) -> str:
         f"`python benchmarks/magpie_sample.py --rows {asked} --write`; "
         f"engine {facts['facts']['engine']}, "
         f"instructions at temperatures {_list(wanted.instruction_temperatures)} and top-p "
-        f"{wanted.instruction_top_p:g}, answers at {_list(wanted.temperatures)}, at most "
+        f"{wanted.instruction_top_p:g}, answers at {_list(wanted.temperatures)} and top-p "
+        f"{wanted.top_p:g}, at most "
         f"{wanted.max_new_tokens} tokens, `filters: {{language: en}}`.",
         f"Of {asked:,} instructions asked for, {kept:,} became a pair that training reads "
         f"({kept / max(1, asked):.1%}). [generate](generate.md#filters) explains the reasons.",

@@ -31,6 +31,9 @@ KEPT = "kept"
 # one that ends with three times the same 80 tokens or fewer.
 LOOP_TAIL, LOOP_PERIOD = 60, 20
 LONG_LOOP_PERIOD, LONG_LOOP_TIMES = 80, 3
+# A text of at least 100 tokens repeats itself when more than half of its runs of six tokens stood
+# in it before: lists that count on and say the same thing again.
+REPETITIVE_LENGTH, REPETITIVE_RUN, REPETITIVE_SHARE = 100, 6, 0.5
 
 _CODE = re.compile(r"[a-z]{2,3}")
 
@@ -87,6 +90,14 @@ def in_a_long_loop(ids: Sequence[int]) -> bool:
     )
 
 
+def repeats_itself(ids: Sequence[int]) -> bool:
+    """Return whether more than half of the runs of ``REPETITIVE_RUN`` ids came before."""
+    if len(ids) < REPETITIVE_LENGTH:
+        return False
+    runs = list(zip(*(ids[place:] for place in range(REPETITIVE_RUN)), strict=False))
+    return len(set(runs)) < (1 - REPETITIVE_SHARE) * len(runs)
+
+
 def judge_rows(
     rows: Sequence[dict[str, Any]],
     filters: RowFilters | None = None,
@@ -97,9 +108,10 @@ def judge_rows(
 
     Reasons, in the order they are looked for: ``empty`` (nothing but a stop token), ``cut off``
     (it hit the length limit; when asked), ``loop`` (see `in_a_loop` and `in_a_long_loop`),
-    ``duplicate`` (the same prompt and completion again; greedy repeats of one prompt are that
-    too), ``wrong language`` (when asked), ``near duplicate`` (see `near_duplicates`; what all
-    prompts of the set begin or end with does not count into the similarity).
+    ``repetition`` (see `repeats_itself`), ``duplicate`` (the same prompt and completion again;
+    greedy repeats of one prompt are that too), ``wrong language`` (when asked), ``near duplicate``
+    (see `near_duplicates`; what all prompts of the set begin or end with does not count into the
+    similarity).
 
     Args:
         rows: of `generated.read_rows`.
@@ -125,6 +137,8 @@ def judge_rows(
         text = ids[:-1] if stopped else ids  # one that looped and then stopped has looped
         if in_a_loop(text) or in_a_long_loop(text):
             return "loop"
+        if repeats_itself(text):
+            return "repetition"
         if identity in seen:
             return "duplicate"
         language = wanted.language

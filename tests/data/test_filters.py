@@ -23,6 +23,7 @@ from fastdraft_hf.data.filters import (
     judge_rows,
     keep_rows,
     read_kept_rows,
+    repeats_itself,
     write_filters,
 )
 from fastdraft_hf.data.generated import read_rows, write_rows
@@ -93,6 +94,24 @@ def test_a_long_loop_is_found_when_it_came_three_times(period: int, head: int, s
 def test_random_text_is_no_long_loop(seed: int, length: int) -> None:
     source = random.Random(seed)
     assert not in_a_long_loop([source.randrange(1000) for _ in range(length)])
+
+
+@given(st.integers(0, 10**6), st.integers(0, 300), st.integers(2, 6))
+def test_a_list_that_says_the_same_again_repeats_itself(seed: int, head: int, items: int) -> None:
+    source = random.Random(seed)
+    item = [source.randrange(1000) for _ in range(60)]
+    counted = [token for number in range(items) for token in (2000 + number, *item)]
+    before = [source.randrange(1000) for _ in range(head)]
+    text = before + counted
+    # Of each further item, the runs that hold no number: 60 - 5 of 61.
+    old = (items - 1) * (60 - 5)
+    assert repeats_itself(text) == (len(text) >= 100 and old > (len(text) - 5) / 2)
+    assert not in_a_loop(text)
+
+
+@given(st.lists(st.integers(0, 1), max_size=99))
+def test_short_texts_may_repeat_themselves(ids: list[int]) -> None:
+    assert not repeats_itself(ids)
 
 
 def row(ids: list[int], prompt: str = "p", reason: str = "stop", index: int = 0) -> dict[str, Any]:
