@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.sources import Source, summary_keys
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def build_completions(
                 f"align: source '{source.name or source.kind}' is {source.kind}; alignment reads "
                 "what the target wrote (kind: generated)"
             )
-        rows, reasons = keep_rows(read_rows(generated / source.name))
+        rows, reasons = read_kept_rows(generated / source.name)
         made = 0
         for row in rows:
             prompt, completion = row["prompt_ids"], row["completion_ids"]

@@ -17,8 +17,7 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import installed, python_source
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.sources import Source
 
 # A stretch of a jsonl file: small enough to shuffle well, large enough to read fast.
@@ -88,7 +87,7 @@ class DocumentReader:
         source = self.source
         if source.kind == "generated":
             assert self.generated is not None
-            rows, reasons = keep_rows(read_rows(self.generated / source.name))
+            rows, reasons = read_kept_rows(self.generated / source.name)
             self.dropped = {name: n for name, n in reasons.items() if name != "kept"}
             return rows, lambda row: iter([row["prompt_ids"] + row["completion_ids"]])
         if source.kind == "package_docs":

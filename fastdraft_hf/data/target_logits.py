@@ -78,7 +78,7 @@ def write_target_logits(
 
     Args:
         model: the target.
-        rows: of `generated.read_rows`.
+        rows: of `filters.read_kept_rows`, so that what training leaves out costs nothing.
         folder: where shards go; made if missing.
         top_k: how many tokens to keep.
         temperature: of the distribution.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import Process, this_process, wait_until
-from fastdraft_hf._schema import dump
+from fastdraft_hf._schema import dump, load
 from fastdraft_hf.pipeline import provenance
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
@@ -225,7 +224,7 @@ def _check_finished(run: Run, name: str) -> None:
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        known = _with_defaults(section, made[name])
+        known = _with_defaults(section, {**_defaults(section), **made[name]})
         made[name] = {key: known[key] for key in known if key in _deciding(section)}
     changes = list(_differences(made, wanted))
     if changes:
@@ -233,19 +232,6 @@ def _check_finished(run: Run, name: str) -> None:
             f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
             "folder to make it again, or give another output_dir."
         )
-
-
-def _with_defaults(section: Any, made: Any) -> Any:
-    """Return settings as they were written down, with the defaults of those that came later."""
-    if isinstance(section, list) and isinstance(made, list):
-        pairs = itertools.zip_longest(section[: len(made)], made)
-        return [_with_defaults(one, other) for one, other in pairs]
-    if not (dataclasses.is_dataclass(section) and isinstance(made, dict)):
-        return made
-    return {
-        **_defaults(section),
-        **{key: _with_defaults(getattr(section, key, None), value) for key, value in made.items()},
-    }
 
 
 def _deciding(section: Any) -> list[str]:
@@ -266,6 +252,17 @@ def _defaults(section: Any) -> dict[str, Any]:
             made = one.default_factory()
             found[one.name] = dump(made) if dataclasses.is_dataclass(made) else made
     return found
+
+
+def _with_defaults(section: Any, made: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's mapping with the defaults written out at every depth.
+
+    One that the section cannot be made of any more stays as it is; it differs in any case.
+    """
+    try:
+        return dict(dump(load(type(section), made)))
+    except FastDraftError:
+        return made
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

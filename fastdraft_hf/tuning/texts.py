@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.evaluation.expected import Continuation, TextAcceptance, text_acceptance
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def texts_of(sets: Sequence[Path], count: int, seed: int) -> list[tuple[Continua
     """
     pools = []
     for place in sets:
-        rows, _ = keep_rows(read_rows(place))
+        rows, _ = read_kept_rows(place)
         rows = [
             row
             for row in rows

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import MANIFEST, read_rows
+from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.generated import MANIFEST
 from fastdraft_hf.drafts.trimmed_head import (
     TrimmedHead,
     choose_token_ids,
@@ -139,7 +139,7 @@ def _counts(rows: Sequence[Path]) -> tuple[Counter[int], Counter[int]]:
     """Return how often each id was written, in rows that are counted and in held-out ones."""
     counts, measured = Counter[int](), Counter[int]()
     for place in rows:
-        for row in keep_rows(read_rows(place))[0]:
+        for row in read_kept_rows(place)[0]:
             (measured if held_out(row["index"]) else counts).update(row["completion_ids"])
     if not counts:
         raise FastDraftError("rows: they hold no text")

@@ -1,18 +1,34 @@
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from hypothesis import assume, given
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import (
+    FILTERS,
+    LONG_LOOP_PERIOD,
+    LONG_LOOP_TIMES,
     LOOP_PERIOD,
     LOOP_TAIL,
+    RowFilters,
+    in_a_long_loop,
     in_a_loop,
-    keep_instructions,
+    judge_rows,
     keep_rows,
+    read_kept_rows,
+    repeats_itself,
+    write_filters,
 )
+from fastdraft_hf.data.generated import read_rows, write_rows
+
+from .fakes import FakeEngine, make_requests
 
 
 @given(
@@ -59,8 +75,53 @@ def test_against_the_plain_definition(ids: list[int], longest: int) -> None:
     assert in_a_loop(ids, tail=tail, longest_period=longest) == plain
 
 
-def row(ids: list[int], prompt: str = "p", reason: str = "stop") -> dict[str, Any]:
-    return {"completion_ids": ids, "prompt_hash": prompt, "finish_reason": reason}
+@given(st.integers(LOOP_PERIOD + 1, LONG_LOOP_PERIOD), st.integers(0, 40), st.integers(0, 10**6))
+def test_a_long_loop_is_found_when_it_came_three_times(period: int, head: int, seed: int) -> None:
+    source = random.Random(seed)
+    cycle = [source.randrange(1000) for _ in range(period)]
+    before = [source.randrange(1000) for _ in range(head)]
+    whole = cycle * LONG_LOOP_TIMES
+    assert in_a_long_loop(before + whole)
+    assert in_a_long_loop(before + (cycle * (LONG_LOOP_TIMES + 1))[: -period // 2])
+    twice = [1001, *whole[period + 1 :]]
+    assert not in_a_long_loop(before + twice)
+    broken = list(whole)
+    broken[source.randrange(len(broken))] += 1
+    assert not in_a_long_loop(before + broken)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 400))
+def test_random_text_is_no_long_loop(seed: int, length: int) -> None:
+    source = random.Random(seed)
+    assert not in_a_long_loop([source.randrange(1000) for _ in range(length)])
+
+
+@given(st.integers(0, 10**6), st.integers(0, 300), st.integers(2, 6))
+def test_a_list_that_says_the_same_again_repeats_itself(seed: int, head: int, items: int) -> None:
+    source = random.Random(seed)
+    item = [source.randrange(1000) for _ in range(60)]
+    counted = [token for number in range(items) for token in (2000 + number, *item)]
+    before = [source.randrange(1000) for _ in range(head)]
+    text = before + counted
+    # Of each further item, the runs that hold no number: 60 - 5 of 61.
+    old = (items - 1) * (60 - 5)
+    assert repeats_itself(text) == (len(text) >= 100 and old > (len(text) - 5) / 2)
+    assert not in_a_loop(text)
+
+
+@given(st.lists(st.integers(0, 1), max_size=99))
+def test_short_texts_may_repeat_themselves(ids: list[int]) -> None:
+    assert not repeats_itself(ids)
+
+
+def row(ids: list[int], prompt: str = "p", reason: str = "stop", index: int = 0) -> dict[str, Any]:
+    return {
+        "index": index,
+        "prompt_ids": [ord(letter) for letter in prompt],
+        "completion_ids": ids,
+        "prompt_hash": prompt,
+        "finish_reason": reason,
+    }
 
 
 def test_rows_are_counted_by_reason() -> None:
@@ -72,10 +133,12 @@ def test_rows_are_counted_by_reason() -> None:
         row([], reason="length"),
         row([7], reason="length"),  # one token that is no stop token
         row([1, 2] * 40, reason="length"),
+        row([*([1, 3] * 40), 2]),  # it looped, and then it stopped
+        row([*range(200, 230), *list(range(50)) * 3, 2]),
     ]
     kept, reasons = keep_rows(rows)
     assert kept == [rows[0], rows[2], rows[5]]
-    assert reasons == {"kept": 3, "duplicate": 1, "empty": 2, "loop": 1}
+    assert reasons == {"kept": 3, "duplicate": 1, "empty": 2, "loop": 3}
 
 
 @given(st.lists(st.builds(row, st.lists(st.integers(0, 2), max_size=3), st.sampled_from("pq"))))
@@ -86,33 +149,92 @@ def test_every_row_has_one_reason(rows: list[dict[str, Any]]) -> None:
     assert keep_rows(kept)[0] == kept  # filtering twice changes nothing
 
 
-def test_instructions() -> None:
-    good = [3, 4, 5, 6, 7]
+def test_cut_off_rows_are_dropped_when_asked() -> None:
+    rows = [row([1, 2], reason="length"), row([1, 2, 3]), row([], reason="length")]
+    filters = RowFilters(cut_off="drop")
+    assert judge_rows(rows, filters) == ["cut off", "kept", "empty"]
+    assert judge_rows(rows, RowFilters()) == ["kept", "kept", "empty"]
+
+
+def test_near_duplicates_are_dropped_and_what_all_prompts_share_does_not_count() -> None:
+    answer = list(range(100, 160))
+    other = list(range(300, 304))
+    template, end = "a template that every prompt begins with: ", " and ends with"
     rows = [
-        row([*good, 2]),
-        row([*good, 2]),
-        row([*good, 8, 2]),
-        row(good, reason="length"),
-        row([3, 4, 5, 6, 2]),
-        row([3, 4] * 15 + [2]),
-        row([9, 9, 8, 8, 7, 2]),
+        row([*answer, 2], f"{template}one{end}"),
+        row([*answer[:-1], 7, 2], f"{template}one{end}"),  # one token of sixty differs
+        row([*other, 2], f"{template}one{end}"),
+        row([*other, 8, 2], f"{template}two{end}"),  # short answers that are really different
     ]
-    kept, reasons = keep_instructions(
-        rows, lambda ids: " ".join(map(str, ids)), lambda text: text.startswith("9 9")
-    )
-    assert kept == [tuple(good), (*good, 8)]
-    assert reasons == {
-        "kept": 2,
-        "duplicate": 1,
-        "cut off": 1,
-        "too short": 1,
-        "loop": 1,
-        "overlaps held-out text": 1,
+    assert judge_rows(rows, RowFilters()) == ["kept", "near duplicate", "kept", "kept"]
+    assert judge_rows(rows, RowFilters(near_duplicates=1.0)) == ["kept"] * 4
+    assert judge_rows(rows) == ["kept"] * 4
+
+
+def test_the_wrong_language_is_dropped_when_asked() -> None:
+    texts = {
+        1: "The river runs through the old town and past the mill where nobody works.",
+        2: "Der Fluss fließt durch die alte Stadt und an der Mühle vorbei ins weite Land.",
     }
+    read: list[list[int]] = []
+
+    def decode(ids: Any) -> str:
+        read.append(list(ids))
+        return texts[ids[0]]
+
+    rows = [row([1, 9]), row([2, 9]), row([2, 4], reason="length")]
+    filters = RowFilters(language="en", near_duplicates=None)
+    assert judge_rows(rows, filters, decode) == ["kept", "wrong language", "wrong language"]
+    assert read == [[1], [2], [2, 4]]  # the stop token is no text
+    with pytest.raises(ValueError, match="decode"):
+        judge_rows(rows, filters)
 
 
-@given(st.lists(st.integers(0, 50), min_size=5, max_size=20))
-def test_an_instruction_is_kept_without_its_stop(ids: list[int]) -> None:
-    assume(not in_a_loop(ids, tail=30, longest_period=10))
-    kept, _ = keep_instructions([row([*ids, 2])], str, lambda text: False)
-    assert kept == [tuple(ids)]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"near_duplicates": 0.0}, "near_duplicates: above 0 and at most 1, or empty; got 0.0"),
+        ({"near_duplicates": 1.5}, "near_duplicates: above 0"),
+        ({"language": "xx-none"}, "language: 'xx-none' is no language code"),
+    ],
+)
+def test_settings_that_are_wrong(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        RowFilters(**settings)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    write_rows(FakeEngine(), make_requests(23), folder, rows_per_shard=5)
+    return folder
+
+
+def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
+    rows = read_rows(made)
+    filters = RowFilters(near_duplicates=0.4)
+    reasons = [("kept", "kept", "loop", "near duplicate")[row["index"] % 4] for row in rows]
+    write_filters(made, rows, reasons, filters)
+    kept, counts = read_kept_rows(made)
+    assert kept == [r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"]
+    assert counts == Counter(reasons)
+    written = json.loads((made / FILTERS).read_text())
+    assert written["settings"] == {"cut_off": "keep", "near_duplicates": 0.4, "language": None}
+    assert read_rows(made) == rows  # nothing is thrown away
+
+
+def test_a_set_of_an_earlier_version_gets_the_filters_of_then(made: Path) -> None:
+    assert read_kept_rows(made) == keep_rows(read_rows(made))
+
+
+def test_filters_of_other_rows_are_refused(made: Path) -> None:
+    rows = read_rows(made)
+    write_filters(made, rows[:-1], ["kept"] * (len(rows) - 1), RowFilters())
+    with pytest.raises(FastDraftError, match="belongs to other rows"):
+        read_kept_rows(made)
+
+
+def test_a_set_that_drops_everything(made: Path) -> None:
+    rows = read_rows(made)
+    write_filters(made, rows, ["loop"] * len(rows), RowFilters())
+    assert read_kept_rows(made) == ([], Counter({"loop": len(rows)}))

@@ -15,6 +15,10 @@ from fastdraft_hf.data.prompts import (
     code_instructions,
     free_prefix,
     magpie_prefix,
+    shared_ends,
+    special_ids,
+    template_ends,
+    written_instruction,
 )
 from fastdraft_hf.data.requests import Request, requests_for
 
@@ -84,22 +88,49 @@ def test_prompt_hash_is_of_the_prompt_only(first: list[int], second: list[int]) 
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 9)), max_size=20),
-    st.lists(st.sampled_from([0.0, 0.6, 1.0]), min_size=1, max_size=4),
-    st.integers(0, 10**9),
+    texts=st.lists(st.tuples(st.integers(0, 9)), max_size=12),
+    temperatures=st.lists(st.sampled_from([0.0, 0.6, 1.0]), min_size=1, max_size=3, unique=True),
+    per_prompt=st.sampled_from(["one", "all"]),
+    samples=st.integers(1, 3),
+    seed=st.integers(0, 10**9),
 )
-def test_requests(texts: list[tuple[int]], temperatures: list[float], seed: int) -> None:
-    made = requests_for(texts, temperatures=temperatures, max_new_tokens=5, seed=seed, source="s")
-    assert [r.index for r in made] == list(range(len(texts)))
-    assert [r.prompt_ids for r in made] == texts
-    assert [r.temperature for r in made] == [
-        temperatures[i % len(temperatures)] for i in range(len(texts))
-    ]
+def test_every_prompt_temperature_and_sample_once(
+    texts: list[tuple[int]], temperatures: list[float], per_prompt: Any, samples: int, seed: int
+) -> None:
+    def ask() -> list[Request]:
+        return requests_for(
+            texts,
+            temperatures=temperatures,
+            max_new_tokens=5,
+            seed=seed,
+            source="s",
+            temperatures_per_prompt=per_prompt,
+            samples=samples,
+            top_p=0.9,
+        )
+
+    made = ask()
+    assert made == ask()
+    assert [r.index for r in made] == list(range(len(made)))
     assert len({r.seed for r in made}) == len(made)
     assert all(0 <= r.seed < 2**31 for r in made)
-    assert made == requests_for(
-        texts, temperatures=temperatures, max_new_tokens=5, seed=seed, source="s"
+    assert all(r.top_p == (0.9 if r.temperature else 1.0) for r in made)
+    # Prompt by prompt, so that what a time limit cuts off is whole prompts.
+    left = list(made)
+    for number, text in enumerate(texts):
+        chosen = temperatures if per_prompt == "all" else [temperatures[number % len(temperatures)]]
+        wanted = [(t, k) for t in chosen for k in range(samples if t else 1)]
+        taken, left = left[: len(wanted)], left[len(wanted) :]
+        assert [(r.temperature, r.sample) for r in taken] == wanted
+        assert {r.prompt_ids for r in taken} <= {text}
+    assert not left
+
+
+def test_temperatures_may_be_dealt_out_unevenly() -> None:
+    made = requests_for(
+        [(1,)] * 6, temperatures=[1.0, 1.0, 0.0], max_new_tokens=5, seed=0, source="s"
     )
+    assert [r.temperature for r in made] == [1.0, 1.0, 0.0] * 2
 
 
 def test_code_instructions_follow_their_seed(
@@ -113,3 +144,164 @@ def test_code_instructions_follow_their_seed(
     assert sorted(first) == sorted(other)
     assert len(set(first)) == len(first) > 1000
     assert all(t.startswith("Complete this Python function:\n\n```python\n") for t in first)
+
+
+# Chat templates as they are in use, each written down anew.
+STYLES: dict[str, tuple[str, list[str]]] = {
+    "ChatML": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        [],
+    ),
+    "ChatML with a default system prompt": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        [],
+    ),
+    "Llama 3": (
+        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>"
+        "\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    ),
+    "Gemma": (
+        "<bos>{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ["<bos>", "<start_of_turn>", "<end_of_turn>"],
+    ),
+    "Mistral": (
+        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}",
+        ["<s>", "</s>", "[INST]", "[/INST]"],
+    ),
+    "Mistral, plain text": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}{% endif %}{% endfor %}",
+        [],
+    ),
+    "Phi 3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+    ),
+    "Vicuna": (
+        "A chat with an assistant. {% for m in messages %}{{ 'USER' if m.role == 'user' else "
+        "'ASSISTANT' }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}ASSISTANT:"
+        "{% endif %}",
+        [],
+    ),
+}
+INSTRUCTIONS = [
+    "Write a poem about rain.",
+    "What is 12 times 12?",
+    "Ça va ?",
+    "def f(x):\n    return x",
+    "Name (at least) 3",
+]
+
+
+@pytest.fixture(scope="module", params=list(STYLES))
+def styled(request: pytest.FixtureRequest, target_tokenizer: Any) -> Any:
+    """The embedded target's tokenizer with another family's template and its special tokens."""
+    template, special = STYLES[request.param]
+    tokenizer = copy.deepcopy(target_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = template
+    tokenizer.style = request.param
+    return tokenizer
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+def test_magpie_works_for_any_template(styled: Any, instruction: str) -> None:
+    first, last = template_ends(styled)
+    chat = chat_ids(styled, instruction)
+    assert chat[: len(first)] == first
+    assert chat[len(chat) - len(last) :] == last
+    # The words lie between, whole, and nothing of the template does.
+    words = chat[len(first) : len(chat) - len(last)]
+    assert styled.decode(words).strip() == instruction
+    # So what a target writes as it learned to is put back as the chat it would have been.
+    assert first + words + last == chat
+
+
+def test_what_the_target_is_given_ends_before_the_users_first_token(styled: Any) -> None:
+    text = styled.decode(template_ends(styled)[0])
+    opening = {
+        "Llama 3": "<|start_header_id|>user<|end_header_id|>\n\n",
+        "Gemma": "<start_of_turn>user\n",
+        "Mistral": "<s>[INST]",  # a space here would be one that the target has never seen
+        "Mistral, plain text": "[INST]",
+        "Phi 3": "<|user|>\n",
+        "Vicuna": "USER:",
+    }
+    assert text.endswith(opening.get(styled.style, "<|im_start|>user\n"))
+    assert ("Be kind." in text) == ("default" in styled.style)
+
+
+def test_a_system_prompt_takes_the_place_of_the_templates_own(styled: Any) -> None:
+    if styled.style == "Gemma":
+        with pytest.raises(
+            FastDraftError, match=r"refuses a conversation of system, user \(no sys"
+        ):
+            template_ends(styled, "Speak of birds.")
+        return
+    text = styled.decode(template_ends(styled, "Speak of birds.")[0])
+    assert "Speak of birds." in text
+    assert "Be kind." not in text
+    own = [("system", "Speak of cats."), ("user", "Why?")]
+    assert chat_ids(styled, own, "Speak of birds.") == chat_ids(styled, own)
+
+
+def test_an_instruction_ends_where_the_target_or_the_template_says(styled: Any) -> None:
+    _, suffix = template_ends(styled)
+    special = set(styled.all_special_ids)
+    words = tuple(styled("Name three birds.", add_special_tokens=False)["input_ids"])
+    stop = styled.eos_token_id
+    assert written_instruction((*words, stop), "stop", suffix, special) == words
+    assert written_instruction(words, "length", suffix, special) is None
+    # Mistral's user ends with no token that ends a text, and the target goes on to answer.
+    on = (*words, *suffix, *words)
+    assert written_instruction((*on, stop), "stop", suffix, special) == words
+    assert written_instruction(on, "length", suffix, special) == words
+
+
+def test_a_template_that_begins_with_the_user(tiny_tokenizer: Any) -> None:
+    bare = copy.deepcopy(tiny_tokenizer)
+    bare.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
+    with pytest.raises(FastDraftError, match="nothing before the user's words"):
+        template_ends(bare)
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=5),
+    st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5),
+    st.lists(st.integers(0, 3), max_size=5),
+)
+def test_shared_ends(first: list[int], texts: list[list[int]], last: list[int]) -> None:
+    whole = [first + text + last for text in texts]
+    head, tail = shared_ends(whole)
+    assert head >= len(first)
+    assert head + tail >= len(first) + len(last) or len(min(whole, key=len)) == head + tail
+    assert len({tuple(text[:head]) for text in whole}) == 1
+    assert len({tuple(text[len(text) - tail :]) for text in whole}) == 1
+    assert all(head + tail <= len(text) for text in whole)
+    # And no more than that is shared.
+    shortest = min(map(len, whole))
+    assert head == shortest or len({text[head] for text in whole}) > 1
+    rest = [text[head:] for text in whole]
+    assert tail == min(map(len, rest)) or len({text[len(text) - tail - 1] for text in rest}) > 1
+
+
+def test_special_tokens_without_a_role_are_special_too(target_tokenizer: Any) -> None:
+    found = special_ids(target_tokenizer)
+    assert set(target_tokenizer.all_special_ids) <= found
+    assert {"<|im_start|>", "<repo_name>"} <= set(target_tokenizer.convert_ids_to_tokens(found))
+    assert target_tokenizer("the", add_special_tokens=False)["input_ids"][0] not in found
+
+
+def test_shared_ends_of_nothing() -> None:
+    assert shared_ends([]) == (0, 0)
+    assert shared_ends([[]]) == (0, 0)

@@ -119,7 +119,7 @@ def test_prompts_and_answers_lose_it_too(
     facts = generate.run(run, run.stage_folder("generate"))
     assert len(engine.asked) == 4
     assert not [asked for asked in engine.asked if "hat sat on" in asked or "ten hens" in asked]
-    assert facts["sets"]["code"]["instructions"]["overlaps held-out text"] == 2
+    assert facts["sets"]["code"]["prompts"]["overlaps held-out text"] == 2
     assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
 
     stage = run.recipe.training_stages()["align"]

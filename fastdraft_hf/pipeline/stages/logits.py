@@ -9,7 +9,7 @@ from typing import Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.target_logits import stored_bytes, write_target_logits
 from fastdraft_hf.pipeline.recipe import logits_sets, resolve_device
 from fastdraft_hf.pipeline.run import Run
@@ -33,7 +33,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     if config.top_k > vocab_size:
         raise FastDraftError(f"logits.top_k: {config.top_k} of a vocabulary of {vocab_size}")
     generated = run.stage_folder("generate")
-    sets = {name: read_rows(generated / name) for name in logits_sets(run.recipe)}
+    sets = {name: read_kept_rows(generated / name)[0] for name in logits_sets(run.recipe)}
     tokens = {name: sum(len(r["completion_ids"]) for r in rows) for name, rows in sets.items()}
     size = stored_bytes(sum(tokens.values()), config.top_k, vocab_size)
     logger.info(

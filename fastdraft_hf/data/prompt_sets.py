@@ -1,0 +1,231 @@
+"""Prompts of any data set: a column of texts, or of chats up to the user's last turn.
+
+The data set is one of the Hub, or a local file or folder; `datasets` reads it as a stream, so that
+only what is taken is fetched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._errors import FastDraftError, nearest
+
+# What `datasets` calls the reader of a file.
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+}
+# Columns that are taken when none is named, the first that is there.
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
+# So many rows of a stream are shuffled at a time: sorted data sets are common, and a stream cannot
+# jump.
+SHUFFLED = 10_000
+
+# The two common forms of a turn, and the names that speakers have in the second.
+_FORMS = (("role", "content"), ("from", "value"))
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+Conversation = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Where prompts are.
+
+    Attributes:
+        dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder.
+        name: the data set's configuration.
+        split: the split.
+        column: the column of the prompt; found by its name when missing.
+        revision: branch, tag or commit of a data set of the Hub.
+        context_columns: further columns of text, put after a prompt that is text, each after a
+            blank line; empty ones are left out.
+    """
+
+    dataset: str
+    name: str | None = None
+    split: str = "train"
+    column: str | None = None
+    revision: str | None = None
+    context_columns: tuple[str, ...] = ()
+
+    def check(self) -> str:
+        """Read the first row and return the column that is taken.
+
+        Raises:
+            FastDraftError: the set cannot be read or is empty, or has no column of prompts.
+        """
+        first = next(self._rows(), None)
+        if first is None:
+            raise FastDraftError(f"dataset: {self.dataset} has no rows ({self.split})")
+        column = self.column
+        if column is None:
+            known = (*CHAT_COLUMNS, *TEXT_COLUMNS)
+            column = next((name for name in known if name in first), None)
+            if column is None:
+                raise FastDraftError(
+                    f"column: none of {', '.join(known)} is in {self.dataset}; name one of its "
+                    f"columns: {', '.join(first)}"
+                )
+        if column not in first:
+            raise FastDraftError(
+                f"column: {self.dataset} has no column '{column}'{nearest(column, first)}; it has: "
+                f"{', '.join(first)}"
+            )
+        for name in self.context_columns:
+            if name not in first:
+                raise FastDraftError(
+                    f"context_columns: {self.dataset} has no column '{name}'"
+                    f"{nearest(name, first)}; it has: {', '.join(first)}"
+                )
+        if self.context_columns and isinstance(first[column], list):
+            raise FastDraftError(
+                f"context_columns: '{column}' holds chats; they are for a column of texts"
+            )
+        if not isinstance(first[column], (str, list)):
+            raise FastDraftError(
+                f"column: '{column}' of {self.dataset} holds neither text nor chat messages but "
+                f"{type(first[column]).__name__}; it has: {', '.join(first)}"
+            )
+        return column
+
+    def conversations(self, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
+        """Yield each row's chat up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
+
+        A column of texts is what a user says in one turn. Rows that hold no prompt are counted:
+        ``empty``, ``no user turn``, ``no chat`` (roles or forms that are not understood, or
+        content that is not text).
+        """
+        column = self.check()
+        for row in _shuffled(self._rows(), seed):
+            value = row.get(column)
+            if isinstance(value, str) and value.strip():
+                more = (str(row.get(name) or "").strip() for name in self.context_columns)
+                value = "\n\n".join([value.strip(), *filter(None, more)])
+            turns = conversation(value)
+            if isinstance(turns, str):
+                counts[turns] += 1
+            else:
+                yield turns
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        path = Path(self.dataset).expanduser()
+        local = path.suffix in FORMATS or self.dataset.startswith((".", "/", "~"))
+        if local and not path.exists():
+            raise FastDraftError(f"dataset: there is no file or folder {self.dataset}")
+        if path.is_file() and path.suffix not in FORMATS:
+            raise FastDraftError(
+                f"dataset: {self.dataset} is of no known kind; known: {', '.join(FORMATS)}"
+            )
+        try:
+            if path.is_file():
+                stream = datasets.load_dataset(
+                    FORMATS[path.suffix],
+                    data_files={self.split: str(path)},
+                    split=self.split,
+                    streaming=True,
+                )
+            elif any((path / f).exists() for f in ("dataset_info.json", "dataset_dict.json")):
+                stream = datasets.load_from_disk(str(path))
+                if isinstance(stream, dict):
+                    stream = stream[self.split]
+                stream = stream.to_iterable_dataset()
+            else:
+                stream = datasets.load_dataset(
+                    str(path) if path.is_dir() else self.dataset,
+                    self.name,
+                    split=self.split,
+                    revision=self.revision,
+                    streaming=True,
+                )
+            for row in stream:
+                yield dict(row)
+        # Whatever the reader, the network or the file system calls it: the set cannot be had.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            what = (
+                "check the file"
+                if path.exists()
+                else "check the id, the network and that it needs no gate, or name a local copy"
+            )
+            raise FastDraftError(
+                f"dataset: cannot read {self.dataset} ({reason}); {what}"
+            ) from error
+
+
+def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield rows in the seed's order, ``SHUFFLED`` at a time.
+
+    The streams of `datasets` have a shuffle; over parquet (5.0) it sleeps for seconds at its end.
+    """
+    source = random.Random(seed)
+    while chunk := list(itertools.islice(rows, SHUFFLED)):
+        source.shuffle(chunk)
+        yield from chunk
+
+
+def conversation(value: Any) -> Conversation | str:
+    """Return a cell's chat up to the user's last turn, or why it has none.
+
+    Args:
+        value: a text, or a list of turns with ``role`` and ``content``, or ``from`` and ``value``.
+            Content may be a list of parts as long as all are text.
+    """
+    if isinstance(value, str):
+        return (("user", value.strip()),) if value.strip() else "empty"
+    if not value:
+        return "empty"
+    if not isinstance(value, list):
+        return "no chat"
+    turns = []
+    for turn in value:
+        found = _turn(turn)
+        if found is None:
+            return "no chat"
+        turns.append(found)
+    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
+    if last is None:
+        return "no user turn"
+    if not turns[last][1].strip():
+        return "empty"
+    return tuple(turns[: last + 1])
+
+
+def _turn(turn: Any) -> tuple[str, str] | None:
+    if not isinstance(turn, dict):
+        return None
+    for speaker, words in _FORMS:
+        # A row of a table has every column of any row: those it lacks are None.
+        if turn.get(speaker) is not None and turn.get(words) is not None:
+            role, content = _ROLES.get(turn[speaker]), turn[words]
+            if isinstance(content, list) and all(
+                isinstance(part, dict) and part.get("type") == "text" and "text" in part
+                for part in content
+            ):
+                content = "".join(str(part["text"]) for part in content)
+            if role is None or not isinstance(content, str):
+                return None
+            return role, content
+    return None

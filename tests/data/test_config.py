@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._schema import dump, load
+from fastdraft_hf.data.config import GenerateConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rows": 0}, "rows: must be at least 1, got 0"),
+        ({"samples": 0}, "samples: must be at least 1, got 0"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens: must be at least 1"),
+        ({"max_instruction_tokens": 0}, "max_instruction_tokens: must be at least 1"),
+        ({"temperatures": []}, "temperatures: a list of numbers of at least 0"),
+        ({"temperatures": [-0.1]}, "temperatures: a list of numbers of at least 0"),
+        ({"temperatures": [float("nan")]}, "temperatures: a list of numbers of at least 0"),
+        ({"temperatures": [float("inf")]}, "temperatures: a list of numbers of at least 0"),
+        (
+            {"temperatures": [1.0, 1.0], "temperatures_per_prompt": "all"},
+            "temperatures: one stands twice",
+        ),
+        ({"instruction_temperatures": [0.0]}, "instruction_temperatures: a list of numbers above"),
+        ({"instruction_temperatures": []}, "instruction_temperatures: a list of numbers above 0"),
+        ({"top_p": 0.0}, "top_p: above 0 and at most 1 is needed, got 0.0"),
+        ({"instruction_top_p": 1.1}, "instruction_top_p: above 0 and at most 1"),
+        ({"kind": "dataset"}, "dataset: needed for kind dataset"),
+        ({"dataset": "x"}, "dataset: only kind dataset reads one, and kind is magpie"),
+        ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free writes no chats"),
+        ({"filters": {"near_duplicates": 2}}, "filters.near_duplicates: above 0 and at most 1"),
+        ({"filters": {"language": "xyzzy"}}, "filters.language: 'xyzzy' is no language code"),
+        ({"filters": {"lang": "en"}}, r"filters.lang: unknown key \(did you mean 'language'\?\)"),
+    ],
+)
+def test_wrong_settings_are_named_with_their_path(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=rf"^generate\.sets\.a\.{message}"):
+        load(GenerateConfig, {"sets": {"a": settings}}, "generate")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+def test_a_name_that_is_no_folder(name: str) -> None:
+    with pytest.raises(FastDraftError, match=r"generate\.sets: .* is no name of a folder"):
+        load(GenerateConfig, {"sets": {name: {}}}, "generate")
+
+
+def test_a_name_that_magpie_takes() -> None:
+    sets = {"chat": {}, "chat-instructions": {"kind": "free"}}
+    with pytest.raises(FastDraftError, match="'chat' and 'chat-instructions' both need the folder"):
+        load(GenerateConfig, {"sets": sets}, "generate")
+    load(GenerateConfig, {"sets": {**sets, "chat": {"kind": "code"}}}, "generate")
+
+
+def test_a_set_survives_its_file() -> None:
+    given = {
+        "kind": "dataset",
+        "dataset": "x",
+        "context_columns": ["input"],
+        "filters": {"near_duplicates": None, "cut_off": "drop"},
+    }
+    config = load(GenerateConfig, {"sets": {"a": given}})
+    assert config.sets["a"].filters.near_duplicates is None
+    assert load(GenerateConfig, dump(config)) == config

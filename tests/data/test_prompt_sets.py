@@ -1,0 +1,202 @@
+"""Prompts of any data set, read by the real `datasets`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.prompt_sets import PromptSet, conversation
+
+ROWS = [{"question": f"Why is {n} a number?", "number": n, "more": f"It is {n}."} for n in range(9)]
+ROLES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SHARES = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def texts(prompts: PromptSet, seed: int = 0) -> list[str]:
+    return [turns[-1][1] for turns in prompts.conversations(seed, Counter())]
+
+
+@pytest.fixture(params=["jsonl", "json", "parquet", "csv", "saved", "saved splits", "folder"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same rows in every form that is read."""
+    rows = datasets.Dataset.from_list(ROWS)
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "jsonl":
+        return jsonl(tmp_path, ROWS)
+    if request.param == "json":
+        path.write_text(json.dumps(ROWS))
+    elif request.param == "parquet":
+        rows.to_parquet(str(path))
+    elif request.param == "csv":
+        rows.to_csv(str(path))
+    elif request.param == "saved":
+        rows.save_to_disk(str(path))
+    elif request.param == "saved splits":
+        datasets.DatasetDict({"train": rows}).save_to_disk(str(path))
+    else:
+        path.mkdir()
+        rows.to_parquet(str(path / "part-0.parquet"))
+    return str(path)
+
+
+def test_every_row_once_in_the_seeds_order(stored: str) -> None:
+    prompts = PromptSet(stored)
+    assert prompts.check() == "question"
+    first = texts(prompts, 1)
+    assert sorted(first) == [row["question"] for row in ROWS]
+    assert texts(prompts, 1) == first
+    assert texts(prompts, 2) != first
+
+
+def test_texts_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("One?\nTwo?\n")
+    assert sorted(texts(PromptSet(str(path)))) == ["One?", "Two?"]
+
+
+def test_context_goes_after_the_prompt(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Sum up.", "input": "It rained.", "note": "Briefly."},
+        {"instruction": "Hello", "input": "", "note": None},
+    ]
+    found = texts(PromptSet(jsonl(tmp_path, rows), context_columns=("input", "note")))
+    assert sorted(found) == ["Hello", "Sum up.\n\nIt rained.\n\nBriefly."]
+
+
+@pytest.mark.parametrize(("column", "turns"), [("messages", ROLES), ("conversations", SHARES)])
+def test_chats_in_both_forms(tmp_path: Path, column: str, turns: list[dict[str, str]]) -> None:
+    speaker, words = turns[0]
+    again = {speaker: turns[0][speaker], words: "And then?"}
+    system = {speaker: "system", words: "Be brief."}
+    rows = [
+        {"id": 1, column: turns},
+        {"id": 2, column: [system, *turns, again, turns[1]]},
+        {"id": 3, column: [turns[1]]},
+        {"id": 4, column: [{speaker: "narrator", words: "Once"}]},
+        {"id": 5, column: []},
+        {"id": 6, column: [{speaker: turns[0][speaker], words: "  "}]},
+    ]
+    counts: Counter[str] = Counter()
+    found = set(PromptSet(jsonl(tmp_path, rows)).conversations(0, counts))
+    assert found == {
+        (("user", "Hi"),),
+        (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And then?")),
+    }
+    assert counts == {"no user turn": 1, "no chat": 1, "empty": 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("  Hi ", (("user", "Hi"),)),
+        ("", "empty"),
+        (None, "empty"),
+        (7, "no chat"),
+        ([7], "no chat"),
+        ([{"role": "user"}], "no chat"),
+        ([{"role": "user", "content": "Hi", "from": None, "value": None}], (("user", "Hi"),)),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}],
+                }
+            ],
+            (("user", "Hi"),),
+        ),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "no chat"),
+        ([{"role": "assistant", "content": "Hello"}], "no user turn"),
+    ],
+)
+def test_cells(value: Any, wanted: Any) -> None:
+    assert conversation(value) == wanted
+
+
+turn = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=3)}
+)
+
+
+@given(st.lists(turn, max_size=6))
+def test_a_chat_ends_with_the_user_and_loses_nothing_before(turns: list[dict[str, str]]) -> None:
+    found = conversation(turns)
+    if isinstance(found, str):
+        last = [t["content"].strip() for t in turns if t["role"] == "user"][-1:]
+        assert found == ("empty" if not turns or last == [""] else "no user turn")
+        return
+    assert found[-1][0] == "user"
+    assert [{"role": r, "content": c} for r, c in found] == turns[: len(found)]
+    assert all(t["role"] != "user" for t in turns[len(found) :])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"column": "questoin"},
+            r"has no column 'questoin' \(did you mean 'question'\?\); it has: question",
+        ),
+        ({"column": "number"}, "'number' of .* holds neither text nor chat messages but int"),
+        (
+            {"context_columns": ("inputs",)},
+            "context_columns: .* has no column 'inputs'; it has: qu",
+        ),
+        ({"split": "tset"}, "cannot read"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    path = tmp_path / "saved"
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
+    with pytest.raises(FastDraftError, match=message):
+        PromptSet(str(path), **settings).check()
+
+
+def test_no_column_that_is_known(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"a": "b", "c": 1}])
+    with pytest.raises(FastDraftError, match=r"column: none of messages, .*: a, c"):
+        PromptSet(path).check()
+    assert PromptSet(path, column="a").check() == "a"
+
+
+def test_context_of_chats(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"messages": ROLES, "input": "x"}])
+    with pytest.raises(FastDraftError, match="holds chats; they are for a column of texts"):
+        PromptSet(path, context_columns=("input",)).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("none.jsonl", None, "there is no file or folder"),
+        ("rows.xml", "<a/>", "is of no known kind; known: .jsonl"),
+        ("empty.jsonl", "", "empty.jsonl"),
+        ("bad.jsonl", "{no json\n", "cannot read .*bad.jsonl .*; check the file"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(FastDraftError, match=message):
+        PromptSet(str(path)).check()
+
+
+def test_a_set_of_the_hub_that_cannot_be_had() -> None:
+    with pytest.raises(FastDraftError, match=r"cannot read no/such-set .* or name a local copy"):
+        PromptSet("no/such-set").check()
