@@ -61,7 +61,7 @@ def test_datasets_reads_the_folder_by_its_card(made: Path, tmp_path: Path) -> No
     found = datasets.load_dataset(str(made), cache_dir=cache)
     assert list(found) == ["train"]
     assert found["train"].to_list() == rows
-    streamed = datasets.load_dataset(str(made), split="train", streaming=True)
+    streamed = datasets.load_dataset(str(made), split="train", streaming=True, cache_dir=cache)
     assert [row["index"] for row in streamed] == [row["index"] for row in rows]
 
 

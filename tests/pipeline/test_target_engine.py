@@ -81,8 +81,10 @@ def test_a_stage_goes_on_with_another_server(tmp_path: Path, tiny_target_folder:
             execute(run, ["generate"])
     with VLLMServer() as other:
         execute(make_run(tmp_path / "run", tiny_target_folder, server=other.url), ["generate"])
-        assert other.answered < 40
-    assert len(rows_of(tmp_path / "run")["text"]) == 33
+    rows = rows_of(tmp_path / "run")
+    assert len(rows["text"]) == 33
+    # What the first server had answered is not asked again, but for the four in flight.
+    assert other.answered <= sum(map(len, rows.values())) - 60 + 4
 
 
 @pytest.mark.parametrize("way", ["forked", pytest.param("command line", marks=pytest.mark.slow)])
