@@ -23,8 +23,10 @@ COMMANDS = {
     "export": ("stage", "write the draft as OpenVINO"),
     "evaluate": ("stage", "measure acceptance on held-out prompts"),
     "bench": ("stage", "measure wall clock with and without the draft"),
-    "card": ("stage", "assemble the draft's folder with its model card"),
+    "card": ("card", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
+    "push": ("push", "send a draft to the Hub, in one commit"),
+    "pull": ("pull", "fetch a draft from the Hub"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 
