@@ -179,8 +179,8 @@ def _cost(summary: RunSummary) -> str:
     records = summary.provenance.values()
     seconds = sum(record["wall_seconds"] for record in records)
     sentence = f"Wall time {seconds / 3600:.2f} hours in all."
-    joules = [record.get("energy_joules") for record in records]
-    if joules and all(value is not None for value in joules):
+    joules = [record["energy_joules"] for record in records if record.get("energy_joules")]
+    if joules and len(joules) == len(records):
         return f"{sentence} Energy {sum(joules) / 3.6e6:.3f} kWh."
     return f"{sentence} Energy was not measured."
 

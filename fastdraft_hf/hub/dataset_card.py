@@ -55,9 +55,8 @@ def _card(sets: Sequence[Path], target: str, licence: str | None) -> str:
     for folder in sets:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         parts.append(f"## {folder.name}")
-        parts.append(
-            f"{manifest['rows']:,} rows, {manifest.get('completion_tokens', 0):,} completion tokens."
-        )
+        tokens = manifest.get("completion_tokens", 0)
+        parts.append(f"{manifest['rows']:,} rows, {tokens:,} completion tokens.")
         written = folder / CARD
         if written.is_file():
             parts.append(DatasetCard.load(written, ignore_metadata_errors=True).text.strip())

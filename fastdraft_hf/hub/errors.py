@@ -48,7 +48,8 @@ def hub_errors(doing: str, repo: str, *, after: str = "") -> Iterator[None]:
 def _token() -> str | None:
     from huggingface_hub import get_token
 
-    return get_token()
+    token: str | None = get_token()
+    return token
 
 
 def _message(error: Exception, repo: str, after: str) -> str | None:

@@ -29,7 +29,7 @@ DRAFT_FILES = (
     "custom_generate/generate.py",
     "custom_generate/requirements.txt",
 )
-# What optimum-intel writes. Its .bin files hold numbers only, and stand beside an .xml that says so.
+# What optimum-intel writes. Its .bin files hold numbers only; an .xml beside each says which.
 _OPENVINO_SUFFIXES = {".xml", ".bin", ".json", ".jinja", ".txt", ".model"}
 CARD, PROVENANCE = "README.md", "provenance.json"
 _TEXTS = {".md", ".json", ".txt", ".jinja", ".py"}

@@ -57,8 +57,8 @@ def pull_draft(repo: str, folder: Path | None = None, revision: str | None = Non
             wrong = _differing(place, info)
         if wrong:
             raise FastDraftError(
-                f"pull: {wrong[0]} of {repo} is not what the Hub says it is (sha256); give the same "
-                "command again"
+                f"pull: {wrong[0]} of {repo} is not what the Hub says it is (sha256); give the "
+                "same command again"
             )
     return place
 

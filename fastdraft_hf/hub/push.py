@@ -144,8 +144,8 @@ def _card(found: RunFolder, repo: str, dataset: str | None, openvino: str | None
     check_metadata(data)
     if not isinstance(data.get("base_model"), str):
         raise FastDraftError(
-            f"{CARD}: base_model: the Hub must know whose draft this is; set card.base_model in the "
-            f"recipe to the target's id, or write it in {path}"
+            f"{CARD}: base_model: the Hub must know whose draft this is; set card.base_model in "
+            f"the recipe to the target's id, or write it in {path}"
         )
     return card
 
@@ -195,7 +195,7 @@ def push(
 
 
 def _check_name(api: HfApi, plan: RepoPlan, overwrite: bool) -> bool:
-    """Return whether the repository exists; refuse one that is not an earlier push of this draft."""
+    """Return whether the repository exists; refuse one that holds something else."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
