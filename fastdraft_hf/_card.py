@@ -1,13 +1,32 @@
-"""The model card's template and metadata, shared by the trainer and by `fastdraft_hf.hub`."""
+"""What a draft's repository holds and its card's template, for the trainer and `fastdraft_hf.hub`."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
+# A checkpoint and its tokenizer. Weights are safetensors only: a pickle runs code when it is read.
+DRAFT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "custom_generate/generate.py",
+    "custom_generate/requirements.txt",
+)
 TAGS = ["fastdraft", "speculative-decoding", "draft-model", "assisted-generation"]
 
 
@@ -49,11 +68,13 @@ def fill_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     base_model = base_model or target_name
+    # A folder's name is no id: the Hub would link to another model, or to none.
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is not None
     # No `base_model_relation`: the Hub knows finetune, adapter, quantized and merge, and a draft is
     # none of them.
     data = ModelCardData(
         model_name=model_name,
-        base_model=base_model,
+        base_model=base_model if is_id else None,
         license=licence,
         datasets=datasets or None,
         language=language or None,

@@ -149,13 +149,7 @@ def render_card(
         or num_assistant_tokens,
     )
     card.text = redacted(card.text)
-    data = card.data.to_dict()
-    if not re.match(r"^[\w.-]+/[\w.-]+$", str(data["base_model"])):
-        # A folder's name is no id: the page would link to another model, or to none. `push` wants
-        # the id, since there the Hub reads it.
-        card.data.base_model = None
-        data.pop("base_model")
-    check_metadata(data)
+    check_metadata(card.data.to_dict())
     return card
 
 

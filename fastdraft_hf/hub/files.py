@@ -8,27 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._card import DRAFT_FILES
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import holds_token, redacted
 
-# A checkpoint and its tokenizer. Weights are safetensors only: a pickle runs code when it is read.
-DRAFT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "custom_generate/generate.py",
-    "custom_generate/requirements.txt",
-)
 # What optimum-intel writes. Its .bin files hold numbers only; an .xml beside each says which.
 _OPENVINO_SUFFIXES = {".xml", ".bin", ".json", ".jinja", ".txt", ".model"}
 CARD, PROVENANCE = "README.md", "provenance.json"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._atomic import sha256_file
+from fastdraft_hf._card import DRAFT_FILES
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.errors import hub_errors, limit_waiting
-from fastdraft_hf.hub.files import CARD, DRAFT_FILES, PROVENANCE
+from fastdraft_hf.hub.files import CARD, PROVENANCE
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._atomic import sha256_file
-from fastdraft_hf._card import TAGS
+from fastdraft_hf._card import DRAFT_FILES, TAGS
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.card import OpenVINOCopy
 from fastdraft_hf.hub.dataset_card import dataset_files
 from fastdraft_hf.hub.errors import hub_errors, limit_waiting
 from fastdraft_hf.hub.files import (
     CARD,
-    DRAFT_FILES,
     PROVENANCE,
     RepoFile,
     check_files,

@@ -30,9 +30,12 @@ def run_summary() -> RunSummary:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on loopback that the client of this process talks to, logged in."""
+    huggingface_hub.utils.disable_progress_bars()
     with hub_server() as server:
         point_client(monkeypatch, server, tmp_path / "hf_home")
         yield server
+    huggingface_hub.utils.enable_progress_bars()
+    huggingface_hub.close_session()
 
 
 def point_client(monkeypatch: pytest.MonkeyPatch, server: HubServer, home: Path) -> None:
@@ -41,6 +44,7 @@ def point_client(monkeypatch: pytest.MonkeyPatch, server: HubServer, home: Path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
