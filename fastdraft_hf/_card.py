@@ -1,4 +1,4 @@
-"""What a draft's repository holds and its card's template, for the trainer and `fastdraft_hf.hub`."""
+"""What a draft's repository holds, and its card's template: for the trainer and for `hub`."""
 
 from __future__ import annotations
 
