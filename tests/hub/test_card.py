@@ -219,7 +219,7 @@ def test_a_licence_that_is_not_on_the_hubs_list(run_summary: RunSummary) -> None
     data = render(run_summary, licence="other").data
     assert data.license_name == "target-licence"
     assert data.license_link == "https://huggingface.co/org/Target"
-    with pytest.raises(FastDraftError, match="no licence 'apache-2' .did you mean 'apache-2.0'"):
+    with pytest.raises(FastDraftError, match=r"no licence 'apache-2' .did you mean 'apache-2\.0'"):
         render(run_summary, licence="apache-2")
 
 
