@@ -11,6 +11,7 @@ from typing import Any
 from fastdraft_hf._card import DRAFT_FILES
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import holds_token, redacted
+from fastdraft_hf.hub.custom_generate import custom_generate_files
 
 # What optimum-intel writes. Its .bin files hold numbers only; an .xml beside each says which.
 _OPENVINO_SUFFIXES = {".xml", ".bin", ".json", ".jinja", ".txt", ".model"}
@@ -59,7 +60,10 @@ def draft_files(draft: Path) -> list[RepoFile]:
     for name, what in (("config.json", "configuration"), ("tokenizer_config.json", "tokenizer")):
         if name not in names:
             raise FastDraftError(f"{draft} holds no {what} ({name})")
-    return [RepoFile(f.relative_to(draft).as_posix(), f) for f in sorted(found)]
+    # A draft that no stage card assembled has no way to our loop yet.
+    given = {} if "generate.py" in names else custom_generate_files()
+    files = [RepoFile(f.relative_to(draft).as_posix(), f) for f in sorted(found)]
+    return files + [RepoFile(path, content) for path, content in given.items()]
 
 
 def openvino_files(folders: list[Path]) -> list[RepoFile]:

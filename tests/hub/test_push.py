@@ -114,6 +114,18 @@ def test_private_and_a_branch(run_folder: Path, hub: HubServer, fastdraft: Comma
         pull_draft(REPO, run_folder.parent / "other", "v3")
 
 
+def test_a_draft_that_stands_alone(run_folder: Path, hub: HubServer, tmp_path: Path) -> None:
+    """Of a training stage, or made by hand: it gets the way to our loop as well."""
+    alone = Path(shutil.copytree(run_folder / "draft", tmp_path / "alone"))
+    shutil.rmtree(alone / "custom_generate")
+    card = "---\nbase_model: org/Target\n---\n# Mine\n"
+    (alone / "README.md").write_text(card, encoding="utf-8")
+    push(plan_push(alone, REPO))
+    files = hub.models[REPO].history()[0].files
+    assert b"def generate" in files["custom_generate/generate.py"].content
+    assert json.loads(files["provenance.json"].content)["draft"]["stage"] == "card"
+
+
 def test_a_dry_run_asks_nothing(run_folder: Path, hub: HubServer, fastdraft: Command) -> None:
     status, said = fastdraft("push", run_folder, "--repo", REPO, "--dry-run")
     assert status == 0
