@@ -97,9 +97,9 @@ def push_folder(
     trainer: DraftDistillationTrainer, message: str, token: str | None, revision: str | None
 ) -> Any:
     """Send the output folder's draft, and nothing else of it, in one commit."""
-    from huggingface_hub import upload_folder
+    from huggingface_hub import HfApi
 
-    return upload_folder(
+    return HfApi(library_name="fastdraft_hf").upload_folder(
         repo_id=str(trainer.hub_model_id),
         folder_path=str(trainer.args.output_dir),
         commit_message=message,

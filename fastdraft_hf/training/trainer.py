@@ -434,16 +434,19 @@ class DraftDistillationTrainer(SFTTrainer):
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
+        private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `Trainer`, but of the output folder only the draft: no pickles, no logs.
 
-        Returns when the commit is made, whatever ``blocking`` says. ``kwargs`` are those of
-        `create_model_card`.
+        Returns when the commit is made, whatever ``blocking`` says. ``private`` holds for a
+        repository that is made now; ``kwargs`` are those of `create_model_card`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:  # called with push_to_hub=False
+            if private is not None:
+                self.args.hub_private_repo = private
             self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import transformers.utils.hub
 import yaml
 from hub_server import TOKEN, HubServer, hub_server
 from huggingface_hub import constants
@@ -45,6 +46,8 @@ def point_client(monkeypatch: pytest.MonkeyPatch, server: HubServer, home: Path)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+    # Newer versions of transformers keep a client of their own.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))

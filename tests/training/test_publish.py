@@ -84,7 +84,8 @@ def test_the_token_is_in_no_file(trained: DraftDistillationTrainer) -> None:
 def test_the_hooks_are_still_transformers_own() -> None:
     """`push_to_hub` takes what `Trainer`'s takes, and these are called by it."""
     ours = inspect.signature(DraftDistillationTrainer.push_to_hub).parameters
-    assert list(ours) == list(inspect.signature(Trainer.push_to_hub).parameters)
+    theirs = inspect.signature(Trainer.push_to_hub).parameters  # newer ones have `private` as well
+    assert [name for name in ours if name in theirs] == list(theirs)
     for name in ("init_hf_repo", "save_model", "is_world_process_zero", "create_model_card"):
         assert callable(getattr(Trainer, name))
     source = inspect.getsource(Trainer.push_to_hub)
