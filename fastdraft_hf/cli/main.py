@@ -24,11 +24,13 @@ COMMANDS = {
     "export": ("stage", "write the draft as OpenVINO"),
     "evaluate": ("stage", "measure acceptance on held-out prompts"),
     "bench": ("stage", "measure wall clock with and without the draft"),
-    "card": ("stage", "assemble the draft's folder with its model card"),
+    "card": ("card", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
     "tune": ("tune", "find the best draft shape and γ on this machine"),
     "trim": ("trim", "trim a draft's head to the most frequent tokens"),
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
+    "push": ("push", "send a draft to the Hub, in one commit"),
+    "pull": ("pull", "fetch a draft from the Hub"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 

@@ -6,6 +6,7 @@ import base64
 import html
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 pre { background: #f4f6f9; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 .sample { white-space: pre-wrap; font: .85rem/1.5 ui-monospace, monospace; background: #f4f6f9;
           padding: .8rem 1rem; margin: .5rem 0 1.2rem; }
+.card { border: 1px solid #d9dee6; padding: 0 1.5rem; margin: .8rem 0; }
 .accepted { background: #bfe8cb; } .verdict { font-size: 1.05rem; }
 .key { font-size: .85rem; color: #5a6675; }
 """
@@ -99,6 +101,7 @@ def write_report(
     samples: Sequence[tuple[str, str]],
     resolved_recipe: str,
     further: str,
+    card: str = "",
 ) -> Path:
     """Write ``report.html`` and the figures into ``folder``.
 
@@ -112,6 +115,7 @@ def write_report(
         samples: (heading, answer as HTML from `coloured_sample`).
         resolved_recipe: YAML.
         further: what a larger budget would take, in words.
+        card: the model card's Markdown, shown as a page; empty for none.
     """
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -148,6 +152,8 @@ def write_report(
     parts.append("<h2>Use it</h2>")
     parts.append(f"<pre>{html.escape(snippet(target, draft_location))}</pre>")
     parts.append(f"<h2>Recipe</h2><pre>{html.escape(resolved_recipe)}</pre>")
+    if card:
+        parts.append(f"<h2>Model card</h2>{card_preview(card)}")
     versions = next(iter(summary.provenance.values()), {}).get("versions", {})
     parts.append(f"<h2>Versions</h2><pre>{html.escape(json.dumps(versions, indent=1))}</pre>")
     page = (
@@ -160,6 +166,19 @@ def write_report(
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def card_preview(card: str) -> str:
+    """Return a card's Markdown as HTML, much as the Hub shows it: no metadata, no comments."""
+    from markdown_it import MarkdownIt
+
+    text = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    # Raw HTML of a card that somebody wrote on is shown as text, and runs nothing.
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text)
+    return (
+        f'<details><summary>as the Hub shows it</summary><div class="card">{page}</div></details>'
+    )
 
 
 def snippet(target: str, draft_location: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf._card import fill_card, template_path
+from fastdraft_hf._redact import redacted
 from fastdraft_hf.evaluation.summary import (
     SPEED_NOTE,
     TRAINING_STAGES,
@@ -13,26 +16,41 @@ from fastdraft_hf.evaluation.summary import (
     acceptance_rows,
     budget_sentence,
     held_out_sentence,
+    judged_ratio,
     markdown_table,
+    path_words,
     settings_of,
     speed_rows,
     stage_rows,
     verdict,
 )
+from fastdraft_hf.hub.metadata import check_metadata
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-# What a licence of a corpus is called on a card; the target's text carries the target's licence.
 _PYTHON_LICENCE = "Python standard library (PSF-2.0)"
+# The id that a task set has on the Hub; a set of the user's own keeps its name.
+_HUB_IDS = {
+    "humaneval": "openai/openai_humaneval",
+    "ifbench": "allenai/IFBench_test",
+    "cnn_dailymail": "abisee/cnn_dailymail",
+    "tinystories": "roneneldan/TinyStories",
+    "dolly": "databricks/databricks-dolly-15k",
+}
 
 
-def template_path() -> Path:
-    """Return the card's template: packed beside this file, or in the checkout's model_cards/."""
-    packed = Path(__file__).with_name("template.md")
-    if packed.exists():
-        return packed
-    return Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+@dataclass(frozen=True)
+class OpenVINOCopy:
+    """Where the card's snippets find the draft as OpenVINO IR.
+
+    Attributes:
+        folder: its name, such as ``openvino-int8``.
+        path: where it lies on this machine; ``None`` when it lies in the draft's repository.
+    """
+
+    folder: str
+    path: str | None = None
 
 
 def best_num_assistant_tokens(summary: RunSummary, default: int) -> int:
@@ -62,6 +80,10 @@ def render_card(
     licence: str | None,
     draft_location: str,
     num_assistant_tokens: int,
+    base_model: str | None = None,
+    language: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    openvino: OpenVINOCopy | None = None,
 ) -> ModelCard:
     """Render the card.
 
@@ -73,34 +95,35 @@ def render_card(
         licence: licence identifier of the draft.
         draft_location: where the snippet loads the draft from.
         num_assistant_tokens: γ that the draft's generation config holds.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
+        base_model: the target's id on the Hub where ``target_name`` is not that.
+        language: codes of the languages it was trained on.
+        datasets: ids of the data sets it was trained on.
+        openvino: the draft's OpenVINO copy, if there is one.
 
+    Raises:
+        ValueError: the run has no evaluation.
+        FastDraftError: the metadata breaks a rule of the Hub.
+    """
     evaluation = summary.evaluation
     if evaluation is None:
         raise ValueError("a card needs the results of stage evaluate")
-    data = ModelCardData(
-        model_name=model_name,
-        base_model=target_name,
-        license=licence,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["fastdraft", "speculative-decoding", "draft-model", "assisted-generation"],
-        eval_results=_eval_results(evaluation),
-    )
     settings = settings_of(evaluation)
-    machine = next(iter(reversed(summary.provenance.values())))["machine"]
     design = summary.provenance.get("design", {}).get("facts", {})
-    return ModelCard.from_template(
-        data,
-        template_path=str(template_path()),
+    sources = _data_rows(summary, licence)
+    card = fill_card(
         model_name=model_name,
         target_name=target_name,
+        draft_location=draft_location,
+        licence=licence,
+        base_model=base_model,
+        datasets=list(datasets),
+        language=list(language),
+        eval_results=_eval_results(evaluation) + _speed_results(summary.bench),
+        measured=True,
         target_revision=target_revision,
         draft_parameters=f"{evaluation['draft_parameters']:,}",
         target_parameters=f"{evaluation['target_parameters']:,}",
         size_ratio=f"{1 / evaluation['cost_ratio']:.1f}",
-        draft_location=draft_location,
         num_assistant_tokens=num_assistant_tokens,
         gamma=" or ".join(
             str(g) for g in dict.fromkeys(s["num_assistant_tokens"] for s in settings)
@@ -110,15 +133,24 @@ def render_card(
         acceptance_table=markdown_table(acceptance_rows(evaluation)),
         greedy_identical=evaluation["greedy_identical"],
         greedy_prompts=evaluation["greedy_prompts"],
-        machine=describe_machine(machine),
+        machine=_machines(summary),
         speed_table=_speed_table(summary.bench) if summary.bench else "",
         verdict=verdict(summary.bench),
         stages_table=markdown_table(stage_rows(summary.provenance)),
-        design=", ".join(f"{key} {value}" for key, value in design.items()),
-        data=_describe_data(summary),
+        design=", ".join(f"{key} {_plain(value)}" for key, value in design.items()),
+        objective=_objective(summary),
+        cost=_cost(summary),
+        data_table=markdown_table(sources),
         limits=budget_sentence(summary),
-        licence_line=f"{licence}." if licence else "Follows the target's licence.",
+        provenance=True,
+        openvino_folder=openvino.folder if openvino else None,
+        openvino_path=openvino.path if openvino else None,
+        openvino_num_assistant_tokens=best_of_paths(summary.bench, ("openvino", "ours-openvino"))
+        or num_assistant_tokens,
     )
+    card.text = redacted(card.text)
+    check_metadata(card.data.to_dict())
+    return card
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -129,9 +161,39 @@ def describe_machine(machine: dict[str, Any]) -> str:
     return words
 
 
-def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
+def _machines(summary: RunSummary) -> str:
+    """Name the machine of the last stage, and the others where stages ran elsewhere."""
+    found = [describe_machine(r["machine"]) for r in reversed(summary.provenance.values())]
+    first, *others = dict.fromkeys(found)
+    return f"{first} (other stages: {'; '.join(others)})" if others else first
 
+
+def _cost(summary: RunSummary) -> str:
+    """Say what the run took: wall time, and energy where every stage's was measured."""
+    records = summary.provenance.values()
+    seconds = sum(record["wall_seconds"] for record in records)
+    sentence = f"Wall time {seconds / 3600:.2f} hours in all."
+    joules = [record["energy_joules"] for record in records if record.get("energy_joules")]
+    if joules and len(joules) == len(records):
+        return f"{sentence} Energy {sum(joules) / 3.6e6:.3f} kWh."
+    return f"{sentence} Energy was not measured."
+
+
+def _objective(summary: RunSummary) -> str:
+    facts = summary.provenance.get("align", {}).get("facts")
+    if facts is None:
+        return ""
+    objective = facts.get("objective") or {"ce": 1}
+    if isinstance(objective, str):
+        return objective
+    return ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     results = []
     for setting in settings_of(evaluation):
         if not setting["temperature"]:  # greedy acceptance is another figure than the paper's
@@ -142,18 +204,40 @@ def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
                 ("Acceptance rate", "acceptance_rate"),
                 ("Block efficiency", "block_efficiency"),
             ):
-                results.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        task_name="Speculative decoding",
-                        dataset_type=task,
-                        dataset_name=task,
-                        metric_type=key,
-                        metric_name=f"{name} (γ = {gamma}, T = {temperature:g})",
-                        metric_value=round(figures[key][0], 4),
-                    )
-                )
+                if figures is not None:
+                    how = f"γ = {gamma}, T = {temperature:g}"
+                    results.append(_result(task, key, name, how, figures[key], 4))
     return results
+
+
+def _speed_results(bench: dict[str, Any] | None) -> list[EvalResult]:
+    """Return the ratio of speeds for every path and task set, the judged one."""
+    results = []
+    for path, found in (bench["paths"] if bench else {}).items():
+        for task, figures in found["tasks"].items():
+            how = f"{path_words(path)}, greedy, γ = {figures['best_num_assistant_tokens']}"
+            ratio = judged_ratio(figures)
+            results.append(_result(task, "speed_up", "Speed-up", how, ratio, 3))
+    return results
+
+
+def _result(
+    task: str, key: str, name: str, how: str, triple: Sequence[float], digits: int
+) -> EvalResult:
+    """Return one entry of the model index; the Hub shows its name and value, so both say all."""
+    from huggingface_hub import EvalResult
+
+    value, low, high = (round(number, digits) for number in triple)
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Speculative decoding",
+        dataset_type=_HUB_IDS.get(task) or re.sub(r"[^A-Za-z0-9_.-]+", "-", task) or "prompts",
+        dataset_name=task,
+        metric_type=key,
+        metric_name=f"{name} ({how}; 95% {low:g} to {high:g})",
+        metric_value=value,
+        metric_args={"confidence_level": 0.95, "low": low, "high": high},
+    )
 
 
 def _speed_table(bench: dict[str, Any]) -> str:
@@ -161,16 +245,41 @@ def _speed_table(bench: dict[str, Any]) -> str:
     return f"{table}\n\n{SPEED_NOTE}" if bench.get("best") else table
 
 
-def _describe_data(summary: RunSummary) -> str:
-    kinds = set()
+def _data_rows(summary: RunSummary, licence: str | None) -> list[dict[str, str]]:
+    """Return one row per training stage and source: what was read, and under which licence."""
+    generated = set(summary.provenance.get("generate", {}).get("facts", {}).get("sets", {}))
+    rows = []
     for stage in TRAINING_STAGES:
         facts = summary.provenance.get(stage, {}).get("facts", {})
-        kinds |= set(facts.get("data", {}).get("sources", {}))
-    generated = set(summary.provenance.get("generate", {}).get("facts", {}).get("sets", {}))
-    parts = []
-    if kinds & generated:
-        parts.append("text the target wrote itself")
-    if "python" in kinds:
-        parts.append(_PYTHON_LICENCE)
-    parts += sorted(kinds - generated - {"python"})
-    return ", ".join(parts) or "none"
+        for source, counts in facts.get("data", {}).get("sources", {}).items():
+            known = counts if isinstance(counts, dict) else {}
+            if source.split(" #")[0] in generated:
+                words = f"{source}: text the target wrote itself"
+                terms = f"the target's ({licence})" if licence else "the target's"
+            elif source == "python":
+                words, terms = _PYTHON_LICENCE, "PSF-2.0"
+            else:
+                # A file's path says things about a machine that a card should not.
+                words = source if not source.startswith(("/", "~", ".")) else source.split("/")[-1]
+                terms = known.get("licence") or "see its source"
+            what = ", ".join(
+                f"{known[key]:,} {name}"
+                for key, name in (
+                    ("kept", "answers"),
+                    ("documents", "documents"),
+                    ("completion_tokens", "tokens"),
+                )
+                if isinstance(known.get(key), int)
+            )
+            rows.append({"stage": stage, "source": words, "read": what, "licence": terms})
+    return rows
+
+
+__all__ = [
+    "OpenVINOCopy",
+    "best_num_assistant_tokens",
+    "best_of_paths",
+    "describe_machine",
+    "render_card",
+    "template_path",
+]

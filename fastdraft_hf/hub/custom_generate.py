@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 # fastdraft_hf stays out of what is checked: without it the folder still works.
@@ -18,7 +17,15 @@ def write_custom_generate(folder: Path) -> None:
     With it, ``target.generate(custom_generate="the/repository", assistant_model=draft,
     trust_remote_code=True)`` decodes through `fastdraft_hf.assisted_decoding`.
     """
-    place = folder / "custom_generate"
-    place.mkdir(exist_ok=True)
-    shutil.copyfile(Path(__file__).with_name("pushed_generate.py"), place / "generate.py")
-    (place / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
+    for path, content in custom_generate_files().items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def custom_generate_files() -> dict[str, bytes]:
+    """Return the same files: path in the draft's folder to content."""
+    code = Path(__file__).with_name("pushed_generate.py").read_bytes()
+    return {
+        "custom_generate/generate.py": code,
+        "custom_generate/requirements.txt": _REQUIREMENTS.encode(),
+    }

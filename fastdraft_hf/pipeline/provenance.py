@@ -6,11 +6,12 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from fastdraft_hf._redact import redacted
 
 _PACKAGES = (
     "fastdraft_hf",
@@ -27,13 +28,6 @@ _PACKAGES = (
     "nncf",
     "numpy",
 )
-# Hub tokens, and anything a user may have written as `...token=value` or `...key=value`.
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|((?:token|key|secret|password)=)\S+", re.IGNORECASE)
-
-
-def redacted(text: str) -> str:
-    """Return ``text`` with anything that looks like a credential blotted out."""
-    return _SECRET.sub(lambda match: (match.group(1) or "") + "[redacted]", text)
 
 
 def versions() -> dict[str, str]:

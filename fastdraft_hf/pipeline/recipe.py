@@ -29,6 +29,19 @@ class CardConfig:
 
     model_name: str | None = setting(None, "name on the card; by default <target>-FastDraft-<size>")
     licence: str | None = setting(None, "licence of the draft; by default the target's")
+    base_model: str | None = setting(
+        None, "the target's id on the Hub, for a target that is given as a folder"
+    )
+    language: list[str] = setting([], "language codes for the card, such as [en, de]")
+
+    def __post_init__(self) -> None:
+        from fastdraft_hf.hub import metadata
+
+        if self.licence is not None:
+            metadata.check_licence(self.licence, "licence")
+        if self.base_model is not None:
+            metadata.check_model_id(self.base_model, "base_model")
+        metadata.check_languages(self.language, "language")
 
 
 @dataclass

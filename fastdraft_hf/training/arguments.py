@@ -19,7 +19,8 @@ class DraftDistillationConfig(SFTConfig):
     """`SFTConfig` with what the draft's trainer adds and with defaults that fit it.
 
     Different from `SFTConfig`: ``bf16`` is chosen by the device (on where a GPU has it, else off)
-    and ``gradient_checkpointing`` is off, since a draft is small.
+    and ``gradient_checkpointing`` is off, since a draft is small. ``hub_strategy`` is ``end``: one
+    commit, of the finished draft.
     """
 
     # A preset's name stays a string; a mapping given as JSON on the command line is parsed.
@@ -32,6 +33,10 @@ class DraftDistillationConfig(SFTConfig):
     gradient_checkpointing: bool = field(
         default=False,
         metadata={"help": "Recompute activations in the backward pass; a draft rarely needs it."},
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When to push with push_to_hub: end, or every_save, checkpoint, ..."},
     )
     # Only str: on the command line, bool in the type would refuse every name.
     include_num_input_tokens_seen: str = field(
@@ -143,6 +148,10 @@ class DraftDistillationConfig(SFTConfig):
         # The budget is counted in tokens seen, so they have to be.
         self.include_num_input_tokens_seen = "non_padding"
         schedule_shape(self)  # refuses one that cannot follow tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token out of pickles: `Trainer` writes its arguments beside the weights."""
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def token_budget(self) -> int | None:

@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import stored_distribution as columns
-from fastdraft_hf.training import checks
+from fastdraft_hf.training import checks, publish
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.training.budget import TokenBudget, token_schedule
 from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, newest_complete
@@ -406,6 +406,55 @@ class DraftDistillationTrainer(SFTTrainer):
         if self.args.token_budget is not None:
             logs.pop("train_samples_per_second", None)  # counted from the most steps there could be
         super().log(logs, start_time)
+
+    # --------------------------------------------------------------------------------- the Hub
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Write ``README.md`` by the package's own template; ``target`` is the target's id."""
+        if not self.is_world_process_zero():
+            return
+        card = publish.trainer_card(
+            self,
+            model_name=model_name,
+            dataset_name=dataset_name,
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            target=target,
+        )
+        card.save(Path(self.args.output_dir) / "README.md")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer`, but of the output folder only the draft: no pickles, no logs.
+
+        Returns when the commit is made, whatever ``blocking`` says. ``private`` holds for a
+        repository that is made now; ``kwargs`` are those of `create_model_card`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:  # called with push_to_hub=False
+            if private is not None:
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        name = str(self.hub_model_id or self.args.output_dir)
+        self.create_model_card(**{"model_name": Path(name).name, **kwargs})
+        revision = revision or self.args.hub_revision
+        return publish.push_folder(self, commit_message or "End of training", token, revision)
 
 
 class NonFiniteLossError(FastDraftError):

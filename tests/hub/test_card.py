@@ -8,8 +8,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.evaluation.report import card_preview
 from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary, settings_of
-from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card, template_path
+from fastdraft_hf.hub.card import (
+    OpenVINOCopy,
+    best_num_assistant_tokens,
+    render_card,
+    template_path,
+)
+from fastdraft_hf.hub.metadata import check_metadata
 
 
 def render(summary: RunSummary, **given: Any) -> ModelCard:
@@ -41,12 +49,25 @@ def test_the_metadata_says_what_the_hub_wants_to_know(
     assert found == {
         (task, metric): value
         for task in ("humaneval", "ifbench")
-        for metric, value in (("acceptance_rate", 0.4), ("block_efficiency", 2.2))
+        # Of the two paths' speed-ups the last one; both are looked at below.
+        for metric, value in (
+            ("acceptance_rate", 0.4),
+            ("block_efficiency", 2.2),
+            ("speed_up", 1.5),
+        )
     }
     assert {r.metric_name for r in data.eval_results} == {
-        "Acceptance rate (γ = 3, T = 0.6)",
-        "Block efficiency (γ = 3, T = 0.6)",
+        "Acceptance rate (γ = 3, T = 0.6; 95% 0.3 to 0.5)",
+        "Block efficiency (γ = 3, T = 0.6; 95% 1.5 to 3)",
+        "Speed-up (transformers, greedy, γ = 3; 95% 0.7 to 0.9)",
+        "Speed-up (openvino, greedy, γ = 3; 95% 1.4 to 1.6)",
     }
+    assert {r.dataset_type for r in data.eval_results} == {
+        "openai/openai_humaneval",
+        "allenai/IFBench_test",
+    }
+    assert data.eval_results[0].metric_args == {"confidence_level": 0.95, "low": 0.3, "high": 0.5}
+    check_metadata(data.to_dict())
 
 
 def test_every_sampled_setting_is_a_result(run_summary: RunSummary) -> None:
@@ -55,9 +76,9 @@ def test_every_sampled_setting_is_a_result(run_summary: RunSummary) -> None:
     first, greedy = settings_of(evaluation)
     evaluation["settings"] = [first, {**first, "num_assistant_tokens": 5}, greedy]
     card = render(run_summary)
-    names = {r.metric_name for r in card.data.eval_results}
-    assert names == {
-        f"{metric} (γ = {gamma}, T = 0.6)"
+    names = {r.metric_name.split(";")[0] for r in card.data.eval_results}
+    assert {name for name in names if "Speed" not in name} == {
+        f"{metric} (γ = {gamma}, T = 0.6"
         for metric in ("Acceptance rate", "Block efficiency")
         for gamma in (3, 5)
     }
@@ -93,7 +114,10 @@ def test_the_text_is_filled_and_says_the_figures(run_summary: RunSummary) -> Non
         "1.50x (1.40 to 1.60) at γ = 3: a speed-up",
         "no speed-up: the draft costs more time than it saves",
         "| humaneval | T = 0.6 | 3 | 2 | 0.400 (0.300 to 0.500)",
-        "text the target wrote itself, Python standard library (PSF-2.0)",
+        "| align | chat: text the target wrote itself | 9 answers | the target's (apache-2.0) |",
+        "| align | Python standard library (PSF-2.0) | 3 documents | PSF-2.0 |",
+        "Objective of the alignment: 1 ce.",
+        "Wall time 2.06 hours in all. Energy was not measured.",
         "The draft read 400,000 tokens in training.",
         "`num_assistant_tokens` is set to 3",
         "3 tokens drafted a round",
@@ -103,8 +127,8 @@ def test_the_text_is_filled_and_says_the_figures(run_summary: RunSummary) -> Non
 
 def test_the_snippet_is_python_that_loads_both(run_summary: RunSummary) -> None:
     text = render(run_summary, draft_location="runs/x/draft").text
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    compile(snippet, "card", "exec")
+    snippet, ours = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    compile(snippet + ours, "card", "exec")
     assert 'draft = AutoModelForCausalLM.from_pretrained("runs/x/draft")' in snippet
     assert 'target = AutoModelForCausalLM.from_pretrained("org/Target")' in snippet
     assert "assistant_model=draft" in snippet
@@ -114,7 +138,7 @@ def test_the_snippet_is_python_that_loads_both(run_summary: RunSummary) -> None:
 def test_no_path_of_the_machine_but_the_drafts_own(run_summary: RunSummary) -> None:
     place = "/somewhere/run/draft"
     card = str(render(run_summary, draft_location=place))
-    assert card.count(place) == 1
+    assert card.count(place) == 3  # transformers, vLLM, SGLang
     assert not re.findall(r"[\"'( ](?:/(?:root|home|work|tmp|usr)/|~/)\S*", card.replace(place, ""))
     assert str(Path.home()) not in card
 
@@ -180,3 +204,61 @@ def test_the_best_setting_is_transformers_own(run_summary: RunSummary) -> None:
 def test_the_template_is_where_it_is_looked_for() -> None:
     text = template_path().read_text(encoding="utf-8")
     assert text.startswith("---\n{{ card_data }}\n---\n")
+
+
+def test_energy_is_told_when_every_stage_measured_it(run_summary: RunSummary) -> None:
+    records = list(run_summary.provenance.values())
+    for record in records[1:]:
+        record["energy_joules"] = 3.6e6
+    assert "Energy was not measured." in render(run_summary).text
+    records[0]["energy_joules"] = 3.6e6
+    assert f"Energy {len(records)}.000 kWh." in render(run_summary).text
+
+
+def test_a_licence_that_is_not_on_the_hubs_list(run_summary: RunSummary) -> None:
+    data = render(run_summary, licence="other").data
+    assert data.license_name == "target-licence"
+    assert data.license_link == "https://huggingface.co/org/Target"
+    with pytest.raises(FastDraftError, match=r"no licence 'apache-2' .did you mean 'apache-2\.0'"):
+        render(run_summary, licence="apache-2")
+
+
+def test_a_folder_is_no_base_model(run_summary: RunSummary) -> None:
+    assert render(run_summary, target_name="folder").data.base_model is None
+    card = render(run_summary, target_name="folder", base_model="org/Real")
+    assert card.data.base_model == "org/Real"
+    assert 'AutoModelForCausalLM.from_pretrained("org/Real")' in card.text
+
+
+def test_the_openvino_snippets(run_summary: RunSummary) -> None:
+    assert "openvino_genai" not in render(run_summary).text
+    for copy, wanted in (
+        (OpenVINOCopy("openvino-int8", "/x/export/openvino-int8"), '"/x/export/openvino-int8"'),
+        (OpenVINOCopy("openvino-int8"), 'subfolder="openvino-int8"'),
+    ):
+        text = render(run_summary, openvino=copy).text
+        assert wanted in text
+        for snippet in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            compile(snippet, "card", "exec")
+
+
+def test_a_path_of_the_users_own_data_stays_off_the_card(run_summary: RunSummary) -> None:
+    sources = run_summary.provenance["align"]["facts"]["data"]["sources"]
+    sources["/home/me/secret/tickets.jsonl"] = {"documents": 5}
+    sources["org/corpus"] = {"documents": 6, "licence": "odc-by"}
+    text = render(run_summary).text
+    assert "/home/me" not in text
+    assert "| align | tickets.jsonl | 5 documents | see its source |" in text
+    assert "| align | org/corpus | 6 documents | odc-by |" in text
+
+
+def test_the_report_shows_the_card_as_a_page(run_summary: RunSummary) -> None:
+    card = render(run_summary)
+    page = card_preview(f"{card}\n<script>alert(1)</script>\n![x](https://some.where/x.png)\n")
+    assert "<h1>Target-FastDraft-10M</h1>" in page
+    assert page.count("<table>") == 4
+    assert '<pre><code class="language-python">' in page
+    assert "library_name" not in page  # metadata
+    assert "untried" not in page  # comments
+    assert "<script" not in page
+    assert "<img" not in page

@@ -19,9 +19,10 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.decoding.settings import read_draft_tokens
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
 from fastdraft_hf.hub.card import best_of_paths
+from fastdraft_hf.hub.run_folder import default_name
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run
-from fastdraft_hf.pipeline.stages import bench, card, design, export
+from fastdraft_hf.pipeline.stages import bench, design, export
 from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import Target
 
@@ -284,4 +285,4 @@ def test_bench_writes_the_best_setting_where_it_was_asked_to(
 def test_a_draft_is_named_after_its_target(
     target: str, evaluation: dict[str, int] | None, name: str
 ) -> None:
-    assert card._default_name(target, evaluation) == name
+    assert default_name(target, evaluation) == name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ _RECORDS = {"config.yaml", "provenance.json", "sessions.json", "log.json", "fact
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write a complete draft that works with nothing of ours imported."""
+    from fastdraft_hf._atomic import sha256_file
     from fastdraft_hf.decoding.settings import store_draft_settings
     from fastdraft_hf.evaluation.summary import read_summary
-    from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card
+    from fastdraft_hf.hub.card import OpenVINOCopy, best_num_assistant_tokens, render_card
     from fastdraft_hf.hub.custom_generate import write_custom_generate
+    from fastdraft_hf.hub.run_folder import RunFolder, default_name
 
     source = run.latest_model()
     for file in source.iterdir():
@@ -29,24 +30,33 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     # transformers reads these from the draft and nowhere else.
     store_draft_settings(folder, gamma)
     write_custom_generate(folder)
-    target = run.target
-    name = run.recipe.card.model_name or _default_name(target.name, summary.evaluation)
+    target, settings = run.target, run.recipe.card
+    name = settings.model_name or default_name(target.name, summary.evaluation)
+    facts: dict[str, Any] = {
+        "model_name": name,
+        "num_assistant_tokens": gamma,
+        "weights_from": source.name,
+        "licence": settings.licence or target.licence,
+        "base_model": settings.base_model,
+        "language": settings.language,
+    }
     if summary.evaluation is not None:
+        location = str(run.stage_folder("card"))
+        exported = RunFolder(None, run.folder).openvino_folders()
         card = render_card(
             summary,
             model_name=name,
             target_name=target.name,
             target_revision=target.revision,
-            licence=run.recipe.card.licence or target.licence,
-            draft_location=str(run.stage_folder("card")),
+            licence=facts["licence"],
+            base_model=settings.base_model,
+            language=settings.language,
+            draft_location=location,
             num_assistant_tokens=gamma,
+            openvino=OpenVINOCopy(exported[0].name, str(exported[0])) if exported else None,
         )
         card.save(folder / "README.md")
-    return {"model_name": name, "num_assistant_tokens": gamma, "weights_from": source.name}
-
-
-def _default_name(target: str, evaluation: dict[str, Any] | None) -> str:
-    base = re.sub(r"[^A-Za-z0-9._-]", "-", target.split("/")[-1])
-    if evaluation is None:
-        return f"{base}-FastDraft"
-    return f"{base}-FastDraft-{evaluation['draft_parameters'] / 1e6:.0f}M"
+        # `fastdraft push` puts the repository's id where the card names this machine's folder, and
+        # must know whether somebody has written on it since.
+        facts |= {"draft_location": location, "card_sha256": sha256_file(folder / "README.md")}
+    return facts

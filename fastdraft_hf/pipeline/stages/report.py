@@ -30,6 +30,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
     draft = run.stage_folder("card")
+    card = draft / "README.md"
     further = budget_sentence(summary)
     target = str(run.target.path)
     write_report(
@@ -42,6 +43,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         samples=_samples(run),
         resolved_recipe=yaml.safe_dump(run.recipe.resolved(), sort_keys=False),
         further=further,
+        card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
     out = sys.stderr
     print("", file=out)
