@@ -121,9 +121,7 @@ def _export(kind: str, model: str, args: argparse.Namespace) -> None:
     outputs = [output]
     if args.target_weight_format is not None:
         target_name = args.target.rstrip("/").split("/")[-1].replace(":", "-")
-        outputs.append(
-            output.with_name(f"{target_name}-openvino-{args.target_weight_format}")
-        )
+        outputs.append(output.with_name(f"{target_name}-openvino-{args.target_weight_format}"))
     for path in outputs:  # before an hour of work
         if path.exists():
             raise FastDraftError(f"{path} exists; move it away or give another --output")

@@ -30,6 +30,4 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.acceptance_texts <= 8:
-            raise FastDraftError(
-                f"acceptance_texts: from 0 to 8, got {self.acceptance_texts}"
-            )
+            raise FastDraftError(f"acceptance_texts: from 0 to 8, got {self.acceptance_texts}")

@@ -54,15 +54,20 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
             raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
 
 
-def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
-    """Return the IR of a model that does not change (a target), exporting it once per machine."""
+def cache_folder(model: Path, weight_format: WeightFormat) -> Path:
+    """Return where a model's IR is cached; it exists once it has been made."""
     facts = [str(model.resolve())]
     for file in sorted(model.iterdir()):
         if file.suffix in (".safetensors", ".json"):
             status = file.stat()
             facts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
+    return cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
+
+
+def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
+    """Return the IR of a model that does not change (a target), exporting it once per machine."""
+    folder = cache_folder(model, weight_format)
     if not folder.exists():
         try:
             export_openvino(model, folder, weight_format)

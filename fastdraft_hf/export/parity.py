@@ -170,9 +170,7 @@ def compare_openvino(model: Path, exported: Path) -> Parity:
     theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
 
     def logits(text: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(
-            theirs(input_ids=text, attention_mask=torch.ones_like(text)).logits
-        )
+        return torch.as_tensor(theirs(input_ids=text, attention_mask=torch.ones_like(text)).logits)
 
     def write(prompt: list[int], count: int) -> list[int]:
         return _greedy(theirs, prompt, count)
