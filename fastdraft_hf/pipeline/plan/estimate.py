@@ -42,11 +42,11 @@ FIXED = {
 }
 # Of one OpenVINO export by optimum-intel in a process of its own; of comparing it with PyTorch; of
 # one process of bench that measures memory, without its answer.
-EXPORT_SECONDS, CHECK_SECONDS, MEMORY_PROCESS_SECONDS = 14.0, 5.0, 6.0
+EXPORT_SECONDS, CHECK_SECONDS, MEMORY_PROCESS_SECONDS = 14.0, 5.0, 4.5
 # Bytes/s at which weights are read from disk and converted, and parameters/s that are exported.
 LOAD_BANDWIDTH, EXPORT_RATE = 6e8, 3e7
 # Resident bytes of Python with PyTorch and transformers.
-BASE_MEMORY = 0.7e9
+BASE_MEMORY = 0.6e9
 # Timed steps of a stage with a limit in minutes.
 TIMED_STEPS = 12
 # Share of a training token's FLOPs that one of evaluation costs.
@@ -281,7 +281,7 @@ class Estimator:
             notes.append(f"with {export:,.0f} s to export the target to OpenVINO, once a machine")
         longest = max((w.max_new_tokens + 200 for w in config.sets.values()), default=0)
         if self.cpu:
-            memory = self._memory(self.target.parameters + 1e9)  # int8, and GenAI's cache
+            memory = self._memory(self.target.parameters + 1.7e9)  # int8, GenAI's cache and buffers
         else:
             cache = config.batch_size * longest * self.target.cache_bytes()
             memory = self._memory(self._weights(self.target) + cache)
@@ -408,7 +408,7 @@ class Estimator:
         efficiency = block_efficiency(self.chance, gamma) if answers.assisted else 1.0
         rounds = new_tokens / efficiency
         return self.machine.prompt_seconds(
-            self.target, EVALUATION_PROMPT
+            self.target, EVALUATION_PROMPT, answers.setting
         ) + rounds * self.machine.round_seconds(self.target, self.draft, answers.setting)
 
     def _evaluate(self) -> StagePlan:
