@@ -152,6 +152,7 @@ def _acceptance(kind: str, weight_format: str, draft: Path, output: Path, target
 
     from transformers import AutoTokenizer
 
+    from fastdraft_hf.export.parity import read_gguf
     from fastdraft_hf.pipeline import exporting
     from fastdraft_hf.pipeline.recipe import resolve_device
     from fastdraft_hf.pipeline.target_engine import stop_ids
@@ -159,7 +160,7 @@ def _acceptance(kind: str, weight_format: str, draft: Path, output: Path, target
     if kind == "openvino":
         name, load = "OpenVINO", functools.partial(exporting.load_openvino, output)
     else:
-        name, load = "GGUF", functools.partial(exporting.load_gguf, draft, output)
+        name, load = "GGUF", functools.partial(read_gguf, draft, output)
     reading = exporting.read_acceptance(
         target,
         {

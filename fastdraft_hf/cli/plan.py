@@ -82,7 +82,9 @@ def render(plan: Plan, device_memory: float | None) -> str:
         f"{plan.target_parameters / plan.draft_parameters:.1f})",
         "",
     ]
-    rows = [("stage", "devices", "tokens", "FLOPs", "time", "memory", "disk", "")]
+    rows: list[tuple[str, ...]] = [
+        ("stage", "devices", "tokens", "FLOPs", "time", "memory", "disk", "")
+    ]
     rows += [_row(stage, device_memory) for stage in plan.stages]
     total = plan.to_json()["total"]
     rows.append(
@@ -103,8 +105,8 @@ def render(plan: Plan, device_memory: float | None) -> str:
     for gain in plan.gains:
         speeds = ", ".join(f"{path} {ratio:.2f}x" for path, ratio in gain.speed.items())
         lines.append(
-            f"  γ = {gain.num_assistant_tokens}: block efficiency {gain.block_efficiency:.2f}, MBSU "
-            f"{gain.mbsu:.2f}" + (f"; predicted speed {speeds}" if speeds else "")
+            f"  γ = {gain.num_assistant_tokens}: block efficiency {gain.block_efficiency:.2f}, "
+            f"MBSU {gain.mbsu:.2f}" + (f"; predicted speed {speeds}" if speeds else "")
         )
     lines += ["", "Memory is of one device, disk what stays. Assumed:"]
     lines += [f"- {assumption}" for assumption in plan.assumptions]
@@ -115,9 +117,12 @@ def _row(stage: StagePlan, device_memory: float | None) -> tuple[str, ...]:
     notes = list(stage.notes)
     if stage.finished:
         notes.insert(0, "finished; this is what it took")
-    elif device_memory is not None and stage.memory_bytes > device_memory:
-        if not any("the machine's" in note for note in notes):
-            notes.insert(0, "MORE MEMORY THAN A DEVICE HAS")
+    elif (
+        device_memory is not None
+        and stage.memory_bytes > device_memory
+        and not any("the machine's" in note for note in notes)
+    ):
+        notes.insert(0, "MORE MEMORY THAN A DEVICE HAS")
     if stage.scratch_bytes > 1e9:
         notes.append(f"{size(stage.scratch_bytes)} of disk while it runs")
     return (

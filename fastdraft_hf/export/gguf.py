@@ -9,7 +9,6 @@ script's name: a file that loads and is wrong is worse than none.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal

@@ -179,26 +179,34 @@ def compare_openvino(model: Path, exported: Path) -> Parity:
 
 
 def compare_gguf(model: Path, file: Path) -> Parity:
-    """Compare a Hugging Face folder with its GGUF file, read back by transformers.
-
-    transformers reads weights and names; the config is the folder's own, because its reader leaves
-    some of it out (head size, rope scaling).
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    """Compare a Hugging Face folder with its GGUF file, read back by transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     ours = _load(AutoModelForCausalLM, model)
-    theirs = _load(
-        AutoModelForCausalLM,
-        file.parent,
-        gguf_file=file.name,
-        config=AutoConfig.from_pretrained(model),
-    )
+    theirs = read_gguf(model, file)
 
     def write(prompt: list[int], count: int) -> list[int]:
         return _greedy(theirs, prompt, count)
 
     return compare(ours, lambda text: theirs(input_ids=text).logits, write, prompt_ids(tokenizer))
+
+
+def read_gguf(model: Path, file: Path) -> Any:
+    """Return the model of a GGUF file, its weights dequantised to float32.
+
+    transformers reads weights and names; the config is that of the folder it was made from, because
+    the reader leaves some of it out (head size, rope scaling). In GGUF a Mistral is a Llama.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    if config.model_type == "mistral":
+        shared = {**config.to_dict()}
+        for name in ("model_type", "architectures", "sliding_window"):
+            shared.pop(name, None)
+        config = LlamaConfig(**shared)
+    return _load(AutoModelForCausalLM, file.parent, gguf_file=file.name, config=config)
 
 
 def _load(auto: Any, folder: Path, **options: Any) -> Any:

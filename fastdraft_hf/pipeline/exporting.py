@@ -173,21 +173,6 @@ def load_openvino(folder: Path) -> Any:
     return OVModelForCausalLM.from_pretrained(folder)
 
 
-def load_gguf(model: Path, file: Path) -> Any:
-    """Return a draft's GGUF file, its weights dequantised."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        config=AutoConfig.from_pretrained(model),
-        dtype=torch.float32,
-        trust_remote_code=False,
-    )
-    return loaded.eval()
-
-
 def read_acceptance(
     target: Path,
     drafts: Mapping[str, Callable[[], Any]],

@@ -216,8 +216,8 @@ def writing_rates(recipe: Recipe, target: Path, shape: Shape) -> tuple[dict[str,
     found["write_rate"] = batch * (_WRITE_TOKENS - 1) / max(whole - reading, 1e-6)
     found["prompt_rate"] = batch * _WRITE_PROMPT / reading
     return found, [
-        f"writing through OpenVINO: {found['write_rate']:,.0f} tokens/s, {batch} texts at once, and "
-        f"{found['prompt_rate']:,.0f} prompt tokens/s"
+        f"writing through OpenVINO: {found['write_rate']:,.0f} tokens/s, {batch} texts at once, "
+        f"and {found['prompt_rate']:,.0f} prompt tokens/s"
     ]
 
 

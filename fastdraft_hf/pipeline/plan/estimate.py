@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.data.target_logits import stored_bytes
+from fastdraft_hf.evaluation import evaluate
 from fastdraft_hf.evaluation.bench import BASELINES, RUNTIMES, Setting
 from fastdraft_hf.evaluation.metrics import mbsu
 from fastdraft_hf.pipeline.plan.amounts import (
@@ -417,8 +418,9 @@ class Estimator:
         count = sum(a.count for a in answers)
         tokens = float(count * config.max_new_tokens)
         seconds = sum(a.count * self._answer_seconds(a, config.max_new_tokens) for a in answers)
-        sampled = sum(a.count for a in answers if a.assisted) * len(config.sampled)
-        sampled /= max(1, len(config.sampled) + 1)
+        kinds = evaluate.settings_of(config)
+        share = sum(kind.run == evaluate.SAMPLED for kind in kinds) / len(kinds)
+        sampled = share * sum(a.count for a in answers if a.assisted)
         length = EVALUATION_PROMPT + config.max_new_tokens
         read = sampled * length
         seconds += read / self.machine.read_rate(self.target, length / 2)
@@ -453,7 +455,7 @@ class Estimator:
         found = []
         for gamma in gammas:
             efficiency = block_efficiency(self.chance, gamma)
-            speed = {}
+            speed: dict[str, float] = {}
             for path in paths:
                 if path.endswith("prompt-lookup"):  # no draft
                     continue

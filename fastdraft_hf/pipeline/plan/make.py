@@ -79,7 +79,8 @@ def make_plan(
         device = hardware.device
         assumptions += [
             f"{device.name}: {device.flops / 1e12:,.0f} TFLOP/s bfloat16, "
-            f"{device.memory / 1e9:,.0f} GB at {device.bandwidth / 1e12:.2f} TB/s ({device.source})",
+            f"{device.memory / 1e9:,.0f} GB at {device.bandwidth / 1e12:.2f} TB/s "
+            f"({device.source})",
             f"shares of the peaks: training {shares.train:g}, reading {shares.prefill:g}, memory "
             f"bandwidth {shares.bandwidth:g}; {shares.layer_overhead * 1e3:g} ms a layer and step "
             "of eager decoding",

@@ -13,6 +13,7 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.export.openvino import export_openvino
+from fastdraft_hf.export.parity import read_gguf
 from fastdraft_hf.pipeline import exporting
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
@@ -24,10 +25,12 @@ logger = logging.getLogger(__name__)
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``openvino-<format>`` folders and ``draft-<type>.gguf`` files."""
     config = run.recipe.export
-    formats, facts = list(config.openvino), {}
+    formats = list(config.openvino)
+    facts: dict[str, Any] = {}
     if formats and not openvino_available():
         logger.warning("export: OpenVINO is not installed, so no OpenVINO folder is made")
-        formats, facts["left_out"] = [], "the openvino extra is not installed"
+        formats = []
+        facts["left_out"] = "the openvino extra is not installed"
     facts["openvino"] = formats
     if not formats and not config.gguf:
         return facts
@@ -53,7 +56,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         if config.check:
             _check(folder, output.name, name, exporting.check_gguf, model, weight_type)
         sizes[f"gguf {weight_type}"] = output.stat().st_size
-        loaders[name] = functools.partial(exporting.load_gguf, model, output)
+        loaders[name] = functools.partial(read_gguf, model, output)
     facts["weight_bytes"] = sizes
     if config.gguf:
         facts["gguf"] = list(config.gguf)
