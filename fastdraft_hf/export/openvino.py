@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -41,7 +42,10 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
     with atomic_folder(output) as temporary:
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(model), "--task", "text-generation-with-past"]
-        command += ["--weight-format", weight_format, str(temporary)]
+        command += ["--weight-format", weight_format]
+        if weight_format == "int4" and (size := _group_size(model)) is not None:
+            command += ["--group-size", str(size)]
+        command.append(str(temporary))
         result = subprocess.run(
             command,
             capture_output=True,
@@ -52,6 +56,25 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
         if result.returncode != 0 or not (temporary / "openvino_model.xml").exists():
             tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
             raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
+
+
+def _group_size(model: Path) -> int | None:
+    """Return the weights that share a scale in int4, where NNCF's 128 does not go into the widths.
+
+    A draft's widths are seldom multiples of 128, and NNCF then refuses the model. (Its fallback to
+    smaller groups is not passed on by optimum-intel 2.1.) ``None`` leaves the choice to them.
+    """
+    path = model / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if not heads or not width:
+        return None
+    widths = [width, heads * (config.get("head_dim") or width // heads)]
+    widths.append(config.get("intermediate_size") or width)
+    fitting = [size for size in (128, 64, 32) if not any(w % size for w in widths)]
+    if fitting[:1] == [128]:
+        return None
+    return fitting[0] if fitting else -1  # -1: one scale a column
 
 
 def cache_folder(model: Path, weight_format: WeightFormat) -> Path:
