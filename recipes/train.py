@@ -10,7 +10,9 @@ checkpoint. Input that cannot be used: one line, exit status 2, and nothing was 
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import itertools
 import os
 import shutil
 import sys
@@ -27,10 +29,14 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.blocks import open_shards
+from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.stored_distribution import column_names
 from fastdraft_hf.training.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
 from fastdraft_hf.training.checks import mean_length
 from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+# Documents of each data set whose mean length decides how often it is drawn from.
+MEASURED_DOCUMENTS = 200
 
 
 @dataclass
@@ -55,6 +61,18 @@ class ScriptArguments:
     )
     shuffle_buffer: int = field(
         default=0, metadata={"help": "Rows to shuffle a stream in; 0 leaves it in its order."}
+    )
+    mix_dataset: str | None = field(
+        default=None, metadata={"help": "A second data set of text, read in turn with the first."}
+    )
+    mix_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    mix_text_field: str = field(default="text", metadata={"help": "Its column of text."})
+    mix_share: float = field(
+        default=0.5, metadata={"help": "Its share of the text, by characters; above 0, below 1."}
+    )
+    held_out_tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Task sets whose text is left out: humaneval, ifbench, cnn_dailymail, …"},
     )
     eval_split: str | None = field(
         default=None, metadata={"help": "Split of the same data to evaluate on."}
@@ -111,9 +129,62 @@ def with_labels(dataset: Any) -> Any:
     return dataset.map(joined, remove_columns=names).filter(lambda row: len(row["input_ids"]) > 1)
 
 
-def train_and_eval(script: ScriptArguments, seed: int) -> tuple[Any, Any]:
+def mixed(script: ScriptArguments, rows: Any, column: str, seed: int) -> Any:
+    """Return the rows' text with that of the second data set, by the share of its characters.
+
+    Documents are drawn, and one of code is longer than one of prose: the chances are divided by
+    the mean length of the first documents of each.
+    """
+    if not 0 < script.mix_share < 1:
+        raise ValueError(f"mix_share: above 0 and below 1, not {script.mix_share:g}")
+    second = dataclasses.replace(
+        script, dataset=script.mix_dataset, dataset_config=script.mix_dataset_config
+    )
+    other = open_dataset(second, script.dataset_split)
+    parts, chances = [], []
+    for part, name, share in (
+        (rows, column, 1 - script.mix_share),
+        (other, script.mix_text_field, script.mix_share),
+    ):
+        if name not in (names := column_names(part)):
+            raise ValueError(f"the text's column '{name}' is missing; there is: {', '.join(names)}")
+        part = part.select_columns([name])
+        parts.append(part if name == "text" else part.rename_column(name, "text"))
+        lengths = [len(row["text"]) for row in itertools.islice(parts[-1], MEASURED_DOCUMENTS)]
+        chances.append(share * len(lengths) / max(1, sum(lengths)))
+    return datasets.interleave_datasets(
+        parts,
+        probabilities=[chance / sum(chances) for chance in chances],
+        seed=seed,
+        stopping_strategy="all_exhausted",
+    )
+
+
+def without_held_out(rows: Any, tasks: list[str], column: str, tokenizer: Any) -> Any:
+    """Return the rows that share no 13 words in a row with a held-out prompt."""
+    if not tasks:
+        return rows
+    names = column_names(rows)
+    overlaps = Decontaminator.of_task_sets(tasks).overlaps
+    if "completion_ids" in names:
+        return rows.filter(
+            lambda row: not overlaps(tokenizer.decode(row["prompt_ids"] + row["completion_ids"]))
+        )
+    if column not in names:
+        raise ValueError(
+            f"held_out_tasks: rows have neither completion_ids nor a column '{column}' to look at"
+        )
+    return rows.filter(lambda row: not overlaps(row[column]))
+
+
+def train_and_eval(
+    script: ScriptArguments, seed: int, column: str = "text", tokenizer: Any = None
+) -> tuple[Any, Any]:
     """Return the rows to train on and those held out, if any."""
-    rows = with_labels(open_dataset(script, script.dataset_split))
+    rows = open_dataset(script, script.dataset_split)
+    if script.mix_dataset is not None:
+        rows, column = mixed(script, rows, column, seed), "text"
+    rows = with_labels(without_held_out(rows, script.held_out_tasks, column, tokenizer))
     if script.eval_split and script.eval_size:
         raise ValueError("eval_split and eval_size: give one of them")
     held_out = with_labels(open_dataset(script, script.eval_split)) if script.eval_split else None
@@ -147,7 +218,9 @@ def build(words: list[str]) -> tuple[ScriptArguments, DraftDistillationTrainer]:
         **(args.model_init_kwargs or {}),
     }
     tokenizer = AutoTokenizer.from_pretrained(draft, revision=model.model_revision)
-    rows, held_out = train_and_eval(script, args.seed)
+    rows, held_out = train_and_eval(script, args.seed, args.dataset_text_field, tokenizer)
+    if script.mix_dataset is not None:
+        args.dataset_text_field = "text"
     return script, DraftDistillationTrainer(
         model=draft,
         args=args,

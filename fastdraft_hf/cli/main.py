@@ -21,7 +21,7 @@ COMMANDS = {
     "pretrain": ("stage", "train the draft on text (PT)"),
     "continue": ("stage", "train it further, usually with code (CP)"),
     "align": ("stage", "train it on the target's own answers (FT)"),
-    "export": ("stage", "write the draft as OpenVINO"),
+    "export": ("export", "write a draft or a target for OpenVINO or llama.cpp"),
     "evaluate": ("stage", "measure acceptance on held-out prompts"),
     "bench": ("stage", "measure wall clock with and without the draft"),
     "card": ("card", "assemble the draft's folder with its model card"),
@@ -31,6 +31,7 @@ COMMANDS = {
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "push": ("push", "send a draft to the Hub, in one commit"),
     "pull": ("pull", "fetch a draft from the Hub"),
+    "plan": ("plan", "what a recipe costs on some hardware, and what the draft should bring"),
     "schema": ("schema", "print the JSON schema of a recipe"),
 }
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(command if command in COMMANDS else None)
     args, rest = parser.parse_known_args(words)
     # argparse gives key=value words that follow an option back as unknown.
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    free = getattr(args, "free_words", False)  # the command judges words without = itself
+    unknown = [word for word in rest if word.startswith("-") or not (free or "=" in word)]
     if unknown or (rest and not hasattr(args, "overrides")):
         parser.error(f"unknown argument {(unknown or rest)[0]}; see fastdraft {command} --help")
     if rest:

@@ -317,7 +317,8 @@ def _what(stage: str, facts: dict[str, Any]) -> str:
     if stage in TRAINING_STAGES:
         return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps"
     if stage == "export":
-        return "OpenVINO " + (", ".join(facts["openvino"]) or "left out")
+        said = "OpenVINO " + (", ".join(facts["openvino"]) or "left out")
+        return said + (f", GGUF {', '.join(facts['gguf'])}" if facts.get("gguf") else "")
     if stage == "evaluate":
         return f"{facts['greedy_prompts']} prompts"
     return ", ".join(facts) if stage == "bench" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -47,7 +48,10 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
     with atomic_folder(output) as temporary:
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(model), "--task", "text-generation-with-past"]
-        command += ["--weight-format", weight_format, str(temporary)]
+        command += ["--weight-format", weight_format]
+        if weight_format == "int4" and (size := _group_size(model)) is not None:
+            command += ["--group-size", str(size)]
+        command.append(str(temporary))
         result = subprocess.run(
             command,
             capture_output=True,
@@ -63,15 +67,39 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
             write_trimmed_head(temporary, head)
 
 
-def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
-    """Return the IR of a model that does not change (a target), exporting it once per machine."""
+def _group_size(model: Path) -> int | None:
+    """Return the weights that share a scale in int4, where NNCF's 128 does not go into the widths.
+
+    A draft's widths are seldom multiples of 128, and NNCF then refuses the model. (Its fallback to
+    smaller groups is not passed on by optimum-intel 2.1.) ``None`` leaves the choice to them.
+    """
+    path = model / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if not heads or not width:
+        return None
+    widths = [width, heads * (config.get("head_dim") or width // heads)]
+    widths.append(config.get("intermediate_size") or width)
+    fitting = [size for size in (128, 64, 32) if not any(w % size for w in widths)]
+    if fitting[:1] == [128]:
+        return None
+    return fitting[0] if fitting else -1  # -1: one scale a column
+
+
+def cache_folder(model: Path, weight_format: WeightFormat) -> Path:
+    """Return where a model's IR is cached; it exists once it has been made."""
     facts = [str(model.resolve())]
     for file in sorted(model.iterdir()):
         if file.suffix in (".safetensors", ".json"):
             status = file.stat()
             facts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
+    return cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
+
+
+def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
+    """Return the IR of a model that does not change (a target), exporting it once per machine."""
+    folder = cache_folder(model, weight_format)
     if not folder.exists():
         try:
             export_openvino(model, folder, weight_format)

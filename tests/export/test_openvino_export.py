@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +163,33 @@ class TestCache:
         monkeypatch.setattr(openvino, "export_openvino", full)
         with pytest.raises(OSError, match="No space left"):
             cached_openvino(model, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}, None),
+        ({"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 1536}, 64),
+        ({"hidden_size": 192, "num_attention_heads": 2, "head_dim": 16}, 32),
+        ({"hidden_size": 40, "num_attention_heads": 4, "intermediate_size": 64}, -1),
+        ({"d_model": 512}, None),
+    ],
+)
+def test_int4_shares_scales_over_as_many_weights_as_the_widths_allow(
+    config: dict[str, int], size: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert openvino._group_size(tmp_path) == size
+
+
+@pytest.mark.slow
+def test_a_narrow_draft_goes_to_int4(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+    """192 wide: NNCF refuses it with its own group size."""
+    pytest.importorskip("openvino_genai")
+    model = tmp_path / "model"
+    tiny_model(hidden_size=192, intermediate_size=192, head_dim=48).save_pretrained(model)
+    export_openvino(model, tmp_path / "ir", "int4")
+    assert (tmp_path / "ir" / "openvino_model.bin").stat().st_size > 0
 
 
 def test_int8_is_exported_by_default() -> None:

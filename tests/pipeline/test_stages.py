@@ -124,7 +124,9 @@ def test_an_export_made_by_a_killed_run_is_kept(
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
     out = tmp_path / "out"
     out.mkdir()
-    run = make_run("export.openvino=[int8, fp16]")
+    run = make_run(
+        "export.openvino=[int8, fp16]", "export.check=false", "export.acceptance_texts=0"
+    )
     fake(tmp_path, out / "openvino-int8", "int8")
     made.clear()
     facts = export.run(run, out)

@@ -1,0 +1,305 @@
+"""A Hugging Face checkpoint as one GGUF file for llama.cpp, through its own `gguf` package.
+
+The package brings the writer, the table of tensor names and the quantisers; llama.cpp's conversion
+script is not part of it. What is left is a thin mapping for decoder families whose tensors go over
+one by one, and the fields of a byte-level BPE tokenizer. Everything else is refused, with the
+script's name: a file that loads and is wrong is worse than none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastdraft_hf._atomic import atomic_file
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
+
+SCRIPT = "use llama.cpp's own convert_hf_to_gguf.py"
+
+# `model_type` of transformers -> architecture of GGUF.
+_ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi3": "phi3",
+}
+
+# llama.cpp turns neighbouring pairs of a head in this architecture, transformers its two halves.
+_INTERLEAVED_ROPE = "llama"
+
+# llama.cpp allocates these architectures' attention as wide as the hidden states.
+_SQUARE_ATTENTION = ("qwen2", "phi3")
+
+# Pre-tokenizers llama.cpp knows by name. The patterns are those of the models' tokenizer.json.
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {
+    _LETTERS + r"\p{N}{1,3}" + _REST: "llama-bpe",
+    _LETTERS + r"\p{N}" + _REST: "qwen2",
+}
+
+# Token types of the GGUF specification.
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+
+def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> None:
+    """Write ``model`` as a GGUF file to ``output``, which appears when it is whole.
+
+    Args:
+        model: a folder with config, tokenizer and safetensors weights.
+        output: the file to make; it must not exist.
+        weight_type: how matrices are stored; vectors are always float32. Matrices whose rows are no
+            multiple of 32 long are stored in float16 where q8_0 is asked for.
+
+    Raises:
+        FastDraftError: the file exists, or the family or the tokenizer is none that is mapped here.
+    """
+    import gguf
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if output.exists():
+        raise FastDraftError(f"{output} exists; move it away or give another --output")
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FastDraftError(f"{model} cannot be read ({reason})") from error
+    architecture = check_supported(config)
+    pre = pre_tokenizer_name(tokenizer)
+    weights = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    with atomic_file(output) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        _add_settings(writer, config, architecture, model.resolve().name, weight_type)
+        _add_tokenizer(writer, tokenizer, pre, config.vocab_size, model)
+        tensors = dict(_tensors(weights, architecture))
+        with Progress("gguf", len(tensors), "tensors") as progress:
+            for name, tensor in tensors.items():
+                array, kind = _stored(tensor, weight_type)
+                writer.add_tensor(name, array, raw_dtype=kind)
+                progress.advance(1)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def check_supported(config: PretrainedConfig) -> str:
+    """Return the GGUF architecture of a config.
+
+    Raises:
+        FastDraftError: it has none here, or something in it that is not mapped.
+    """
+    family = config.model_type
+    if family not in _ARCHITECTURES:
+        raise FastDraftError(
+            f"gguf: family '{family}' is not mapped; {SCRIPT}. Mapped: {', '.join(_ARCHITECTURES)}"
+        )
+    if getattr(config, "head_token_ids", None) is not None:
+        raise FastDraftError("gguf: a head that scores some of the tokens has no form in GGUF")
+    kind = _rope(config)["rope_type"]
+    if kind not in ("default", "llama3"):
+        raise FastDraftError(f"gguf: rope scaling '{kind}' is not mapped; {SCRIPT}")
+    if family in _SQUARE_ATTENTION and _head_size(config) * config.num_attention_heads != (
+        config.hidden_size
+    ):
+        raise FastDraftError(
+            f"gguf: llama.cpp reads '{family}' only where heads x head size is the width, and here "
+            f"{config.num_attention_heads} x {_head_size(config)} is not {config.hidden_size}"
+        )
+    for name in ("mlp_bias", "attention_bias"):
+        if getattr(config, name, False):
+            raise FastDraftError(f"gguf: {name} is not mapped; {SCRIPT}")
+    return _ARCHITECTURES[family]
+
+
+def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return llama.cpp's name of a byte-level BPE's pre-tokenizer.
+
+    Raises:
+        FastDraftError: it is another kind of tokenizer, or splits text in a way not known here.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = {} if backend is None else json.loads(backend.to_str())
+    model, split = parts.get("model") or {}, parts.get("pre_tokenizer") or {}
+    steps = split.get("pretokenizers", [split])
+    kinds = [step.get("type") for step in steps]
+    if model.get("type") == "BPE" and kinds and kinds[-1] == "ByteLevel":
+        own_pattern = steps[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and own_pattern and not steps[0].get("add_prefix_space"):
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and own_pattern and steps[0].get("individual_digits"):
+            return "smollm"
+        if kinds == ["Split", "ByteLevel"] and not own_pattern:
+            name = _PATTERNS.get(steps[0].get("pattern", {}).get("Regex", ""))
+            if name is not None:
+                return name
+    raise FastDraftError(
+        f"gguf: the tokenizer is no byte-level BPE of a kind known here; {SCRIPT}. Known: gpt-2, "
+        "smollm, llama-bpe, qwen2"
+    )
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Return the rope settings, where transformers 5 keeps them."""
+    found = dict(getattr(config, "rope_parameters", None) or {})
+    found.setdefault("rope_type", "default")
+    found.setdefault("rope_theta", getattr(config, "rope_theta", 10000.0))
+    return found
+
+
+def _head_size(config: Any) -> int:
+    own = getattr(config, "head_dim", None)
+    return int(own or config.hidden_size // config.num_attention_heads)
+
+
+def _add_settings(
+    writer: Any, config: Any, architecture: str, name: str, weight_type: GGUFType
+) -> None:
+    import gguf
+
+    types = {
+        "f32": gguf.LlamaFileType.ALL_F32,
+        "f16": gguf.LlamaFileType.MOSTLY_F16,
+        "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    }
+    rope, head = _rope(config), _head_size(config)
+    rotated = int(head * rope.get("partial_rotary_factor", 1.0))
+    writer.add_name(name)
+    writer.add_file_type(types[weight_type])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(rotated)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    writer.add_vocab_size(config.vocab_size)
+    if architecture == "phi3":
+        original = getattr(config, "original_max_position_embeddings", None)
+        writer.add_rope_scaling_orig_ctx_len(original or config.max_position_embeddings)
+        writer.add_sliding_window(getattr(config, "sliding_window", None) or 0)
+
+
+def _add_tokenizer(
+    writer: Any, tokenizer: PreTrainedTokenizerBase, pre: str, vocab_size: int, folder: Path
+) -> None:
+    import gguf
+
+    added = tokenizer.added_tokens_decoder
+    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    tokens, types = [], []
+    for index in range(vocab_size):
+        token = by_id.get(index)
+        # The head may be padded beyond the tokenizer.
+        tokens.append(f"[PAD{index}]" if token is None else token)
+        if token is None:
+            types.append(_UNUSED)
+        elif index in added:
+            types.append(_CONTROL if added[index].special else _USER_DEFINED)
+        else:
+            types.append(_NORMAL)
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    adds_bos = (
+        tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        and tokenizer.bos_token_id is not None
+    )
+    writer.add_add_bos_token(bool(adds_bos))
+    for name, index in (
+        ("bos", tokenizer.bos_token_id),
+        ("eos", tokenizer.eos_token_id),
+        ("unk", tokenizer.unk_token_id),
+        ("pad", tokenizer.pad_token_id),
+    ):
+        if index is not None:
+            getattr(writer, f"add_{name}_token_id")(index)
+    ends = _end_of_turn(folder, tokenizer.eos_token_id)
+    if ends is not None:
+        writer.add_eot_token_id(ends)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+    assert gguf.TokenType.UNUSED == _UNUSED  # the numbers above are the package's
+
+
+def _end_of_turn(folder: Path, eos: int | None) -> int | None:
+    """Return a second end token of the generation config, if there is one."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    others = [end for end in ends if end != eos] if isinstance(ends, list) else []
+    return int(others[0]) if others else None
+
+
+def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor under its name in GGUF; a tied head is not repeated."""
+    import gguf
+    import torch
+
+    config = model.config
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise FastDraftError(f"gguf: '{name}' has no name in architecture {architecture}")
+        if architecture == _INTERLEAVED_ROPE and name.split(".")[-2] in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads
+            heads = heads if "q_proj" in name else config.num_key_value_heads
+            tensor = interleaved(tensor, heads)
+        yield found, tensor
+    rope = _rope(config)
+    if rope["rope_type"] == "llama3":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        size = _head_size(config)
+        plain = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+        yield "rope_freqs.weight", plain / scaled
+
+
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return rows [heads·d, …] reordered within each head: i and i + d/2 side by side."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _stored(tensor: torch.Tensor, weight_type: GGUFType) -> tuple[np.ndarray, Any]:
+    import gguf
+
+    array = tensor.float().contiguous().numpy()
+    kinds = gguf.GGMLQuantizationType
+    kind = {"f32": kinds.F32, "f16": kinds.F16, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[weight_type]
+    if array.ndim < 2:
+        kind = kinds.F32
+    elif kind == kinds.Q8_0 and array.shape[-1] % 32:
+        kind = kinds.F16
+    return gguf.quantize(array, kind), kind

@@ -1,0 +1,275 @@
+"""Recipes for machines nobody has here: what can be checked without weights and network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from fastdraft_hf.data import heldout
+from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
+from fastdraft_hf.drafts.design import count_parameters, design_draft
+from fastdraft_hf.pipeline.plan.hardware import DEVICES, parse_hardware
+from fastdraft_hf.pipeline.plan.make import find_config, make_plan
+from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+FIXTURES = ROOT / "tests" / "fixtures"
+COLUMNS = json.loads((FIXTURES / "columns.json").read_text(encoding="utf-8"))
+
+# Hub id -> its config here and its published number of parameters.
+TARGETS = {
+    "microsoft/Phi-3-mini-4k-instruct": ("phi-3-mini-4k-instruct", 3_821_079_552),
+    "microsoft/Phi-4-mini-instruct": ("phi-4-mini-instruct", 3_836_021_760),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama-3.1-8b-instruct", 8_030_261_248),
+    "Qwen/Qwen3-8B": ("qwen3-8b", 8_190_735_360),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": ("smollm2-1.7b-instruct", 1_711_376_384),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("smollm2-135m-instruct", 134_515_008),
+    "embedded:smollm2-135m-instruct": ("smollm2-135m-instruct", 134_515_008),
+}
+FILES = sorted(
+    path
+    for path in RECIPES.glob("*/*.yaml")
+    if path.parent.name not in ("accelerate", "train", "presets")
+)
+PAPER = ("phi-3-mini/50m.yaml", "phi-3-mini/120m.yaml", "llama-3.1-8b/150m.yaml")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+def config_of(recipe: Recipe) -> Path:
+    return FIXTURES / "targets" / f"{TARGETS[recipe.target][0]}.json"
+
+
+@pytest.fixture(params=FILES, ids=name_of)
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def recipe(path: Path, request: pytest.FixtureRequest) -> Recipe:
+    """The recipe as it is on both kinds of machines; reading it checks its schema."""
+    return read_recipe(path, [f"device={request.param}"])
+
+
+def test_there_is_a_recipe_for_every_target_that_was_promised() -> None:
+    made = {read_recipe(path, ["device=cpu"]).target for path in FILES}
+    assert made == set(TARGETS)
+    assert {name_of(path) for path in FILES} >= set(PAPER)
+
+
+def test_a_draft_fits_its_budget_and_the_target_is_what_is_published(recipe: Recipe) -> None:
+    config, _ = find_config(recipe, config_of(recipe))
+    assert count_parameters(config) == TARGETS[recipe.target][1]
+    draft = design_draft(config, recipe.design)
+    size = count_parameters(draft)
+    # Most of the budget is used: the next wider draft would not fit.
+    assert 0.75 * recipe.design.params < size <= recipe.design.params
+    assert draft.vocab_size == config.vocab_size
+    assert draft.num_hidden_layers == recipe.design.num_hidden_layers
+
+
+def test_columns_of_the_hub_are_there(recipe: Recipe) -> None:
+    sources: list[Source] = [s for t in recipe.training_stages().values() for s in t.sources]
+    for source in sources:
+        if source.kind == "hub":
+            facts = COLUMNS[source.name]
+            assert source.column in facts["columns"]
+            assert (source.subset or "default") in facts["subsets"]
+    for wanted in (recipe.generate.sets if recipe.generate else {}).values():
+        name = getattr(wanted, "dataset", None)  # prompts of a data set
+        if name:
+            used = {wanted.column, *getattr(wanted, "context_columns", [])}
+            assert used <= set(COLUMNS[name]["columns"])
+    for name, settings in settings_of(recipe.evaluate.tasks):
+        task = settings or HUB_SETS.get(name)
+        if task is not None and task.dataset:
+            facts = COLUMNS[task.dataset]
+            assert {task.column, task.key_column} - {None} <= set(facts["columns"])
+            assert (task.name or "default") in facts["subsets"]
+
+
+def test_what_is_measured_on_is_no_training_data(recipe: Recipe) -> None:
+    held_out = {task.dataset for task in HUB_SETS.values()}
+    for stage in recipe.training_stages().values():
+        assert not held_out & {source.name for source in stage.sources}
+    for wanted in (recipe.generate.sets if recipe.generate else {}).values():
+        assert getattr(wanted, "dataset", None) not in held_out
+
+
+def test_budgets_are_whole_steps_and_fit_the_data(recipe: Recipe) -> None:
+    for name, stage in recipe.training_stages().items():
+        assert stage.max_train_tokens >= 50 * stage.step_tokens, name
+        total = sum(source.weight for source in stage.sources)
+        for source in stage.sources:
+            known = COLUMNS.get(source.name, {}).get("tokens", {}).get(source.subset)
+            if known:
+                assert stage.max_train_tokens * source.weight / total <= known
+
+
+def test_it_fits_into_one_80_gb_device(path: Path) -> None:
+    recipe = read_recipe(path, ["device=cuda"])
+    plan = make_plan(recipe, parse_hardware("1xH100"), target_config=config_of(recipe))
+    for stage in plan.stages:
+        assert stage.memory_bytes < DEVICES["H100"].memory, stage.stage
+    assert 0 < plan.seconds < 14 * 24 * 3600
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipes_are_the_papers(name: str) -> None:
+    recipe = read_recipe(RECIPES / name, ["device=cuda"])
+    pretrain, continued, align = recipe.training_stages().values()
+    assert pretrain.max_train_tokens == 5e9
+    weights = [source.weight for source in continued.sources]
+    shares = [continued.max_train_tokens * weight / sum(weights) for weight in weights]
+    assert shares == [5e9, 2.5e9]
+    assert (pretrain.objective, continued.objective, align.objective) == ("ce", "ce", "ce")
+    assert recipe.design.first_weights == "scratch"
+    assert recipe.generate is not None
+    for wanted in recipe.generate.sets.values():
+        assert wanted.temperatures == [0.0, 0.6, 0.8, 1.0]
+    assert "magpie" in {wanted.kind for wanted in recipe.generate.sets.values()}
+    assert recipe.evaluate.gammas == [3]
+    assert recipe.evaluate.temperatures == [0.6]
+    assert set(recipe.evaluate.tasks) == {"cnn_dailymail", "tinystories", "dolly", "humaneval"}
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    specification = importlib.util.spec_from_file_location("train", RECIPES / "train.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["train"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def parse(script: Any, words: list[str]) -> Any:
+    kinds = (script.ScriptArguments, script.DraftDistillationConfig, script.ModelConfig)
+    return script.Parser(kinds).parse_args_and_config([*words, "--use_cpu"])
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in RECIPES.glob("*/README.md")))
+def test_every_command_of_a_readme_parses(folder: Path, script: Any) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    launched = re.findall(r"^\$LAUNCH (.*)$", text, re.MULTILINE)
+    assert len(launched) == 3  # PT, CP, FT
+    for line in launched:
+        words = [word.strip('"') for word in line.replace("$RUN", "runs/x").split()]
+        words[1] = str(ROOT / words[1])
+        found, args, model = parse(script, words)
+        assert found.dataset
+        assert args.token_budget
+        assert model.model_name_or_path.startswith("runs/x")
+        assert set(heldout.TASK_NAMES) <= set(found.held_out_tasks)
+    for name in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", text):
+        assert (ROOT / name).is_file(), name
+    overrides = re.search(r"design\.draft=.*?\n\s*(.*=null)", text.replace("  ", " "))
+    assert overrides or "generate=null" in text
+
+
+def test_streams_of_the_hub_name_columns_that_are_there() -> None:
+    for file in ("pretrain.yaml", "continue.yaml"):
+        settings = yaml.safe_load((RECIPES / "train" / file).read_text(encoding="utf-8"))
+        for prefix, column in (
+            ("", settings.get("dataset_text_field", "text")),
+            ("mix_", settings.get("mix_text_field")),
+        ):
+            name = settings.get(f"{prefix}dataset")
+            if name:
+                facts = COLUMNS[name]
+                assert column in facts["columns"]
+                assert settings.get(f"{prefix}dataset_config", "default") in facts["subsets"]
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=name_of)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(path))
+    assert found.num_processes >= 1
+
+
+def test_the_launchers_configurations_are_those_that_were_promised() -> None:
+    made = {path.stem for path in (RECIPES / "accelerate").glob("*.yaml")}
+    assert made >= {"one_gpu", "multi_gpu", "fsdp2", "multi_node", "gaudi"}
+
+
+class TestMixing:
+    """`recipes/train.py` reads two data sets by the share of their text."""
+
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> tuple[Path, Path]:
+        code, prose = tmp_path / "code.jsonl", tmp_path / "prose.jsonl"
+        code.write_text("".join(json.dumps({"content": "c" * 300}) + "\n" for _ in range(400)))
+        prose.write_text("".join(json.dumps({"text": "p" * 60}) + "\n" for _ in range(1200)))
+        return code, prose
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_shares_are_of_text_and_not_of_documents(
+        self, script: Any, files: tuple[Path, Path], streaming: bool
+    ) -> None:
+        code, prose = files
+        arguments = script.ScriptArguments(
+            str(code), mix_dataset=str(prose), mix_share=1 / 3, streaming=streaming
+        )
+        rows, _ = script.train_and_eval(arguments, 0, "content")
+        texts = [row["text"] for _, row in zip(range(700), rows, strict=False)]
+        written = sum(len(t) for t in texts if t.startswith("p")) / sum(map(len, texts))
+        assert written == pytest.approx(1 / 3, abs=0.05)
+
+    def test_bad_input(self, script: Any, files: tuple[Path, Path]) -> None:
+        code, prose = files
+        with pytest.raises(ValueError, match="mix_share: above 0 and below 1, not 1"):
+            script.train_and_eval(
+                script.ScriptArguments(str(code), mix_dataset=str(prose), mix_share=1.0), 0
+            )
+        with pytest.raises(ValueError, match="column 'text' is missing; there is: content"):
+            script.train_and_eval(
+                script.ScriptArguments(str(code), mix_dataset=str(prose)), 0, "text"
+            )
+
+
+def test_held_out_text_is_left_out(
+    script: Any, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompt = heldout.load_task("humaneval")[0].text
+    file = tmp_path / "text.jsonl"
+    rows = [{"text": "A quiet street in the rain."}, {"text": f"Some lines.\n{prompt}\nMore."}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = script.ScriptArguments(str(file), held_out_tasks=["humaneval"])
+    found, _ = script.train_and_eval(arguments, 0, "text", tiny_tokenizer)
+    assert [row["text"] for row in found] == [rows[0]["text"]]
+    ids = tiny_tokenizer(prompt)["input_ids"]
+    written = datasets.Dataset.from_list(
+        [
+            {"prompt_ids": ids, "completion_ids": [5, 6]},
+            {"prompt_ids": [40, 41], "completion_ids": [5, 6]},
+        ]
+    )
+    kept = script.without_held_out(written, ["humaneval"], "text", tiny_tokenizer)
+    assert len(kept) == 1
+    with pytest.raises(ValueError, match="neither completion_ids nor a column 'content'"):
+        script.without_held_out(found, ["humaneval"], "content", tiny_tokenizer)
+
+
+def test_fixtures_hold_no_more_than_shapes() -> None:
+    for path in (FIXTURES / "targets").glob("*.json"):
+        if path.stem in {name for name, _ in TARGETS.values()}:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            assert AutoConfig.for_model(**data).model_type == data["model_type"]
+            assert "auto_map" not in data
