@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from fastdraft_hf.data import heldout
-from fastdraft_hf.data.config import Source
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
 from fastdraft_hf.drafts.design import count_parameters, design_draft
 from fastdraft_hf.pipeline.plan.hardware import DEVICES, parse_hardware

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -54,24 +53,6 @@ def point_client(monkeypatch: pytest.MonkeyPatch, server: HubServer, home: Path)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's retries
-
-
-def client_environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a process that talks to the server."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    package = str(Path(__file__).parents[2])
-    return {
-        **kept,
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([package, *filter(None, [kept.get("PYTHONPATH")])]),
-        **more,
-    }
 
 
 @pytest.fixture(scope="session")

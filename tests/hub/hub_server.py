@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -575,3 +577,21 @@ def metadata_errors(data: dict[str, Any]) -> list[str]:
 
 
 ServerMaker = Callable[..., HubServer]
+
+
+def client_environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a process that talks to the server."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    package = str(Path(__file__).parents[2])
+    return {
+        **kept,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([package, *filter(None, [kept.get("PYTHONPATH")])]),
+        **more,
+    }

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import client_environment
-from hub_server import TOKEN, HubServer, hub_server
+from hub_server import TOKEN, HubServer, client_environment, hub_server
 from huggingface_hub import ModelCard
 
 from fastdraft_hf._extras import openvino_available

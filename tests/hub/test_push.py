@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import client_environment
-from hub_server import ATTRIBUTES, READ_TOKEN, TOKEN, Entry, HubServer, Repo, hub_server
+from hub_server import (
+    ATTRIBUTES,
+    READ_TOKEN,
+    TOKEN,
+    Entry,
+    HubServer,
+    Repo,
+    client_environment,
+    hub_server,
+)
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub import errors
