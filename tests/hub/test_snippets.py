@@ -11,6 +11,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,12 +27,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._card import fill_card
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.drafts.trimmed_head import TrimmedHead, write_trimmed_head
 from fastdraft_hf.evaluation.summary import RunSummary
 from fastdraft_hf.hub.card import OpenVINOCopy, render_card
 from fastdraft_hf.hub.custom_generate import write_custom_generate
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# That page shows what a model wrote, and nobody shall run that.
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "magpie-sample.md"),
+]
 SHELL, PYTHON = {"bash", "sh", "console", ""}, {"python", "py"}
 _FENCE = re.compile(
     r"(?:^<!-- untried: (?P<untried>[^\n]+) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$",
@@ -87,6 +93,11 @@ def places(
     tiny_model(seed=0, num_hidden_layers=1).save_pretrained(draft)
     tiny_tokenizer.save_pretrained(draft)
     write_custom_generate(draft)
+    trimmed = tmp_path / "trimmed"
+    shutil.copytree(draft, trimmed)
+    write_trimmed_head(trimmed, TrimmedHead(tuple(range(64)), 0.9))
+    (tmp_path / "target").symlink_to(tiny_target_folder)
+    (tmp_path / "draft").symlink_to(draft)
     monkeypatch.chdir(tmp_path)
 
     def replace(text: str) -> str:
@@ -94,6 +105,7 @@ def places(
             text = text.replace(f'"{name}"', f'"{tiny_target_folder}"')
         for name in ("runs/smollm2-quickstart/draft", "runs/draft/align", "YOUR/DRAFT"):
             text = text.replace(f'"{name}"', f'"{draft}"')
+        text = text.replace('"runs/t/trimmed"', f'"{trimmed}"')
         return text.replace("params=12_000_000", "params=28_000")
 
     return replace
@@ -132,6 +144,9 @@ def test_python(
     names = prelude(tiny_target_folder, tmp_path / "the-draft")
     if page.name == "trainer.md":
         names |= trainer_prelude(tmp_path)
+    if page.name == "generate.md":
+        finished = request.getfixturevalue("finished_run")
+        shutil.copytree(finished, tmp_path / "runs" / "mine")
     if page.name == "metrics.md":
         pytest.importorskip("evaluate", reason="the metrics extra is not installed")
         request.getfixturevalue("evaluate_cache")
@@ -228,6 +243,9 @@ TRIED_ELSEWHERE = {
     "torchrun": "tests/training/test_distributed.py",
 }
 
+# Commands of ours without a dry run. What they do is tested beside them; here: that they are read.
+PARSED = ("pull", "plan", "tune", "trim", "tokenize", "vocabulary")
+
 
 def command_lines(text: str) -> list[list[str]]:
     joined = re.sub(r"\\\n\s*", " ", text)
@@ -303,10 +321,10 @@ def run_fastdraft(words: list[str], fastdraft: Callable[..., tuple[int, str]]) -
         if words[0] != "card" or "--config" in words:
             words = [*words, "--dry-run"] if words[0] == "card" else words
         check(fastdraft, words, line)
-    elif words[0] == "pull":  # what it does is tested beside it; here: that it is read
+    elif words[0] in PARSED:
         from fastdraft_hf.cli.main import build_parser
 
-        build_parser("pull").parse_args(words)
+        build_parser(words[0]).parse_args(words)
     else:
         check(fastdraft, [w for w in words if w != "--dry-run"] + ["--dry-run"], line)
 
@@ -321,7 +339,16 @@ def check(fastdraft: Callable[..., tuple[int, str]], words: list[str], line: str
 
 def fill(word: str) -> str:
     """Put something that is there in place of a placeholder."""
-    placeholders = {"T": "embedded:smollm2-135m-instruct", "R.yaml": "RECIPE.yaml"}
+    target = "embedded:smollm2-135m-instruct"
+    placeholders = {
+        "R.yaml": "RECIPE.yaml",
+        "T": target,
+        "TARGET": target,
+        "Qwen/Qwen3-8B": target,
+        "Qwen/Qwen3-0.6B": target,
+        "DRAFT": "runs/mine/draft",
+        "some/draft": "runs/mine/draft",
+    }
     return placeholders.get(word, word)
 
 
