@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_text
 from fastdraft_hf.data.filters import FILTERS, KEPT, Decode
+from fastdraft_hf.data.generated import MANIFEST
 
 README = "README.md"
 SAMPLES, SAMPLE_CHARACTERS = 3, 600
@@ -70,12 +73,18 @@ def write_dataset_card(
         facts: what the rows do not say.
         decode: ids to text, for the samples.
     """
-    write_text(
-        folder / README, f"---\n{_metadata(rows, facts)}\n---\n\n{_body(rows, facts, decode)}"
-    )
+    digest = _digest(folder)
+    head, body = _metadata(rows, facts, digest), _body(rows, facts, decode)
+    write_text(folder / README, f"---\n{head}\n---\n\n{body}")
 
 
-def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts) -> str:
+def _digest(folder: Path) -> str:
+    """Return what tells these rows from any others: a digest of the shards' own."""
+    shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts, digest: str) -> str:
     from huggingface_hub import DatasetCardData
 
     data = DatasetCardData(
@@ -89,6 +98,9 @@ def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts) -> str:
         configs=[
             {
                 "config_name": "default",
+                # `datasets` (5.0) takes a local folder of the same name and metadata for the same
+                # data set and gives the cached rows of the other: no two sets may look alike.
+                "description": f"rows {digest}",
                 "data_files": [{"split": "train", "path": "part-*.parquet"}],
             }
         ],

@@ -65,6 +65,17 @@ def test_datasets_reads_the_folder_by_its_card(made: Path, tmp_path: Path) -> No
     assert [row["index"] for row in streamed] == [row["index"] for row in rows]
 
 
+def test_the_cache_does_not_take_one_set_for_another_of_its_name(tmp_path: Path) -> None:
+    """Two runs have a set `chat` each; `datasets` would give the second the rows of the first."""
+    cache = str(tmp_path / "cache")
+    for number, count in enumerate((5, 7, 7)):
+        folder = tmp_path / f"run-{number}" / "chat"
+        write_rows(FakeEngine(), make_requests(count, f"run {number}"), folder)
+        write(folder)
+        found = datasets.load_dataset(str(folder), split="train", cache_dir=cache)
+        assert found.to_list() == read_rows(folder)
+
+
 def test_the_hubs_client_reads_its_metadata(made: Path) -> None:
     text = write(made)
     data = DatasetCard(text).data
@@ -72,12 +83,12 @@ def test_the_hubs_client_reads_its_metadata(made: Path) -> None:
     assert data.language == ["en"]
     assert data.size_categories == ["n<1K"]
     assert data.task_categories == ["text-generation"]
-    assert data.to_dict()["configs"] == [
-        {
-            "config_name": "default",
-            "data_files": [{"split": "train", "path": "part-*.parquet"}],
-        }
-    ]
+    (config,) = data.to_dict()["configs"]
+    assert config.pop("description").startswith("rows ")
+    assert config == {
+        "config_name": "default",
+        "data_files": [{"split": "train", "path": "part-*.parquet"}],
+    }
     assert yaml.safe_load(text.split("---")[1])["pretty_name"] == "chat, written by some/model"
 
 
