@@ -5,12 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdraft_hf.cli.stage import add_arguments, recipe_of
+from fastdraft_hf.cli import stage
+from fastdraft_hf.cli.stage import recipe_of
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    stage.add_arguments(parser, name)
+    group = parser.add_argument_group(
+        "search", "instead of making a draft; fastdraft tune has every setting"
+    )
+    group.add_argument(
+        "--measure",
+        choices=("cpu", "cuda", "openvino"),
+        help="time drafts of --params on this machine and say which depth, width and γ are best",
+    )
+    group.add_argument(
+        "--acceptance",
+        metavar="VALUE",
+        help="acceptance rate to predict with: a number, or one by depth such as {1: 0.3, 4: 0.4}",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.measure is not None:
+        _search(args)
+        return
     import sys
 
     from fastdraft_hf.cli._running import run_stages
@@ -37,3 +56,23 @@ def run(args: argparse.Namespace) -> None:
     print_table(design_rows(target, draft))
     if asking:
         print("\nnothing is written; give --output-dir DIR to make it", file=sys.stderr)
+
+
+def _search(args: argparse.Namespace) -> None:
+    import yaml
+
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf._schema import load
+    from fastdraft_hf.cli.tune import tune
+    from fastdraft_hf.tuning.config import TuneConfig
+
+    folder = Path(args.output_dir or "runs/tune")
+    args.output_dir = str(folder)  # a recipe needs one; nothing of a run is written there
+    recipe = recipe_of(args, known=False)
+    settings = {"params": recipe.design.params, "measure": args.measure}
+    if args.acceptance is not None:
+        try:
+            settings["acceptance"] = yaml.safe_load(args.acceptance)
+        except yaml.YAMLError as error:
+            raise FastDraftError(f"acceptance: '{args.acceptance}' is no YAML value") from error
+    tune(load(TuneConfig, settings), recipe.target, folder)

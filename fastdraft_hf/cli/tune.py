@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdraft_hf.tuning.config import TuneConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -22,23 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from fastdraft_hf.cli._fields import read_fields
+    from fastdraft_hf.tuning.config import TuneConfig
+
+    tune(read_fields(args, TuneConfig), args.target, args.output_dir, args.write)
+
+
+def tune(config: TuneConfig, target: str, output_dir: Path, recipe: Path | None = None) -> None:
+    """Search, print what was found, and put it into ``recipe`` if one is given."""
     import sys
 
-    from fastdraft_hf.cli._fields import read_fields
     from fastdraft_hf.cli._running import _quiet_libraries
     from fastdraft_hf.evaluation.terminal import print_table
     from fastdraft_hf.targets.resolve import resolve_target
     from fastdraft_hf.tuning import terminal
-    from fastdraft_hf.tuning.config import TuneConfig
     from fastdraft_hf.tuning.figures import draw
     from fastdraft_hf.tuning.search import search
 
-    config = read_fields(args, TuneConfig)
-    if args.write is not None:
-        _written(args.write, args.target, {})  # a recipe that cannot be read is said at once
+    if recipe is not None:
+        _written(recipe, target, {})  # a recipe that cannot be read is said at once
     _quiet_libraries()
-    results = search(config, resolve_target(args.target), args.output_dir)
-    figures = draw(results, args.output_dir / "figures")
+    results = search(config, resolve_target(target), output_dir)
+    figures = draw(results, output_dir / "figures")
     print_table(terminal.design_rows(results))
     print("", file=sys.stderr)
     print_table(terminal.target_rows(results))
@@ -46,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     for line in terminal.verdict(results):
         print(line, file=sys.stderr)
     print(f"figures: {', '.join(map(str, figures))}", file=sys.stderr)
-    if args.write is None:
+    if recipe is None:
         print(terminal.recipe_lines(results), end="")
         return
     from fastdraft_hf._atomic import write_text
@@ -55,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         "design": results["best"]["section"],
         "bench": terminal.bench_section(results),
     }
-    write_text(args.write, _written(args.write, args.target, changes))
-    print(f"written into {args.write}", file=sys.stderr)
+    write_text(recipe, _written(recipe, target, changes))
+    print(f"written into {recipe}", file=sys.stderr)
 
 
 def _written(path: Path, target: str, changes: dict[str, Any]) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from fastdraft_hf.cli import tune
 from fastdraft_hf.cli.main import main
+from fastdraft_hf.tuning.config import TuneConfig
 
 
 def plan_folder(source: Path, folder: Path) -> Path:
@@ -139,3 +141,24 @@ def test_vocabulary_command(
     assert "2 ids mean different tokens" in capsys.readouterr().out
     assert main(["vocabulary", str(tiny_target_folder), str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_measuring_is_the_search_of_tune(
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[tuple[TuneConfig, str, Path]] = []
+    monkeypatch.setattr(tune, "tune", lambda *given: asked.append(given))
+    out = tmp_path / "out"
+    words = ["design", "--target", str(tiny_target_folder), "--params", "9k", "--measure", "cpu"]
+    words += ["--output-dir", str(out)]
+    assert main([*words, "--acceptance", "{1: 0.3, 2: 0.4}"]) == 0
+    ((config, target, folder),) = asked
+    assert (config.params, config.measure) == (9000, "cpu")
+    assert config.acceptance == {"1": 0.3, "2": 0.4}
+    assert (target, folder) == (str(tiny_target_folder), out)
+    assert main([*words, "--acceptance", "{1: 0.3"]) == 2
+    assert "acceptance: '{1: 0.3' is no YAML value" in capsys.readouterr().err
+    assert not out.exists()
