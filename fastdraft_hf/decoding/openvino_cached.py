@@ -14,6 +14,10 @@ import numpy
 import torch
 
 from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.openvino_narrow import EVERY_PLACE, STATE, narrow
+
+# Below this many tokens, scoring all of them costs less than telling the model not to.
+_PROMPT = 16
 
 
 class OpenVINOModel(CachedModel):
@@ -30,14 +34,17 @@ class OpenVINOModel(CachedModel):
 
     def __init__(self, model: Any, token_ids: torch.Tensor | None = None) -> None:
         super().__init__(torch.device("cpu"), token_ids)
-        model.compile()
+        self._places = narrow(model)
+        self._told = EVERY_PLACE
         self._request = model.request
         self._request.reset_state()
         self._inputs = set(model.input_names)
         self._beam: Any = None
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        rows, _ = tokens.shape
+        rows, width = tokens.shape
+        if self._places is not None:
+            self._score(-keep if width > _PROMPT else EVERY_PLACE)
         mask = self.mask
         if mask is None:
             mask = torch.ones(rows, self.slots, dtype=torch.bool)
@@ -55,6 +62,14 @@ class OpenVINOModel(CachedModel):
         # The request writes its next logits to the same place.
         return logits[:, -keep:].clone()
 
+    def _score(self, start: int) -> None:
+        """Let passes from here on score the places from ``start`` on, counted from the end."""
+        import openvino
+
+        if start != self._told:
+            self._places.state = openvino.Tensor(numpy.array([start], dtype=numpy.int32))
+            self._told = start
+
     def _crop(self, count: int) -> int:
         return 0
 
@@ -63,6 +78,8 @@ class OpenVINOModel(CachedModel):
 
         index = order.numpy()[:, None, :, None]
         for state in self._request.query_state():
+            if state.name == STATE:
+                continue
             data = state.state.data  # [B, heads, slots, width]
             packed = numpy.take_along_axis(data, index, axis=2)
             state.state = openvino.Tensor(numpy.ascontiguousarray(packed))
