@@ -109,6 +109,8 @@ def test_published_targets(name: str, kind: FirstWeights) -> None:
     if mixture and kind == "prune":
         pytest.skip("layers of a mixture are not taken")
     params, layers = 120_000_000, 4
+    if name == "smollm2-135m-instruct":  # nearly that size itself
+        params = 30_000_000
     config = design_draft(
         target, DesignConfig(params=params, num_hidden_layers=layers, first_weights=kind)
     )
@@ -334,11 +336,14 @@ def test_seventy_billion_parameters_in_seconds_and_under_a_gigabyte(tmp_path: Pa
     """In a process of its own, so that its peak is its own."""
     shutil.copy(PUBLISHED / "llama-3.1-70b-instruct.json", tmp_path / "config.json")
     code = (
-        "import resource, sys, time\n"
+        "import re, sys, time\n"
+        "from pathlib import Path\n"
         "from fastdraft_hf.cli.main import main\n"
         "start = time.process_time()\n"
         "status = main(sys.argv[1:])\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        # Not ru_maxrss, which a process takes over from the one that started it.
+        "status_lines = Path('/proc/self/status').read_text()\n"
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', status_lines)[1]) / 1024\n"
         "print(f'{status} {peak:.0f} {time.process_time() - start:.1f}')\n"
     )
     words = ["design", "--target", str(tmp_path), "--output-dir", str(tmp_path / "run")]

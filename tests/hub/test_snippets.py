@@ -95,7 +95,7 @@ def places(
     write_custom_generate(draft)
     trimmed = tmp_path / "trimmed"
     shutil.copytree(draft, trimmed)
-    write_trimmed_head(trimmed, TrimmedHead(tuple(range(64)), 0.9))
+    write_trimmed_head(trimmed, TrimmedHead(tuple(range(64))))
     (tmp_path / "target").symlink_to(tiny_target_folder)
     (tmp_path / "draft").symlink_to(draft)
     monkeypatch.chdir(tmp_path)
@@ -325,6 +325,9 @@ def run_fastdraft(words: list[str], fastdraft: Callable[..., tuple[int, str]]) -
         from fastdraft_hf.cli.main import build_parser
 
         build_parser(words[0]).parse_args(words)
+    elif words[:2] == ["export", "openvino"] and not openvino_available():
+        with pytest.raises(AssertionError, match="OpenVINO is not installed"):
+            check(fastdraft, [*words, "--dry-run"], line)
     else:
         check(fastdraft, [w for w in words if w != "--dry-run"] + ["--dry-run"], line)
 
