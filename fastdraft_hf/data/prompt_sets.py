@@ -11,19 +11,11 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf.data.rows import check_local, read_dataset
 
-# What `datasets` calls the reader of a file.
-FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".txt": "text",
-}
 # Columns that are taken when none is named, the first that is there.
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
@@ -129,50 +121,15 @@ class PromptSet:
                 yield turns
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        import datasets
-
-        path = Path(self.dataset).expanduser()
-        local = path.suffix in FORMATS or self.dataset.startswith((".", "/", "~"))
-        if local and not path.exists():
-            raise FastDraftError(f"dataset: there is no file or folder {self.dataset}")
-        if path.is_file() and path.suffix not in FORMATS:
-            raise FastDraftError(
-                f"dataset: {self.dataset} is of no known kind; known: {', '.join(FORMATS)}"
-            )
-        try:
-            if path.is_file():
-                stream = datasets.load_dataset(
-                    FORMATS[path.suffix],
-                    data_files={self.split: str(path)},
-                    split=self.split,
-                    streaming=True,
-                )
-            elif any((path / f).exists() for f in ("dataset_info.json", "dataset_dict.json")):
-                stream = datasets.load_from_disk(str(path))
-                if isinstance(stream, dict):
-                    stream = stream[self.split]
-                stream = stream.to_iterable_dataset()
-            else:
-                stream = datasets.load_dataset(
-                    str(path) if path.is_dir() else self.dataset,
-                    self.name,
-                    split=self.split,
-                    revision=self.revision,
-                    streaming=True,
-                )
-            for row in stream:
-                yield dict(row)
-        # Whatever the reader, the network or the file system calls it: the set cannot be had.
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = (
-                "check the file"
-                if path.exists()
-                else "check the id, the network and that it needs no gate, or name a local copy"
-            )
-            raise FastDraftError(
-                f"dataset: cannot read {self.dataset} ({reason}); {what}"
-            ) from error
+        check_local(self.dataset, "dataset")
+        return read_dataset(
+            self.dataset,
+            self.name,
+            self.split,
+            self.revision,
+            where="dataset",
+            advice="check the id, the network and that it needs no gate, or name a local copy",
+        )
 
 
 def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:

@@ -25,17 +25,10 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._schema import setting
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.heldout import HeldOutPrompt
+from fastdraft_hf.data.rows import check_local, read_dataset
 
 ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-# What `datasets` calls the reader of a file.
-_FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".txt": "text",
-}
 
 
 def _fields(template: str) -> list[str]:
@@ -159,14 +152,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
     if "dataset" in settings:  # a copy of a known set has its columns, not its configurations
         base.pop("name", None)
     whole = TaskSet(**{**base, **settings})
-    path = Path(str(whole.dataset)).expanduser()
-    local = path.suffix in _FORMATS or str(whole.dataset).startswith((".", "/", "~"))
-    if local and not path.exists():
-        raise FastDraftError(f"{where}.dataset: there is no file or folder {whole.dataset}")
-    if path.is_file() and path.suffix not in _FORMATS:
-        raise FastDraftError(
-            f"{where}.dataset: {whole.dataset} is of no known kind; known: {', '.join(_FORMATS)}"
-        )
+    check_local(str(whole.dataset), f"{where}.dataset")
     return whole
 
 
@@ -231,35 +217,14 @@ def _stated(task: TaskSet) -> dict[str, Any]:
 
 
 def _rows(name: str, wanted: TaskSet) -> Iterator[dict[str, Any]]:
-    """Yield rows as they come; a set of the Hub is streamed, so only what is read is fetched."""
-    import datasets
-
-    path = Path(str(wanted.dataset)).expanduser()
-    split, source = str(wanted.split), str(wanted.dataset)
-    try:
-        if path.is_file():
-            stream = datasets.load_dataset(
-                _FORMATS[path.suffix], data_files={split: str(path)}, split=split, streaming=True
-            )
-        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            stream = datasets.load_from_disk(str(path))
-            if isinstance(stream, dict):
-                stream = stream[split]
-        else:
-            stream = datasets.load_dataset(
-                str(path) if path.is_dir() else source,
-                wanted.name,
-                split=split,
-                revision=wanted.revision,
-                streaming=True,
-            )
-        for row in stream:
-            yield dict(row)
-    # Whatever the reader, the network or the file system calls it: the set cannot be had.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = "check the file" if path.exists() else _hub_advice(name)
-        raise FastDraftError(f"tasks.{name}: cannot read {source} ({reason}); {what}") from error
+    return read_dataset(
+        str(wanted.dataset),
+        wanted.name,
+        str(wanted.split),
+        wanted.revision,
+        where=f"tasks.{name}",
+        advice=_hub_advice(name),
+    )
 
 
 def _hub_advice(name: str) -> str:
