@@ -224,7 +224,7 @@ def _check_finished(run: Run, name: str) -> None:
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        known = _with_defaults(section, {**_defaults(section), **made[name]})
+        known = _with_defaults(section, made[name])
         made[name] = {key: known[key] for key in known if key in _deciding(section)}
     changes = list(_differences(made, wanted))
     if changes:
@@ -238,20 +238,6 @@ def _deciding(section: Any) -> list[str]:
     """Return the settings that decide what a stage makes, and not only where or how fast."""
     fields = dataclasses.fields(section)
     return [one.name for one in fields if one.metadata.get("output", True)]
-
-
-def _defaults(section: Any) -> dict[str, Any]:
-    """Return the fields of a section that have a default, with it."""
-    found = {}
-    for one in dataclasses.fields(section):
-        if not one.metadata.get("output", True):
-            continue
-        if one.default is not dataclasses.MISSING:
-            found[one.name] = one.default
-        elif one.default_factory is not dataclasses.MISSING:
-            made = one.default_factory()
-            found[one.name] = dump(made) if dataclasses.is_dataclass(made) else made
-    return found
 
 
 def _with_defaults(section: Any, made: dict[str, Any]) -> dict[str, Any]:
