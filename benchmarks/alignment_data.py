@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.corpora import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60, help="measured, of each set")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     begun, draft = args.work / "draft.json", str(args.draft.resolve())
     if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != draft:
         parser.error(f"{args.work} was begun with another --draft; give another --work")

@@ -30,7 +30,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.documents import documents
 from fastdraft_hf.data.encoding import DocumentEncoder, batches
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="times every way is run")
     parser.add_argument("--steps", type=int, default=20, help="training steps")
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
     check = Decontaminator.of_task_sets()

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe, read_recipe
 from fastdraft_hf.pipeline.run import Run, execute
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--donor", help="also a transplant from this model, an id or a folder")
     parser.add_argument("--only", help="some kinds, by name, separated by ';'")
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     work = args.work or args.run / "first-weights"
     base = read_recipe(args.recipe or args.run / "recipe.yaml")
     folder = resolve_target(base.target).path

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.decoding.assisted import decode
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation.evaluate import first_difference
@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--paths", default=",".join(PATHS), help="some of the paths")
     parser.add_argument("--work", type=Path, default=Path("runs/lossless"))
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     paths = args.paths.split(",")
     if unknown := [path for path in paths if path not in PATHS]:
         parser.error(f"--paths: no path {unknown[0]}; known: {', '.join(PATHS)}")

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.dataset_card import fenced
 from fastdraft_hf.data.filters import KEPT, read_kept_rows
 from fastdraft_hf.data.prompts import template_ends
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--write", action="store_true", help=f"write {DOCS.name}")
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     text = report(write_set(args.work, args.rows, args.batch_size))
     print(text.split(f"## {PAIRS}")[0])
     if args.write:

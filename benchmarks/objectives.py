@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.engines import choose_engine, open_engine
 from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.decoding.assisted import decode
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=12, help="really decoded, of each set")
     parser.add_argument("--only", help="some of the objectives, by name, separated by commas")
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     work = args.work or args.run / "ablation"
     recipe = read_recipe(args.recipe)
     folder = resolve_target(recipe.target).path

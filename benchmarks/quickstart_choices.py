@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.corpora import build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import open_engine
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48, help="held-out prompts of each set")
     parser.add_argument("--only", help="variants whose name holds this text")
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     recipe = read_recipe(args.recipe)
     assert recipe.align is not None
     folder = resolve_target(recipe.target).path

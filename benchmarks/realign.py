@@ -30,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._schema import parse_count
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.python_source import documented_functions
 from fastdraft_hf.decoding.assisted import decode
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=parse_count, default=150_000, help="of re-alignment")
     parser.add_argument("--prompts", type=int, default=40)
     args = parser.parse_args()
-    _quiet_libraries()
+    quiet_libraries()
     tuned = args.work / "target"
     if not tuned.exists():
         args.work.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from fastdraft_hf.cli._running import _quiet_libraries
+from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.stored_distribution import distribution_table
 from fastdraft_hf.training.arguments import has_fast_bf16
 from fastdraft_hf.training.distribution import TopK
@@ -292,7 +292,7 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args.memory_of, args.vocabulary)
         return
-    _quiet_libraries()
+    quiet_libraries()
     where = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} threads"
     print(f"{platform.processor() or platform.machine()}, {where}, torch {torch.__version__}")
     if not args.skip_speed:

@@ -13,16 +13,27 @@ def add_fields(parser: argparse.ArgumentParser, section: Any, title: str) -> Non
     """Add an option for every setting of a dataclass; values are YAML."""
     group = parser.add_argument_group(title, "lists and mappings as YAML")
     for field in dataclasses.fields(section):
+        default = _default(field)
         text = str(field.metadata.get("help", ""))
-        default = field.default
-        if default is not dataclasses.MISSING and default is not None:
-            text += f" (default: {default:,})" if type(default) is int else f" (default: {default})"
+        if default is not None and default != {} and default != []:
+            text += f" (default: {default})"
+        # A switch may be given without its value.
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if default is False else {}
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=f"field_{field.name}",
             metavar="VALUE",
             help=text.replace("%", "%%"),
+            **switch,
         )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None
 
 
 def read_fields(args: argparse.Namespace, section: type[T]) -> T:

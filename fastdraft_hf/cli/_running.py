@@ -34,7 +34,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
     if not process.first:
-        _quiet_libraries()
+        quiet_libraries()
         if not dry_run:
             execute(run, stages)
         return
@@ -46,11 +46,11 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         state = "finished" if run.finished(name) else "begun" if begun else "to do"
         print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
     if recipe.training_stages().keys() & set(stages):
-        _quiet_libraries()
+        quiet_libraries()
         _check_trainer_args(recipe, stages)
     if dry_run:
         return
-    _quiet_libraries()
+    quiet_libraries()
     # Settings that a finished stage refuses must not become the folder's recipe.
     check_finished(run, stages)
     write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))
@@ -69,7 +69,7 @@ def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
                 raise FastDraftError(f"{name}.{error}") from None
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leave the terminal to our own progress; warnings that matter still come through."""
     import warnings
 

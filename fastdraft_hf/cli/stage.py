@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastdraft_hf.cli._fields import add_fields
 
 if TYPE_CHECKING:
     from fastdraft_hf.pipeline.recipe import Recipe
@@ -55,29 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     section = _section(name)
     if section is None:
         return
-    group = parser.add_argument_group(f"settings of {name}", "lists and mappings as YAML")
-    for field in dataclasses.fields(section):
-        default = _default(field)
-        text = str(field.metadata.get("help", ""))
-        if default is not None and default != {} and default != []:
-            text += f" (default: {default})"
-        # A switch may be given without its value.
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if default is False else {}
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            dest=f"field_{field.name}",
-            metavar="VALUE",
-            help=text.replace("%", "%%"),
-            **switch,
-        )
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None
+    add_fields(parser, section, f"settings of {name}")
 
 
 def recipe_of(args: argparse.Namespace, *, known: bool = True) -> Recipe:

@@ -71,13 +71,13 @@ def _tokenize(run: Any, stages: dict[str, Any], processes: int | None) -> None:
 
     from transformers import AutoTokenizer
 
-    from fastdraft_hf.cli._running import _quiet_libraries
+    from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.data.decontaminate import Decontaminator
     from fastdraft_hf.data.mixture import summary_lines
     from fastdraft_hf.data.sources import summary_keys
     from fastdraft_hf.pipeline.stages.train import tokenize_stage
 
-    _quiet_libraries()
+    quiet_libraries()
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     check = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
     for name, stage in stages.items():

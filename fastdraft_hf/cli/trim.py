@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf._schema import parse_count
-    from fastdraft_hf.cli._running import _quiet_libraries
+    from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.pipeline.provenance import describe
     from fastdraft_hf.targets.resolve import resolve_target
     from fastdraft_hf.tuning.trim import sentences, trim_head
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise FastDraftError(f"draft_vocab: {error}") from None
     if args.texts < 0:
         raise FastDraftError(f"texts: must be at least 0, got {args.texts}")
-    _quiet_libraries()
+    quiet_libraries()
     facts = trim_head(
         args.draft,
         args.rows,

@@ -35,7 +35,7 @@ def tune(config: TuneConfig, target: str, output_dir: Path, recipe: Path | None 
     """Search, print what was found, and put it into ``recipe`` if one is given."""
     import sys
 
-    from fastdraft_hf.cli._running import _quiet_libraries
+    from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.evaluation.terminal import print_table
     from fastdraft_hf.targets.resolve import resolve_target
     from fastdraft_hf.tuning import terminal
@@ -44,7 +44,7 @@ def tune(config: TuneConfig, target: str, output_dir: Path, recipe: Path | None 
 
     if recipe is not None:
         _written(recipe, target, {})  # a recipe that cannot be read is said at once
-    _quiet_libraries()
+    quiet_libraries()
     results = search(config, resolve_target(target), output_dir)
     figures = draw(results, output_dir / "figures")
     print_table(terminal.design_rows(results))
