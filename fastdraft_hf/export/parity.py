@@ -129,20 +129,13 @@ def compare(
     partings = []
     with torch.inference_mode():
         for number, prompt in enumerate(prompts):
-            ids = torch.tensor([prompt])
-            text = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
+            own = _greedy(model, prompt, new_tokens)
+            text = torch.tensor([[*prompt, *own]])
             ours, theirs = model(input_ids=text).logits[0].float(), logits(text)[0].float()
             difference = max(difference, float((ours - theirs).abs().max()))
             size = max(size, float(ours.abs().max()))
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             positions += len(ours)
-            own = text[0, len(prompt) :].tolist()
             other = write(prompt, new_tokens)
             place = next(
                 (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b),

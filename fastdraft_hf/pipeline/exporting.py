@@ -100,9 +100,7 @@ def checked_openvino(
     Raises:
         FastDraftError: ``output`` exists, the export fails, or fp32 does not agree.
     """
-    if output.exists():
-        raise FastDraftError(f"{output} exists; move it away or give another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(output)
     unchecked = output.with_name(f".{output.name}.unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)  # of a killed run
     openvino_export.export_openvino(model, unchecked, weight_format)
@@ -118,20 +116,14 @@ def check_openvino(model: Path, exported: Path, weight_format: WeightFormat) -> 
         FastDraftError: it is fp32 and does not agree. The folder stays where it is.
     """
     found = parity.compare_openvino(model, exported)
-    if weight_format == "fp32" and not found.exact:
-        raise FastDraftError(
-            f"the export in {exported} does not say what PyTorch does: " + "; ".join(found.lines())
-        )
-    return found
+    return _agreeing(found, weight_format == "fp32", f"the export in {exported}")
 
 
 def checked_gguf(
     model: Path, output: Path, weight_type: GGUFType, *, check: bool = True
 ) -> parity.Parity | None:
     """Export to a file that appears once it is checked; otherwise as `checked_openvino`."""
-    if output.exists():
-        raise FastDraftError(f"{output} exists; move it away or give another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(output)
     # transformers knows a GGUF file by its ending.
     unchecked = output.with_name(f".unchecked-{output.stem}.gguf")
     unchecked.unlink(missing_ok=True)
@@ -148,10 +140,18 @@ def check_gguf(model: Path, file: Path, weight_type: GGUFType) -> parity.Parity:
         FastDraftError: it is f32 and does not agree. The file stays where it is.
     """
     found = parity.compare_gguf(model, file)
-    if weight_type == "f32" and not found.exact:
-        raise FastDraftError(
-            f"{file}, read back, does not say what PyTorch does: " + "; ".join(found.lines())
-        )
+    return _agreeing(found, weight_type == "f32", f"{file}, read back,")
+
+
+def _make_room(output: Path) -> None:
+    if output.exists():
+        raise FastDraftError(f"{output} exists; move it away or give another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _agreeing(found: parity.Parity, must: bool, what: str) -> parity.Parity:
+    if must and not found.exact:
+        raise FastDraftError(f"{what} does not say what PyTorch does: " + "; ".join(found.lines()))
     return found
 
 

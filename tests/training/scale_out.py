@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ SHARDED = {
 }
 STEPS = 4
 ROWS_A_STEP = 8
+
+
+def free_port() -> int:
+    """Return a port that torchrun's processes can meet at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def rows(count: int = 24, *, stored: bool = False) -> list[dict[str, Any]]:

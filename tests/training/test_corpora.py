@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 
 import corpus_two
 import pytest
+import scale_out
 import torch
 from safetensors.torch import load_file
 
@@ -190,12 +190,6 @@ def shards_of(source: Source, tokenizer: Any, folder: Path, blocks: int) -> None
     write_mixture(folder / "data", plan)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Make, tiny_tokenizer: Any
@@ -210,7 +204,7 @@ def two(
     source = Source(kind="files", name=str(folder / "text.jsonl"))
     shards_of(source, tiny_tokenizer, folder, 24)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), corpus_two.__file__, str(folder)]
+    command += ["--master_port", str(scale_out.free_port()), corpus_two.__file__, str(folder)]
     result = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,12 +24,6 @@ from fastdraft_hf.training.trainer import DraftDistillationConfig
 TRAINED = [name for name in {**scale_out.SCENARIOS, **scale_out.SHARDED} if name != "non_finite"]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def models(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any], tiny_tokenizer: Any
@@ -49,7 +42,13 @@ def two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every scenario in two processes; a hang fails by its time limit."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), scale_out.__file__, str(models), str(folder)]
+    command += [
+        "--master_port",
+        str(scale_out.free_port()),
+        scale_out.__file__,
+        str(models),
+        str(folder),
+    ]
     result = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
