@@ -102,6 +102,14 @@ class DraftDistillationConfig(SFTConfig):
             "where the device multiplies it in hardware). Sums stay in float32."
         },
     )
+    sampled_softmax: int | None = field(
+        default=None,
+        metadata={
+            "help": "While training, score the ids that occur in a batch and this many others, "
+            "drawn anew each time, instead of the whole vocabulary. With an online target, with "
+            "capped logits (Gemma 2) and in evaluation every id is scored."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.head_dtype not in ("auto", "float32", "bfloat16"):
@@ -112,6 +120,8 @@ class DraftDistillationConfig(SFTConfig):
             raise ValueError(
                 f"matrix_optimizer must be muon or adamw, not {self.matrix_optimizer!r}"
             )
+        if self.sampled_softmax is not None and self.sampled_softmax < 1:
+            raise ValueError(f"sampled_softmax must be at least 1, got {self.sampled_softmax}")
         if not self.distillation_temperature > 0:
             raise ValueError(
                 f"distillation_temperature must be above 0, got {self.distillation_temperature}"

@@ -83,6 +83,11 @@ class TrainConfig:
     distillation_temperature: float = setting(
         1.0, "temperature of both distributions in every term but ce"
     )
+    sampled_softmax: int | None = setting(
+        8192,
+        "tokens of the vocabulary that a step scores besides those that occur in it, drawn anew "
+        "each time; all if empty; with an online target all are scored",
+    )
     lora: LoraSettings | None = setting(
         None, "train low-rank adapters of the layers and merge them, instead of every weight"
     )
@@ -115,6 +120,10 @@ class TrainConfig:
             raise FastDraftError(
                 f"decay: a share above 0 that leaves room for warmup ({self.warmup}), got "
                 f"{self.decay}"
+            )
+        if self.sampled_softmax is not None and self.sampled_softmax < 1:
+            raise FastDraftError(
+                f"sampled_softmax: must be at least 1, or empty, got {self.sampled_softmax}"
             )
         if self.distillation_temperature <= 0:
             raise FastDraftError(

@@ -222,6 +222,7 @@ def training_arguments(
         "output_dir": str(work),
         "objective": "ce" if config.objective == "auto" else config.objective,
         "distillation_temperature": config.distillation_temperature,
+        "sampled_softmax": config.sampled_softmax,
         "max_steps": max_steps,
         "max_train_tokens": None if max_train_tokens is None else str(max_train_tokens),
         "per_device_train_batch_size": config.per_device_train_batch_size,
@@ -246,7 +247,7 @@ def training_arguments(
         "include_num_input_tokens_seen": "non_padding",
         "prediction_loss_only": True,
         "gradient_checkpointing": False,
-        "bf16": gpu and has_fast_bf16("cuda"),
+        "bf16": has_fast_bf16(device),
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
         # Trainer would show the mean of the finite steps instead of a loss that became NaN.

@@ -34,6 +34,7 @@ from fastdraft_hf.training.modules import check_whole, keep_head_whole, rows_of_
 from fastdraft_hf.training.objectives import Objective
 from fastdraft_hf.training.optimizer import MuonWithAdamW
 from fastdraft_hf.training.progress import TrainingProgress
+from fastdraft_hf.training.sampled import sample_head
 
 _PAPER = {
     "title": "FastDraft: How to Train Your Draft",
@@ -260,13 +261,24 @@ class DraftDistillationTrainer(SFTTrainer):
         keep_head_whole(unwrapped)
         hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
         head = head_of(unwrapped)
+        weight, bias = check_whole(head.weight), head.bias
+        wanted, target = labels[labelled], self._distribution(inputs, stored, labelled)
+        if (
+            model.training
+            and self.args.sampled_softmax
+            and head.softcap is None  # what a drawn id stands for belongs behind the cap
+            and not isinstance(target, TargetHead)
+        ):
+            _, weight, bias, wanted, target = sample_head(
+                weight, wanted, self.args.sampled_softmax, bias, target=target, scale=head.scale
+            )
         result = fused_head_loss(
             hidden,
-            check_whole(head.weight),
-            labels[labelled],
-            head.bias,
+            weight,
+            wanted,
+            bias,
             objective=self.objective,
-            target=self._distribution(inputs, stored, labelled),
+            target=target,
             temperature=self.args.distillation_temperature,
             scale=head.scale,
             softcap=head.softcap,

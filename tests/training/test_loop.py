@@ -89,8 +89,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         {},
         {"matrix_optimizer": "adamw", "lr_scheduler_type": "linear"},
         {"gradient_accumulation_steps": 2, "max_train_tokens": STEPS * 8 * LENGTH},
+        {"sampled_softmax": 7},  # what is drawn must be resumed too
     ],
-    ids=["muon", "adamw", "accumulated"],
+    ids=["muon", "adamw", "accumulated", "sampled"],
 )
 def test_a_killed_run_goes_on_bit_for_bit(
     tmp_path: Path,

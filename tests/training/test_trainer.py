@@ -199,6 +199,37 @@ def test_head_dtype(trainer: Make, dtype: str) -> None:
     )
 
 
+def test_sampled_softmax_is_for_training_alone(trainer: Make) -> None:
+    sampling, whole = trainer(sampled_softmax=5), trainer()
+    sampling.model.load_state_dict(whole.model.state_dict())
+
+    def losses(training: bool) -> tuple[float, float]:
+        return tuple(  # type: ignore[return-value]
+            float(t.compute_loss(t.model.train(training), batch()).detach())
+            for t in (sampling, whole)
+        )
+
+    sampled, dense = losses(training=True)
+    assert sampled != pytest.approx(dense, rel=1e-6)
+    assert sampled == pytest.approx(dense, rel=0.1)  # an estimate of it
+    assert losses(training=False)[0] == losses(training=False)[1]
+
+
+def test_sampled_softmax_below_one_is_refused(trainer: Make) -> None:
+    with pytest.raises(ValueError, match="sampled_softmax must be at least 1, got 0"):
+        trainer(sampled_softmax=0)
+
+
+def test_capped_logits_are_scored_whole(trainer: Make, tiny_model: Make) -> None:
+    capped = tiny_model()
+    capped.config.final_logit_softcapping = 30.0  # as Gemma 2 has it
+    losses = []
+    for settings in ({"sampled_softmax": 5}, {}):
+        made = trainer(capped, **settings)
+        losses.append(float(made.compute_loss(made.model.train(), batch()).detach()))
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("settings", [{"matrix_optimizer": "muon"}, {"head_dtype": "bfloat16"}])
 def test_it_learns(trainer: Make, settings: dict[str, str]) -> None:
     made = trainer(

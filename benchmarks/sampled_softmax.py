@@ -1,0 +1,129 @@
+"""What sampled softmax saves, and what it costs.
+
+    python benchmarks/sampled_softmax.py --run runs/smollm2-quickstart [--tokens 600k]
+
+Copies of the run's continued-pre-trained draft are aligned on the rows its target wrote, with the
+same rows in the same order and the same token budget; only what a step scores of the vocabulary
+differs, and whether the layers' products are bfloat16. Then the loss on held-out rows (one in ten),
+the whole vocabulary scored in float32; its difference to the first way is paired row by row, with
+95% bootstrap intervals over rows. Times are of training alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from objectives import _show, interval
+from transformers import AutoModelForCausalLM
+
+from fastdraft_hf._head import head_of, last_hidden_states
+from fastdraft_hf._schema import parse_count
+from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.training.config import TrainConfig
+from fastdraft_hf.training.head import fused_head_loss
+from fastdraft_hf.training.loop import training_arguments
+from fastdraft_hf.training.trainer import DraftDistillationTrainer
+
+WAYS: dict[str, dict[str, Any]] = {
+    "whole vocabulary, layers in float32": {"sampled_softmax": None, "bf16": False},
+    "whole vocabulary": {"sampled_softmax": None},
+    "16,384 drawn": {"sampled_softmax": 16384},
+    "8,192 drawn": {"sampled_softmax": 8192},
+    "2,048 drawn": {"sampled_softmax": 2048},
+    "512 drawn": {"sampled_softmax": 512},
+}
+LENGTH, ROWS = 512, 8
+
+
+def rows_of(run: Path, sets: list[str]) -> list[dict[str, list[int]]]:
+    """Return the sets' rows in one random order, loss on the completions."""
+    rows = []
+    for name in sets:
+        for row in read_rows(run / "generate" / name):
+            prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
+            ids, labels = prompt + completion, [-100] * len(prompt) + completion
+            rows.append({"input_ids": ids[:LENGTH], "labels": labels[:LENGTH]})
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def train(
+    draft: Path, rows: list[dict[str, list[int]]], tokens: int, settings: dict[str, Any]
+) -> tuple[Any, float]:
+    """Return the trained draft and the seconds that its training took."""
+    config = TrainConfig(
+        max_train_tokens=tokens,
+        seq_length=LENGTH,
+        per_device_train_batch_size=ROWS,
+        sampled_softmax=settings["sampled_softmax"],
+        trainer_args={
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **{key: value for key, value in settings.items() if key == "bf16"},
+        },
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as work:
+        trainer = DraftDistillationTrainer(
+            model=AutoModelForCausalLM.from_pretrained(draft, dtype=torch.float32),
+            args=training_arguments(config, Path(work), seed=0, device=device),
+            train_dataset=datasets.Dataset.from_list(rows),
+        )
+        start = time.monotonic()
+        trainer.train()
+        return trainer.model.float().eval(), time.monotonic() - start
+
+
+def losses(draft: Any, rows: list[dict[str, list[int]]]) -> list[float]:
+    """Return every row's mean loss in nats, the whole vocabulary scored in float32."""
+    found = []
+    head = head_of(draft)
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row["input_ids"]], device=draft.device)
+            labels = torch.tensor(row["labels"][1:], device=draft.device)
+            hidden = last_hidden_states(draft, draft, {"input_ids": ids})[0, :-1]
+            kept = labels != -100
+            loss = fused_head_loss(hidden[kept], head.weight, labels[kept]).loss
+            found.append(float(loss) / max(1, int(kept.sum())))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-quickstart"))
+    parser.add_argument("--sets", nargs="+", default=["code", "chat"])
+    parser.add_argument("--tokens", type=parse_count, default=600_000)
+    parser.add_argument("--only", help="some ways, by name, separated by ';'")
+    args = parser.parse_args()
+    quiet_libraries()
+    rows = rows_of(args.run, args.sets)
+    held, rows = rows[: len(rows) // 10], rows[len(rows) // 10 :]
+    print(f"{args.tokens:,} tokens; held-out loss over {len(held)} rows\n")
+    print("| scored | tokens/s | held-out loss, nats | difference to the first |")
+    print("|---|---|---|---|")
+    first: list[float] | None = None
+    for name in args.only.split(";") if args.only else WAYS:
+        draft, seconds = train(args.run / "continue", rows, args.tokens, WAYS[name])
+        found = losses(draft, held)
+        difference = ""
+        if first is None:
+            first = found
+        else:
+            pairs = [mine - theirs for mine, theirs in zip(found, first, strict=True)]
+            difference = _show(interval(pairs, statistics.mean), "+.3f")
+        mean = statistics.mean(found)
+        print(f"| {name} | {args.tokens / seconds:,.0f} | {mean:.3f} | {difference} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
