@@ -24,7 +24,7 @@ _LAZY = {
     "Pair": "fastdraft_hf.training.objectives",
     "Term": "fastdraft_hf.training.objectives",
     "register_term": "fastdraft_hf.training.objectives",
-    "NonFiniteLossError": "fastdraft_hf.training.trainer",
+    "NonFiniteLossError": "fastdraft_hf.training.failures",
     "design_draft": "fastdraft_hf.drafts.design",
     "DesignConfig": "fastdraft_hf.drafts.config",
     "load_draft": "fastdraft_hf.drafts.trimmed_head",
@@ -63,13 +63,13 @@ if TYPE_CHECKING:
     from fastdraft_hf.targets.embedded import embedded_target as embedded_target
     from fastdraft_hf.targets.resolve import resolve_target as resolve_target
     from fastdraft_hf.training.arguments import DraftDistillationConfig as DraftDistillationConfig
+    from fastdraft_hf.training.failures import NonFiniteLossError as NonFiniteLossError
     from fastdraft_hf.training.head import fused_head_loss as fused_head_loss
     from fastdraft_hf.training.objectives import Objective as Objective
     from fastdraft_hf.training.objectives import Pair as Pair
     from fastdraft_hf.training.objectives import Term as Term
     from fastdraft_hf.training.objectives import register_term as register_term
     from fastdraft_hf.training.trainer import DraftDistillationTrainer as DraftDistillationTrainer
-    from fastdraft_hf.training.trainer import NonFiniteLossError as NonFiniteLossError
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,23 @@ PUSHED_FILES = [*DRAFT_FILES, "adapter_config.json", "README.md"]
 # Patterns cross slashes, and checkpoints hold weights as well.
 NOT_PUSHED = ["checkpoint-*", "_*", "*/*.safetensors"]
 
+# As TRL's trainers say which paper they follow.
+PAPER = {
+    "title": "FastDraft: How to Train Your Draft",
+    "id": "2411.11055",
+    # docstyle-ignore
+    "citation": (
+        "@inproceedings{zafrir2025fastdraft,\n"
+        "    title     = {{FastDraft: How to Train Your Draft}},\n"
+        "    author    = {Ofir Zafrir and Igor Margulis and Dorin Shteyman and Shira Guskin and "
+        "Guy Boudoukh},\n"
+        "    year      = 2025,\n"
+        "    booktitle = {Findings of the Association for Computational Linguistics: ACL 2025},\n"
+        "    eprint    = {arXiv:2411.11055}\n"
+        "}"
+    ),
+}
+
 
 def trainer_card(
     trainer: DraftDistillationTrainer,

@@ -20,37 +20,21 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import stored_distribution as columns
 from fastdraft_hf.training import checks, publish
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.training.budget import TokenBudget, token_schedule
-from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints, newest_complete
+from fastdraft_hf.training.checkpoints import MarkCompleteCheckpoints
 from fastdraft_hf.training.collator import DraftCollator
 from fastdraft_hf.training.distribution import TargetHead, TopK
+from fastdraft_hf.training.failures import NonFiniteLossError
 from fastdraft_hf.training.head import HeadLoss, fused_head_loss
-from fastdraft_hf.training.modules import check_whole, keep_head_whole, rows_of_batch
+from fastdraft_hf.training.modules import check_whole, keep_head_whole
 from fastdraft_hf.training.objectives import Objective
 from fastdraft_hf.training.optimizer import MuonWithAdamW
 from fastdraft_hf.training.progress import TrainingProgress
 from fastdraft_hf.training.sampled import sample_head
-
-_PAPER = {
-    "title": "FastDraft: How to Train Your Draft",
-    "id": "2411.11055",
-    # docstyle-ignore
-    "citation": (
-        "@inproceedings{zafrir2025fastdraft,\n"
-        "    title     = {{FastDraft: How to Train Your Draft}},\n"
-        "    author    = {Ofir Zafrir and Igor Margulis and Dorin Shteyman and Shira Guskin and "
-        "Guy Boudoukh},\n"
-        "    year      = 2025,\n"
-        "    booktitle = {Findings of the Association for Computational Linguistics: ACL 2025},\n"
-        "    eprint    = {arXiv:2411.11055}\n"
-        "}"
-    ),
-}
 
 
 class DraftDistillationTrainer(SFTTrainer):
@@ -102,7 +86,7 @@ class DraftDistillationTrainer(SFTTrainer):
     _signature_columns: Any
     _tag_names = ["trl", "fastdraft", "speculative-decoding"]
     _name = "FastDraft"
-    _paper = _PAPER
+    _paper = publish.PAPER
 
     def __init__(
         self,
@@ -322,7 +306,7 @@ class DraftDistillationTrainer(SFTTrainer):
                 f"{name} {mean:g}" for name, mean in zip(result.terms, means, strict=False)
             )
             what = f"the loss is no number ({values})"
-            raise NonFiniteLossError(self._failure(what, [inputs], model.training))
+            raise self._failure(what, [inputs], model.training)
         mode = "train" if model.training else "eval"
         for name, mean in zip(notes, means, strict=True):
             self._metrics[mode][name].append(mean)
@@ -336,24 +320,15 @@ class DraftDistillationTrainer(SFTTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
             what = f"the gradient is no number (norm {float(norm):g})"
-            raise NonFiniteLossError(self._failure(what, self._step_inputs))
+            raise self._failure(what, self._step_inputs)
         self._step_inputs.clear()
         return norm
 
-    def _failure(self, what: str, batches: list[dict[str, Any]], training: bool = True) -> str:
-        step = f"step {self.state.global_step + 1}"
-        if not training:
-            step = f"evaluation after step {self.state.global_step}"
-        rows = rows_of_batch(self._given_rows if training else None, batches)
-        good = newest_complete(Path(self.args.output_dir), self.state.global_step)
-        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        rates = f"learning_rate {self.args.learning_rate:g}"
-        if self.args.matrix_learning_rate:
-            rates += f", matrix_learning_rate {self.args.matrix_learning_rate:g}"
-        return (
-            f"{step}: {what} on {rows}; {kept}. Look at these rows, or lower the learning "
-            f"rate ({rates})"
-        )
+    def _failure(
+        self, what: str, batches: list[dict[str, Any]], training: bool = True
+    ) -> NonFiniteLossError:
+        rows = self._given_rows if training else None
+        return NonFiniteLossError.of(what, self.args, self.state.global_step, rows, batches)
 
     # ------------------------------------------------------------------------------- optimizer
 
@@ -467,10 +442,6 @@ class DraftDistillationTrainer(SFTTrainer):
         self.create_model_card(**{"model_name": Path(name).name, **kwargs})
         revision = revision or self.args.hub_revision
         return publish.push_folder(self, commit_message or "End of training", token, revision)
-
-
-class NonFiniteLossError(FastDraftError):
-    """The loss or its gradient became infinite or no number; the weights were not touched."""
 
 
 __all__ = [

@@ -27,13 +27,10 @@ from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.training.checkpoints import newest_complete
 from fastdraft_hf.training.collator import DraftCollator
 from fastdraft_hf.training.distribution import TopK
+from fastdraft_hf.training.failures import NonFiniteLossError
 from fastdraft_hf.training.head import dense_head_loss
 from fastdraft_hf.training.objectives import Objective
-from fastdraft_hf.training.trainer import (
-    DraftDistillationConfig,
-    DraftDistillationTrainer,
-    NonFiniteLossError,
-)
+from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 Make = Callable[..., Any]
 Row = dict[str, Any]
