@@ -90,7 +90,7 @@ def trim_head(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 
     if output.exists():
         raise FastDraftError(f"output_dir: {output} exists; delete it or name another")
@@ -104,7 +104,7 @@ def trim_head(
         if not (place / MANIFEST).is_file():
             raise FastDraftError(f"rows: {place} is no finished set of generated text")
     tokenizer = AutoTokenizer.from_pretrained(target)
-    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(draft), draft)
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     vocabulary = AutoConfig.from_pretrained(draft).get_text_config().vocab_size
 
     counts, measured = _counts(rows)

@@ -14,7 +14,7 @@ from fastdraft_hf._atomic import sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decoding.settings import store_draft_settings
-from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.evaluation import bench, memory, speed
 from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.journal import Journal
@@ -132,32 +132,14 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
 
 def _other_draft(name: str, where: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Return the folder of a draft of ``bench.drafts`` that can draft for the target."""
-    from transformers import AutoConfig, AutoTokenizer
-
     key = f"bench.drafts.{name}"
     try:
         folder = resolve_target(where).path
     except FastDraftError as error:
         raise FastDraftError(f"{key}: {str(error).removeprefix('target: ')}") from error
 
-    def width(model: Path) -> int:
-        # False, not the default: a model with code of its own would ask on the terminal.
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return int(config.get_text_config().vocab_size)
-
-    try:
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        theirs = width(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FastDraftError(f"{key}: {where} cannot be read ({reason})") from error
-    check_same_vocabulary(tokenizer, own, f"{key}: {where}")
-    ours = width(target)
-    if ours != theirs:  # the same tokens, but heads padded to different widths
-        raise FastDraftError(
-            f"{key}: {where} scores {theirs} tokens and the target {ours}; assisted generation "
-            "needs the same number"
-        )
+    # Rows as well: assisted generation needs as many from both.
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), folder, key)
     return folder
 
 

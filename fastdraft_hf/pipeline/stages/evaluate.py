@@ -21,7 +21,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.evaluation import evaluate
     from fastdraft_hf.evaluation.journal import Journal
     from fastdraft_hf.evaluation.prompts import draw_prompts
@@ -30,7 +30,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     device = resolve_device(run.recipe.device)
     draft_folder = run.latest_model()
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(draft_folder), draft_folder)
+    check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
     # Before the models: a task set that cannot be read, or has no short prompt, says so at once.
     prompts = draw_prompts(
