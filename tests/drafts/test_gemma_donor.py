@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fastdraft_hf.pipeline.stages  # noqa: F401  (fills STAGES)
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf.drafts.vocabulary import Vocabulary, compare_vocabularies
 from fastdraft_hf.pipeline.recipe import build_recipe
