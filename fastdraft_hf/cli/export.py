@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
 def _export(kind: str, model: str, args: argparse.Namespace) -> None:
     """Export one model, say how it compares, and read acceptance where a target is given."""
     from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.drafts.vocabulary import check_vocabulary
     from fastdraft_hf.export.gguf import GGUFType
     from fastdraft_hf.export.openvino import WeightFormat, require_openvino
     from fastdraft_hf.pipeline import exporting
@@ -132,7 +133,7 @@ def _export(kind: str, model: str, args: argparse.Namespace) -> None:
     draft = _named("export", lambda: resolve_target(model)).path
     target = None if args.target is None else resolve_target(args.target).path
     if target is not None:
-        _check_vocabulary(target, draft)
+        check_vocabulary(target, draft)
     export: Callable[..., Any] = (
         exporting.checked_openvino if kind == "openvino" else exporting.checked_gguf
     )
@@ -188,16 +189,6 @@ def _check_format(option: str, value: str, known: tuple[str, ...]) -> None:
         raise FastDraftError(
             f"{option}: '{value}' is not one of {', '.join(known)}{nearest(value, known)}"
         )
-
-
-def _check_vocabulary(target: Path, draft: Path) -> None:
-    from transformers import AutoTokenizer
-
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
-
-    check_same_vocabulary(
-        AutoTokenizer.from_pretrained(target), AutoTokenizer.from_pretrained(draft), draft
-    )
 
 
 def _named(name: str, find: Callable[[], Any]) -> Any:

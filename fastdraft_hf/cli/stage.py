@@ -20,6 +20,7 @@ _SECTIONS = {
     "pretrain": ("fastdraft_hf.training.config", "TrainConfig"),
     "continue": ("fastdraft_hf.training.config", "TrainConfig"),
     "align": ("fastdraft_hf.training.config", "TrainConfig"),
+    "trim": ("fastdraft_hf.tuning.config", "TrimConfig"),
     "export": ("fastdraft_hf.export.config", "ExportConfig"),
     "evaluate": ("fastdraft_hf.evaluation.config", "EvaluateConfig"),
     "bench": ("fastdraft_hf.evaluation.config", "BenchConfig"),
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, "draft", None) is not None:
         # Without a training run before it, a stage makes what it reads from the given draft.
         stages = ["design", "export", name] if name == "bench" else ["design", name]
+        if recipe.trim is not None and name in ("export", "bench"):
+            stages.append("trim")
     run_stages(recipe, stages, args.dry_run)
     if name == "evaluate" and not args.dry_run:
         _print_results(Path(recipe.output_dir))

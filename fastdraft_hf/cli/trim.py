@@ -1,63 +1,75 @@
-"""``fastdraft trim``: a trained draft with a head of the most frequent tokens only."""
+"""``fastdraft trim``: a trained draft with a head of the most frequent tokens only.
+
+With ``--rows`` it takes any draft and any sets and needs no run; without, it is the stage of a run
+like every other (`cli.stage`).
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from fastdraft_hf.cli import stage
+
+_DESCRIPTION = """\
+fastdraft trim --draft DIR --target ID --rows SET [SET ...] --output-dir DIR [--draft-vocab 8192]
+    trim any draft, counting the tokens of any sets that the target wrote
+fastdraft trim --config RECIPE.yaml | --output-dir RUN
+    the stage of a run
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--draft", metavar="DIR", type=Path, required=True, help="a trained draft")
-    parser.add_argument("--target", metavar="ID", required=True, help="model id, or a folder")
+    stage.add_arguments(parser, name)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _DESCRIPTION
     parser.add_argument(
         "--rows",
-        metavar="DIR",
+        metavar="SET",
         type=Path,
         nargs="+",
-        required=True,
-        help="sets that the target wrote (generate/NAME of a run)",
-    )
-    parser.add_argument(
-        "--draft-vocab",
-        metavar="COUNT",
-        default="8192",
-        help="tokens that the head scores (default: 8192)",
-    )
-    parser.add_argument(
-        "--output-dir", metavar="DIR", type=Path, required=True, help="the folder to make"
-    )
-    parser.add_argument(
-        "--texts",
-        type=int,
-        default=24,
-        help="held-out texts to measure the cost in acceptance on; 0 for none (default: 24)",
+        help="without a run: sets that the target wrote (generate/NAME of a run)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.rows is None:
+        stage.run(args)
+    else:
+        _trim(args)
+
+
+def _trim(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf._schema import parse_count
+    from fastdraft_hf.cli._fields import read_fields
     from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.pipeline.provenance import describe
     from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.tuning.config import TrimConfig
     from fastdraft_hf.tuning.trim import sentences, trim_head
 
-    try:
-        size = parse_count(args.draft_vocab)
-    except ValueError as error:
-        raise FastDraftError(f"draft_vocab: {error}") from None
-    if args.texts < 0:
-        raise FastDraftError(f"texts: must be at least 0, got {args.texts}")
+    if args.config is not None or args.overrides:
+        raise FastDraftError("rows: with a recipe the sets are trim.sets; leave --rows out")
+    for option in ("draft", "target", "output_dir"):
+        if getattr(args, option) is None:
+            raise FastDraftError(f"{option}: needed with --rows (--{option.replace('_', '-')})")
+    config = read_fields(args, TrimConfig)
+    if config.sets:
+        raise FastDraftError("sets: they are a run's; --rows has folders instead")
+    output = Path(args.output_dir)
+    if args.dry_run:
+        print(output)
+        return
     quiet_libraries()
     facts = trim_head(
-        args.draft,
+        Path(args.draft),
         args.rows,
-        size,
-        args.output_dir,
+        config.draft_vocab,
+        output,
         target=resolve_target(args.target).path,
-        texts=args.texts,
-        provenance=describe(draft=str(args.draft)),
+        texts=config.texts,
+        provenance=describe(draft=args.draft),
     )
     for line in sentences(facts):
         print(line)
-    print(f"written to {args.output_dir}")
+    print(f"written to {output}")

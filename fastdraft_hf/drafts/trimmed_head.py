@@ -102,6 +102,15 @@ def read_trimmed_head(folder: str | Path) -> TrimmedHead | None:
     return TrimmedHead(ids, facts)
 
 
+def check_token_ids(token_ids: Sequence[int], rows: int) -> None:
+    """Raise `FastDraftError` unless every id, ascending, is one of a draft's ``rows``."""
+    if token_ids[-1] >= rows:
+        raise FastDraftError(
+            f"{FILE}: token {token_ids[-1]} is none of the draft's {rows:,}; these ids belong to "
+            "another vocabulary"
+        )
+
+
 def trim_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     """Replace a model's head in place by the rows of ``token_ids``; its logits become [..., K].
 
@@ -120,11 +129,7 @@ def trim_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
 
     head = model.get_output_embeddings()
     rows = head.weight.shape[0]
-    if token_ids[-1] >= rows:
-        raise FastDraftError(
-            f"{FILE}: token {token_ids[-1]} is none of the draft's {rows:,}; these ids belong to "
-            "another vocabulary"
-        )
+    check_token_ids(token_ids, rows)
     index = torch.tensor(list(token_ids), device=head.weight.device)
     bias = getattr(head, "bias", None)
     trimmed = torch.nn.Linear(
@@ -148,6 +153,16 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
         f"this draft's head is trimmed in memory; its folder holds the whole head and {FILE}, "
         "copy that instead of saving it"
     )
+
+
+def whole_parameters(model: PreTrainedModel) -> int:
+    """Return the parameters of a draft as its folder has them, whatever of its head is loaded."""
+    if getattr(model, "head_token_ids", None) is None:
+        return int(model.num_parameters())
+    from fastdraft_hf.drafts.sizes import count_parameters
+
+    # The rows of a trimmed head are in memory twice where embeddings are tied.
+    return count_parameters(model.config)
 
 
 def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
 
@@ -44,22 +47,35 @@ class Vocabulary:
         )
 
     @classmethod
-    def of_folder(cls, folder: Path, name: str | None = None) -> Vocabulary:
-        """Read a model's folder: tokenizer, config and generation config.
+    def of_folder(
+        cls, folder: Path, name: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Vocabulary:
+        """Read a model's folder: tokenizer, config and generation config; no weights.
+
+        Args:
+            folder: of the model.
+            name: for reports; by default the folder.
+            tokenizer: the folder's own, where it is loaded already.
 
         Raises:
-            FastDraftError: it has no tokenizer that can be read.
+            FastDraftError: its tokenizer or its config cannot be read.
         """
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if tokenizer is None:
+                what = "no tokenizer"
+                # False, not the default: a model with code of its own would ask on the terminal.
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            what, config = "no config", None
+            if (folder / "config.json").is_file():
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
-            raise FastDraftError(f"{name or folder}: no tokenizer can be read there") from error
+            reason = " ".join(str(error).split())[:200]
+            raise FastDraftError(f"{folder}: {what} can be read there ({reason})") from error
         found = cls.of_tokenizer(tokenizer, name or str(folder))
         rows, ends = None, set(found.ends)
-        if (folder / "config.json").is_file():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config is not None:
             text = config.get_text_config(decoder=True)
             rows = int(text.vocab_size)
             ends |= _end_ids(getattr(config, "eos_token_id", None))
@@ -128,12 +144,18 @@ class VocabularyReport:
         named = (self.target, self.draft)
         if self.differing:
             shown = "; ".join(f"{i}: {a!r} and {b!r}" for i, a, b in self.differing[:3])
-            found.append(f"{len(self.differing):,} ids mean different tokens ({shown})")
+            number = len(self.differing)
+            found.append(
+                f"{number:,} ids mean different tokens ({shown})"
+                if number > 1
+                else f"one id means different tokens ({shown})"
+            )
         for side, extra in zip(named, (self.only_target, self.only_draft), strict=True):
             if extra:
                 shown = ", ".join(f"{i} {t!r}" for i, t in list(extra.items())[:4])
                 dots = ", …" if len(extra) > 4 else ""
-                found.append(f"{len(extra):,} ids only {side.name} names ({shown}{dots})")
+                number = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
+                found.append(f"{number} only {side.name} names ({shown}{dots})")
         if self._rows_differ:
             found.append(
                 f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids"
@@ -204,67 +226,63 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
     )
 
 
-def check_same_vocabulary(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, draft_name: str | Path
-) -> None:
-    """Raise unless both tokenizers map the same ids to the same tokens and stop alike.
+def check_vocabulary(
+    target: Vocabulary | Path,
+    other: Vocabulary | Path,
+    key: str | None = None,
+    *,
+    donor: bool = False,
+    resize: bool = False,
+) -> VocabularyReport:
+    """Raise unless ``other`` can draft for ``target``; every stage that pairs two models asks here.
 
-    Maps are compared, not lengths: two vocabularies of one length can differ, and two of
-    different lengths can agree on every id that is used.
-
-    Raises:
-        FastDraftError: naming the first ids that differ, and whether resizing would help.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours != theirs:
-        differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-        shown = ", ".join(
-            f"{t!r}: {ours.get(t, 'none')} in the target, {theirs.get(t, 'none')} in the draft"
-            for t in differing[:3]
-        )
-        report = compare_vocabularies(
-            Vocabulary.of_tokenizer(target, "the target"),
-            Vocabulary.of_tokenizer(draft, str(draft_name)),
-        )
-        way = (
-            f"They agree on the {report.agreeing:,} ids both name: `fastdraft design --draft … "
-            "--resize` gives it the target's tokenizer."
-            if report.verdict == "extended"
-            else "A draft must use the target's own tokenizer."
-        )
-        raise FastDraftError(
-            f"{draft_name}: its vocabulary is not the target's ({len(differing)} tokens differ; "
-            f"{shown}). {way}"
-        )
-    if target.eos_token_id != draft.eos_token_id:
-        raise FastDraftError(
-            f"{draft_name}: it ends on token {draft.eos_token_id}, the target on "
-            f"{target.eos_token_id}; copy the target's tokenizer into the draft's folder"
-        )
-
-
-def check_agreement(target: Path, other: Path, key: str, resize: bool) -> VocabularyReport:
-    """Compare two models' folders, for a stage that takes the second's weights for the first.
+    Every id that both name must mean the same token, and neither may name one that the other does
+    not, or score more of them (padding): ``resize`` allows both. The end token of the tokenizers
+    must be the same, unless the draft is to get the target's tokenizer (``donor``, ``resize``).
+    Whatever else differs (begin, padding and unknown tokens, further ids that end a turn) costs
+    nothing but acceptance: it is logged as a warning for a draft and is nothing to a donor.
 
     Args:
-        target, other: their folders.
+        target, other: what `Vocabulary.of_folder` read, or folders to be read.
         key: the setting that named ``other``, for errors (``"design.donor"``).
-        resize: whether rows may be added or dropped where every shared id agrees.
+        donor: only its weights are taken.
+        resize: rows may be added or dropped where every shared id agrees.
 
     Raises:
-        FastDraftError: some id means two tokens, or rows differ and ``resize`` is not set.
+        FastDraftError: saying what differs and what would help.
     """
-    report = compare_vocabularies(
-        Vocabulary.of_folder(target, "the target"), Vocabulary.of_folder(other, str(other))
-    )
+    prefix = f"{key}: " if key else ""
+    if isinstance(target, Path):
+        target = Vocabulary.of_folder(target, "the target")
+    if isinstance(other, Path):
+        try:
+            other = Vocabulary.of_folder(other)
+        except FastDraftError as error:
+            raise FastDraftError(f"{prefix}{error}") from error
+    report = compare_vocabularies(target, other)
+    where, problems = f"{prefix}{other.name}", report.problems()
     if report.verdict == "different":
-        raise FastDraftError(
-            f"{key}: {other}: its vocabulary is not the target's ({report.problems()[0]}); "
-            "first_weights transplant takes a donor with another one"
+        way = (
+            "first_weights: transplant takes a donor with another one"
+            if donor
+            else "a draft must have the target's own tokenizer"
         )
+        raise FastDraftError(f"{where}: its vocabulary is not the target's: {problems[0]}; {way}")
     if report.verdict != "identical" and not resize:
+        what = "has not the target's rows" if report.verdict == "padded" else "is not the target's"
+        way = "set design.resize" if donor else "fastdraft design --draft FOLDER --resize"
         raise FastDraftError(
-            f"{key}: {other}: {report.problems()[0]}; every id both name agrees, so design.resize "
-            "can even them out"
+            f"{where}: its vocabulary {what}: {problems[0]}; they agree on the "
+            f"{report.agreeing:,} ids that both name, so {way} can even them out"
         )
+    if donor:
+        return report
+    if "eos" in report.special and not resize:
+        ours, theirs = report.special["eos"]
+        raise FastDraftError(
+            f"{where}: it ends on {theirs or 'no token'}, the target on {ours or 'no token'}; copy "
+            "the target's tokenizer into its folder"
+        )
+    for problem in problems:
+        logger.warning("%s: not as the target's: %s", where, problem)
     return report

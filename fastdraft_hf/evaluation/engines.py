@@ -22,7 +22,8 @@ class Models:
     Attributes:
         target: the target's folder.
         drafts: folders of PyTorch drafts by name; the run's own has the empty name.
-        target_openvino, draft_openvino: OpenVINO folders, where a path reads them.
+        target_openvino: the target's OpenVINO folder, where a path reads it.
+        drafts_openvino: OpenVINO folders of drafts, by name likewise.
         device: cpu or cuda, of the PyTorch paths; OpenVINO's run on the CPU.
         stop_ids: tokens that end an answer through GenAI.
         seed: unused by greedy decoding, but part of every call.
@@ -31,7 +32,7 @@ class Models:
     target: str
     drafts: dict[str, str] = field(default_factory=dict)
     target_openvino: str | None = None
-    draft_openvino: str | None = None
+    drafts_openvino: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     stop_ids: list[int] = field(default_factory=list)
     seed: int = 0
@@ -116,18 +117,19 @@ class _OpenVINO:
 
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
         paths = {s.path for s in settings}
+        drafts = models.drafts_openvino
         self._seed, self._stop_ids = models.seed, set(models.stop_ids)
         self._pipelines: dict[str, Any] = {}
-        self._target = self._draft = None
+        self._target, self._drafts = None, dict[str, Any]()
         target = Path(models.target_openvino or "")
-        draft = models.draft_openvino
         if paths & {"openvino", "openvino-alone", "openvino-prompt-lookup"}:
             from fastdraft_hf.decoding.openvino import OpenVINODecoder
 
             if "openvino-alone" in paths:
                 self._pipelines["openvino-alone"] = OpenVINODecoder(target)
-            if "openvino" in paths:
-                self._pipelines["openvino"] = OpenVINODecoder(target, Path(draft or ""))
+            for one in settings:
+                if one.path == "openvino" and one.name not in self._pipelines:
+                    self._pipelines[one.name] = OpenVINODecoder(target, Path(drafts[one.draft]))
             if "openvino-prompt-lookup" in paths:
                 lookup = OpenVINODecoder(target, prompt_lookup=True)
                 self._pipelines["openvino-prompt-lookup"] = lookup
@@ -135,8 +137,9 @@ class _OpenVINO:
             from optimum.intel import OVModelForCausalLM
 
             self._target = OVModelForCausalLM.from_pretrained(target)
-            if "ours-openvino" in paths:
-                self._draft = OVModelForCausalLM.from_pretrained(draft)
+            # Our loop without drafting is a setting of the path too, and belongs to the run's own.
+            for name in sorted({s.draft for s in settings if s.path == "ours-openvino"}):
+                self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name])
 
     def decode(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
@@ -151,12 +154,12 @@ class _OpenVINO:
             "seed": self._seed,
             "num_assistant_tokens": setting.num_assistant_tokens,
         }
-        if setting.path in self._pipelines:
-            pipeline = self._pipelines[setting.path]
+        if setting.name in self._pipelines:
+            pipeline = self._pipelines[setting.name]
             record: DecodingRecord = pipeline.decode(prompt.ids, stop_ids=self._stop_ids, **given)
             return record
         assert self._target is not None
-        draft = self._draft if setting.path == "ours-openvino" else None
+        draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
         record = decode(self._target, prompt.ids, draft=draft, path="ours", **given)
         record.path = "ours-openvino"
         return record

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf.drafts.trimmed_head import read_trimmed_head
+from fastdraft_hf.export.trimmed_head import LOWEST
+
 if TYPE_CHECKING:
     import torch
 
@@ -133,7 +136,9 @@ def compare(
             text = torch.tensor([[*prompt, *own]])
             ours, theirs = model(input_ids=text).logits[0].float(), logits(text)[0].float()
             difference = max(difference, float((ours - theirs).abs().max()))
-            size = max(size, float(ours.abs().max()))
+            # What a trimmed head does not score is no logit.
+            largest = float(ours[ours > LOWEST].abs().max())
+            size = max(size, largest)
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             positions += len(ours)
             other = write(prompt, new_tokens)
@@ -147,7 +152,7 @@ def compare(
             if place < min(len(own), len(other)):
                 at = ours[len(prompt) + place - 1]
                 margin = float(at[own[place]] - at[other[place]])
-            tie = margin <= TIE_TOLERANCE * max(float(ours.abs().max()), 1.0)
+            tie = margin <= TIE_TOLERANCE * max(largest, 1.0)
             partings.append(Parting(number, place, margin, tie))
     return Parity(positions, difference, size, same / positions, len(prompts), tuple(partings))
 
@@ -160,6 +165,9 @@ def compare_openvino(model: Path, exported: Path) -> Parity:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     ours = _load(AutoModelForCausalLM, model)
+    head = read_trimmed_head(model)
+    if head is not None:
+        _score_only(ours, head.token_ids)
     theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
 
     def logits(text: torch.Tensor) -> torch.Tensor:
@@ -207,6 +215,22 @@ def _load(auto: Any, folder: Path, **options: Any) -> Any:
 
     model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **options)
     return model.eval()
+
+
+def _score_only(model: Any, token_ids: Sequence[int]) -> None:
+    """Give every other logit the value that an exported trimmed head has there, in place."""
+    import torch
+
+    index = torch.tensor(list(token_ids))
+
+    def scatter(module: Any, inputs: Any, output: Any) -> Any:
+        whole = output.logits
+        output.logits = torch.full_like(whole, LOWEST).index_copy_(
+            -1, index, whole.index_select(-1, index)
+        )
+        return output
+
+    model.register_forward_hook(scatter)
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:

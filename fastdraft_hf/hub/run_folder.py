@@ -29,6 +29,7 @@ FOLDERS = {
     "pretrain": "pretrain",
     "continue": "continue",
     "align": "align",
+    "trim": "trimmed",
     "export": "export",
     "evaluate": "evaluate",
     "bench": "bench",

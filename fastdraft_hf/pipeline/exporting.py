@@ -156,14 +156,12 @@ def _agreeing(found: parity.Parity, must: bool, what: str) -> parity.Parity:
 
 
 def load_pytorch(folder: Path) -> Any:
-    """Return a draft in float32."""
+    """Return a model in float32; a trimmed head of a draft is used as such."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    return model.eval()
+    from fastdraft_hf.drafts.trimmed_head import load_draft
+
+    return load_draft(folder, dtype=torch.float32).eval()
 
 
 def load_openvino(folder: Path) -> Any:

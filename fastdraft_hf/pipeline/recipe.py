@@ -18,9 +18,11 @@ from fastdraft_hf._schema import dump, json_schema, load, setting
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.drafts.config import DesignConfig
+from fastdraft_hf.evaluation.bench import TRIMMED
 from fastdraft_hf.evaluation.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.training.config import TrainConfig
+from fastdraft_hf.tuning.config import TrimConfig
 
 
 @dataclass
@@ -66,6 +68,9 @@ class Recipe:
         None, "CP: continued pre-training, usually with code", key="continue"
     )
     align: TrainConfig | None = setting(None, "FT: training on the target's own answers")
+    trim: TrimConfig | None = setting(
+        None, "beside the draft, one whose head scores the most frequent tokens only"
+    )
     export: ExportConfig = setting(ExportConfig, "other formats")
     evaluate: EvaluateConfig = setting(EvaluateConfig, "acceptance on held-out prompts")
     bench: BenchConfig = setting(BenchConfig, "wall clock")
@@ -87,6 +92,8 @@ class Recipe:
                 raise FastDraftError(
                     f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
                 )
+        if self.trim is not None:
+            self._check_trim(self.trim)
         for name, stage in self.training_stages().items():
             if not stage.sources:
                 raise FastDraftError(f"{name}.sources: at least one source is needed")
@@ -105,8 +112,28 @@ class Recipe:
                 stage = dataclasses.replace(stage, objective=self._auto_objective(name, stage))
                 setattr(self, "continue_" if name == "continue" else name, stage)
             self._check_distribution(name, stage)
-        if self.logits is not None:  # written out, so that the stage knows what it was made of
+        # Written out, so that these stages know what they were made of.
+        if self.logits is not None:
             self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
+        if self.trim is not None:
+            self.trim = dataclasses.replace(self.trim, sets=trim_sets(self))
+
+    def _check_trim(self, trim: TrimConfig) -> None:
+        sets = self.generate.sets if self.generate else {}
+        if not sets:
+            raise FastDraftError(
+                "trim: it counts the tokens of what the target wrote, and the recipe has no "
+                "section generate (fastdraft trim --rows takes sets of another run)"
+            )
+        for number, name in enumerate(trim.sets):
+            if name not in sets:
+                raise FastDraftError(
+                    f"trim.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                )
+        if TRIMMED in self.bench.drafts:
+            raise FastDraftError(
+                f"bench.drafts.{TRIMMED}: section trim has a draft of that name timed; take another"
+            )
 
     def _auto_objective(self, name: str, stage: TrainConfig) -> str:
         """Return ``nla`` where an alignment knows the target's distribution, else ``ce``.
@@ -174,6 +201,17 @@ def logits_sets(recipe: Recipe) -> list[str]:
         return []
     if recipe.logits.sets:
         return recipe.logits.sets
+    if recipe.align is None:
+        return list(recipe.generate.sets) if recipe.generate else []
+    return list(dict.fromkeys(source.name for source in recipe.align.sources))
+
+
+def trim_sets(recipe: Recipe) -> list[str]:
+    """Return the sets whose tokens are counted: the named ones, or all that align reads."""
+    if recipe.trim is None:
+        return []
+    if recipe.trim.sets:
+        return recipe.trim.sets
     if recipe.align is None:
         return list(recipe.generate.sets) if recipe.generate else []
     return list(dict.fromkeys(source.name for source in recipe.align.sources))

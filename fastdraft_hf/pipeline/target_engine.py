@@ -12,7 +12,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.config import GenerateConfig
 from fastdraft_hf.data.engines import Drafting, Engine, choose_engine, open_engine
 from fastdraft_hf.data.engines.faster import FasterEngine
-from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.pipeline.recipe import resolve_device
 from fastdraft_hf.pipeline.run import Run
@@ -65,7 +65,7 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
             model=config.server_model,
             target=run.target.name,
         )
-    draft = None if config.draft is None else _drafting(config, name, tokenizer)
+    draft = None if config.draft is None else _drafting(config, name, path, tokenizer)
     openvino_target = None
     if name == "openvino":
         logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
@@ -90,15 +90,17 @@ def _own_device(device: str) -> str:
     return f"cuda:{local}" if device == "cuda" and local.isdecimal() else device
 
 
-def _drafting(config: GenerateConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> Drafting:
+def _drafting(
+    config: GenerateConfig, name: str, target: Path, tokenizer: PreTrainedTokenizerBase
+) -> Drafting:
     """Check the draft and bring it into the engine's format."""
-    from transformers import AutoTokenizer
-
     assert config.draft is not None
     folder = Path(config.draft).expanduser()
     if not (folder / "config.json").is_file():
         raise FastDraftError(f"generate.draft: {folder} is no folder of a draft")
-    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(folder), folder)
+    check_vocabulary(
+        Vocabulary.of_folder(target, "the target", tokenizer), folder, "generate.draft"
+    )
     exported = (folder / "openvino_model.xml").exists()
     if name == "openvino":
         if not exported:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of
 from fastdraft_hf.data import stored_distribution as columns
-from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.training.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.training.objectives import Objective
 
@@ -136,7 +136,10 @@ def open_target(
             tokenizer = AutoTokenizer.from_pretrained(draft)  # as `SFTTrainer` does
         if theirs is not None and tokenizer is not None:
             try:
-                check_same_vocabulary(theirs, tokenizer, "the draft")
+                check_vocabulary(
+                    Vocabulary.of_tokenizer(theirs, "the target"),
+                    Vocabulary.of_tokenizer(tokenizer, "the draft"),
+                )
             except FastDraftError as error:
                 raise ValueError(f"target_model: {error}") from error
         target = AutoModelForCausalLM.from_pretrained(target, **given)

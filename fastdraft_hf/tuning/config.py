@@ -14,6 +14,27 @@ Measure = Literal["cpu", "cuda", "openvino"]
 
 
 @dataclass
+class TrimConfig:
+    """A second draft beside the whole one, whose head scores the most frequent tokens only."""
+
+    draft_vocab: int = setting(8192, "tokens that the head scores, such as 8192 or 16k")
+    sets: list[str] = setting(
+        [],
+        "generated sets whose tokens are counted; by default those that align reads, or all "
+        "without it",
+    )
+    texts: int = setting(
+        24, "held-out texts to measure the cost in acceptance on; 0 leaves that out"
+    )
+
+    def __post_init__(self) -> None:
+        if self.draft_vocab < 1:
+            raise FastDraftError(f"draft_vocab: must be at least 1, got {self.draft_vocab}")
+        if self.texts < 0:
+            raise FastDraftError(f"texts: must be at least 0, got {self.texts}")
+
+
+@dataclass
 class TuneConfig:
     """Which drafts are timed on what, and with which acceptance speed is predicted."""
 

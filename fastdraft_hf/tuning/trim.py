@@ -53,6 +53,20 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
     return {int(token) for token in found}
 
 
+def check_size(target: Path, size: int) -> None:
+    """Raise unless a head of ``size`` tokens can be: checked before a draft is made for it.
+
+    Raises:
+        FastDraftError: naming ``draft_vocab``.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    vocabulary = AutoConfig.from_pretrained(target).get_text_config().vocab_size
+    choose_token_ids(
+        {}, special_ids(AutoTokenizer.from_pretrained(target), target), size, vocabulary
+    )
+
+
 def trim_head(
     draft: Path,
     rows: Sequence[Path],
@@ -67,6 +81,48 @@ def trim_head(
 ) -> dict[str, Any]:
     """Write ``output``: the draft, and the ids that its trimmed head scores.
 
+    Args:
+        draft, rows, size, target, texts, num_assistant_tokens, seed: see `trim_into`.
+        output: the folder to make; it must not exist.
+        provenance: written beside the draft with the facts, if given.
+
+    Returns:
+        facts: see `trim_into`.
+
+    Raises:
+        FastDraftError: a folder is not what it should be, or the size cannot be.
+    """
+    if output.exists():
+        raise FastDraftError(f"output_dir: {output} exists; delete it or name another")
+    with atomic_folder(output) as temporary:
+        facts = trim_into(
+            draft,
+            rows,
+            size,
+            temporary,
+            target=target,
+            texts=texts,
+            num_assistant_tokens=num_assistant_tokens,
+            seed=seed,
+        )
+        if provenance is not None:
+            write_json(temporary / "provenance.json", {**provenance, "facts": facts})
+    return facts
+
+
+def trim_into(
+    draft: Path,
+    rows: Sequence[Path],
+    size: int,
+    folder: Path,
+    *,
+    target: Path,
+    texts: int = 24,
+    num_assistant_tokens: int = 3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fill a folder with the draft, and the ids that its trimmed head scores.
+
     The ids are the most frequent ones of the target's own completions; special and end tokens
     always stay. One row in five is not counted: coverage and acceptance are of those.
 
@@ -74,26 +130,25 @@ def trim_head(
         draft: the trained draft's folder; it is copied whole, so stock engines read a full head.
         rows: folders of sets that the target wrote.
         size: tokens to keep, K.
-        output: the folder to make; it must not exist.
+        folder: what lies there of an earlier, killed call is written over.
         target: the target's folder.
         texts: held-out texts that acceptance is read from; 0 leaves that out.
         num_assistant_tokens: γ of the acceptance rate.
         seed: draws the texts.
-        provenance: written beside the draft with the facts, if given.
 
     Returns:
-        facts: ``coverage`` of held-out tokens and, from texts, ``acceptance_rate`` full and
-        trimmed and their ``difference``, each with a 95% interval over texts.
+        facts: ``coverage`` of held-out tokens (``None`` if there are none) and, from texts,
+        ``acceptance_rate`` full and trimmed and their ``difference``, each with a 95% interval
+        over texts.
 
     Raises:
-        FastDraftError: a folder is not what it should be, or the size cannot be.
+        FastDraftError: a folder is not what it should be, or the size cannot be; nothing is
+            written then.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 
-    if output.exists():
-        raise FastDraftError(f"output_dir: {output} exists; delete it or name another")
     if not (draft / "config.json").is_file() or not any(draft.glob("*.safetensors")):
         raise FastDraftError(f"draft: {draft} is no folder of a PyTorch draft")
     if read_trimmed_head(draft) is not None:
@@ -104,7 +159,7 @@ def trim_head(
         if not (place / MANIFEST).is_file():
             raise FastDraftError(f"rows: {place} is no finished set of generated text")
     tokenizer = AutoTokenizer.from_pretrained(target)
-    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(draft), draft)
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     vocabulary = AutoConfig.from_pretrained(draft).get_text_config().vocab_size
 
     counts, measured = _counts(rows)
@@ -112,6 +167,7 @@ def trim_head(
     ids = choose_token_ids(counts, always, size, vocabulary)
     kept = set(ids)
     total = sum(measured.values())
+    covered = sum(n for token, n in measured.items() if token in kept)
     facts: dict[str, Any] = {
         "draft_vocab": size,
         "vocabulary": vocabulary,
@@ -119,19 +175,16 @@ def trim_head(
         "counted_different_tokens": len(counts),
         "rows": [str(place) for place in rows],
         "held_out_tokens": total,
-        "coverage": sum(n for token, n in measured.items() if token in kept) / max(total, 1),
+        "coverage": covered / total if total else None,
     }
     chosen = texts_of(rows, texts, seed) if texts else []
-    with atomic_folder(output) as temporary:
-        ignored = shutil.ignore_patterns(*_NOT_COPIED)
-        shutil.copytree(draft, temporary, ignore=ignored, dirs_exist_ok=True)
-        write_trimmed_head(temporary, TrimmedHead(tuple(ids), facts))
-        if chosen:
-            full, trimmed = Reader(target, chosen).read(draft, temporary)
-            facts |= acceptance_cost(full, trimmed, num_assistant_tokens)
-            write_trimmed_head(temporary, TrimmedHead(tuple(ids), facts))
-        if provenance is not None:
-            write_json(temporary / "provenance.json", {**provenance, "facts": facts})
+    ignored = shutil.ignore_patterns(*_NOT_COPIED)
+    shutil.copytree(draft, folder, ignore=ignored, dirs_exist_ok=True)
+    write_trimmed_head(folder, TrimmedHead(tuple(ids), facts))
+    if chosen:
+        full, trimmed = Reader(target, chosen).read(draft, folder)
+        facts |= acceptance_cost(full, trimmed, num_assistant_tokens)
+        write_trimmed_head(folder, TrimmedHead(tuple(ids), facts))
     return facts
 
 
@@ -174,10 +227,12 @@ def acceptance_cost(
 
 def sentences(facts: dict[str, Any]) -> list[str]:
     """Return what the facts say, in words."""
-    lines = [
-        f"head: {facts['draft_vocab']:,} of {facts['vocabulary']:,} tokens; they cover "
-        f"{facts['coverage']:.2%} of {facts['held_out_tokens']:,} tokens that were not counted"
-    ]
+    lines = [f"head: {facts['draft_vocab']:,} of {facts['vocabulary']:,} tokens"]
+    if facts["coverage"] is not None:
+        lines[0] += (
+            f"; they cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} tokens that "
+            "were not counted"
+        )
     rates = facts.get("acceptance_rate")
     if rates:
         words = {k: f"{v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for k, v in rates.items()}

@@ -29,6 +29,7 @@ from fastdraft_hf.drafts.trimmed_head import (
     trim_model,
     write_trimmed_head,
 )
+from fastdraft_hf.export.parity import compare_openvino
 from fastdraft_hf.export.several import export_several
 from fastdraft_hf.export.trimmed_head import LOWEST, trim_openvino
 
@@ -245,6 +246,16 @@ def test_openvinos_logits_are_pytorchs_at_full_width(
     assert torch.equal(found.argmax(-1), best)
     others = [t for t in range(288) if t not in KEPT]
     assert (found[..., others] == LOWEST).all()
+
+
+def test_an_export_is_compared_with_its_own_head(exported: dict[str, Path], folder: Path) -> None:
+    """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
+    found = compare_openvino(folder, exported["fp32"])
+    assert found.exact, found.lines()
+    assert found.logit_size < 1000
+    assert found.max_logit_difference < 1
+    other = compare_openvino(folder, exported["whole-fp32"])
+    assert not other.exact
 
 
 def test_rows_of_an_int8_head_are_the_whole_heads(exported: dict[str, Path]) -> None:

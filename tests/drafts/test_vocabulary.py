@@ -4,19 +4,20 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.drafts.token_spelling import match_tokens, token_bytes
 from fastdraft_hf.drafts.vocabulary import (
     Vocabulary,
-    check_same_vocabulary,
+    check_vocabulary,
     compare_vocabularies,
 )
 
@@ -31,37 +32,111 @@ def saved_with_swapped_tokens(tokenizer: Any, folder: Path, first: str, second: 
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_same_vocabulary(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    tiny_tokenizer.save_pretrained(tmp_path)
-    check_same_vocabulary(tiny_tokenizer, AutoTokenizer.from_pretrained(tmp_path), "draft")
+@pytest.fixture
+def save(tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM]) -> Callable[..., Path]:
+    """Save a tiny draft with a tokenizer; keyword arguments change its config."""
+
+    def make(tokenizer: PreTrainedTokenizerFast, **config: Any) -> Path:
+        tiny_model(num_hidden_layers=1, **config).save_pretrained(tmp_path / "d")
+        tokenizer.save_pretrained(tmp_path / "d")
+        return tmp_path / "d"
+
+    return make
 
 
-def test_two_tokens_swapped(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    # Same tokens, same length: only the maps differ.
-    other = saved_with_swapped_tokens(tiny_tokenizer, tmp_path, "a", "b")
-    a = tiny_tokenizer.get_vocab()["a"]
-    b = tiny_tokenizer.get_vocab()["b"]
-    message = rf"my-draft: .*2 tokens differ; 'a': {a} in the target, {b} in the draft"
-    with pytest.raises(FastDraftError, match=message):
-        check_same_vocabulary(tiny_tokenizer, other, "my-draft")
+def test_the_same_vocabulary(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    draft = save(tiny_tokenizer)
+    assert check_vocabulary(tiny_target_folder, draft).verdict == "identical"
+    read = Vocabulary.of_folder(tiny_target_folder, "the target", tiny_tokenizer)
+    assert check_vocabulary(read, draft, "bench.drafts.x", donor=True).problems() == []
+    assert caplog.messages == []
 
 
-def test_one_token_more(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("donor", [False, True])
+def test_two_tokens_swapped(
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    donor: bool,
+) -> None:
+    # Same tokens, same length: only the maps differ. No resizing helps.
+    saved_with_swapped_tokens(tiny_tokenizer, tmp_path, "a", "b")
+    ids = tiny_tokenizer.get_vocab()
+    first = min(ids["a"], ids["b"])
+    message = rf"^k: .*: its vocabulary is not the target's: 2 ids mean .* \({first}: 'a' and 'b'"
+    for resize in (False, True):
+        with pytest.raises(FastDraftError, match=message) as raised:
+            check_vocabulary(tiny_target_folder, tmp_path, "k", donor=donor, resize=resize)
+        assert ("transplant" in str(raised.value)) is donor
+
+
+def test_one_token_more(
+    save: Callable[..., Path], tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     other = copy.deepcopy(tiny_tokenizer)
     other.add_tokens(["<extra>"])
-    with pytest.raises(FastDraftError, match=r"1 tokens differ; '<extra>': none in the target"):
-        check_same_vocabulary(tiny_tokenizer, other, "draft")
-    with pytest.raises(
-        FastDraftError, match=r"1 tokens differ; '<extra>': 288 in the target, none"
-    ):
-        check_same_vocabulary(other, tiny_tokenizer, "draft")
+    draft = save(other)
+    with pytest.raises(FastDraftError, match=r"one id only .* names \(288 '<extra>'\).*--resize"):
+        check_vocabulary(tiny_target_folder, draft)
+    with pytest.raises(FastDraftError, match=r"one id only the target names .*; they agree on "):
+        check_vocabulary(Vocabulary.of_folder(draft, "the target"), tiny_target_folder)
+    with pytest.raises(FastDraftError, match=r"^design\.donor: .*so set design\.resize can even"):
+        check_vocabulary(tiny_target_folder, draft, "design.donor", donor=True)
+    assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "extended"
 
 
-def test_another_end(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_padded_head(
+    save: Callable[..., Path], tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    draft = save(tiny_tokenizer, vocab_size=320)
+    message = r"its vocabulary has not the target's rows: the heads score 288 and 320 ids: padding"
+    with pytest.raises(FastDraftError, match=message):
+        check_vocabulary(tiny_target_folder, draft)
+    assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "padded"
+
+
+def test_another_end_is_refused_and_other_roles_are_told(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     other = copy.deepcopy(tiny_tokenizer)
     other.eos_token = "<|endoftext|>"
-    with pytest.raises(FastDraftError, match="ends on token 0, the target on 2"):
-        check_same_vocabulary(tiny_tokenizer, other, "draft")
+    draft = save(other)
+    message = r"it ends on <\|endoftext\|>, the target on <\|im_end\|>; copy"
+    with pytest.raises(FastDraftError, match=message):
+        check_vocabulary(tiny_target_folder, draft)
+    # It gets the target's tokenizer, and with it the target's end.
+    check_vocabulary(tiny_target_folder, draft, donor=True)
+    assert caplog.messages == []
+    check_vocabulary(tiny_target_folder, draft, "design.draft", resize=True)
+    assert "design.draft: " in caplog.messages[0]
+    caplog.clear()
+    other.eos_token, other.pad_token = "<|im_end|>", "<|im_end|>"
+    check_vocabulary(tiny_target_folder, save(other))
+    assert [m.partition("the target's: ")[2] for m in caplog.messages] == [
+        "pad: '<|endoftext|>' and '<|im_end|>'"
+    ]
+
+
+def test_an_end_that_a_draft_lacks_is_told_and_costs_nothing_but_acceptance(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(tiny_target_folder, tmp_path / "t")
+    (tmp_path / "t" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    report = check_vocabulary(tmp_path / "t", save(tiny_tokenizer))
+    assert report.verdict == "identical"
+    assert "ends on 0 <|endoftext|>, 2 <|im_end|> and on 2 <|im_end|>" in caplog.messages[0]
 
 
 def vocabulary(tokens: dict[int, str], rows: int | None = None, end: int = 1) -> Vocabulary:
@@ -119,6 +194,11 @@ def test_folders_are_read_with_rows_and_ends(tiny_target_folder: Path, tmp_path:
     assert report.problems() == ["ends on 2 <|im_end|> and on 0 <|endoftext|>, 2 <|im_end|>"]
     with pytest.raises(FastDraftError, match="no tokenizer can be read"):
         Vocabulary.of_folder(tmp_path)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.x: .*: no tokenizer can be read"):
+        check_vocabulary(found, tmp_path, "bench.drafts.x")
+    (tmp_path / "copy" / "config.json").write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(FastDraftError, match="no config can be read there"):
+        Vocabulary.of_folder(tmp_path / "copy")
 
 
 def test_bytes_of_every_spelling(

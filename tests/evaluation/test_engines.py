@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
 from fastdraft_hf.export.openvino import export_openvino
+from fastdraft_hf.export.trimmed_head import trim_openvino
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 43) * 4)
 
@@ -79,14 +81,20 @@ def test_openvino_decodes_in_every_way(models: Models, tmp_path: Path) -> None:
     pytest.importorskip("openvino_genai")
     export_openvino(Path(models.target), tmp_path / "target", "fp32")
     export_openvino(Path(models.drafts[""]), tmp_path / "draft", "fp32")
+    # The target itself, less three tokens: unlike the run's own draft, most of it is accepted.
+    shutil.copytree(tmp_path / "target", tmp_path / "trimmed")
+    trim_openvino(tmp_path / "trimmed", range(3, 288))
     found = Models(
         target=models.target,
         target_openvino=str(tmp_path / "target"),
-        draft_openvino=str(tmp_path / "draft"),
+        drafts_openvino={"": str(tmp_path / "draft"), "trimmed": str(tmp_path / "trimmed")},
         stop_ids=[2],
     )
-    settings = bench.all_settings(bench.assisted_settings(bench.RUNTIMES["openvino"], [1, 3]))
+    paths = bench.RUNTIMES["openvino"]
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], (), paths))
+    assert len([s for s in settings if s.draft == "trimmed"]) == 4
     decode = load_engine(found, settings)
+    accepted = {}
     for setting in settings:
         record = decode(setting, PROMPT, 12)
         own = [s for s in settings if s == setting or s.path.endswith("alone")]
@@ -95,9 +103,12 @@ def test_openvino_decodes_in_every_way(models: Models, tmp_path: Path) -> None:
         assert record.num_assistant_tokens == setting.num_assistant_tokens
         assert record.path == setting.path.removesuffix("-alone")
         assert record.first_token_seconds is not None
+        accepted[setting] = record.accepted
         passes = record.target_passes
         assert (
             (passes == len(record.tokens))
             if not record.accepted
             else (passes == len(record.tokens) - record.accepted)
         )
+    for path in ("openvino", "ours-openvino"):
+        assert accepted[Setting(path, "trimmed", 3)] > accepted[Setting(path, "", 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from fastdraft_hf.pipeline.plan.machines import Measured, Roofline
 from fastdraft_hf.pipeline.plan.make import draft_config_of, find_config, make_plan
 from fastdraft_hf.pipeline.plan.shapes import Shape, shape_of
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe, read_recipe
+from fastdraft_hf.tuning.config import TrimConfig
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ROOT / "tests" / "fixtures" / "targets"
@@ -158,6 +160,17 @@ class TestTheQuickstart:
             Setting("transformers", "", 1),
             Setting("transformers", "", 5),
         ]
+
+    def test_a_trimmed_draft_is_made_exported_and_timed(self, quickstart: Recipe) -> None:
+        more = dataclasses.replace(quickstart, trim=TrimConfig())
+        found = [
+            {s.stage: s for s in estimator(one, self.config, Measured(**RATES)).stages()}
+            for one in (quickstart, more)
+        ]
+        assert set(found[1]) - set(found[0]) == {"trim"}
+        assert 0 < found[1]["trim"].seconds < 120
+        for stage in ("export", "bench"):
+            assert found[1][stage].seconds > found[0][stage].seconds, stage
 
 
 class TestThePaper:

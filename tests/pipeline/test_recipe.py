@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
 KEYS = [
     *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
-    *("logits", "pretrain", "continue", "align", "export", "evaluate", "bench", "card"),
+    *("logits", "pretrain", "continue", "align", "trim", "export", "evaluate", "bench", "card"),
 ]
 
 PYTHON = {"sources": [{"kind": "python"}]}
@@ -120,6 +120,17 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         (
             {"generate": CHAT, "align": {"sources": [{"name": "chat"}, {"kind": "python"}]}},
             "align.sources[1].kind: align reads what the target wrote (generated), not python",
+        ),
+        ({"trim": {}}, "trim: it counts the tokens of what the target wrote, and the recipe has"),
+        (
+            {"generate": CHAT, "trim": {"sets": ["chatt"]}},
+            "trim.sets[0]: generate has no set 'chatt' (did you mean 'chat'?)",
+        ),
+        ({"generate": CHAT, "trim": {"draft_vocab": 0}}, "trim.draft_vocab: must be at least 1"),
+        ({"generate": CHAT, "trim": {"texts": -1}}, "trim.texts: must be at least 0, got -1"),
+        (
+            {"generate": CHAT, "trim": {}, "bench": {"drafts": {"trimmed": "d"}}},
+            "bench.drafts.trimmed: section trim has a draft of that name timed",
         ),
         ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
         ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),

@@ -175,7 +175,7 @@ def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: there is no folder"):
         bench.run(run, tmp_path)
     folder = save_draft("big", vocab_size=320)
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* scores 320 tokens and the"):
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*heads score 288 and 320 "):
         bench.run(run, tmp_path)
     target_tokenizer.save_pretrained(folder)
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*vocabulary is not the targ"):
@@ -184,7 +184,7 @@ def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
     config["auto_map"] = {"AutoConfig": "code.Config"}
     config["model_type"] = "unheard-of"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* cannot be read \("):
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*: no \w+ can be read there"):
         bench.run(run, tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):

@@ -193,7 +193,7 @@ def test_the_command_prints_coverage_and_cost(
     provenance = json.loads((tmp_path / "t" / "provenance.json").read_text())
     assert provenance["facts"]["draft_vocab"] == 50
     assert cli.main([*words, "--output-dir", str(tmp_path / "u"), "--draft-vocab", "many"]) == 2
-    assert "draft_vocab: 'many' is no count" in capsys.readouterr().err
+    assert "draft_vocab: expected a whole number, got 'many'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

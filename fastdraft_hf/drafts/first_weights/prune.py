@@ -11,7 +11,7 @@ from fastdraft_hf.drafts.design import kept_layers_of, with_layers
 from fastdraft_hf.drafts.first_weights import register_method
 from fastdraft_hf.drafts.first_weights.base import Method, Request
 from fastdraft_hf.drafts.importance import block_influence, most_important
-from fastdraft_hf.drafts.vocabulary import check_agreement
+from fastdraft_hf.drafts.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,9 @@ class Prune(Method):
         from fastdraft_hf.targets.resolve import resolve_target
 
         donor = resolve_target(request.design.donor)
-        check_agreement(request.target, donor.path, "design.donor", request.design.resize)
+        check_vocabulary(
+            request.target, donor.path, "design.donor", donor=True, resize=request.design.resize
+        )
         model = request.load(donor.path)
         resize_rows(model, request.config.vocab_size)
         draft, facts = prune(request, model, donor.path)

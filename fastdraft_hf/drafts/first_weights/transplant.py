@@ -76,8 +76,10 @@ def _mapped(table: torch.Tensor, matches: TokenMatches, rows: int) -> torch.Tens
     import torch
 
     new = table.mean(0).repeat(rows, 1)
-    owners = [i for i, pieces in matches.pieces.items() if i < rows for _ in pieces]
-    pieces = [p for i, found in matches.pieces.items() if i < rows for p in found]
+    # A tokenizer may name more than the model has rows for (Gemma's mark of an image).
+    known = [(i, p) for i, found in matches.pieces.items() for p in found if p < len(table)]
+    owners = [i for i, _ in known if i < rows]
+    pieces = [p for i, p in known if i < rows]
     if pieces:
         owner, sums = torch.tensor(owners), torch.zeros_like(new)
         sums.index_add_(0, owner, table[torch.tensor(pieces)])

@@ -123,8 +123,12 @@ def bench_answers(recipe: Recipe) -> list[Answers]:
     """Return what stage bench decodes, warm-ups left out."""
     config = recipe.bench
     count = len(config.tasks) * config.prompts_per_task * config.repeats
+    paths = list(dict.fromkeys(config.paths))
     assisted = bench.assisted_settings(
-        list(dict.fromkeys(config.paths)), config.num_assistant_tokens, list(config.drafts)
+        paths,
+        config.num_assistant_tokens,
+        list(config.drafts),
+        paths if recipe.trim is not None else (),
     )
     return [
         Answers(setting, count, assisted=setting.num_assistant_tokens > 0)

@@ -35,6 +35,7 @@ FIXED = {
     "pretrain": 3.0,
     "continue": 3.0,
     "align": 3.0,
+    "trim": 3.0,
     "export": 0.0,
     "evaluate": 5.0,
     "bench": 3.0,
@@ -50,6 +51,8 @@ LOAD_BANDWIDTH, EXPORT_RATE = 6e8, 3e7
 BASE_MEMORY = 0.6e9
 # Timed steps of a stage with a limit in minutes.
 TIMED_STEPS = 12
+# Tokens of a held-out text that trim reads (`tuning.texts`).
+TRIM_TEXT = 128
 # Share of a training token's FLOPs that one of evaluation costs.
 FORWARD_SHARE = 1 / 3
 
@@ -221,6 +224,7 @@ class Estimator:
             "design": self._design,
             "generate": self._generate,
             "logits": self._logits,
+            "trim": self._trim,
             "export": self._export,
             "evaluate": self._evaluate,
             "bench": self._bench,
@@ -380,13 +384,30 @@ class Estimator:
             notes=tuple(notes),
         )
 
+    def _trim(self) -> StagePlan:
+        config = self.recipe.trim
+        assert config is not None
+        # The target reads every held-out text once; the draft twice, which is little beside it.
+        read = config.texts * float(EVALUATION_PROMPT + TRIM_TEXT)
+        seconds = FIXED["trim"]
+        memory = 8.0 * self.draft.parameters
+        if read:
+            seconds += read / self.machine.read_rate(self.target, 128) + self._loading(self.target)
+            memory += 4.0 * self.target.parameters
+        flops = read * self.target.forward_flops(128)
+        disk = 4.0 * self.draft.parameters
+        return StagePlan("trim", False, 1, read, flops, seconds, self._memory(memory), disk)
+
     def _export(self) -> StagePlan:
         config = self.recipe.export
         size = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.7}
         size |= {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
         each = EXPORT_SECONDS + self.draft.parameters / EXPORT_RATE
-        seconds = len(config.openvino) * each + len(config.gguf) * 3.0
-        forms = [*config.openvino, *config.gguf]
+        openvino = list(config.openvino)
+        if self.recipe.trim is not None:
+            openvino += [form for form in config.openvino if form != "int4"]
+        seconds = len(openvino) * each + len(config.gguf) * 3.0
+        forms = [*openvino, *config.gguf]
         if config.check:
             seconds += len(forms) * CHECK_SECONDS
         tokens = 0.0

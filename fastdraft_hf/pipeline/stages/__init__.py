@@ -13,6 +13,7 @@ from fastdraft_hf.pipeline.stages import (
     logits,
     report,
     train,
+    trim,
 )
 
 _DRAFTS = ("design", "pretrain", "continue", "align")
@@ -35,9 +36,10 @@ register(
 register(
     "align", Stage(train.align, lambda r: r.align, ("generate", "logits", *_DRAFTS[:3]), "align")
 )
-register("export", Stage(export.run, lambda r: r.export, _DRAFTS, "export"))
+register("trim", Stage(trim.run, lambda r: r.trim, ("generate", *_DRAFTS), "trimmed"))
+register("export", Stage(export.run, lambda r: r.export, (*_DRAFTS, "trim"), "export"))
 register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate"))
-register("bench", Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "export"), "bench"))
+register("bench", Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "trim", "export"), "bench"))
 register("card", Stage(card.run, lambda r: r.card, (*_DRAFTS, "evaluate", "bench"), "draft"))
 register(
     "report",

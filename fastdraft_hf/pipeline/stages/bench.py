@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -14,7 +15,7 @@ from fastdraft_hf._atomic import sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decoding.settings import store_draft_settings
-from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.evaluation import bench, memory, speed
 from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.journal import Journal
@@ -48,7 +49,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         config.max_prompt_tokens,
         run.recipe.seed,
     )
-    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, list(config.drafts))
+    trimmed = _trimmed_paths(run, paths)
+    models = _with_trimmed(run, models, trimmed)
+    assisted = bench.assisted_settings(
+        paths, config.num_assistant_tokens, list(config.drafts), trimmed
+    )
     results: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.memory and assisted:  # before this process holds any model
         results["memory"] = memory.measure(
@@ -106,7 +111,7 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
     }
     if {"transformers", "ours"} & set(paths):
         drafts[""] = str(run.latest_model())
-    target_openvino = draft_openvino = None
+    target_openvino, drafts_openvino = None, dict[str, str]()
     ends: list[int] = []
     if {"openvino", "ours-openvino"} & set(paths):
         exported = run.stage_folder("export") / f"openvino-{config.weight_format}"
@@ -115,7 +120,7 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
                 f"bench.weight_format: {config.weight_format} was not exported; add it to "
                 "export.openvino"
             )
-        draft_openvino = str(exported)
+        drafts_openvino[""] = str(exported)
     if set(bench.RUNTIMES["openvino"]) & set(paths):
         target_openvino = str(cached_openvino(target, config.weight_format))
         ends = sorted(stop_ids(target, tokenizer))
@@ -123,41 +128,52 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
         target=str(target),
         drafts=drafts,
         target_openvino=target_openvino,
-        draft_openvino=draft_openvino,
+        drafts_openvino=drafts_openvino,
         device=resolve_device(run.recipe.device),
         stop_ids=ends,
         seed=run.recipe.seed,
     )
 
 
+def _trimmed_paths(run: Run, paths: Sequence[str]) -> list[str]:
+    """Return the paths on which the draft of section ``trim`` is timed: those that have it."""
+    if run.recipe.trim is None:
+        return []
+    exported = _trimmed_export(run).exists()
+    if not exported and {"openvino", "ours-openvino"} & set(paths):
+        logger.warning(
+            "bench: there is no trimmed draft in OpenVINO %s, so it is timed in PyTorch only",
+            run.recipe.bench.weight_format,
+        )
+    return [path for path in paths if exported or path not in bench.RUNTIMES["openvino"]]
+
+
+def _trimmed_export(run: Run) -> Path:
+    name = f"{bench.TRIMMED}-openvino-{run.recipe.bench.weight_format}"
+    return run.stage_folder("export") / name
+
+
+def _with_trimmed(run: Run, models: Models, paths: Sequence[str]) -> Models:
+    """Return the models with the trimmed draft, where a path reads it."""
+    if not paths:
+        return models
+    drafts = {**models.drafts, bench.TRIMMED: str(run.stage_folder("trim"))}
+    openvino = dict(models.drafts_openvino)
+    if _trimmed_export(run).exists():
+        openvino[bench.TRIMMED] = str(_trimmed_export(run))
+    return dataclasses.replace(models, drafts=drafts, drafts_openvino=openvino)
+
+
 def _other_draft(name: str, where: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Return the folder of a draft of ``bench.drafts`` that can draft for the target."""
-    from transformers import AutoConfig, AutoTokenizer
-
     key = f"bench.drafts.{name}"
     try:
         folder = resolve_target(where).path
     except FastDraftError as error:
         raise FastDraftError(f"{key}: {str(error).removeprefix('target: ')}") from error
 
-    def width(model: Path) -> int:
-        # False, not the default: a model with code of its own would ask on the terminal.
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return int(config.get_text_config().vocab_size)
-
-    try:
-        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        theirs = width(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FastDraftError(f"{key}: {where} cannot be read ({reason})") from error
-    check_same_vocabulary(tokenizer, own, f"{key}: {where}")
-    ours = width(target)
-    if ours != theirs:  # the same tokens, but heads padded to different widths
-        raise FastDraftError(
-            f"{key}: {where} scores {theirs} tokens and the target {ours}; assisted generation "
-            "needs the same number"
-        )
+    # Rows as well: assisted generation needs as many from both.
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), folder, key)
     return folder
 
 
@@ -198,9 +214,14 @@ def _write(run: Run, results: dict[str, Any]) -> None:
     given = run.recipe.design.draft
     folders = [Path(given)] if given is not None else [run.latest_model()]
     exported = sorted(run.stage_folder("export").glob("openvino-*"))
+    trimmed = [] if run.recipe.trim is None else [run.stage_folder("trim")]
+    trimmed_exports = sorted(run.stage_folder("export").glob(f"{bench.TRIMMED}-openvino-*"))
+    of_trimmed = (f"openvino/{bench.TRIMMED}", f"ours-openvino/{bench.TRIMMED}")
     for order, places in (
         (("transformers", "ours"), folders),
         (("openvino", "ours-openvino"), exported),
+        ((f"ours/{bench.TRIMMED}",), trimmed),
+        (of_trimmed, trimmed_exports),
     ):
         gamma = best_of_paths(results, order)
         if gamma is None:

@@ -123,27 +123,36 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastdraft_hf.drafts.first_weights.prune import resize_rows
-    from fastdraft_hf.drafts.vocabulary import check_agreement, check_same_vocabulary
+    from fastdraft_hf.drafts.trimmed_head import (
+        check_token_ids,
+        read_trimmed_head,
+        write_trimmed_head,
+    )
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 
     resize = run.recipe.design.resize
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is no draft")
-    tokenizer = AutoTokenizer.from_pretrained(source)
     target_tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    if not resize:
-        check_same_vocabulary(target_tokenizer, tokenizer, source)
-    report = check_agreement(run.target.path, source, "design.draft", resize)
-    for problem in report.problems():
-        logger.warning("design.draft: %s", problem)
+    head = read_trimmed_head(source)
+    report = check_vocabulary(
+        Vocabulary.of_folder(run.target.path, "the target", target_tokenizer),
+        source,
+        "design.draft",
+        resize=resize,
+    )
+    tokenizer = target_tokenizer if resize else AutoTokenizer.from_pretrained(source)
     draft = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
     if resize and report.target.rows is not None:
         resize_rows(draft, report.target.rows)
-        tokenizer = target_tokenizer
         # It stops and pads as the target does, whose tokenizer it now has.
         for role in ("bos", "eos", "pad"):
             index = getattr(target_tokenizer, f"{role}_token_id")
             for config in (draft.config, draft.generation_config):
                 setattr(config, f"{role}_token_id", index)
+    if head is not None:  # it stays trimmed, until it is trained
+        check_token_ids(head.token_ids, draft.get_input_embeddings().weight.shape[0])
+        write_trimmed_head(folder, head)
     draft.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {

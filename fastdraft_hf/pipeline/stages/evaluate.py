@@ -21,7 +21,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.trimmed_head import load_draft, whole_parameters
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.evaluation import evaluate
     from fastdraft_hf.evaluation.journal import Journal
     from fastdraft_hf.evaluation.prompts import draw_prompts
@@ -30,7 +31,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     device = resolve_device(run.recipe.device)
     draft_folder = run.latest_model()
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    check_same_vocabulary(tokenizer, AutoTokenizer.from_pretrained(draft_folder), draft_folder)
+    check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
     # Before the models: a task set that cannot be read, or has no short prompt, says so at once.
     prompts = draw_prompts(
@@ -48,9 +49,10 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         )
 
     def load(path: Path) -> Any:
+        # Stock assisted generation would take the columns of a trimmed head for ids.
+        read = load_draft if config.path == "ours" else AutoModelForCausalLM.from_pretrained
         # float32: whether greedy output changes is asked of the models, not of a rounding.
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return model.to(device).eval()
+        return read(path, dtype=torch.float32).to(device).eval()
 
     target, draft = load(run.target.path), load(draft_folder)
     # A draft that was given is not untrained, and one that was only designed is measured anyway.
@@ -68,7 +70,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         journal,
         config,
         target_parameters=target.num_parameters(),
-        draft_parameters=draft.num_parameters(),
+        draft_parameters=whole_parameters(draft),
         differences=differences,
         readings=readings,
     )

@@ -11,8 +11,9 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.evaluation.bench import TRIMMED
 from fastdraft_hf.export.gguf import export_gguf
-from fastdraft_hf.export.openvino import export_openvino
+from fastdraft_hf.export.openvino import WeightFormat, export_openvino
 from fastdraft_hf.export.parity import read_gguf
 from fastdraft_hf.pipeline import exporting
 from fastdraft_hf.pipeline.recipe import resolve_device
@@ -23,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``openvino-<format>`` folders and ``draft-<type>.gguf`` files."""
+    """Write ``openvino-<format>`` folders and ``draft-<type>.gguf`` files.
+
+    With section ``trim`` also ``trimmed-openvino-<format>``; GGUF has no trimmed head.
+    """
     config = run.recipe.export
     formats = list(config.openvino)
     facts: dict[str, Any] = {}
@@ -37,16 +41,27 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     model = run.latest_model()
     sizes: dict[str, int] = {}
     loaders: dict[str, Callable[[], Any]] = {}
-    for weight_format in formats:
-        output = folder / f"openvino-{weight_format}"
+
+    def openvino(source: Path, weight_format: WeightFormat, kind: str = "") -> None:
+        output = folder / f"{kind and kind + '-'}openvino-{weight_format}"
+        name = f"{kind} OpenVINO {weight_format}".strip()
         if not output.exists():
-            logger.info("export: OpenVINO %s", weight_format)
-            export_openvino(model, output, weight_format)
-        name = f"OpenVINO {weight_format}"
+            logger.info("export: %s", name)
+            export_openvino(source, output, weight_format)
         if config.check:
-            _check(folder, output.name, name, exporting.check_openvino, model, weight_format)
-        sizes[weight_format] = (output / "openvino_model.bin").stat().st_size
+            _check(folder, output.name, name, exporting.check_openvino, source, weight_format)
+        size = (output / "openvino_model.bin").stat().st_size
+        sizes[f"{kind} {weight_format}".strip()] = size
         loaders[name] = functools.partial(exporting.load_openvino, output)
+
+    for weight_format in formats:
+        openvino(model, weight_format)
+    if run.recipe.trim is not None:
+        for weight_format in formats:
+            if weight_format == "int4":
+                logger.warning("export: a trimmed head is not cut out of int4, so it is left out")
+            else:
+                openvino(run.stage_folder("trim"), weight_format, TRIMMED)
     for weight_type in config.gguf:
         output = folder / f"draft-{weight_type}.gguf"
         if not output.exists():

@@ -26,7 +26,7 @@ from fastdraft_hf.data.stored_distribution import distribution_table
 from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.data.target_logits import StoredLogits
 from fastdraft_hf.data.token_shards import TokenShards
-from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.pipeline.recipe import distribution_source, resolve_device
 from fastdraft_hf.pipeline.run import Run
 from fastdraft_hf.training.config import TrainConfig
@@ -71,7 +71,10 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
     tokenizer = AutoTokenizer.from_pretrained(start_model)
     # Text is tokenised by the target's own, so that shards of it serve every draft.
     own = AutoTokenizer.from_pretrained(run.target.path)
-    check_same_vocabulary(own, tokenizer, start_model)
+    check_vocabulary(
+        Vocabulary.of_folder(run.target.path, "the target", own),
+        Vocabulary.of_folder(start_model, tokenizer=tokenizer),
+    )
     data, trained = folder / "data", folder / "facts.json"
     if not trained.exists():
         if not data.exists():
