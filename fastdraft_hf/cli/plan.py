@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdraft_hf.pipeline.plan.estimate import Plan, StagePlan
+    from fastdraft_hf.pipeline.plan.result import Plan, StagePlan
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:

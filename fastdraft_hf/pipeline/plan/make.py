@@ -9,6 +9,7 @@ from typing import Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.drafts.design import design_draft
+from fastdraft_hf.pipeline.plan.acceptance import assumed_acceptance, chance_of
 from fastdraft_hf.pipeline.plan.amounts import (
     ASSUMPTIONS,
     LENGTH_SHARE,
@@ -16,10 +17,14 @@ from fastdraft_hf.pipeline.plan.amounts import (
     bench_answers,
     evaluation_answers,
 )
-from fastdraft_hf.pipeline.plan.estimate import Estimator, Plan, assumed_acceptance, mean_rows
+from fastdraft_hf.pipeline.plan.estimate import plan_stages
 from fastdraft_hf.pipeline.plan.hardware import Hardware, Utilisation
+from fastdraft_hf.pipeline.plan.job import Job
 from fastdraft_hf.pipeline.plan.machines import Machine, Roofline
+from fastdraft_hf.pipeline.plan.measuring import gains
+from fastdraft_hf.pipeline.plan.result import Plan
 from fastdraft_hf.pipeline.plan.shapes import shape_of
+from fastdraft_hf.pipeline.plan.training import mean_rows
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.embedded import EMBEDDED_ID
 from fastdraft_hf.targets.resolve import EMBEDDED_NAMES
@@ -90,13 +95,13 @@ def make_plan(
                 "training and generation use all devices (accelerate launch, docs/scale-out.md); "
                 "the other stages one"
             )
-    estimator = Estimator(
+    job = Job(
         recipe,
         target,
         draft,
         hardware,
         machine,
-        acceptance=assumed,
+        chance=chance_of(assumed, 3),
         export_ready=ready,
         folder=Path(recipe.output_dir),
     )
@@ -106,10 +111,10 @@ def make_plan(
         hardware=hardware.name,
         draft_parameters=draft.parameters,
         target_parameters=target.parameters,
-        stages=tuple(estimator.stages()),
+        stages=tuple(plan_stages(job)),
         acceptance=assumed,
         acceptance_note=note,
-        gains=tuple(estimator.gains()),
+        gains=tuple(gains(job)),
         assumptions=tuple(assumptions),
     )
 
