@@ -28,6 +28,7 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._redact import redacted
 from fastdraft_hf.data.blocks import open_shards
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.stored_distribution import column_names
@@ -256,7 +257,7 @@ def main(words: list[str]) -> int:
 
     def say(line: str) -> None:
         if speaks:
-            print(line, file=sys.stderr, flush=True)
+            print(redacted(line), file=sys.stderr, flush=True)
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
