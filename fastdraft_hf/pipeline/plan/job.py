@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastdraft_hf.pipeline.plan.hardware import Hardware
-from fastdraft_hf.pipeline.plan.machines import Machine
+from fastdraft_hf.pipeline.plan.hardware import HOST_BANDWIDTH, HOST_FLOPS, Hardware
+from fastdraft_hf.pipeline.plan.machines import Machine, Measured
 from fastdraft_hf.pipeline.plan.shapes import Shape
 from fastdraft_hf.pipeline.recipe import Recipe
 
@@ -63,9 +63,27 @@ class Job:
     def cpu(self) -> bool:
         return self.hardware.device is None
 
+    @property
+    def on_host(self) -> bool:
+        """Whether stages that decode use the CPU beside the accelerators."""
+        return not self.cpu and not self.hardware.cuda
+
+    @property
+    def decoder(self) -> Machine:
+        """What the stages run on that read and decode with this package's own code."""
+        return Measured(HOST_FLOPS, HOST_BANDWIDTH) if self.on_host else self.machine
+
+    @property
+    def decoder_notes(self) -> tuple[str, ...]:
+        return ("on the host's CPU: the memory is the machine's",) if self.on_host else ()
+
     def weights(self, shape: Shape) -> float:
         """Return the bytes of a model as it is run: float32 on a CPU, bfloat16 elsewhere."""
         return shape.parameters * (4.0 if self.cpu else 2.0)
+
+    def decoder_weights(self, shape: Shape) -> float:
+        """Return the same for `decoder`."""
+        return shape.parameters * 4.0 if self.on_host else self.weights(shape)
 
     def resident(self, size: float) -> float:
         """Return the memory of a process that holds ``size`` bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from fastdraft_hf.pipeline.plan.amounts import (
     bench_answers,
     evaluation_answers,
 )
+from fastdraft_hf.pipeline.plan.commands import commands, engine_of
 from fastdraft_hf.pipeline.plan.estimate import plan_stages
-from fastdraft_hf.pipeline.plan.hardware import Hardware, Utilisation
+from fastdraft_hf.pipeline.plan.hardware import (
+    HOST_BANDWIDTH,
+    HOST_FLOPS,
+    Hardware,
+    Utilisation,
+)
 from fastdraft_hf.pipeline.plan.job import Job
 from fastdraft_hf.pipeline.plan.machines import Machine, Roofline
 from fastdraft_hf.pipeline.plan.measuring import gains
@@ -38,6 +45,7 @@ def make_plan(
     target_config: Path | None = None,
     utilisation: float | None = None,
     acceptance: float | None = None,
+    overrides: Sequence[str] = (),
 ) -> Plan:
     """Return the plan of a recipe.
 
@@ -48,6 +56,7 @@ def make_plan(
         target_config: a config.json, or a folder that holds one; else the target is looked up.
         utilisation: share of the peak FLOP/s that training reaches; by default `Utilisation`'s.
         acceptance: assumed acceptance rate at γ = 3.
+        overrides: words that changed the recipe; they belong into the plan's commands.
 
     Raises:
         FastDraftError: the target's config cannot be had, or a number is out of range.
@@ -90,10 +99,18 @@ def make_plan(
             f"bandwidth {shares.bandwidth:g}; {shares.layer_overhead * 1e3:g} ms a layer and step "
             "of eager decoding",
         ]
+        if engine_of(recipe, hardware) == "vllm" and recipe.generate is not None:
+            assumptions.append("generation: a vLLM server on each device, its speed by roofline")
+        if not device.cuda:
+            assumptions.append(
+                f"this package decodes on CUDA devices and CPUs, so not on {device.name}: logits, "
+                "export, evaluate and bench run on the host's CPU, taken for "
+                f"{HOST_FLOPS / 1e12:g} TFLOP/s in float32 and {HOST_BANDWIDTH / 1e9:g} GB/s"
+            )
         if hardware.count > 1:
             assumptions.append(
-                "training and generation use all devices (accelerate launch, docs/scale-out.md); "
-                "the other stages one"
+                "what uses several devices does so by the commands below (docs/scale-out.md), and "
+                "time divides by their number: nothing is taken for what they tell each other"
             )
     job = Job(
         recipe,
@@ -116,6 +133,7 @@ def make_plan(
         acceptance_note=note,
         gains=tuple(gains(job)),
         assumptions=tuple(assumptions),
+        commands=commands(recipe, hardware, name or "RECIPE.yaml", overrides),
     )
 
 
@@ -125,7 +143,7 @@ def _roofline(recipe: Recipe, hardware: Hardware, shares: Utilisation) -> Roofli
         return Roofline(hardware, shares)
     kinds = [wanted.kind for wanted in generate.sets.values()]
     known = [LENGTH_SHARE.get(kind, OTHER_LENGTH_SHARE) for kind in kinds] or [1.0]
-    engine = "transformers" if generate.engine in ("auto", "transformers") else generate.engine
+    engine = engine_of(recipe, hardware)
     return Roofline(hardware, shares, generate.batch_size, engine, sum(known) / len(known))
 
 

@@ -37,25 +37,26 @@ def plan_export(job: Job) -> StagePlan:
     if forms and config.acceptance_texts:
         # One batch of short texts, then each form reads them; on the CPU, as exports are.
         tokens = config.acceptance_texts * 48.0
-        step = job.machine.round_seconds(job.target, job.draft, Setting("alone"))
+        step = job.decoder.round_seconds(job.target, job.draft, Setting("alone"))
         # A batch of eight costs about two steps of one text.
         seconds += 48 * step * 2 + loading(job.target)
-        seconds += (1 + len(forms)) * tokens / job.machine.read_rate(job.target, 24)
+        seconds += (1 + len(forms)) * tokens / job.decoder.read_rate(job.target, 24)
     disk = job.draft.parameters * sum(size[form] for form in forms)
     memory = job.resident(8.0 * job.draft.parameters)
     if tokens:
-        memory += job.weights(job.target)
+        memory += job.decoder_weights(job.target)
     flops = tokens * job.target.forward_flops(24) * (2 + len(forms))
-    return StagePlan("export", False, 1, tokens, flops, seconds, memory, disk)
+    notes = job.decoder_notes if tokens else ()
+    return StagePlan("export", False, 1, tokens, flops, seconds, memory, disk, notes=notes)
 
 
 def answer_seconds(job: Job, answers: Answers, new_tokens: int) -> float:
     gamma = answers.setting.num_assistant_tokens
     efficiency = block_efficiency(job.chance, gamma) if answers.assisted else 1.0
     rounds = new_tokens / efficiency
-    return job.machine.prompt_seconds(
+    return job.decoder.prompt_seconds(
         job.target, EVALUATION_PROMPT, answers.setting
-    ) + rounds * job.machine.round_seconds(job.target, job.draft, answers.setting)
+    ) + rounds * job.decoder.round_seconds(job.target, job.draft, answers.setting)
 
 
 def plan_evaluate(job: Job) -> StagePlan:
@@ -69,11 +70,21 @@ def plan_evaluate(job: Job) -> StagePlan:
     sampled = share * sum(a.count for a in answers if a.assisted)
     length = EVALUATION_PROMPT + config.max_new_tokens
     read = sampled * length
-    seconds += read / job.machine.read_rate(job.target, length / 2)
+    seconds += read / job.decoder.read_rate(job.target, length / 2)
     seconds += FIXED["evaluate"] + loading(job.target, job.draft, job.draft)
     memory = job.resident(4.0 * (job.target.parameters + 2 * job.draft.parameters))
     flops = (tokens + count * EVALUATION_PROMPT + read) * job.target.forward_flops(length / 2)
-    return StagePlan("evaluate", False, 1, tokens, flops, seconds, memory, 100.0 * tokens)
+    return StagePlan(
+        "evaluate",
+        False,
+        1,
+        tokens,
+        flops,
+        seconds,
+        memory,
+        100.0 * tokens,
+        notes=job.decoder_notes,
+    )
 
 
 def plan_bench(job: Job) -> StagePlan:
@@ -89,10 +100,12 @@ def plan_bench(job: Job) -> StagePlan:
             seconds += answer_seconds(job, name, config.max_new_tokens)
     if answers:
         seconds += FIXED["bench"] + 2 * loading(job.target, job.draft)
-    memory = job.resident(job.weights(job.target) + job.weights(job.draft))
+    memory = job.resident(job.decoder_weights(job.target) + job.decoder_weights(job.draft))
     length = EVALUATION_PROMPT + config.max_new_tokens
     flops = tokens * job.target.forward_flops(length)
-    return StagePlan("bench", False, 1, tokens, flops, seconds, memory, 100.0 * tokens)
+    return StagePlan(
+        "bench", False, 1, tokens, flops, seconds, memory, 100.0 * tokens, notes=job.decoder_notes
+    )
 
 
 def gains(job: Job) -> list[Gain]:
@@ -109,8 +122,8 @@ def gains(job: Job) -> list[Gain]:
                 continue
             if not job.cpu and path in RUNTIMES["openvino"]:
                 continue
-            alone = job.machine.round_seconds(job.target, job.draft, Setting(BASELINES[path]))
-            one = job.machine.round_seconds(job.target, job.draft, Setting(path, "", gamma))
+            alone = job.decoder.round_seconds(job.target, job.draft, Setting(BASELINES[path]))
+            one = job.decoder.round_seconds(job.target, job.draft, Setting(path, "", gamma))
             speed[path] = efficiency * alone / one
         found.append(Gain(gamma, efficiency, mbsu(efficiency, cost, gamma), speed))
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fastdraft_hf.pipeline.plan.commands import Command
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -65,6 +67,7 @@ class Plan:
     acceptance_note: str
     gains: tuple[Gain, ...]
     assumptions: tuple[str, ...] = field(default=())
+    commands: tuple[Command, ...] = field(default=())
 
     @property
     def seconds(self) -> float:

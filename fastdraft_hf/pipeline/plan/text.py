@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastdraft_hf.data.target_logits import stored_bytes
-from fastdraft_hf.pipeline.plan.amounts import stored_sets, writings
+from fastdraft_hf.pipeline.plan.amounts import busiest_rows, shards, stored_sets, writings
+from fastdraft_hf.pipeline.plan.commands import engine_of
 from fastdraft_hf.pipeline.plan.job import EXPORT_RATE, EXPORT_SECONDS, FIXED, Job, loading
 from fastdraft_hf.pipeline.plan.result import StagePlan
 
@@ -13,11 +14,17 @@ def plan_generate(job: Job) -> StagePlan:
     assert config is not None
     tokens = seconds = flops = 0.0
     notes = []
+    count, devices = job.hardware.count, 1
+    # Servers take text by text; processes take shard by shard, and wait for the busiest.
+    by_shard = count > 1 and engine_of(job.recipe, job.hardware) != "vllm"
+    size = config.rows_per_shard
     for name, wanted in config.sets.items():
         kept = 1.0  # share of instructions that a limit in time left
         for part in writings(name, wanted):
             rows = part.rows * kept
-            whole = job.machine.write_seconds(job.target, rows, part.prompt, part.tokens)
+            busy = count * busiest_rows(rows, size, count) if by_shard else rows
+            devices = max(devices, min(count, shards(rows, size)) if by_shard else count)
+            whole = job.machine.write_seconds(job.target, busy, part.prompt, part.tokens)
             if part.max_seconds is not None and whole > part.max_seconds:
                 share = part.max_seconds / whole
                 kept *= share
@@ -46,7 +53,7 @@ def plan_generate(job: Job) -> StagePlan:
     return StagePlan(
         "generate",
         False,
-        job.hardware.count,
+        devices,
         tokens,
         flops,
         seconds,
@@ -62,10 +69,10 @@ def plan_logits(job: Job) -> StagePlan:
     rows = [job.sets[name] for name in stored_sets(job.recipe) if name in job.sets]
     read = sum(count * (prompt + tokens) for count, prompt, tokens in rows)
     stored = sum(count * tokens for count, _, tokens in rows)
-    seconds = read / job.machine.read_rate(job.target, 128)
+    seconds = read / job.decoder.read_rate(job.target, 128)
     seconds += FIXED["logits"] + loading(job.target)
     batch = config.batch_tokens * job.target.width * 20.0
-    memory = job.resident(job.weights(job.target) + batch + 512 * job.target.vocabulary * 8)
+    memory = job.resident(job.decoder_weights(job.target) + batch + 512 * job.target.vocabulary * 8)
     return StagePlan(
         "logits",
         False,
@@ -75,4 +82,5 @@ def plan_logits(job: Job) -> StagePlan:
         seconds,
         memory,
         stored_bytes(round(stored), config.top_k, job.target.vocabulary),
+        notes=job.decoder_notes,
     )

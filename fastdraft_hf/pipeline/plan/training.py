@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fastdraft_hf.pipeline.plan.amounts import writings
+from fastdraft_hf.pipeline.plan.commands import not_launched, training_devices
 from fastdraft_hf.pipeline.plan.job import FIXED, Job, loading
 from fastdraft_hf.pipeline.plan.result import StagePlan
 from fastdraft_hf.pipeline.recipe import Recipe, distribution_source
@@ -22,14 +23,17 @@ def plan_training(job: Job, name: str) -> StagePlan:
     online = distribution_source(job.recipe, name) == "online"
     if online:
         flops += job.target.forward_flops(length / 2)
-    rate = job.machine.train_rate(name, job.draft, flops)
+    devices = training_devices(job.recipe, job.hardware)
+    rate = job.machine.train_rate(name, job.draft, flops) * devices / job.hardware.count
     notes = []
+    if devices < job.hardware.count:
+        notes.append(f"on one device ({not_launched(job.recipe)})")
     if online:
         notes.append("with the target's distribution, online")
     tokens = float(config.max_train_tokens)
     step = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * length
-    ) * job.hardware.count
+    ) * devices
     seconds = FIXED[name] + loading(job.draft)
     if config.max_minutes is not None:
         seconds += TIMED_STEPS * step / rate
@@ -52,15 +56,24 @@ def plan_training(job: Job, name: str) -> StagePlan:
     return StagePlan(
         name,
         False,
-        job.hardware.count,
+        devices,
         tokens,
         tokens * flops,
         seconds,
         job.resident(memory),
         4.0 * job.draft.parameters,
-        scratch_bytes=2 * 12.0 * job.draft.parameters + 16.0 * tokens,
+        scratch_bytes=2 * 12.0 * job.draft.parameters + tokens * token_bytes(job, name),
         notes=tuple(notes),
     )
+
+
+def token_bytes(job: Job, name: str) -> float:
+    """Return the bytes a token of a stage's text takes on disk while it trains."""
+    if name == "align":
+        return 16.0  # ids and labels, 8 bytes each
+    if job.recipe.training_stages()[name].streams:
+        return 0.0
+    return 2.0 if job.draft.vocabulary <= 2**16 else 4.0  # token shards
 
 
 def row_tokens(job: Job, name: str) -> float:
