@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,7 +80,13 @@ def test_a_whole_run_and_its_push(
         said += output
     assert PIECE not in said
     assert (tmp_path / "run" / "draft" / "README.md").is_file()
-    assert (tmp_path / "run" / "report.html").is_file() or list((tmp_path / "run").rglob("*.html"))
+    page = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    card = (tmp_path / "run" / "draft" / "README.md").read_text(encoding="utf-8")
+    (title,) = re.findall(r"^# (.+)$", card, re.MULTILINE)
+    assert f"# {title}\n" in said  # `fastdraft card run`
+    preview = page.partition("as the Hub shows it")[2]
+    assert f"<h1>{title}</h1>" in preview
+    assert "base_model" not in preview  # the metadata are no part of the page
     assert "[redacted]" in (tmp_path / "run" / "pretrain" / "provenance.json").read_text()
     assert holding([tmp_path / "run", tmp_path / "pulled"]) == []
     sent = [*hub.models["user/d"].history(), *hub.datasets["user/data"].history()]
