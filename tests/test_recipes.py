@@ -12,10 +12,12 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 import yaml
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.cli.main import build_parser
+from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
@@ -83,6 +85,17 @@ def test_a_draft_fits_its_budget_and_the_target_is_what_is_published(recipe: Rec
     assert 0.75 * recipe.design.params < size <= recipe.design.params
     assert draft.vocab_size == config.vocab_size
     assert draft.num_hidden_layers == recipe.design.num_hidden_layers
+
+
+def test_a_draft_is_built_and_run_on_the_meta_device(path: Path) -> None:
+    """Shapes fit together from ids to logits; no weight takes memory."""
+    recipe = read_recipe(path, ["device=cuda"])
+    config, _ = find_config(recipe, config_of(recipe))
+    with torch.device("meta"):
+        draft = AutoModelForCausalLM.from_config(design_draft(config, recipe.design))
+        logits = draft(torch.zeros(2, 16, dtype=torch.long)).logits
+    assert all(parameter.is_meta for parameter in draft.parameters())
+    assert logits.shape == (2, 16, config.vocab_size)
 
 
 def test_columns_of_the_hub_are_there(recipe: Recipe) -> None:
@@ -266,6 +279,23 @@ def test_the_commands_of_a_plan_do_what_it_reckons_with(
     assert set(done) == set(planned(recipe))
     others = {stage: n for stage, n in devices.items() if stage not in recipe.training_stages()}
     assert {stage for stage, n in others.items() if n > 1} <= {"generate"}
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=name_of)
+def test_a_readme_says_what_the_recipe_is(path: Path) -> None:
+    """Size, layers and tokens in the table; and tokens in that of all recipes."""
+    recipe = read_recipe(path, ["device=cuda"])
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{path.name}` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    budgets = [stage.max_train_tokens for stage in recipe.training_stages().values()]
+    size = f"{recipe.design.params / 1e6:g}M, {recipe.design.num_hidden_layers} layers"
+    assert row[0].startswith(size)
+    assert row[1] == ", ".join(map(count, budgets))
+    whole = (RECIPES / "README.md").read_text(encoding="utf-8")
+    (line,) = [
+        line for line in whole.splitlines() if path.parent.name in line and path.name in line
+    ]
+    assert f"| {sum(budgets) / 1e9:.1f}B |" in line
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RECIPES.glob("*/README.md")))
