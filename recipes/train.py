@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -28,8 +29,11 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._redact import redacted
 from fastdraft_hf.data.blocks import open_shards
 from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.filters import FILTERS
+from fastdraft_hf.data.generated import MANIFEST
 from fastdraft_hf.data.stored_distribution import column_names
 from fastdraft_hf.training.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
 from fastdraft_hf.training.checks import mean_length
@@ -48,7 +52,8 @@ class ScriptArguments:
             "help": "Training data: a folder of save_to_disk, a parquet or jsonl file or glob, or "
             "a data set of the Hub, or a folder of `fastdraft tokenize`; rows of input_ids and "
             "labels, with the target's distribution if it is stored, rows of `fastdraft generate`, "
-            "or whatever TRL's SFTTrainer prepares."
+            "a run's folder `generate` (the rows its filters keep), or whatever TRL's SFTTrainer "
+            "prepares."
         }
     )
     block_length: int = field(
@@ -80,6 +85,10 @@ class ScriptArguments:
     eval_size: int = field(
         default=0, metadata={"help": "Rows of the training split to hold out instead."}
     )
+    generated_sets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Sets of a run's folder `generate`; by default every set of answers."},
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last whole checkpoint in output_dir."}
     )
@@ -97,6 +106,8 @@ def open_dataset(script: ScriptArguments, split: str) -> Any:
     path = Path(script.dataset)
     if (path / "shards.json").exists():
         return open_shards(path, script.block_length)
+    if script.generated_sets or list(path.glob(f"*/{MANIFEST}")):
+        return open_generated(path, script.generated_sets)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = datasets.load_from_disk(str(path))
         if isinstance(found, datasets.DatasetDict):
@@ -115,6 +126,29 @@ def open_dataset(script: ScriptArguments, split: str) -> Any:
     if kind is None:
         return datasets.load_dataset(script.dataset, script.dataset_config, **options)
     return datasets.load_dataset(kind, data_files={split: script.dataset}, **options)
+
+
+def open_generated(folder: Path, wanted: list[str]) -> Any:
+    """Return the rows of a run's generated sets that their filters keep, as stage align does.
+
+    Magpie's instructions are prompts of another set and no answers, so only a wish reads them.
+    """
+    finished = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    answers = [n for n in finished if n.removesuffix("-instructions") not in {*finished} - {n}]
+    parts = []
+    for name in wanted or answers:
+        if name not in finished:
+            raise ValueError(f"generated_sets: {folder} has no finished set {name}")
+        files = str(folder / name / "part-*.parquet")
+        rows = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
+        filters = folder / name / FILTERS
+        if filters.exists():
+            dropped = json.loads(filters.read_text(encoding="utf-8"))["dropped"]
+            left_out = {index for indices in dropped.values() for index in indices}
+            kept = [i for i, index in enumerate(rows["index"]) if index not in left_out]
+            rows = rows.select(kept)
+        parts.append(rows.select_columns(["prompt_ids", "completion_ids"]))
+    return datasets.concatenate_datasets(parts)
 
 
 def with_labels(dataset: Any) -> Any:
@@ -256,7 +290,7 @@ def main(words: list[str]) -> int:
 
     def say(line: str) -> None:
         if speaks:
-            print(line, file=sys.stderr, flush=True)
+            print(redacted(line), file=sys.stderr, flush=True)
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()

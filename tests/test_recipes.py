@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 import yaml
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fastdraft_hf.cli.main import build_parser
+from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
@@ -21,6 +25,7 @@ from fastdraft_hf.drafts.design import count_parameters, design_draft
 from fastdraft_hf.pipeline.plan.hardware import DEVICES, parse_hardware
 from fastdraft_hf.pipeline.plan.make import find_config, make_plan
 from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
+from fastdraft_hf.pipeline.run import planned
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -80,6 +85,17 @@ def test_a_draft_fits_its_budget_and_the_target_is_what_is_published(recipe: Rec
     assert 0.75 * recipe.design.params < size <= recipe.design.params
     assert draft.vocab_size == config.vocab_size
     assert draft.num_hidden_layers == recipe.design.num_hidden_layers
+
+
+def test_a_draft_is_built_and_run_on_the_meta_device(path: Path) -> None:
+    """Shapes fit together from ids to logits; no weight takes memory."""
+    recipe = read_recipe(path, ["device=cuda"])
+    config, _ = find_config(recipe, config_of(recipe))
+    with torch.device("meta"):
+        draft = AutoModelForCausalLM.from_config(design_draft(config, recipe.design))
+        logits = draft(torch.zeros(2, 16, dtype=torch.long)).logits
+    assert all(parameter.is_meta for parameter in draft.parameters())
+    assert logits.shape == (2, 16, config.vocab_size)
 
 
 def test_columns_of_the_hub_are_there(recipe: Recipe) -> None:
@@ -163,19 +179,138 @@ def parse(script: Any, words: list[str]) -> Any:
     return script.Parser(kinds).parse_args_and_config([*words, "--use_cpu"])
 
 
+def check_script(script: Any, words: list[str], recipe: Recipe, stage: str) -> None:
+    """What `recipes/train.py` is told is the stage of the recipe, to every setting."""
+    words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
+    found, args, model = parse(script, words)
+    config = recipe.training_stages()[stage]
+    out = recipe.output_dir
+    before = {"pretrain": f"{out}/design", "continue": f"{out}-pretrain/model"}
+    assert model.model_name_or_path == before.get(stage, f"{out}-continue/model")
+    assert args.output_dir == f"{out}-{stage}"
+    assert args.token_budget == config.max_train_tokens
+    assert args.max_length == config.seq_length
+    for name in (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "matrix_optimizer",
+        "matrix_learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "save_steps",
+        "objective",
+    ):
+        assert getattr(args, name) == getattr(config, name), name
+    assert args.lr_scheduler_type == config.lr_scheduler_type
+    assert (args.warmup_steps, args.decay_share) == (config.warmup, config.decay)
+    tasks = [*settings_of(recipe.evaluate.tasks), *settings_of(recipe.bench.tasks)]
+    assert {name for name, _ in tasks} | set(heldout.TASK_NAMES) <= set(found.held_out_tasks)
+    if stage == "align":
+        assert (found.dataset, found.generated_sets) == (f"{out}/generate", [])
+        assert {source.name for source in config.sources} == set(recipe.generate.sets)
+        return
+    assert found.streaming
+    first, *others = config.sources
+    assert (found.dataset, found.dataset_config) == (first.name, first.subset)
+    assert args.dataset_text_field == first.column
+    assert (found.mix_dataset is not None) == bool(others)
+    for other in others:
+        assert (found.mix_dataset, found.mix_dataset_config) == (other.name, other.subset)
+        assert found.mix_text_field == other.column
+        share = other.weight / (first.weight + other.weight)
+        assert found.mix_share == pytest.approx(share, abs=1e-3)
+
+
+ON_GPUS = [path for path in FILES if path.stem not in ("quickstart", "longer", "objectives")]
+
+
+@pytest.mark.parametrize(
+    ("path", "hardware"),
+    [(path, "8xH100") for path in ON_GPUS]
+    + [(RECIPES / PAPER[0], h) for h in ("2xRTX4090", "16xA100", "8xGaudi2", "1xGaudi3")],
+    ids=str,
+)
+def test_the_commands_of_a_plan_do_what_it_reckons_with(
+    path: Path, hardware: str, script: Any
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    recipe = read_recipe(path, ["device=cuda"])
+    machine = parse_hardware(hardware)
+    plan = make_plan(recipe, machine, name=str(path), target_config=config_of(recipe))
+    devices = {stage.stage: stage.devices for stage in plan.stages}
+    done: list[str] = []
+    for command in plan.commands:
+        done += command.stages
+        program, *words = shlex.split(command.line)
+        if program == "accelerate":
+            (stage,) = command.stages
+            words = words[1:]
+            own = words.index("recipes/train.py")
+            launch = words[: own + 1]
+            launch[1] = str(ROOT / launch[1])
+            launch = [{"RANK": "0", "HOST": "10.0.0.1"}.get(word, word) for word in launch]
+            args, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
+            assert args.num_processes == devices[stage] == machine.count
+            check_script(script, words[own + 1 :], recipe, stage)
+        elif program == "torchrun":
+            words = [{"RANK": "0"}.get(word, word) for word in words]
+            args = get_args_parser().parse_args(words)
+            assert int(args.nproc_per_node) * int(args.nnodes.split(":")[-1]) == devices["generate"]
+            assert (args.module, args.training_script) == (True, "fastdraft_hf.cli.main")
+            assert args.training_script_args == ["generate", "--config", str(path)]
+        else:
+            assert program == "fastdraft"
+            asked = build_parser(words[0]).parse_args(words)
+            if words[0] == "run":
+                rest = read_recipe(asked.recipe, asked.overrides)
+                assert [*command.stages] == [s for s in planned(rest) if s != "design"]
+                assert rest.design.draft == f"{recipe.output_dir}-align/model"
+            elif words[0] == "generate":
+                assert not machine.cuda
+                servers = asked.overrides[0].removeprefix("generate.server=[")
+                assert servers.startswith("http://HOST:8000/v1")
+                assert devices["generate"] == machine.count
+            else:
+                assert words == ["design", "--config", str(path)]
+    assert done == [*dict.fromkeys(done)]
+    assert set(done) == set(planned(recipe))
+    others = {stage: n for stage, n in devices.items() if stage not in recipe.training_stages()}
+    assert {stage for stage, n in others.items() if n > 1} <= {"generate"}
+
+
+@pytest.mark.parametrize("path", ON_GPUS, ids=name_of)
+def test_a_readme_says_what_the_recipe_is(path: Path) -> None:
+    """Size, layers and tokens in the table; and tokens in that of all recipes."""
+    recipe = read_recipe(path, ["device=cuda"])
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{path.name}` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    budgets = [stage.max_train_tokens for stage in recipe.training_stages().values()]
+    size = f"{recipe.design.params / 1e6:g}M, {recipe.design.num_hidden_layers} layers"
+    assert row[0].startswith(size)
+    assert row[1] == ", ".join(map(count, budgets))
+    whole = (RECIPES / "README.md").read_text(encoding="utf-8")
+    named = (path.parent.name, path.name)
+    (line,) = [line for line in whole.splitlines() if all(name in line for name in named)]
+    (shown,) = re.findall(r"\| ([\d.]+)B \|$", line)
+    assert float(shown) == pytest.approx(sum(budgets) / 1e9, abs=0.0501)
+
+
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RECIPES.glob("*/README.md")))
 def test_every_command_of_a_readme_parses(folder: Path, script: Any) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     launched = re.findall(r"^\$LAUNCH (.*)$", text, re.MULTILINE)
     assert len(launched) == 3  # PT, CP, FT
-    for line in launched:
-        words = [word.strip('"') for word in line.replace("$RUN", "runs/x").split()]
-        words[1] = str(ROOT / words[1])
-        found, args, model = parse(script, words)
-        assert found.dataset
-        assert args.token_budget
-        assert model.model_name_or_path.startswith("runs/x")
-        assert set(heldout.TASK_NAMES) <= set(found.held_out_tasks)
+    # Eight GPUs write, too, as the plan for eight reckons with.
+    start = r"^torchrun --nproc_per_node 8 -m fastdraft_hf\.cli\.main (\w+)"
+    assert re.findall(start, text, re.M) == ["generate"]
+    name = re.findall(r"^fastdraft run (\S+) output_dir=", text, re.M)[0]
+    recipe = read_recipe(ROOT / name, ["device=cuda"])
+    for line, stage in zip(launched, recipe.training_stages(), strict=True):
+        words = line.replace("$RUN", recipe.output_dir).split()
+        check_script(script, words, recipe, stage)
     for name in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", text):
         assert (ROOT / name).is_file(), name
     overrides = re.search(r"design\.draft=.*?\n\s*(.*=null)", text.replace("  ", " "))
@@ -265,6 +400,47 @@ def test_held_out_text_is_left_out(
     assert len(kept) == 1
     with pytest.raises(ValueError, match="neither completion_ids nor a column 'content'"):
         script.without_held_out(found, ["humaneval"], "content", tiny_tokenizer)
+
+
+class TestGeneratedSets:
+    """`recipes/train.py` reads a run's folder `generate` as stage align does."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        for name, rows in {"chat": 6, "chat-instructions": 4, "code": 3}.items():
+            made = tmp_path / "generate" / name
+            made.mkdir(parents=True)
+            values = [
+                {"index": i, "prompt_ids": [i], "completion_ids": [len(name), 7], "text": name}
+                for i in range(rows)
+            ]
+            half = rows // 2
+            for number, part in enumerate((values[:half], values[half:])):
+                rows_of = datasets.Dataset.from_list(part)
+                rows_of.to_parquet(made / f"part-{number:05}.parquet")
+            (made / "manifest.json").write_text("{}")
+        dropped = {"too short": [1], "a loop": [4, 5]}
+        text = json.dumps({"rows": 6, "dropped": dropped})
+        (tmp_path / "generate" / "chat" / "filters.json").write_text(text)
+        (tmp_path / "generate" / "text").mkdir()  # not finished
+        return tmp_path / "generate"
+
+    def rows(self, script: Any, folder: Path, *sets: str) -> list[tuple[int, int]]:
+        arguments = script.ScriptArguments(str(folder), generated_sets=[*sets])
+        found, _ = script.train_and_eval(arguments, 0)
+        assert set(found.column_names) == {"input_ids", "labels"}
+        assert all(row["labels"] == [-100, *row["input_ids"][1:]] for row in found)
+        return [(row["input_ids"][0], row["input_ids"][1]) for row in found]
+
+    def test_answers_that_the_filters_keep(self, script: Any, folder: Path) -> None:
+        chat, code = [(0, 4), (2, 4), (3, 4)], [(0, 4), (1, 4), (2, 4)]
+        assert self.rows(script, folder) == chat + code
+        assert self.rows(script, folder, "code") == code
+        assert len(self.rows(script, folder, "chat-instructions")) == 4
+
+    def test_a_set_that_is_not_finished(self, script: Any, folder: Path) -> None:
+        with pytest.raises(ValueError, match="has no finished set text"):
+            self.rows(script, folder, "text")
 
 
 def test_fixtures_hold_no_more_than_shapes() -> None:

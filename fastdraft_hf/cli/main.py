@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from fastdraft_hf import __version__
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._redact import redacted
 
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
@@ -63,6 +64,12 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Blot credentials out of a log line, which may quote a library's message."""
+    record.msg, record.args = redacted(record.getMessage()), ()
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (2 for input a user can mend)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -73,19 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     free = getattr(args, "free_words", False)  # the command judges words without = itself
     unknown = [word for word in rest if word.startswith("-") or not (free or "=" in word)]
     if unknown or (rest and not hasattr(args, "overrides")):
-        parser.error(f"unknown argument {(unknown or rest)[0]}; see fastdraft {command} --help")
+        word = redacted((unknown or rest)[0])
+        parser.error(f"unknown argument {word}; see fastdraft {command} --help")
     if rest:
         args.overrides = [*args.overrides, *rest]
     if args.command is None:
         parser.print_help()
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_secrets)
     logging.getLogger("fastdraft_hf").setLevel(logging.INFO)
     module = importlib.import_module(f"fastdraft_hf.cli.{COMMANDS[args.command][0]}")
     try:
         return int(module.run(args) or 0)
     except FastDraftError as error:
-        print(f"fastdraft: {error}", file=sys.stderr)
+        print(f"fastdraft: {redacted(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nfastdraft: interrupted; the same command goes on where it was", file=sys.stderr)

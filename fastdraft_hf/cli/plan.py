@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdraft_hf.pipeline.plan.estimate import Plan, StagePlan
+    from fastdraft_hf.pipeline.plan.result import Plan, StagePlan
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         target_config=args.target_config,
         utilisation=args.utilisation,
         acceptance=args.acceptance,
+        overrides=args.overrides,
     )
     if args.json:
         print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
@@ -108,6 +109,8 @@ def render(plan: Plan, device_memory: float | None) -> str:
             f"  γ = {gain.num_assistant_tokens}: block efficiency {gain.block_efficiency:.2f}, "
             f"MBSU {gain.mbsu:.2f}" + (f"; predicted speed {speeds}" if speeds else "")
         )
+    lines += ["", "Started with:"]
+    lines += [f"- {', '.join(one.stages)}:\n    {one.line}" for one in plan.commands]
     lines += ["", "Memory is of one device, disk what stays. Assumed:"]
     lines += [f"- {assumption}" for assumption in plan.assumptions]
     return "\n".join(lines)

@@ -169,14 +169,28 @@ def _machines(summary: RunSummary) -> str:
 
 
 def _cost(summary: RunSummary) -> str:
-    """Say what the run took: wall time, and energy where every stage's was measured."""
-    records = summary.provenance.values()
+    """Say what the run took: wall time, and energy as far as every stage's was measured."""
+    records = list(summary.provenance.values())
     seconds = sum(record["wall_seconds"] for record in records)
-    sentence = f"Wall time {seconds / 3600:.2f} hours in all."
-    joules = [record["energy_joules"] for record in records if record.get("energy_joules")]
-    if joules and len(joules) == len(records):
-        return f"{sentence} Energy {sum(joules) / 3.6e6:.3f} kWh."
-    return f"{sentence} Energy was not measured."
+    return f"Wall time {seconds / 3600:.2f} hours in all. {_energy(records)}"
+
+
+_PROCESSORS = {"cpu": "CPUs", "gpu": "GPUs"}
+
+
+def _energy(records: Sequence[dict[str, Any]]) -> str:
+    """Say the energy of the processors that every stage knows, and which they are."""
+    if records and all(record.get("energy_joules") for record in records):
+        names = [n for n in _PROCESSORS if any(n in r.get("energy_joules_of", {}) for r in records)]
+        whose = " and ".join(_PROCESSORS[name] for name in names) or "processors"
+        joules = sum(record["energy_joules"] for record in records)
+        return f"Energy {joules / 3.6e6:.3g} kWh ({whose}, by their own counters)."
+    for name in ("gpu", "cpu"):
+        parts = [record.get("energy_joules_of", {}).get(name) for record in records]
+        if parts and all(parts):
+            kwh = sum(part for part in parts if part) / 3.6e6
+            return f"Energy of the {_PROCESSORS[name]} alone {kwh:.3g} kWh; the rest is not known."
+    return "Energy was not measured."
 
 
 def _objective(summary: RunSummary) -> str:

@@ -128,5 +128,6 @@ def _of_network(error: BaseException) -> bool:
 
 def _short(error: object) -> str:
     """Return an exception's text as one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Before it is cut: half of a token is not known for one any more.
+    text = redacted(" ".join(str(error).split()), _token()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._redact import holds_token, redacted
 from fastdraft_hf._schema import dump, json_schema, load, setting
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
@@ -252,7 +253,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as error:
         raise FastDraftError(f"{path} is no UTF-8 text") from error
     except yaml.YAMLError as error:
-        place = " ".join(str(error).split())
+        place = redacted(" ".join(str(error).split()))
         raise FastDraftError(f"{path} is no valid YAML: {place}") from error
     if not isinstance(data, dict):
         raise FastDraftError(f"{path}: a recipe is a mapping of keys")
@@ -276,6 +277,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         _assign(merged, str(path), value)
     for path, value in given.items():
         _assign(merged, path, value)
+    _refuse_tokens(merged)
     if "continue_" in merged:
         raise FastDraftError("continue_: unknown key (did you mean 'continue'?)")
     for key in merged:
@@ -288,6 +290,21 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         return load(Recipe, merged)
     except FastDraftError as error:
         raise FastDraftError(str(error).replace("continue_", "continue")) from None
+
+
+def _refuse_tokens(value: Any, where: str = "") -> None:
+    """Raise `FastDraftError` for a token of the Hub: a recipe is printed, kept and passed on."""
+    if isinstance(value, Mapping | list):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            _refuse_tokens(entry, f"{where}.{key}" if where else str(key))
+    elif value and isinstance(value, str):
+        named = where.endswith((".hub_token", ".push_to_hub_token"))
+        if named or holds_token(value):
+            raise FastDraftError(
+                f"{where}: a token does not belong in a recipe, which is printed and kept; set "
+                "HF_TOKEN or run `hf auth login`, and leave it out"
+            )
 
 
 def resolve_device(device: Any) -> str:
@@ -310,11 +327,12 @@ def _split(word: str) -> tuple[str, Any]:
 
     path, equals, text = word.partition("=")
     if not equals or not path:
-        raise FastDraftError(f"'{word}' is no override; write key.path=value")
+        raise FastDraftError(f"'{redacted(word)}' is no override; write key.path=value")
     try:
         return path, yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise FastDraftError(f"{path}: '{text}' is no valid YAML value") from error
+        said = redacted(f"{path}: '{text}' is no valid YAML value")
+        raise FastDraftError(said) from error
 
 
 def _assign(data: dict[str, Any], path: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import Process, this_process, wait_until
 from fastdraft_hf._schema import dump, load
 from fastdraft_hf.pipeline import provenance
+from fastdraft_hf.pipeline.energy import EnergyMeter, Joules, energy_facts, open_counters
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
 
@@ -293,9 +294,15 @@ def _execute_stage(run: Run, name: str) -> None:
     if earlier and earlier[-1]["seconds"] is None:  # killed: its last written file tells how long
         last = max(_modified(f) for f in partial.rglob("*"))
         earlier[-1]["seconds"] = max(0.0, last - earlier[-1]["started"])
-    write_json(sessions, [*earlier, {"started": time.time(), "seconds": None}])
+    begun = {"started": time.time(), "seconds": None}
+
+    def keep(joules: Joules) -> None:
+        write_json(sessions, [*earlier, {**begun, "energy": joules}])
+
+    write_json(sessions, [*earlier, begun])
     start = time.monotonic()
-    facts = stage.run(run, partial)
+    with EnergyMeter(open_counters(run.recipe, name), keep) as meter:
+        facts = stage.run(run, partial)
     seconds = time.monotonic() - start
     target = run.look_at_target()  # a design may be made for a config without weights
     write_json(
@@ -309,6 +316,7 @@ def _execute_stage(run: Run, name: str) -> None:
             inputs=fingerprint["inputs"],
             wall_seconds=round(seconds + sum(s["seconds"] for s in earlier), 1),
             runs=len(earlier) + 1,
+            **energy_facts([*(s.get("energy") for s in earlier), meter.joules]),
             facts=facts,
         ),
     )

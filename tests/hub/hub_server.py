@@ -91,7 +91,8 @@ class Fault:
 
     Attributes:
         kind: ``500``, ``reset`` (before anything is done), ``lost`` (done, but the answer is cut
-            off), ``truncated`` (half of the answer's body) or ``silent`` (no answer at all).
+            off), ``truncated`` (half of the answer's body), ``silent`` (no answer at all) or
+            ``echo`` (an error whose text quotes the request's Authorization).
         number: which request of the call, counted from 0.
         times: how many in a row.
     """
@@ -209,6 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "500":
             self._send(500, b"<html>something is wrong</html>", {"Content-Type": "text/html"})
+            return
+        if fault == "echo":
+            said = f"bad request with {self.headers.get('Authorization')}"
+            payload = json.dumps({"error": f"{'x' * 120} {said}"}).encode()
+            self._send(400, payload, {"Content-Type": "application/json", "X-Error-Message": said})
             return
         if len(self.body) < length:  # the client broke off
             self.close_connection = True

@@ -211,8 +211,19 @@ def test_energy_is_told_when_every_stage_measured_it(run_summary: RunSummary) ->
     for record in records[1:]:
         record["energy_joules"] = 3.6e6
     assert "Energy was not measured." in render(run_summary).text
-    records[0]["energy_joules"] = 3.6e6
-    assert f"Energy {len(records)}.000 kWh." in render(run_summary).text
+    records[0] |= {"energy_joules": 3.6e6, "energy_joules_of": {"cpu": 1.2e6, "gpu": 2.4e6}}
+    said = f"Energy {len(records)} kWh (CPUs and GPUs, by their own counters)."
+    assert said in render(run_summary).text
+
+
+def test_energy_that_is_known_in_part_says_of_what(run_summary: RunSummary) -> None:
+    records = list(run_summary.provenance.values())
+    for record in records:
+        record["energy_joules_of"] = {"gpu": 1.8e6}
+    said = f"Energy of the GPUs alone {len(records) / 2:.3g} kWh; the rest is not known."
+    assert said in render(run_summary).text
+    del records[-1]["energy_joules_of"]["gpu"]
+    assert "Energy was not measured." in render(run_summary).text
 
 
 def test_a_licence_that_is_not_on_the_hubs_list(run_summary: RunSummary) -> None:

@@ -36,8 +36,12 @@ ROOT = Path(__file__).parents[2]
 # That page shows what a model wrote, and nobody shall run that.
 PAGES = [
     ROOT / "README.md",
-    *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "magpie-sample.md"),
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "magpie-sample.md"),
+    *sorted((ROOT / "recipes").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
+# Of drafts that were really trained; the template is rendered below.
+CARDS = sorted(p for p in (ROOT / "model_cards").rglob("*.md") if p.name != "template.md")
 SHELL, PYTHON = {"bash", "sh", "console", ""}, {"python", "py"}
 _FENCE = re.compile(
     r"(?:^<!-- untried: (?P<untried>[^\n]+) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$",
@@ -67,6 +71,10 @@ def of_page(path: Path, kinds: set[str]) -> list[Snippet]:
 
 def pages_with(kinds: set[str]) -> list[Path]:
     return [page for page in PAGES if any(not s.untried for s in of_page(page, kinds))]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT).with_suffix(""))
 
 
 def test_no_kind_of_block_is_overlooked() -> None:
@@ -132,7 +140,7 @@ OWN_TESTS = {"objectives.md", "hub.md"}
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in pages_with(PYTHON) if p.name not in OWN_TESTS], ids=lambda p: p.stem
+    "page", [p for p in pages_with(PYTHON) if p.name not in OWN_TESTS], ids=name_of
 )
 def test_python(
     page: Path,
@@ -248,12 +256,23 @@ PARSED = ("pull", "plan", "tune", "trim", "tokenize", "vocabulary")
 
 
 def command_lines(text: str) -> list[list[str]]:
+    """Return the words of each command; what was set before is put in for ``$NAME``."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
-    return [words for words in lines if words]
+    variables: dict[str, str] = {}
+    found = []
+    for line in joined.splitlines():
+        for name, value in variables.items():
+            line = re.sub(rf"\${name}\b", value, line)
+        given = re.fullmatch(r'([A-Z_]+)=(?:"([^"]*)"|(\S+))', line.strip())
+        if given is not None:
+            variables[given[1]] = given[2] or given[3] or ""
+        elif words := shlex.split(line, comments=True):
+            assert not [w for w in words if w.startswith("$")], line
+            found.append(words)
+    return found
 
 
-@pytest.mark.parametrize("page", pages_with(SHELL), ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", pages_with(SHELL), ids=name_of)
 def test_shell(
     page: Path,
     tmp_path: Path,
@@ -313,10 +332,16 @@ def run_line(words: list[str], fastdraft: Callable[..., tuple[int, str]]) -> Non
                 assert (ROOT / word).is_file(), line
 
 
+SMALL = ("design.params=12M", "design.num_hidden_layers=2")
+
+
 def run_fastdraft(words: list[str], fastdraft: Callable[..., tuple[int, str]]) -> None:
     if ">" in words:  # to a file
         words = words[: words.index(">")]
     line = shlex.join(["fastdraft", *words])
+    if any(word.startswith("recipes/") for word in words) and words[0] in ("design", "run"):
+        # Recipes of targets that are not on this machine; `tests/test_recipes.py` checks them.
+        words = [*words, "target=embedded:smollm2-135m-instruct", *SMALL]
     if words[0] in ("schema", "card") or "--help" in words or words[0] == "--help":
         if words[0] != "card" or "--config" in words:
             words = [*words, "--dry-run"] if words[0] == "card" else words
@@ -388,6 +413,52 @@ def test_the_snippets_of_cards(run_summary: RunSummary) -> None:
         "model": "user/d",
         "num_speculative_tokens": 3,
     }
-    for page in sorted((ROOT / "model_cards").glob("*.md")):
-        if page.name != "template.md":  # a real draft's card: its own test trained it
-            assert snippets(page.read_text(encoding="utf-8"))
+
+
+def shape_of(snippet: Snippet) -> str:
+    """Return a snippet's code without its names and numbers."""
+    return re.sub(r"\d+", "0", re.sub(r'"[^"\n]*"', '""', snippet.text))
+
+
+@pytest.mark.parametrize("page", CARDS, ids=name_of)
+def test_the_snippets_of_a_real_drafts_card(page: Path, run_summary: RunSummary) -> None:
+    """They are the template's, which are run; and shell lines are commands, or marked."""
+    check_card(page.read_text(encoding="utf-8"), run_summary)
+
+
+def check_card(text: str, run_summary: RunSummary) -> None:
+    fields: dict[str, Any] = {"target_name": "org/T", "draft_location": "user/d"}
+    fields |= {"model_name": "d", "num_assistant_tokens": 3}
+    copies = (None, OpenVINOCopy("openvino-int8"), OpenVINOCopy("openvino-int8", "/x"))
+    rendered = [
+        render_card(run_summary, target_revision=None, licence=None, openvino=copy, **fields).text
+        for copy in copies
+    ]
+    known = {shape_of(s) for card in rendered for s in snippets(card) if s.kind in PYTHON}
+    found = snippets(text)
+    assert found
+    assert len([line for line in text.splitlines() if "```" in line]) == 2 * len(found)
+    for snippet in found:
+        if snippet.kind in PYTHON and not snippet.untried:
+            assert shape_of(snippet) in known, snippet.text
+        elif snippet.kind in SHELL and not snippet.untried:
+            for words in command_lines(snippet.text):
+                run_line(words, lambda *words: (0, ""))
+
+
+def test_a_real_drafts_card_may_hold_no_other_code(run_summary: RunSummary) -> None:
+    """So that the test above does not pass on anything, with or without such a card here."""
+    fields: dict[str, Any] = {"target_name": "org/Other", "draft_location": "me/other"}
+    card = render_card(
+        run_summary,
+        model_name="other",
+        target_revision="1f2e",
+        licence="mit",
+        num_assistant_tokens=5,
+        openvino=OpenVINOCopy("openvino-int4"),
+        **fields,
+    ).text
+    check_card(card, run_summary)
+    for more in ("```python\nprint(1)\n```\n", "```bash\nollama run x\n```\n", "```python\n"):
+        with pytest.raises(AssertionError):
+            check_card(f"{card}\n{more}", run_summary)

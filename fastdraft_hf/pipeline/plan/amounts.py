@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fastdraft_hf.data.config import GeneratedSet
@@ -82,6 +83,16 @@ def writings(name: str, wanted: GeneratedSet) -> list[Writing]:
         )
     )
     return found
+
+
+def shards(rows: float, rows_per_shard: int) -> int:
+    """Return how many shards hold so many rows."""
+    return math.ceil(rows / rows_per_shard)
+
+
+def busiest_rows(rows: float, rows_per_shard: int, processes: int) -> float:
+    """Return the rows of the process that has most: shard k is process k's, modulo their number."""
+    return min(rows, float(math.ceil(shards(rows, rows_per_shard) / processes) * rows_per_shard))
 
 
 def stored_sets(recipe: Recipe) -> list[str]:

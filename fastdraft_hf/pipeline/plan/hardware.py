@@ -18,6 +18,8 @@ class Device:
         memory: bytes.
         bandwidth: of its memory, bytes/s.
         source: where the figures stand.
+        cuda: whether PyTorch calls it ``cuda`` (NVIDIA, and AMD by ROCm). On others drafts are
+            trained (accelerate) and servers write; this package's decoding uses the CPU there.
     """
 
     name: str
@@ -25,10 +27,13 @@ class Device:
     memory: float
     bandwidth: float
     source: str
+    cuda: bool = True
 
 
-def _device(name: str, tera: float, giga: float, tera_bytes: float, source: str) -> Device:
-    return Device(name, tera * 1e12, giga * 1e9, tera_bytes * 1e12, source)
+def _device(
+    name: str, tera: float, giga: float, tera_bytes: float, source: str, cuda: bool = True
+) -> Device:
+    return Device(name, tera * 1e12, giga * 1e9, tera_bytes * 1e12, source, cuda)
 
 
 # Without sparsity, whose figures are twice as large and which nothing here uses.
@@ -43,10 +48,15 @@ DEVICES = {
         _device("RTX4090", 165, 24, 1.008, "NVIDIA Ada architecture whitepaper, table 2"),
         _device("RTX3090", 71, 24, 0.936, "NVIDIA Ampere GA102 whitepaper, table 9"),
         _device("MI300X", 1307, 192, 5.3, "AMD Instinct MI300X data sheet"),
-        _device("Gaudi2", 432, 96, 2.45, "Intel Gaudi 2 white paper"),
-        _device("Gaudi3", 1678, 128, 3.67, "Intel Gaudi 3 white paper, HL-325L"),
+        _device("Gaudi2", 432, 96, 2.45, "Intel Gaudi 2 white paper", cuda=False),
+        _device("Gaudi3", 1678, 128, 3.67, "Intel Gaudi 3 white paper, HL-325L", cuda=False),
     )
 }
+
+
+# The CPU beside accelerators that only train here: one socket of a server, assumed, not measured.
+# Float32 products in FLOP/s, and bytes/s of memory (eight channels of DDR4-3200).
+HOST_FLOPS, HOST_BANDWIDTH = 2e12, 2e11
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,11 @@ class Hardware:
 
     count: int
     device: Device | None
+
+    @property
+    def cuda(self) -> bool:
+        """Whether this package's own decoding runs on it."""
+        return self.device is not None and self.device.cuda
 
     @property
     def name(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.drafts.design import design_draft
+from fastdraft_hf.pipeline.plan.acceptance import assumed_acceptance, chance_of
 from fastdraft_hf.pipeline.plan.amounts import (
     ASSUMPTIONS,
     LENGTH_SHARE,
@@ -16,10 +18,20 @@ from fastdraft_hf.pipeline.plan.amounts import (
     bench_answers,
     evaluation_answers,
 )
-from fastdraft_hf.pipeline.plan.estimate import Estimator, Plan, assumed_acceptance, mean_rows
-from fastdraft_hf.pipeline.plan.hardware import Hardware, Utilisation
+from fastdraft_hf.pipeline.plan.commands import commands, engine_of
+from fastdraft_hf.pipeline.plan.estimate import plan_stages
+from fastdraft_hf.pipeline.plan.hardware import (
+    HOST_BANDWIDTH,
+    HOST_FLOPS,
+    Hardware,
+    Utilisation,
+)
+from fastdraft_hf.pipeline.plan.job import Job
 from fastdraft_hf.pipeline.plan.machines import Machine, Roofline
+from fastdraft_hf.pipeline.plan.measuring import gains
+from fastdraft_hf.pipeline.plan.result import Plan
 from fastdraft_hf.pipeline.plan.shapes import shape_of
+from fastdraft_hf.pipeline.plan.training import mean_rows
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.embedded import EMBEDDED_ID
 from fastdraft_hf.targets.resolve import EMBEDDED_NAMES
@@ -33,6 +45,7 @@ def make_plan(
     target_config: Path | None = None,
     utilisation: float | None = None,
     acceptance: float | None = None,
+    overrides: Sequence[str] = (),
 ) -> Plan:
     """Return the plan of a recipe.
 
@@ -43,6 +56,7 @@ def make_plan(
         target_config: a config.json, or a folder that holds one; else the target is looked up.
         utilisation: share of the peak FLOP/s that training reaches; by default `Utilisation`'s.
         acceptance: assumed acceptance rate at γ = 3.
+        overrides: words that changed the recipe; they belong into the plan's commands.
 
     Raises:
         FastDraftError: the target's config cannot be had, or a number is out of range.
@@ -85,18 +99,26 @@ def make_plan(
             f"bandwidth {shares.bandwidth:g}; {shares.layer_overhead * 1e3:g} ms a layer and step "
             "of eager decoding",
         ]
+        if engine_of(recipe, hardware) == "vllm" and recipe.generate is not None:
+            assumptions.append("generation: a vLLM server on each device, its speed by roofline")
+        if not device.cuda:
+            assumptions.append(
+                f"this package decodes on CUDA devices and CPUs, so not on {device.name}: logits, "
+                "export, evaluate and bench run on the host's CPU, taken for "
+                f"{HOST_FLOPS / 1e12:g} TFLOP/s in float32 and {HOST_BANDWIDTH / 1e9:g} GB/s"
+            )
         if hardware.count > 1:
             assumptions.append(
-                "training and generation use all devices (accelerate launch, docs/scale-out.md); "
-                "the other stages one"
+                "what uses several devices does so by the commands below (docs/scale-out.md), and "
+                "time divides by their number: nothing is taken for what they tell each other"
             )
-    estimator = Estimator(
+    job = Job(
         recipe,
         target,
         draft,
         hardware,
         machine,
-        acceptance=assumed,
+        chance=chance_of(assumed, 3),
         export_ready=ready,
         folder=Path(recipe.output_dir),
     )
@@ -106,11 +128,12 @@ def make_plan(
         hardware=hardware.name,
         draft_parameters=draft.parameters,
         target_parameters=target.parameters,
-        stages=tuple(estimator.stages()),
+        stages=tuple(plan_stages(job)),
         acceptance=assumed,
         acceptance_note=note,
-        gains=tuple(estimator.gains()),
+        gains=tuple(gains(job)),
         assumptions=tuple(assumptions),
+        commands=commands(recipe, hardware, name or "RECIPE.yaml", overrides),
     )
 
 
@@ -120,7 +143,7 @@ def _roofline(recipe: Recipe, hardware: Hardware, shares: Utilisation) -> Roofli
         return Roofline(hardware, shares)
     kinds = [wanted.kind for wanted in generate.sets.values()]
     known = [LENGTH_SHARE.get(kind, OTHER_LENGTH_SHARE) for kind in kinds] or [1.0]
-    engine = "transformers" if generate.engine in ("auto", "transformers") else generate.engine
+    engine = engine_of(recipe, hardware)
     return Roofline(hardware, shares, generate.batch_size, engine, sum(known) / len(known))
 
 
