@@ -29,6 +29,7 @@ COMMANDS = {
     "tune": ("tune", "find the best draft shape and γ on this machine"),
     "trim": ("trim", "trim a draft's head to the most frequent tokens"),
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
+    "demo": ("demo", "answer a prompt with and without the draft, side by side"),
     "push": ("push", "send a draft to the Hub, in one commit"),
     "pull": ("pull", "fetch a draft from the Hub"),
     "plan": ("plan", "what a recipe costs on some hardware, and what the draft should bring"),
