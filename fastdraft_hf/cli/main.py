@@ -31,6 +31,7 @@ COMMANDS = {
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
     "push": ("push", "send a draft to the Hub, in one commit"),
+    "ship": ("ship", "write a draft into a folder of a repository, as push would send it"),
     "pull": ("pull", "fetch a draft from the Hub"),
     "plan": ("plan", "what a recipe costs on some hardware, and what the draft should bring"),
     "schema": ("schema", "print the JSON schema of a recipe"),
