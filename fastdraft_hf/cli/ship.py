@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--target", metavar="ID", help="what the draft is checked with (default: the run's target)"
     )
     parser.add_argument(
-        "--location",
+        "--repo",
         metavar="NAME",
-        help="what the card loads the draft from (default: the last two parts of FOLDER)",
+        help="what the card loads the draft from: a repository of the Hub, or a folder (default: "
+        "the last two parts of FOLDER)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder")
     parser.add_argument(
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         args.folder,
         args.to,
         target=args.target,
-        location=args.location,
+        repo=args.repo,
         max_megabytes=args.max_megabytes,
         overwrite=args.overwrite,
         check=not args.no_check,

@@ -125,7 +125,7 @@ def plan_push(
 
 
 def _records(draft: Path) -> dict[str, Any]:
-    """Return the records of a draft without its run: its stage's, or those it was published with."""
+    """Return what a draft without its run says: its stage's record, or all it was pushed with."""
     record = read_record(draft)
     return {"draft": record} if "stage" in record or not record else record
 

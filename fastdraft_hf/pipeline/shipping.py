@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._progress import Progress
 from fastdraft_hf.decoding.settings import read_draft_tokens
+from fastdraft_hf.export.parity import PROMPTS, TIE_TOLERANCE
 from fastdraft_hf.hub import folder as hub_folder
 from fastdraft_hf.hub.files import RepoFile, check_files
 from fastdraft_hf.hub.push import plan_push
@@ -57,7 +59,7 @@ def ship(
     output: Path,
     *,
     target: str | None = None,
-    location: str | None = None,
+    repo: str | None = None,
     max_megabytes: float = 25.0,
     overwrite: bool = False,
     check: bool = True,
@@ -68,7 +70,7 @@ def ship(
         run: a run's folder, or a draft's.
         output: the folder to make.
         target: what the draft is checked with; by default the run's target.
-        location: what the card's snippets load the draft from; by default the last two parts of
+        repo: what the card's snippets load the draft from; by default the last two parts of
             ``output``, which is right from the root of a repository.
         max_megabytes: largest size of the weights, in millions of bytes.
         overwrite: replace ``output``.
@@ -86,7 +88,7 @@ def ship(
     if found.draft is not None and found.draft.resolve() == output.resolve():
         raise FastDraftError(f"--to: {output} is the draft itself; give another folder")
     whole = output.resolve()
-    location = location or f"{whole.parent.name}/{whole.name}"
+    location = repo or f"{whole.parent.name}/{whole.name}"
     plan_push(run, location)  # what is missing or unfit is said before any work
     assert found.draft is not None
     given = (target or _target_of(found)) if check else None
@@ -163,24 +165,29 @@ def _check(target: str, draft: Path, cast: Path) -> dict[str, Any]:
         )
         return model.eval()
 
-    facts = _greedy(exporting.load_pytorch(path), as_it_lies(), tokenizer, gamma)
-    reading = exporting.read_acceptance(
-        path,
-        {"before": lambda: exporting.load_pytorch(draft), hub_folder.DTYPE: as_it_lies},
-        ends=stop_ids(path, tokenizer),
-        num_assistant_tokens=gamma,
-    )
+    with Progress("checking with the target", len(PROMPTS) + 1, "steps") as progress:
+        model = exporting.load_pytorch(path)
+        facts = _greedy(model, as_it_lies(), tokenizer, gamma, progress)
+        del model
+        reading = exporting.read_acceptance(
+            path,
+            {"before": lambda: exporting.load_pytorch(draft), hub_folder.DTYPE: as_it_lies},
+            ends=stop_ids(path, tokenizer),
+            num_assistant_tokens=gamma,
+        )
+        progress.advance()
     return {**facts, "acceptance": reading.facts()}
 
 
-def _greedy(target: Any, draft: Any, tokenizer: Any, gamma: int) -> dict[str, Any]:
+def _greedy(
+    target: Any, draft: Any, tokenizer: Any, gamma: int, progress: Progress
+) -> dict[str, Any]:
     """Return on how many prompts stock assisted generation writes the target's own text.
 
     Raises:
         FastDraftError: it does not, and the target was not torn between two tokens.
     """
     from fastdraft_hf.decoding.assisted import decode, greedy_margin
-    from fastdraft_hf.export.parity import PROMPTS, TIE_TOLERANCE
 
     identical, ties = 0, []
     for text in PROMPTS:
@@ -193,6 +200,7 @@ def _greedy(target: Any, draft: Any, tokenizer: Any, gamma: int) -> dict[str, An
             "seed": 0,
         }
         alone = decode(target, ids, **given).tokens
+        progress.advance()
         assisted = decode(target, ids, draft=draft, num_assistant_tokens=gamma, **given).tokens
         if alone == assisted:
             identical += 1
