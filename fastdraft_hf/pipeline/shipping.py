@@ -19,8 +19,6 @@ from fastdraft_hf.pipeline import exporting
 from fastdraft_hf.pipeline.provenance import describe
 
 _NEW_TOKENS = 32
-# γ of the check where the draft has none: the paper's.
-_UNMEASURED = 3
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def ship(
             cost in acceptance.
 
     Raises:
-        FastDraftError: the draft is not finished or too large, something in its folder must not be
+        FastDraftError: the draft is not finished, has no γ or is too large, something in its folder must not be
             published, ``output`` exists, or the text with the draft is not the target's own.
     """
     found = find_run(run)
@@ -91,6 +89,12 @@ def ship(
     location = repo or f"{whole.parent.name}/{whole.name}"
     plan_push(run, location)  # what is missing or unfit is said before any work
     assert found.draft is not None
+    gamma = read_draft_tokens(found.draft)
+    if gamma is None:
+        raise FastDraftError(
+            f"{found.draft}: its generation_config.json has no num_assistant_tokens, and "
+            "transformers would draft 20 tokens a round; let `fastdraft card` assemble the draft"
+        )
     given = (target or _target_of(found)) if check else None
     with tempfile.TemporaryDirectory(prefix="fastdraft-ship-") as scratch:
         cast = Path(scratch)
@@ -103,13 +107,14 @@ def ship(
                 f"than {max_megabytes:g}"
             )
         facts: dict[str, Any] = {
+            "num_assistant_tokens": gamma,
             "dtype": hub_folder.DTYPE,
             "cast_from": types,
             "draft_location": location,
             "note": "",
         }
         if given is not None:
-            facts |= _check(given, found.draft, cast)
+            facts |= _check(given, found.draft, cast, gamma)
         if types != [hub_folder.DTYPE]:
             facts["note"] = _note(types, facts)
         record = {"stage": "ship", **describe(facts=facts)}
@@ -141,7 +146,7 @@ def _target_of(found: RunFolder) -> str:
     )
 
 
-def _check(target: str, draft: Path, cast: Path) -> dict[str, Any]:
+def _check(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:
     """Return what the rounded draft gives with its target.
 
     Raises:
@@ -157,7 +162,6 @@ def _check(target: str, draft: Path, cast: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     own = AutoTokenizer.from_pretrained(draft, trust_remote_code=False)
     check_same_vocabulary(tokenizer, own, draft)
-    gamma = read_draft_tokens(draft) or _UNMEASURED
 
     def as_it_lies() -> Any:
         model = AutoModelForCausalLM.from_pretrained(

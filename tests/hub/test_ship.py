@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.decoding.settings import store_draft_settings
 from fastdraft_hf.drafts.trimmed_head import TrimmedHead, read_trimmed_head, write_trimmed_head
 from fastdraft_hf.hub.folder import write_files
 from fastdraft_hf.hub.metadata import check_metadata
@@ -131,6 +132,9 @@ def test_a_folder_is_replaced_only_when_told(
     (shelf / "notes.txt").write_text("of the older draft", encoding="utf-8")
     first = (shelf / "model.safetensors").read_bytes()
     tiny_model(seed=5).save_pretrained(run_folder / "draft")
+    with pytest.raises(FastDraftError, match="has no num_assistant_tokens"):
+        ship(run_folder, shelf, check=False, overwrite=True)
+    store_draft_settings(run_folder / "draft", 3)
     with pytest.raises(FastDraftError, match="exists; replace it with --overwrite"):
         ship(run_folder, shelf, check=False)
     assert (shelf / "model.safetensors").read_bytes() == first
