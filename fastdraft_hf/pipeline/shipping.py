@@ -76,8 +76,9 @@ def ship(
             cost in acceptance.
 
     Raises:
-        FastDraftError: the draft is not finished, has no γ or is too large, something in its folder must not be
-            published, ``output`` exists, or the text with the draft is not the target's own.
+        FastDraftError: the draft is not finished, has no γ or is too large, something in its folder
+            must not be published, ``output`` exists, or the text with the draft is not the target's
+            own.
     """
     found = find_run(run)
     hub_folder.put_back(output)
