@@ -1,20 +1,22 @@
 # Everything sets up its own virtual environment; only Python 3.10+ and make are needed.
 #   make quickstart   train and measure a draft for a real target (about a quarter of an hour)
+#   make demo         a prompt answered with and without the shipped draft, side by side
 #   make test         run the tests with the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
 VENV_LATEST ?= .venv-latest
 RECIPE ?= recipes/smollm2-135m/quickstart.yaml
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 PIP_FLAGS = --quiet --disable-pip-version-check
 STAMPS = pyproject.toml constraints.txt
 
-.PHONY: help quickstart test test-slow test-latest lint docs bench clean
+.PHONY: help quickstart demo test test-slow test-latest lint docs bench clean
 
 help:
 	@grep -E '^#' Makefile | sed 's/^# *//'
-	@echo 'targets: quickstart test test-slow test-latest lint docs bench clean'
+	@echo 'targets: quickstart demo test test-slow test-latest lint docs bench clean'
 
 # torch comes first and alone: the constraint picks the build, and a later package cannot widen it.
 $(VENV)/.run: $(STAMPS)
@@ -42,6 +44,9 @@ $(VENV_LATEST)/.dev: pyproject.toml constraints-latest.txt
 
 quickstart: $(VENV)/.run
 	$(VENV)/bin/fastdraft run $(RECIPE)
+
+demo: $(VENV)/.run
+	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -22,6 +22,7 @@ DRAFT_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "trimmed_head.json",
     "LICENSE*",
     "NOTICE*",
     "custom_generate/generate.py",

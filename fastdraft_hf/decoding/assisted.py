@@ -17,6 +17,7 @@ from fastdraft_hf.decoding.settings import apply_draft_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
 
 
 DraftPath = Literal["transformers", "ours", "prompt-lookup"]
@@ -88,19 +89,27 @@ def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
 
 
 class _FirstToken:
-    """A streamer that notes when the first new token came; `generate` puts the prompt before it."""
+    """A streamer that notes when the first new token came; `generate` puts the prompt before it.
 
-    def __init__(self) -> None:
+    Args:
+        streamer: gets everything as well.
+    """
+
+    def __init__(self, streamer: BaseStreamer | None = None) -> None:
         self.time: float | None = None
         self._prompt_seen = False
+        self._streamer = streamer
 
     def put(self, value: Any) -> None:
         if self._prompt_seen and self.time is None:
             self.time = time.perf_counter()
         self._prompt_seen = True
+        if self._streamer is not None:
+            self._streamer.put(value)
 
     def end(self) -> None:
-        pass
+        if self._streamer is not None:
+            self._streamer.end()
 
 
 def _synchronize(*models: Any) -> None:
@@ -124,6 +133,7 @@ def decode(
     draft: PreTrainedModel | None = None,
     num_assistant_tokens: int = 0,
     path: DraftPath = "transformers",
+    streamer: BaseStreamer | None = None,
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
@@ -138,6 +148,7 @@ def decode(
         num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
+        streamer: gets the prompt and the tokens as they come; what it does is measured too.
     """
     import torch
     from transformers import set_seed
@@ -157,7 +168,7 @@ def decode(
     elif path == "prompt-lookup":
         sampling["prompt_lookup_num_tokens"] = num_assistant_tokens
     drafting = draft is not None or path == "prompt-lookup"
-    first = _FirstToken()
+    first = _FirstToken(streamer)
     with torch.inference_mode(), record_rounds(target) as rounds:
         _synchronize(target, draft)
         start = time.perf_counter()

@@ -84,6 +84,7 @@ def render_card(
     language: Sequence[str] = (),
     datasets: Sequence[str] = (),
     openvino: OpenVINOCopy | None = None,
+    weights_note: str = "",
 ) -> ModelCard:
     """Render the card.
 
@@ -99,6 +100,7 @@ def render_card(
         language: codes of the languages it was trained on.
         datasets: ids of the data sets it was trained on.
         openvino: the draft's OpenVINO copy, if there is one.
+        weights_note: how the weights were changed after they were measured.
 
     Raises:
         ValueError: the run has no evaluation.
@@ -125,6 +127,7 @@ def render_card(
         target_parameters=f"{evaluation['target_parameters']:,}",
         size_ratio=f"{1 / evaluation['cost_ratio']:.1f}",
         num_assistant_tokens=num_assistant_tokens,
+        weights_note=weights_note,
         gamma=" or ".join(
             str(g) for g in dict.fromkeys(s["num_assistant_tokens"] for s in settings)
         ),

@@ -68,7 +68,13 @@ class RepoPlan:
 
 
 def plan_push(
-    folder: Path, repo: str, *, dataset: str | None = None, openvino: bool = False
+    folder: Path,
+    repo: str,
+    *,
+    dataset: str | None = None,
+    openvino: bool = False,
+    weights_note: str = "",
+    records: dict[str, dict[str, Any]] | None = None,
 ) -> list[RepoPlan]:
     """Say what a push would send, without asking the Hub anything.
 
@@ -77,6 +83,8 @@ def plan_push(
         repo: the draft's repository, ``user/name``.
         dataset: the repository of the generated sets, ``user/name``; ``None`` leaves them out.
         openvino: whether the draft's OpenVINO folders go with it.
+        weights_note: put on the card where it is rendered anew.
+        records: put beside the stages' records.
 
     Returns:
         the data set's plan, if there is one, and the draft's, in the order in which they are sent.
@@ -100,11 +108,11 @@ def plan_push(
     sets = found.generated_sets() if dataset else []
     if dataset and not sets:
         raise FastDraftError(f"--dataset: {folder} holds no finished sets that the target wrote")
-    card = _card(found, repo, dataset, exported[0].name if exported else None)
+    card = _card(found, repo, dataset, exported[0].name if exported else None, weights_note)
     files = [RepoFile(CARD, str(card.content).encode()), *draft_files(found.draft)]
-    records = found.summary.provenance or {"draft": read_record(found.draft)}
-    if any(records.values()):
-        files.append(provenance_file(records))
+    stages = {**(found.summary.provenance or _records(found.draft)), **(records or {})}
+    if any(stages.values()):
+        files.append(provenance_file(stages))
     files += openvino_files(exported)
     base_model = str(card.data.base_model)
     plans = [RepoPlan(repo, "model", files, base_model)]
@@ -116,18 +124,33 @@ def plan_push(
     return plans
 
 
-def _card(found: RunFolder, repo: str, dataset: str | None, openvino: str | None) -> Any:
+def _records(draft: Path) -> dict[str, Any]:
+    """Return what a draft without its run says: its stage's record, or all it was pushed with."""
+    record = read_record(draft)
+    return {"draft": record} if "stage" in record or not record else record
+
+
+def _card(
+    found: RunFolder, repo: str, dataset: str | None, openvino: str | None, weights_note: str
+) -> Any:
     """Return the card for the repository: rendered anew, unless somebody wrote on it."""
     from huggingface_hub import ModelCard
 
     assert found.draft is not None
     path = found.draft / CARD
-    facts = read_record(found.draft).get("facts", {})
+    record = read_record(found.draft)
+    facts = record.get("ship", record).get("facts", {})
     edited = path.is_file() and facts.get("card_sha256") != sha256_file(path)
     datasets = [dataset] if dataset else []
     if found.summary.evaluation is not None and not edited:
         copy = OpenVINOCopy(openvino) if openvino else None
-        card = card_of_run(found, draft_location=repo, openvino=copy, datasets=datasets)
+        card = card_of_run(
+            found,
+            draft_location=repo,
+            openvino=copy,
+            datasets=datasets,
+            weights_note=weights_note,
+        )
     elif path.is_file():
         text = path.read_text(encoding="utf-8")
         places = {facts.get("draft_location"), str(found.draft), str(found.draft.resolve())}

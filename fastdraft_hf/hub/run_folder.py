@@ -103,6 +103,7 @@ def card_of_run(
     draft_location: str,
     openvino: OpenVINOCopy | None = None,
     datasets: list[str] | None = None,
+    weights_note: str = "",
 ) -> ModelCard:
     """Render the card of a run from its records alone.
 
@@ -134,6 +135,7 @@ def card_of_run(
         or best_num_assistant_tokens(summary, summary.evaluation["num_assistant_tokens"]),
         openvino=openvino,
         datasets=datasets or (),
+        weights_note=weights_note,
     )
 
 

@@ -1,0 +1,102 @@
+"""The draft that lies in the repository, used as anybody would: with nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdraft_hf.evaluation.demo.engine import SHIPPED
+from fastdraft_hf.hub.metadata import check_metadata
+
+FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / SHIPPED
+MEGABYTES = 25
+
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / "config.json").is_file(), reason=f"model_cards/{SHIPPED} was not made yet"
+)
+
+# Plain transformers in a process of its own; the package is not even in reach of an import.
+USE = """
+import json, sys
+sys.modules["fastdraft_hf"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+target_folder, draft_folder = sys.argv[1:]
+draft = AutoModelForCausalLM.from_pretrained(draft_folder)
+tokenizer = AutoTokenizer.from_pretrained(draft_folder)
+assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(target_folder).get_vocab()
+target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+texts = []
+chat = [{"role": "user", "content": "What is a river delta?"}]
+for prompt in (
+    "class Queue:",
+    tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
+):
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    given = {**inputs, "do_sample": False, "max_new_tokens": 24}
+    alone = target.generate(**given)[0].tolist()
+    texts.append([alone, target.generate(**given, assistant_model=draft)[0].tolist()])
+print(json.dumps({
+    "dtype": str(draft.dtype),
+    "parameters": draft.num_parameters(),
+    "of_target": target.num_parameters(),
+    "gamma": draft.generation_config.num_assistant_tokens,
+    "schedule": draft.generation_config.num_assistant_tokens_schedule,
+    "threshold": draft.generation_config.assistant_confidence_threshold,
+    "texts": texts,
+}))
+"""
+
+
+def test_plain_transformers_uses_it_as_it_lies(target_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", USE, str(target_folder), str(FOLDER)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["dtype"] == "torch.bfloat16"
+    assert found["parameters"] <= found["of_target"] / 10
+    assert 1 <= found["gamma"] <= 20
+    assert found["schedule"] == "constant"
+    assert found["threshold"] == 0.0
+    for alone, assisted in found["texts"]:
+        assert assisted == alone
+        assert len(alone) > 3
+
+
+def test_its_weights_are_small_and_no_pickle_is_there() -> None:
+    from safetensors import safe_open
+
+    weights = list(FOLDER.glob("*.safetensors"))
+    assert sum(f.stat().st_size for f in weights) <= MEGABYTES * 1e6
+    for file in weights:
+        with safe_open(file, "pt") as stream:
+            types = {stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118
+        assert types == {"BF16"}
+    names = [f.name for f in FOLDER.rglob("*") if f.is_file()]
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pickle"))]
+
+
+def test_its_card_obeys_the_hub_and_names_the_target() -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(FOLDER / "README.md")
+    data = card.data.to_dict()
+    check_metadata(data)
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data["license"] == "apache-2.0"
+    assert "## Measured" in card.text
+    assert f'from_pretrained("model_cards/{SHIPPED}")' in card.text
+
+
+def test_its_record_says_how_it_was_made() -> None:
+    records = json.loads((FOLDER / "provenance.json").read_text(encoding="utf-8"))
+    facts = records["ship"]["facts"]
+    assert facts["dtype"] == "bfloat16"
+    assert facts["greedy_texts"] == facts["greedy_identical"] + len(facts["greedy_ties"])
+    assert {"design", "align", "evaluate", "bench", "card"} <= records.keys()
