@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import noisy, write
+from decoding_helpers import write
+from tiny_models import noisy
 from transformers import LlamaForCausalLM, set_seed
 
 from fastdraft_hf.decoding import rules

@@ -14,7 +14,6 @@ from fastdraft_hf.evaluation import bench
 from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
-from fastdraft_hf.export.openvino import export_openvino
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 43) * 4)
 
@@ -75,14 +74,11 @@ def test_a_path_that_takes_no_draft_needs_none(models: Models) -> None:
     assert decode(settings[-1], PROMPT, 8).tokens == decode(settings[0], PROMPT, 8).tokens
 
 
-def test_openvino_decodes_in_every_way(models: Models, tmp_path: Path) -> None:
-    pytest.importorskip("openvino_genai")
-    export_openvino(Path(models.target), tmp_path / "target", "fp32")
-    export_openvino(Path(models.drafts[""]), tmp_path / "draft", "fp32")
+def test_openvino_decodes_in_every_way(models: Models, openvino_models: Any) -> None:
     found = Models(
         target=models.target,
-        target_openvino=str(tmp_path / "target"),
-        draft_openvino=str(tmp_path / "draft"),
+        target_openvino=str(openvino_models.target),
+        draft_openvino=str(openvino_models.draft),
         stop_ids=[2],
     )
     settings = bench.all_settings(bench.assisted_settings(bench.RUNTIMES["openvino"], [1, 3]))
