@@ -149,6 +149,7 @@ def test_stock_decoding_is_never_given_a_trimmed_head(folder: Path, tiny_model: 
     assert torch.equal(output.sequences, alone)
 
 
+@pytest.mark.slow
 def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> None:
     """With itself as a draft that scores a sixth of its 49,152 tokens."""
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
@@ -174,7 +175,7 @@ def test_an_export_that_fails_says_which_and_the_others_stay(
 ) -> None:
     """The first of it is what `openvino_models` saw when it was made."""
     models = openvino_models
-    assert models.finished == 5
+    assert models.finished == 4
     assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
     assert "Error" in models.error  # the exporter's own last lines
     made = (models.target, models.draft, models.trimmed, models.target_int8, models.trimmed_int8)
