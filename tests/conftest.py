@@ -8,14 +8,18 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from tiny_models import KEPT, noisy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -25,6 +29,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.drafts.trimmed_head import TrimmedHead, write_trimmed_head
+from fastdraft_hf.export.openvino import WeightFormat, export_openvino
+from fastdraft_hf.export.several import export_several
 from fastdraft_hf.targets.embedded import embedded_target
 
 # Deadlines are timings, and derandomized runs fail on everybody's machine or on nobody's.
@@ -148,6 +156,91 @@ def tiny_target_folder(
     tiny_model().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def noisy_draft_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A saved draft that is right now and then: the tiny target with noise on its weights."""
+    folder = tmp_path_factory.mktemp("noisy_draft") / "draft"
+    noisy(tiny_model()).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trimmed_draft_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path
+) -> Path:
+    """A saved draft that is the tiny target itself, with half of the tokens in its head."""
+    folder = tmp_path_factory.mktemp("trimmed_draft") / "draft"
+    shutil.copytree(tiny_target_folder, folder)
+    write_trimmed_head(folder, TrimmedHead(KEPT))
+    return folder
+
+
+@dataclass(frozen=True)
+class OpenVINOModels:
+    """Tiny models as OpenVINO. Read them, never write in their folders.
+
+    Attributes:
+        target, draft, trimmed: in float32.
+        target_int8, trimmed_int8: the same in int8.
+        finished: how often `export_several` told of a finished model.
+        error: what it said of a last model, which cannot be exported.
+        broken: that model.
+    """
+
+    target: Path
+    draft: Path
+    trimmed: Path
+    target_int8: Path
+    trimmed_int8: Path
+    finished: int
+    error: str
+    broken: Path
+
+
+@pytest.fixture(scope="session")
+def openvino_models(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_target_folder: Path,
+    noisy_draft_folder: Path,
+    trimmed_draft_folder: Path,
+) -> OpenVINOModels:
+    """All that the suite needs of OpenVINO models, made in two starts of the exporter.
+
+    A start takes longer than a tiny model: a test that exports by itself costs ten seconds. The
+    target is made by `export_openvino`, the others, in one start, by `export_several`.
+    """
+    pytest.importorskip("openvino_genai")
+    pytest.importorskip("optimum.intel")
+    root = tmp_path_factory.mktemp("openvino")
+    broken = tmp_path_factory.mktemp("broken")
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    export_openvino(tiny_target_folder, root / "target", "fp32")
+    jobs: list[tuple[Path, Path, WeightFormat]] = [
+        (noisy_draft_folder, root / "draft", "fp32"),
+        (trimmed_draft_folder, root / "trimmed", "fp32"),
+        (tiny_target_folder, root / "target_int8", "int8"),
+        (trimmed_draft_folder, root / "trimmed_int8", "int8"),
+    ]
+    done: list[None] = []
+    with pytest.raises(FastDraftError) as caught:
+        export_several([*jobs, (broken, root / "broken", "int8")], lambda: done.append(None))
+    # Nothing temporary is left, and nothing of the model that failed.
+    assert {p.name for p in root.iterdir()} == {"target", *(output.name for _, output, _ in jobs)}
+    return OpenVINOModels(
+        target=root / "target",
+        **{output.name: output for _, output, _ in jobs},
+        finished=len(done),
+        error=str(caught.value),
+        broken=broken,
+    )
 
 
 @pytest.fixture(scope="session")

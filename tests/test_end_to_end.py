@@ -41,14 +41,14 @@ RECIPE: dict[str, Any] = {
     "generate": {
         "rows_per_shard": 8,
         "sets": {
-            "text": {"kind": "free", "rows": 16, "max_new_tokens": 64, "temperatures": [1.0]},
+            "text": {"kind": "free", "rows": 16, "max_new_tokens": 40, "temperatures": [1.0]},
             "chat": {"rows": 8, "max_new_tokens": 16, "max_instruction_tokens": 32},
             "code": {"kind": "code", "rows": 10, "max_new_tokens": 16},
         },
     },
     "pretrain": {
         "sources": [{"kind": "generated", "name": "text"}],
-        "max_train_tokens": 768,
+        "max_train_tokens": 384,
         "seq_length": 64,
         "per_device_train_batch_size": 2,
         "eval_sequences": 2,
@@ -56,7 +56,7 @@ RECIPE: dict[str, Any] = {
     },
     "continue": {
         "sources": [{"kind": "python"}, {"kind": "generated", "name": "text"}],
-        "max_train_tokens": 768,
+        "max_train_tokens": 384,
         "seq_length": 64,
         "per_device_train_batch_size": 2,
         "eval_sequences": 2,
@@ -65,7 +65,7 @@ RECIPE: dict[str, Any] = {
     # Many small steps, so that a kill after the first checkpoint falls into the middle of them.
     "align": {
         "sources": [{"kind": "generated", "name": "chat"}, {"kind": "generated", "name": "code"}],
-        "max_train_tokens": 5000,
+        "max_train_tokens": 2500,
         "seq_length": 128,
         "per_device_train_batch_size": 1,
         "eval_sequences": 2,

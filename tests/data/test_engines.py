@@ -239,14 +239,8 @@ def test_openvino_needs_its_folder(tiny_target_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def openvino_folder(tiny_target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("openvino_genai")
-    pytest.importorskip("optimum.intel")
-    from fastdraft_hf.export.openvino import export_openvino
-
-    folder = tmp_path_factory.mktemp("openvino") / "target"
-    export_openvino(tiny_target_folder, folder, "fp32")
-    return folder
+def openvino_folder(openvino_models: Any) -> Path:
+    return Path(openvino_models.target)
 
 
 def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
@@ -297,18 +291,10 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
 
 
-@pytest.mark.parametrize("draft", ["itself", pytest.param("another", marks=pytest.mark.slow)])
-def test_openvino_with_a_draft(
-    openvino_folder: Path, draft_folder: Path, tmp_path: Path, draft: str
-) -> None:
-    from fastdraft_hf.export.openvino import export_openvino
-
-    folder = openvino_folder
-    if draft == "another":  # another export takes long
-        folder = tmp_path / "draft"
-        export_openvino(draft_folder, folder, "fp32")
+@pytest.mark.parametrize("draft", ["target", "draft"], ids=["itself", "another"])
+def test_openvino_with_a_draft(openvino_models: Any, openvino_folder: Path, draft: str) -> None:
     requests = sampled(20)
-    drafting = Drafting(folder, 3)
+    drafting = Drafting(getattr(openvino_models, draft), 3)
     engine = OpenVINOEngine(openvino_folder, {0, 2}, 4, draft=drafting, properties=EXACT)
     tokens: list[int] = []
     done = list(engine.generate(requests, tokens.append))

@@ -224,8 +224,10 @@ def test_a_source_without_text_says_why(tiny_tokenizer: Any, tmp_path: Path) -> 
         )
 
 
+# Forks a process that tokenizes for every line of its input, and says when one has begun and how
+# it ended: what takes seconds is to import, and a killed process is the same without it.
 KILLED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from fastdraft_hf.data import encoding, tokenizing
@@ -235,14 +237,20 @@ source = Source(kind="files", name=sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 tokenizing.BATCH_CHARS = 400
 key = shard_key(source, tokenizer, {})
-print("begins", flush=True)
 def slowly(text):
     time.sleep(0.002)
     return False
-tokenizing.tokenize_source(
-    source, tokenizer, shard_folder(Path(sys.argv[3]), source, key), key=key, wanted_tokens=None,
-    overlaps=slowly, processes=1, part_tokens=300,
-)
+for _ in sys.stdin:
+    child = os.fork()
+    if child:
+        print("begins", child, flush=True)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        tokenizing.tokenize_source(
+            source, tokenizer, shard_folder(Path(sys.argv[3]), source, key), key=key,
+            wanted_tokens=None, overlaps=slowly, processes=1, part_tokens=300,
+        )
+        os._exit(0)
 """
 
 
@@ -253,21 +261,26 @@ def test_killed_at_any_moment_the_next_run_finishes(
     whole = tokenize(source, tiny_tokenizer, tmp_path / "whole")
     root, kills, parts = tmp_path / "killed", 0, [0]
     command = [sys.executable, "-c", KILLED, source.name, str(tmp_path / "tokenizer"), str(root)]
-    for after in (0.05, 0.12, 0.2):
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"begins\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for after in (0.05, 0.12, 0.2):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            begins, child = process.stdout.readline().split()
+            assert begins == "begins"
             time.sleep(after)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        manifests = list(root.glob(f"*/{MANIFEST}"))
-        if manifests:
-            shards = TokenShards.open(manifests[0].parent)
-            shards.verify()
-            parts.append(len(shards.manifest["parts"]))
-            assert content(whole)[: shards.tokens] == [int(i) for p in shards.ids() for i in p]
+            os.kill(int(child), signal.SIGKILL)  # until it is waited for, its number is its own
+            kills += process.stdout.readline() == f"ended {-signal.SIGKILL}\n"
+            manifests = list(root.glob(f"*/{MANIFEST}"))
+            if manifests:
+                shards = TokenShards.open(manifests[0].parent)
+                shards.verify()
+                parts.append(len(shards.manifest["parts"]))
+                assert content(whole)[: shards.tokens] == [int(i) for p in shards.ids() for i in p]
     assert kills
     assert parts == sorted(parts)
     finished = tokenize(source, tiny_tokenizer, root)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from decoding_helpers import noisy
+from tiny_models import noisy
 from transformers import LlamaForCausalLM
 
 TinyModel = Callable[..., LlamaForCausalLM]

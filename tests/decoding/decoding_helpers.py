@@ -10,16 +10,6 @@ from fastdraft_hf import assisted_decoding
 from fastdraft_hf.decoding.assisted import set_draft_length
 
 
-def noisy(model: Any, amount: float = 0.1, seed: int = 0) -> Any:
-    """Put a little noise on a model's weights."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(amount * parameter.std() * noise if parameter.dim() > 1 else 0)
-    return model
-
-
 def write(target: Any, ids: Any, draft: Any = None, gamma: int = 3, **given: Any) -> Any:
     """Call ``generate``, through our loop when a draft is given."""
     ids = torch.as_tensor(ids)

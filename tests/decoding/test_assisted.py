@@ -208,7 +208,7 @@ def test_the_real_target_writes_the_same_with_a_random_draft(
     design = DesignConfig(hidden_size=96, num_hidden_layers=1, first_weights="scratch")
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
     draft, _ = first_weights(target_folder, config, design, seed=0)
-    for text in ("Name three colours.", "def add(a, b):", "Tell me a joke about cats."):
+    for text in ("Name three colours.", "def add(a, b):"):
         prompt = list(chat_ids(target_tokenizer, text))
         alone = run(target, prompt)
         assisted = run(target, prompt, draft.eval(), 3)

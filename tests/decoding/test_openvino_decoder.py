@@ -2,16 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from fastdraft_hf.decoding.assisted import decode
 from fastdraft_hf.decoding.openvino import OpenVINODecoder, openvino_pipeline, record_result
 from fastdraft_hf.decoding.record_list import DecodingRecords
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation.metrics import acceptance_rate, block_efficiency
-from fastdraft_hf.export.openvino import export_openvino
 
 pytest.importorskip("openvino_genai")
 
@@ -20,19 +20,9 @@ EOS = 2
 
 
 @pytest.fixture(scope="module")
-def folders(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_target_folder: Path,
-    tiny_model: Callable[..., LlamaForCausalLM],
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> tuple[Path, Path]:
-    """The tiny target and a draft that knows nothing of it, as OpenVINO."""
-    root = tmp_path_factory.mktemp("openvino")
-    tiny_model(seed=1, num_hidden_layers=1).save_pretrained(root / "stranger")
-    tiny_tokenizer.save_pretrained(root / "stranger")
-    export_openvino(tiny_target_folder, root / "target-ir", "fp32")
-    export_openvino(root / "stranger", root / "stranger-ir", "fp32")
-    return root / "target-ir", root / "stranger-ir"
+def folders(openvino_models: Any) -> tuple[Path, Path]:
+    """The tiny target and a draft that is right now and then, as OpenVINO."""
+    return openvino_models.target, openvino_models.draft
 
 
 def run(decoder: OpenVINODecoder, prompt: list[int], gamma: int = 0) -> DecodingRecord:
@@ -66,13 +56,13 @@ def test_alone_it_writes_what_transformers_writes(
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 5])
-@pytest.mark.parametrize("itself", [True, False], ids=["itself", "stranger"])
+@pytest.mark.parametrize("itself", [True, False], ids=["itself", "another"])
 def test_greedy_output_does_not_depend_on_the_draft(
     folders: tuple[Path, Path], itself: bool, gamma: int
 ) -> None:
-    target, stranger = folders
+    target, draft = folders
     alone = OpenVINODecoder(target)
-    assisted = OpenVINODecoder(target, target if itself else stranger)
+    assisted = OpenVINODecoder(target, target if itself else draft)
     for prompt in PROMPTS:
         record = run(assisted, prompt, gamma)
         assert record.tokens == run(alone, prompt).tokens

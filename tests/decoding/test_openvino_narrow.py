@@ -8,12 +8,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.decoding import openvino_narrow
 from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
 from fastdraft_hf.decoding.openvino_narrow import EVERY_PLACE, STATE, narrow
-from fastdraft_hf.export.openvino import export_openvino
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
@@ -23,16 +21,8 @@ EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 @pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    target: LlamaForCausalLM,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    root = tmp_path_factory.mktemp("narrow")
-    target.save_pretrained(root / "pt")
-    tiny_tokenizer.save_pretrained(root / "pt")
-    export_openvino(root / "pt", root / "ov", "fp32")
-    return root / "ov"
+def folder(openvino_models: Any) -> Path:
+    return Path(openvino_models.target)
 
 
 def load(folder: Path) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import noisy, write
+from decoding_helpers import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import noisy
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

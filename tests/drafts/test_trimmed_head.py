@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_models import KEPT
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf.decoding.assisted import record_rounds, set_draft_length
@@ -34,8 +29,6 @@ from fastdraft_hf.export.several import export_several
 from fastdraft_hf.export.trimmed_head import LOWEST, trim_openvino
 
 TinyModel = Callable[..., LlamaForCausalLM]
-# Every second token, so that columns and ids differ everywhere.
-KEPT = tuple(range(0, 288, 2))
 EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -81,18 +74,10 @@ def test_a_damaged_file_names_itself(tmp_path: Path, text: str) -> None:
         read_trimmed_head(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_model: TinyModel,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> Path:
+@pytest.fixture
+def folder(trimmed_draft_folder: Path) -> Path:
     """A draft that is the target itself, with half of the tokens in its head."""
-    path = tmp_path_factory.mktemp("trimmed") / "draft"
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    write_trimmed_head(path, TrimmedHead(KEPT))
-    return path
+    return trimmed_draft_folder
 
 
 def test_stock_transformers_reads_the_whole_head(folder: Path, tiny_model: TinyModel) -> None:
@@ -165,6 +150,7 @@ def test_stock_decoding_is_never_given_a_trimmed_head(folder: Path, tiny_model: 
     assert torch.equal(output.sequences, alone)
 
 
+@pytest.mark.slow
 def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> None:
     """With itself as a draft that scores a sixth of its 49,152 tokens."""
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
@@ -185,45 +171,24 @@ def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> Non
     assert accepted > drafted / 2
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tuple[dict[str, Path], str]:
-    """Trimmed in float32 and int8, whole in both, and what is said of a last one that fails."""
-    pytest.importorskip("openvino_genai")
-    root = tmp_path_factory.mktemp("trimmed_ir")
-    whole, broken = root / "pt", root / "broken"
-    shutil.copytree(folder, whole, ignore=shutil.ignore_patterns(FILE))
-    broken.mkdir()
-    (broken / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    jobs: list[Any] = [
-        (folder, root / "fp32", "fp32"),
-        (folder, root / "int8", "int8"),
-        (whole, root / "whole-fp32", "fp32"),
-        (whole, root / "whole-int8", "int8"),
-    ]
-    done: list[None] = []
-    with pytest.raises(FastDraftError) as caught:
-        export_several([*jobs, (broken, root / "ir", "int8")], lambda: done.append(None))
-    assert len(done) == 4
-    assert sorted(p.name for p in root.iterdir()) == sorted(
-        ["pt", "broken", *(output.name for _, output, _ in jobs)]
-    )
-    assert str(caught.value).startswith(f"OpenVINO export of {broken} failed:\n")
-    export_several(jobs)  # finished ones are not made again
-    return {output.name: output for _, output, _ in jobs}, str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def exported(exports: tuple[dict[str, Path], str]) -> dict[str, Path]:
-    return exports[0]
-
-
 def test_an_export_that_fails_says_which_and_the_others_stay(
-    exports: tuple[dict[str, Path], str],
+    openvino_models: Any, tiny_target_folder: Path, trimmed_draft_folder: Path
 ) -> None:
-    folders, said = exports
-    assert "broken" in said
-    assert "Error" in said  # the exporter's own last lines
-    assert all((folder / "openvino_model.xml").is_file() for folder in folders.values())
+    """The first of it is what `openvino_models` saw when it was made."""
+    models = openvino_models
+    assert models.finished == 4
+    assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
+    assert "Error" in models.error  # the exporter's own last lines
+    made = (models.target, models.draft, models.trimmed, models.target_int8, models.trimmed_int8)
+    before = {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()}
+    assert {folder / "openvino_model.xml" for folder in made} <= set(before)
+    # Finished ones are not made again.
+    done: list[None] = []
+    jobs: list[Any] = [(tiny_target_folder, models.target, "fp32")]
+    jobs.append((trimmed_draft_folder, models.trimmed_int8, "int8"))
+    export_several(jobs, lambda: done.append(None))
+    assert len(done) == 2
+    assert {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()} == before
 
 
 def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -233,13 +198,11 @@ def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
 
 
-def test_openvinos_logits_are_pytorchs_at_full_width(
-    exported: dict[str, Path], folder: Path
-) -> None:
+def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folder: Path) -> None:
     ids = torch.tensor([[40, 41, 42, 43, 250], [60, 61, 62, 63, 7]])
     with torch.no_grad():
         expected = load_draft(folder)(ids).logits
-    found = logits(exported["fp32"], ids)
+    found = logits(openvino_models.trimmed, ids)
     assert found.shape == (2, 5, 288)
     torch.testing.assert_close(found[..., list(KEPT)], expected, atol=2e-3, rtol=2e-3)
     best = torch.tensor(KEPT)[expected.argmax(-1)]
@@ -248,6 +211,7 @@ def test_openvinos_logits_are_pytorchs_at_full_width(
     assert (found[..., others] == LOWEST).all()
 
 
+<<<<<<< HEAD
 def test_an_export_is_compared_with_its_own_head(exported: dict[str, Path], folder: Path) -> None:
     """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
     found = compare_openvino(folder, exported["fp32"])
@@ -259,22 +223,24 @@ def test_an_export_is_compared_with_its_own_head(exported: dict[str, Path], fold
 
 
 def test_rows_of_an_int8_head_are_the_whole_heads(exported: dict[str, Path]) -> None:
+=======
+def test_rows_of_an_int8_head_are_the_whole_heads(openvino_models: Any) -> None:
+>>>>>>> s12-d
     ids = torch.tensor([[40, 41, 42, 43, 250]])
-    whole = logits(exported["whole-int8"], ids)[..., list(KEPT)]
-    torch.testing.assert_close(logits(exported["int8"], ids)[..., list(KEPT)], whole)
+    whole = logits(openvino_models.target_int8, ids)[..., list(KEPT)]
+    torch.testing.assert_close(logits(openvino_models.trimmed_int8, ids)[..., list(KEPT)], whole)
 
 
-def test_genai_and_our_loop_take_it_as_a_draft(
-    exported: dict[str, Path], tiny_model: TinyModel
-) -> None:
+def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model: TinyModel) -> None:
     from optimum.intel import OVModelForCausalLM
 
     from fastdraft_hf.decoding.openvino import OpenVINODecoder
 
-    alone = OpenVINODecoder(exported["whole-fp32"], properties=EXACT)
-    drafted = OpenVINODecoder(exported["whole-fp32"], exported["fp32"], properties=EXACT)
+    whole, trimmed = openvino_models.target, openvino_models.trimmed
+    alone = OpenVINODecoder(whole, properties=EXACT)
+    drafted = OpenVINODecoder(whole, trimmed, properties=EXACT)
     target = tiny_model()
-    ours = OVModelForCausalLM.from_pretrained(exported["fp32"], ov_config=EXACT)
+    ours = OVModelForCausalLM.from_pretrained(trimmed, ov_config=EXACT)
     accepted = [0, 0]
     for first in range(40, 50):
         given: dict[str, Any] = {"task": "t", "key": "k", "max_new_tokens": 16}

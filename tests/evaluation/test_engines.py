@@ -15,7 +15,6 @@ from fastdraft_hf.evaluation import bench
 from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.evaluation.engines import Models, load_engine
 from fastdraft_hf.evaluation.prompts import EvaluationPrompt
-from fastdraft_hf.export.openvino import export_openvino
 from fastdraft_hf.export.trimmed_head import trim_openvino
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 43) * 4)
@@ -77,17 +76,16 @@ def test_a_path_that_takes_no_draft_needs_none(models: Models) -> None:
     assert decode(settings[-1], PROMPT, 8).tokens == decode(settings[0], PROMPT, 8).tokens
 
 
-def test_openvino_decodes_in_every_way(models: Models, tmp_path: Path) -> None:
-    pytest.importorskip("openvino_genai")
-    export_openvino(Path(models.target), tmp_path / "target", "fp32")
-    export_openvino(Path(models.drafts[""]), tmp_path / "draft", "fp32")
+def test_openvino_decodes_in_every_way(
+    models: Models, openvino_models: Any, tmp_path: Path
+) -> None:
     # The target itself, less three tokens: unlike the run's own draft, most of it is accepted.
-    shutil.copytree(tmp_path / "target", tmp_path / "trimmed")
+    shutil.copytree(openvino_models.target, tmp_path / "trimmed")
     trim_openvino(tmp_path / "trimmed", range(3, 288))
     found = Models(
         target=models.target,
-        target_openvino=str(tmp_path / "target"),
-        drafts_openvino={"": str(tmp_path / "draft"), "trimmed": str(tmp_path / "trimmed")},
+        target_openvino=str(openvino_models.target),
+        drafts_openvino={"": str(openvino_models.draft), "trimmed": str(tmp_path / "trimmed")},
         stop_ids=[2],
     )
     paths = bench.RUNTIMES["openvino"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from fastdraft_hf.evaluation import bench, memory
@@ -31,7 +33,7 @@ def test_each_path_is_measured_at_its_largest_setting() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is told by /proc")
 def test_a_process_of_its_own_tells_its_peak(tiny_target_folder: Path, tmp_path: Path) -> None:
-    ballast = bytearray(b"x" * 2**30)  # this process's peak must not count
+    ballast = numpy.ones(2**30, numpy.uint8)  # this process's peak must not count
     saved = tmp_path / "memory.json"
     models = Models(target=str(tiny_target_folder))
     found = memory.measure(models, [Setting("alone")], PROMPTS, 4, saved)
@@ -66,11 +68,15 @@ def test_a_killed_run_measures_only_what_is_missing(
 
 
 def test_a_process_that_fails_is_no_end_of_the_benchmark(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho first >&2\necho out of memory >&2\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     with caplog.at_level(logging.WARNING, logger="fastdraft_hf"):
         found = memory.measure(
             Models(str(tmp_path / "nothing")), [Setting("alone")], PROMPTS, 4, tmp_path / "m.json"
         )
     assert found == {}
-    assert "the memory of alone could not be measured" in caplog.text
+    assert "the memory of alone could not be measured (out of memory)" in caplog.text

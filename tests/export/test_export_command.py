@@ -23,10 +23,27 @@ def draft(tiny_target_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("exporter", ["shared", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_draft_goes_to_openvino_and_says_what_it_lost(
-    draft: Path, tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    draft: Path,
+    tiny_target_folder: Path,
+    openvino_models: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    exporter: str,
 ) -> None:
-    pytest.importorskip("openvino_genai")
+    """Starting the exporter takes ten seconds; shared, the model is the one other tests have too.
+
+    `tests/export/test_openvino_export.py` and `tests/test_end_to_end.py` start the exporter.
+    """
+    if exporter == "shared":
+
+        def copy(model: Path, output: Path, weight_format: str) -> None:
+            assert (model, weight_format) == (draft, "int8")
+            shutil.copytree(openvino_models.target_int8, output)
+
+        monkeypatch.setattr("fastdraft_hf.export.openvino.export_openvino", copy)
     words = ["export", "openvino", "--weight-format", "int8", str(draft)]
     assert cli.main([*words, "--target", str(tiny_target_folder)]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ from fastdraft_hf.export.openvino import (
 )
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
-    pytest.importorskip("openvino_genai")
-    folder = tmp_path_factory.mktemp("export") / "ir"
-    export_openvino(tiny_target_folder, folder, "fp32")
-    return folder
+@pytest.fixture
+def exported(openvino_models: Any) -> Path:
+    """The tiny target in float32, through `export_openvino`."""
+    return Path(openvino_models.target)
 
 
 def test_an_exported_folder_is_complete(
@@ -36,7 +35,6 @@ def test_an_exported_folder_is_complete(
         assert (exported / f"{name}.bin").exists()
     tokenizer = AutoTokenizer.from_pretrained(exported)
     assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
-    assert [p.name for p in exported.parent.iterdir()] == ["ir"]  # nothing temporary is left
 
 
 def test_logits_and_greedy_text_are_the_models_own(
@@ -60,8 +58,20 @@ def test_logits_and_greedy_text_are_the_models_own(
         assert compiled.generate(prompt, do_sample=False, **options).tolist() == plain.tolist()
 
 
-def test_a_failing_export_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exporter", ["script", pytest.param("real", marks=pytest.mark.slow)])
+def test_a_failing_export_leaves_nothing_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: str
+) -> None:
+    """What the real one does with the same model, `tests/drafts/test_trimmed_head.py` has seen."""
     pytest.importorskip("openvino_genai")
+    if exporter == "script":  # writes into the folder that it is given last, and breaks off
+        python = tmp_path / "python"
+        lines = ["#!/bin/sh", 'for folder; do :; done; mkdir -p "$folder"']
+        lines += ['echo half > "$folder/openvino_model.bin"', "echo long ago >&2"]
+        lines += [f"echo line {n} >&2" for n in range(4)] + ["echo KeyError: none >&2", "exit 1"]
+        python.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
     broken = tmp_path / "broken"
     broken.mkdir()
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -72,6 +82,8 @@ def test_a_failing_export_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     head, _, reason = str(caught.value).partition("\n")
     assert head == f"OpenVINO export of {broken} failed:"
     assert "Error" in reason  # the exporter's own last lines
+    if exporter == "script":
+        assert reason == "line 0\nline 1\nline 2\nline 3\nKeyError: none"
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Two processes train on a corpus and note what they read; torchrun starts this file.
+"""Two processes train on a corpus and note what they read; `scale_out.py` calls this in both.
 
 Once on blocks of token shards, and once on a stream.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,3 @@ def main(folder: Path) -> None:
         trainer.read = []
         trainer.train()
         (folder / f"{name}.{rank}.json").write_text(json.dumps(trainer.read), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

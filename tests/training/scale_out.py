@@ -1,7 +1,8 @@
 """Short trainings that one process and several must agree on; torchrun starts this file.
 
 `test_distributed.py` runs every scenario here once in its own process, with the whole batch, and
-once in two processes with half of it each, and compares what they found.
+once in two processes with half of it each, and compares what they found. The two processes read the
+corpus of `test_corpora.py` as well, since starting them takes longer than either.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import corpus_two
 import datasets
 import torch
 
@@ -193,9 +195,10 @@ def shard_on_cpu() -> None:
     }
 
 
-def main(models: Path, folder: Path) -> None:
+def main(models: Path, folder: Path, corpus: Path) -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    corpus_two.main(corpus)
     for name in [*SCENARIOS, *SHARDED]:
         if name == next(iter(SHARDED)):
             shard_on_cpu()
@@ -205,4 +208,4 @@ def main(models: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import corpus_two
 import pytest
-import scale_out
 import torch
+from launched import TwoProcesses
 from safetensors.torch import load_file
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.blocks import open_shards
-from fastdraft_hf.data.mixture import (
-    open_mixture,
-    plan_mixture,
-    tokenize_sources,
-    wanted_tokens,
-    write_mixture,
-)
+from fastdraft_hf.data.mixture import open_mixture
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.training import loop
@@ -173,47 +163,10 @@ def test_the_estimate_is_printed_and_kept(
     assert plans[0]["tokens_a_second"] > 0
 
 
-def shards_of(source: Source, tokenizer: Any, folder: Path, blocks: int) -> None:
-    shards = tokenize_sources(
-        [source],
-        tokenizer,
-        own=folder / "tokens",
-        shared=None,
-        generated=folder,
-        overlaps=lambda text: False,
-        held_out={},
-        wanted_tokens=wanted_tokens([source], blocks, 0, LENGTH),
-        processes=1,
-    )
-    plan, _, _ = plan_mixture([source], shards, blocks=blocks, eval_blocks=0, length=LENGTH, seed=0)
-    (folder / "data").mkdir()
-    write_mixture(folder / "data", plan)
-
-
 @pytest.fixture(scope="module")
-def two(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Make, tiny_tokenizer: Any
-) -> tuple[Path, Source]:
+def two(two_processes: TwoProcesses) -> tuple[Path, Source]:
     """A corpus of 60 documents, a block each, trained on by two processes for six steps."""
-    folder = tmp_path_factory.mktemp("two")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
-    texts = ["".join(chr(97 + (n * 5 + i * (n + 3)) % 26) for i in range(40)) for n in range(60)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines, encoding="utf-8")
-    source = Source(kind="files", name=str(folder / "text.jsonl"))
-    shards_of(source, tiny_tokenizer, folder, 24)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(scale_out.free_port()), corpus_two.__file__, str(folder)]
-    result = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, source
+    return two_processes.corpus, two_processes.source
 
 
 def read_by(folder: Path, name: str) -> list[list[tuple[int, ...]]]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import scale_out
 import torch
+from launched import TwoProcesses
 from safetensors.torch import load_file
 
 from fastdraft_hf.training import modules
@@ -25,39 +23,14 @@ TRAINED = [name for name in {**scale_out.SCENARIOS, **scale_out.SHARDED} if name
 
 
 @pytest.fixture(scope="module")
-def models(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any], tiny_tokenizer: Any
-) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny_model(seed=1).save_pretrained(folder / "tied")
-    tiny_model(seed=2, tie_word_embeddings=False).save_pretrained(folder / "untied")
-    tiny_model(seed=3, hidden_size=48).save_pretrained(folder / "target")
-    for name in ("tied", "untied", "target"):
-        tiny_tokenizer.save_pretrained(folder / name)
-    return folder
+def models(two_processes: TwoProcesses) -> Path:
+    return two_processes.models
 
 
 @pytest.fixture(scope="module")
-def two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every scenario in two processes; a hang fails by its time limit."""
-    folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += [
-        "--master_port",
-        str(scale_out.free_port()),
-        scale_out.__file__,
-        str(models),
-        str(folder),
-    ]
-    result = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder
+def two(two_processes: TwoProcesses) -> Path:
+    """What every scenario found in two processes."""
+    return two_processes.scenarios
 
 
 def ranks(two: Path, name: str) -> list[dict[str, Any]]:
