@@ -154,8 +154,8 @@ class VocabularyReport:
             if extra:
                 shown = ", ".join(f"{i} {t!r}" for i, t in list(extra.items())[:4])
                 dots = ", …" if len(extra) > 4 else ""
-                number = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
-                found.append(f"{number} only {side.name} names ({shown}{dots})")
+                ids = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
+                found.append(f"{ids} only {side.name} names ({shown}{dots})")
         if self._rows_differ:
             found.append(
                 f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids"

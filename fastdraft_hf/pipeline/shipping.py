@@ -155,14 +155,13 @@ def _check(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.pipeline.target_engine import stop_ids
     from fastdraft_hf.targets.resolve import resolve_target
 
     path = resolve_target(target).path
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    own = AutoTokenizer.from_pretrained(draft, trust_remote_code=False)
-    check_same_vocabulary(tokenizer, own, draft)
+    check_vocabulary(Vocabulary.of_folder(path, "the target", tokenizer), draft)
 
     def as_it_lies() -> Any:
         model = AutoModelForCausalLM.from_pretrained(

@@ -211,21 +211,17 @@ def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folde
     assert (found[..., others] == LOWEST).all()
 
 
-<<<<<<< HEAD
-def test_an_export_is_compared_with_its_own_head(exported: dict[str, Path], folder: Path) -> None:
+def test_an_export_is_compared_with_its_own_head(openvino_models: Any, folder: Path) -> None:
     """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
-    found = compare_openvino(folder, exported["fp32"])
+    found = compare_openvino(folder, openvino_models.trimmed)
     assert found.exact, found.lines()
     assert found.logit_size < 1000
     assert found.max_logit_difference < 1
-    other = compare_openvino(folder, exported["whole-fp32"])
+    other = compare_openvino(folder, openvino_models.target)
     assert not other.exact
 
 
-def test_rows_of_an_int8_head_are_the_whole_heads(exported: dict[str, Path]) -> None:
-=======
 def test_rows_of_an_int8_head_are_the_whole_heads(openvino_models: Any) -> None:
->>>>>>> s12-d
     ids = torch.tensor([[40, 41, 42, 43, 250]])
     whole = logits(openvino_models.target_int8, ids)[..., list(KEPT)]
     torch.testing.assert_close(logits(openvino_models.trimmed_int8, ids)[..., list(KEPT)], whole)

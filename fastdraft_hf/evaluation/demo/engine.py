@@ -72,27 +72,9 @@ def check_draft(target: Path, tokenizer: PreTrainedTokenizerBase, draft: Path) -
     Raises:
         FastDraftError: it cannot be read, or its vocabulary or number of scores is another.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
 
-    from fastdraft_hf.drafts.vocabulary import check_same_vocabulary
-
-    def width(model: Path) -> int:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        return int(config.get_text_config().vocab_size)
-
-    try:
-        own = AutoTokenizer.from_pretrained(draft, trust_remote_code=False)
-        theirs = width(draft)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FastDraftError(f"draft: {draft} cannot be read ({reason})") from error
-    check_same_vocabulary(tokenizer, own, f"draft: {draft}")
-    ours = width(target)
-    if ours != theirs:  # the same tokens, but heads padded to different widths
-        raise FastDraftError(
-            f"draft: {draft} scores {theirs} tokens and the target {ours}; assisted generation "
-            "needs the same number"
-        )
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
 
 
 @dataclass
@@ -220,12 +202,14 @@ def _openvino(
     from optimum.intel import OVModelForCausalLM
 
     with busy("compiling both models"):
-        models = [
+        ours, theirs = (
             OVModelForCausalLM.from_pretrained(folder, ov_config=dict(EXACT) if exact else {})
             for folder in (target_folder, draft_folder)
-        ]
+        )
     gamma = read_draft_tokens(draft_folder) or read_draft_tokens(draft) or _UNMEASURED
-    return Engine(f"OpenVINO {WEIGHT_FORMAT}", *models, tokenizer, gamma, threads=_one_torch_thread)
+    return Engine(
+        f"OpenVINO {WEIGHT_FORMAT}", ours, theirs, tokenizer, gamma, threads=_one_torch_thread
+    )
 
 
 def _transformers(
@@ -246,10 +230,16 @@ def _transformers(
         ours = AutoModelForCausalLM.from_pretrained(
             target, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-        models = [m.to(device).eval() for m in (ours, load_draft(draft, dtype=dtype))]
+        theirs = load_draft(draft, dtype=dtype)
     gamma = read_draft_tokens(draft) or _UNMEASURED
     words = "bfloat16 on the GPU" if device == "cuda" else "float32"
-    return Engine(f"transformers, {words}", *models, tokenizer, gamma)
+    return Engine(
+        f"transformers, {words}",
+        ours.to(device).eval(),
+        theirs.to(device).eval(),
+        tokenizer,
+        gamma,
+    )
 
 
 @contextlib.contextmanager
