@@ -26,6 +26,8 @@ def test_the_command_prints_a_table_or_json(
     assert "49,945,088 parameters for microsoft/Phi-3-mini-4k-instruct, 3,821,079,552" in said
     assert "MORE MEMORY THAN A DEVICE HAS" in said  # 256 texts at once do not fit into 24 GB
     assert "RTX4090: 165 TFLOP/s" in said
+    assert "Started with:\n- design, generate, pretrain" in said
+    assert f"\n    fastdraft run {PHI3} output_dir={tmp_path}\n" in said
     assert "γ = 3" in said
     assert cli.main([*words, "--json", "--acceptance", "0.5", "--utilisation", "0.1"]) == 0
     plan = json.loads(capsys.readouterr().out)
