@@ -220,10 +220,10 @@ def _openvino(
     from optimum.intel import OVModelForCausalLM
 
     with busy("compiling both models"):
-        models = [
+        ours, drafts = (
             OVModelForCausalLM.from_pretrained(folder, ov_config=dict(EXACT) if exact else {})
             for folder in (target_folder, draft_folder)
-        ]
+        )
     gamma = read_draft_tokens(draft_folder) or read_draft_tokens(draft) or _UNMEASURED
     return Engine(f"OpenVINO {WEIGHT_FORMAT}", *models, tokenizer, gamma, threads=_one_torch_thread)
 
@@ -246,10 +246,12 @@ def _transformers(
         ours = AutoModelForCausalLM.from_pretrained(
             target, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-        models = [m.to(device).eval() for m in (ours, load_draft(draft, dtype=dtype))]
+        drafts: Any = load_draft(draft, dtype=dtype)
+        for model in (ours, drafts):
+            model.to(device).eval()
     gamma = read_draft_tokens(draft) or _UNMEASURED
     words = "bfloat16 on the GPU" if device == "cuda" else "float32"
-    return Engine(f"transformers, {words}", *models, tokenizer, gamma)
+    return Engine(f"transformers, {words}", ours, drafts, tokenizer, gamma)
 
 
 @contextlib.contextmanager

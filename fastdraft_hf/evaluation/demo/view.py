@@ -99,7 +99,7 @@ def frame(
     width = console.width
     columns = width >= TWO_COLUMNS
     style = accepted_style(console)
-    asked = Text(visible(prompt).rstrip(), style="dim").wrap(console, width - 4)
+    asked = list(Text(visible(prompt).rstrip(), style="dim").wrap(console, width - 4))
     if len(asked) > _PROMPT_LINES:
         asked = asked[: _PROMPT_LINES - 1]
         asked.append(Text("…", style="dim"))
@@ -109,7 +109,7 @@ def frame(
     drawn = []
     for pane in panes:
         inner = (width // 2 if columns else width) - 4
-        lines = answer_text(pane.pieces, style).wrap(console, inner)
+        lines = list(answer_text(pane.pieces, style).wrap(console, inner))
         if not whole:
             lines = lines[-room:]
         drawn.append(
