@@ -203,13 +203,12 @@ def _openvino(
 
     with busy("compiling both models"):
         ours, theirs = (
-            OVModelForCausalLM.from_pretrained(folder, ov_config=dict(EXACT) if exact else {})
+            OVModelForCausalLM.from_pretrained(str(folder), ov_config=dict(EXACT) if exact else {})
             for folder in (target_folder, draft_folder)
         )
     gamma = read_draft_tokens(draft_folder) or read_draft_tokens(draft) or _UNMEASURED
-    return Engine(
-        f"OpenVINO {WEIGHT_FORMAT}", ours, theirs, tokenizer, gamma, threads=_one_torch_thread
-    )
+    title = f"OpenVINO {WEIGHT_FORMAT}{', computed in float32' if exact else ''}"
+    return Engine(title, ours, theirs, tokenizer, gamma, threads=_one_torch_thread)
 
 
 def _transformers(
