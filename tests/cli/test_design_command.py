@@ -115,8 +115,9 @@ def test_a_given_draft_is_resized_on_request(
     words = ["design", "--target", str(tiny_target_folder), "--draft", str(given)]
     assert main([*words, "--output-dir", str(tmp_path / "one")]) == 2
     error = capsys.readouterr().err
-    assert f"design.draft: {given}: the heads score {rows} and {rows + 8} ids: padding" in error
-    assert "design.resize" in error
+    assert f"design.draft: {given}: its vocabulary has not the target's rows" in error
+    assert f"the heads score {rows} and {rows + 8} ids: padding" in error
+    assert "--resize" in error
     out = tmp_path / "two"
     assert main([*words, "--output-dir", str(out), "--resize"]) == 0
     made = AutoModelForCausalLM.from_pretrained(out / "design")

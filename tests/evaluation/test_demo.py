@@ -494,11 +494,11 @@ def test_through_openvino(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two exports, then both sides through ``OVModelForCausalLM``; exact, so that they agree."""
+    """Two exports, then both sides through ``OVModelForCausalLM``."""
     monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
     tiny_model(seed=0, num_hidden_layers=1).save_pretrained(tmp_path / "draft")
     tiny_tokenizer.save_pretrained(tmp_path / "draft")
-    config = DemoConfig(max_new_tokens=24, exact=True)
+    config = DemoConfig(max_new_tokens=24)
     engine = load_engine(
         "openvino",
         tiny_target_folder,
@@ -510,8 +510,7 @@ def test_through_openvino(
     )
     console = screen(force_terminal=False)
     (found,) = show(engine, [PROMPT], config, console)
-    assert printed(console).startswith("OpenVINO int8, computed in float32, greedy, 3 tokens")
-    assert found.parted is None
+    assert printed(console).startswith("OpenVINO int8, greedy, 3 tokens")
     assert found.assisted.drafted > 0
     assert len(found.pieces.pieces) == len(found.assisted.tokens)
     assert sum(p.accepted for p in found.pieces.pieces) == found.assisted.accepted

@@ -36,11 +36,6 @@ class DemoConfig:
         "put prompts into the chat template, or give them as they are; by default instructions "
         "are put into it and code is not",
     )
-    exact: bool = setting(
-        False,
-        "openvino: compute in float32 with a float32 KV cache, where two orders of one sum hardly "
-        "differ, instead of at this CPU's default precision",
-    )
     seed: int = setting(0, "of the sampling")
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.decoding.settings import read_draft_tokens
 from fastdraft_hf.evaluation.demo.config import DemoConfig
 from fastdraft_hf.export.openvino import WeightFormat, cached_openvino, require_openvino
-from fastdraft_hf.export.parity import EXACT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,7 +171,7 @@ def load_engine(
     is_export = (draft / "openvino_model.xml").is_file()
     if name == "openvino":
         given = draft if is_export else exported
-        engine = _openvino(target, given, draft, tokenizer, config.exact, busy)
+        engine = _openvino(target, given, draft, tokenizer, busy)
     elif is_export:
         raise FastDraftError(
             f"draft: {draft} is an OpenVINO export; engine transformers wants the draft's PyTorch "
@@ -193,7 +192,6 @@ def _openvino(
     exported: Path | None,
     draft: Path,
     tokenizer: PreTrainedTokenizerBase,
-    exact: bool,
     busy: Callable[[str], contextlib.AbstractContextManager[Any]],
 ) -> Engine:
     with busy(f"exporting to OpenVINO {WEIGHT_FORMAT} (once for each model)"):
@@ -202,13 +200,13 @@ def _openvino(
     from optimum.intel import OVModelForCausalLM
 
     with busy("compiling both models"):
-        ours, theirs = (
-            OVModelForCausalLM.from_pretrained(str(folder), ov_config=dict(EXACT) if exact else {})
+        ours, drafts = (
+            OVModelForCausalLM.from_pretrained(str(folder))
             for folder in (target_folder, draft_folder)
         )
     gamma = read_draft_tokens(draft_folder) or read_draft_tokens(draft) or _UNMEASURED
-    title = f"OpenVINO {WEIGHT_FORMAT}{', computed in float32' if exact else ''}"
-    return Engine(title, ours, theirs, tokenizer, gamma, threads=_one_torch_thread)
+    title = f"OpenVINO {WEIGHT_FORMAT}"
+    return Engine(title, ours, drafts, tokenizer, gamma, threads=_one_torch_thread)
 
 
 def _transformers(
