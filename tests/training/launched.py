@@ -54,7 +54,7 @@ def launch(folder: Path, tiny_model: Callable[..., Any], tokenizer: Any) -> TwoP
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return TwoProcesses(models, scenarios, corpus, source)
