@@ -239,7 +239,7 @@ def check_script(script: Any, words: list[str], recipe: Recipe, stage: str) -> N
         assert found.mix_share == pytest.approx(share, abs=1e-3)
 
 
-ON_GPUS = [path for path in FILES if path.stem not in ("quickstart", "longer", "objectives")]
+ON_GPUS = [path for path in FILES if path.stem not in ("quickstart", "full", "objectives")]
 
 
 @pytest.mark.parametrize(
