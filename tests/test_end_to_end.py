@@ -72,6 +72,7 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 2,
         "save_steps": 3,
     },
+    "export": {"acceptance_texts": 1},
     "evaluate": {
         "prompts_per_task": 1,
         "max_new_tokens": 8,
