@@ -34,7 +34,10 @@ from fastdraft_hf.training.loop import training_arguments
 from fastdraft_hf.training.trainer import DraftDistillationTrainer
 
 WAYS: dict[str, dict[str, Any]] = {
-    "whole vocabulary, layers in float32": {"sampled_softmax": None, "bf16": False},
+    "whole vocabulary, layers in float32": {
+        "sampled_softmax": None,
+        "trainer_args": {"bf16": False},
+    },
     "whole vocabulary": {"sampled_softmax": None},
     "16,384 drawn": {"sampled_softmax": 16384},
     "8,192 drawn": {"sampled_softmax": 8192},
@@ -64,13 +67,9 @@ def train(
         max_train_tokens=tokens,
         seq_length=LENGTH,
         per_device_train_batch_size=ROWS,
-        sampled_softmax=settings["sampled_softmax"],
-        trainer_args={
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            **{key: value for key, value in settings.items() if key == "bf16"},
-        },
+        **settings,
     )
+    config.trainer_args = config.trainer_args | {"save_strategy": "no", "disable_tqdm": True}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as work:
         trainer = DraftDistillationTrainer(

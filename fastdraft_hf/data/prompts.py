@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.python_source import function_heads
 
@@ -103,8 +104,8 @@ def shared_ends(texts: Sequence[Sequence[int]]) -> tuple[int, int]:
     def shared(lists: list[list[int]]) -> int:
         # In alphabetical order the first and the last differ the most.
         low, high = min(lists, default=[]), max(lists, default=[])
-        other = (i for i, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1])
-        return next(other, min(len(low), len(high)))
+        place = first_difference(low, high)
+        return len(low) if place is None else place
 
     first = shared([list(ids) for ids in texts])
     return first, shared([list(ids[first:])[::-1] for ids in texts])

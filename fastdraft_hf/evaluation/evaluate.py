@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._progress import Progress
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.decoding.assisted import decode, greedy_margin
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation.config import EvaluateConfig
@@ -203,21 +204,20 @@ def compare_greedy(
             assisted = journal[Setting(GREEDY, gamma).label(prompt)].tokens
             if alone != assisted:
                 where = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
-                found.append({**where, **first_difference(target, prompt, alone, assisted)})
+                found.append({**where, **explain_difference(target, prompt, alone, assisted)})
         differences += sorted(found, key=lambda entry: bool(entry["tie"]))[:1]
     return differences
 
 
-def first_difference(
+def explain_difference(
     target: PreTrainedModel, prompt: EvaluationPrompt, alone: list[int], assisted: list[int]
 ) -> dict[str, Any]:
     """Return where two unequal greedy answers part, the target's margin there, and if it is a tie.
 
     Where one is the other's beginning, ``place`` is ``None``: no tie explains that.
     """
-    pairs = zip(alone, assisted, strict=False)
-    place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-    if place is None:
+    place = first_difference(alone, assisted)
+    if place is None or place == min(len(alone), len(assisted)):
         return {"place": None, "tie": False}
     margin = greedy_margin(target, (*prompt.ids, *alone[:place]))
     return {"place": place, "margin": margin, "tie": margin < TIE_MARGIN}

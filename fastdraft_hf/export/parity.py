@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.drafts.trimmed_head import read_trimmed_head
 from fastdraft_hf.export.trimmed_head import LOWEST
 
@@ -142,10 +143,7 @@ def compare(
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             positions += len(ours)
             other = write(prompt, new_tokens)
-            place = next(
-                (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b),
-                None if len(own) == len(other) else min(len(own), len(other)),
-            )
+            place = first_difference(own, other)
             if place is None:
                 continue
             margin = math.inf  # one of the texts ended early: nothing to compare

@@ -85,9 +85,7 @@ def write_files(files: Sequence[RepoFile], folder: Path, *, overwrite: bool) -> 
         FastDraftError: the folder exists and is not to be replaced.
     """
     partial, aside = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
-    put_back(folder)
-    if folder.exists() and not overwrite:
-        raise FastDraftError(f"{folder} exists; replace it with --overwrite, or give another --to")
+    check_free(folder, overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     partial.mkdir(parents=True)
     for file in files:
@@ -103,8 +101,18 @@ def write_files(files: Sequence[RepoFile], folder: Path, *, overwrite: bool) -> 
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def put_back(folder: Path) -> None:
-    """Undo or finish a replacement that was killed half-way."""
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Undo or finish a replacement that was killed half-way; then refuse one not asked for.
+
+    Raises:
+        FastDraftError: the folder exists, and ``overwrite`` is not set.
+    """
+    _put_back(folder)
+    if folder.exists() and not overwrite:
+        raise FastDraftError(f"{folder} exists; replace it with --overwrite, or give another --to")
+
+
+def _put_back(folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}.old")
     if aside.exists() and not folder.exists():
         os.rename(aside, folder)

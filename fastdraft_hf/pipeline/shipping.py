@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.decoding.settings import read_draft_tokens
 from fastdraft_hf.export.parity import PROMPTS, TIE_TOLERANCE
 from fastdraft_hf.hub import folder as hub_folder
@@ -81,9 +82,7 @@ def ship(
             own.
     """
     found = find_run(run)
-    hub_folder.put_back(output)
-    if output.exists() and not overwrite:
-        raise FastDraftError(f"{output} exists; replace it with --overwrite, or give another --to")
+    hub_folder.check_free(output, overwrite=overwrite)
     if found.draft is not None and found.draft.resolve() == output.resolve():
         raise FastDraftError(f"--to: {output} is the draft itself; give another folder")
     whole = output.resolve()
@@ -206,11 +205,10 @@ def _greedy(
         alone = decode(target, ids, **given).tokens
         progress.advance()
         assisted = decode(target, ids, draft=draft, num_assistant_tokens=gamma, **given).tokens
-        if alone == assisted:
+        place = first_difference(alone, assisted)
+        if place is None:
             identical += 1
             continue
-        pairs = enumerate(zip(alone, assisted, strict=False))
-        place = next((n for n, (a, b) in pairs if a != b), min(len(alone), len(assisted)))
         margin = greedy_margin(target, [*ids, *alone[:place]])
         if margin > TIE_TOLERANCE * _largest_logit(target, [*ids, *alone[:place]]):
             raise FastDraftError(

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.heldout import TASK_NAMES, load_task
 from fastdraft_hf.decoding.live import LiveText, Piece, decode_live
@@ -28,7 +29,7 @@ from fastdraft_hf.evaluation.demo import engine as engines
 from fastdraft_hf.evaluation.demo.config import DemoConfig
 from fastdraft_hf.evaluation.demo.engine import Engine, check_draft, load_engine, shipped_draft
 from fastdraft_hf.evaluation.demo.prompts import PROMPTS, DemoPrompt
-from fastdraft_hf.evaluation.demo.show import agreement, first_difference, show
+from fastdraft_hf.evaluation.demo.show import agreement, show
 from fastdraft_hf.evaluation.demo.view import ALONE, WITH_DRAFT, Pane, answer_text, frame, visible
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "demo.md"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +199,9 @@ def _openvino(
         draft_folder = exported or cached_openvino(draft, WEIGHT_FORMAT)
     from optimum.intel import OVModelForCausalLM
 
+    from fastdraft_hf.decoding.speculative import one_torch_thread
+
+    # The target alone gets what our loop gives itself beside OpenVINO: no threads in its way.
     with busy("compiling both models"):
         ours, drafts = (
             OVModelForCausalLM.from_pretrained(str(folder))
@@ -206,7 +209,7 @@ def _openvino(
         )
     gamma = read_draft_tokens(draft_folder) or read_draft_tokens(draft) or _UNMEASURED
     title = f"OpenVINO {WEIGHT_FORMAT}"
-    return Engine(title, ours, drafts, tokenizer, gamma, threads=_one_torch_thread)
+    return Engine(title, ours, drafts, tokenizer, gamma, threads=one_torch_thread)
 
 
 def _transformers(
@@ -237,12 +240,3 @@ def _transformers(
         tokenizer,
         gamma,
     )
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Give the target alone what our loop gives itself beside OpenVINO: no threads in its way."""
-    from fastdraft_hf.decoding.speculative import one_torch_thread
-
-    with one_torch_thread():
-        yield

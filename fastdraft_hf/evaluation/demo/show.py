@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.decoding.live import LiveText
 from fastdraft_hf.decoding.records import DecodingRecord
 from fastdraft_hf.evaluation.demo.config import DemoConfig
@@ -40,14 +41,6 @@ class Comparison:
     pieces: LiveText
     parted: int | None = None
     margin: float | None = None
-
-
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Return the place of the first token that differs, ``None`` when none does."""
-    if list(one) == list(other):
-        return None
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def figures(comparisons: Sequence[Comparison]) -> str:

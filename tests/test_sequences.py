@@ -1,0 +1,29 @@
+"""Where two sequences part."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf._sequences import first_difference
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place"),
+    [([], [], None), ([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [1], 0)],
+)
+def test_examples(one: list[int], other: list[int], place: int | None) -> None:
+    assert first_difference(one, other) == first_difference(other, one) == place
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_what_lies_before_is_the_same_and_what_lies_there_is_not(
+    one: list[int], other: list[int]
+) -> None:
+    place = first_difference(one, other)
+    if place is None:
+        assert one == other
+    else:
+        assert one[:place] == other[:place]
+        assert one[place : place + 1] != other[place : place + 1]
