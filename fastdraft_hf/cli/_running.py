@@ -23,7 +23,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     """Print the resolved recipe and run its stages, or say what would be run."""
     import yaml
 
-    from fastdraft_hf.pipeline.run import STAGES, Run, check_finished, choose, execute
+    from fastdraft_hf.pipeline.run import STAGES, Run, check_finished, choose, execute, grows
 
     process = this_process()
     if process.count > 1 and wanted != ["generate"]:
@@ -44,6 +44,8 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         folder = run.stage_folder(name)
         begun = (run.folder / f".{STAGES[name].folder}.partial").exists()
         state = "finished" if run.finished(name) else "begun" if begun else "to do"
+        if grows(run, name):
+            state = "to go on"
         print(f"  {name:<10} {state:<9} {folder}", file=sys.stderr)
     if recipe.training_stages().keys() & set(stages):
         quiet_libraries()

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_text
 from fastdraft_hf.data.filters import FILTERS, KEPT, Decode
-from fastdraft_hf.data.generated import MANIFEST
+from fastdraft_hf.data.shards import MANIFEST
 
 README = "README.md"
 SAMPLES, SAMPLE_CHARACTERS = 3, 600

@@ -23,18 +23,23 @@ from fastdraft_hf._atomic import sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import Process, this_process, wait_until
 from fastdraft_hf.data.engines import Completion, Engine
+from fastdraft_hf.data.growing import asks_for_more, reopen
 from fastdraft_hf.data.requests import Request
 from fastdraft_hf.data.shards import (
+    MANIFEST,
+    STATE,
+    begun_path,
     is_sound,
     read_facts,
     read_shard,
     room_to_write,
     row_of,
+    shard_number,
+    shard_path,
+    sign_path,
     write_shard,
 )
 
-MANIFEST = "manifest.json"
-_STATE = "state.json"
 # A process that writes leaves a sign of life at least this often, whatever a shard takes.
 _SIGN_SECONDS = 30.0
 
@@ -59,7 +64,8 @@ def write_rows(
 
     Args:
         engine: what writes.
-        requests: numbered 0, 1, 2, …; shard ``k`` holds requests ``[k*n, (k+1)*n)``.
+        requests: numbered 0, 1, 2, …; shard ``k`` holds requests ``[k*n, (k+1)*n)``. More than a
+            finished folder was asked for: it is gone on with.
         folder: where shards go; made if missing.
         rows_per_shard: ``n``. A folder that was begun with another number keeps its own.
         max_minutes: stop starting new rows after this much writing time, over all runs of this
@@ -76,6 +82,16 @@ def write_rows(
         # Only the first makes parents: a late process must not make a stage's folder again that
         # the first has finished and renamed.
         folder.mkdir(parents=process.first, exist_ok=True)
+    if asks_for_more(folder, len(requests), max_minutes):
+        if process.first:
+            reopen(folder, len(requests), rows_per_shard)
+        else:
+            wait_until(
+                lambda: not asks_for_more(folder, len(requests), max_minutes),
+                folder,
+                lambda: f"process 0 of {process.count} to go on with the set",
+                patience_minutes,
+            )
     if not (folder / MANIFEST).exists():
         writing = _Writing(requests, folder, rows_per_shard, process, patience_minutes)
         if not (folder / MANIFEST).exists():
@@ -109,7 +125,7 @@ class _Writing:
         self._take_up_begun()
 
     def _agree_on_size(self, wanted: int) -> int:
-        path = self.folder / _STATE
+        path = self.folder / STATE
         if self.process.first and not path.exists():
             with room_to_write(self.folder):
                 write_json(path, {"rows_per_shard": wanted})
@@ -132,7 +148,7 @@ class _Writing:
         return (self.folder / MANIFEST).exists() or not self.folder.exists()
 
     def shard(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.parquet"
+        return shard_path(self.folder, number)
 
     def _is_done(self, number: int) -> bool:
         path = self.shard(number)
@@ -155,10 +171,10 @@ class _Writing:
                     self.open.setdefault(number, {})[row["index"]] = row
 
     def _begun(self) -> Path:
-        return self.folder / f"begun-{self.process.index:05d}.parquet"
+        return begun_path(self.folder, self.process.index)
 
     def _sign(self, index: int) -> Path:
-        return self.folder / f"process-{index:05d}-of-{self.process.count:05d}.json"
+        return sign_path(self.folder, index, self.process.count)
 
     def _seconds_before(self) -> float:
         """Return the writing time of earlier runs, also of one with another number of processes."""
@@ -283,9 +299,9 @@ class _Writing:
         signs = [_read(self._sign(index)) for index in range(self.process.count)]
         shards: dict[str, str] = {}
         rows = tokens = 0
-        numbers = sorted(int(path.stem[5:]) for path in self.folder.glob("part-*.parquet"))
+        numbers = sorted(map(shard_number, self.folder.glob("part-*.parquet")))
         for path in map(self.shard, numbers):
-            mine = int(path.stem[5:]) % self.process.count == self.process.index
+            mine = shard_number(path) % self.process.count == self.process.index
             # Own shards were checked when they were taken up or written.
             if not mine and not is_sound(path):
                 path.unlink()
@@ -304,6 +320,8 @@ class _Writing:
                 self.folder / MANIFEST,
                 {
                     "rows": rows,
+                    "requests": len(self.requests),
+                    "rows_per_shard": self.size,
                     "completion_tokens": tokens,
                     "seconds": round(max(sign.get("seconds", 0.0) for sign in signs), 1),
                     "shards": shards,
@@ -321,7 +339,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _tidy(folder: Path) -> None:
     """Remove what only an unfinished set needs."""
-    for pattern in (_STATE, "process-*.json", "part-*.json", "begun-*", ".*.tmp"):
+    for pattern in (STATE, "process-*.json", "part-*.json", "begun-*", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""One parquet shard of generated rows, and the facts that tell whether it is sound.
+"""The files of a set of generated rows: their names, and a shard with the facts to check it by.
 
 Beside a shard stands a small JSON file with its SHA-256. It is written first: a shard is sound if
 it exists and matches its facts, whenever the process that wrote it was killed.
@@ -16,6 +16,9 @@ from typing import Any
 from fastdraft_hf._atomic import atomic_file, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion
+
+MANIFEST = "manifest.json"  # of a finished set
+STATE = "state.json"  # of one that was begun
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -38,6 +41,26 @@ def _schema() -> Any:
             ("prompt_hash", pa.string()),
         ]
     )
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return where shard ``number`` of a set stands."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def shard_number(path: Path) -> int:
+    """Return the number of a shard by its name."""
+    return int(path.stem.removeprefix("part-"))
+
+
+def begun_path(folder: Path, process: int) -> Path:
+    """Return where a process saves rows of shards that are not whole."""
+    return folder / f"begun-{process:05d}.parquet"
+
+
+def sign_path(folder: Path, process: int, count: int) -> Path:
+    """Return the sign of life of one of ``count`` processes."""
+    return folder / f"process-{process:05d}-of-{count:05d}.json"
 
 
 def row_of(completion: Completion) -> dict[str, Any]:

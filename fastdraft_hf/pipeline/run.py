@@ -2,7 +2,8 @@
 
 A stage works in ``.<stage>.partial`` and its folder is renamed to ``<stage>`` when it is whole, so
 a folder that exists is finished. What a killed run left in the partial folder is gone on with, as
-long as the stage's settings and inputs are the same.
+long as the stage's settings and inputs are the same. A stage that can *grow* also goes on when its
+settings ask for more of the same: its finished folder becomes the partial one again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,19 @@ class Stage:
         run: does the work in the given partial folder and returns facts for the provenance. It
             may find what an earlier, killed call left there.
         section: the recipe's part it depends on.
-        inputs: stages whose output it reads.
+        inputs: stages whose output it can read.
         folder: where its output goes.
+        leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
+        grows: whether settings (old, new) only ask for more of what was made with the old ones,
+            so that what is there is gone on with.
     """
 
     run: Callable[[Run, Path], dict[str, Any]]
     section: Callable[[Recipe], Any]
     inputs: tuple[str, ...]
     folder: str
+    leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
+    grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
 
 
 STAGES: dict[str, Stage] = {}
@@ -154,7 +160,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
     with _locked(run.folder):
         check_finished(run, stages)
         for name in stages:
-            if run.finished(name):
+            if run.finished(name) and not grows(run, name):
                 logger.info("%s: finished before, in %s", name, run.stage_folder(name))
                 continue
             _execute_stage(run, name)
@@ -164,13 +170,17 @@ def _join_stage(run: Run, name: str, process: Process) -> None:
     """Do this process's share of a stage that the first one begins and finishes."""
     partial = run.folder / f".{STAGES[name].folder}.partial"
     fingerprint = _fingerprint(run, name)
+
+    def finished() -> bool:
+        return run.finished(name) and not grows(run, name)
+
     wait_until(
-        lambda: run.finished(name) or (partial.exists() and _read_config(partial) == fingerprint),
+        lambda: finished() or (partial.exists() and _read_config(partial) == fingerprint),
         run.folder,
         lambda: f"process 0 of {process.count} to begin stage {name}",
         minutes=30,
     )
-    if run.finished(name):
+    if finished():
         return
     try:
         STAGES[name].run(run, partial)
@@ -187,16 +197,20 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
     if isinstance(settings, dict):
         section = STAGES[name].section(run.recipe)
         settings = {key: settings[key] for key in settings if key in _deciding(section)}
-    present = planned(run.recipe)
     return {
         "target": recipe["target"],
         "target_revision": recipe["target_revision"],
         "seed": recipe["seed"],
         name: settings,
-        "inputs": {
-            other: _identity(run, other) for other in STAGES[name].inputs if other in present
-        },
+        "inputs": {other: _identity(run, other) for other in _inputs(run.recipe, name)},
     }
+
+
+def _inputs(recipe: Recipe, name: str) -> list[str]:
+    """Return the stages whose output a stage reads with this recipe."""
+    stage, present = STAGES[name], planned(recipe)
+    left_out = stage.leaves_out(recipe)
+    return [other for other in stage.inputs if other in present and other not in left_out]
 
 
 def _identity(run: Run, name: str) -> str | None:
@@ -210,6 +224,31 @@ def check_finished(run: Run, stages: Sequence[str]) -> None:
     """Raise `FastDraftError` when a finished stage was made with other settings; makes nothing."""
     for name in stages:
         _check_finished(run, name)
+    growing = [name for name in stages if grows(run, name)]
+    stale: list[str] = []
+    for name in stages:
+        if {*growing, *stale}.intersection(_inputs(run.recipe, name)) and run.finished(name):
+            stale.append(name)
+    if stale:
+        raise FastDraftError(
+            f"{growing[0]} has to go on, as the recipe asks for more than it made, and these were "
+            f"made from what it had: {', '.join(str(run.stage_folder(name)) for name in stale)}. "
+            "Delete these folders to make them again, or give another output_dir."
+        )
+
+
+def grows(run: Run, name: str) -> bool:
+    """Return whether the recipe asks a finished stage for more of what it made."""
+    return run.finished(name) and _only_grew(run, name, run.stage_folder(name))
+
+
+def _only_grew(run: Run, name: str, folder: Path) -> bool:
+    """Return whether what lies in ``folder`` was made with settings that have only grown since."""
+    made, wanted = _made(run, name, folder), _fingerprint(run, name)
+    if not isinstance(made, dict) or not isinstance(made.get(name), dict) or made == wanted:
+        return False
+    others_same = {**made, name: None} == {**wanted, name: None}
+    return others_same and STAGES[name].grows(made[name], wanted[name])
 
 
 def _check_finished(run: Run, name: str) -> None:
@@ -220,19 +259,29 @@ def _check_finished(run: Run, name: str) -> None:
                 f"{folder} exists and was not made by a finished stage; move it away"
             )
         return
+    changes = list(_differences(_made(run, name, folder), _fingerprint(run, name)))
+    if changes and not grows(run, name):
+        raise FastDraftError(
+            f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
+            "folder to make it again, or give another output_dir."
+        )
+
+
+def _made(run: Run, name: str, folder: Path) -> Any:
+    """Return what a stage's folder was made with, as `_fingerprint` says it."""
     made = _read_config(folder)
-    wanted = _fingerprint(run, name)
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
         known = _with_defaults(section, made[name])
         made[name] = {key: known[key] for key in known if key in _deciding(section)}
-    changes = list(_differences(made, wanted))
-    if changes:
-        raise FastDraftError(
-            f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
-            "folder to make it again, or give another output_dir."
-        )
+        # So had an input from which nothing was read: it is not looked at any more.
+        unread = set(STAGES[name].inputs).difference(_inputs(run.recipe, name))
+        if isinstance(made.get("inputs"), dict):
+            made["inputs"] = {
+                other: identity for other, identity in made["inputs"].items() if other not in unread
+            }
+    return made
 
 
 def _deciding(section: Any) -> list[str]:
@@ -273,13 +322,17 @@ def _execute_stage(run: Run, name: str) -> None:
     import yaml
 
     stage = STAGES[name]
-    for other in stage.inputs:
-        if other in planned(run.recipe) and not run.finished(other):
+    for other in _inputs(run.recipe, name):
+        if not run.finished(other):
             raise FastDraftError(
                 f"stage {name} reads the output of {other}, which is not finished in {run.folder}"
             )
     partial = run.folder / f".{stage.folder}.partial"
     fingerprint = _fingerprint(run, name)
+    if run.finished(name):
+        _reopen(run, name, partial)
+    if partial.exists() and _only_grew(run, name, partial):
+        write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
     if partial.exists() and _read_config(partial) != fingerprint:
         aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
         logger.warning("%s: begun with other settings; moved aside to %s", name, aside)
@@ -323,6 +376,21 @@ def _execute_stage(run: Run, name: str) -> None:
     sessions.unlink()
     publish_folder(partial, run.stage_folder(name))
     logger.info("%s: finished in %.0f s", name, seconds)
+
+
+def _reopen(run: Run, name: str, partial: Path) -> None:
+    """Make a finished stage one that was begun; the time and energy it took stay known."""
+    folder = run.stage_folder(name)
+    record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    session = {
+        "started": folder.stat().st_mtime - record["wall_seconds"],
+        "seconds": record["wall_seconds"],
+        "energy": record.get("energy_joules_of"),
+    }
+    write_json(folder / "sessions.json", [session])
+    if partial.exists():
+        partial.rename(partial.with_name(f"{partial.name}-{time.time_ns()}"))
+    publish_folder(folder, partial)
 
 
 def _modified(path: Path) -> float:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.generated import MANIFEST
+from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.evaluation.expected import expected_rounds, rounds_block_efficiency

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import read_kept_rows
-from fastdraft_hf.data.generated import MANIFEST
+from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.drafts.trimmed_head import (
     TrimmedHead,
     choose_token_ids,

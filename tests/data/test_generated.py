@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import generated, shards
 from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.generated import MANIFEST, read_rows, write_rows
+from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.data.shards import read_shard
+from fastdraft_hf.data.shards import MANIFEST, read_shard
 
 from .fakes import FakeEngine, Killed, make_requests, written_ids
 

@@ -18,7 +18,8 @@ import pytest
 from fastdraft_hf._atomic import sha256_file
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import Process, this_process, wait_until
-from fastdraft_hf.data.generated import MANIFEST, read_rows, write_rows
+from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.shards import MANIFEST
 
 from .writer import SlowEngine, ids_of, make_requests
 

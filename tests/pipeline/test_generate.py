@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections import Counter
@@ -382,6 +383,60 @@ def test_instructions_that_are_chosen_otherwise_after_a_kill_are_refused(
     assert not writer.asked
     run, _ = make({"kind": "magpie", "rows": 6}, write)
     assert run_generate(run)["rows"] == 6
+
+
+@pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
+@pytest.mark.parametrize("dies_after", [None, 0, 1, 3])
+def test_raised_rows_go_on_with_what_is_there(
+    make: Callable[..., tuple[Run, Writer]],
+    prompts: str,
+    tmp_path: Path,
+    kind: str,
+    dies_after: int | None,
+) -> None:
+    """The set is the one that would have been made with so many rows at once."""
+    settings = {
+        "free": {"kind": "free"},
+        "magpie": {"kind": "magpie"},
+        "dataset": {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300},
+    }[kind]
+
+    def write(request: Request) -> str:
+        if request.source == "mine-instructions":  # one in three is the one before it again
+            return f"Is cat {request.index - request.index % 3 // 2} in the hat?"
+        return answer(request)
+
+    less, more = (1, 3) if kind == "dataset" else (5, 11)
+    run, first = make({**settings, "rows": less}, write)
+    run_generate(run)
+    run, second = make({**settings, "rows": more}, write, dies_after=dies_after)
+    if dies_after is not None:
+        with contextlib.suppress(Killed):
+            run_generate(run)
+    run, third = make({**settings, "rows": more}, write)
+    facts = run_generate(run)
+    whole, all_at_once = make({**settings, "rows": more}, write)
+    whole.folder = tmp_path / "whole"
+    assert facts == run_generate(whole)
+    rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
+    assert rows == other
+    asked = [(r.source, r.index) for writer in (first, second, third) for r in writer.asked]
+    if dies_after is None:  # nothing was asked twice
+        assert sorted(asked) == sorted((r.source, r.index) for r in all_at_once.asked)
+
+
+def test_raised_rows_with_other_prompts_are_refused(
+    make: Callable[..., tuple[Run, Writer]], prompts: str
+) -> None:
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
+    run, _ = make({**settings, "rows": 2})
+    run_generate(run)
+    lines = Path(prompts).read_text().splitlines(keepends=True)
+    Path(prompts).write_text("".join(reversed(lines)))
+    run, writer = make({**settings, "rows": 3})
+    with pytest.raises(FastDraftError, match="the set was begun with other prompts"):
+        run_generate(run)
+    assert not writer.asked
 
 
 def test_a_finished_set_says_what_it_is_and_what_is_kept(

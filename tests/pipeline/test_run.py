@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import fastdraft_hf.pipeline.stages  # noqa: F401  (fills STAGES, which the fixt
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.pipeline import run as module
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe
-from fastdraft_hf.pipeline.run import Run, Stage, choose, execute, planned
+from fastdraft_hf.pipeline.run import Run, Stage, choose, execute, grows, planned
+from fastdraft_hf.pipeline.stages.generate import only_more
 from fastdraft_hf.targets.resolve import Target
 from fastdraft_hf.training.config import TrainConfig
 
@@ -55,8 +57,16 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fakes = FakeStages()
     stages = {
         "design": Stage(fakes.stage("design"), lambda r: r.design, (), "design"),
-        "generate": Stage(fakes.stage("generate"), lambda r: r.generate, (), "generate"),
-        "pretrain": Stage(fakes.stage("pretrain"), lambda r: r.pretrain, ("design",), "pretrain"),
+        "generate": Stage(
+            fakes.stage("generate"), lambda r: r.generate, (), "generate", grows=only_more
+        ),
+        "pretrain": Stage(
+            fakes.stage("pretrain"),
+            lambda r: r.pretrain,
+            ("design", "generate"),
+            "pretrain",
+            leaves_out=module.STAGES["pretrain"].leaves_out,
+        ),
         "align": Stage(
             fakes.stage("align"), lambda r: r.align, ("generate", "design", "pretrain"), "align"
         ),
@@ -259,6 +269,114 @@ def test_a_partial_folder_of_other_settings_is_moved_aside(
     assert record(run, "align")["facts"] == {"rows": 1}
     (aside,) = [name for name in names(run) if name.startswith(".align.partial-")]
     assert (run.folder / aside / "rows.txt").read_text(encoding="utf-8") == "row\n"
+
+
+MORE = "generate.sets.chat.rows=6"
+ANOTHER = "generate.sets.more={rows: 2}"
+
+
+@pytest.mark.parametrize("change", [MORE, ANOTHER])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stage_that_is_asked_for_more_goes_on(
+    fakes: FakeStages, make_run: Callable[..., Run], change: str, killed: bool
+) -> None:
+    execute(make_run(), ["design", "generate"])
+    before = record(make_run(), "generate")
+    run = make_run(change)
+    assert grows(run, "generate")
+    if killed:
+        fakes.killed = {"generate"}
+        with pytest.raises(Killed):
+            run_all(run)
+        assert names(run) == {"design", ".generate.partial", ".lock"}
+        fakes.killed.clear()
+    run_all(make_run(change))
+    after = record(run, "generate")
+    # One line of each time it ran, in the same folder.
+    assert after["facts"] == {"rows": 3 if killed else 2}
+    assert after["runs"] == (3 if killed else 2)
+    assert after["wall_seconds"] >= before["wall_seconds"]
+    assert after["id"] != before["id"]
+    assert fakes.calls.count("design") == 1
+    assert not grows(run, "generate")
+    made = yaml.safe_load((run.stage_folder("generate") / "config.yaml").read_text())
+    assert made["generate"]["sets"].keys() == run.recipe.resolved()["generate"]["sets"].keys()
+    assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
+
+
+def test_what_was_begun_goes_on_when_more_is_asked_for(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    fakes.killed = {"generate"}
+    with pytest.raises(Killed):
+        execute(make_run(), ["generate"])
+    fakes.killed.clear()
+    execute(make_run(MORE, ANOTHER), ["generate"])
+    assert record(make_run(), "generate")["facts"] == {"rows": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "generate.sets.chat.rows=3",
+        "generate.sets={chat: {rows: 4, samples: 2}}",
+        "generate.sets.chat={rows: 6, max_new_tokens: 9}",
+        "generate.sets.chat={rows: 6, max_minutes: 5}",
+        "seed=1",
+    ],
+)
+def test_other_changes_are_not_more(make_run: Callable[..., Run], change: str) -> None:
+    execute(make_run(), ["design", "generate"])
+    run = make_run(change, *([] if "sets" in change else [MORE]))
+    assert not grows(run, "generate")
+    with pytest.raises(FastDraftError, match="generate was made with other settings"):
+        execute(run, ["generate"])
+
+
+def test_a_set_that_is_gone_is_not_more() -> None:
+    chat = {"rows": 4, "max_minutes": None}
+    assert only_more({"sets": {"a": chat}}, {"sets": {"b": chat, "a": chat}})
+    assert not only_more({"sets": {"a": chat}}, {"sets": {"b": chat}})
+    assert not only_more({"sets": {}, "batch_size": 1}, {"sets": {"a": chat}, "batch_size": 2})
+
+
+def test_what_was_made_from_less_is_named_before_any_work(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    run_all(make_run())
+    run = make_run(MORE)
+    calls = list(fakes.calls)
+    with pytest.raises(FastDraftError, match="asks for more than it made") as caught:
+        run_all(run)
+    folders = [str(run.stage_folder(name)) for name in ("align", "evaluate", "card")]
+    assert ", ".join(folders) in str(caught.value)
+    assert str(run.stage_folder("design")) not in str(caught.value)
+    assert fakes.calls == calls
+    assert record(run, "generate")["facts"] == {"rows": 1}
+    for folder in folders:
+        shutil.rmtree(folder)
+    run_all(run)
+    assert record(run, "generate")["facts"] == {"rows": 2}
+
+
+def test_a_stage_that_reads_no_generated_text_does_not_wait_for_it(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    python = "pretrain={sources: [{kind: python}]}"
+    execute(make_run(python), ["design", "pretrain"])
+    assert fakes.calls == ["design", "pretrain"]
+    assert list(record(make_run(), "pretrain")["inputs"]) == ["design"]
+    run_all(make_run(python))
+    assert fakes.calls.count("pretrain") == 1
+    with pytest.raises(FastDraftError, match=r"inputs\.generate: None then"):
+        run_all(make_run("pretrain={sources: [{name: chat}]}"))
+    # A folder of an earlier version names it all the same.
+    path = make_run().stage_folder("pretrain") / "config.yaml"
+    made = yaml.safe_load(path.read_text())
+    made["inputs"]["generate"] = "of-another-time"
+    path.write_text(yaml.safe_dump(made))
+    run_all(make_run(python))
+    assert fakes.calls.count("pretrain") == 1
 
 
 def test_temporary_files_of_a_kill_are_not_published(

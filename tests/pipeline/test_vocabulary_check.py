@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli import export as export_command
 from fastdraft_hf.cli import main as cli
-from fastdraft_hf.data.generated import MANIFEST
+from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.drafts import vocabulary
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.run import Run

@@ -15,14 +15,31 @@ from fastdraft_hf.pipeline.stages import (
     train,
     trim,
 )
+from fastdraft_hf.training.config import TrainConfig
+
+
+def _unless_generated(section: TrainConfig | None) -> tuple[str, ...]:
+    """Return the stage that writes text, where a training stage reads none of it."""
+    sources = [] if section is None else section.sources
+    return () if any(source.kind == "generated" for source in sources) else ("generate",)
+
 
 _DRAFTS = ("design", "pretrain", "continue", "align")
 
 register("design", Stage(design.run, lambda r: r.design, (), "design"))
-register("generate", Stage(generate.run, lambda r: r.generate, (), "generate"))
+register(
+    "generate", Stage(generate.run, lambda r: r.generate, (), "generate", grows=generate.only_more)
+)
 register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits"))
 register(
-    "pretrain", Stage(train.pretrain, lambda r: r.pretrain, ("design", "generate"), "pretrain")
+    "pretrain",
+    Stage(
+        train.pretrain,
+        lambda r: r.pretrain,
+        ("design", "generate"),
+        "pretrain",
+        leaves_out=lambda r: _unless_generated(r.pretrain),
+    ),
 )
 register(
     "continue",
@@ -31,6 +48,7 @@ register(
         lambda r: r.continue_,
         ("design", "generate", "pretrain"),
         "continue",
+        leaves_out=lambda r: _unless_generated(r.continue_),
     ),
 )
 register(

@@ -82,6 +82,24 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def only_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether settings only add sets, or rows to sets: what is written then stays and is gone on.
+
+    The first rows of a larger set are those of the smaller one. Not so where time ends a set: which
+    rows it has then depends on what was in flight.
+    """
+    if {**old, "sets": None} != {**new, "sets": None}:
+        return False
+    return all(_more_of(had, new["sets"].get(name)) for name, had in old["sets"].items())
+
+
+def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
+    if new is None or {**old, "rows": None} != {**new, "rows": None}:
+        return False
+    grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
+    return grew or new["rows"] == old["rows"]
+
+
 def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
     """Refuse to go on with prompts that were chosen when other tasks were left out.
 
@@ -94,6 +112,23 @@ def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
             "generate: it was begun when evaluate.tasks and bench.tasks were others, or held other "
             f"text; take them again, or delete {path.parent} to start anew"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Prompts, told apart from others: how many, and their digest.
+
+    Attributes:
+        first: digest of as many of them as the set was begun with; ``None`` if there are fewer.
+    """
+
+    count: int
+    sha256: str
+    first: str | None
+
+
+def _digest_of(instructions: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps(instructions).encode()).hexdigest()
 
 
 class _Writer:
@@ -115,7 +150,9 @@ class _Writer:
         self.seed = run.recipe.seed
         self.facts: dict[str, Any] = {"kind": wanted.kind}
         self.prompts: Prompts = []
-        self.digest: str | None = None  # of what was chosen, where there was a choice
+        # What the set was begun with; what was chosen now, where there was a choice.
+        self.begun = self._read_begun()
+        self.chosen: _Chosen | None = None
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can write them itself."""
@@ -123,8 +160,8 @@ class _Writer:
             self._prepare()
         except FastDraftError as error:
             raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
-        if self.digest is not None:
-            self._check_same(self.digest)
+        if self.chosen is not None:
+            self._check_same(self.chosen)
 
     def _prepare(self) -> None:
         kind, system_prompt = self.wanted.kind, self.wanted.system_prompt
@@ -161,7 +198,7 @@ class _Writer:
     def _choose(self, conversations: Iterable[Conversation], counts: Counter[str]) -> None:
         """Take the first ``rows`` conversations that may and can be asked."""
         seen: set[tuple[int, ...]] = set()
-        digest = hashlib.sha256()
+        digest, first = hashlib.sha256(), None
         for turns in conversations:
             text = "\n".join(content for _, content in turns)
             if self.decontaminator.overlaps(text):
@@ -181,6 +218,8 @@ class _Writer:
                 seen.add(ids)
                 self.prompts.append(ids)
                 digest.update(json.dumps(list(turns)).encode())
+                if self.begun is not None and counts["kept"] == self.begun["prompts"]:
+                    first = digest.hexdigest()
             if counts["kept"] == self.wanted.rows:
                 break
         self.facts["prompts"] = dict(counts)
@@ -189,22 +228,30 @@ class _Writer:
             raise FastDraftError(
                 f"kind: {self.wanted.kind} gives no prompt that can be asked ({why})"
             )
-        self.digest = digest.hexdigest()
+        self.chosen = _Chosen(len(self.prompts), digest.hexdigest(), first)
 
-    def _check_same(self, digest: str) -> None:
+    def _read_begun(self) -> dict[str, Any] | None:
+        path = self.folder / self.name / "prompts.json"
+        if not path.exists():
+            return None
+        begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return begun
+
+    def _check_same(self, chosen: _Chosen) -> None:
         """Refuse to go on with other prompts: rows are found again by their number.
 
         What is compared is the text, not the ids: some templates say today's date.
         """
-        path = self.folder / self.name / "prompts.json"
-        if not path.exists():
-            # The first alone: a late process must not make a folder again that is finished.
-            if this_process().first:
-                write_json(path, {"prompts": len(self.prompts), "sha256": digest})
-        elif json.loads(path.read_text(encoding="utf-8"))["sha256"] != digest:
+        if self.begun is not None and self.begun["sha256"] != chosen.first:
             raise FastDraftError(
                 f"generate.sets.{self.name}.kind: the set was begun with other prompts than there "
                 f"are now; bring them back, or delete {self.folder / self.name} to start anew"
+            )
+        # The first alone: a late process must not make a folder again that is finished.
+        if this_process().first and (self.begun is None or self.begun["prompts"] < chosen.count):
+            write_json(
+                self.folder / self.name / "prompts.json",
+                {"prompts": chosen.count, "sha256": chosen.sha256},
             )
 
     def write(self, engine: Engine) -> dict[str, Any]:
@@ -297,7 +344,9 @@ class _Writer:
             reasons["too long"] = len(whole) - len(self.prompts)
             reasons["kept"] = len(self.prompts)
         self.facts["instructions"] = kept_first(reasons)
-        self._check_same(hashlib.sha256(json.dumps(kept).encode()).hexdigest())
+        begun = 0 if self.begun is None else self.begun["prompts"]
+        first = _digest_of(kept[:begun]) if begun <= len(kept) else None
+        self._check_same(_Chosen(len(kept), _digest_of(kept), first))
         about = "Instructions that the target wrote in the user's place (Magpie, arXiv 2406.08464)."
         if this_process().first:
             self._card(engine, name, rows, about, {})
