@@ -41,10 +41,10 @@ class DesignConfig:
         "prune, transplant: the model whose weights are taken, an id or a folder; prune takes the "
         "target's by default, and any other must have its vocabulary",
     )
-    layers: Literal["even", "importance"] | list[int] = setting(
+    layers: Literal["even", "first", "importance"] | list[int] = setting(
         "even",
-        "prune, transplant: which layers are taken: evenly spaced, the ones that change the hidden "
-        "states most, or a list such as [0, 5]",
+        "prune, transplant: which layers are taken: evenly spaced, the first, the ones that change "
+        "the hidden states most, or a list such as [0, 5]",
     )
     token_map: dict[str, str] = setting(
         {}, "transplant: the donor's token for a token of the target, over what is found by itself"

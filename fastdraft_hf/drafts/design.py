@@ -296,18 +296,18 @@ def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedCon
     return draft
 
 
-def kept_layers_of(source: Any, kept: int) -> list[int]:
-    """Return the layers that ``kept`` of ``source`` are modelled on: evenly spaced.
+def kept_layers_of(source: Any, kept: int, *, first: bool = False) -> list[int]:
+    """Return the layers that ``kept`` of ``source`` are modelled on: evenly spaced, or the first.
 
-    Where the target mixes sliding windows and full attention and even spacing finds only windows,
-    the last full layer takes the place of the nearest: a draft that cannot see past its window
-    would lose the thread of every long text.
+    Where the target mixes sliding windows and full attention and only windows are among them, a
+    full layer takes the place of the last: a draft that cannot see past its window would lose the
+    thread of every long text. It is the last full one of the target, or with ``first`` the first.
     """
-    chosen = kept_layers(source.num_hidden_layers, kept)
+    chosen = list(range(kept)) if first else kept_layers(source.num_hidden_layers, kept)
     types = getattr(source, "layer_types", None) or []
     full = [i for i, kind in enumerate(types) if kind == "full_attention"]
     if full and not set(full) & set(chosen):
-        chosen = sorted({*chosen[:-1], full[-1]})
+        chosen = sorted({*chosen[:-1], full[0] if first else full[-1]})
     return chosen
 
 

@@ -335,6 +335,24 @@ def test_the_most_important(influence: list[float], data: st.DataObject) -> None
     assert all(influence[i] >= v for i in chosen for v in others)
 
 
+def test_the_first_layers(tmp_path: Path) -> None:
+    target = tiny_target("llama", num_hidden_layers=4)
+    model = randomised(target, seed=1)
+    model.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=target.hidden_size, num_hidden_layers=2, layers="first")
+    draft, facts = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 1]
+    for own, theirs in zip(draft.model.layers, model.model.layers[:2], strict=True):
+        assert torch.equal(own.mlp.down_proj.weight, theirs.mlp.down_proj.weight)
+
+
+@pytest.mark.parametrize(("kept", "chosen"), [(1, [2]), (2, [0, 2]), (3, [0, 1, 2])])
+def test_the_first_layers_see_past_their_window(kept: int, chosen: list[int]) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    target = tiny_target("gemma3_text", num_hidden_layers=6, layer_types=kinds)
+    assert kept_layers_of(target, kept, first=True) == chosen
+
+
 def test_chosen_layers_bring_their_own_lists(tmp_path: Path) -> None:
     target = tiny_target("smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1])
     randomised(target, seed=1).save_pretrained(tmp_path)

@@ -65,8 +65,9 @@ def _chosen_layers(
     design, kept = request.design, request.config.num_hidden_layers
     if isinstance(design.layers, list):
         return design.layers, {}
-    if design.layers == "even":
-        return kept_layers_of(model.config.get_text_config(), kept), {}
+    if design.layers in ("even", "first"):
+        source = model.config.get_text_config()
+        return kept_layers_of(source, kept, first=design.layers == "first"), {}
     from transformers import AutoTokenizer
 
     influence = block_influence(model, AutoTokenizer.from_pretrained(folder))
