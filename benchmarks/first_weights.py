@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from objectives import _show, alphas_of, expected, gain, held_out, interval
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._schema import parse_count
@@ -40,7 +40,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "prune, evenly spaced": {"first_weights": "prune"},
     "prune, most influential": {"first_weights": "prune", "layers": "importance"},
     "prune, first layers": {"first_weights": "prune", "layers": "first"},
-    "prune, first and last layers": {"first_weights": "prune", "layers": "ends"},
 }
 
 
@@ -52,14 +51,9 @@ def slug(name: str) -> str:
 def recipe_for(base: Recipe, design: dict[str, Any], tokens: tuple[int, int]) -> Recipe:
     """Return ``base`` with other first weights and both training stages cut to ``tokens``."""
     data = base.resolved()
-    design = dict(design)
-    if design.get("layers") == "first":
-        design["layers"] = list(range(base.design.num_hidden_layers))
-    if design.get("layers") == "ends":
-        last = AutoConfig.from_pretrained(resolve_target(base.target).path).num_hidden_layers - 1
-        design["layers"] = [*range(base.design.num_hidden_layers - 1), last]
-    data["design"] = {**data["design"], "hidden_size": None, "intermediate_size": None, **design}
-    data["continue"] = data["logits"] = None
+    plain = {"hidden_size": None, "intermediate_size": None, "layers": "even"}
+    data["design"] = {**data["design"], **plain, **design}
+    data["continue"] = data["logits"] = data["trim"] = None
     for stage, count in zip(("pretrain", "align"), tokens, strict=True):
         data[stage] = {**data[stage], "max_train_tokens": count, "max_minutes": None}
         if stage == "align":
