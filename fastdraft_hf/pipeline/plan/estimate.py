@@ -11,7 +11,7 @@ from fastdraft_hf.pipeline.plan.measuring import plan_bench, plan_evaluate, plan
 from fastdraft_hf.pipeline.plan.result import StagePlan
 from fastdraft_hf.pipeline.plan.text import plan_generate, plan_logits
 from fastdraft_hf.pipeline.plan.training import plan_training
-from fastdraft_hf.pipeline.run import PROVENANCE, STAGES, planned
+from fastdraft_hf.pipeline.run import PROVENANCE, STAGES, Run, grows, planned
 
 
 def plan_stages(job: Job) -> list[StagePlan]:
@@ -26,6 +26,8 @@ def _known(job: Job, stage: StagePlan) -> StagePlan:
     path = job.folder / STAGES[stage.stage].folder / PROVENANCE
     if not path.exists():
         return stage
+    if grows(Run(job.recipe, job.folder), stage.stage):
+        return replace(stage, notes=(*stage.notes, "of all of it: what is there already stays"))
     seconds = float(json.loads(path.read_text(encoding="utf-8"))["wall_seconds"])
     return replace(stage, finished=True, seconds=seconds)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from planning import QUICKSTART, QUICKSTART_TARGET, RATES, TOOK, job_of
 
 from fastdraft_hf.pipeline.plan.estimate import plan_stages
@@ -76,6 +77,21 @@ def test_a_finished_stage_is_shown_with_its_own_time(quickstart: Recipe, tmp_pat
     found = plan_stages(job_of(quickstart, QUICKSTART_TARGET, Measured(**RATES), folder=tmp_path))
     assert [s.stage for s in found if s.finished] == ["generate"]
     assert next(s.seconds for s in found if s.finished) == 77.5
+
+
+def test_a_stage_that_has_to_go_on_is_not_finished(quickstart: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "generate").mkdir()
+    (tmp_path / "generate" / "provenance.json").write_text('{"wall_seconds": 77.5}')
+    resolved = quickstart.resolved()
+    made = {key: resolved[key] for key in ("target", "target_revision", "seed", "generate")}
+    made["inputs"] = {}
+    (tmp_path / "generate" / "config.yaml").write_text(yaml.safe_dump(made))
+    more = read_recipe(QUICKSTART, ["device=cpu", "generate.sets.more={rows: 40}"])
+    for recipe, finished in ((quickstart, ["generate"]), (more, [])):
+        found = plan_stages(job_of(recipe, QUICKSTART_TARGET, Measured(**RATES), folder=tmp_path))
+        assert [s.stage for s in found if s.finished] == finished
+    notes = next(s.notes for s in found if s.stage == "generate")
+    assert any("already stays" in note for note in notes)
 
 
 def test_an_export_that_is_not_cached_is_added(quickstart: Recipe) -> None:
