@@ -192,8 +192,9 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
     from optimum.intel import OVModelForCausalLM
 
     folder = cached_openvino(Path(embedded_target()), "int8")
-    target = OVModelForCausalLM.from_pretrained(folder)
-    draft = OVModelForCausalLM.from_pretrained(args.draft_openvino)
+    given = {"KV_CACHE_PRECISION": args.kv_precision} if args.kv_precision else None
+    target = OVModelForCausalLM.from_pretrained(folder, ov_config=given)
+    draft = OVModelForCausalLM.from_pretrained(args.draft_openvino, ov_config=given)
     ends = {int(target.generation_config.eos_token_id)}
     genai = {False: OpenVINODecoder(folder), True: OpenVINODecoder(folder, args.draft_openvino)}
 
@@ -299,6 +300,9 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--gamma", type=int, default=3, help="γ of the PyTorch rows")
     parser.add_argument("--openvino-gammas", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument(
+        "--kv-precision", help="KV_CACHE_PRECISION of OVModelForCausalLM, such as bf16"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
