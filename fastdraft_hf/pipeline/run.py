@@ -9,7 +9,6 @@ settings ask for more of the same: its finished folder becomes the partial one a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import time
@@ -21,15 +20,15 @@ from typing import Any
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import Process, this_process, wait_until
-from fastdraft_hf._schema import dump, load
 from fastdraft_hf.pipeline import provenance
+from fastdraft_hf.pipeline.compare import CONFIG, deciding, differences, read_config, with_defaults
 from fastdraft_hf.pipeline.energy import EnergyMeter, Joules, energy_facts, open_counters
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
 
 logger = logging.getLogger(__name__)
 
-CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+PROVENANCE = "provenance.json"
 
 
 @dataclass
@@ -175,7 +174,7 @@ def _join_stage(run: Run, name: str, process: Process) -> None:
         return run.finished(name) and not grows(run, name)
 
     wait_until(
-        lambda: finished() or (partial.exists() and _read_config(partial) == fingerprint),
+        lambda: finished() or (partial.exists() and read_config(partial) == fingerprint),
         run.folder,
         lambda: f"process 0 of {process.count} to begin stage {name}",
         minutes=30,
@@ -196,7 +195,7 @@ def _fingerprint(run: Run, name: str) -> dict[str, Any]:
     settings = recipe.get(name)
     if isinstance(settings, dict):
         section = STAGES[name].section(run.recipe)
-        settings = {key: settings[key] for key in settings if key in _deciding(section)}
+        settings = {key: settings[key] for key in settings if key in deciding(section)}
     return {
         "target": recipe["target"],
         "target_revision": recipe["target_revision"],
@@ -259,7 +258,7 @@ def _check_finished(run: Run, name: str) -> None:
                 f"{folder} exists and was not made by a finished stage; move it away"
             )
         return
-    changes = list(_differences(_made(run, name, folder), _fingerprint(run, name)))
+    changes = list(differences(_made(run, name, folder), _fingerprint(run, name)))
     if changes and not grows(run, name):
         raise FastDraftError(
             f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
@@ -269,12 +268,12 @@ def _check_finished(run: Run, name: str) -> None:
 
 def _made(run: Run, name: str, folder: Path) -> Any:
     """Return what a stage's folder was made with, as `_fingerprint` says it."""
-    made = _read_config(folder)
+    made = read_config(folder)
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
-        known = _with_defaults(section, made[name])
-        made[name] = {key: known[key] for key in known if key in _deciding(section)}
+        known = with_defaults(section, made[name])
+        made[name] = {key: known[key] for key in known if key in deciding(section)}
         # So had an input from which nothing was read: it is not looked at any more.
         unread = set(STAGES[name].inputs).difference(_inputs(run.recipe, name))
         if isinstance(made.get("inputs"), dict):
@@ -282,40 +281,6 @@ def _made(run: Run, name: str, folder: Path) -> Any:
                 other: identity for other, identity in made["inputs"].items() if other not in unread
             }
     return made
-
-
-def _deciding(section: Any) -> list[str]:
-    """Return the settings that decide what a stage makes, and not only where or how fast."""
-    fields = dataclasses.fields(section)
-    return [one.name for one in fields if one.metadata.get("output", True)]
-
-
-def _with_defaults(section: Any, made: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's mapping with the defaults written out at every depth.
-
-    One that the section cannot be made of any more stays as it is; it differs in any case.
-    """
-    try:
-        return dict(dump(load(type(section), made)))
-    except FastDraftError:
-        return made
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
-            yield from _differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
-            )
-    elif old != new:
-        yield f"{path}: {old} then, {new} now"
-
-
-def _read_config(folder: Path) -> Any:
-    import yaml
-
-    path = folder / CONFIG
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _execute_stage(run: Run, name: str) -> None:
@@ -333,7 +298,7 @@ def _execute_stage(run: Run, name: str) -> None:
         _reopen(run, name, partial)
     if partial.exists() and _only_grew(run, name, partial):
         write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
-    if partial.exists() and _read_config(partial) != fingerprint:
+    if partial.exists() and read_config(partial) != fingerprint:
         aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
         logger.warning("%s: begun with other settings; moved aside to %s", name, aside)
         partial.rename(aside)
