@@ -1,0 +1,106 @@
+"""A pass of the target over a few tokens: OVModelForCausalLM's graph against OpenVINO GenAI's.
+
+    python benchmarks/openvino_pass.py --draft-openvino DIR [--rounds 5]
+
+The embedded target in int8 behind ``--context`` tokens, in one process and in turn: the stateful
+graph that `optimum-intel` runs, with its cache in several precisions, over one and over three
+tokens; and GenAI's own measure of the target's passes over three (two drafted and one more), whose
+cache lies in pages. Medians and quartiles in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import openvino
+import openvino_genai
+
+from fastdraft_hf import embedded_target
+from fastdraft_hf.export.openvino import cached_openvino
+
+LATENCY = {"PERFORMANCE_HINT": "LATENCY"}
+GRAPHS: dict[str, dict[str, Any]] = {
+    "stateful": {},
+    "stateful, cache in bf16": {"KV_CACHE_PRECISION": "bf16"},
+    "stateful, cache in f32": {"KV_CACHE_PRECISION": "f32"},
+}
+# The first passes of a width prepare it.
+WARM = 3
+PASSES = 12
+
+
+def feed(ids: numpy.ndarray, total: int) -> dict[str, numpy.ndarray]:
+    """Return the inputs of a pass over ``ids`` [1, n], the last of ``total`` tokens."""
+    return {
+        "input_ids": ids,
+        "attention_mask": numpy.ones((1, total), numpy.int64),
+        "position_ids": numpy.arange(total - ids.shape[1], total)[None],
+        "beam_idx": numpy.zeros(1, numpy.int32),
+    }
+
+
+def stateful(request: Any, prompt: numpy.ndarray, width: int) -> list[float]:
+    """Return the milliseconds of passes over ``width`` tokens behind the prompt."""
+    request.reset_state()
+    total = prompt.shape[1]
+    request.infer(feed(prompt, total), share_inputs=True)
+    times = []
+    for step in range(PASSES):
+        total += width
+        inputs = feed(numpy.full((1, width), 1500 + step), total)
+        start = time.perf_counter()
+        request.infer(inputs, share_inputs=True, share_outputs=True)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[WARM:]
+
+
+def paged(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
+    """Return the milliseconds of GenAI's passes of the target while a draft proposes two tokens."""
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = 2 * PASSES
+    config.num_assistant_tokens = 2
+    config.ignore_eos = True
+    result = pipeline.generate(openvino.Tensor(prompt), config)
+    metrics = result.extended_perf_metrics.main_model_metrics.raw_metrics
+    return [one / 1e3 for one in metrics.m_durations][WARM:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--draft-openvino", type=Path, required=True, help="an int8 draft's folder")
+    parser.add_argument("--context", type=int, default=200, help="tokens before the passes")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    folder = cached_openvino(embedded_target(), "int8")
+    core = openvino.Core()
+    model = core.read_model(folder / "openvino_model.xml")
+    requests = {
+        name: core.compile_model(model, "CPU", {**LATENCY, **given}).create_infer_request()
+        for name, given in GRAPHS.items()
+    }
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 1
+    pipeline = openvino_genai.LLMPipeline(
+        str(folder),
+        "CPU",
+        scheduler_config=scheduler,
+        draft_model=openvino_genai.draft_model(str(args.draft_openvino), "CPU"),
+    )
+    prompt = numpy.arange(1000, 1000 + args.context, dtype=numpy.int64)[None]
+    found: dict[tuple[str, int], list[float]] = {}
+    for _ in range(args.rounds):
+        for name, request in requests.items():
+            for width in (1, 3):
+                found.setdefault((name, width), []).extend(stateful(request, prompt, width))
+        found.setdefault(("GenAI's pages", 3), []).extend(paged(pipeline, prompt))
+    for (name, width), times in found.items():
+        low, median, high = numpy.percentile(times, [25, 50, 75])
+        print(f"{name:<26} {width} tokens  {median:5.2f} ms ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    main()
