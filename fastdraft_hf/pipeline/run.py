@@ -216,7 +216,8 @@ def _identity(run: Run, name: str) -> str | None:
     path = run.stage_folder(name) / PROVENANCE
     if not path.exists():
         return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    identity: str | None = json.loads(path.read_text(encoding="utf-8")).get("id")
+    return identity
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:
