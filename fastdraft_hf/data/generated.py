@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import sha256_file, write_json
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import Process, this_process, wait_until
 from fastdraft_hf.data.engines import Completion, Engine
@@ -32,6 +32,7 @@ from fastdraft_hf.data.shards import (
     is_sound,
     read_facts,
     read_shard,
+    read_sound,
     room_to_write,
     row_of,
     shard_number,
@@ -355,10 +356,7 @@ def iter_rows(folder: Path) -> Iterator[dict[str, Any]]:
         raise FastDraftError(f"{folder}: no finished set of generated text ({MANIFEST} is missing)")
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     for name, digest in manifest["shards"].items():
-        shard = folder / name
-        if not shard.exists() or sha256_file(shard) != digest:
-            raise FastDraftError(f"{shard}: missing or damaged; delete the set's folder and rerun")
-        yield from read_shard(shard)
+        yield from read_sound(folder / name, digest)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

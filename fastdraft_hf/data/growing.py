@@ -10,16 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import sha256_file, write_json
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.shards import (
     MANIFEST,
     STATE,
     begun_path,
-    facts_path,
-    read_shard,
+    read_sound,
     shard_number,
     sign_path,
+    write_facts,
     write_shard,
 )
 
@@ -61,9 +61,7 @@ def reopen(folder: Path, requests: int, rows_per_shard: int) -> None:
     short: list[Path] = []
     for name, digest in manifest["shards"].items():
         path = folder / name
-        if not path.exists() or sha256_file(path) != digest:
-            raise FastDraftError(f"{path}: missing or damaged; delete the set's folder and rerun")
-        rows = read_shard(path)
+        rows = read_sound(path, digest)
         first = shard_number(path) * size
         if not all(first <= row["index"] < first + size for row in rows):
             raise FastDraftError(
@@ -74,9 +72,7 @@ def reopen(folder: Path, requests: int, rows_per_shard: int) -> None:
             apart += rows
             short.append(path)
         else:
-            tokens = sum(len(row["completion_ids"]) for row in rows)
-            facts = {"sha256": digest, "rows": len(rows), "completion_tokens": tokens}
-            write_json(facts_path(path), facts)
+            write_facts(path, digest, rows)
     if apart:
         write_shard(begun_path(folder, 0), apart)
     write_json(

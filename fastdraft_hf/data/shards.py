@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,24 @@ def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with room_to_write(path.parent), atomic_file(path) as temporary:
         table = pa.Table.from_pylist(ordered, schema=_schema())
         pq.write_table(table, temporary, compression="zstd")
-        facts = {
-            "sha256": sha256_file(temporary),
-            "rows": len(ordered),
-            "completion_tokens": sum(len(row["completion_ids"]) for row in ordered),
-        }
-        write_json(facts_path(path), facts)
+        write_facts(path, sha256_file(temporary), ordered)
+
+
+def write_facts(path: Path, digest: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what is known of a shard beside it."""
+    tokens = sum(len(row["completion_ids"]) for row in rows)
+    write_json(facts_path(path), {"sha256": digest, "rows": len(rows), "completion_tokens": tokens})
+
+
+def read_sound(path: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the rows of a shard of a finished set.
+
+    Raises:
+        FastDraftError: its checksum is not ``digest``, the manifest's.
+    """
+    if not path.exists() or sha256_file(path) != digest:
+        raise FastDraftError(f"{path}: missing or damaged; delete the set's folder and rerun")
+    return read_shard(path)
 
 
 def read_shard(path: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,9 @@ def _finished(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-@pytest.mark.parametrize("function", ["write_json", "write_shard", "read_shard", "unlink"])
+@pytest.mark.parametrize(
+    "function", ["write_json", "write_facts", "write_shard", "read_sound", "unlink"]
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_killed_while_it_is_opened_again(
