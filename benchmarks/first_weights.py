@@ -10,6 +10,7 @@ prompts, with 95% bootstrap intervals over prompts: before any training, and aft
 `scratch` is paired prompt by prompt.
 
 `--donor` adds a transplant from that model (an id or a folder), such as a Gemma-3-270M.
+`--depths 2,3,4 --only "prune, first layers"` compares depths: each kind that is named, at each.
 
 What is finished is kept in --work; a killed run goes on.
 """
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60, help="of each held-out set")
     parser.add_argument("--donor", help="also a transplant from this model, an id or a folder")
     parser.add_argument("--only", help="some kinds, by name, separated by ';'")
+    parser.add_argument("--depths", help="numbers of layers, by default the recipe's one")
     args = parser.parse_args()
     quiet_libraries()
     work = args.work or args.run / "first-weights"
@@ -95,6 +97,13 @@ def main() -> None:
             "donor": args.donor,
         }
     chosen = args.only.split(";") if args.only else list(kinds)
+    if args.depths:
+        kinds = {
+            f"{name}, {depth}": {**kinds[name], "num_hidden_layers": int(depth)}
+            for name in chosen
+            for depth in args.depths.split(",")
+        }
+        chosen = list(kinds)
     missing = [name for name in chosen if not (work / f"{slug(name)}.json").exists()]
     if missing:
         target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

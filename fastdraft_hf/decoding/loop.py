@@ -76,6 +76,25 @@ class Block:
 
 
 @dataclass
+class Written:
+    """What a round wrote, before a stop cuts it.
+
+    Attributes:
+        tokens: for each row the accepted drafts and the target's own token.
+        limits: for each row how many drafts counted.
+        drafted: g, the drafts that were verified.
+        raw: [B, g + 1, V] the target's logits.
+        scores: [B, g + 1, V] what the processors made of them.
+    """
+
+    tokens: list[list[int]]
+    limits: list[int]
+    drafted: int
+    raw: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass
 class Loop:
     """One call of assisted decoding.
 
@@ -111,28 +130,35 @@ class Loop:
         ends = sorted(self.stops.ends)
         self._draft_ids = None if self.draft.token_ids is None else self.draft.token_ids.to(device)
         self._ends = torch.tensor(ends, device=device) if ends else None
+        devices = (device, self.target.device, self.draft.device)
+        self._on_cpu = all(d.type == "cpu" for d in devices)
+        self._looks_at_scores = (
+            self.sampling
+            or not self.scores.untouched
+            or self.drafting.threshold > 0
+            or self.trace.scores is not None
+            or self.trace.logits is not None
+        )
         while self._active:
             self._round()
         if self.streamer is not None:
             self.streamer.end()
 
     def _round(self) -> None:
-        block = self._propose(self._limits())
-        accepted, own, raw, processed = self._verify(block)
         lengths = [self.text.lengths[r] for r in self._active]
-        columns = [accepted[:, None], own[:, None], block.limits[:, None], block.tokens]
-        settled = torch.cat(columns, 1).tolist()
+        written = self._few_numbers() if self._is_plain() else self._any_block()
         kept, going, all_accepted = [], [], True
-        for index, (row, values) in enumerate(zip(self._active, settled, strict=True)):
-            count, token, limit = values[:3]
-            new, done = self._emit(row, index, [*values[3 : 3 + count], token], raw, processed)
+        for index, (row, tokens, limit) in enumerate(
+            zip(self._active, written.tokens, written.limits, strict=True)
+        ):
+            new, done = self._emit(row, index, tokens, written.raw, written.scores)
             kept.append(len(new) - 1)
             all_accepted &= len(new) - 1 == limit
             if self.report is not None:
                 self.report(row, limit, len(new) - 1)
             if not done:
                 going.append(index)
-        drafted = block.tokens.shape[1]
+        drafted = written.drafted
         self.target.rollback(drafted, kept)
         if drafted:
             stay = [min(drafted - 1, k) for k in kept]
@@ -146,6 +172,51 @@ class Loop:
                 self.target.select(going)
                 self.draft.select(going)
         self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
+
+    def _any_block(self) -> Written:
+        """Draft and verify any number of rows, on any device, greedily or not."""
+        block = self._propose(self._limits())
+        accepted, own, raw, scores = self._verify(block)
+        columns = [accepted[:, None], own[:, None], block.limits[:, None], block.tokens]
+        settled = torch.cat(columns, 1).tolist()
+        return Written(
+            tokens=[[*values[3 : 3 + values[0]], values[1]] for values in settled],
+            limits=[values[2] for values in settled],
+            drafted=block.tokens.shape[1],
+            raw=raw,
+            scores=scores,
+        )
+
+    def _is_plain(self) -> bool:
+        return self._on_cpu and len(self._active) == 1 and not self._looks_at_scores
+
+    def _few_numbers(self) -> Written:
+        """Draft and verify one greedy row, with nothing between the passes but Python's numbers.
+
+        The same as `_any_block`, whose hundred small operations take as long as a pass of a tiny
+        draft.
+        """
+        limit = self._limits()[0]
+        drafts: list[int] = []
+        ids = self.draft.token_ids
+        if limit:
+            tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
+        while len(drafts) < limit and not (drafts and drafts[-1] in self.stops.ends):
+            if drafts:
+                tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
+            best = int(rules.first_choice(self.draft.feed(tokens, positions, valid, 1)[0, -1]))
+            drafts.append(best if ids is None else int(ids[best]))
+        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
+        drafted = len(drafts)
+        if drafted:
+            tokens = torch.cat([tokens, torch.tensor([drafts])], 1)
+            positions = torch.cat([positions, positions[:, -1:] + torch.arange(1, drafted + 1)], 1)
+            if valid is not None:
+                valid = torch.nn.functional.pad(valid, (0, drafted), value=True)
+        raw = self.target.feed(tokens, positions, valid, drafted + 1)
+        own = rules.first_choice(raw[0]).tolist()
+        same = next((n for n in range(drafted) if drafts[n] != own[n]), drafted)
+        return Written([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
 
     def _limits(self) -> list[int]:
         """Return how many tokens each row may draft; the target's own token needs room too."""

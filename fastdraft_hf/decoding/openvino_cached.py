@@ -16,6 +16,7 @@ import torch
 from fastdraft_hf.decoding.cached import CachedModel
 from fastdraft_hf.decoding.openvino_narrow import EVERY_PLACE, STATE, narrow
 
+INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 # Below this many tokens, scoring all of them costs less than telling the model not to.
 _PROMPT = 16
 
@@ -38,25 +39,37 @@ class OpenVINOModel(CachedModel):
         self._told = EVERY_PLACE
         self._request = model.request
         self._request.reset_state()
-        self._inputs = set(model.input_names)
+        self._inputs = [name for name in INPUTS if name in model.input_names]
         self._beam: Any = None
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        import openvino
+
         rows, width = tokens.shape
         if self._places is not None:
             self._score(-keep if width > _PROMPT else EVERY_PLACE)
         mask = self.mask
         if mask is None:
             mask = torch.ones(rows, self.slots, dtype=torch.bool)
+        if self._beam is None:
+            self._beam = numpy.arange(rows, dtype=numpy.int32)
         given = {
             "input_ids": tokens.numpy(),
-            "attention_mask": mask.long().numpy(),
+            "attention_mask": mask.numpy().astype(numpy.int64),
             "position_ids": positions.numpy(),
-            "beam_idx": numpy.arange(rows, dtype=numpy.int32) if self._beam is None else self._beam,
+            "beam_idx": self._beam,
         }
+        # start_async(given) does this too, at more than the cost of everything else between passes.
+        tensors = {
+            name: openvino.Tensor(numpy.ascontiguousarray(given[name]), shared_memory=True)
+            for name in self._inputs
+        }
+        for name, tensor in tensors.items():
+            self._request.set_tensor(name, tensor)
+        # The request reads the arrays where they lie and does not keep them.
+        self._request.fastdraft_inputs = tensors
         self._beam = None
-        inputs = {k: v for k, v in given.items() if k in self._inputs}
-        self._request.start_async(inputs, share_inputs=True)
+        self._request.start_async()
         self._request.wait()
         logits = torch.from_numpy(self._request.get_tensor("logits").data)
         # The request writes its next logits to the same place.

@@ -32,8 +32,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf.data.prompts import chat_ids
-from fastdraft_hf.decoding.assisted import decode, greedy_margin, record_rounds
+from fastdraft_hf.decoding.assisted import (
+    decode,
+    greedy_margin,
+    record_rounds,
+    set_draft_length,
+)
 from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.drafts.design import design_draft
 from fastdraft_hf.drafts.first_weights import first_weights
@@ -42,6 +48,7 @@ from fastdraft_hf.evaluation.prompts import draw_prompts
 TinyModel = Callable[..., LlamaForCausalLM]
 PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
 GAMMAS = st.integers(1, 8)
+_is_plain = Loop._is_plain
 
 
 def test_greedy_output_is_the_targets_over_many_prompts(
@@ -103,6 +110,48 @@ def test_greedy_records_are_those_of_stock(
     assert records[0].tokens == records[1].tokens
     assert records[0].rounds == records[1].rounds
     assert [r.path for r in records] == ["transformers", "ours"]
+
+
+@given(PROMPTS, st.integers(0, 3), GAMMAS, st.booleans(), st.lists(st.integers(0, 287)))
+@settings(max_examples=40)
+def test_one_greedy_row_goes_the_short_way_as_the_general_one(
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    prompt: list[int],
+    padding: int,
+    gamma: int,
+    adapts: bool,
+    ends: list[int],
+) -> None:
+    """Same text, same rounds, same γ at the end."""
+    ids = torch.tensor([[0] * padding + prompt])
+    mask = torch.tensor([[0] * padding + [1] * len(prompt)])
+    schedule = "heuristic" if adapts else "constant"
+    found = []
+    for short in (True, False):
+        taken = []
+
+        def is_plain(loop: Loop, short: bool = short, taken: list[bool] = taken) -> bool:
+            taken.append(_is_plain(loop))
+            return short and taken[-1]
+
+        with pytest.MonkeyPatch.context() as patch, record_rounds(target) as rounds:
+            patch.setattr(Loop, "_is_plain", is_plain)
+            set_draft_length(neighbour, gamma)
+            neighbour.generation_config.num_assistant_tokens_schedule = schedule
+            text = target.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=20,
+                eos_token_id=ends or None,
+                assistant_model=neighbour,
+                custom_generate=assisted_decoding,
+            )
+        assert all(taken)
+        config = neighbour.generation_config
+        found.append((text.tolist(), list(rounds), config.num_assistant_tokens))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
