@@ -1,11 +1,14 @@
 # Everything sets up its own virtual environment; only Python 3.10+ and make are needed.
 #   make quickstart   train and measure a draft for a real target (about a quarter of an hour)
+#   make quickstart PRETRAINED=DRAFT   the same, from a draft that is pre-trained (runs/smollm2-full/continue)
 #   make demo         a prompt answered with and without the shipped draft, side by side
 #   make test         run the tests with the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
 VENV_LATEST ?= .venv-latest
 RECIPE ?= recipes/smollm2-135m/quickstart.yaml
+PRETRAINED ?=
+FROM_PRETRAINED = output_dir=runs/smollm2-from-pretrained design.draft=$(PRETRAINED) pretrain=null continue=null
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -43,7 +46,7 @@ $(VENV_LATEST)/.dev: pyproject.toml constraints-latest.txt
 	@touch $@
 
 quickstart: $(VENV)/.run
-	$(VENV)/bin/fastdraft run $(RECIPE)
+	$(VENV)/bin/fastdraft run $(RECIPE) $(if $(PRETRAINED),$(FROM_PRETRAINED))
 
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)

@@ -1,10 +1,10 @@
 """What sampled softmax saves, and what it costs.
 
-    python benchmarks/sampled_softmax.py --run runs/smollm2-quickstart [--tokens 600k]
+    python benchmarks/sampled_softmax.py --run runs/smollm2-quickstart [--tokens 600k] [--held 400]
 
 Copies of the run's continued-pre-trained draft are aligned on the rows its target wrote, with the
 same rows in the same order and the same token budget; only what a step scores of the vocabulary
-differs, and whether the layers' products are bfloat16. Then the loss on held-out rows (one in ten),
+differs, and whether the layers' products are bfloat16. Then the loss on held-out rows,
 the whole vocabulary scored in float32; its difference to the first way is paired row by row, with
 95% bootstrap intervals over rows. Times are of training alone.
 """
@@ -102,11 +102,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/smollm2-quickstart"))
     parser.add_argument("--sets", nargs="+", default=["code", "chat"])
     parser.add_argument("--tokens", type=parse_count, default=600_000)
+    parser.add_argument("--held", type=int, default=400, help="rows held out, a tenth at most")
     parser.add_argument("--only", help="some ways, by name, separated by ';'")
     args = parser.parse_args()
     quiet_libraries()
     rows = rows_of(args.run, args.sets)
-    held, rows = rows[: len(rows) // 10], rows[len(rows) // 10 :]
+    count = min(args.held, len(rows) // 10)
+    held, rows = rows[:count], rows[count:]
     print(f"{args.tokens:,} tokens; held-out loss over {len(held)} rows\n")
     print("| scored | tokens/s | held-out loss, nats | difference to the first |")
     print("|---|---|---|---|")
