@@ -146,7 +146,7 @@ class Loop:
 
     def _round(self) -> None:
         lengths = [self.text.lengths[r] for r in self._active]
-        written = self._few_numbers() if self._is_plain() else self._any_block()
+        written = self._plain_block() if self._is_plain() else self._any_block()
         kept, going, all_accepted = [], [], True
         for index, (row, tokens, limit) in enumerate(
             zip(self._active, written.tokens, written.limits, strict=True)
@@ -188,9 +188,10 @@ class Loop:
         )
 
     def _is_plain(self) -> bool:
+        """Whether nothing but one row's best tokens is asked for, and on the CPU."""
         return self._on_cpu and len(self._active) == 1 and not self._looks_at_scores
 
-    def _few_numbers(self) -> Written:
+    def _plain_block(self) -> Written:
         """Draft and verify one greedy row, with nothing between the passes but Python's numbers.
 
         The same as `_any_block`, whose hundred small operations take as long as a pass of a tiny
