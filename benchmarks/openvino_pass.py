@@ -5,13 +5,15 @@
 The embedded target in int8 behind ``--context`` tokens, in one process and in turn: the stateful
 graph that `optimum-intel` runs, with its cache in several precisions, over one and over three
 tokens; and GenAI's own measure of the target's passes over three (two drafted and one more), whose
-cache lies in pages. Medians and quartiles in milliseconds.
+cache lies in pages. Medians and quartiles in milliseconds. Last, which kinds of operations the
+stateful graph's time goes into, in a pass over one token and over four.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,23 @@ def paged(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
     return [one / 1e3 for one in metrics.m_durations][WARM:]
 
 
+def operations(request: Any, prompt: numpy.ndarray, width: int) -> Counter[str]:
+    """Return the milliseconds that each kind of operation takes in passes, the median of them."""
+    request.reset_state()
+    total = prompt.shape[1]
+    request.infer(feed(prompt, total), share_inputs=True)
+    passes: list[Counter[str]] = []
+    for step in range(PASSES):
+        total += width
+        request.infer(feed(numpy.full((1, width), 1500 + step), total), share_inputs=True)
+        spent: Counter[str] = Counter()
+        for one in request.profiling_info:
+            spent[one.node_type] += one.real_time.total_seconds() * 1e3
+        passes.append(spent)
+    kinds = {kind for spent in passes[WARM:] for kind in spent}
+    return Counter({k: float(numpy.median([p[k] for p in passes[WARM:]])) for k in kinds})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draft-openvino", type=Path, required=True, help="an int8 draft's folder")
@@ -100,6 +119,11 @@ def main() -> None:
     for (name, width), times in found.items():
         low, median, high = numpy.percentile(times, [25, 50, 75])
         print(f"{name:<26} {width} tokens  {median:5.2f} ms ({low:.2f} to {high:.2f})")
+    counting = core.compile_model(model, "CPU", {**LATENCY, "PERF_COUNT": True})
+    for width in (1, 4):
+        spent = operations(counting.create_infer_request(), prompt, width)
+        shown = ", ".join(f"{kind} {time:.2f}" for kind, time in spent.most_common(4))
+        print(f"operations, {width} tokens, ms: {shown}")
 
 
 if __name__ == "__main__":
