@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,19 @@ def feed(ids: numpy.ndarray, total: int) -> dict[str, numpy.ndarray]:
     }
 
 
-def stateful(request: Any, prompt: numpy.ndarray, width: int) -> list[float]:
-    """Return the milliseconds of passes over ``width`` tokens behind the prompt."""
+def stateful(request: Any, prompt: numpy.ndarray, width: int) -> Iterator[float]:
+    """Yield the milliseconds of each pass over ``width`` tokens behind the prompt, as it ends."""
     request.reset_state()
     total = prompt.shape[1]
     request.infer(feed(prompt, total), share_inputs=True)
-    times = []
     for step in range(PASSES):
         total += width
         inputs = feed(numpy.full((1, width), 1500 + step), total)
         start = time.perf_counter()
         request.infer(inputs, share_inputs=True, share_outputs=True)
-        times.append(1e3 * (time.perf_counter() - start))
-    return times[WARM:]
+        spent = time.perf_counter() - start
+        if step >= WARM:
+            yield 1e3 * spent
 
 
 def paged(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
@@ -73,19 +74,14 @@ def paged(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
 
 def operations(request: Any, prompt: numpy.ndarray, width: int) -> Counter[str]:
     """Return the milliseconds that each kind of operation takes in passes, the median of them."""
-    request.reset_state()
-    total = prompt.shape[1]
-    request.infer(feed(prompt, total), share_inputs=True)
     passes: list[Counter[str]] = []
-    for step in range(PASSES):
-        total += width
-        request.infer(feed(numpy.full((1, width), 1500 + step), total), share_inputs=True)
+    for _ in stateful(request, prompt, width):
         spent: Counter[str] = Counter()
         for one in request.profiling_info:
             spent[one.node_type] += one.real_time.total_seconds() * 1e3
         passes.append(spent)
-    kinds = {kind for spent in passes[WARM:] for kind in spent}
-    return Counter({k: float(numpy.median([p[k] for p in passes[WARM:]])) for k in kinds})
+    kinds = {kind for spent in passes for kind in spent}
+    return Counter({k: float(numpy.median([p[k] for p in passes])) for k in kinds})
 
 
 def main() -> None:

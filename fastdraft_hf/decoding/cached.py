@@ -93,11 +93,8 @@ class CachedModel(ABC):
         left = fed - drop
         if any(k != left for k in kept):
             mask = self._need_mask(len(kept))
-            if len(kept) == 1:
-                mask[0, self.slots - left + kept[0] :] = False
-            else:
-                counts = torch.tensor(kept, device=mask.device)[:, None]
-                mask[:, self.slots - left :] &= torch.arange(left, device=mask.device) < counts
+            counts = torch.tensor(kept, device=mask.device)[:, None]
+            mask[:, self.slots - left :] &= torch.arange(left, device=mask.device) < counts
         self._valid = [v - fed + k for v, k in zip(self._valid, kept, strict=True)]
         if self.slots > self.waste_factor * max(self._valid) + self.waste_slots:
             self.compact()

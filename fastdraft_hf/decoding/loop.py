@@ -132,12 +132,9 @@ class Loop:
         self._ends = torch.tensor(ends, device=device) if ends else None
         devices = (device, self.target.device, self.draft.device)
         self._on_cpu = all(d.type == "cpu" for d in devices)
-        self._looks_at_scores = (
-            self.sampling
-            or not self.scores.untouched
-            or self.drafting.threshold > 0
-            or self.trace.scores is not None
-            or self.trace.logits is not None
+        # Whether the draft's best token is all that counts of its logits.
+        self._best_only = (
+            not self.sampling and self.scores.untouched and not self.drafting.threshold
         )
         while self._active:
             self._round()
@@ -189,7 +186,7 @@ class Loop:
 
     def _is_plain(self) -> bool:
         """Whether nothing but one row's best tokens is asked for, and on the CPU."""
-        return self._on_cpu and len(self._active) == 1 and not self._looks_at_scores
+        return self._on_cpu and len(self._active) == 1 and self._best_only
 
     def _plain_block(self) -> Written:
         """Draft and verify one greedy row, with nothing between the passes but Python's numbers.
@@ -199,7 +196,7 @@ class Loop:
         """
         limit = self._limits()[0]
         drafts: list[int] = []
-        ids = self.draft.token_ids
+        ids = self._draft_ids
         if limit:
             tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
         while len(drafts) < limit and not (drafts and drafts[-1] in self.stops.ends):
@@ -207,14 +204,8 @@ class Loop:
                 tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
             best = int(rules.first_choice(self.draft.feed(tokens, positions, valid, 1)[0, -1]))
             drafts.append(best if ids is None else int(ids[best]))
-        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
         drafted = len(drafts)
-        if drafted:
-            tokens = torch.cat([tokens, torch.tensor([drafts])], 1)
-            positions = torch.cat([positions, positions[:, -1:] + torch.arange(1, drafted + 1)], 1)
-            if valid is not None:
-                valid = torch.nn.functional.pad(valid, (0, drafted), value=True)
-        raw = self.target.feed(tokens, positions, valid, drafted + 1)
+        raw = self._read(torch.tensor([drafts], dtype=torch.long))
         own = rules.first_choice(raw[0]).tolist()
         same = next((n for n in range(drafted) if drafts[n] != own[n]), drafted)
         return Written([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
@@ -263,7 +254,7 @@ class Loop:
 
     def _choose(self, logits: torch.Tensor, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the draft's next tokens [B, 1] and, where they are needed, its chances [B, V]."""
-        if not self.sampling and self.scores.untouched and not self.drafting.threshold:
+        if self._best_only:
             best = rules.first_choice(logits[:, -1:])
             return (best if self._draft_ids is None else self._draft_ids[best]), best
         wide = self.scores.widen(logits, self._draft_ids)
@@ -294,15 +285,7 @@ class Loop:
         self, block: Block
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return accepted [B], the target's own tokens [B], its logits and scores [B, g + 1, V]."""
-        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
-        drafted = block.tokens.shape[1]
-        if drafted:
-            steps = torch.arange(1, drafted + 1, device=positions.device)
-            tokens = torch.cat([tokens, block.tokens], 1)
-            positions = torch.cat([positions, positions[:, -1:] + steps], 1)
-            if valid is not None:
-                valid = torch.cat([valid, torch.ones_like(block.tokens, dtype=torch.bool)], 1)
-        raw = self._feed(self.target, tokens, positions, valid, drafted + 1)
+        raw = self._read(block.tokens)
         scores = raw
         if not self.scores.untouched or self.sampling:
             raw = raw.float()
@@ -313,6 +296,18 @@ class Loop:
         else:
             found = rules.accept_greedy(block.tokens, scores, block.limits)
         return (*found, raw, scores)
+
+    def _read(self, drafts: torch.Tensor) -> torch.Tensor:
+        """Let the target read what is new to it and ``drafts`` [B, g]; return [B, g + 1, V]."""
+        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
+        drafted = drafts.shape[1]
+        if drafted:
+            steps = torch.arange(1, drafted + 1, device=positions.device)
+            tokens = torch.cat([tokens, drafts], 1)
+            positions = torch.cat([positions, positions[:, -1:] + steps], 1)
+            if valid is not None:
+                valid = torch.cat([valid, torch.ones_like(drafts, dtype=torch.bool)], 1)
+        return self._feed(self.target, tokens, positions, valid, drafted + 1)
 
     def _feed(
         self,

@@ -51,13 +51,11 @@ class OpenVINOModel(CachedModel):
         mask = self.mask
         if mask is None:
             mask = torch.ones(rows, self.slots, dtype=torch.bool)
-        if self._beam is None:
-            self._beam = numpy.arange(rows, dtype=numpy.int32)
         given = {
             "input_ids": tokens.numpy(),
             "attention_mask": mask.numpy().astype(numpy.int64),
             "position_ids": positions.numpy(),
-            "beam_idx": self._beam,
+            "beam_idx": numpy.arange(rows, dtype=numpy.int32) if self._beam is None else self._beam,
         }
         # start_async(given) does this too, at more than the cost of everything else between passes.
         tensors = {
