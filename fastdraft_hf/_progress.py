@@ -58,6 +58,14 @@ class Progress:
             self.label, total=self.total, completed=self._done, rate="", note=""
         )
 
+    def found(self, done: float, total: float) -> None:
+        """Say what an earlier run left, where that is known only after the display was opened."""
+        self._done = self._start_done = done
+        self.total = total
+        self._start = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
     @property
     def rate(self) -> float:
         """Units a second since this display was opened."""

@@ -55,6 +55,7 @@ def write_rows(
     rows_per_shard: int = 128,
     max_minutes: float | None = None,
     on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_found: Callable[[int, int], None] = lambda rows, wanted: None,
     process: Process | None = None,
     patience_minutes: float = 30.0,
 ) -> None:
@@ -72,6 +73,8 @@ def write_rows(
         max_minutes: stop starting new rows after this much writing time, over all runs of this
             folder; rows already begun are finished and kept.
         on_progress: called with (rows finished since the last call, tokens likewise).
+        on_found: called once before anything is written, with (rows of this process that an
+            earlier run left, rows of this process in all).
         process: which of how many this is; by default from RANK and WORLD_SIZE.
         patience_minutes: how long to wait for other processes that give no sign of life.
 
@@ -93,8 +96,11 @@ def write_rows(
                 lambda: f"process 0 of {process.count} to go on with the set",
                 patience_minutes,
             )
-    if not (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists():
+        on_found(len(requests), len(requests))
+    else:
         writing = _Writing(requests, folder, rows_per_shard, process, patience_minutes)
+        on_found(*writing.found())
         if not (folder / MANIFEST).exists():
             writing.write(engine, max_minutes, on_progress)
             writing.finish()
@@ -124,6 +130,11 @@ class _Writing:
         # Rows of unfinished shards, by shard and index.
         self.open: dict[int, dict[int, dict[str, Any]]] = {}
         self._take_up_begun()
+
+    def found(self) -> tuple[int, int]:
+        """Return how many of this process's rows are there, and how many it is to bring."""
+        there = sum(self.expected[number] for number in self.done)
+        return there + sum(map(len, self.open.values())), self.expected.total()
 
     def _agree_on_size(self, wanted: int) -> int:
         path = self.folder / STATE

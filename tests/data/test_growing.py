@@ -40,7 +40,15 @@ def test_it_becomes_the_set_that_it_would_have_been(
                     continue
             before = {row["index"] for row in read_rows(folder)} if _finished(folder) else set()
             engine = FakeEngine(in_flight=2)
-            write_rows(engine, make_requests(count), folder, rows_per_shard=size)
+            found: list[tuple[int, int]] = []
+            write_rows(
+                engine,
+                make_requests(count),
+                folder,
+                rows_per_shard=size,
+                on_found=lambda *rows, found=found: found.append(rows),
+            )
+            assert found == [(count - len(engine.begun), count)]
             assert before.isdisjoint(engine.begun)  # nothing of a finished set is written again
             written += engine.begun
         write_rows(FakeEngine(), make_requests(rows[-1]), whole, rows_per_shard=sizes[0])

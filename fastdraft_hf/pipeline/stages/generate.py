@@ -314,6 +314,7 @@ class _Writer:
                 rows_per_shard=self.rows_per_shard,
                 max_minutes=self.wanted.max_minutes,
                 on_progress=on_progress,
+                on_found=progress.found,
             )
         return read_rows(self.folder / name)
 
