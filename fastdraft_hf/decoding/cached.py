@@ -1,10 +1,6 @@
 """A model with its key-value cache, as the decoding loop sees it: feed tokens, take some back.
 
-Shapes: B rows, n tokens fed, V vocabulary. A *slot* is one place of the cache; all rows have the
-same number of slots. Rows of a batch accept different numbers of drafted tokens, so a slot may
-hold a rejected token for one row and a valid one for another: it stays, with attention_mask 0
-where it is rejected, and what follows is fed with explicit position_ids (positions count valid
-tokens only). When too many slots are masked, the cache is compacted.
+Shapes: B rows, n tokens fed, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,27 +17,23 @@ if TYPE_CHECKING:
 
 
 class CachedModel(ABC):
-    """One model, its cache, and which slots of it are valid.
+    """One model and its cache.
 
     Args:
         device: where tokens go in.
         token_ids: [V'] ids that the columns of the logits stand for, when the head scores fewer
             tokens than the target's (a trimmed head); ``None`` when column i is token i.
-    """
 
-    # A cache is compacted when its slots exceed `waste_factor` times the longest row plus
-    # `waste_slots`.
-    waste_factor = 1.25
-    waste_slots = 64
+    Attributes:
+        slots: places of the cache that are taken, of the row that takes most.
+    """
 
     def __init__(self, device: torch.device, token_ids: torch.Tensor | None = None) -> None:
         self.device = device
         self.token_ids = token_ids
         self.slots = 0
-        # [B, slots] of 0 and 1; None while every slot of every row is valid.
-        self.mask: torch.Tensor | None = None
-        self._valid: list[int] = []
 
+    @abstractmethod
     def feed(
         self,
         tokens: torch.Tensor,
@@ -60,6 +52,51 @@ class CachedModel(ABC):
         Returns:
             [B, keep, V'] on the model's device, in the model's type.
         """
+
+    @abstractmethod
+    def rollback(self, fed: int, kept: Sequence[int]) -> None:
+        """Take back what was rejected of the last ``fed`` tokens of every row.
+
+        Args:
+            fed: tokens to look at, counted from the end; all of them were valid.
+            kept: for every row, how many of them stay; the first ones.
+        """
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+
+
+class SlotModel(CachedModel):
+    """A model whose rows all have the same number of slots.
+
+    Rows of a batch accept different numbers of drafted tokens, so a slot may hold a rejected token
+    for one row and a valid one for another: it stays, with attention_mask 0 where it is rejected,
+    and what follows is fed with explicit position_ids (positions count valid tokens only). When
+    too many slots are masked, the cache is compacted.
+
+    Args:
+        device, token_ids: see `CachedModel`.
+    """
+
+    # A cache is compacted when its slots exceed `waste_factor` times the longest row plus
+    # `waste_slots`.
+    waste_factor = 1.25
+    waste_slots = 64
+
+    def __init__(self, device: torch.device, token_ids: torch.Tensor | None = None) -> None:
+        super().__init__(device, token_ids)
+        # [B, slots] of 0 and 1; None while every slot of every row is valid.
+        self.mask: torch.Tensor | None = None
+        self._valid: list[int] = []
+
+    def feed(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        keep: int,
+    ) -> torch.Tensor:
         rows, width = tokens.shape
         if not self._valid:
             self._valid = [0] * rows
@@ -76,12 +113,6 @@ class CachedModel(ABC):
         return self._forward(tokens, positions, keep)
 
     def rollback(self, fed: int, kept: Sequence[int]) -> None:
-        """Take back what was rejected of the last ``fed`` slots.
-
-        Args:
-            fed: slots to look at, counted from the end.
-            kept: for every row, how many of them stay; the first ones.
-        """
         if not fed:
             return
         most = max(kept)
@@ -113,7 +144,6 @@ class CachedModel(ABC):
             self.mask = None
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows of the batch."""
         index = torch.tensor(rows, device=self.device)
         self._select(index)
         if self.mask is not None:
@@ -142,7 +172,7 @@ class CachedModel(ABC):
         """Keep the rows of the cache."""
 
 
-class TorchModel(CachedModel):
+class TorchModel(SlotModel):
     """A transformers causal LM with a dynamic cache.
 
     Args:

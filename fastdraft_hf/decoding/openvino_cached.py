@@ -13,15 +13,22 @@ from typing import Any
 import numpy
 import torch
 
-from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.cached import CachedModel, SlotModel
 from fastdraft_hf.decoding.openvino_narrow import EVERY_PLACE, STATE, narrow
+from fastdraft_hf.decoding.openvino_paged import PagedModel, paged
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 # Below this many tokens, scoring all of them costs less than telling the model not to.
 _PROMPT = 16
 
 
-class OpenVINOModel(CachedModel):
+def open_openvino(model: Any) -> CachedModel:
+    """Return an ``OVModelForCausalLM`` with an empty cache: in pages where that can be had."""
+    pages = paged(model)
+    return OpenVINOModel(model) if pages is None else PagedModel(pages)
+
+
+class OpenVINOModel(SlotModel):
     """A stateful ``OVModelForCausalLM``; its infer request is used directly.
 
     Args:

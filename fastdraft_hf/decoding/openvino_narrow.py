@@ -63,8 +63,8 @@ def _put_slice(graph: Any) -> bool:
     from openvino import opset13 as ops
     from openvino.op.util import Variable, VariableInfo
 
-    head = _head(graph)
-    if head is None or _head_share(graph, head) < LEAST_SHARE:
+    head = head_of(graph)
+    if head is None or not worth_narrowing(graph, head):
         return False
     info = VariableInfo()
     info.variable_id = STATE
@@ -84,7 +84,7 @@ def _put_slice(graph: Any) -> bool:
     return True
 
 
-def _head(graph: Any) -> Any:
+def head_of(graph: Any) -> Any:
     """Return the product that gives the logits [B, n, V], or ``None``."""
     results = [r for r in graph.get_results() if "logits" in r.input_value(0).get_names()]
     if len(results) != 1 or len(results[0].input_value(0).get_partial_shape()) != 3:
@@ -97,8 +97,8 @@ def _head(graph: Any) -> Any:
     return node if node.get_type_name() == "MatMul" else None
 
 
-def _head_share(graph: Any, head: Any) -> float:
-    """Return the head's part of all stored weights, counted in numbers."""
+def worth_narrowing(graph: Any, head: Any) -> bool:
+    """Whether the head is enough of all stored weights, counted in numbers."""
 
     def size(node: Any) -> int:
         if node.get_type_name() == "Constant":
@@ -109,4 +109,4 @@ def _head_share(graph: Any, head: Any) -> float:
 
     constants = [n for n in graph.get_ops() if n.get_type_name() == "Constant"]
     everything = sum(math.prod(node.shape) for node in constants)
-    return float(size(head.input_value(1).get_node()) / max(1, everything))
+    return bool(size(head.input_value(1).get_node()) >= LEAST_SHARE * max(1, everything))

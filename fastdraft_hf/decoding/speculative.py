@@ -240,9 +240,9 @@ def _cached(
     step: Callable[..., Any] | None = None,
 ) -> CachedModel:
     if is_openvino(model):
-        from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
+        from fastdraft_hf.decoding.openvino_cached import open_openvino
 
-        return OpenVINOModel(model)
+        return open_openvino(model)
     if cache is None:
         # Newer releases can take tokens back from sliding layers; older ones need full layers.
         recording = hasattr(DynamicCache, "activate_past_recording")

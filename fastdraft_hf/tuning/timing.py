@@ -230,9 +230,9 @@ class LoopTimer:
 
     def _cached(self, model: Any) -> CachedModel:
         if self._measure == "openvino":
-            from fastdraft_hf.decoding.openvino_cached import OpenVINOModel
+            from fastdraft_hf.decoding.openvino_cached import open_openvino
 
-            return OpenVINOModel(model)
+            return open_openvino(model)
         import torch
         from transformers import DynamicCache
 

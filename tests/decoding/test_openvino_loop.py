@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_sampling_is_exact import exact, p_value, sample
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
+from fastdraft_hf.decoding import openvino_cached
 from fastdraft_hf.decoding.assisted import greedy_margin, record_rounds
 from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.decoding.recorder import record_decoding
@@ -36,16 +38,23 @@ def load(folder: Path) -> Any:
     return OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["pages", "stateful"])
 def models(
-    openvino_models: Any, target: LlamaForCausalLM, neighbour: LlamaForCausalLM
-) -> dict[str, Any]:
-    return {
-        "ov-target": load(openvino_models.target),
-        "ov-draft": load(openvino_models.draft),
-        "pt-target": target,
-        "pt-draft": neighbour,
-    }
+    request: pytest.FixtureRequest,
+    openvino_models: Any,
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+) -> Iterator[dict[str, Any]]:
+    """Models whose cache lies in pages, and models that cannot have it so."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "stateful":
+            patch.setattr(openvino_cached, "paged", lambda model: None)
+        yield {
+            "ov-target": load(openvino_models.target),
+            "ov-draft": load(openvino_models.draft),
+            "pt-target": target,
+            "pt-draft": neighbour,
+        }
 
 
 PAIRS = [("ov", "ov"), ("ov", "pt"), ("pt", "ov")]

@@ -14,7 +14,7 @@ from tiny_models import noisy
 from transformers import LlamaForCausalLM, set_seed
 
 from fastdraft_hf.decoding import rules
-from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.cached import SlotModel
 from fastdraft_hf.decoding.loop import Drafting, Loop
 from fastdraft_hf.decoding.scores import Scores
 from fastdraft_hf.decoding.text import Stops, Text
@@ -118,7 +118,7 @@ def test_batches_of_samples(
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
 
 
-class Table(CachedModel):
+class Table(SlotModel):
     """A model whose next token depends on the last alone; the cache is the tokens themselves."""
 
     def __init__(self, table: torch.Tensor) -> None:

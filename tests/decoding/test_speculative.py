@@ -38,7 +38,7 @@ from fastdraft_hf.decoding.assisted import (
     record_rounds,
     set_draft_length,
 )
-from fastdraft_hf.decoding.cached import CachedModel
+from fastdraft_hf.decoding.cached import SlotModel
 from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.drafts.design import design_draft
@@ -77,13 +77,13 @@ def test_a_batch_with_padding_on_the_left(
     ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     alone = write(target, ids, attention_mask=mask, max_new_tokens=24)
-    kept = CachedModel.waste_factor, CachedModel.waste_slots
+    kept = SlotModel.waste_factor, SlotModel.waste_slots
     if compacts:
-        CachedModel.waste_factor, CachedModel.waste_slots = 1.0, 0
+        SlotModel.waste_factor, SlotModel.waste_slots = 1.0, 0
     try:
         ours = write(target, ids, neighbour, gamma, attention_mask=mask, max_new_tokens=24)
     finally:
-        CachedModel.waste_factor, CachedModel.waste_slots = kept
+        SlotModel.waste_factor, SlotModel.waste_slots = kept
     assert torch.equal(ours, alone)
 
 
