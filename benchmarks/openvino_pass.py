@@ -4,9 +4,9 @@
 
 The embedded target in int8 behind ``--context`` tokens, in one process and in turn: the stateful
 graph that `optimum-intel` runs, with its cache in several precisions, over one and over three
-tokens; and GenAI's own measure of the target's passes over three (two drafted and one more), whose
-cache lies in pages. Medians and quartiles in milliseconds. Last, which kinds of operations the
-stateful graph's time goes into, in a pass over one token and over four.
+tokens; the same graph with its cache in pages, as our loop runs it; and GenAI's own measure of the
+target's passes over three (two drafted and one more). Medians and quartiles in milliseconds. Last,
+which kinds of operations the stateful graph's time goes into, over one token and over four.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from typing import Any
 import numpy
 import openvino
 import openvino_genai
+import torch
+from optimum.intel import OVModelForCausalLM
 
 from fastdraft_hf import embedded_target
+from fastdraft_hf.decoding.openvino_paged import PagedModel, Pages, paged
 from fastdraft_hf.export.openvino import cached_openvino
 
 LATENCY = {"PERFORMANCE_HINT": "LATENCY"}
@@ -61,7 +64,22 @@ def stateful(request: Any, prompt: numpy.ndarray, width: int) -> Iterator[float]
             yield 1e3 * spent
 
 
-def paged(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
+def in_pages(pages: Pages, prompt: numpy.ndarray, width: int) -> Iterator[float]:
+    """Yield the same of the graph in pages."""
+    model = PagedModel(pages)
+    total = prompt.shape[1]
+    model.feed(torch.from_numpy(prompt), torch.arange(total)[None], None, 1)
+    for step in range(PASSES):
+        ids, positions = torch.full((1, width), 1500 + step), total + torch.arange(width)[None]
+        total += width
+        start = time.perf_counter()
+        model.feed(ids, positions, None, width)
+        spent = time.perf_counter() - start
+        if step >= WARM:
+            yield 1e3 * spent
+
+
+def genai(pipeline: Any, prompt: numpy.ndarray) -> list[float]:
     """Return the milliseconds of GenAI's passes of the target while a draft proposes two tokens."""
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = 2 * PASSES
@@ -97,6 +115,8 @@ def main() -> None:
         name: core.compile_model(model, "CPU", {**LATENCY, **given}).create_infer_request()
         for name, given in GRAPHS.items()
     }
+    pages = paged(OVModelForCausalLM.from_pretrained(folder))
+    assert pages is not None
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = 1
     pipeline = openvino_genai.LLMPipeline(
@@ -111,7 +131,9 @@ def main() -> None:
         for name, request in requests.items():
             for width in (1, 3):
                 found.setdefault((name, width), []).extend(stateful(request, prompt, width))
-        found.setdefault(("GenAI's pages", 3), []).extend(paged(pipeline, prompt))
+        for width in (1, 3):
+            found.setdefault(("pages", width), []).extend(in_pages(pages, prompt, width))
+        found.setdefault(("GenAI's pages", 3), []).extend(genai(pipeline, prompt))
     for (name, width), times in found.items():
         low, median, high = numpy.percentile(times, [25, 50, 75])
         print(f"{name:<26} {width} tokens  {median:5.2f} ms ({low:.2f} to {high:.2f})")

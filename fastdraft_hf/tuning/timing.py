@@ -219,7 +219,8 @@ class LoopTimer:
         if self._measure == "openvino":
             from optimum.intel import OVModelForCausalLM
 
-            return OVModelForCausalLM.from_pretrained(folder)
+            # The loop compiles what it runs.
+            return OVModelForCausalLM.from_pretrained(folder, compile=False)
         import torch
 
         from fastdraft_hf.drafts.trimmed_head import load_draft
