@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import assisted_decoding, embedded_target
-from fastdraft_hf.decoding import openvino_cached, speculative
+from fastdraft_hf.decoding import speculative
 from fastdraft_hf.decoding.assisted import decode, set_draft_length
 from fastdraft_hf.decoding.openvino import OpenVINODecoder
 from fastdraft_hf.decoding.records import DecodingRecord
@@ -103,17 +103,6 @@ def plain_linears() -> Iterator[None]:
         yield
     finally:
         speculative.skinny_linears = kept
-
-
-@contextlib.contextmanager
-def stateful_graphs() -> Iterator[None]:
-    """Decode with the graphs as optimum-intel exports them, to see what the pages give."""
-    kept = openvino_cached.paged
-    openvino_cached.paged = lambda model: None
-    try:
-        yield
-    finally:
-        openvino_cached.paged = kept
 
 
 def spread(estimate: Estimate, digits: int = 2) -> str:
@@ -226,6 +215,8 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
 
     alone = load(folder)
     in_pages, stateful = ((load(folder), load(args.draft_openvino)) for _ in range(2))
+    for model in stateful:
+        model.fastdraft_pages = False
     ends = {int(alone.generation_config.eos_token_id)}
     genai = {False: OpenVINODecoder(folder), True: OpenVINODecoder(folder, args.draft_openvino)}
 
@@ -242,10 +233,6 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
             num_assistant_tokens=gamma,
             path="ours",
         )
-
-    def unchanged(gamma: int, prompt: EvaluationPrompt) -> DecodingRecord:
-        with stateful_graphs():
-            return ours(gamma, prompt, stateful)
 
     def theirs(gamma: int, prompt: EvaluationPrompt) -> DecodingRecord:
         return genai[gamma > 0].decode(
@@ -265,7 +252,7 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
     }
     for gamma in args.openvino_gammas:
         ways[f"ours {gamma}"] = functools.partial(ours, gamma)
-        ways[f"stateful {gamma}"] = functools.partial(unchanged, gamma)
+        ways[f"stateful {gamma}"] = functools.partial(ours, gamma, pair=stateful)
         ways[f"GenAI {gamma}"] = functools.partial(theirs, gamma)
     found = in_turn(ways, prompts, args.repeats)
 

@@ -160,7 +160,9 @@ class PagedModel(CachedModel):
                 "block_indices": numpy.array(
                     [block for blocks in self._blocks for block in blocks], numpy.int32
                 ),
-                "block_indices_begins": numpy.cumsum([0, *map(len, self._blocks)], dtype="int32"),
+                "block_indices_begins": numpy.cumsum(
+                    [0, *map(len, self._blocks)], dtype=numpy.int32
+                ),
                 "max_context_len": numpy.array(max(self._past), numpy.int32),
                 PLACES: ends.reshape(-1).astype(numpy.int64),
             }
@@ -197,8 +199,10 @@ def paged(model: Any) -> Pages | None:
     The first call compiles a changed copy of the graph. The compiled stateful graph is let go, for
     each of the two holds the weights in the plug-in's own layout; optimum-intel compiles it again
     when the model is called by itself, and then both stay. What ``save_pretrained`` writes is as
-    it was.
+    it was. A model with the attribute ``fastdraft_pages = False`` is left alone.
     """
+    if not getattr(model, "fastdraft_pages", True):
+        return None
     graph, pages = getattr(model, _MARK, (None, None))
     if graph is not model.model:
         pages = _compile(model)
@@ -209,9 +213,9 @@ def paged(model: Any) -> Pages | None:
 def _compile(model: Any) -> Pages | None:
     import openvino
 
-    graph = model.model
-    # `_device` is what optimum-intel compiles for; a CompiledModel (compile_only) has no graph.
-    if model._device.upper() != "CPU" or not isinstance(graph, openvino.Model):
+    graph, device = model.model, str(getattr(model, "_device", "")).upper()
+    # A model that was loaded compiled has no graph; other devices lay blocks out in other ways.
+    if device != "CPU" or not isinstance(graph, openvino.Model):
         return None
     try:
         from openvino._offline_transformations import paged_attention_transformation
@@ -219,13 +223,13 @@ def _compile(model: Any) -> Pages | None:
         changed = graph.clone()
         paged_attention_transformation(changed)
         _score_places(changed)
+        if not _is_understood(changed):
+            return None
+        model.clear_requests()
+        return Pages(openvino.Core().compile_model(changed, device, model.ov_config))
     except (ImportError, RuntimeError) as error:
         logger.debug("no pages for %s: %s", type(model).__name__, error)
         return None
-    if not _is_understood(changed):
-        return None
-    model.clear_requests()
-    return Pages(openvino.Core().compile_model(changed, model._device, model.ov_config))
 
 
 def _is_understood(graph: Any) -> bool:

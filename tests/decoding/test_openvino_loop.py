@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from test_sampling_is_exact import exact, p_value, sample
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
-from fastdraft_hf.decoding import openvino_cached
 from fastdraft_hf.decoding.assisted import greedy_margin, record_rounds
 from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.decoding.recorder import record_decoding
@@ -44,17 +42,17 @@ def models(
     openvino_models: Any,
     target: LlamaForCausalLM,
     neighbour: LlamaForCausalLM,
-) -> Iterator[dict[str, Any]]:
+) -> dict[str, Any]:
     """Models whose cache lies in pages, and models that cannot have it so."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "stateful":
-            patch.setattr(openvino_cached, "paged", lambda model: None)
-        yield {
-            "ov-target": load(openvino_models.target),
-            "ov-draft": load(openvino_models.draft),
-            "pt-target": target,
-            "pt-draft": neighbour,
-        }
+    found = {
+        "ov-target": load(openvino_models.target),
+        "ov-draft": load(openvino_models.draft),
+        "pt-target": target,
+        "pt-draft": neighbour,
+    }
+    for name in ("ov-target", "ov-draft"):
+        found[name].fastdraft_pages = request.param == "pages"
+    return found
 
 
 PAIRS = [("ov", "ov"), ("ov", "pt"), ("pt", "ov")]

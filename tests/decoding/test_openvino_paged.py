@@ -159,7 +159,7 @@ def test_a_trimmed_head(openvino_models: Any) -> None:
     torch.testing.assert_close(found[scored], whole[scored], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("reason", ["transformation", "device", "input", "moved"])
+@pytest.mark.parametrize("reason", ["asked", "transformation", "device", "input", "moved"])
 def test_what_cannot_be_paged_keeps_its_graph(
     openvino_models: Any, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -177,7 +177,9 @@ def test_what_cannot_be_paged_keeps_its_graph(
         more.output(0).set_names({"more"})
         graph.add_parameters([more])
 
-    if reason == "device":
+    if reason == "asked":
+        model.fastdraft_pages = False
+    elif reason == "device":
         monkeypatch.setattr(model, "_device", "AUTO")
     elif reason == "moved":
         monkeypatch.delattr(transformations, "paged_attention_transformation")
