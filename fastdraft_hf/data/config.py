@@ -20,11 +20,12 @@ _FOLDER = re.compile(r"\w[\w.-]*")
 class GeneratedSet:
     """One set of target-written texts."""
 
-    kind: Literal["free", "magpie", "code", "dataset"] = setting(
+    kind: Literal["free", "magpie", "code", "passages", "dataset"] = setting(
         "magpie",
         "free: text from the start of a document; magpie: the target writes the instruction, then "
-        "answers it; code: it completes functions of the standard library; dataset: it answers the "
-        "prompts of a data set",
+        "answers it; code: it completes functions of the standard library; passages: it does tasks "
+        "about passages of the installed packages' documentation; dataset: it answers the prompts "
+        "of a data set",
     )
     rows: int = setting(
         256, "prompts to answer (magpie: instructions to write before filtering; free: texts)"
@@ -42,7 +43,7 @@ class GeneratedSet:
     samples: int = setting(1, "texts of one prompt at one temperature; greedy there is always one")
     top_p: float = setting(1.0, "nucleus that texts are sampled from; 1 is everything")
     system_prompt: str | None = setting(
-        None, "magpie, code, dataset: system turn of every chat that has none of its own"
+        None, "magpie, code, passages, dataset: system turn of every chat that has none of its own"
     )
     dataset: str | None = setting(
         None,
@@ -170,6 +171,9 @@ class LogitsConfig:
     """The target reads what it wrote, and its most probable tokens are stored with it."""
 
     sets: list[str] = setting([], "generated sets to read; by default those that align reads")
+    engine: Literal["auto", "openvino", "transformers"] = setting(
+        "auto", "openvino on a CPU where it is installed, else transformers"
+    )
     top_k: int = setting(32, "tokens to keep; the rest's mass is kept as one number")
     temperature: float = setting(
         1.0, "of the distribution; align.distillation_temperature must be the same"

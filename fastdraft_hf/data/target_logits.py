@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ MANIFEST = "manifest.json"
 # Logarithm of the least mass the rest may have: float32's least normal number is exp(-87.3), and a
 # logarithm of zero would make divergences infinite.
 FLOOR = -87.0
-# Tokens whose logits are made at a time.
-_HEAD_TOKENS = 512
+# Tokens whose logits are made at a time: few enough that their memory is used again and again
+# instead of being asked of the system anew.
+_HEAD_TOKENS = 128
 
 
 def top_k_of(
@@ -42,16 +44,21 @@ def top_k_of(
         k: tokens to keep, at most V.
         temperature: logits are divided by it first.
     """
+    import torch
 
     # A copy: it is changed in place, and every pass over [N, V] counts.
-    logits = logits.float() / temperature
-    total = logits.logsumexp(-1, keepdim=True)
-    values, ids = logits.topk(k, -1)
-    # Summed over the rest itself: 1 − Σ would lose a small rest to rounding.
-    rest = logits.scatter_(1, ids, float("-inf")).logsumexp(-1)
-    tail = (rest - total[:, 0]).clamp(min=FLOOR)
-    values = values - total
-    return ids, values, tail
+    scores = (
+        logits.float() / temperature if temperature != 1 else logits.to(torch.float32, copy=True)
+    )
+    values, ids = scores.topk(k, -1)
+    values = values - values[:, :1]
+    scores -= scores.gather(1, ids[:, :1])
+    total = scores.exp_().sum(-1, keepdim=True)
+    # Summed over the rest itself: total − Σ would lose a small rest to rounding.
+    rest = scores.scatter_(1, ids, 0.0).sum(-1)
+    log_total = total.log()
+    tail = (rest.log() - log_total[:, 0]).clamp(min=FLOOR)
+    return ids, values - log_total, tail
 
 
 def stored_bytes(tokens: int, k: int, vocab_size: int) -> int:
@@ -60,8 +67,65 @@ def stored_bytes(tokens: int, k: int, vocab_size: int) -> int:
     return tokens * (k * (id_bytes + 2) + 2)
 
 
+class LogitsReader(ABC):
+    """The target, reading texts teacher-forced.
+
+    Attributes:
+        vocab_size: V, tokens that it scores.
+    """
+
+    vocab_size: int
+
+    @abstractmethod
+    def read(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        """Yield for each text the logits that its last tokens were drawn from.
+
+        They come in pieces [n, V], in order. A piece is used before the next one is asked for, and
+        the next one may be written over it.
+
+        Args:
+            texts: token ids.
+            begins: for each text the first token that is scored, at least 1: nothing predicts the
+                token at 0.
+        """
+
+
+class ModelReader(LogitsReader):
+    """A PyTorch model that reads one padded batch.
+
+    Args:
+        model: the target.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._head = model, head_of(model)
+        self.vocab_size = int(self._head.weight.shape[0])
+
+    def read(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        import torch
+
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for number, text in enumerate(texts):
+            ids[number, : len(text)], mask[number, : len(text)] = torch.tensor(text), 1
+        device = self._model.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        hidden = last_hidden_states(self._model, self._model, inputs)
+        for states, text, begin in zip(hidden, texts, begins, strict=True):
+            # The token at t is predicted from the hidden state at t − 1.
+            yield self._pieces(states[begin - 1 : len(text) - 1])
+
+    def _pieces(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        for start in range(0, len(states), _HEAD_TOKENS):
+            yield self._head.logits(states[start : start + _HEAD_TOKENS])
+
+
 def write_target_logits(
-    model: PreTrainedModel,
+    target: PreTrainedModel | LogitsReader,
     rows: Sequence[dict[str, Any]],
     folder: Path,
     *,
@@ -77,7 +141,7 @@ def write_target_logits(
     after the last one.
 
     Args:
-        model: the target.
+        target: a PyTorch model, or whatever else reads as the target.
         rows: of `filters.read_kept_rows`, so that what training leaves out costs nothing.
         folder: where shards go; made if missing.
         top_k: how many tokens to keep.
@@ -91,9 +155,9 @@ def write_target_logits(
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         return
-    vocab_size = int(head_of(model).weight.shape[0])
-    if top_k > vocab_size:
-        raise FastDraftError(f"top_k: {top_k} of a vocabulary of {vocab_size}")
+    reader = target if isinstance(target, LogitsReader) else ModelReader(target)
+    if top_k > reader.vocab_size:
+        raise FastDraftError(f"top_k: {top_k} of a vocabulary of {reader.vocab_size}")
     start = time.monotonic()
     paths = []
     for number, first in enumerate(range(0, len(rows), rows_per_shard)):
@@ -104,13 +168,14 @@ def write_target_logits(
             on_progress(sum(len(row["completion_ids"]) for row in shard))
             continue
         # A row without a completion is in no batch and stores nothing.
-        nothing = np.zeros((0, top_k)), np.zeros((0, top_k), np.float16), np.zeros(0, np.float16)
-        found = {row["index"]: nothing for row in shard}
+        found = {row["index"]: _nothing(top_k) for row in shard}
         with torch.inference_mode():
             for batch in _batches(shard, batch_tokens):
-                found |= _distributions(model, batch, top_k, temperature)
+                found |= _distributions(reader, batch, top_k, temperature)
                 on_progress(sum(len(row["completion_ids"]) for row in batch))
-        _write_shard(path, [(row["index"], *found[row["index"]]) for row in shard], vocab_size)
+        _write_shard(
+            path, [(row["index"], *found[row["index"]]) for row in shard], reader.vocab_size
+        )
     write_json(
         folder / MANIFEST,
         {
@@ -118,7 +183,7 @@ def write_target_logits(
             "tokens": sum(len(row["completion_ids"]) for row in rows),
             "top_k": top_k,
             "temperature": temperature,
-            "vocab_size": vocab_size,
+            "vocab_size": reader.vocab_size,
             "seconds_of_last_run": round(time.monotonic() - start, 1),
             "shards": {path.name: sha256_file(path) for path in paths},
         },
@@ -142,33 +207,30 @@ def _batches(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[
 
 
 def _distributions(
-    model: PreTrainedModel, rows: Sequence[dict[str, Any]], k: int, temperature: float
+    reader: LogitsReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
 ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return ids, log-probabilities and tails of the completions of a batch, by row index."""
-    import torch
-
     texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
-    longest = max(map(len, texts))
-    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for number, text in enumerate(texts):
-        ids[number, : len(text)], mask[number, : len(text)] = torch.tensor(text), 1
-    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    hidden = last_hidden_states(model, model, inputs)
-    head = head_of(model)
+    # Nothing predicts a first token.
+    begins = [max(1, len(row["prompt_ids"])) for row in rows]
     found = {}
-    for number, row in enumerate(rows):
-        # The token at t is predicted from the hidden state at t − 1.
-        first, last = len(row["prompt_ids"]), len(texts[number])
-        skipped = 1 if first == 0 else 0  # nothing predicts a first token
-        states = hidden[number, first - 1 + skipped : last - 1]
-        parts = [
-            top_k_of(head.logits(states[i : i + _HEAD_TOKENS]), k, temperature)
-            for i in range(0, max(1, len(states)), _HEAD_TOKENS)
-        ]
-        kept, log_probs, tail = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        found[row["index"]] = (kept, log_probs.astype(np.float16), tail.astype(np.float16))
+    for row, pieces in zip(rows, reader.read(texts, begins), strict=True):
+        parts = [top_k_of(piece, k, temperature) for piece in pieces]
+        if not parts:
+            found[row["index"]] = _nothing(k)
+            continue
+        ids, log_probs, tail = zip(*parts, strict=True)
+        found[row["index"]] = (
+            np.concatenate([part.cpu().numpy() for part in ids]),
+            np.concatenate([part.cpu().numpy() for part in log_probs]).astype(np.float16),
+            np.concatenate([part.cpu().numpy() for part in tail]).astype(np.float16),
+        )
     return found
+
+
+def _nothing(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what a row stores that has no token with a past."""
+    return np.zeros((0, k), np.int64), np.zeros((0, k), np.float16), np.zeros(0, np.float16)
 
 
 def _write_shard(

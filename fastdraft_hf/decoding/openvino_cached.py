@@ -16,6 +16,7 @@ import torch
 from fastdraft_hf.decoding.cached import CachedModel, SlotModel
 from fastdraft_hf.decoding.openvino_narrow import EVERY_PLACE, STATE, narrow
 from fastdraft_hf.decoding.openvino_paged import PagedModel, paged
+from fastdraft_hf.decoding.openvino_request import run_request
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 # Below this many tokens, scoring all of them costs less than telling the model not to.
@@ -50,8 +51,6 @@ class OpenVINOModel(SlotModel):
         self._beam: Any = None
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        import openvino
-
         rows, width = tokens.shape
         if self._places is not None:
             self._score(-keep if width > _PROMPT else EVERY_PLACE)
@@ -64,21 +63,11 @@ class OpenVINOModel(SlotModel):
             "position_ids": positions.numpy(),
             "beam_idx": numpy.arange(rows, dtype=numpy.int32) if self._beam is None else self._beam,
         }
-        # start_async(given) does this too, at more than the cost of everything else between passes.
-        tensors = {
-            name: openvino.Tensor(numpy.ascontiguousarray(given[name]), shared_memory=True)
-            for name in self._inputs
-        }
-        for name, tensor in tensors.items():
-            self._request.set_tensor(name, tensor)
-        # The request reads the arrays where they lie and does not keep them.
-        self._request.fastdraft_inputs = tensors
         self._beam = None
-        self._request.start_async()
-        self._request.wait()
-        logits = torch.from_numpy(self._request.get_tensor("logits").data)
-        # The request writes its next logits to the same place.
-        return logits[:, -keep:].clone()
+        logits = run_request(
+            self._request, {name: numpy.ascontiguousarray(given[name]) for name in self._inputs}
+        )
+        return torch.from_numpy(logits)[:, -keep:].clone()
 
     def _score(self, start: int) -> None:
         """Let passes from here on score the places from ``start`` on, counted from the end."""

@@ -63,8 +63,8 @@ def _put_slice(graph: Any) -> bool:
     from openvino import opset13 as ops
     from openvino.op.util import Variable, VariableInfo
 
-    head = head_of(graph)
-    if head is None or not worth_narrowing(graph, head):
+    head = wide_head(graph)
+    if head is None:
         return False
     info = VariableInfo()
     info.variable_id = STATE
@@ -84,7 +84,13 @@ def _put_slice(graph: Any) -> bool:
     return True
 
 
-def head_of(graph: Any) -> Any:
+def wide_head(graph: Any) -> Any:
+    """Return the product that gives the logits where it is worth narrowing, else ``None``."""
+    head = _head(graph)
+    return head if head is not None and _head_share(graph, head) >= LEAST_SHARE else None
+
+
+def _head(graph: Any) -> Any:
     """Return the product that gives the logits [B, n, V], or ``None``."""
     results = [r for r in graph.get_results() if "logits" in r.input_value(0).get_names()]
     if len(results) != 1 or len(results[0].input_value(0).get_partial_shape()) != 3:
@@ -97,8 +103,8 @@ def head_of(graph: Any) -> Any:
     return node if node.get_type_name() == "MatMul" else None
 
 
-def worth_narrowing(graph: Any, head: Any) -> bool:
-    """Whether the head is enough of all stored weights, counted in numbers."""
+def _head_share(graph: Any, head: Any) -> float:
+    """Return the head's part of all stored weights, counted in numbers."""
 
     def size(node: Any) -> int:
         if node.get_type_name() == "Constant":
@@ -109,4 +115,4 @@ def worth_narrowing(graph: Any, head: Any) -> bool:
 
     constants = [n for n in graph.get_ops() if n.get_type_name() == "Constant"]
     everything = sum(math.prod(node.shape) for node in constants)
-    return bool(size(head.input_value(1).get_node()) >= LEAST_SHARE * max(1, everything))
+    return float(size(head.input_value(1).get_node()) / max(1, everything))

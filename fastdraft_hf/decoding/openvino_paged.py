@@ -22,7 +22,8 @@ import numpy
 import torch
 
 from fastdraft_hf.decoding.cached import CachedModel
-from fastdraft_hf.decoding.openvino_narrow import head_of, worth_narrowing
+from fastdraft_hf.decoding.openvino_narrow import wide_head
+from fastdraft_hf.decoding.openvino_request import run_request
 
 # Extra input of the changed graph: which of the tokens fed get logits.
 PLACES = "fastdraft_places"
@@ -52,12 +53,14 @@ class Pages:
         request: its infer request.
         block_size: tokens a block holds.
         narrow: whether the graph has the input `PLACES`.
+        vocab_size: tokens it scores.
     """
 
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
         names = {port.get_any_name(): port for port in compiled.inputs}
         self.narrow = PLACES in names
+        self.vocab_size = int(compiled.output("logits").get_partial_shape()[-1].get_length())
         self.inputs = _INPUTS & set(names)
         # name: shape of one block, element type. How a block is laid out is the plug-in's affair;
         # only values' third dimension is known to be the tokens.
@@ -71,7 +74,6 @@ class Pages:
         self._memory: dict[str, numpy.ndarray] = {}
         self._count = 0
         self.free: list[int] = []
-        self._held: dict[str, Any] = {}
 
     def reset(self) -> None:
         """Give every block back."""
@@ -94,22 +96,12 @@ class Pages:
                 memory[: self._memory[name].size] = self._memory[name]
             self._memory[name] = memory
             self.request.set_tensor(name, openvino.Tensor(memory, [count, *shape], kind))
-        self.free = [*range(count - 1, self._count - 1, -1), *self.free]
+        self.free = list(range(self._count, count))[::-1]
         self._count = count
 
     def infer(self, given: dict[str, numpy.ndarray]) -> numpy.ndarray:
         """Run the graph and return the logits [places, V], which the next pass writes over."""
-        import openvino
-
-        # The request reads the arrays where they lie and does not keep them.
-        self._held = {
-            name: openvino.Tensor(given[name], shared_memory=True) for name in self.inputs
-        }
-        for name, tensor in self._held.items():
-            self.request.set_tensor(name, tensor)
-        self.request.start_async()
-        self.request.wait()
-        logits: numpy.ndarray = self.request.get_tensor("logits").data
+        logits = run_request(self.request, {name: given[name] for name in self.inputs})
         return logits.reshape(-1, logits.shape[-1])
 
 
@@ -146,17 +138,48 @@ class PagedModel(CachedModel):
             valid = valid.bool()
             widths = valid.sum(1).tolist()
             ids, places = tokens[valid], positions.expand(rows, -1)[valid]
+        ends = numpy.cumsum(widths)[:, None] + numpy.arange(-keep, 0)
+        logits = self._pass(ids.numpy(), places.numpy(), widths, ends.reshape(-1))
+        self.slots = max(self._past)
+        return torch.from_numpy(logits).reshape(rows, keep, -1).clone()
+
+    def read(self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read whole texts, a row each, and return the logits at some of their places.
+
+        Args:
+            texts: token ids; nothing may have been fed before.
+            wanted: for each text its places, from 0 on.
+
+        Returns:
+            [places of all texts, V'], in order. The next pass writes over it.
+        """
+        self._past, self._blocks = [0] * len(texts), [[] for _ in texts]
+        widths = [len(text) for text in texts]
+        begins = numpy.cumsum([0, *widths])
+        scored = [numpy.array(w, numpy.int64) + b for w, b in zip(wanted, begins[:-1], strict=True)]
+        ids = numpy.concatenate([numpy.array(text, numpy.int64) for text in texts])
+        places = numpy.concatenate([numpy.arange(width) for width in widths])
+        return torch.from_numpy(self._pass(ids, places, widths, numpy.concatenate(scored)))
+
+    def _pass(
+        self, ids: numpy.ndarray, places: numpy.ndarray, widths: list[int], scored: numpy.ndarray
+    ) -> numpy.ndarray:
+        """Feed the rows' tokens, one row after another, and return the logits [scored, V'].
+
+        Args:
+            ids, places: tokens and their positions, of all rows.
+            widths: tokens of each row.
+            scored: which of the tokens are scored.
+        """
         before = self._past
         self._past = [past + new for past, new in zip(before, widths, strict=True)]
         self._make_room()
-        begins = numpy.cumsum([0, *widths], dtype=numpy.int32)
-        ends = begins[1:, None] + numpy.arange(-keep, 0)
         logits = self._pages.infer(
             {
-                "input_ids": numpy.ascontiguousarray(ids.numpy()),
-                "position_ids": numpy.ascontiguousarray(places.numpy()),
+                "input_ids": numpy.ascontiguousarray(ids),
+                "position_ids": numpy.ascontiguousarray(places),
                 "past_lens": numpy.array(before, numpy.int32),
-                "subsequence_begins": begins,
+                "subsequence_begins": numpy.cumsum([0, *widths], dtype=numpy.int32),
                 "block_indices": numpy.array(
                     [block for blocks in self._blocks for block in blocks], numpy.int32
                 ),
@@ -164,13 +187,10 @@ class PagedModel(CachedModel):
                     [0, *map(len, self._blocks)], dtype=numpy.int32
                 ),
                 "max_context_len": numpy.array(max(self._past), numpy.int32),
-                PLACES: ends.reshape(-1).astype(numpy.int64),
+                PLACES: scored.astype(numpy.int64),
             }
         )
-        if not self._pages.narrow:
-            logits = logits[ends.reshape(-1)]
-        self.slots = max(self._past)
-        return torch.from_numpy(logits).reshape(rows, keep, -1).clone()
+        return logits if self._pages.narrow else logits[scored]
 
     def _make_room(self) -> None:
         size = self._pages.block_size
@@ -237,15 +257,14 @@ def _is_understood(graph: Any) -> bool:
     if any(node.get_type_name() == "ReadValue" for node in graph.get_ops()):
         logger.debug("no pages: part of the cache stays in the graph")
         return False
-    for port in graph.inputs:
-        name = port.get_any_name()
+    ports = {port.get_any_name(): port for port in graph.inputs}
+    for name, port in ports.items():
         if name not in _INPUTS and not name.startswith(_CACHES):
             logger.debug("no pages: the graph has an input %s", name)
             return False
         if name == "position_ids" and port.get_partial_shape().rank.get_length() != 1:
             return False
-    names = {port.get_any_name() for port in graph.inputs}
-    return any(n.startswith(_CACHES[0]) for n in names) and "logits" in graph.outputs[0].get_names()
+    return any(n.startswith(_CACHES[0]) for n in ports) and "logits" in graph.outputs[0].get_names()
 
 
 def _score_places(graph: Any) -> None:
@@ -253,8 +272,8 @@ def _score_places(graph: Any) -> None:
     import openvino
     from openvino import opset13 as ops
 
-    head = head_of(graph)
-    if head is None or not worth_narrowing(graph, head):
+    head = wide_head(graph)
+    if head is None:
         return
     hidden = head.input_value(0)
     shape = hidden.get_partial_shape()

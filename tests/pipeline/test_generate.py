@@ -291,14 +291,15 @@ def test_a_template_without_a_system_turn(
     assert run_generate(run)["prompts"]["refused by the chat template"] == 1
 
 
-@pytest.mark.parametrize("kind", ["free", "code"])
+@pytest.mark.parametrize("kind", ["free", "code", "passages"])
 def test_prompts_that_are_too_long_are_counted(
     make: Callable[..., tuple[Run, Writer]], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "code_instructions", lambda seed: ["in the hat " * 200, "on"])
+    for name in ("code_instructions", "passage_instructions"):
+        monkeypatch.setattr(generate, name, lambda seed: ["in the hat " * 200, "on"])
     run, writer = make({"kind": kind, "rows": 2, "max_prompt_tokens": 200})
     facts = run_generate(run)
-    if kind == "code":
+    if kind != "free":
         assert facts["prompts"] == {"too long": 1, "kept": 1}
         assert len(writer.asked) == 1
     else:

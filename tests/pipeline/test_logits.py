@@ -25,6 +25,7 @@ from fastdraft_hf.pipeline.recipe import (
     logits_sets,
 )
 from fastdraft_hf.pipeline.run import Run, choose, execute
+from fastdraft_hf.pipeline.stages import logits
 from fastdraft_hf.targets.resolve import Target
 from fastdraft_hf.training import arguments, loop
 
@@ -44,7 +45,7 @@ RECIPE: dict[str, Any] = {
             "more": {"kind": "free", "rows": 9, "max_new_tokens": 9, "temperatures": [2.0]},
         },
     },
-    "logits": {"top_k": 6, "rows_per_shard": 4, "batch_tokens": 64},
+    "logits": {"engine": "transformers", "top_k": 6, "rows_per_shard": 4, "batch_tokens": 64},
     "align": {
         "sources": [{"name": "text"}, {"name": "more"}],
         "objective": {"ce": 0.5, "kl": 0.5},
@@ -461,3 +462,51 @@ def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, An
     acceptance = [entry["expected_acceptance"] for entry in log if "loss" in entry]
     assert acceptance
     assert all(0 < value < 1 for value in acceptance)
+
+
+def test_openvino_reads_on_a_cpu_where_it_is_installed(
+    run: Callable[..., Run], tiny_target_folder: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("optimum.intel")
+    made = run(logits={"top_k": 6})
+    execute(made, ["logits"])
+    facts = json.loads((made.stage_folder("logits") / "provenance.json").read_text())["facts"]
+    assert (facts["engine"], facts["dtype"]) == ("openvino", "float16")
+    model = AutoModelForCausalLM.from_pretrained(tiny_target_folder, dtype=torch.float32).eval()
+    stored = StoredLogits(made.stage_folder("logits") / "text")
+    for row in read_kept_rows(made.stage_folder("generate") / "text")[0]:
+        ids = [*row["prompt_ids"], *row["completion_ids"]]
+        with torch.no_grad():
+            exact = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        first = max(1, len(row["prompt_ids"]))
+        kept, log_probs, _ = stored.of_row(row["index"])
+        wanted = exact[first - 1 : -1].gather(1, torch.from_numpy(kept.astype("int64")))
+        # fp16 weights, and bfloat16 products where the CPU has them.
+        torch.testing.assert_close(torch.tensor(log_probs).float(), wanted, atol=0.1, rtol=0.05)
+
+
+def test_a_target_that_openvino_cannot_read(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(target: Path) -> Any:
+        raise NotImplementedError("no pages")
+
+    monkeypatch.setattr(logits, "openvino_available", lambda: True)
+    monkeypatch.setattr(logits, "_openvino_reader", refuse)
+    made = run(logits={"top_k": 6, "engine": "openvino"})
+    with pytest.raises(FastDraftError, match=r"logits\.engine: not openvino for this target: no pag"):
+        execute(made, ["logits"])
+    made = run(logits={"top_k": 6})
+    execute(made, ["logits"])
+    assert "transformers reads, as OpenVINO cannot: no pages" in caplog.text
+    facts = json.loads((made.stage_folder("logits") / "provenance.json").read_text())["facts"]
+    assert (facts["engine"], facts["dtype"]) == ("transformers", "float32")
+
+
+def test_openvino_that_is_not_installed(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "openvino_available", lambda: False)
+    with pytest.raises(FastDraftError, match=r"logits\.engine: openvino is not installed; `pip"):
+        execute(run(logits={"engine": "openvino"}), ["logits"])

@@ -24,6 +24,7 @@ from fastdraft_hf.data.filters import judge_rows, write_filters
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.instructions import keep_instructions
 from fastdraft_hf.data.languages import check_language
+from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompt_sets import PromptSet
 from fastdraft_hf.data.prompts import (
     Conversation,
@@ -47,6 +48,7 @@ _ABOUT = {
     "free": "Free text from the start of a document.",
     "magpie": "Instructions the target thought up (Magpie, arXiv 2406.08464), and its answers.",
     "code": "Functions of the Python standard library, completed by the target.",
+    "passages": "Tasks about passages of documentation, done by the target.",
     "dataset": "The target's answers to the prompts of a data set.",
 }
 # Settings of kinds that others do not read; a card leaves them out.
@@ -182,6 +184,9 @@ class _Writer:
         elif kind == "code":
             texts = code_instructions(self.seed)
             self._choose(([("user", text)] for text in texts), Counter())
+        elif kind == "passages":
+            asked = passage_instructions(self.seed)
+            self._choose(([("user", text)] for text in asked), Counter())
         else:
             assert self.wanted.dataset is not None  # checked by the settings
             prompt_set = PromptSet(
