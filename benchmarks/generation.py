@@ -5,13 +5,15 @@
 The target is the embedded one; prompts are instructions to complete functions of the standard
 library. Every way writes the same prompts in turn, round after round and each round in the other
 order, in one process; the first round warms up and is not kept. Ratios are taken within a round
-and given as median with least and greatest. `logits` measures files: what stored distributions
-take on disk for a token.
+and given as median with least and greatest. `logits` reads texts of the target through OpenVINO
+and through transformers in turn, and measures files: what stored distributions take on disk for a
+token.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -31,12 +33,14 @@ from fastdraft_hf.data.engines.transformers import TransformersEngine
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.requests import Request, requests_for
-from fastdraft_hf.data.target_logits import write_target_logits
+from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
+from fastdraft_hf.decoding.openvino_reader import OpenVINOReader
 from fastdraft_hf.decoding.speculative import assisted_decoding
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.pipeline.provenance import machine
 from fastdraft_hf.pipeline.target_engine import stop_ids
+from fastdraft_hf.training.arguments import has_fast_bf16
 
 Rows = list[tuple[str, str, str, str]]
 
@@ -192,15 +196,34 @@ def draft_way(
 
 def logits(args: argparse.Namespace, rows: Rows) -> None:
     target = Path(embedded_target())
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    kind = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=kind).eval()
+    readers: dict[str, LogitsReader] = {
+        "openvino": OpenVINOReader(cached_openvino(target, "fp16")),
+        "transformers": ModelReader(model),
+    }
+    found: dict[str, list[Round]] = {name: [] for name in readers}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine = OpenVINOEngine(cached_openvino(target, "int8"), ends(), 16)
         write_rows(engine, make_requests(args, args.logits_rows), folder / "rows")
         texts = read_rows(folder / "rows")
-        write_target_logits(model, texts, folder / "logits", top_k=32, temperature=1.0)
-        size = sum(path.stat().st_size for path in (folder / "logits").iterdir())
-    tokens = sum(len(row["completion_ids"]) for row in texts)
+        tokens = sum(len(row["completion_ids"]) for row in texts)
+        for number in range(args.rounds + 1):
+            names = list(readers) if number % 2 == 0 else list(readers)[::-1]
+            for name in names:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                start = time.perf_counter()
+                write_target_logits(readers[name], texts, folder / name, top_k=32, temperature=1.0)
+                seconds = time.perf_counter() - start
+                print(f"round {number}: {name}: {tokens / seconds:.0f} tokens/s", file=sys.stderr)
+                if number:
+                    found[name].append(Round(seconds, len(texts), tokens, {}))
+        size = sum(path.stat().st_size for path in (folder / "transformers").iterdir())
+    ours, other = found["openvino"], found["transformers"]
+    ratio = spread(compare(ours, other, "tokens"))
+    what = f"logits: openvino fp16 / transformers {str(kind).removeprefix('torch.')}"
+    rows.append((what, ratio, pair(ours, other, "tokens", "tok/s"), "prompts read, not counted"))
     bytes_a_token = size / tokens
     goal = "≤ 200: " + ("yes" if bytes_a_token <= 200 else "no")
     what = f"stored logits on disk, k = 32, {tokens:,} tokens"
