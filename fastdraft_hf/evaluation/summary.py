@@ -271,9 +271,10 @@ PAPER_TOKENS = 10_000_000_000
 
 
 def trained_tokens(summary: RunSummary) -> int:
-    """Return the tokens that all training stages of the run read."""
+    """Return the tokens that all training stages read, of the run and before it."""
     facts = [summary.provenance.get(stage, {}).get("facts", {}) for stage in TRAINING_STAGES]
-    return sum(int(f.get("tokens", 0)) for f in facts)
+    earlier = summary.provenance.get("design", {}).get("facts", {}).get("earlier") or {}
+    return int(earlier.get("tokens", 0)) + sum(int(f.get("tokens", 0)) for f in facts)
 
 
 def budget_sentence(summary: RunSummary) -> str:
@@ -309,7 +310,10 @@ def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 def _what(stage: str, facts: dict[str, Any]) -> str:
     if stage == "design":
         what = f"{facts['draft_parameters']:,} parameters"
-        return f"{what}, first weights: {facts['first_weights']}"
+        if not facts.get("earlier"):
+            return f"{what}, first weights: {facts['first_weights']}"
+        tokens, seconds = facts["earlier"]["tokens"], facts["earlier"]["seconds"]
+        return f"{what}, a draft that was trained before: {tokens:,} tokens in {seconds:,.0f} s"
     if stage == "generate":
         tokens = sum(s["completion_tokens"] for s in facts["sets"].values())
         rows = sum(s["rows"] for s in facts["sets"].values())

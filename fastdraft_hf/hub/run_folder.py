@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.evaluation.summary import RunSummary, read_summary
+from fastdraft_hf.evaluation.summary import TRAINING_STAGES, RunSummary, read_summary
 from fastdraft_hf.hub.card import OpenVINOCopy, best_num_assistant_tokens, render_card
 
 if TYPE_CHECKING:
@@ -167,3 +167,32 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record
+
+
+def earlier_training(draft: Path) -> dict[str, Any] | None:
+    """Return what a draft was trained on before, of one that this package made.
+
+    Args:
+        draft: a published draft's folder, a run's ``draft``, or the folder of one of its stages.
+
+    Returns:
+        ``tokens`` and ``seconds`` of its training stages and of those before them; ``None`` where
+        no records say it.
+    """
+    record = read_record(draft)
+    stages = list(FOLDERS)
+    if record.get("stage") in stages:  # of a run: its own stage and those before
+        before = stages[: stages.index(record["stage"]) + 1]
+        records = {stage: read_record(draft.parent / FOLDERS[stage]) for stage in before}
+    else:  # published: the records of all stages in one file
+        records = {stage: found for stage, found in record.items() if stage in stages}
+    tokens, seconds = 0, 0.0
+    for stage, found in records.items():
+        facts = found.get("facts", {})
+        if stage in TRAINING_STAGES:
+            tokens += int(facts.get("tokens", 0))
+            seconds += float(found.get("wall_seconds", 0.0))
+        earlier = facts.get("earlier") or {} if stage == "design" else {}
+        tokens += int(earlier.get("tokens", 0))
+        seconds += float(earlier.get("seconds", 0.0))
+    return {"tokens": tokens, "seconds": round(seconds, 1)} if tokens else None

@@ -242,11 +242,21 @@ def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
 
 
 def test_the_budget_is_told_against_the_papers(run_summary: RunSummary) -> None:
-    run_summary.provenance["pretrain"] = {"facts": {"tokens": 600_000}}
+    run_summary.provenance["pretrain"] = {
+        "facts": {"tokens": 600_000, "steps": 1},
+        "wall_seconds": 1,
+        "peak_memory_bytes": 1,
+    }
     assert trained_tokens(run_summary) == 1_000_000
     text = budget_sentence(run_summary)
     assert text.startswith("The draft read 1,000,000 tokens in training.")
     assert "10,000 times as many" in text
+    run_summary.provenance["design"]["facts"]["earlier"] = {"tokens": 500_000, "seconds": 90.0}
+    assert trained_tokens(run_summary) == 1_500_000
+    assert stage_rows(run_summary.provenance)[0]["what"] == (
+        "10,000,000 parameters, a draft that was trained before: 500,000 tokens in 90 s"
+    )
+    del run_summary.provenance["design"]["facts"]["earlier"]
     run_summary.provenance["pretrain"]["facts"]["tokens"] = 5 * 10**9
     assert budget_sentence(run_summary) == "The draft read 5,000,400,000 tokens in training."
     assert trained_tokens(RunSummary(None, None, {}, {})) == 0

@@ -3,16 +3,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 import fastdraft_hf.pipeline.stages  # noqa: F401  (fills STAGES)
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.files import without_paths
-from fastdraft_hf.hub.run_folder import FOLDERS, card_of_run, find_run
+from fastdraft_hf.hub.run_folder import FOLDERS, card_of_run, earlier_training, find_run
 from fastdraft_hf.pipeline.run import STAGES
 
+ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str]]
 
 
@@ -86,3 +89,33 @@ def test_paths_are_cut_down() -> None:
     command = "/opt/bin/fastdraft run r.yaml output_dir=/data/me/runs/x target=org/T"
     assert without_paths(command) == "fastdraft run r.yaml output_dir=x target=org/T"
     assert without_paths("org/T and a/b") == "org/T and a/b"
+
+
+def test_what_a_draft_was_trained_on_before(tmp_path: Path) -> None:
+    """Of a published draft, of a run's, of a stage's; and over several such steps."""
+
+    def record(stage: str, seconds: float, **facts: Any) -> dict[str, Any]:
+        return {"stage": stage, "wall_seconds": seconds, "facts": facts}
+
+    run = tmp_path / "run"
+    records = {
+        "design": record("design", 1, earlier={"tokens": 1000, "seconds": 50.0}),
+        "generate": record("generate", 500, tokens=7),
+        "pretrain": record("pretrain", 20, tokens=200),
+        "align": record("align", 30, tokens=40),
+        "card": record("card", 1),
+    }
+    for stage, found in records.items():
+        (run / FOLDERS[stage]).mkdir(parents=True)
+        write_json(run / FOLDERS[stage] / "provenance.json", found)
+    assert earlier_training(run / "draft") == {"tokens": 1240, "seconds": 100.0}
+    assert earlier_training(run / "align") == {"tokens": 1240, "seconds": 100.0}
+    assert earlier_training(run / "pretrain") == {"tokens": 1200, "seconds": 70.0}
+    published = tmp_path / "published"
+    published.mkdir()
+    assert earlier_training(published) is None  # whoever made it
+    write_json(published / "provenance.json", records)
+    assert earlier_training(published) == {"tokens": 1240, "seconds": 100.0}
+    shipped = earlier_training(ROOT / "model_cards/SmolLM2-135M-Instruct-FastDraft")
+    assert shipped is not None
+    assert shipped["tokens"] >= 31_508_823

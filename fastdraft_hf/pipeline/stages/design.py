@@ -129,6 +129,7 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
         write_trimmed_head,
     )
     from fastdraft_hf.drafts.vocabulary import Vocabulary, check_vocabulary
+    from fastdraft_hf.hub.run_folder import earlier_training
 
     resize = run.recipe.design.resize
     if not (source / "config.json").is_file():
@@ -155,8 +156,10 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
         write_trimmed_head(folder, head)
     draft.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {
+    facts = {
         "draft_parameters": draft.num_parameters(),
         "first_weights": str(source),
         "vocabulary": report.verdict,
     }
+    earlier = earlier_training(source)
+    return facts if earlier is None else {**facts, "earlier": earlier}
