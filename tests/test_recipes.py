@@ -155,6 +155,8 @@ def test_budgets_are_whole_steps_and_fit_the_data(recipe: Recipe) -> None:
 
 def test_it_fits_into_one_80_gb_device(path: Path) -> None:
     recipe = read_recipe(path, ["device=cuda"])
+    if recipe.design.draft is not None:  # of another recipe's run; the shipped one came of it
+        recipe.design.draft = str(ROOT / "model_cards" / "SmolLM2-135M-Instruct-FastDraft")
     plan = make_plan(recipe, parse_hardware("1xH100"), target_config=config_of(recipe))
     for stage in plan.stages:
         assert stage.memory_bytes < DEVICES["H100"].memory, stage.stage
@@ -239,7 +241,9 @@ def check_script(script: Any, words: list[str], recipe: Recipe, stage: str) -> N
         assert found.mix_share == pytest.approx(share, abs=1e-3)
 
 
-ON_GPUS = [path for path in FILES if path.stem not in ("quickstart", "full", "objectives")]
+ON_GPUS = [
+    path for path in FILES if path.stem not in ("quickstart", "full", "sharpen", "objectives")
+]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ class GeneratedSet:
     system_prompt: str | None = setting(
         None, "magpie, code, passages, dataset: system turn of every chat that has none of its own"
     )
+    system_prompt_in_answers: bool = setting(
+        True,
+        "magpie: whether the answers too are written under system_prompt; if not, it says what "
+        "is asked about, and the answers are those of a chat without it",
+    )
     dataset: str | None = setting(
         None,
         "dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder",
@@ -107,6 +112,12 @@ class GeneratedSet:
             raise FastDraftError("dataset: needed for kind dataset; an id of the Hub, or a file")
         if self.kind != "dataset" and self.dataset:
             raise FastDraftError(f"dataset: only kind dataset reads one, and kind is {self.kind}")
+        if not self.system_prompt_in_answers and (
+            self.kind != "magpie" or self.system_prompt is None
+        ):
+            raise FastDraftError(
+                "system_prompt_in_answers: false is for kind magpie with a system_prompt"
+            )
         if self.kind == "free" and self.system_prompt is not None:
             raise FastDraftError("system_prompt: kind free writes no chats")
 

@@ -297,16 +297,16 @@ def _execute_stage(run: Run, name: str) -> None:
     fingerprint = _fingerprint(run, name)
     if run.finished(name):
         _reopen(run, name, partial)
-    if partial.exists() and _only_grew(run, name, partial):
-        write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
-    if partial.exists() and read_config(partial) != fingerprint:
+    if partial.exists() and not (
+        _made(run, name, partial) == fingerprint or _only_grew(run, name, partial)
+    ):
         aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
         logger.warning("%s: begun with other settings; moved aside to %s", name, aside)
         partial.rename(aside)
     resumed = partial.exists()
     partial.mkdir(exist_ok=True)
-    if not resumed:
-        write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
+    # Also of one that goes on: it may be asked for more, or be older than a setting.
+    write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
     logger.info("%s: %s", name, "going on where it was" if resumed else "starts")
     sessions = partial / "sessions.json"
     earlier = json.loads(sessions.read_text(encoding="utf-8")) if sessions.exists() else []

@@ -31,6 +31,11 @@ from fastdraft_hf.data.config import GenerateConfig
         ({"kind": "dataset"}, "dataset: needed for kind dataset"),
         ({"dataset": "x"}, "dataset: only kind dataset reads one, and kind is magpie"),
         ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free writes no chats"),
+        ({"system_prompt_in_answers": False}, "system_prompt_in_answers: false is for kind magpie"),
+        (
+            {"system_prompt_in_answers": False, "kind": "code", "system_prompt": "x"},
+            "system_prompt_in_answers: false is for kind magpie with a system_prompt",
+        ),
         ({"filters": {"near_duplicates": 2}}, "filters.near_duplicates: above 0 and at most 1"),
         ({"filters": {"language": "xyzzy"}}, "filters.language: 'xyzzy' is no language code"),
         ({"filters": {"lang": "en"}}, r"filters.lang: unknown key \(did you mean 'language'\?\)"),

@@ -307,11 +307,13 @@ def test_prompts_that_are_too_long_are_counted(
 
 
 @pytest.mark.parametrize("style", ["chatml", "mistral"])
+@pytest.mark.parametrize("in_answers", [True, False])
 def test_magpie_asks_what_the_target_thought_up(
     make: Callable[..., tuple[Run, Writer]],
     tmp_path: Path,
     tiny_tokenizer: PreTrainedTokenizerFast,
     style: str,
+    in_answers: bool,
 ) -> None:
     target = tmp_path / "styled"
     tiny_tokenizer.save_pretrained(target)
@@ -337,9 +339,8 @@ def test_magpie_asks_what_the_target_thought_up(
         end = "" if style == "chatml" else " [/INST] Yes, it is."
         return thought[request.index % len(thought)] + end
 
-    run, writer = make(
-        {"kind": "magpie", "rows": 7, "system_prompt": "Be the hat."}, write, target=target
-    )
+    settings = {"kind": "magpie", "rows": 7, "system_prompt": "Be the hat."}
+    run, writer = make({**settings, "system_prompt_in_answers": in_answers}, write, target=target)
     facts = run_generate(run)
     assert facts["instructions"] == {
         "kept": 2,
@@ -358,9 +359,10 @@ def test_magpie_asks_what_the_target_thought_up(
     answered = {r.prompt_ids for r in writer.asked if r.source == "mine"}
     chats = {thought[0], thought[4]}
     if style == "chatml":
-        assert answered == {chat_ids(tokenizer, text, "Be the hat.") for text in chats}
+        system = "Be the hat." if in_answers else None
+        assert answered == {chat_ids(tokenizer, text, system) for text in chats}
     texts = {tokenizer.decode(ids) for ids in answered}
-    assert all("Be the hat." in text and "Yes" not in text for text in texts)
+    assert all(("Be the hat." in text) == in_answers and "Yes" not in text for text in texts)
     assert all(any(chat in text for text in texts) for chat in chats)
 
 

@@ -271,6 +271,24 @@ def test_a_partial_folder_of_other_settings_is_moved_aside(
     assert (run.folder / aside / "rows.txt").read_text(encoding="utf-8") == "row\n"
 
 
+def test_a_setting_newer_than_a_partial_folder_had_its_default(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    fakes.killed = {"align"}
+    with pytest.raises(Killed):
+        run_all(make_run())
+    fakes.killed = set()
+    run = make_run()
+    path = run.folder / ".align.partial" / "config.yaml"
+    whole = path.read_text(encoding="utf-8")
+    made = yaml.safe_load(whole)
+    del made["align"]["warmup"]
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    run_all(run)
+    assert record(run, "align")["runs"] == 2  # it went on
+    assert (run.stage_folder("align") / "config.yaml").read_text(encoding="utf-8") == whole
+
+
 MORE = "generate.sets.chat.rows=6"
 ANOTHER = "generate.sets.more={rows: 2}"
 

@@ -54,7 +54,12 @@ _ABOUT = {
 # Settings of kinds that others do not read; a card leaves them out.
 _ONLY = {
     "dataset": ("dataset", "name", "split", "column", "context_columns", "revision"),
-    "magpie": ("max_instruction_tokens", "instruction_temperatures", "instruction_top_p"),
+    "magpie": (
+        "max_instruction_tokens",
+        "instruction_temperatures",
+        "instruction_top_p",
+        "system_prompt_in_answers",
+    ),
 }
 
 
@@ -344,6 +349,8 @@ class _Writer:
             language=wanted.filters.language,
             near_duplicates=wanted.filters.near_duplicates,
         )
+        if not wanted.system_prompt_in_answers:
+            prefix, suffix = template_ends(self.tokenizer)
         whole = [prefix + instruction + suffix for instruction in kept]
         self.prompts = [ids for ids in whole if len(ids) <= wanted.max_prompt_tokens]
         if len(self.prompts) < len(whole):
