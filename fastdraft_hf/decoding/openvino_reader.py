@@ -15,8 +15,9 @@ import torch
 from fastdraft_hf.data.target_logits import LogitsReader
 from fastdraft_hf.decoding.openvino_paged import PagedModel, paged
 
-# Tokens read in one pass, which bounds the table of logits; a longer text is read alone.
-_PASS_TOKENS = 1024
+# Numbers that the table of logits of one pass may have (a quarter of a GiB); a text that alone has
+# more is read alone.
+_PASS_NUMBERS = 2**26
 
 
 class OpenVINOReader(LogitsReader):
@@ -43,12 +44,11 @@ class OpenVINOReader(LogitsReader):
     def read(
         self, texts: Sequence[Sequence[int]], begins: Sequence[int]
     ) -> Iterator[Iterator[torch.Tensor]]:
+        most = _PASS_NUMBERS // self.vocab_size
         first = 0
         while first < len(texts):
             last, tokens = first, 0
-            while last < len(texts) and (
-                last == first or tokens + len(texts[last]) <= _PASS_TOKENS
-            ):
+            while last < len(texts) and (last == first or tokens + len(texts[last]) <= most):
                 tokens += len(texts[last])
                 last += 1
             for logits in self._pass(texts[first:last], begins[first:last]):

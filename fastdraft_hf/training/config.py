@@ -91,6 +91,12 @@ class TrainConfig:
     lora: LoraSettings | None = setting(
         None, "train low-rank adapters of the layers and merge them, instead of every weight"
     )
+    start_weight: float = setting(
+        0.0,
+        "share of the weights that the stage began with in the finished ones, which are averaged "
+        "with the trained ones (WiSE-FT): for a draft that goes on with other text and should not "
+        "lose what it knew",
+    )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant_with_warmup", "warmup_stable_decay"
     ] = setting("cosine", "how the rate falls after warm-up, over the tokens of the budget")
@@ -114,6 +120,14 @@ class TrainConfig:
         for name in ("max_train_tokens", "seq_length", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.start_weight < 1:
+            raise FastDraftError(
+                f"start_weight: a share of at least 0 and below 1, got {self.start_weight}"
+            )
+        if self.start_weight and self.lora is not None:
+            raise FastDraftError(
+                "start_weight: adapters keep the weights already; lower lora.alpha"
+            )
         if not 0 <= self.warmup < 1:
             raise FastDraftError(f"warmup: a share of at least 0 and below 1, got {self.warmup}")
         if not 0 < self.decay <= 1 - self.warmup:

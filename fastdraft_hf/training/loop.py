@@ -144,6 +144,8 @@ def train(
                 trainer.model.save_pretrained(temporary / "adapter")
                 trainer.model.merge_and_unload().save_pretrained(temporary)
             else:
+                if config.start_weight:
+                    _average(trainer.model, start_model, config.start_weight)
                 trainer.model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     tokens = trainer.state.num_input_tokens_seen
@@ -159,6 +161,23 @@ def train(
         "head_dtype": str(trainer.head_dtype).removeprefix("torch."),
         "log": trainer.state.log_history,
     }
+
+
+def _average(model: PreTrainedModel, start_model: Path, share: float) -> None:
+    """Move weights back to where training began by a share of the way.
+
+    Both lie in one basin of the loss, so the average keeps most of what was learned and most of
+    what would be forgotten (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    start = dict(
+        AutoModelForCausalLM.from_pretrained(start_model, dtype="float32").named_parameters()
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.lerp_(start[name].to(weight.device), share)
 
 
 def _read_by(work: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def reader(openvino_models: Any) -> OpenVINOReader:
 @pytest.fixture
 def small_passes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openvino_reader, "_PASS_TOKENS", 60)
+        patch.setattr(openvino_reader, "_PASS_NUMBERS", 60 * 288)
         yield
 
 

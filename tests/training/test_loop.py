@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.training.checkpoints import last_complete_checkpoint
-from fastdraft_hf.training.config import TrainConfig
+from fastdraft_hf.training.config import LoraSettings, TrainConfig
 from fastdraft_hf.training.loop import train, training_arguments
 from fastdraft_hf.training.progress import TrainingProgress
 
@@ -140,6 +140,34 @@ def test_what_a_run_leaves(
     assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
 
 
+def test_weights_are_averaged_with_those_of_the_start(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    run(start_model, tiny_tokenizer, data, tmp_path / "trained", config())
+    run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
+    start, trained = load_file(start_model / "model.safetensors"), weights(tmp_path / "trained")
+    both = weights(tmp_path / "both")
+    assert both.keys() == trained.keys()
+    for name, weight in both.items():
+        torch.testing.assert_close(weight, 0.25 * start[name] + 0.75 * trained[name])
+    shutil.rmtree(tmp_path / "both" / "model")  # killed before it was saved: not averaged twice
+    run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
+    assert same(weights(tmp_path / "both"), both)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_weight": 1.0}, "start_weight: a share of at least 0 and below 1, got 1.0"),
+        ({"start_weight": -0.1}, "start_weight: a share of at least 0"),
+        ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
+    ],
+)
+def test_a_start_weight_that_is_none(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        config(**changes)
+
+
 def test_killed_after_the_last_checkpoint(
     tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
 ) -> None:
@@ -242,7 +270,7 @@ def connect(self, address):
     return real(self, address)
 socket.socket.connect = connect
 socket.getaddrinfo = lambda *a, **k: tried.append(a) or (_ for _ in ()).throw(OSError())
-from fastdraft_hf.training.config import TrainConfig  # first, as in the command line
+from fastdraft_hf.training.config import LoraSettings, TrainConfig  # first, as in the command line
 from fastdraft_hf.training.loop import train
 from transformers import AutoTokenizer
 start, data, work = map(Path, sys.argv[1:])
