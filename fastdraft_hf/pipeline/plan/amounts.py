@@ -12,18 +12,18 @@ from fastdraft_hf.pipeline.recipe import Recipe, logits_sets
 
 # What texts turn out to be, as measured on the quickstart (docs/plan.md); a chattier target writes
 # longer. Shares are of the longest text that is allowed.
-LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58}
+LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58}
 OTHER_LENGTH_SHARE = 0.75
 INSTRUCTION_SHARE = 0.52
 KEPT_INSTRUCTIONS = 0.74
-PROMPT_TOKENS = {"free": 1, "magpie": 85, "code": 70}
+PROMPT_TOKENS = {"free": 1, "magpie": 85, "code": 70, "passages": 90}
 OTHER_PROMPT_TOKENS = 120
 INSTRUCTION_PREFIX = 30
 EVALUATION_PROMPT = 150
 
 ASSUMPTIONS = (
-    "a text is 86% (free), 75% (magpie) or 58% (code) as long as it may be, 74% of Magpie's "
-    "instructions are kept, and an evaluation prompt has 150 tokens: as in the quickstart"
+    "a text is 86% (free), 75% (magpie) or 58% (code, passages) as long as it may be, 74% of "
+    "Magpie's instructions are kept, and an evaluation prompt has 150 tokens: as in the quickstart"
 )
 
 
