@@ -1,0 +1,121 @@
+"""Which of several drafts of one target is accepted most, prompt by prompt.
+
+    python benchmarks/drafts.py DRAFT OTHER ... [--average 0.5] [--prompts 60] [--skip 20]
+
+The target answers held-out prompts of HumanEval and IFBench once at T = 0.6, and every draft reads
+the answers: the expected acceptance rate of decoding them at γ = 3 (teacher-forced, no coins are
+thrown), with 95% bootstrap intervals over prompts; differences to the first draft are paired by
+prompt. `--average s` also reads the average of each other draft with the first, s of it the first's
+(`align.start_weight`). `--skip n` leaves out the first n prompts of each set, which stage evaluate
+reads, so that what is chosen by this is not judged on the same prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from objectives import _show, held_out_answers, interval
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fastdraft_hf._progress import Progress
+from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.evaluation.config import EvaluateConfig
+from fastdraft_hf.evaluation.expected import (
+    Continuation,
+    ExpectedRounds,
+    expected_rounds,
+    rounds_acceptance_rate,
+    rounds_block_efficiency,
+    text_acceptance,
+)
+from fastdraft_hf.evaluation.prompts import draw_prompts
+from fastdraft_hf.hub.card import describe_machine
+from fastdraft_hf.pipeline.provenance import machine
+from fastdraft_hf.pipeline.recipe import build_recipe
+from fastdraft_hf.pipeline.target_engine import stop_ids
+from fastdraft_hf.targets.resolve import resolve_target
+
+GAMMA, TEMPERATURE, TOKENS = 3, 0.6, 64
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def averaged(first: Path, other: Path, share: float) -> Any:
+    """Return ``share`` of the first draft's weights and the rest of the other's."""
+    model, start = load(other), dict(load(first).named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.lerp_(start[name], share)
+    return model
+
+
+def read(
+    label: str, target: Any, draft: Any, texts: list[Continuation], ends: set[int]
+) -> list[ExpectedRounds]:
+    found = []
+    with Progress(f"{label}: read", len(texts), "answers") as progress:
+        for text in texts:
+            seen = text_acceptance(target, draft, text, TEMPERATURE, ends)
+            found.append(expected_rounds(seen, GAMMA, TOKENS))
+            progress.advance(1)
+    return found
+
+
+def gain(pairs: list[Any]) -> float:
+    new, old = ([pair[n] for pair in pairs] for n in (0, 1))
+    return rounds_acceptance_rate(new) - rounds_acceptance_rate(old)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("drafts", type=Path, nargs="+", help="folders; the first is compared with")
+    parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
+    parser.add_argument("--average", type=float, help="share of the first draft, such as 0.5")
+    parser.add_argument("--prompts", type=int, default=60, help="of each set")
+    parser.add_argument("--skip", type=int, default=20, help="prompts of each set left out")
+    args = parser.parse_args()
+    if missing := [d for d in args.drafts if not (d / "config.json").is_file()]:
+        parser.error(f"{missing[0]} is no folder of a draft")
+    quiet_libraries()
+    recipe = build_recipe({"target": args.target})
+    folder = resolve_target(args.target).path
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tasks = ["humaneval", "ifbench"]
+    longest = EvaluateConfig().max_prompt_tokens
+    prompts = []
+    for task in tasks:
+        drawn = draw_prompts(tokenizer, [task], args.skip + args.prompts, longest, recipe.seed)
+        prompts += drawn[args.skip :]
+    texts = [text for text in held_out_answers(recipe, folder, prompts) if text.ids]
+    target, ends = load(folder), stop_ids(folder, tokenizer)
+    models = {str(draft): (lambda d=draft: load(d)) for draft in args.drafts}
+    if args.average is not None:
+        for other in args.drafts[1:]:
+            label = f"{args.average:g} first + {1 - args.average:g} {other}"
+            models[label] = lambda o=other: averaged(args.drafts[0], o, args.average)
+    found = {label: read(label, target, make(), texts, ends) for label, make in models.items()}
+    first = found[str(args.drafts[0])]
+    print(f"\nexpected acceptance rate, γ = {GAMMA}, T = {TEMPERATURE}\n")
+    print("| draft | task set | prompts | acceptance rate | difference | block efficiency |")
+    print("|---|---|---|---|---|---|")
+    for label, rows in found.items():
+        for task in tasks:
+            own = [row for row, text in zip(rows, texts, strict=True) if text.task == task]
+            base = [row for row, text in zip(first, texts, strict=True) if text.task == task]
+            rate = _show(interval(own, rounds_acceptance_rate))
+            pairs = list(zip(own, base, strict=True))
+            change = "" if rows is first else _show(interval(pairs, gain), "+.3f")
+            print(
+                f"| {label} | {task} | {len(own)} | {rate} | {change} "
+                f"| {rounds_block_efficiency(own):.2f} |"
+            )
+    print(f"\n{describe_machine(machine())}")
+
+
+if __name__ == "__main__":
+    main()
