@@ -320,6 +320,8 @@ def _what(stage: str, facts: dict[str, Any]) -> str:
         return f"{rows:,} texts, {tokens:,} tokens written by the target ({facts['engine']})"
     if stage in TRAINING_STAGES:
         return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps"
+    if stage == "logits":
+        return f"the target's distribution at {sum(facts['tokens'].values()):,} tokens"
     if stage == "trim":
         return f"a head of {facts['draft_vocab']:,} of {facts['vocabulary']:,} tokens"
     if stage == "export":

@@ -140,7 +140,10 @@ def render_card(
         speed_table=_speed_table(summary.bench) if summary.bench else "",
         verdict=verdict(summary.bench),
         stages_table=markdown_table(stage_rows(summary.provenance)),
-        design=", ".join(f"{key} {_plain(value)}" for key, value in design.items()),
+        # What it was trained on before stands in the table of stages.
+        design=", ".join(
+            f"{key} {_plain(value)}" for key, value in design.items() if key != "earlier"
+        ),
         objective=_objective(summary),
         cost=_cost(summary),
         data_table=markdown_table(sources),

@@ -110,3 +110,24 @@ def test_openvino_decodes_in_every_way(
         )
     for path in ("openvino", "ours-openvino"):
         assert accepted[Setting(path, "trimmed", 3)] > accepted[Setting(path, "", 3)]
+
+
+def test_a_draft_does_not_make_the_target_alone_compile_again(
+    models: Models, openvino_models: Any
+) -> None:
+    """The time it took would count as the target's own."""
+    found = Models(
+        target=models.target,
+        target_openvino=str(openvino_models.target),
+        drafts_openvino={"": str(openvino_models.draft)},
+        stop_ids=[2],
+    )
+    alone, drafted = Setting("ours-openvino-alone"), Setting("ours-openvino", "", 2)
+    decode = load_engine(found, [alone, drafted])
+    decode(alone, PROMPT, 4)
+    target = decode.__self__._target  # type: ignore[attr-defined]
+    compiled = target.request
+    assert compiled is not None
+    decode(drafted, PROMPT, 4)
+    decode(alone, PROMPT, 4)
+    assert target.request is compiled
