@@ -184,19 +184,24 @@ def align(
 
 
 def rounds(
-    target: Any, draft: Any, texts: list[Continuation], ends: set[int], label: str
+    target: Any,
+    draft: Any,
+    texts: list[Continuation],
+    ends: set[int],
+    label: str,
+    longest: int = ANSWER,
 ) -> list[ExpectedRounds]:
     """Return what decoding each text is expected to count."""
     found = []
     with Progress(f"{label}: acceptance", len(texts), "answers") as progress:
         for text in texts:
             read = text_acceptance(target, draft, text, TEMPERATURE, ends)
-            found.append(expected_rounds(read, GAMMA, ANSWER))
+            found.append(expected_rounds(read, GAMMA, longest))
             progress.advance(1)
     return found
 
 
-def _rate_gain(pairs: list[Any]) -> float:
+def rate_gain(pairs: list[Any]) -> float:
     return rounds_acceptance_rate([a for a, _ in pairs]) - rounds_acceptance_rate(
         [b for _, b in pairs]
     )
@@ -218,7 +223,7 @@ def table(found: dict[str, list[ExpectedRounds]], tasks: list[str]) -> str:
             gain = ""
             if name == written:
                 both = list(zip(part[written], part[own], strict=True))
-                gain = _show(interval(both, _rate_gain), "+.3f")
+                gain = _show(interval(both, rate_gain), "+.3f")
             lines.append(
                 f"| {name} | {_show(interval(part[name], rounds_acceptance_rate))} | "
                 f"{_show(interval(part[name], rounds_block_efficiency), '.2f')} | {gain} |"

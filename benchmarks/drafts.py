@@ -17,28 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alignment_data import GAMMA, TEMPERATURE, rate_gain, rounds
 from objectives import _show, held_out_answers, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.evaluation.config import EvaluateConfig
-from fastdraft_hf.evaluation.expected import (
-    Continuation,
-    ExpectedRounds,
-    expected_rounds,
-    rounds_acceptance_rate,
-    rounds_block_efficiency,
-    text_acceptance,
-)
+from fastdraft_hf.evaluation.expected import rounds_acceptance_rate, rounds_block_efficiency
 from fastdraft_hf.evaluation.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.pipeline.provenance import machine
 from fastdraft_hf.pipeline.recipe import build_recipe
 from fastdraft_hf.pipeline.target_engine import stop_ids
 from fastdraft_hf.targets.resolve import resolve_target
+from fastdraft_hf.training.loop import average_weights
 
-GAMMA, TEMPERATURE, TOKENS = 3, 0.6, 64
+# As long as `held_out_answers` lets them be.
+TOKENS = 64
 
 
 def load(folder: Path) -> Any:
@@ -47,28 +42,9 @@ def load(folder: Path) -> Any:
 
 def averaged(first: Path, other: Path, share: float) -> Any:
     """Return ``share`` of the first draft's weights and the rest of the other's."""
-    model, start = load(other), dict(load(first).named_parameters())
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.lerp_(start[name], share)
+    model = load(other)
+    average_weights(model, first, share)
     return model
-
-
-def read(
-    label: str, target: Any, draft: Any, texts: list[Continuation], ends: set[int]
-) -> list[ExpectedRounds]:
-    found = []
-    with Progress(f"{label}: read", len(texts), "answers") as progress:
-        for text in texts:
-            seen = text_acceptance(target, draft, text, TEMPERATURE, ends)
-            found.append(expected_rounds(seen, GAMMA, TOKENS))
-            progress.advance(1)
-    return found
-
-
-def gain(pairs: list[Any]) -> float:
-    new, old = ([pair[n] for pair in pairs] for n in (0, 1))
-    return rounds_acceptance_rate(new) - rounds_acceptance_rate(old)
 
 
 def main() -> None:
@@ -98,7 +74,9 @@ def main() -> None:
         for other in args.drafts[1:]:
             label = f"{args.average:g} first + {1 - args.average:g} {other}"
             models[label] = lambda o=other: averaged(args.drafts[0], o, args.average)
-    found = {label: read(label, target, make(), texts, ends) for label, make in models.items()}
+    found = {
+        label: rounds(target, make(), texts, ends, label, TOKENS) for label, make in models.items()
+    }
     first = found[str(args.drafts[0])]
     print(f"\nexpected acceptance rate, γ = {GAMMA}, T = {TEMPERATURE}\n")
     print("| draft | task set | prompts | acceptance rate | difference | block efficiency |")
@@ -109,7 +87,7 @@ def main() -> None:
             base = [row for row, text in zip(first, texts, strict=True) if text.task == task]
             rate = _show(interval(own, rounds_acceptance_rate))
             pairs = list(zip(own, base, strict=True))
-            change = "" if rows is first else _show(interval(pairs, gain), "+.3f")
+            change = "" if rows is first else _show(interval(pairs, rate_gain), "+.3f")
             print(
                 f"| {label} | {task} | {len(own)} | {rate} | {change} "
                 f"| {rounds_block_efficiency(own):.2f} |"

@@ -145,7 +145,7 @@ def train(
                 trainer.model.merge_and_unload().save_pretrained(temporary)
             else:
                 if config.start_weight:
-                    _average(trainer.model, start_model, config.start_weight)
+                    average_weights(trainer.model, start_model, config.start_weight)
                 trainer.model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     tokens = trainer.state.num_input_tokens_seen
@@ -163,7 +163,7 @@ def train(
     }
 
 
-def _average(model: PreTrainedModel, start_model: Path, share: float) -> None:
+def average_weights(model: PreTrainedModel, start_model: Path, share: float) -> None:
     """Move weights back to where training began by a share of the way.
 
     Both lie in one basin of the loss, so the average keeps most of what was learned and most of

@@ -186,12 +186,9 @@ class _Writer:
             self.prompts = [free_prefix(self.tokenizer)] * self.wanted.rows
         elif kind == "magpie":
             template_ends(self.tokenizer, system_prompt)
-        elif kind == "code":
-            texts = code_instructions(self.seed)
-            self._choose(([("user", text)] for text in texts), Counter())
-        elif kind == "passages":
-            asked = passage_instructions(self.seed)
-            self._choose(([("user", text)] for text in asked), Counter())
+        elif kind in ("code", "passages"):
+            asked = code_instructions if kind == "code" else passage_instructions
+            self._choose(([("user", text)] for text in asked(self.seed)), Counter())
         else:
             assert self.wanted.dataset is not None  # checked by the settings
             prompt_set = PromptSet(
