@@ -5,15 +5,25 @@ Shapes: B rows, n tokens fed, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.generation import GenerateDecoderOnlyOutput
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
+
+# What models, `generate` and their outputs call the cache: transformers 5.24 renamed it, and keeps
+# the old name for what users pass, not for what `generate` hands to a decoding method.
+CACHE_NAME = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(GenerateDecoderOnlyOutput)}
+    else "past_key_values"
+)
 
 
 class CachedModel(ABC):
@@ -220,9 +230,9 @@ class TorchModel(SlotModel):
         output = run(
             input_ids=tokens,
             attention_mask=self.mask if self.mask is None else self.mask.long(),
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **{CACHE_NAME: self.cache},
             **given,
         )
         logits: torch.Tensor = output.logits

@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.decoding.cached import CACHE_NAME
 from fastdraft_hf.decoding.scores import BY_ROW_NUMBER, STATEFUL
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _KNOWN = {
     "attention_mask",
     "position_ids",
-    "past_key_values",
+    CACHE_NAME,
     "use_cache",
     "logits_to_keep",
     "cache_position",
@@ -82,7 +83,7 @@ def obstacle(
             return f"{type(one).__name__} prepares inputs of its own", stock_assists
     if (rows > 1 or is_openvino(model)) and not _can_hide(model, span[1]):
         return f"{type(model).__name__} tells distances by places of the cache", stock_assists
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE_NAME)
     if not is_openvino(model):
         if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
             return "it needs a dynamic cache that tokens can be taken back from", False

@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.decoding.cached import CachedModel, TorchModel
+from fastdraft_hf.decoding.cached import CACHE_NAME, CachedModel, TorchModel
 from fastdraft_hf.decoding.loop import Drafting, Loop, Trace
 from fastdraft_hf.decoding.obstacles import is_openvino, obstacle
 from fastdraft_hf.decoding.records import listener
@@ -59,7 +59,7 @@ def assisted_decoding(
     with the draft where that can use it, else with the target alone.
 
     In a batch, stopping criteria and processors that read the text are asked row by row with ids
-    [1, length]; ``past_key_values`` is returned for a single row only.
+    [1, length]; the cache is returned for a single row only.
 
     Example:
         >>> target.generate(
@@ -156,7 +156,7 @@ def _decode(
         trace.logits = [[] for _ in range(rows)] if config.output_logits else None
     drafting = drafting_of(draft)
     loop = Loop(
-        target=_cached(model, model_kwargs.get("past_key_values"), mask),
+        target=_cached(model, model_kwargs.get(CACHE_NAME), mask),
         draft=_cached(draft, None, None, _compiled_step(draft)),
         text=text,
         scores=Scores(processors, _vocabulary(model)),
@@ -185,7 +185,7 @@ def _decode(
         sequences=sequences,
         scores=_by_step(trace.scores),
         logits=_by_step(trace.logits),
-        past_key_values=cache if rows == 1 else None,
+        **{CACHE_NAME: cache if rows == 1 else None},
     )
 
 

@@ -38,7 +38,7 @@ from fastdraft_hf.decoding.assisted import (
     record_rounds,
     set_draft_length,
 )
-from fastdraft_hf.decoding.cached import SlotModel
+from fastdraft_hf.decoding.cached import CACHE_NAME, SlotModel
 from fastdraft_hf.decoding.loop import Loop
 from fastdraft_hf.drafts.config import DesignConfig
 from fastdraft_hf.drafts.design import design_draft
@@ -331,7 +331,7 @@ def test_scores_and_logits_are_the_targets(
             assert len(ours[name]) == len(alone[name])
             pairs = zip(ours[name], alone[name], strict=True)
             assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
-    assert ours.past_key_values is None
+    assert getattr(ours, CACHE_NAME) is None
 
 
 def test_a_returned_cache_goes_on_with_the_text(
@@ -339,12 +339,11 @@ def test_a_returned_cache_goes_on_with_the_text(
 ) -> None:
     """The second turn of a talk: the cache of the first is handed in again."""
     first = write(target, [[40, 41]], neighbour, 3, return_dict_in_generate=True, eos_token_id=None)
-    assert first.past_key_values.get_seq_length() == first.sequences.shape[1] - 1
+    cache = getattr(first, CACHE_NAME)
+    assert cache.get_seq_length() == first.sequences.shape[1] - 1
     longer = torch.cat([first.sequences, torch.tensor([[60, 61, 62]])], 1)
     alone = write(target, longer, eos_token_id=None)
-    ours = write(
-        target, longer, neighbour, 3, past_key_values=first.past_key_values, eos_token_id=None
-    )
+    ours = write(target, longer, neighbour, 3, eos_token_id=None, **{CACHE_NAME: cache})
     assert torch.equal(ours, alone)
 
 
@@ -454,7 +453,7 @@ def test_what_it_cannot_do_goes_to_stock_with_one_warning(
         assert torch.equal(*same)
 
     check("beam search takes no draft", num_beams=3)
-    check("dynamic cache", past_key_values=None, use_cache=False)
+    check("dynamic cache", use_cache=False, **{CACHE_NAME: None})
     check("hidden states", return_dict_in_generate=True, output_hidden_states=True)
     allowed = {"prefix_allowed_tokens_fn": lambda batch, ids: [50, 60, 70 + batch]}
     check("needs whole batches", ((40, 41), (5, 6)), **allowed)
@@ -544,9 +543,9 @@ def test_a_cache_of_a_prompt_with_padding(
             ids[:, :4],
             attention_mask=mask[:, :4],
             position_ids=torch.tensor([[0, 0, 0, 1]]),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
         )
-    ours = write(target, ids, neighbour, 3, attention_mask=mask, past_key_values=cache)
+    ours = write(target, ids, neighbour, 3, attention_mask=mask, **{CACHE_NAME: cache})
     assert torch.equal(ours, alone)
 
 
