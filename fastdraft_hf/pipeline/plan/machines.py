@@ -9,6 +9,12 @@ from fastdraft_hf.evaluation.bench import Setting
 from fastdraft_hf.pipeline.plan.hardware import Hardware, Utilisation
 from fastdraft_hf.pipeline.plan.shapes import Shape
 
+# What reading for logits takes beside reading prompts: fp16 instead of int8, the head at every
+# token of the answers, and their top k (2,900 and 4,100 tokens/s on two cores).
+_LOGITS_OF_PROMPT_RATE = 0.7
+# OpenVINO over PyTorch: benchmarks/generation.py --only logits.
+_OPENVINO_READS = 1.9
+
 
 class Machine(Protocol):
     """Seconds and rates of single pieces of work."""
@@ -25,7 +31,7 @@ class Machine(Protocol):
         """Return how long one text takes among a full batch: what a limit overshoots by."""
         ...
 
-    def read_rate(self, shape: Shape, context: float) -> float:
+    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
         """Return tokens/s the target reads, logits made."""
         ...
 
@@ -90,7 +96,7 @@ class Roofline:
     def row_seconds(self, shape: Shape, tokens: float) -> float:
         return tokens * self._step(shape, self.batch_size, tokens / 2)
 
-    def read_rate(self, shape: Shape, context: float) -> float:
+    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
         peak, _ = self._peaks()
         return peak * self.utilisation.prefill / shape.forward_flops(context)
 
@@ -151,8 +157,11 @@ class Measured:
     def row_seconds(self, shape: Shape, tokens: float) -> float:
         return tokens * self.batch_size / (self.write_rate or self._batched_rate(shape))
 
-    def read_rate(self, shape: Shape, context: float) -> float:
-        return 0.6 * self.flops / shape.forward_flops(context)
+    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
+        if openvino and self.prompt_rate is not None:
+            return _LOGITS_OF_PROMPT_RATE * self.prompt_rate
+        rate = 0.6 * self.flops / shape.forward_flops(context)
+        return _OPENVINO_READS * rate if openvino else rate
 
     def round_seconds(self, target: Shape, draft: Shape, setting: Setting) -> float:
         gamma = setting.num_assistant_tokens

@@ -7,6 +7,7 @@ from fastdraft_hf.pipeline.plan.amounts import busiest_rows, shards, stored_sets
 from fastdraft_hf.pipeline.plan.commands import engine_of
 from fastdraft_hf.pipeline.plan.job import EXPORT_RATE, EXPORT_SECONDS, FIXED, Job, loading
 from fastdraft_hf.pipeline.plan.result import StagePlan
+from fastdraft_hf.pipeline.stages.logits import may_read_openvino
 
 
 def plan_generate(job: Job) -> StagePlan:
@@ -69,7 +70,8 @@ def plan_logits(job: Job) -> StagePlan:
     rows = [job.sets[name] for name in stored_sets(job.recipe) if name in job.sets]
     read = sum(count * (prompt + tokens) for count, prompt, tokens in rows)
     stored = sum(count * tokens for count, _, tokens in rows)
-    seconds = read / job.decoder.read_rate(job.target, 128)
+    openvino = job.cpu and may_read_openvino(config, "cpu")
+    seconds = read / job.decoder.read_rate(job.target, 128, openvino=openvino)
     seconds += FIXED["logits"] + loading(job.target)
     batch = config.batch_tokens * job.target.width * 20.0
     memory = job.resident(job.decoder_weights(job.target) + batch + 512 * job.target.vocabulary * 8)

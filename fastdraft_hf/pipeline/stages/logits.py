@@ -57,6 +57,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     return {"tokens": tokens, "bytes": size, **how}
 
 
+def may_read_openvino(config: LogitsConfig, device: str) -> bool:
+    """Return whether OpenVINO reads, if it can read this target."""
+    automatic = config.engine == "auto" and device == "cpu" and openvino_available()
+    return automatic or config.engine == "openvino"
+
+
 def _open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
@@ -70,7 +76,7 @@ def _open_reader(
             "logits.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
         )
     wanted = config.engine == "openvino"
-    if wanted or (config.engine == "auto" and device == "cpu" and openvino_available()):
+    if may_read_openvino(config, device):
         try:
             return _openvino_reader(target), {"engine": "openvino", "dtype": "float16"}
         except (FastDraftError, NotImplementedError) as error:

@@ -100,3 +100,15 @@ def test_an_export_that_is_not_cached_is_added(quickstart: Recipe) -> None:
     new = plan_stages(job_of(quickstart, QUICKSTART_TARGET, machine, export_ready=False))[1]
     assert new.seconds - ready.seconds == pytest.approx(18.5, abs=0.5)
     assert "once a machine" in new.notes[0]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_reading_for_logits_is_reckoned_with_what_reads(measured: bool) -> None:
+    """On a CPU OpenVINO reads nearly twice as fast as PyTorch (benchmarks/generation.py)."""
+    rates = RATES if measured else {**RATES, "prompt_rate": None}
+    seconds = {}
+    for engine in ("openvino", "transformers"):
+        recipe = read_recipe(QUICKSTART, ["device=cpu", f"logits={{engine: {engine}}}"])
+        found = plan_stages(job_of(recipe, QUICKSTART_TARGET, Measured(**rates)))
+        seconds[engine] = next(s.seconds for s in found if s.stage == "logits")
+    assert 1.5 < seconds["transformers"] / seconds["openvino"] < 7
