@@ -8,11 +8,10 @@ settings ask for more of the same: its finished folder becomes the partial one a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from fastdraft_hf._processes import Process, this_process, wait_until
 from fastdraft_hf.pipeline import provenance
 from fastdraft_hf.pipeline.compare import CONFIG, deciding, differences, read_config, with_defaults
 from fastdraft_hf.pipeline.energy import EnergyMeter, Joules, energy_facts, open_counters
+from fastdraft_hf.pipeline.partial import PROVENANCE, SESSIONS, locked, modified, move_aside, reopen
 from fastdraft_hf.pipeline.recipe import Recipe
 from fastdraft_hf.targets.resolve import Target, resolve_target
 
 logger = logging.getLogger(__name__)
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass
@@ -96,6 +94,8 @@ class Stage:
         leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
         grows: whether settings (old, new) only ask for more of what was made with the old ones,
             so that what is there is gone on with.
+        keeps: files and folders in its partial folder that settings (old, new) leave as good as
+            they were, where some others have to be made again.
     """
 
     run: Callable[[Run, Path], dict[str, Any]]
@@ -104,6 +104,7 @@ class Stage:
     folder: str
     leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
+    keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
 
 
 STAGES: dict[str, Stage] = {}
@@ -156,7 +157,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
         for name in stages:
             _join_stage(run, name, process)
         return
-    with _locked(run.folder):
+    with locked(run.folder):
         check_finished(run, stages)
         for name in stages:
             if run.finished(name) and not grows(run, name):
@@ -239,16 +240,25 @@ def check_finished(run: Run, stages: Sequence[str]) -> None:
 
 def grows(run: Run, name: str) -> bool:
     """Return whether the recipe asks a finished stage for more of what it made."""
-    return run.finished(name) and _only_grew(run, name, run.stage_folder(name))
-
-
-def _only_grew(run: Run, name: str, folder: Path) -> bool:
-    """Return whether what lies in ``folder`` was made with settings that have only grown since."""
-    made, wanted = _made(run, name, folder), _fingerprint(run, name)
-    if not isinstance(made, dict) or not isinstance(made.get(name), dict) or made == wanted:
+    if not run.finished(name):
         return False
-    others_same = {**made, name: None} == {**wanted, name: None}
-    return others_same and STAGES[name].grows(made[name], wanted[name])
+    return _only_grew(name, _made(run, name, run.stage_folder(name)), _fingerprint(run, name))
+
+
+def _only_grew(name: str, made: Any, wanted: dict[str, Any]) -> bool:
+    """Return whether what was made with one fingerprint is asked for more by another."""
+    return (
+        made != wanted
+        and _only_settings(name, made, wanted)
+        and STAGES[name].grows(made[name], wanted[name])
+    )
+
+
+def _only_settings(name: str, made: Any, wanted: dict[str, Any]) -> bool:
+    """Return whether two fingerprints differ in nothing but the stage's own settings."""
+    if not isinstance(made, dict) or not isinstance(made.get(name), dict):
+        return False
+    return {**made, name: None} == {**wanted, name: None}
 
 
 def _check_finished(run: Run, name: str) -> None:
@@ -296,22 +306,22 @@ def _execute_stage(run: Run, name: str) -> None:
     partial = run.folder / f".{stage.folder}.partial"
     fingerprint = _fingerprint(run, name)
     if run.finished(name):
-        _reopen(run, name, partial)
-    if partial.exists() and not (
-        _made(run, name, partial) == fingerprint or _only_grew(run, name, partial)
-    ):
-        aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
-        logger.warning("%s: begun with other settings; moved aside to %s", name, aside)
-        partial.rename(aside)
+        reopen(run.stage_folder(name), partial)
+    if partial.exists():
+        made = _made(run, name, partial)
+        if made != fingerprint and not _only_grew(name, made, fingerprint):
+            same = _only_settings(name, made, fingerprint)
+            keeps = stage.keeps(made[name], fingerprint[name]) if same else ()
+            move_aside(partial, keeps, name)
     resumed = partial.exists()
     partial.mkdir(exist_ok=True)
     # Also of one that goes on: it may be asked for more, or be older than a setting.
     write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
     logger.info("%s: %s", name, "going on where it was" if resumed else "starts")
-    sessions = partial / "sessions.json"
+    sessions = partial / SESSIONS
     earlier = json.loads(sessions.read_text(encoding="utf-8")) if sessions.exists() else []
     if earlier and earlier[-1]["seconds"] is None:  # killed: its last written file tells how long
-        last = max(_modified(f) for f in partial.rglob("*"))
+        last = max(modified(f) for f in partial.rglob("*"))
         earlier[-1]["seconds"] = max(0.0, last - earlier[-1]["started"])
     begun = {"started": time.time(), "seconds": None}
 
@@ -342,42 +352,3 @@ def _execute_stage(run: Run, name: str) -> None:
     sessions.unlink()
     publish_folder(partial, run.stage_folder(name))
     logger.info("%s: finished in %.0f s", name, seconds)
-
-
-def _reopen(run: Run, name: str, partial: Path) -> None:
-    """Make a finished stage one that was begun; the time and energy it took stay known."""
-    folder = run.stage_folder(name)
-    record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    session = {
-        "started": folder.stat().st_mtime - record["wall_seconds"],
-        "seconds": record["wall_seconds"],
-        "energy": record.get("energy_joules_of"),
-    }
-    write_json(folder / "sessions.json", [session])
-    if partial.exists():
-        partial.rename(partial.with_name(f"{partial.name}-{time.time_ns()}"))
-    publish_folder(folder, partial)
-
-
-def _modified(path: Path) -> float:
-    """Return when a file was last written; 0 for a folder, and for what another process renamed."""
-    try:
-        return path.stat().st_mtime if path.is_file() else 0.0
-    except FileNotFoundError:
-        return 0.0
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; a killed process lets go by itself."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FastDraftError(f"another fastdraft process works in {folder}") from None
-    try:
-        yield
-    finally:
-        lock.release()

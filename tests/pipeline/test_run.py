@@ -16,7 +16,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.pipeline import run as module
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe
 from fastdraft_hf.pipeline.run import Run, Stage, choose, execute, grows, planned
-from fastdraft_hf.pipeline.stages.generate import only_more
+from fastdraft_hf.pipeline.stages.generate import only_more, unchanged
 from fastdraft_hf.targets.resolve import Target
 from fastdraft_hf.training.config import TrainConfig
 
@@ -58,7 +58,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     stages = {
         "design": Stage(fakes.stage("design"), lambda r: r.design, (), "design"),
         "generate": Stage(
-            fakes.stage("generate"), lambda r: r.generate, (), "generate", grows=only_more
+            fakes.stage("generate"),
+            lambda r: r.generate,
+            (),
+            "generate",
+            grows=only_more,
+            keeps=unchanged,
         ),
         "pretrain": Stage(
             fakes.stage("pretrain"),
@@ -269,6 +274,81 @@ def test_a_partial_folder_of_other_settings_is_moved_aside(
     assert record(run, "align")["facts"] == {"rows": 1}
     (aside,) = [name for name in names(run) if name.startswith(".align.partial-")]
     assert (run.folder / aside / "rows.txt").read_text(encoding="utf-8") == "row\n"
+
+
+def begin_generate(fakes: FakeStages, run: Run) -> Path:
+    """Kill stage generate and lay files where its sets chat and code would be."""
+    fakes.killed = {"generate"}
+    with pytest.raises(Killed):
+        execute(run, ["generate"])
+    fakes.killed = set()
+    partial = run.folder / ".generate.partial"
+    for name in ("chat", "chat-instructions", "code"):
+        (partial / name).mkdir()
+        (partial / name / "part-00000.parquet").write_text(name)
+    (partial / "held_out.json").write_text("{}")
+    return partial
+
+
+def rows_of_code(folder: Path) -> int:
+    made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    rows: int = made["generate"]["sets"]["code"]["rows"]
+    return rows
+
+
+def test_sets_that_did_not_change_stay_where_others_did(
+    fakes: FakeStages, make_run: Callable[..., Run]
+) -> None:
+    two = "generate.sets.code={kind: code, rows: 4}"
+    begin_generate(fakes, make_run(two, "generate.sets.chat={kind: magpie, rows: 4}"))
+    # One set grows, one is asked for less, and one is new.
+    fewer = "generate.sets.code={kind: code, rows: 3}"
+    run = make_run(fewer, "generate.sets.chat={kind: magpie, rows: 6}", ANOTHER)
+    execute(run, ["generate"])
+    assert record(run, "generate")["runs"] == 2
+    made = run.stage_folder("generate")
+    assert {p.name for p in made.iterdir() if p.is_dir()} == {"chat", "chat-instructions"}
+    assert (made / "held_out.json").exists()
+    assert rows_of_code(made) == 3
+    (aside,) = run.folder.glob(".generate.partial-*")
+    assert {p.name for p in aside.iterdir()} == {"code", "config.yaml", "rows.txt"}
+    assert rows_of_code(aside) == 4
+
+
+@pytest.mark.parametrize("change", ["seed=1", "generate.batch_size=3", "generate.sets.chat.rows=3"])
+def test_nothing_stays_where_all_sets_have_to_be_made_again(
+    fakes: FakeStages, make_run: Callable[..., Run], change: str
+) -> None:
+    begin_generate(fakes, make_run())
+    run = make_run(change)
+    execute(run, ["generate"])
+    assert record(run, "generate")["runs"] == 1
+    assert not (run.stage_folder("generate") / "chat").exists()
+    (aside,) = run.folder.glob(".generate.partial-*")
+    assert (aside / "chat" / "part-00000.parquet").exists()
+
+
+def test_killed_while_it_moves_what_changed(
+    fakes: FakeStages, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = "generate.sets.code={kind: code, rows: 4}"
+    partial = begin_generate(fakes, make_run(two))
+    rename = Path.rename
+
+    def killed_after_one(path: Path, to: Path) -> Path:
+        if path.name == "rows.txt":
+            raise Killed
+        return rename(path, to)
+
+    fewer = make_run("generate.sets.code={kind: code, rows: 3}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_after_one)
+        with pytest.raises(Killed):
+            execute(fewer, ["generate"])
+    assert not (partial / "code").exists()
+    execute(fewer, ["generate"])
+    assert (fewer.stage_folder("generate") / "chat" / "part-00000.parquet").exists()
+    assert record(fewer, "generate")["facts"] == {"rows": 1}  # the fake's file is no set
 
 
 def test_a_setting_newer_than_a_partial_folder_had_its_default(

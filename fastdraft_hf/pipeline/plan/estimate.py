@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+from fastdraft_hf.pipeline.partial import PROVENANCE
 from fastdraft_hf.pipeline.plan.job import BASE_MEMORY, FIXED, Job, loading
 from fastdraft_hf.pipeline.plan.measuring import plan_bench, plan_evaluate, plan_export, plan_trim
 from fastdraft_hf.pipeline.plan.result import StagePlan
 from fastdraft_hf.pipeline.plan.text import plan_generate, plan_logits
 from fastdraft_hf.pipeline.plan.training import plan_training
-from fastdraft_hf.pipeline.run import PROVENANCE, STAGES, Run, grows, planned
+from fastdraft_hf.pipeline.run import STAGES, Run, grows, planned
 
 
 def plan_stages(job: Job) -> list[StagePlan]:

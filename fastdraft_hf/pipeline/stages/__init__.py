@@ -28,7 +28,15 @@ _DRAFTS = ("design", "pretrain", "continue", "align")
 
 register("design", Stage(design.run, lambda r: r.design, (), "design"))
 register(
-    "generate", Stage(generate.run, lambda r: r.generate, (), "generate", grows=generate.only_more)
+    "generate",
+    Stage(
+        generate.run,
+        lambda r: r.generate,
+        (),
+        "generate",
+        grows=generate.only_more,
+        keeps=generate.unchanged,
+    ),
 )
 register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits"))
 register(

@@ -10,8 +10,9 @@ from typing import Any
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
+from fastdraft_hf.pipeline.partial import PROVENANCE
 from fastdraft_hf.pipeline.recipe import resolve_device
-from fastdraft_hf.pipeline.run import PROVENANCE, Run
+from fastdraft_hf.pipeline.run import Run
 
 logger = logging.getLogger(__name__)
 

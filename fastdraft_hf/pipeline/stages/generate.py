@@ -51,6 +51,8 @@ _ABOUT = {
     "passages": "Tasks about passages of documentation, done by the target.",
     "dataset": "The target's answers to the prompts of a data set.",
 }
+# Which held-out text the prompts of a folder were checked against.
+_HELD_OUT = "held_out.json"
 # Settings of kinds that others do not read; a card leaves them out.
 _ONLY = {
     "dataset": ("dataset", "name", "split", "column", "context_columns", "revision"),
@@ -73,7 +75,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         raise FastDraftError("generate.sets: at least one set is needed")
     # First of all: a task set that cannot be read stops the run before any work.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    _check_begun(folder / "held_out.json", decontaminator.held_out)
+    _check_begun(folder / _HELD_OUT, decontaminator.held_out)
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     writers = [
         _Writer(run, folder, name, wanted, tokenizer, decontaminator)
@@ -105,6 +107,15 @@ def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
         return False
     grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
     return grew or new["rows"] == old["rows"]
+
+
+def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return what of a folder stays good: sets that did not change, or only ask for more rows."""
+    if {**old, "sets": None} != {**new, "sets": None}:
+        return []
+    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
+    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
+    return [*same, *asked, _HELD_OUT] if same else []
 
 
 def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
