@@ -18,7 +18,7 @@ STAMPS = pyproject.toml constraints.txt
 .PHONY: help quickstart pretrained demo test test-slow test-latest lint docs bench clean
 
 help:
-	@grep -E '^#' Makefile | sed 's/^# *//'
+	@sed -n '/^#/!q; s/^# *//p' Makefile
 	@echo 'targets: quickstart pretrained demo test test-slow test-latest lint docs bench clean'
 
 # torch comes first and alone: the constraint picks the build, and a later package cannot widen it.

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,54 @@ def path(request: pytest.FixtureRequest) -> Path:
 def recipe(path: Path, request: pytest.FixtureRequest) -> Recipe:
     """The recipe as it is on both kinds of machines; reading it checks its schema."""
     return read_recipe(path, [f"device={request.param}"])
+
+
+def test_a_draft_to_go_on_with_is_what_another_recipe_makes() -> None:
+    recipes = {path: read_recipe(path, ["device=cpu"]) for path in FILES}
+    made = {
+        f"{one.output_dir}/{stage}": path for path, one in recipes.items() for stage in planned(one)
+    }
+    found = {
+        path.stem: made[str(one.design.draft)].stem
+        for path, one in recipes.items()
+        if one.design.draft is not None
+    }
+    assert found == {"sharpen": "full", "from-pretrained": "pretrained"}
+
+
+def test_pretraining_writes_the_text_of_sharpen() -> None:
+    """Its README says that the folder can be copied."""
+    first, second = (
+        read_recipe(RECIPES / "smollm2-135m" / name, ["device=cpu"])
+        for name in ("pretrained.yaml", "sharpen.yaml")
+    )
+    assert first.generate == second.generate
+    assert (first.seed, first.target) == (second.seed, second.target)
+
+
+@pytest.mark.parametrize(
+    ("words", "does"),
+    [
+        (["quickstart"], "run recipes/smollm2-135m/quickstart.yaml"),
+        (
+            ["quickstart", "PRETRAINED=some/draft"],
+            "run recipes/smollm2-135m/from-pretrained.yaml design.draft=some/draft",
+        ),
+        (
+            ["pretrained"],
+            "run recipes/smollm2-135m/pretrained.yaml --stages design,generate,pretrain,continue",
+        ),
+    ],
+)
+def test_make_runs_the_recipes(words: list[str], does: str) -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", *words, "VENV=env"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1].strip() == f"env/bin/fastdraft {does}"
 
 
 def test_there_is_a_recipe_for_every_target_that_was_promised() -> None:
