@@ -43,7 +43,8 @@ def test_every_recipe_of_the_repository_builds(
 ) -> None:
     monkeypatch.setattr(module, "resolve_device", lambda device: machine)
     recipe = read_recipe(path)
-    assert recipe.align is not None  # a draft that was never aligned is no FastDraft
+    # A draft that was never aligned is no FastDraft; one recipe makes what another then aligns.
+    assert (recipe.align is None) == (path.stem == "pretrained")
     assert build_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
 
 
