@@ -16,7 +16,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.pipeline import run as module
 from fastdraft_hf.pipeline.recipe import Recipe, build_recipe
 from fastdraft_hf.pipeline.run import Run, Stage, choose, execute, grows, planned
-from fastdraft_hf.pipeline.stages.generate import only_more, unchanged
+from fastdraft_hf.pipeline.stages.kept_sets import only_more, unchanged
 from fastdraft_hf.targets.resolve import Target
 from fastdraft_hf.training.config import TrainConfig
 

@@ -32,7 +32,7 @@ class Machine(Protocol):
         ...
 
     def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
-        """Return tokens/s the target reads, logits made."""
+        """Return tokens/s the target reads, logits made; through OpenVINO, where a CPU does."""
         ...
 
     def round_seconds(self, target: Shape, draft: Shape, setting: Setting) -> float:

@@ -10,6 +10,7 @@ from fastdraft_hf.pipeline.stages import (
     evaluate,
     export,
     generate,
+    kept_sets,
     logits,
     report,
     train,
@@ -34,8 +35,8 @@ register(
         lambda r: r.generate,
         (),
         "generate",
-        grows=generate.only_more,
-        keeps=generate.unchanged,
+        grows=kept_sets.only_more,
+        keeps=kept_sets.unchanged,
     ),
 )
 register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits"))

@@ -37,6 +37,7 @@ from fastdraft_hf.data.prompts import (
 )
 from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.pipeline.run import Run
+from fastdraft_hf.pipeline.stages.kept_sets import HELD_OUT
 from fastdraft_hf.pipeline.target_engine import open_target_engine
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ _ABOUT = {
     "passages": "Tasks about passages of documentation, done by the target.",
     "dataset": "The target's answers to the prompts of a data set.",
 }
-# Which held-out text the prompts of a folder were checked against.
-_HELD_OUT = "held_out.json"
 # Settings of kinds that others do not read; a card leaves them out.
 _ONLY = {
     "dataset": ("dataset", "name", "split", "column", "context_columns", "revision"),
@@ -75,7 +74,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         raise FastDraftError("generate.sets: at least one set is needed")
     # First of all: a task set that cannot be read stops the run before any work.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    _check_begun(folder / _HELD_OUT, decontaminator.held_out)
+    _check_begun(folder / HELD_OUT, decontaminator.held_out)
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     writers = [
         _Writer(run, folder, name, wanted, tokenizer, decontaminator)
@@ -89,33 +88,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for writer in writers:
         facts["sets"][writer.name] = writer.write(engine)
     return facts
-
-
-def only_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether settings only add sets, or rows to sets: what is written then stays and is gone on.
-
-    The first rows of a larger set are those of the smaller one. Not so where time ends a set: which
-    rows it has then depends on what was in flight.
-    """
-    if {**old, "sets": None} != {**new, "sets": None}:
-        return False
-    return all(_more_of(had, new["sets"].get(name)) for name, had in old["sets"].items())
-
-
-def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
-    if new is None or {**old, "rows": None} != {**new, "rows": None}:
-        return False
-    grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
-    return grew or new["rows"] == old["rows"]
-
-
-def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return what of a folder stays good: sets that did not change, or only ask for more rows."""
-    if {**old, "sets": None} != {**new, "sets": None}:
-        return []
-    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
-    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
-    return [*same, *asked, _HELD_OUT] if same else []
 
 
 def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
