@@ -16,7 +16,7 @@ out.
 
 Measured on the target's answers, T = 0.6, to HumanEval prompts and to held-out functions: the
 expected acceptance rate and block efficiency of decoding, teacher-forced
-(`fastdraft_hf.evaluation.expected`), with 95% bootstrap intervals over prompts; the difference of
+(`fastdraft_hf.eval.expected`), with 95% bootstrap intervals over prompts; the difference of
 the two drafts is paired by prompt. What is finished in --work is kept; a killed run goes on.
 """
 
@@ -49,7 +49,7 @@ from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.data.python_source import documented_functions
 from fastdraft_hf.data.requests import requests_for
-from fastdraft_hf.evaluation.expected import (
+from fastdraft_hf.eval.expected import (
     Continuation,
     ExpectedRounds,
     expected_rounds,
@@ -57,12 +57,12 @@ from fastdraft_hf.evaluation.expected import (
     rounds_block_efficiency,
     text_acceptance,
 )
-from fastdraft_hf.evaluation.prompts import draw_prompts
+from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.targets.resolve import resolve_target
-from fastdraft_hf.training.config import TrainConfig
-from fastdraft_hf.training.loop import train
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.loop import train
 
 TARGET = "embedded:smollm2-135m-instruct"
 TEMPERATURE, GAMMA, ANSWER = 0.6, 3, 96

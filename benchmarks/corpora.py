@@ -44,8 +44,8 @@ from fastdraft_hf.data.mixture import (
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.stream import BlockStream, as_dataset
 from fastdraft_hf.data.tokenizing import tokenize_source
-from fastdraft_hf.targets.embedded import embedded_target
-from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.target.embedded import embedded_target
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 KINDS = ("python", "packages", "package_docs")
 ROWS, LENGTH = 8, 512

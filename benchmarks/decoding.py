@@ -23,21 +23,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import assisted_decoding, embedded_target
-from fastdraft_hf.decoding import speculative
-from fastdraft_hf.decoding.assisted import decode, set_draft_length
-from fastdraft_hf.decoding.openvino import OpenVINODecoder
-from fastdraft_hf.decoding.records import DecodingRecord
-from fastdraft_hf.evaluation.metrics import (
+from fastdraft_hf.decode import speculative
+from fastdraft_hf.decode.assisted import decode, set_draft_length
+from fastdraft_hf.decode.openvino import OpenVINODecoder
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.metrics import (
     Estimate,
     block_efficiency,
     bootstrap,
     speed_ratio,
     tokens_per_second,
 )
-from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
-from fastdraft_hf.pipeline.provenance import machine
+from fastdraft_hf.stages.provenance import machine
 
 Way = Callable[[EvaluationPrompt], DecodingRecord]
 Rows = list[tuple[str, str, str, str]]

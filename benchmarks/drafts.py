@@ -22,15 +22,15 @@ from objectives import _show, held_out_answers, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.evaluation.config import EvaluateConfig
-from fastdraft_hf.evaluation.expected import rounds_acceptance_rate, rounds_block_efficiency
-from fastdraft_hf.evaluation.prompts import draw_prompts
+from fastdraft_hf.eval.config import EvaluateConfig
+from fastdraft_hf.eval.expected import rounds_acceptance_rate, rounds_block_efficiency
+from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
-from fastdraft_hf.pipeline.provenance import machine
-from fastdraft_hf.pipeline.recipe import build_recipe
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.targets.resolve import resolve_target
-from fastdraft_hf.training.loop import average_weights
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.stages.provenance import machine
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.train.loop import average_weights
 
 # As long as `held_out_answers` lets them be.
 TOKENS = 64

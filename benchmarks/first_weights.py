@@ -29,11 +29,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.evaluation.prompts import draw_prompts
-from fastdraft_hf.pipeline.recipe import Recipe, build_recipe, read_recipe
-from fastdraft_hf.pipeline.run import Run, execute
-from fastdraft_hf.pipeline.stages import design as _  # noqa: F401  (registers the stages)
-from fastdraft_hf.targets.resolve import resolve_target
+from fastdraft_hf.eval.prompts import draw_prompts
+from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
+from fastdraft_hf.stages import design as _  # noqa: F401  (registers the stages)
+from fastdraft_hf.stages.runner import Run, execute
+from fastdraft_hf.target.resolve import resolve_target
 
 KINDS: dict[str, dict[str, Any]] = {
     "scratch": {"first_weights": "scratch"},

@@ -34,13 +34,13 @@ from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.requests import Request, requests_for
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
-from fastdraft_hf.decoding.openvino_reader import OpenVINOReader
-from fastdraft_hf.decoding.speculative import assisted_decoding
+from fastdraft_hf.decode.openvino_reader import OpenVINOReader
+from fastdraft_hf.decode.speculative import assisted_decoding
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
-from fastdraft_hf.pipeline.provenance import machine
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.training.arguments import has_fast_bf16
+from fastdraft_hf.stages.provenance import machine
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.train.arguments import has_fast_bf16
 
 Rows = list[tuple[str, str, str, str]]
 

@@ -24,15 +24,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.decoding.assisted import decode
-from fastdraft_hf.decoding.records import DecodingRecord
-from fastdraft_hf.evaluation.evaluate import first_difference
-from fastdraft_hf.evaluation.journal import Journal
-from fastdraft_hf.evaluation.metrics import acceptance_rate
-from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.decode.assisted import decode
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.evaluate import first_difference
+from fastdraft_hf.eval.journal import Journal
+from fastdraft_hf.eval.metrics import acceptance_rate
+from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.targets.resolve import resolve_target
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import resolve_target
 
 # Path -> the target alone that it is compared with.
 PATHS = {
@@ -65,7 +65,7 @@ def pytorch(target: Any, draft: Any, path: Any, tokens: int) -> Run:
 
 
 def genai(target: Path, draft: Path | None, ends: set[int], tokens: int) -> Run:
-    from fastdraft_hf.decoding.openvino import OpenVINODecoder
+    from fastdraft_hf.decode.openvino import OpenVINODecoder
 
     pipeline = OpenVINODecoder(target, draft, properties=EXACT)
 

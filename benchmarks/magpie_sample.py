@@ -23,8 +23,8 @@ from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.dataset_card import fenced
 from fastdraft_hf.data.filters import KEPT, read_kept_rows
 from fastdraft_hf.data.prompts import template_ends
-from fastdraft_hf.pipeline.recipe import build_recipe
-from fastdraft_hf.pipeline.run import Run, choose, execute
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.stages.runner import Run, choose, execute
 
 DOCS = Path(__file__).parents[1] / "docs" / "magpie-sample.md"
 PAIRS, TOP_P = 20, 0.95

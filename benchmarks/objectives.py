@@ -32,19 +32,19 @@ from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.engines import choose_engine, open_engine
 from fastdraft_hf.data.requests import requests_for
-from fastdraft_hf.decoding.assisted import decode
-from fastdraft_hf.evaluation.expected import (
+from fastdraft_hf.decode.assisted import decode
+from fastdraft_hf.eval.expected import (
     Continuation,
     expected_acceptance,
     expected_acceptance_rate,
     log_probabilities,
 )
-from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
-from fastdraft_hf.pipeline.run import Run, execute
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.targets.resolve import resolve_target
+from fastdraft_hf.recipe import Recipe, read_recipe
+from fastdraft_hf.stages.runner import Run, execute
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import resolve_target
 
 TEMPERATURE, GAMMA = 0.6, 3
 OBJECTIVES: dict[str, Any] = {

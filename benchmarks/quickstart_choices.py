@@ -28,20 +28,20 @@ from fastdraft_hf.data.corpora import build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import open_engine
 from fastdraft_hf.data.requests import requests_for
-from fastdraft_hf.drafts.design import design_draft
-from fastdraft_hf.drafts.first_weights import first_weights
-from fastdraft_hf.evaluation.expected import (
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.eval.expected import (
     Continuation,
     expected_acceptance,
     expected_acceptance_rate,
     log_probabilities,
 )
-from fastdraft_hf.evaluation.prompts import draw_prompts
+from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
-from fastdraft_hf.pipeline.target_engine import stop_ids
-from fastdraft_hf.targets.resolve import resolve_target
-from fastdraft_hf.training.loop import train
+from fastdraft_hf.recipe import Recipe, read_recipe
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.train.loop import train
 
 TEMPERATURE, GAMMA = 0.6, 3
 

@@ -33,10 +33,10 @@ from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.python_source import documented_functions
-from fastdraft_hf.decoding.assisted import decode
-from fastdraft_hf.evaluation.prompts import draw_prompts
-from fastdraft_hf.pipeline.recipe import build_recipe
-from fastdraft_hf.targets.resolve import resolve_target
+from fastdraft_hf.decode.assisted import decode
+from fastdraft_hf.eval.prompts import draw_prompts
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.target.resolve import resolve_target
 
 TARGET = "embedded:smollm2-135m-instruct"
 

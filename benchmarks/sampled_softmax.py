@@ -28,10 +28,10 @@ from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.generated import read_rows
-from fastdraft_hf.training.config import TrainConfig
-from fastdraft_hf.training.head import fused_head_loss
-from fastdraft_hf.training.loop import training_arguments
-from fastdraft_hf.training.trainer import DraftDistillationTrainer
+from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.head import fused_head_loss
+from fastdraft_hf.train.loop import training_arguments
+from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
 WAYS: dict[str, dict[str, Any]] = {
     "whole vocabulary, layers in float32": {

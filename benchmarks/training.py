@@ -30,11 +30,11 @@ from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.stored_distribution import distribution_table
-from fastdraft_hf.training.arguments import has_fast_bf16
-from fastdraft_hf.training.distribution import TopK
-from fastdraft_hf.training.head import dense_head_loss, fused_head_loss
-from fastdraft_hf.training.objectives import Objective
-from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.arguments import has_fast_bf16
+from fastdraft_hf.train.distribution import TopK
+from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
+from fastdraft_hf.train.objectives import Objective
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 VOCABULARY, ROWS, LENGTH, TOP_K = 49_152, 8, 512, 32
 CUDA = torch.cuda.is_available()

@@ -24,16 +24,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import load_draft
-from fastdraft_hf.decoding.assisted import decode
-from fastdraft_hf.decoding.records import DecodingRecord
-from fastdraft_hf.evaluation.metrics import acceptance_rate, bootstrap
-from fastdraft_hf.evaluation.prompts import EvaluationPrompt, draw_prompts
+from fastdraft_hf.decode.assisted import decode
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.metrics import acceptance_rate, bootstrap
+from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
-from fastdraft_hf.pipeline.provenance import machine
-from fastdraft_hf.targets.resolve import resolve_target
-from fastdraft_hf.tuning.predict import Acceptance, RoundCost, acceptance_of_rate, predict
-from fastdraft_hf.tuning.timing import LoopTimer, Timing, median_and_quartiles, round_costs
+from fastdraft_hf.stages.provenance import machine
+from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.tune.predict import Acceptance, RoundCost, acceptance_of_rate, predict
+from fastdraft_hf.tune.timing import LoopTimer, Timing, median_and_quartiles, round_costs
 
 MEASURES = {"pytorch": "cpu", "openvino": "openvino", "cuda": "cuda"}
 

@@ -35,9 +35,9 @@ from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import FILTERS
 from fastdraft_hf.data.generated import MANIFEST
 from fastdraft_hf.data.stored_distribution import column_names
-from fastdraft_hf.training.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
-from fastdraft_hf.training.checks import mean_length
-from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
+from fastdraft_hf.train.checks import mean_length
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 # Documents of each data set whose mean length decides how often it is drawn from.
 MEASURED_DOCUMENTS = 200

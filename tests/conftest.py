@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.drafts.trimmed_head import TrimmedHead, write_trimmed_head
+from fastdraft_hf.draft.trimmed_head import TrimmedHead, write_trimmed_head
 from fastdraft_hf.export.openvino import WeightFormat, export_openvino
 from fastdraft_hf.export.several import export_several
-from fastdraft_hf.targets.embedded import embedded_target
+from fastdraft_hf.target.embedded import embedded_target
 
 # Deadlines are timings, and derandomized runs fail on everybody's machine or on nobody's.
 hypothesis.settings.register_profile(

@@ -23,11 +23,11 @@ from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
-from fastdraft_hf.drafts.design import count_parameters, design_draft
-from fastdraft_hf.pipeline.plan.hardware import DEVICES, parse_hardware
-from fastdraft_hf.pipeline.plan.make import find_config, make_plan
-from fastdraft_hf.pipeline.recipe import Recipe, read_recipe
-from fastdraft_hf.pipeline.run import planned
+from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.plan.hardware import DEVICES, parse_hardware
+from fastdraft_hf.plan.make import find_config, make_plan
+from fastdraft_hf.recipe import Recipe, read_recipe
+from fastdraft_hf.stages.runner import planned
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

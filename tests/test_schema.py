@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import dump, json_schema, load, parse_count, setting
 from fastdraft_hf.data.config import GenerateConfig
-from fastdraft_hf.drafts.config import DesignConfig
-from fastdraft_hf.training.config import TrainConfig
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.train.config import TrainConfig
 
 
 @dataclass

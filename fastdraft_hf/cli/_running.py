@@ -13,7 +13,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import this_process
 
 if TYPE_CHECKING:
-    from fastdraft_hf.pipeline.recipe import Recipe
+    from fastdraft_hf.recipe import Recipe
 
 # The recipe a run's folder was last filled by; a stage's command takes it up again.
 RECIPE_FILE = "recipe.yaml"
@@ -23,7 +23,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     """Print the resolved recipe and run its stages, or say what would be run."""
     import yaml
 
-    from fastdraft_hf.pipeline.run import STAGES, Run, check_finished, choose, execute, grows
+    from fastdraft_hf.stages.runner import STAGES, Run, check_finished, choose, execute, grows
 
     process = this_process()
     if process.count > 1 and wanted != ["generate"]:
@@ -54,7 +54,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
         return
     quiet_libraries()
     if "trim" in stages and not run.finished("trim"):
-        from fastdraft_hf.pipeline.stages import trim
+        from fastdraft_hf.stages import trim
 
         trim.check(run)
     # Settings that a finished stage refuses must not become the folder's recipe.
@@ -65,7 +65,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 
 def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
     """Refuse bad objectives and ``trainer_args`` before any work; the trainer's config is asked."""
-    from fastdraft_hf.training.loop import training_arguments
+    from fastdraft_hf.train.loop import training_arguments
 
     for name, section in recipe.training_stages().items():
         if name in stages:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdraft_hf.evaluation.demo.config import DemoConfig
+    from fastdraft_hf.eval.demo.config import DemoConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     from fastdraft_hf.cli._fields import add_fields
-    from fastdraft_hf.evaluation.demo.config import DemoConfig
+    from fastdraft_hf.eval.demo.config import DemoConfig
 
     parser.add_argument(
         "--prompt", metavar="TEXT", help="what to answer; by default four prompts of the package"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli._fields import read_fields
-    from fastdraft_hf.evaluation.demo.config import DemoConfig
+    from fastdraft_hf.eval.demo.config import DemoConfig
 
     demo(read_fields(args, DemoConfig), args.prompt)
 
@@ -34,10 +34,10 @@ def demo(config: DemoConfig, prompt: str | None = None) -> None:
     """Find and check both models, load them, and show what they write."""
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.evaluation.demo.engine import check_draft, choose_engine, load_engine
-    from fastdraft_hf.evaluation.demo.prompts import PROMPTS, DemoPrompt
-    from fastdraft_hf.pipeline.recipe import resolve_device
-    from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.eval.demo.engine import check_draft, choose_engine, load_engine
+    from fastdraft_hf.eval.demo.prompts import PROMPTS, DemoPrompt
+    from fastdraft_hf.recipe import resolve_device
+    from fastdraft_hf.target.resolve import resolve_target
 
     if prompt is not None and not prompt.strip():
         raise FastDraftError("prompt: it is empty")
@@ -50,8 +50,8 @@ def demo(config: DemoConfig, prompt: str | None = None) -> None:
     from rich.console import Console
     from transformers import AutoTokenizer
 
-    from fastdraft_hf.evaluation.demo.show import show
-    from fastdraft_hf.pipeline.target_engine import stop_ids
+    from fastdraft_hf.eval.demo.show import show
+    from fastdraft_hf.stages.target_engine import stop_ids
 
     tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     check_draft(target, tokenizer, draft)
@@ -74,9 +74,9 @@ def demo(config: DemoConfig, prompt: str | None = None) -> None:
 def _draft(given: str | None) -> tuple[Path, Path | None]:
     """Return the draft's folder and, where its run made one, its OpenVINO export."""
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.evaluation.demo.engine import WEIGHT_FORMAT, shipped_draft
+    from fastdraft_hf.eval.demo.engine import WEIGHT_FORMAT, shipped_draft
     from fastdraft_hf.hub.run_folder import find_run
-    from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.target.resolve import resolve_target
 
     if given is None:
         return shipped_draft(), None

@@ -33,11 +33,11 @@ def run(args: argparse.Namespace) -> None:
     import sys
 
     from fastdraft_hf.cli._running import run_stages
-    from fastdraft_hf.drafts.describe import design_rows
-    from fastdraft_hf.evaluation.terminal import print_table
-    from fastdraft_hf.pipeline.recipe import build_recipe
-    from fastdraft_hf.pipeline.run import Run
-    from fastdraft_hf.pipeline.stages.design import planned_config
+    from fastdraft_hf.draft.describe import design_rows
+    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.recipe import build_recipe
+    from fastdraft_hf.stages.design import planned_config
+    from fastdraft_hf.stages.runner import Run
 
     # With nowhere to write it, the question is what the draft would be.
     asking = args.output_dir is None and args.config is None and args.target is not None
@@ -64,7 +64,7 @@ def _search(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf._schema import load
     from fastdraft_hf.cli.tune import tune
-    from fastdraft_hf.tuning.config import TuneConfig
+    from fastdraft_hf.tune.config import TuneConfig
 
     folder = Path(args.output_dir or "runs/tune")
     args.output_dir = str(folder)  # a recipe needs one; nothing of a run is written there

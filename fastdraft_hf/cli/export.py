@@ -99,11 +99,11 @@ def run(args: argparse.Namespace) -> None:
 def _export(kind: str, model: str, args: argparse.Namespace) -> None:
     """Export one model, say how it compares, and read acceptance where a target is given."""
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.drafts.vocabulary import check_vocabulary
+    from fastdraft_hf.draft.vocabulary import check_vocabulary
     from fastdraft_hf.export.gguf import GGUFType
     from fastdraft_hf.export.openvino import WeightFormat, require_openvino
-    from fastdraft_hf.pipeline import exporting
-    from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.stages import exporting
+    from fastdraft_hf.target.resolve import resolve_target
 
     known = get_args(WeightFormat if kind == "openvino" else GGUFType)
     weight_format = args.weight_format or _DEFAULTS[kind]
@@ -154,9 +154,9 @@ def _acceptance(kind: str, weight_format: str, draft: Path, output: Path, target
     from transformers import AutoTokenizer
 
     from fastdraft_hf.export.parity import read_gguf
-    from fastdraft_hf.pipeline import exporting
-    from fastdraft_hf.pipeline.recipe import resolve_device
-    from fastdraft_hf.pipeline.target_engine import stop_ids
+    from fastdraft_hf.recipe import resolve_device
+    from fastdraft_hf.stages import exporting
+    from fastdraft_hf.stages.target_engine import stop_ids
 
     if kind == "openvino":
         name, load = "OpenVINO", functools.partial(exporting.load_openvino, output)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdraft_hf.pipeline.plan.result import Plan, StagePlan
+    from fastdraft_hf.plan.result import Plan, StagePlan
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     import json
 
-    from fastdraft_hf.pipeline.plan.hardware import parse_hardware
-    from fastdraft_hf.pipeline.plan.make import make_plan
-    from fastdraft_hf.pipeline.recipe import read_recipe
+    from fastdraft_hf.plan.hardware import parse_hardware
+    from fastdraft_hf.plan.make import make_plan
+    from fastdraft_hf.recipe import read_recipe
 
     hardware = parse_hardware(args.hardware)
     # What the recipe changes on a GPU (`when: cuda`) holds for every accelerator.

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli._running import run_stages
-    from fastdraft_hf.pipeline.recipe import read_recipe
+    from fastdraft_hf.recipe import read_recipe
 
     recipe = read_recipe(args.recipe, args.overrides)
     stages = [s.strip() for s in args.stages.split(",") if s.strip()] if args.stages else None

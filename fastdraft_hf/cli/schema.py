@@ -15,6 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     import json
 
-    from fastdraft_hf.pipeline.recipe import recipe_schema
+    from fastdraft_hf.recipe import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.pipeline.shipping import ship
+    from fastdraft_hf.stages.shipping import ship
 
     quiet_libraries()
     shipped = ship(

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf.cli._fields import add_fields
 
 if TYPE_CHECKING:
-    from fastdraft_hf.pipeline.recipe import Recipe
+    from fastdraft_hf.recipe import Recipe
 
 # The section whose fields become a command's options; the rest of these stages' input is other
 # stages' output.
 _SECTIONS = {
-    "design": ("fastdraft_hf.drafts.config", "DesignConfig"),
+    "design": ("fastdraft_hf.draft.config", "DesignConfig"),
     "generate": ("fastdraft_hf.data.config", "GenerateConfig"),
     "logits": ("fastdraft_hf.data.config", "LogitsConfig"),
-    "pretrain": ("fastdraft_hf.training.config", "TrainConfig"),
-    "continue": ("fastdraft_hf.training.config", "TrainConfig"),
-    "align": ("fastdraft_hf.training.config", "TrainConfig"),
-    "trim": ("fastdraft_hf.tuning.config", "TrimConfig"),
+    "pretrain": ("fastdraft_hf.train.config", "TrainConfig"),
+    "continue": ("fastdraft_hf.train.config", "TrainConfig"),
+    "align": ("fastdraft_hf.train.config", "TrainConfig"),
+    "trim": ("fastdraft_hf.tune.config", "TrimConfig"),
     "export": ("fastdraft_hf.export.config", "ExportConfig"),
-    "evaluate": ("fastdraft_hf.evaluation.config", "EvaluateConfig"),
-    "bench": ("fastdraft_hf.evaluation.config", "BenchConfig"),
-    "card": ("fastdraft_hf.pipeline.recipe", "CardConfig"),
+    "evaluate": ("fastdraft_hf.eval.config", "EvaluateConfig"),
+    "bench": ("fastdraft_hf.eval.config", "BenchConfig"),
+    "card": ("fastdraft_hf.recipe", "CardConfig"),
 }
 
 
@@ -69,7 +69,7 @@ def recipe_of(args: argparse.Namespace, *, known: bool = True) -> Recipe:
     """
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._running import RECIPE_FILE
-    from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
+    from fastdraft_hf.recipe import build_recipe, read_recipe
 
     name = args.command
     overrides = list(args.overrides)
@@ -111,7 +111,7 @@ def _print_results(folder: Path) -> None:
     """Print what is known of a finished evaluation, also of one that was finished before."""
     import json
 
-    from fastdraft_hf.evaluation.terminal import print_evaluation
+    from fastdraft_hf.eval.terminal import print_evaluation
 
     path = folder / "evaluate" / "results.json"
     if path.exists():

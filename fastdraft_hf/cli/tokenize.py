@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
-    from fastdraft_hf.pipeline.run import Run
+    from fastdraft_hf.recipe import build_recipe, read_recipe
+    from fastdraft_hf.stages.runner import Run
 
     if args.processes is not None and args.processes < 1:
         raise FastDraftError(f"--processes: must be at least 1, got {args.processes}")
@@ -75,7 +75,7 @@ def _tokenize(run: Any, stages: dict[str, Any], processes: int | None) -> None:
     from fastdraft_hf.data.decontaminate import Decontaminator
     from fastdraft_hf.data.mixture import summary_lines
     from fastdraft_hf.data.sources import summary_keys
-    from fastdraft_hf.pipeline.stages.train import tokenize_stage
+    from fastdraft_hf.stages.train import tokenize_stage
 
     quiet_libraries()
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)

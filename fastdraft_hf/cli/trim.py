@@ -43,10 +43,10 @@ def _trim(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._fields import read_fields
     from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.pipeline.provenance import describe
-    from fastdraft_hf.targets.resolve import resolve_target
-    from fastdraft_hf.tuning.config import TrimConfig
-    from fastdraft_hf.tuning.trim import sentences, trim_head
+    from fastdraft_hf.stages.provenance import describe
+    from fastdraft_hf.target.resolve import resolve_target
+    from fastdraft_hf.tune.config import TrimConfig
+    from fastdraft_hf.tune.trim import sentences, trim_head
 
     if args.config is not None or args.overrides:
         raise FastDraftError("rows: with a recipe the sets are trim.sets; leave --rows out")

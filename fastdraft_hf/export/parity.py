@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._sequences import first_difference
-from fastdraft_hf.drafts.trimmed_head import read_trimmed_head
+from fastdraft_hf.draft.trimmed_head import read_trimmed_head
 from fastdraft_hf.export.trimmed_head import LOWEST
 
 if TYPE_CHECKING:

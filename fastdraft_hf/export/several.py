@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.drafts.trimmed_head import read_trimmed_head
+from fastdraft_hf.draft.trimmed_head import read_trimmed_head
 from fastdraft_hf.export.openvino import WeightFormat, require_openvino
 from fastdraft_hf.export.trimmed_head import trim_openvino
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._card import fill_card, template_path
 from fastdraft_hf._redact import redacted
-from fastdraft_hf.evaluation.summary import (
+from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
     TRAINING_STAGES,
     RunSummary,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.evaluation.summary import TRAINING_STAGES, RunSummary, read_summary
+from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, read_summary
 from fastdraft_hf.hub.card import OpenVINOCopy, best_num_assistant_tokens, render_card
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.cli import main as cli
-from fastdraft_hf.decoding.settings import store_draft_settings
+from fastdraft_hf.decode.settings import store_draft_settings
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_bad_input_is_one_line_before_any_work(
     def loaded(*args: object, **given: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("fastdraft_hf.evaluation.demo.engine.load_engine", loaded)
+    monkeypatch.setattr("fastdraft_hf.eval.demo.engine.load_engine", loaded)
     other = Path(shutil.copytree(draft, tmp_path / "other"))
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["<|more|>"])

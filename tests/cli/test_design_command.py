@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf.cli import tune
 from fastdraft_hf.cli.main import main
-from fastdraft_hf.tuning.config import TuneConfig
+from fastdraft_hf.tune.config import TuneConfig
 
 
 def plan_folder(source: Path, folder: Path) -> Path:

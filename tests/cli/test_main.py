@@ -13,8 +13,8 @@ import yaml
 import fastdraft_hf
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.cli.main import COMMANDS
-from fastdraft_hf.pipeline.recipe import build_recipe
-from fastdraft_hf.pipeline.run import planned
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.stages.runner import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"

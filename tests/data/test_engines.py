@@ -21,8 +21,8 @@ from fastdraft_hf.data.engines.faster import FasterEngine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.decoding.records import listener
-from fastdraft_hf.decoding.speculative import assisted_decoding
+from fastdraft_hf.decode.records import listener
+from fastdraft_hf.decode.speculative import assisted_decoding
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from fastdraft_hf.data.stored_distribution import (
     stored,
 )
 from fastdraft_hf.data.target_logits import top_k_of
-from fastdraft_hf.training.collator import DraftCollator
+from fastdraft_hf.train.collator import DraftCollator
 
 Parts = list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 

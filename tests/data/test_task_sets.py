@@ -32,7 +32,7 @@ from fastdraft_hf.data.task_sets import (
     load_task_set,
     sample_task_set,
 )
-from fastdraft_hf.evaluation.prompts import draw_prompts
+from fastdraft_hf.eval.prompts import draw_prompts
 
 QUESTIONS = [f"Question number {n}: what is {n} and {n}?" for n in range(8)]
 ROWS_OF_IT = [{"id": f"q{n}", "ask": text, "topic": "sums"} for n, text in enumerate(QUESTIONS)]

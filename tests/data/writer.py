@@ -61,7 +61,7 @@ def open_engine(seconds: float, log: Path) -> Engine:
         return SlowEngine(seconds, log)
     from fastdraft_hf.data.engines.openvino import OpenVINOEngine
     from fastdraft_hf.export.openvino import cached_openvino
-    from fastdraft_hf.targets.embedded import embedded_target
+    from fastdraft_hf.target.embedded import embedded_target
 
     engine = OpenVINOEngine(cached_openvino(Path(embedded_target()), "int8"), {0, STOP}, 8)
     print("writing", flush=True)

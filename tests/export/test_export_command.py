@@ -13,7 +13,7 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.export import parity
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.export.parity import Parity, Parting, compare
-from fastdraft_hf.pipeline import exporting
+from fastdraft_hf.stages import exporting
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hub_server import TOKEN, HubServer, hub_server
 from huggingface_hub import constants
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf.evaluation.summary import RunSummary
+from fastdraft_hf.eval.summary import RunSummary
 from fastdraft_hf.hub.custom_generate import write_custom_generate
 
 SYNTHETIC = Path(__file__).parents[1] / "synthetic_run.json"

@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.evaluation.report import card_preview
-from fastdraft_hf.evaluation.summary import SPEED_NOTE, RunSummary, settings_of
+from fastdraft_hf.eval.report import card_preview
+from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary, settings_of
 from fastdraft_hf.hub.card import (
     OpenVINOCopy,
     best_num_assistant_tokens,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from fastdraft_hf.decoding import speculative
+from fastdraft_hf.decode import speculative
 from fastdraft_hf.hub.custom_generate import write_custom_generate
 
 TinyModel = Callable[..., LlamaForCausalLM]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.metadata import LICENCES, check_metadata
-from fastdraft_hf.pipeline.recipe import build_recipe
+from fastdraft_hf.recipe import build_recipe
 
 GOOD: dict[str, Any] = {
     "license": "apache-2.0",

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-import fastdraft_hf.pipeline.stages  # noqa: F401  (fills STAGES)
+import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.files import without_paths
 from fastdraft_hf.hub.run_folder import FOLDERS, card_of_run, earlier_training, find_run
-from fastdraft_hf.pipeline.run import STAGES
+from fastdraft_hf.stages.runner import STAGES
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str]]

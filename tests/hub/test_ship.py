@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.decoding.settings import store_draft_settings
-from fastdraft_hf.drafts.trimmed_head import TrimmedHead, read_trimmed_head, write_trimmed_head
+from fastdraft_hf.decode.settings import store_draft_settings
+from fastdraft_hf.draft.trimmed_head import TrimmedHead, read_trimmed_head, write_trimmed_head
 from fastdraft_hf.hub.folder import write_files
 from fastdraft_hf.hub.metadata import check_metadata
 from fastdraft_hf.hub.push import plan_push
-from fastdraft_hf.pipeline import shipping
-from fastdraft_hf.pipeline.shipping import ship
+from fastdraft_hf.stages import shipping
+from fastdraft_hf.stages.shipping import ship
 
 Command = Callable[..., tuple[int, str]]
 
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_leaves_the_old_folder(
 def test_text_that_is_not_the_targets_is_refused(
     run_folder: Path, shelf: Path, tiny_target_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdraft_hf.decoding import assisted
+    from fastdraft_hf.decode import assisted
 
     real = assisted.decode
 

@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._card import fill_card
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.drafts.trimmed_head import TrimmedHead, write_trimmed_head
-from fastdraft_hf.evaluation.summary import RunSummary
+from fastdraft_hf.draft.trimmed_head import TrimmedHead, write_trimmed_head
+from fastdraft_hf.eval.summary import RunSummary
 from fastdraft_hf.hub.card import OpenVINOCopy, render_card
 from fastdraft_hf.hub.custom_generate import write_custom_generate
 
@@ -247,8 +247,8 @@ def test_every_page_with_openvino_is_run() -> None:
 # Commands of others, and the test that runs them.
 TRIED_ELSEWHERE = {
     "optimum-cli export openvino": "tests/export/test_openvino_export.py",
-    "accelerate launch": "tests/training/test_launch.py",
-    "torchrun": "tests/training/test_distributed.py",
+    "accelerate launch": "tests/train/test_launch.py",
+    "torchrun": "tests/train/test_distributed.py",
 }
 
 # Commands of ours without a dry run. What they do is tested beside them; here: that they are read.

@@ -16,7 +16,7 @@ from hub_server import TOKEN, HubServer
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli.main import main
 from fastdraft_hf.hub.push import plan_push, push
-from fastdraft_hf.pipeline.recipe import build_recipe, read_recipe
+from fastdraft_hf.recipe import build_recipe, read_recipe
 
 Command = Callable[..., tuple[int, str]]
 # The shortest piece of it that would be worth something.

@@ -12,7 +12,7 @@ import torch
 from hub_server import TOKEN, HubServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf.training.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 Make = Callable[..., Any]
 

@@ -1,0 +1,356 @@
+"""The loop of speculative decoding: draft a block, verify it in one pass, take back the rest.
+
+One cache of the draft and one of the target live as long as the call. A round is γ passes of the
+draft over one token (the first may read two: when a whole block was accepted, its last token is
+new to the draft), one pass of the target over γ + 1 tokens, and one transfer of the result to the
+host. Shapes: B rows still being written, g ≤ γ drafted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastdraft_hf.decode import rules
+from fastdraft_hf.decode.cached import CachedModel
+from fastdraft_hf.decode.scores import Prefix, Scores
+from fastdraft_hf.decode.text import Stops, Text
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass
+class Drafting:
+    """How much to draft.
+
+    Attributes:
+        num_assistant_tokens: γ at the start.
+        schedule: ``constant``; or ``heuristic`` and ``heuristic_transient``: two more after a
+            round whose drafts were all accepted, one fewer after any other.
+        threshold: drafting stops after a token the draft gives less than this probability.
+        max_positions: positions the draft can read; beyond them the target goes on alone.
+    """
+
+    num_assistant_tokens: int
+    schedule: str = "constant"
+    threshold: float = 0.0
+    max_positions: int | None = None
+
+    def adapt(self, all_accepted: bool) -> None:
+        if self.schedule in ("heuristic", "heuristic_transient"):
+            grown = self.num_assistant_tokens + 2
+            self.num_assistant_tokens = (
+                grown if all_accepted else max(1, self.num_assistant_tokens - 1)
+            )
+
+
+@dataclass
+class Trace:
+    """Scores of emitted tokens, kept when the caller wants them: one [e, V] per round and row."""
+
+    scores: list[list[torch.Tensor]] | None = None
+    logits: list[list[torch.Tensor]] | None = None
+
+
+# (row, drafted, accepted) of every round.
+Report = Callable[[int, int, int], None]
+
+
+@dataclass
+class Block:
+    """What the draft proposed.
+
+    Attributes:
+        tokens: [B, g] ids.
+        limits: [B] how many of them count.
+        q: [B, g, V] their probabilities, when sampling.
+    """
+
+    tokens: torch.Tensor
+    limits: torch.Tensor
+    q: torch.Tensor | None = None
+
+
+@dataclass
+class Written:
+    """What a round wrote, before a stop cuts it.
+
+    Attributes:
+        tokens: for each row the accepted drafts and the target's own token.
+        limits: for each row how many drafts counted.
+        drafted: g, the drafts that were verified.
+        raw: [B, g + 1, V] the target's logits.
+        scores: [B, g + 1, V] what the processors made of them.
+    """
+
+    tokens: list[list[int]]
+    limits: list[int]
+    drafted: int
+    raw: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass
+class Loop:
+    """One call of assisted decoding.
+
+    Attributes:
+        target, draft: the models with their caches.
+        text: the rows.
+        scores: logits processors.
+        stops: when rows end.
+        drafting: γ and how it changes.
+        sampling: draw tokens instead of taking the best.
+        streamer: gets tokens of a single row as they are settled.
+        report: told every round.
+        trace: collects scores.
+    """
+
+    target: CachedModel
+    draft: CachedModel
+    text: Text
+    scores: Scores
+    stops: Stops
+    drafting: Drafting
+    sampling: bool
+    streamer: BaseStreamer | None = None
+    report: Report | None = None
+    trace: Trace = field(default_factory=Trace)
+
+    def run(self) -> None:
+        """Write every row to its end."""
+        self._active = list(range(len(self.text.lengths)))
+        self._draft_seen = [0] * len(self._active)
+        self._target_seen = [self.target.slots] * len(self._active)
+        device = self.text.device
+        ends = sorted(self.stops.ends)
+        self._draft_ids = None if self.draft.token_ids is None else self.draft.token_ids.to(device)
+        self._ends = torch.tensor(ends, device=device) if ends else None
+        devices = (device, self.target.device, self.draft.device)
+        self._on_cpu = all(d.type == "cpu" for d in devices)
+        # Whether the draft's best token is all that counts of its logits.
+        self._best_only = (
+            not self.sampling and self.scores.untouched and not self.drafting.threshold
+        )
+        while self._active:
+            self._round()
+        if self.streamer is not None:
+            self.streamer.end()
+
+    def _round(self) -> None:
+        lengths = [self.text.lengths[r] for r in self._active]
+        written = self._plain_block() if self._is_plain() else self._any_block()
+        kept, going, all_accepted = [], [], True
+        for index, (row, tokens, limit) in enumerate(
+            zip(self._active, written.tokens, written.limits, strict=True)
+        ):
+            new, done = self._emit(row, index, tokens, written.raw, written.scores)
+            kept.append(len(new) - 1)
+            all_accepted &= len(new) - 1 == limit
+            if self.report is not None:
+                self.report(row, limit, len(new) - 1)
+            if not done:
+                going.append(index)
+        drafted = written.drafted
+        self.target.rollback(drafted, kept)
+        if drafted:
+            stay = [min(drafted - 1, k) for k in kept]
+            self.draft.rollback(drafted - 1, stay)
+            self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
+        self.drafting.adapt(all_accepted)
+        if len(going) < len(self._active):
+            self._active = [self._active[i] for i in going]
+            self._draft_seen = [self._draft_seen[i] for i in going]
+            if going:
+                self.target.select(going)
+                self.draft.select(going)
+        self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
+
+    def _any_block(self) -> Written:
+        """Draft and verify any number of rows, on any device, greedily or not."""
+        block = self._propose(self._limits())
+        accepted, own, raw, scores = self._verify(block)
+        columns = [accepted[:, None], own[:, None], block.limits[:, None], block.tokens]
+        settled = torch.cat(columns, 1).tolist()
+        return Written(
+            tokens=[[*values[3 : 3 + values[0]], values[1]] for values in settled],
+            limits=[values[2] for values in settled],
+            drafted=block.tokens.shape[1],
+            raw=raw,
+            scores=scores,
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether nothing but one row's best tokens is asked for, and on the CPU."""
+        return self._on_cpu and len(self._active) == 1 and self._best_only
+
+    def _plain_block(self) -> Written:
+        """Draft and verify one greedy row, with nothing between the passes but Python's numbers.
+
+        The same as `_any_block`, whose hundred small operations take as long as a pass of a tiny
+        draft.
+        """
+        limit = self._limits()[0]
+        drafts: list[int] = []
+        ids = self._draft_ids
+        if limit:
+            tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
+        while len(drafts) < limit and not (drafts and drafts[-1] in self.stops.ends):
+            if drafts:
+                tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
+            best = int(rules.first_choice(self.draft.feed(tokens, positions, valid, 1)[0, -1]))
+            drafts.append(best if ids is None else int(ids[best]))
+        drafted = len(drafts)
+        raw = self._read(torch.tensor([drafts], dtype=torch.long))
+        own = rules.first_choice(raw[0]).tolist()
+        same = next((n for n in range(drafted) if drafts[n] != own[n]), drafted)
+        return Written([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
+
+    def _limits(self) -> list[int]:
+        """Return how many tokens each row may draft; the target's own token needs room too."""
+        limits = []
+        for row in self._active:
+            length = self.text.lengths[row]
+            limit = min(self.drafting.num_assistant_tokens, self.stops.max_length - length - 1)
+            if self.drafting.max_positions is not None:
+                # The last drafted token is never read by the draft, so it may lie beyond.
+                position = length - self.text.offsets[row]
+                limit = min(limit, self.drafting.max_positions - position + 1)
+            limits.append(max(0, limit))
+        return limits
+
+    def _propose(self, limits: list[int]) -> Block:
+        device = self.text.device
+        rows, wanted = len(self._active), max(limits)
+        if not wanted:
+            none = torch.zeros(rows, 0, dtype=torch.long, device=device)
+            return Block(none, torch.zeros(rows, dtype=torch.long, device=device))
+        tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
+        chosen: list[torch.Tensor] = []
+        distributions: list[torch.Tensor] = []
+        # Asking a GPU for every token costs more than the passes it could save at a text's end.
+        asks = device.type == "cpu" or self.drafting.threshold > 0
+        for place in range(wanted):
+            logits = self._feed(self.draft, tokens, positions, valid, 1)
+            token, chance = self._choose(logits, self._prefix(chosen, place))
+            chosen.append(token)
+            if self.sampling:
+                distributions.append(chance)
+            if place + 1 == wanted:
+                break
+            if asks and not self._goes_on(limits, place + 1, token, chance):
+                break
+            tokens, positions, valid = token, positions[:, -1:] + 1, None
+        drafts = torch.cat(chosen, 1)
+        limit = torch.tensor(limits, device=device).clamp(max=len(chosen))
+        if not asks and self._ends is not None:
+            ends = torch.isin(drafts, self._ends).long()
+            limit = torch.minimum(limit, (ends.cumsum(1) == ends).sum(1))
+        return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
+
+    def _choose(self, logits: torch.Tensor, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the draft's next tokens [B, 1] and, where they are needed, its chances [B, V]."""
+        if self._best_only:
+            best = rules.first_choice(logits[:, -1:])
+            return (best if self._draft_ids is None else self._draft_ids[best]), best
+        wide = self.scores.widen(logits, self._draft_ids)
+        scores = self.scores(wide, prefix)[:, 0]
+        if self.sampling:
+            if logits.shape[-1] < self.scores.vocabulary:
+                # Processors may have ruled out all that a trimmed head scores; any guess is right.
+                scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+            chance = scores.softmax(-1)
+            return torch.multinomial(chance, 1), chance
+        best = rules.first_choice(scores)[:, None]
+        return best, scores.softmax(-1) if self.drafting.threshold else best
+
+    def _goes_on(
+        self, limits: list[int], drafted: int, token: torch.Tensor, chance: torch.Tensor
+    ) -> bool:
+        """Close the blocks of rows that ended or grew unsure; return whether any goes on."""
+        values = token[:, 0].tolist()
+        unsure = [False] * len(values)
+        if self.drafting.threshold:
+            unsure = (chance.gather(1, token)[:, 0] < self.drafting.threshold).tolist()
+        for index, value in enumerate(values):
+            if limits[index] > drafted and (value in self.stops.ends or unsure[index]):
+                limits[index] = drafted
+        return max(limits) > drafted
+
+    def _verify(
+        self, block: Block
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return accepted [B], the target's own tokens [B], its logits and scores [B, g + 1, V]."""
+        raw = self._read(block.tokens)
+        scores = raw
+        if not self.scores.untouched or self.sampling:
+            raw = raw.float()
+            scores = self.scores(raw, self._prefix(list(block.tokens[:, :, None].unbind(1))))
+        if self.sampling:
+            q = scores[:, :0] if block.q is None else block.q
+            found = rules.accept_sampled(block.tokens, q, scores.softmax(-1), block.limits)
+        else:
+            found = rules.accept_greedy(block.tokens, scores, block.limits)
+        return (*found, raw, scores)
+
+    def _read(self, drafts: torch.Tensor) -> torch.Tensor:
+        """Let the target read what is new to it and ``drafts`` [B, g]; return [B, g + 1, V]."""
+        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
+        drafted = drafts.shape[1]
+        if drafted:
+            steps = torch.arange(1, drafted + 1, device=positions.device)
+            tokens = torch.cat([tokens, drafts], 1)
+            positions = torch.cat([positions, positions[:, -1:] + steps], 1)
+            if valid is not None:
+                valid = torch.cat([valid, torch.ones_like(drafts, dtype=torch.bool)], 1)
+        return self._feed(self.target, tokens, positions, valid, drafted + 1)
+
+    def _feed(
+        self,
+        model: CachedModel,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        keep: int,
+    ) -> torch.Tensor:
+        device = model.device
+        if device == self.text.device:
+            return model.feed(tokens, positions, valid, keep)
+        moved = None if valid is None else valid.to(device)
+        logits = model.feed(tokens.to(device), positions.to(device), moved, keep)
+        return logits.to(self.text.device)
+
+    def _prefix(self, drafts: list[torch.Tensor], first: int = 0) -> Prefix:
+        """Return what processors are shown: place p follows the text and first + p drafts."""
+        rows = self._active
+
+        def prefix(index: int, place: int) -> torch.Tensor:
+            text = self.text.row(rows[index], self.text.lengths[rows[index]])
+            before = drafts[: first + place]
+            return torch.cat([text, *(d[index : index + 1] for d in before)], 1)
+
+        return prefix
+
+    def _emit(
+        self,
+        row: int,
+        index: int,
+        new: list[int],
+        raw: torch.Tensor,
+        scores: torch.Tensor,
+    ) -> tuple[list[int], bool]:
+        given = None
+        if self.trace.scores is not None and self.stops.others:
+            given = tuple(one[None] for block in self.trace.scores[row] for one in block)
+        new, done = self.stops.cut(self.text, row, new, given)
+        if self.trace.scores is not None:
+            self.trace.scores[row].append(scores[index, : len(new)].float())
+        if self.trace.logits is not None:
+            self.trace.logits[row].append(raw[index, : len(new)].float())
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([new]))
+        return new, done

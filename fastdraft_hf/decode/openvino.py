@@ -1,0 +1,218 @@
+"""Decoding through OpenVINO GenAI's `LLMPipeline`, alone and with a draft."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.settings import read_draft_tokens
+
+# γ of a draft that was not measured: the paper's.
+_UNMEASURED = 3
+# Longest run of tokens that prompt lookup searches for: transformers' default.
+_LOOKUP_NGRAM = 2
+
+
+def openvino_pipeline(
+    target_dir: str | Path, draft_dir: str | Path, device: str = "CPU", **properties: Any
+) -> Any:
+    """Return OpenVINO GenAI's ``LLMPipeline`` of a target with its draft.
+
+    γ comes from ``num_assistant_tokens`` of the draft's generation config (3 when it has none) and
+    stands in the pipeline's own generation config, so that ``pipeline.generate(prompt,
+    max_new_tokens=64)`` drafts as measured. A ``GenerationConfig`` made from nothing does not
+    have it; take ``pipeline.get_generation_config()`` and change that.
+
+    Args:
+        target_dir: the target's OpenVINO folder, as `fastdraft export` or optimum-intel write it.
+        draft_dir: the draft's.
+        device: an OpenVINO device such as ``CPU`` or ``GPU``; of both models.
+        **properties: further properties of the pipeline, such as ``scheduler_config``.
+
+    Raises:
+        FastDraftError: OpenVINO is missing, or a folder holds no OpenVINO model.
+    """
+    if not openvino_available():
+        raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
+    for folder in (target_dir, draft_dir):
+        if not (Path(folder) / "openvino_model.xml").is_file():
+            raise FastDraftError(
+                f"{folder} holds no openvino_model.xml; export the model first (fastdraft export)"
+            )
+    import openvino_genai
+
+    draft = openvino_genai.draft_model(str(draft_dir), device)
+    pipeline = openvino_genai.LLMPipeline(str(target_dir), device, draft_model=draft, **properties)
+    # With a draft the pipeline starts from an empty config instead of the target's own.
+    own = Path(target_dir) / "generation_config.json"
+    config = openvino_genai.GenerationConfig(str(own)) if own.is_file() else None
+    config = config or openvino_genai.GenerationConfig()
+    if config.eos_token_id < 0:
+        config.set_eos_token_id(pipeline.get_tokenizer().get_eos_token_id())
+    config.num_assistant_tokens = read_draft_tokens(Path(draft_dir)) or _UNMEASURED
+    pipeline.set_generation_config(config)
+    return pipeline
+
+
+class OpenVINODecoder:
+    """An `LLMPipeline` that returns records.
+
+    Args:
+        target: the target's OpenVINO folder.
+        draft: the draft's; ``None`` decodes with the target alone.
+        device: an OpenVINO device such as ``CPU`` or ``GPU``.
+        cache_gigabytes: size of the KV cache.
+        prompt_lookup: draft by copying from the text, as stock prompt lookup of transformers does;
+            without a draft.
+        properties: of both models, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
+
+    All kinds run on the same scheduler (continuous batching), so that a ratio between them
+    compares drafting and nothing else.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        draft: Path | None = None,
+        device: str = "CPU",
+        cache_gigabytes: int = 1,
+        prompt_lookup: bool = False,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        import openvino_genai
+
+        if prompt_lookup and draft is not None:
+            raise ValueError("prompt lookup takes no draft")
+
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = cache_gigabytes
+        given = dict(properties or {})
+        options: dict[str, Any] = {"scheduler_config": scheduler, **given}
+        if draft is not None:
+            options["draft_model"] = openvino_genai.draft_model(str(draft), device, **given)
+        if prompt_lookup:
+            options["prompt_lookup"] = True
+        self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
+        self._drafts = draft is not None
+        self._lookup = prompt_lookup
+
+    def decode(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        task: str,
+        key: str,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        stop_ids: set[int],
+        num_assistant_tokens: int = 0,
+    ) -> DecodingRecord:
+        """Decode one prompt; arguments as `fastdraft_hf.decode.assisted.decode`."""
+        import numpy
+        import openvino
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = max_new_tokens
+        config.stop_token_ids = stop_ids
+        config.do_sample = temperature > 0
+        if temperature > 0:
+            config.temperature = temperature
+            config.rng_seed = seed
+        assisted = self._drafts or self._lookup
+        if assisted:
+            config.num_assistant_tokens = num_assistant_tokens
+        if self._lookup:
+            config.max_ngram_size = _LOOKUP_NGRAM
+        inputs = openvino.Tensor(numpy.array([prompt_ids], dtype=numpy.int64))
+        start = time.perf_counter()
+        result = self._pipeline.generate(inputs, config)
+        seconds = time.perf_counter() - start
+        tokens = list(result.tokens[0])
+        drafted = accepted = 0
+        if self._drafts:
+            metrics = result.extended_perf_metrics
+            drafted = metrics.get_num_draft_tokens()
+            accepted = metrics.get_num_accepted_tokens()
+        elif self._lookup:
+            # How much was drafted is not told, only how many passes there were.
+            passes = len(result.perf_metrics.raw_metrics.m_batch_sizes)
+            accepted = max(0, len(tokens) - passes)
+        return DecodingRecord(
+            path="openvino-prompt-lookup" if self._lookup else "openvino",
+            task=task,
+            key=key,
+            temperature=temperature,
+            num_assistant_tokens=num_assistant_tokens if assisted else 0,
+            tokens=tokens,
+            seconds=seconds,
+            # Every pass of the target gives one token of its own beside the accepted ones.
+            target_passes=max(1, len(tokens) - accepted),
+            drafted=drafted,
+            accepted=accepted,
+            first_token_seconds=result.perf_metrics.get_ttft().mean / 1e3,
+        )
+
+
+def record_result(
+    result: Any,
+    num_assistant_tokens: int,
+    *,
+    temperature: float = 0.0,
+    task: str = "",
+    key: str = "",
+) -> DecodingRecord:
+    """Return the record of what an OpenVINO GenAI pipeline returned.
+
+    ``LLMPipeline.generate`` returns such a result for a list of prompts or for token ids; for a
+    plain string it returns the text alone. GenAI tells the totals of a call and not its rounds, so
+    a call with several prompts gives one record of them all.
+
+    Example:
+        >>> result = pipeline.generate(["def add(a, b):"], max_new_tokens=64)
+        >>> records = DecodingRecords([fastdraft_hf.record_result(result, 3)])
+
+    Args:
+        result: ``DecodedResults`` (the number of tokens is known, their ids are not) or
+            ``EncodedResults``.
+        num_assistant_tokens: γ of the call; a pipeline without a draft has 0 whatever is given.
+        temperature: written into the record; 0 is greedy.
+        task: written into the record.
+        key: written into the record.
+
+    Raises:
+        FastDraftError: this is not such a result.
+    """
+    metrics = getattr(result, "perf_metrics", None)
+    if metrics is None:
+        raise FastDraftError(
+            f"record_result needs what LLMPipeline.generate returns for a list of prompts or for "
+            f"token ids, not {type(result).__name__}"
+        )
+    ids = list(getattr(result, "tokens", []))
+    counted = sum(map(len, ids)) or metrics.get_num_generated_tokens()
+    tokens = list(ids[0]) if len(ids) == 1 else []
+    drafting = result.extended_perf_metrics
+    drafted = accepted = 0
+    if drafting is not None:
+        drafted, accepted = drafting.get_num_draft_tokens(), drafting.get_num_accepted_tokens()
+    return DecodingRecord(
+        path="openvino",
+        task=task,
+        key=key,
+        temperature=temperature,
+        num_assistant_tokens=num_assistant_tokens if drafting is not None else 0,
+        tokens=tokens,
+        seconds=metrics.get_generate_duration().mean / 1000,
+        # Every pass of the target gives one token of its own beside the accepted ones.
+        target_passes=max(1, counted - accepted),
+        drafted=drafted,
+        accepted=accepted,
+        counted_tokens=0 if tokens else counted,
+    )

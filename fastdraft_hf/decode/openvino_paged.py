@@ -1,0 +1,287 @@
+"""``OVModelForCausalLM`` with its cache in pages, for the decoding loop.
+
+OpenVINO can turn the stateful graph that optimum-intel exports into one whose attention reads the
+cache from blocks (pages) that the caller owns; OpenVINO GenAI runs every model so. Each row has
+its own list of blocks and its own length: what was rejected is taken back by a smaller length,
+nothing is masked or copied, and rows of a batch need no padding. A pass is faster too: no mask is
+computed, and the attention kernel is another one (benchmarks/openvino_pass.py).
+
+The transformation is reached through ``openvino._offline_transformations``, which is not a public
+module; tests/decode/test_openvino_paged.py fails when it moves. A model it cannot change, or
+that does not run on a CPU, keeps its stateful graph (`fastdraft_hf.decode.openvino_cached`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+
+from fastdraft_hf.decode.cached import CachedModel
+from fastdraft_hf.decode.openvino_narrow import wide_head
+from fastdraft_hf.decode.openvino_request import run_request
+
+# Extra input of the changed graph: which of the tokens fed get logits.
+PLACES = "fastdraft_places"
+_INPUTS = {
+    "input_ids",
+    "position_ids",
+    "past_lens",
+    "subsequence_begins",
+    "block_indices",
+    "block_indices_begins",
+    "max_context_len",
+    PLACES,
+}
+_CACHES = ("key_cache.", "value_cache.")
+_MARK = "_fastdraft_pages"
+
+logger = logging.getLogger(__name__)
+
+
+class Pages:
+    """The paged graph of a model, compiled, with the blocks of its cache.
+
+    Args:
+        compiled: the compiled graph.
+
+    Attributes:
+        request: its infer request.
+        block_size: tokens a block holds.
+        narrow: whether the graph has the input `PLACES`.
+        vocab_size: tokens it scores.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.request = compiled.create_infer_request()
+        names = {port.get_any_name(): port for port in compiled.inputs}
+        self.narrow = PLACES in names
+        self.vocab_size = int(compiled.output("logits").get_partial_shape()[-1].get_length())
+        self.inputs = _INPUTS & set(names)
+        # name: shape of one block, element type. How a block is laid out is the plug-in's affair;
+        # only values' third dimension is known to be the tokens.
+        self._kinds = {
+            name: ([d.get_length() for d in list(port.get_partial_shape())[1:]], port.element_type)
+            for name, port in names.items()
+            if name.startswith(_CACHES)
+        }
+        values = next(shape for name, (shape, _) in self._kinds.items() if "value" in name)
+        self.block_size = int(values[1])
+        self._memory: dict[str, numpy.ndarray] = {}
+        self._count = 0
+        self.free: list[int] = []
+
+    def reset(self) -> None:
+        """Give every block back."""
+        self.free = list(range(self._count))[::-1]
+
+    def take(self) -> int:
+        """Return the number of a block nobody uses; make more when there is none."""
+        if not self.free:
+            self._grow(max(8, 2 * self._count))
+        return self.free.pop()
+
+    def _grow(self, count: int) -> None:
+        import openvino
+
+        for name, (shape, kind) in self._kinds.items():
+            block = math.prod(shape) * kind.bitwidth // 8
+            # Zeros: whole blocks are read, and what lies behind the last token must be finite.
+            memory = numpy.zeros(count * block, numpy.uint8)
+            if name in self._memory:
+                memory[: self._memory[name].size] = self._memory[name]
+            self._memory[name] = memory
+            self.request.set_tensor(name, openvino.Tensor(memory, [count, *shape], kind))
+        self.free = list(range(self._count, count))[::-1]
+        self._count = count
+
+    def infer(self, given: dict[str, numpy.ndarray]) -> numpy.ndarray:
+        """Run the graph and return the logits [places, V], which the next pass writes over."""
+        logits = run_request(self.request, {name: given[name] for name in self.inputs})
+        return logits.reshape(-1, logits.shape[-1])
+
+
+class PagedModel(CachedModel):
+    """An ``OVModelForCausalLM`` in pages.
+
+    Args:
+        pages: what `paged` returned. All its blocks are taken over.
+        token_ids: see `CachedModel`.
+    """
+
+    def __init__(self, pages: Pages, token_ids: torch.Tensor | None = None) -> None:
+        super().__init__(torch.device("cpu"), token_ids)
+        self._pages = pages
+        pages.reset()
+        # For each row its length and its blocks, which may be more than its length needs.
+        self._past: list[int] = []
+        self._blocks: list[list[int]] = []
+
+    def feed(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        keep: int,
+    ) -> torch.Tensor:
+        rows, width = tokens.shape
+        if not self._past:
+            self._past, self._blocks = [0] * rows, [[] for _ in range(rows)]
+        if valid is None:
+            widths = [width] * rows
+            ids, places = tokens.reshape(-1), positions.expand(rows, -1).reshape(-1)
+        else:
+            valid = valid.bool()
+            widths = valid.sum(1).tolist()
+            ids, places = tokens[valid], positions.expand(rows, -1)[valid]
+        ends = numpy.cumsum(widths)[:, None] + numpy.arange(-keep, 0)
+        logits = self._pass(ids.numpy(), places.numpy(), widths, ends.reshape(-1))
+        self.slots = max(self._past)
+        return torch.from_numpy(logits).reshape(rows, keep, -1).clone()
+
+    def read(self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read whole texts, a row each, and return the logits at some of their places.
+
+        Args:
+            texts: token ids; nothing may have been fed before.
+            wanted: for each text its places, from 0 on.
+
+        Returns:
+            [places of all texts, V'], in order. The next pass writes over it.
+        """
+        self._past, self._blocks = [0] * len(texts), [[] for _ in texts]
+        widths = [len(text) for text in texts]
+        begins = numpy.cumsum([0, *widths])
+        scored = [numpy.array(w, numpy.int64) + b for w, b in zip(wanted, begins[:-1], strict=True)]
+        ids = numpy.concatenate([numpy.array(text, numpy.int64) for text in texts])
+        places = numpy.concatenate([numpy.arange(width) for width in widths])
+        return torch.from_numpy(self._pass(ids, places, widths, numpy.concatenate(scored)))
+
+    def _pass(
+        self, ids: numpy.ndarray, places: numpy.ndarray, widths: list[int], scored: numpy.ndarray
+    ) -> numpy.ndarray:
+        """Feed the rows' tokens, one row after another, and return the logits [scored, V'].
+
+        Args:
+            ids, places: tokens and their positions, of all rows.
+            widths: tokens of each row.
+            scored: which of the tokens are scored.
+        """
+        before = self._past
+        self._past = [past + new for past, new in zip(before, widths, strict=True)]
+        self._make_room()
+        logits = self._pages.infer(
+            {
+                "input_ids": numpy.ascontiguousarray(ids),
+                "position_ids": numpy.ascontiguousarray(places),
+                "past_lens": numpy.array(before, numpy.int32),
+                "subsequence_begins": numpy.cumsum([0, *widths], dtype=numpy.int32),
+                "block_indices": numpy.array(
+                    [block for blocks in self._blocks for block in blocks], numpy.int32
+                ),
+                "block_indices_begins": numpy.cumsum(
+                    [0, *map(len, self._blocks)], dtype=numpy.int32
+                ),
+                "max_context_len": numpy.array(max(self._past), numpy.int32),
+                PLACES: scored.astype(numpy.int64),
+            }
+        )
+        return logits if self._pages.narrow else logits[scored]
+
+    def _make_room(self) -> None:
+        size = self._pages.block_size
+        for past, blocks in zip(self._past, self._blocks, strict=True):
+            while len(blocks) * size < past:
+                blocks.append(self._pages.take())
+
+    def rollback(self, fed: int, kept: Sequence[int]) -> None:
+        # Whatever lies behind a row's length is written over.
+        self._past = [past - fed + k for past, k in zip(self._past, kept, strict=True)]
+        self.slots = max(self._past)
+
+    def select(self, rows: Sequence[int]) -> None:
+        stay = set(rows)
+        for row, blocks in enumerate(self._blocks):
+            if row not in stay:
+                self._pages.free.extend(blocks)
+        self._past = [self._past[r] for r in rows]
+        self._blocks = [self._blocks[r] for r in rows]
+        self.slots = max(self._past)
+
+
+def paged(model: Any) -> Pages | None:
+    """Return an ``OVModelForCausalLM``'s graph in pages; ``None`` where that cannot be had.
+
+    The first call compiles a changed copy of the graph. The compiled stateful graph is let go, for
+    each of the two holds the weights in the plug-in's own layout; optimum-intel compiles it again
+    when the model is called by itself, and then both stay. What ``save_pretrained`` writes is as
+    it was. A model with the attribute ``fastdraft_pages = False`` is left alone.
+    """
+    if not getattr(model, "fastdraft_pages", True):
+        return None
+    graph, pages = getattr(model, _MARK, (None, None))
+    if graph is not model.model:
+        pages = _compile(model)
+        setattr(model, _MARK, (model.model, pages))
+    return pages
+
+
+def _compile(model: Any) -> Pages | None:
+    import openvino
+
+    graph, device = model.model, str(getattr(model, "_device", "")).upper()
+    # A model that was loaded compiled has no graph; other devices lay blocks out in other ways.
+    if device != "CPU" or not isinstance(graph, openvino.Model):
+        return None
+    try:
+        from openvino._offline_transformations import paged_attention_transformation
+
+        changed = graph.clone()
+        paged_attention_transformation(changed)
+        _score_places(changed)
+        if not _is_understood(changed):
+            return None
+        model.clear_requests()
+        return Pages(openvino.Core().compile_model(changed, device, model.ov_config))
+    except (ImportError, RuntimeError) as error:
+        logger.debug("no pages for %s: %s", type(model).__name__, error)
+        return None
+
+
+def _is_understood(graph: Any) -> bool:
+    """Whether the graph keeps nothing to itself and asks for the inputs that we give alone."""
+    if any(node.get_type_name() == "ReadValue" for node in graph.get_ops()):
+        logger.debug("no pages: part of the cache stays in the graph")
+        return False
+    ports = {port.get_any_name(): port for port in graph.inputs}
+    for name, port in ports.items():
+        if name not in _INPUTS and not name.startswith(_CACHES):
+            logger.debug("no pages: the graph has an input %s", name)
+            return False
+        if name == "position_ids" and port.get_partial_shape().rank.get_length() != 1:
+            return False
+    return any(n.startswith(_CACHES[0]) for n in ports) and "logits" in graph.outputs[0].get_names()
+
+
+def _score_places(graph: Any) -> None:
+    """Let the head see the tokens that `PLACES` names only, where the head is worth it."""
+    import openvino
+    from openvino import opset13 as ops
+
+    head = wide_head(graph)
+    if head is None:
+        return
+    hidden = head.input_value(0)
+    shape = hidden.get_partial_shape()
+    if shape.rank.get_length() != 3 or not shape[0].is_dynamic or shape[1].is_dynamic:
+        return
+    places = ops.parameter(openvino.PartialShape([-1]), openvino.Type.i64, name=PLACES)
+    places.output(0).set_names({PLACES})
+    axis = ops.constant(numpy.array(0, dtype=numpy.int64))
+    head.input(0).replace_source_output(ops.gather(hidden, places, axis).output(0))
+    graph.add_parameters([places])
+    graph.validate_nodes_and_infer_types()

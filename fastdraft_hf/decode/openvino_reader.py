@@ -1,0 +1,68 @@
+"""The target over OpenVINO, reading texts for their logits: stage logits on a CPU.
+
+The graph in pages takes texts of any lengths in one pass without padding, and its head scores only
+the places whose logits are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdraft_hf.data.target_logits import LogitsReader
+from fastdraft_hf.decode.openvino_paged import PagedModel, paged
+
+# Numbers that the table of logits of one pass may have (a quarter of a GiB); a text that alone has
+# more is read alone.
+_PASS_NUMBERS = 2**26
+
+
+class OpenVINOReader(LogitsReader):
+    """A target in OpenVINO's format.
+
+    Args:
+        folder: the exported target.
+        properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
+
+    Raises:
+        NotImplementedError: its graph cannot be brought into pages.
+    """
+
+    def __init__(self, folder: Path, properties: dict[str, Any] | None = None) -> None:
+        from optimum.intel import OVModelForCausalLM
+
+        model = OVModelForCausalLM.from_pretrained(folder, ov_config=properties, compile=False)
+        pages = paged(model)
+        if pages is None:
+            raise NotImplementedError(f"{folder}: no graph with its cache in pages")
+        self._pages = pages
+        self.vocab_size = pages.vocab_size
+
+    def read(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        most = _PASS_NUMBERS // self.vocab_size
+        first = 0
+        while first < len(texts):
+            last, tokens = first, 0
+            while last < len(texts) and (last == first or tokens + len(texts[last]) <= most):
+                tokens += len(texts[last])
+                last += 1
+            for logits in self._pass(texts[first:last], begins[first:last]):
+                yield iter([logits])
+            first = last
+
+    def _pass(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
+        model = PagedModel(self._pages)
+        wanted = [
+            # The token at t is predicted at t − 1.
+            range(begin - 1, len(text) - 1)
+            for text, begin in zip(texts, begins, strict=True)
+        ]
+        logits = model.read(texts, wanted)
+        yield from torch.split(logits, [len(places) for places in wanted])

@@ -1,0 +1,314 @@
+"""`assisted_decoding`: a loop of our own for ``generate(assistant_model=…, custom_generate=…)``.
+
+Stock assisted generation calls ``draft.generate()`` every round, whose set-up costs as much as a
+tiny draft's passes. Here both caches live through the call and a round is nothing but passes of
+the two models (`fastdraft_hf.decode.loop`). Output is the target's own: token for token when
+greedy, in distribution when sampling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache, GenerationMixin
+from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.decode.cached import CACHE_NAME, CachedModel, TorchModel
+from fastdraft_hf.decode.loop import Drafting, Loop, Trace
+from fastdraft_hf.decode.obstacles import is_openvino, obstacle
+from fastdraft_hf.decode.records import listener
+from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.skinny import skinny_linears
+from fastdraft_hf.decode.text import Stops, Text
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+    from transformers import StoppingCriteriaList as Criteria
+
+# transformers' own defaults for a draft whose generation config says nothing.
+_DEFAULTS = (20, "constant", 0.4)
+
+
+def assisted_decoding(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: Criteria,
+    generation_config: GenerationConfig,
+    synced_gpus: bool = False,
+    streamer: Any = None,
+    inputs_tensor: torch.Tensor | None = None,
+    assistant_model: PreTrainedModel | None = None,
+    tokenizer: Any = None,
+    assistant_tokenizer: Any = None,
+    **model_kwargs: Any,
+) -> Any:
+    """Decode with a draft; give it to ``generate`` as ``custom_generate``.
+
+    Greedy and sampling with any logits processors, stopping criteria, stop strings, streamers,
+    several end tokens and batches with padding on the left. γ, its schedule and the confidence
+    threshold come from the draft's generation config, as in stock assisted generation. Target and
+    draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of different types and on
+    different devices. What the loop cannot do goes to transformers' own decoding with a warning:
+    with the draft where that can use it, else with the target alone.
+
+    In a batch, stopping criteria and processors that read the text are asked row by row with ids
+    [1, length]; the cache is returned for a single row only.
+
+    Example:
+        >>> target.generate(
+        ...     **inputs, assistant_model=draft, custom_generate=fastdraft_hf.assisted_decoding
+        ... )
+
+    Args:
+        model: the target.
+        input_ids: [B, L] prompts, padded on the left.
+        assistant_model: the draft.
+        **model_kwargs: the target's inputs. Everything else is as `generate` prepares it.
+
+    Returns:
+        ids [B, L + new], rows that end early padded on the right; or a
+        ``GenerateDecoderOnlyOutput`` with ``return_dict_in_generate``.
+
+    Raises:
+        FastDraftError: the vocabularies differ and no tokenizers were given.
+    """
+    if not input_ids.shape[0]:
+        return input_ids
+    reason, with_draft = obstacle(
+        model,
+        input_ids,
+        logits_processor,
+        generation_config,
+        assistant_model,
+        assistant_tokenizer,
+        synced_gpus,
+        streamer,
+        model_kwargs,
+    )
+    if reason is not None:
+        # Stock generation would take the columns of a trimmed head for token ids.
+        if with_draft and _head_token_ids(assistant_model) is not None:
+            with_draft = False
+        stock: dict[str, Any] = {
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "generation_config": generation_config,
+            "synced_gpus": synced_gpus,
+            **model_kwargs,
+        }
+        if streamer is not None:
+            stock["streamer"] = streamer
+        if not with_draft:
+            return _stock_alone(model, input_ids, reason, stock)
+        _warn(reason, "transformers' assisted generation is used")
+        return model._assisted_decoding(
+            input_ids,
+            inputs_tensor=inputs_tensor,
+            assistant_model=assistant_model,
+            assistant_tokenizer=assistant_tokenizer,
+            tokenizer=tokenizer,
+            **stock,
+        )
+    assert assistant_model is not None
+    return _decode(
+        model,
+        assistant_model,
+        input_ids.to(model.device),
+        logits_processor,
+        Stops.read(stopping_criteria, generation_config),
+        generation_config,
+        streamer,
+        model_kwargs,
+    )
+
+
+def _decode(
+    model: PreTrainedModel,
+    draft: PreTrainedModel,
+    input_ids: torch.Tensor,
+    processors: LogitsProcessorList,
+    stops: Stops,
+    config: GenerationConfig,
+    streamer: Any,
+    model_kwargs: dict[str, Any],
+) -> Any:
+    rows, length = input_ids.shape
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None:
+        mask = None if bool(mask.all()) else mask.to(input_ids.device)
+    positions = model_kwargs.get("position_ids")
+    if positions is None or positions.shape[-1] != length:
+        ones = torch.ones_like(input_ids) if mask is None else mask
+        positions = (ones.cumsum(-1) - 1).clamp(min=0)
+    pad = config.pad_token_id
+    pad = getattr(config, "_pad_token_tensor", None) if pad is None else pad
+    text = Text(input_ids, mask, positions.to(input_ids.device).expand(rows, -1), int(pad or 0))
+    trace = Trace()
+    if config.return_dict_in_generate:
+        trace.scores = [[] for _ in range(rows)] if config.output_scores else None
+        trace.logits = [[] for _ in range(rows)] if config.output_logits else None
+    drafting = drafting_of(draft)
+    loop = Loop(
+        target=_cached(model, model_kwargs.get(CACHE_NAME), mask),
+        draft=_cached(draft, None, None, _compiled_step(draft)),
+        text=text,
+        scores=Scores(processors, _vocabulary(model)),
+        stops=stops,
+        drafting=drafting,
+        sampling=bool(config.do_sample),
+        streamer=streamer,
+        report=listener.get(),
+        trace=trace,
+    )
+    with contextlib.ExitStack() as stack:
+        for cached in (loop.target, loop.draft):
+            # The compiler makes code for the linears as they are.
+            if isinstance(cached, TorchModel) and cached.step is None:
+                stack.enter_context(skinny_linears(cached.model))
+        if is_openvino(model) and is_openvino(draft):
+            stack.enter_context(one_torch_thread())
+        loop.run()
+    if drafting.schedule == "heuristic":
+        draft.generation_config.num_assistant_tokens = drafting.num_assistant_tokens
+    sequences = text.whole()
+    if not config.return_dict_in_generate:
+        return sequences
+    cache = getattr(loop.target, "cache", None)
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences,
+        scores=_by_step(trace.scores),
+        logits=_by_step(trace.logits),
+        **{CACHE_NAME: cache if rows == 1 else None},
+    )
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keep PyTorch to the calling thread while OpenVINO does the work.
+
+    PyTorch's helper threads spin for milliseconds after each small operation, and OpenVINO's wait
+    for the cores they hold: a pass of the embedded target over three tokens took 11.2 ms with two
+    threads of PyTorch and 9.3 with one (benchmarks/decoding.py, two cores).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def drafting_of(draft: PreTrainedModel) -> Drafting:
+    """Read how much to draft from the draft's generation config."""
+    config = draft.generation_config
+    number = config.num_assistant_tokens
+    schedule = config.num_assistant_tokens_schedule
+    threshold = config.assistant_confidence_threshold
+    limit = getattr(draft.config.get_text_config(), "max_position_embeddings", None)
+    return Drafting(
+        _DEFAULTS[0] if number is None else int(number),
+        _DEFAULTS[1] if schedule is None else str(schedule),
+        _DEFAULTS[2] if threshold is None else float(threshold),
+        limit,
+    )
+
+
+def _compiled_step(draft: PreTrainedModel) -> Callable[..., Any] | None:
+    """Return the draft compiled as its generation config asks for, or ``None`` when it does not.
+
+    The draft's cache grows with the text, so a config should say ``dynamic=True`` and a mode
+    without CUDA graphs, which would be recorded anew at every length.
+    """
+    config = getattr(draft.generation_config, "compile_config", None)
+    if config is None or is_openvino(draft):
+        return None
+    compiled: Callable[..., Any] = draft.get_compiled_call(config)
+    return compiled
+
+
+def _cached(
+    model: PreTrainedModel,
+    cache: Any,
+    prompt_mask: torch.Tensor | None,
+    step: Callable[..., Any] | None = None,
+) -> CachedModel:
+    if is_openvino(model):
+        from fastdraft_hf.decode.openvino_cached import open_openvino
+
+        return open_openvino(model)
+    if cache is None:
+        # Newer releases can take tokens back from sliding layers; older ones need full layers.
+        recording = hasattr(DynamicCache, "activate_past_recording")
+        cache = DynamicCache(config=model.config) if recording else DynamicCache()
+    return TorchModel(model, cache, prompt_mask, _head_token_ids(model), step)
+
+
+def _head_token_ids(model: Any) -> torch.Tensor | None:
+    """Return the ids a trimmed head scores: ``head_token_ids`` of the model or its config."""
+    ids = getattr(model, "head_token_ids", None)
+    if ids is None:
+        ids = getattr(model.config, "head_token_ids", None)
+    return None if ids is None else torch.as_tensor(ids, dtype=torch.long, device=model.device)
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Return the width of the model's logits."""
+    head = None if is_openvino(model) else model.get_output_embeddings()
+    if head is not None and getattr(head, "weight", None) is not None:
+        return int(head.weight.shape[0])
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _by_step(rows: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
+    """Turn one [e, V] per round of every row into one [B, V] per step; ended rows get zeros."""
+    if rows is None:
+        return None
+    padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
+    return tuple(padded.unbind(1))
+
+
+def _stock_alone(
+    model: PreTrainedModel, input_ids: torch.Tensor, reason: str, stock: dict[str, Any]
+) -> Any:
+    mode = stock["generation_config"].get_generation_mode(None)
+    method = GENERATION_MODES_MAPPING[mode]
+    if "/" in method:
+        raise FastDraftError(
+            f"{mode.replace('_', ' ')} lies in a Hub repository: call generate with "
+            f"custom_generate='{method}' and without a draft"
+        )
+    _warn(reason, "transformers decodes with the target alone")
+    return getattr(model, method)(input_ids, **stock)
+
+
+def _warn(reason: str, instead: str) -> None:
+    warnings.warn(f"assisted_decoding: {reason}; {instead}", stacklevel=3)
+
+
+def _deliver_arguments() -> None:
+    """Make ``generate`` pass the draft, streamer and tokenizers on to our callable.
+
+    transformers (5.5 to 5.23) drops ``assistant_model``, ``streamer``, ``tokenizer`` and
+    ``assistant_tokenizer`` on the way to any callable, since it collects only arguments that
+    ``generate`` does not name itself. For our callable alone they are collected as for stock
+    assisted generation, which also checks the vocabularies before any work.
+    """
+    collect = GenerationMixin._extract_generation_mode_kwargs
+
+    @functools.wraps(collect)
+    def collect_all(self: Any, custom_generate: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        ours = custom_generate is assisted_decoding
+        found: dict[str, Any] = collect(self, None if ours else custom_generate, *args, **kwargs)
+        return found
+
+    GenerationMixin._extract_generation_mode_kwargs = collect_all
+
+
+_deliver_arguments()

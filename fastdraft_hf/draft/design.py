@@ -1,0 +1,318 @@
+"""A draft's config from a target's: the same architecture, scaled down to a parameter budget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.families import (
+    FAMILIES,
+    dense_config,
+    family_of,
+    head_groups,
+    head_size,
+    text_config,
+)
+from fastdraft_hf.draft.sizes import Shape, SizeModel, count_parameters
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# How far below its budget a draft may stay, and how far its feed-forward may move from the
+# target's proportion before finer widths are looked at.
+TOLERANCE = 0.02
+STRETCH = math.log(2)
+
+# No budget makes a draft narrower than this of itself; `width_multiple` may.
+LEAST_WIDTH = 32
+
+__all__ = ["count_parameters", "design_draft", "kept_layers", "source_config", "with_layers"]
+
+
+def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
+    """Return the config of a draft for ``target_config``.
+
+    The vocabulary, tied or untied heads, rope settings, head size, grouped queries, activation,
+    norms, multipliers and special tokens are the target's; depth and widths are scaled. A mixture
+    of experts gets a dense relative, a multimodal model a draft of its text part. Without a given
+    ``hidden_size``, width and feed-forward meet ``params`` to within 2%: of the widths that can,
+    the one whose feed-forward stays nearest to the target's proportion (with `prune` to the
+    target's own width, which is never exceeded).
+
+    Args:
+        target_config: the target's, as `AutoConfig` reads it. Not changed.
+        design: what is wanted. With a ``donor``, its architecture is scaled instead, with the
+            target's vocabulary.
+
+    Raises:
+        FastDraftError: the family is not supported, the budget cannot hold the vocabulary, or a
+            given size does not fit the target.
+    """
+    source = source_config(target_config, design)
+    _check(source, design)
+    if design.hidden_size is not None:
+        shape = _natural(source, design, design.hidden_size)
+        if shape is None:
+            raise FastDraftError(
+                f"design.hidden_size: {design.hidden_size} is no multiple of the attention heads "
+                f"it would have; the target has {source.num_attention_heads} in "
+                f"{head_groups(source)} groups"
+            )
+        return _scaled(source, design, shape)
+    return _scaled(source, design, _fitted(source, design))
+
+
+def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
+    """Return the config that is scaled: the target's, or the donor's with the target's vocabulary.
+
+    It is a copy, of a dense family, of text only, at its full size.
+
+    Raises:
+        FastDraftError: no draft can be designed for the family.
+    """
+    target = text_config(target_config)
+    family = family_of(target)
+    if design.donor is None:
+        if family.dense and design.takes_layers:
+            raise FastDraftError(
+                f"design.first_weights: layers of family '{target.model_type}', a mixture of "
+                "experts, cannot be taken; use project or scratch"
+            )
+        source = copy.deepcopy(dense_config(target))
+    else:
+        from transformers import AutoConfig
+
+        from fastdraft_hf.target.resolve import resolve_target
+
+        folder = resolve_target(design.donor, weights=False).path
+        donor = text_config(AutoConfig.from_pretrained(folder))
+        if donor.model_type not in FAMILIES or family_of(donor).dense:
+            raise FastDraftError(
+                f"design.donor: layers of family '{donor.model_type}' cannot be taken"
+            )
+        source = copy.deepcopy(donor)
+        source.vocab_size = target.vocab_size
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(source, name, getattr(target, name, None))
+    for name in ("quantization_config", "_name_or_path"):
+        if name in source.__dict__:
+            delattr(source, name)
+    return source
+
+
+def _check(source: Any, design: DesignConfig) -> None:
+    layers = source.num_hidden_layers
+    if design.num_hidden_layers > layers:
+        raise FastDraftError(
+            f"design.num_hidden_layers: {design.num_hidden_layers} is deeper than the target's "
+            f"{layers}"
+        )
+    if isinstance(design.layers, list) and design.layers[-1] >= layers:
+        raise FastDraftError(
+            f"design.layers: there is no layer {design.layers[-1]}; the last of {layers} is "
+            f"{layers - 1}"
+        )
+    if design.hidden_size is not None and design.hidden_size > source.hidden_size:
+        raise FastDraftError(
+            f"design.hidden_size: {design.hidden_size} is wider than the target's "
+            f"{source.hidden_size}"
+        )
+    wanted = design.intermediate_size
+    if design.takes_layers and wanted and wanted > source.intermediate_size:
+        raise FastDraftError(
+            f"design.intermediate_size: {wanted} is wider than the target's "
+            f"{source.intermediate_size}, which it would be cut from"
+        )
+
+
+def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
+    """Return the shape of a draft of ``width`` in the target's proportions, or None if none fits.
+
+    The head size stays, because rope's frequencies belong to it; the number of heads shrinks with
+    the width, in whole groups of the target's grouped-query ratio. The heads divide the width:
+    many configs and engines insist on it, whatever the size of a head.
+    """
+    groups, size = head_groups(source), head_size(source)
+    ratio = source.num_attention_heads // groups
+    fitting = [g for g in range(1, groups + 1) if width % (g * ratio) == 0]
+    ideal = groups * width / source.hidden_size
+    if not family_of(source).own_head_size:
+        # Here width / heads is the head size, so it can stay only at some widths; layers that are
+        # taken over need that, and others the nearest size that rope can halve.
+        rotary = _rotary_share(source)
+        sizes = {g: width // (g * ratio) for g in fitting}
+        fitting = [
+            g
+            for g, s in sizes.items()
+            if s == size
+            or (
+                not design.takes_layers
+                and s % 2 == 0
+                and int(s * rotary) % 2 == 0
+                and size / 2 <= s <= size * 2
+                and int(s * rotary) > 0
+            )
+        ]
+        ideal = width / (size * ratio)
+    if not fitting:
+        return None
+    if design.takes_layers:  # a cut layer keeps as much of the inner widths as there can be
+        chosen, inner = max(fitting), source.intermediate_size
+    else:
+        chosen = min(fitting, key=lambda g: (abs(math.log(g / ideal)), g))
+        proportion = width * source.intermediate_size / source.hidden_size
+        inner = min(max(32, round(proportion / 32) * 32), source.intermediate_size)
+    return Shape(width, chosen, design.intermediate_size or inner)
+
+
+def _rotary_share(source: Any) -> float:
+    rope = getattr(source, "rope_parameters", None) or {}
+    return float(rope.get("partial_rotary_factor", getattr(source, "partial_rotary_factor", 1.0)))
+
+
+class _Candidate(NamedTuple):
+    shape: Shape
+    size: int
+    stretch: float  # |log| of the feed-forward over its natural width
+
+
+def _fitted(source: Any, design: DesignConfig) -> Shape:
+    """Return the shape that meets the budget best."""
+    step = design.width_multiple
+    sizes = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
+    while True:
+        shapes = _shapes(source, design, step)
+        if not shapes:
+            raise FastDraftError(
+                f"design.width_multiple: no multiple of {step} up to the target's width of "
+                f"{source.hidden_size} can be divided among its heads"
+            )
+        narrowest = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
+        least = sizes.exact(narrowest)
+        finer = _shapes(source, design, step // 2) if step > 1 else []
+        # Heads in groups of three or seven allow few widths: finer ones, down to LEAST_WIDTH.
+        if (
+            least <= design.params
+            or not finer
+            or finer[0].width < min(LEAST_WIDTH, shapes[0].width)
+        ):
+            break
+        step //= 2
+    if least > design.params:
+        raise FastDraftError(
+            f"design.params: {design.params:,} cannot hold a vocabulary of "
+            f"{source.vocab_size:,} tokens; the least, {narrowest.width} wide, is {least:,}"
+        )
+    best = _Candidate(narrowest, least, math.inf)
+    while True:
+        sizes.learn(shapes)
+        found = [_filled(source, design, shape, sizes) for shape in shapes]
+        best = min([best, *filter(None, found)], key=lambda c: _badness(c, design))
+        if not any(_badness(best, design)[:2]) or step == 1:
+            break
+        step = max(1, step // 2)
+        shapes = [s for s in _shapes(source, design, step) if s.width >= narrowest.width]
+    if sizes.exact(best.shape) == best.size:
+        return best.shape
+    raise AssertionError(f"{source.model_type}: {best} was not counted right")  # pragma: no cover
+
+
+def _badness(candidate: _Candidate, design: DesignConfig) -> tuple[Any, ...]:
+    short = 1 - candidate.size / design.params
+    far = short > TOLERANCE
+    return (far, candidate.stretch > STRETCH, short if far else candidate.stretch, -candidate.size)
+
+
+def _shapes(source: Any, design: DesignConfig, step: int) -> list[Shape]:
+    widths = range(step, source.hidden_size + 1, step)
+    return [shape for w in widths if (shape := _natural(source, design, w)) is not None]
+
+
+def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
+    """Return the narrowest and the widest feed-forward that is considered."""
+    if design.intermediate_size:
+        return shape.inner, shape.inner
+    low = max(1, shape.inner // 4)
+    return low, shape.inner if design.takes_layers else min(
+        2 * shape.inner, source.intermediate_size
+    )
+
+
+def _filled(source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel) -> _Candidate | None:
+    """Return ``shape`` with the feed-forward that takes up the budget, or None if it is over it."""
+    low, high = _bounds(source, design, shape)
+    base = sizes.of(shape._replace(inner=low))
+    if base > design.params:
+        return None
+    slope = (sizes.of(shape._replace(inner=high)) - base) / (high - low) if high > low else 0.0
+    most = high if not slope else min(high, low + int((design.params - base) / slope))
+    natural = shape.inner
+    if most >= natural and 1 - sizes.of(shape) / design.params <= TOLERANCE:
+        most = natural
+    for multiple in (32, 8, 1):  # round numbers, as far as they cost less than half a percent
+        inner = most if most in (natural, low, high) else most // multiple * multiple
+        if inner >= low and slope * (most - inner) <= design.params / 200:
+            break
+    filled = shape._replace(inner=inner)
+    return _Candidate(filled, sizes.of(filled), abs(math.log(inner / natural)))
+
+
+def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig:
+    """Return ``source`` with the depth of ``design`` and the widths of ``shape``."""
+    draft = copy.deepcopy(source)
+    groups = head_groups(source)
+    heads = shape.groups * (source.num_attention_heads // groups)
+    draft.hidden_size = shape.width
+    draft.num_attention_heads = heads
+    if hasattr(source, "num_key_value_heads"):
+        draft.num_key_value_heads = shape.groups
+    if family_of(source).own_head_size:
+        draft.head_dim = head_size(source)
+    draft.intermediate_size = shape.inner
+    kept = design.layers if isinstance(design.layers, list) else None
+    return with_layers(draft, source, kept or kept_layers_of(source, design.num_hidden_layers))
+
+
+def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:
+    """Set the depth of ``draft``; its lists with an entry a layer get those of ``layers``.
+
+    Args:
+        draft: a config; changed and returned.
+        source: the config the layers are counted in.
+        layers: indices of layers of ``source``.
+    """
+    total = source.num_hidden_layers
+    draft.num_hidden_layers = len(layers)
+    for name, value in source.to_dict().items():
+        listed = isinstance(value, (list, tuple)) and len(value) == total and "layer" in name
+        if listed and name != "layers":
+            setattr(draft, name, [value[i] for i in layers])
+    if isinstance(getattr(source, "max_window_layers", None), int):
+        draft.max_window_layers = min(source.max_window_layers, len(layers))
+    return draft
+
+
+def kept_layers_of(source: Any, kept: int, *, first: bool = False) -> list[int]:
+    """Return the layers that ``kept`` of ``source`` are modelled on: evenly spaced, or the first.
+
+    Where the target mixes sliding windows and full attention and only windows are among them, a
+    full layer takes the place of the last: a draft that cannot see past its window would lose the
+    thread of every long text. It is the last full one of the target, or with ``first`` the first.
+    """
+    chosen = list(range(kept)) if first else kept_layers(source.num_hidden_layers, kept)
+    types = getattr(source, "layer_types", None) or []
+    full = [i for i, kind in enumerate(types) if kind == "full_attention"]
+    if full and not set(full) & set(chosen):
+        chosen = sorted({*chosen[:-1], full[0] if first else full[-1]})
+    return chosen
+
+
+def kept_layers(total: int, kept: int) -> list[int]:
+    """Return the indices of ``kept`` layers out of ``total``: evenly spaced, ends included."""
+    if kept == 1:
+        return [0]
+    return [round(i * (total - 1) / (kept - 1)) for i in range(kept)]

@@ -1,0 +1,152 @@
+"""The decoder families a draft can be designed for: one line each.
+
+A draft keeps its target's family (`model_type` of transformers). What a family needs here is
+little, because its config class says the rest:
+
+- ``own_head_size=False`` where the model takes the size of a head from width / heads and does not
+  read ``head_dim``;
+- ``pre_norms``, the two norms of a layer that feed attention and feed-forward, where every norm on
+  the residual stream is an RMSNorm before a block: such a model does not change when its hidden
+  states are rotated, so `prune` may cut its width along principal directions. Other families are
+  cut along channels;
+- ``dense`` for a mixture of experts: the family its drafts are of instead;
+- ``scaled_embeddings=True`` where embeddings are multiplied by the root of the width.
+
+To add a family, add its line; `tests/draft/test_families.py` then runs it through every property
+(built on the meta device, saved and loaded, every kind of first weights, assisted generation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastdraft_hf._errors import FastDraftError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's config is scaled; see the module's text for the fields."""
+
+    own_head_size: bool = True
+    pre_norms: tuple[str, str] | None = None
+    dense: str | None = None
+    scaled_embeddings: bool = False
+
+
+_LLAMA = Family(pre_norms=("input_layernorm", "post_attention_layernorm"))
+
+FAMILIES: dict[str, Family] = {
+    "apertus": Family(pre_norms=("attention_layernorm", "feedforward_layernorm")),
+    "arcee": _LLAMA,
+    "cohere": Family(),
+    "cohere2": Family(),
+    "ernie4_5": _LLAMA,
+    "exaone4": Family(),
+    "gemma": Family(pre_norms=_LLAMA.pre_norms, scaled_embeddings=True),
+    "gemma2": Family(scaled_embeddings=True),
+    "gemma3_text": Family(scaled_embeddings=True),
+    "glm": _LLAMA,
+    "glm4": Family(),
+    "gpt_neox": Family(own_head_size=False),
+    "granite": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "jais2": Family(),
+    "llama": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
+    "mistral": _LLAMA,
+    "nemotron": Family(),
+    "olmo": Family(),
+    "olmo2": Family(),
+    "olmo3": Family(),
+    "phi": Family(),
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "seed_oss": _LLAMA,
+    "smollm3": _LLAMA,
+    "stablelm": Family(own_head_size=False),
+    "starcoder2": Family(),
+    "vaultgemma": Family(
+        pre_norms=("input_layernorm", "pre_feedforward_layernorm"), scaled_embeddings=True
+    ),
+    # Mixtures of experts: a dense relative that shares what it can (head size, rope, heads).
+    "deepseek_v3": Family(dense="llama"),
+    "dots1": Family(dense="qwen3"),
+    "ernie4_5_moe": Family(dense="ernie4_5"),
+    "exaone_moe": Family(dense="exaone4"),
+    "flex_olmo": Family(dense="olmo2"),
+    "glm4_moe": Family(dense="glm4"),
+    "gpt_oss": Family(dense="llama"),
+    "granitemoe": Family(dense="granite"),
+    "granitemoeshared": Family(dense="granite"),
+    "hunyuan_v1_moe": Family(dense="hunyuan_v1_dense"),
+    "mixtral": Family(dense="mistral"),
+    "olmoe": Family(dense="olmo2"),
+    "phimoe": Family(dense="phi3"),
+    "qwen2_moe": Family(dense="qwen2"),
+    "qwen3_moe": Family(dense="qwen3"),
+}
+
+# Of a mixture of experts, the config says the size of one expert, or of a dense layer it may not
+# have. Where that is no proportion of a dense model, this one is taken: the usual gated one.
+DENSE_PROPORTION = 3.0
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the family of a text config.
+
+    Raises:
+        FastDraftError: drafts cannot be designed for it; the message lists the families that can.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise FastDraftError(
+            f"target: family '{config.model_type}' has no draft design yet; supported: "
+            + ", ".join(FAMILIES)
+        )
+    return family
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the config of the decoder: a multimodal model's text part, else ``config`` itself."""
+    if config.model_type in FAMILIES:
+        return config
+    return config.get_text_config(decoder=True)
+
+
+def dense_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a text config of a dense family: ``config`` itself, or its dense relative's.
+
+    A relative takes every field that its own config class has as well: vocabulary, special
+    tokens, heads, head size, rope, norms, and the lists with an entry a layer.
+    """
+    from transformers import CONFIG_MAPPING
+
+    relative = family_of(config).dense
+    if relative is None:
+        return config
+    cls = CONFIG_MAPPING[relative]
+    given = config.to_dict()
+    kept: dict[str, Any] = {key: given[key] for key in cls().to_dict() if key in given}
+    for name in ("model_type", "architectures", "transformers_version"):
+        kept.pop(name, None)
+    kept["head_dim"] = head_size(config)
+    if kept.get("intermediate_size", 0) < 2 * config.hidden_size:
+        kept["intermediate_size"] = round(DENSE_PROPORTION * config.hidden_size)
+    return cls(**kept)
+
+
+def head_size(config: PretrainedConfig) -> int:
+    """Return the size of one attention head."""
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
+
+
+def head_groups(config: PretrainedConfig) -> int:
+    """Return the number of key-value heads."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

@@ -1,0 +1,364 @@
+"""A recipe: one YAML file that says which draft is made, from what and how.
+
+Sections are the config dataclasses of the packages they configure; the keys of the file are their
+fields. ``when`` holds changes that apply on some machines (``cuda``: more tokens), and
+``key=value`` words on the command line apply last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._redact import holds_token, redacted
+from fastdraft_hf._schema import dump, json_schema, load, setting
+from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
+from fastdraft_hf.data.sources import check_source
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.eval.bench import TRIMMED
+from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
+from fastdraft_hf.export.config import ExportConfig
+from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.tune.config import TrimConfig
+
+
+@dataclass
+class CardConfig:
+    """The published folder: weights, tokenizer, generation config and model card."""
+
+    model_name: str | None = setting(None, "name on the card; by default <target>-FastDraft-<size>")
+    licence: str | None = setting(None, "licence of the draft; by default the target's")
+    base_model: str | None = setting(
+        None, "the target's id on the Hub, for a target that is given as a folder"
+    )
+    language: list[str] = setting([], "language codes for the card, such as [en, de]")
+
+    def __post_init__(self) -> None:
+        from fastdraft_hf.hub import metadata
+
+        if self.licence is not None:
+            metadata.check_licence(self.licence, "licence")
+        if self.base_model is not None:
+            metadata.check_model_id(self.base_model, "base_model")
+        metadata.check_languages(self.language, "language")
+
+
+@dataclass
+class Recipe:
+    """Everything one run needs. Training stages that are absent are left out."""
+
+    target: str = setting(
+        "embedded:smollm2-135m-instruct",
+        "model id of the Hub, a folder, or embedded:smollm2-135m-instruct",
+    )
+    target_revision: str | None = setting(None, "branch, tag or commit of a Hub target")
+    output_dir: str = setting("runs/draft", "folder of the run; one folder a stage inside")
+    seed: int = setting(0, "of everything random")
+    device: str = setting("auto", "auto, cpu or cuda")
+    design: DesignConfig = setting(DesignConfig, "the draft's shape and first weights")
+    generate: GenerateConfig | None = setting(None, "what the target writes")
+    logits: LogitsConfig | None = setting(
+        None, "the target's top-k distribution over what it wrote, for objectives besides ce"
+    )
+    pretrain: TrainConfig | None = setting(None, "PT: next-token training from the first weights")
+    continue_: TrainConfig | None = setting(
+        None, "CP: continued pre-training, usually with code", key="continue"
+    )
+    align: TrainConfig | None = setting(None, "FT: training on the target's own answers")
+    trim: TrimConfig | None = setting(
+        None, "beside the draft, one whose head scores the most frequent tokens only"
+    )
+    export: ExportConfig = setting(ExportConfig, "other formats")
+    evaluate: EvaluateConfig = setting(EvaluateConfig, "acceptance on held-out prompts")
+    bench: BenchConfig = setting(BenchConfig, "wall clock")
+    card: CardConfig = setting(CardConfig, "the published folder")
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
+        bench, exported = self.bench, self.export.openvino
+        reads_export = {"openvino", "ours-openvino"} & set(bench.paths)
+        if reads_export and exported and bench.weight_format not in exported:
+            raise FastDraftError(
+                f"bench.weight_format: {bench.weight_format} is not among export.openvino "
+                f"({', '.join(exported)})"
+            )
+        sets = self.generate.sets if self.generate else {}
+        for number, name in enumerate(self.logits.sets if self.logits else []):
+            if name not in sets:
+                raise FastDraftError(
+                    f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                )
+        if self.trim is not None:
+            self._check_trim(self.trim)
+        for name, stage in self.training_stages().items():
+            if not stage.sources:
+                raise FastDraftError(f"{name}.sources: at least one source is needed")
+            for number, source in enumerate(stage.sources):
+                where = f"{name}.sources[{number}]"
+                check_source(source, where, sets)
+                if name == "align" and source.kind != "generated":
+                    raise FastDraftError(
+                        f"{where}.kind: align reads what the target wrote (generated), not "
+                        f"{source.kind}"
+                    )
+            if name == "align" and (stage.streaming or stage.tokens_dir):
+                field = "streaming" if stage.streaming else "tokens_dir"
+                raise FastDraftError(f"align.{field}: for pretrain and continue only")
+            if stage.objective == "auto":  # written out, so that a run says what it trained with
+                stage = dataclasses.replace(stage, objective=self._auto_objective(name, stage))
+                setattr(self, "continue_" if name == "continue" else name, stage)
+            self._check_distribution(name, stage)
+        # Written out, so that these stages know what they were made of.
+        if self.logits is not None:
+            self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
+        if self.trim is not None:
+            self.trim = dataclasses.replace(self.trim, sets=trim_sets(self))
+
+    def _check_trim(self, trim: TrimConfig) -> None:
+        sets = self.generate.sets if self.generate else {}
+        if not sets:
+            raise FastDraftError(
+                "trim: it counts the tokens of what the target wrote, and the recipe has no "
+                "section generate (fastdraft trim --rows takes sets of another run)"
+            )
+        for number, name in enumerate(trim.sets):
+            if name not in sets:
+                raise FastDraftError(
+                    f"trim.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                )
+        if TRIMMED in self.bench.drafts:
+            raise FastDraftError(
+                f"bench.drafts.{TRIMMED}: section trim has a draft of that name timed; take another"
+            )
+
+    def _auto_objective(self, name: str, stage: TrainConfig) -> str:
+        """Return ``nla`` where an alignment knows the target's distribution, else ``ce``.
+
+        The choice is measured: docs/objectives.md.
+        """
+        stored = stage.target_distribution == "auto" and self.logits is not None
+        known = stored or stage.target_distribution in ("stored", "online")
+        return "nla" if name == "align" and known else "ce"
+
+    def _check_distribution(self, name: str, stage: TrainConfig) -> None:
+        source = distribution_source(self, name)
+        if source != "stored":
+            if source == "none" and stage.needs_distribution:
+                raise FastDraftError(
+                    f"{name}.target_distribution: none, but objective {stage.objective} needs the "
+                    "target's distribution"
+                )
+            return
+        if name != "align":
+            raise FastDraftError(
+                f"{name}.target_distribution: stored distributions belong to the target's answers "
+                "(align); use online"
+            )
+        if self.logits is None:
+            raise FastDraftError(
+                "align.target_distribution: stored, but the recipe has no section logits"
+            )
+        if self.logits.temperature != stage.distillation_temperature:
+            raise FastDraftError(
+                f"align.distillation_temperature: {stage.distillation_temperature:g}, but "
+                f"logits.temperature is {self.logits.temperature:g}; they must be the same"
+            )
+        for number, read in enumerate(stage.sources):
+            if read.name not in logits_sets(self):
+                raise FastDraftError(
+                    f"align.sources[{number}]: set '{read.name}' is not among logits.sets"
+                )
+
+    def training_stages(self) -> dict[str, TrainConfig]:
+        """Return the training stages the recipe has, by name, in order."""
+        stages = {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}
+        return {name: stage for name, stage in stages.items() if stage is not None}
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the mapping this recipe could have been read from, defaults written out."""
+        data: dict[str, Any] = dump(self)
+        data["continue"] = data.pop("continue_")
+        return {key: data[key] for key in _KEYS}
+
+
+def distribution_source(recipe: Recipe, name: str) -> str:
+    """Return where a training stage gets the target's distribution: none, stored or online."""
+    stage = recipe.training_stages()[name]
+    if stage.target_distribution != "auto":
+        return stage.target_distribution
+    if not stage.needs_distribution:
+        return "none"
+    return "stored" if name == "align" and recipe.logits is not None else "online"
+
+
+def logits_sets(recipe: Recipe) -> list[str]:
+    """Return the sets whose distributions are stored: the named ones, or all that align reads."""
+    if recipe.logits is None:
+        return []
+    if recipe.logits.sets:
+        return recipe.logits.sets
+    if recipe.align is None:
+        return list(recipe.generate.sets) if recipe.generate else []
+    return list(dict.fromkeys(source.name for source in recipe.align.sources))
+
+
+def trim_sets(recipe: Recipe) -> list[str]:
+    """Return the sets whose tokens are counted: the named ones, or all that align reads."""
+    if recipe.trim is None:
+        return []
+    if recipe.trim.sets:
+        return recipe.trim.sets
+    if recipe.align is None:
+        return list(recipe.generate.sets) if recipe.generate else []
+    return list(dict.fromkeys(source.name for source in recipe.align.sources))
+
+
+# `continue` is a word of Python, so the field has an underscore; the key of the file has none.
+_KEYS = [f.metadata.get("key", f.name) for f in dataclasses.fields(Recipe)]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file."""
+    schema = json_schema(Recipe)
+    properties = schema["properties"]
+    properties["continue"] = properties.pop("continue_")
+    properties["when"] = {
+        "type": "object",
+        "description": "changes by machine: cpu or cuda, each a mapping of key paths to values",
+        "properties": {
+            name: {"type": "object", "additionalProperties": True} for name in ("cpu", "cuda")
+        },
+        "additionalProperties": False,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``when`` and the overrides.
+
+    Raises:
+        FastDraftError: the file is missing, is no YAML, or says something a recipe cannot.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FastDraftError(f"there is no recipe file {path}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FastDraftError(f"{path} is no UTF-8 text") from error
+    except yaml.YAMLError as error:
+        place = redacted(" ".join(str(error).split()))
+        raise FastDraftError(f"{path} is no valid YAML: {place}") from error
+    if not isinstance(data, dict):
+        raise FastDraftError(f"{path}: a recipe is a mapping of keys")
+    return build_recipe(data, overrides)
+
+
+def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from a mapping, ``when`` and overrides included."""
+    merged = _copy(data)
+    when = merged.pop("when", None) or {}
+    if not isinstance(when, Mapping):
+        raise FastDraftError("when: expected a mapping of machines")
+    for machine in when:
+        if machine not in ("cpu", "cuda"):
+            raise FastDraftError(f"when.{machine}: unknown machine; valid: cpu, cuda")
+        if not isinstance(when[machine] or {}, Mapping):
+            raise FastDraftError(f"when.{machine}: expected a mapping of key paths to values")
+    given = dict(_split(word) for word in overrides)
+    device = given.get("device", merged.get("device", "auto"))
+    for path, value in (when.get(resolve_device(device)) or {}).items():
+        _assign(merged, str(path), value)
+    for path, value in given.items():
+        _assign(merged, path, value)
+    _refuse_tokens(merged)
+    if "continue_" in merged:
+        raise FastDraftError("continue_: unknown key (did you mean 'continue'?)")
+    for key in merged:
+        if key not in _KEYS:
+            hint = nearest(str(key), _KEYS) or f"; valid: {', '.join(_KEYS)}"
+            raise FastDraftError(f"{key}: unknown key{hint}")
+    if "continue" in merged:
+        merged["continue_"] = merged.pop("continue")
+    try:
+        return load(Recipe, merged)
+    except FastDraftError as error:
+        raise FastDraftError(str(error).replace("continue_", "continue")) from None
+
+
+def _refuse_tokens(value: Any, where: str = "") -> None:
+    """Raise `FastDraftError` for a token of the Hub: a recipe is printed, kept and passed on."""
+    if isinstance(value, Mapping | list):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            _refuse_tokens(entry, f"{where}.{key}" if where else str(key))
+    elif value and isinstance(value, str):
+        named = where.endswith((".hub_token", ".push_to_hub_token"))
+        if named or holds_token(value):
+            raise FastDraftError(
+                f"{where}: a token does not belong in a recipe, which is printed and kept; set "
+                "HF_TOKEN or run `hf auth login`, and leave it out"
+            )
+
+
+def resolve_device(device: Any) -> str:
+    """Return ``cuda`` or ``cpu`` for ``auto``."""
+    if device != "auto":
+        return str(device)
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def _split(word: str) -> tuple[str, Any]:
+    import yaml
+
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise FastDraftError(f"'{redacted(word)}' is no override; write key.path=value")
+    try:
+        return path, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        said = redacted(f"{path}: '{text}' is no valid YAML value")
+        raise FastDraftError(said) from error
+
+
+def _assign(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``data[a][b][c]`` for the path ``a.b.c``; a number picks an entry of a list."""
+    *parents, last = path.split(".")
+    place: Any = data
+    for depth, key in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(place, list):
+            place = place[_index(place, key, where)]
+            continue
+        if not isinstance(place, dict):
+            raise FastDraftError(f"{where}: cannot be set, '{parents[depth - 1]}' holds no keys")
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+    if isinstance(place, list):
+        place[_index(place, last, path)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise FastDraftError(f"{path}: cannot be set, '{parents[-1]}' holds no keys")
+
+
+def _index(place: list[Any], key: str, where: str) -> int:
+    if not key.isdecimal() or int(key) >= len(place):
+        entries = f"entries 0 to {len(place) - 1}" if place else "no entries"
+        raise FastDraftError(f"{where}: the list has {entries}")
+    return int(key)

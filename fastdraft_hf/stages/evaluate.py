@@ -1,0 +1,111 @@
+"""Stage evaluate: acceptance on held-out prompts, and greedy output compared token for token."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._atomic import write_json
+from fastdraft_hf.data.heldout import TASK_NAMES
+from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
+from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages.partial import PROVENANCE
+from fastdraft_hf.stages.runner import Run
+
+logger = logging.getLogger(__name__)
+
+
+def run(run: Run, folder: Path) -> dict[str, Any]:
+    """Write ``records.jsonl`` and ``results.json``."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fastdraft_hf.draft.trimmed_head import load_draft, whole_parameters
+    from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+    from fastdraft_hf.eval import evaluate
+    from fastdraft_hf.eval.journal import Journal
+    from fastdraft_hf.eval.prompts import draw_prompts
+
+    config = run.recipe.evaluate
+    device = resolve_device(run.recipe.device)
+    draft_folder = run.latest_model()
+    tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
+
+    # Before the models: a task set that cannot be read, or has no short prompt, says so at once.
+    prompts = draw_prompts(
+        tokenizer,
+        config.tasks,
+        config.prompts_per_task,
+        config.max_prompt_tokens,
+        run.recipe.seed,
+    )
+    trained_on = not_held_out(run)
+    if trained_on:
+        logger.warning(
+            "evaluate: training did not leave out the text of %s; these figures may flatter",
+            ", ".join(trained_on),
+        )
+
+    def load(path: Path) -> Any:
+        # Stock assisted generation would take the columns of a trimmed head for ids.
+        read = load_draft if config.path == "ours" else AutoModelForCausalLM.from_pretrained
+        # float32: whether greedy output changes is asked of the models, not of a rounding.
+        return read(path, dtype=torch.float32).to(device).eval()
+
+    target, draft = load(run.target.path), load(draft_folder)
+    # A draft that was given is not untrained, and one that was only designed is measured anyway.
+    started = run.stage_folder("design")
+    wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
+    untrained = load(started) if wanted and draft_folder != started else None
+    journal = Journal(evaluate.save_path(folder))
+    evaluate.collect(target, draft, untrained, prompts, config, journal, run.recipe.seed)
+    differences = evaluate.compare_greedy(target, prompts, config, journal)
+    ends = target.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    readings = evaluate.read_texts(target, draft, prompts, config, journal, ends)
+    results = evaluate.summarize(
+        prompts,
+        journal,
+        config,
+        target_parameters=target.num_parameters(),
+        draft_parameters=whole_parameters(draft),
+        differences=differences,
+        readings=readings,
+    )
+    results["not_held_out"] = trained_on
+    write_json(folder / "results.json", results)
+    faults = [d for d in differences if not d["tie"]]
+    if faults:
+        logger.error(
+            "greedy output differs from the target's on %d prompts: %s", len(faults), faults
+        )
+    return {
+        "greedy_identical": results["greedy_identical"],
+        "greedy_prompts": results["greedy_prompts"],
+        "acceptance_rate": results["overall"]["sampled"]["acceptance_rate"],
+    }
+
+
+def not_held_out(run: Run) -> list[str]:
+    """Return the tasks whose text some training stage of this run did not leave out.
+
+    Tasks may be named after training (``fastdraft evaluate --tasks ...``), or a data set may have
+    changed since. A draft that was given was trained elsewhere, on text nobody here has checked.
+    """
+    records = []
+    for stage in ("pretrain", "continue", "align"):
+        path = run.stage_folder(stage) / PROVENANCE
+        if path.exists():
+            facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+            records.append(facts.get("data", {}).get("held_out") or {})
+    found = []
+    for name, settings in settings_of(run.recipe.evaluate.tasks):
+        if not records or name in TASK_NAMES:  # the packaged sets are always left out
+            continue
+        own = digest(load_task_set(name, settings))
+        if any(own not in record.get(name, ()) for record in records):
+            found.append(name)
+    return found

@@ -1,0 +1,354 @@
+"""Runs the stages of a recipe that are not finished, one folder a stage.
+
+A stage works in ``.<stage>.partial`` and its folder is renamed to ``<stage>`` when it is whole, so
+a folder that exists is finished. What a killed run left in the partial folder is gone on with, as
+long as the stage's settings and inputs are the same. A stage that can *grow* also goes on when its
+settings ask for more of the same: its finished folder becomes the partial one again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._atomic import publish_folder, write_json, write_text
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._processes import Process, this_process, wait_until
+from fastdraft_hf.recipe import Recipe
+from fastdraft_hf.stages import provenance
+from fastdraft_hf.stages.compare import CONFIG, deciding, differences, read_config, with_defaults
+from fastdraft_hf.stages.energy import EnergyMeter, Joules, energy_facts, open_counters
+from fastdraft_hf.stages.partial import PROVENANCE, SESSIONS, locked, modified, move_aside, reopen
+from fastdraft_hf.target.resolve import Target, resolve_target
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A recipe, the folder it fills, and what stages ask it for."""
+
+    recipe: Recipe
+    folder: Path
+    _target: Target | None = field(default=None, repr=False)
+
+    @property
+    def target(self) -> Target:
+        """The target, found (and downloaded or converted) when first asked for."""
+        if self._target is None:
+            self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
+        return self._target
+
+    def look_at_target(self) -> Target:
+        """Find the target's config and tokenizer; its weights may be out of reach."""
+        if self._target is not None:
+            return self._target
+        # Not kept: what is found may lack weights that a stage has yet to fetch.
+        return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
+
+    def stage_folder(self, name: str) -> Path:
+        return self.folder / STAGES[name].folder
+
+    def finished(self, name: str) -> bool:
+        return (self.stage_folder(name) / PROVENANCE).exists()
+
+    def latest_model(self, before: str | None = None) -> Path:
+        """Return the folder of the newest trained draft, or the designed one.
+
+        Args:
+            before: only stages that come before this one count.
+
+        Raises:
+            FastDraftError: there is none yet.
+        """
+        order = [
+            n for n in ("design", "pretrain", "continue", "align") if n in planned(self.recipe)
+        ]
+        if before in order:
+            order = order[: order.index(before)]
+        for name in reversed(order):
+            if self.finished(name):
+                return self.stage_folder(name)
+            if name != "design":
+                raise FastDraftError(
+                    f"stage {name} is not finished in {self.folder}; run it first (fastdraft run)"
+                )
+        raise FastDraftError(f"{self.folder} holds no draft yet; run stage design first")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe.
+
+    Attributes:
+        run: does the work in the given partial folder and returns facts for the provenance. It
+            may find what an earlier, killed call left there.
+        section: the recipe's part it depends on.
+        inputs: stages whose output it can read.
+        folder: where its output goes.
+        leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
+        grows: whether settings (old, new) only ask for more of what was made with the old ones,
+            so that what is there is gone on with.
+        keeps: files and folders in its partial folder that settings (old, new) leave as good as
+            they were, where some others have to be made again.
+    """
+
+    run: Callable[[Run, Path], dict[str, Any]]
+    section: Callable[[Recipe], Any]
+    inputs: tuple[str, ...]
+    folder: str
+    leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
+    grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
+    keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
+
+
+STAGES: dict[str, Stage] = {}
+
+
+def register(name: str, stage: Stage) -> None:
+    """Add a stage; the order of registration is the order of a run."""
+    STAGES[name] = stage
+
+
+def planned(recipe: Recipe) -> list[str]:
+    """Return the stages a recipe has, in order."""
+    import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
+
+    return [name for name, stage in STAGES.items() if stage.section(recipe) is not None]
+
+
+def choose(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
+    """Return the stages to run.
+
+    Raises:
+        FastDraftError: a wanted stage does not exist or is not in the recipe.
+    """
+    available = planned(recipe)
+    if wanted is None:
+        return available
+    for name in wanted:
+        if name not in STAGES:
+            raise FastDraftError(
+                f"no stage '{name}'{nearest(name, STAGES)}; stages: {', '.join(STAGES)}"
+            )
+        if name not in available:
+            raise FastDraftError(f"the recipe has no section '{name}', so it cannot be run")
+    return [name for name in available if name in wanted]
+
+
+def execute(run: Run, stages: Sequence[str]) -> None:
+    """Run the stages that are not finished.
+
+    One of several processes (RANK, WORLD_SIZE) does its share of what the first one begins;
+    stage generate is made for it.
+
+    Raises:
+        FastDraftError: a finished stage was made with other settings, an input is missing, or
+            another process works in the folder.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    process = this_process()
+    if not process.first:
+        for name in stages:
+            _join_stage(run, name, process)
+        return
+    with locked(run.folder):
+        check_finished(run, stages)
+        for name in stages:
+            if run.finished(name) and not grows(run, name):
+                logger.info("%s: finished before, in %s", name, run.stage_folder(name))
+                continue
+            _execute_stage(run, name)
+
+
+def _join_stage(run: Run, name: str, process: Process) -> None:
+    """Do this process's share of a stage that the first one begins and finishes."""
+    partial = run.folder / f".{STAGES[name].folder}.partial"
+    fingerprint = _fingerprint(run, name)
+
+    def finished() -> bool:
+        return run.finished(name) and not grows(run, name)
+
+    wait_until(
+        lambda: finished() or (partial.exists() and read_config(partial) == fingerprint),
+        run.folder,
+        lambda: f"process 0 of {process.count} to begin stage {name}",
+        minutes=30,
+    )
+    if finished():
+        return
+    try:
+        STAGES[name].run(run, partial)
+    except (FileNotFoundError, FastDraftError):
+        # The first may finish the stage, and rename its folder, while another still reads in it.
+        if not run.finished(name):
+            raise
+
+
+def _fingerprint(run: Run, name: str) -> dict[str, Any]:
+    """Return what decides a stage's output: its settings, the run's, and its inputs' identity."""
+    recipe = run.recipe.resolved()
+    settings = recipe.get(name)
+    if isinstance(settings, dict):
+        section = STAGES[name].section(run.recipe)
+        settings = {key: settings[key] for key in settings if key in deciding(section)}
+    return {
+        "target": recipe["target"],
+        "target_revision": recipe["target_revision"],
+        "seed": recipe["seed"],
+        name: settings,
+        "inputs": {other: _identity(run, other) for other in _inputs(run.recipe, name)},
+    }
+
+
+def _inputs(recipe: Recipe, name: str) -> list[str]:
+    """Return the stages whose output a stage reads with this recipe."""
+    stage, present = STAGES[name], planned(recipe)
+    left_out = stage.leaves_out(recipe)
+    return [other for other in stage.inputs if other in present and other not in left_out]
+
+
+def _identity(run: Run, name: str) -> str | None:
+    path = run.stage_folder(name) / PROVENANCE
+    if not path.exists():
+        return None
+    identity: str | None = json.loads(path.read_text(encoding="utf-8")).get("id")
+    return identity
+
+
+def check_finished(run: Run, stages: Sequence[str]) -> None:
+    """Raise `FastDraftError` when a finished stage was made with other settings; makes nothing."""
+    for name in stages:
+        _check_finished(run, name)
+    growing = [name for name in stages if grows(run, name)]
+    stale: list[str] = []
+    for name in stages:
+        if {*growing, *stale}.intersection(_inputs(run.recipe, name)) and run.finished(name):
+            stale.append(name)
+    if stale:
+        raise FastDraftError(
+            f"{growing[0]} has to go on, as the recipe asks for more than it made, and these were "
+            f"made from what it had: {', '.join(str(run.stage_folder(name)) for name in stale)}. "
+            "Delete these folders to make them again, or give another output_dir."
+        )
+
+
+def grows(run: Run, name: str) -> bool:
+    """Return whether the recipe asks a finished stage for more of what it made."""
+    if not run.finished(name):
+        return False
+    return _only_grew(name, _made(run, name, run.stage_folder(name)), _fingerprint(run, name))
+
+
+def _only_grew(name: str, made: Any, wanted: dict[str, Any]) -> bool:
+    """Return whether what was made with one fingerprint is asked for more by another."""
+    return (
+        made != wanted
+        and _only_settings(name, made, wanted)
+        and STAGES[name].grows(made[name], wanted[name])
+    )
+
+
+def _only_settings(name: str, made: Any, wanted: dict[str, Any]) -> bool:
+    """Return whether two fingerprints differ in nothing but the stage's own settings."""
+    if not isinstance(made, dict) or not isinstance(made.get(name), dict):
+        return False
+    return {**made, name: None} == {**wanted, name: None}
+
+
+def _check_finished(run: Run, name: str) -> None:
+    folder = run.stage_folder(name)
+    if not run.finished(name):
+        if folder.exists():
+            raise FastDraftError(
+                f"{folder} exists and was not made by a finished stage; move it away"
+            )
+        return
+    changes = list(differences(_made(run, name, folder), _fingerprint(run, name)))
+    if changes and not grows(run, name):
+        raise FastDraftError(
+            f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
+            "folder to make it again, or give another output_dir."
+        )
+
+
+def _made(run: Run, name: str, folder: Path) -> Any:
+    """Return what a stage's folder was made with, as `_fingerprint` says it."""
+    made = read_config(folder)
+    section = STAGES[name].section(run.recipe)
+    if isinstance(made, dict) and isinstance(made.get(name), dict):
+        # A setting that is newer than the folder had its default when the folder was made.
+        known = with_defaults(section, made[name])
+        made[name] = {key: known[key] for key in known if key in deciding(section)}
+        # So had an input from which nothing was read: it is not looked at any more.
+        unread = set(STAGES[name].inputs).difference(_inputs(run.recipe, name))
+        if isinstance(made.get("inputs"), dict):
+            made["inputs"] = {
+                other: identity for other, identity in made["inputs"].items() if other not in unread
+            }
+    return made
+
+
+def _execute_stage(run: Run, name: str) -> None:
+    import yaml
+
+    stage = STAGES[name]
+    for other in _inputs(run.recipe, name):
+        if not run.finished(other):
+            raise FastDraftError(
+                f"stage {name} reads the output of {other}, which is not finished in {run.folder}"
+            )
+    partial = run.folder / f".{stage.folder}.partial"
+    fingerprint = _fingerprint(run, name)
+    if run.finished(name):
+        reopen(run.stage_folder(name), partial)
+    if partial.exists():
+        made = _made(run, name, partial)
+        if made != fingerprint and not _only_grew(name, made, fingerprint):
+            same = _only_settings(name, made, fingerprint)
+            keeps = stage.keeps(made[name], fingerprint[name]) if same else ()
+            move_aside(partial, keeps, name)
+    resumed = partial.exists()
+    partial.mkdir(exist_ok=True)
+    # Also of one that goes on: it may be asked for more, or be older than a setting.
+    write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
+    logger.info("%s: %s", name, "going on where it was" if resumed else "starts")
+    sessions = partial / SESSIONS
+    earlier = json.loads(sessions.read_text(encoding="utf-8")) if sessions.exists() else []
+    if earlier and earlier[-1]["seconds"] is None:  # killed: its last written file tells how long
+        last = max(modified(f) for f in partial.rglob("*"))
+        earlier[-1]["seconds"] = max(0.0, last - earlier[-1]["started"])
+    begun = {"started": time.time(), "seconds": None}
+
+    def keep(joules: Joules) -> None:
+        write_json(sessions, [*earlier, {**begun, "energy": joules}])
+
+    write_json(sessions, [*earlier, begun])
+    start = time.monotonic()
+    with EnergyMeter(open_counters(run.recipe, name), keep) as meter:
+        facts = stage.run(run, partial)
+    seconds = time.monotonic() - start
+    target = run.look_at_target()  # a design may be made for a config without weights
+    write_json(
+        partial / PROVENANCE,
+        provenance.describe(
+            id=f"{name}-{time.time_ns():x}",
+            stage=name,
+            seed=run.recipe.seed,
+            target=target.name,
+            target_revision=target.revision,
+            inputs=fingerprint["inputs"],
+            wall_seconds=round(seconds + sum(s["seconds"] for s in earlier), 1),
+            runs=len(earlier) + 1,
+            **energy_facts([*(s.get("energy") for s in earlier), meter.joules]),
+            facts=facts,
+        ),
+    )
+    sessions.unlink()
+    publish_folder(partial, run.stage_folder(name))
+    logger.info("%s: finished in %.0f s", name, seconds)

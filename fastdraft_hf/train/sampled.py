@@ -1,0 +1,88 @@
+"""Sampled softmax: a step scores the ids that it needs and a few random others, not all of them.
+
+The head of a small draft is most of its training, and most of its rows are far from every token of
+a batch. Of the softmax's denominator only the part that matters is summed exactly: the ids that
+occur in the batch, as labels or in the target's stored distribution. The rest of the vocabulary is
+estimated from m ids drawn uniformly without replacement, each standing for R / m of the R that are
+left, which adds log(R / m) to its logit. Every id is drawn sooner or later, so no row of the head
+is left untrained. (Bengio and Senécal 2008, IEEE Trans. Neural Networks 19(4), equation 7, with
+uniform proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, section 3.)
+
+Shapes: N tokens that carry loss, H hidden size, V vocabulary, C ids that are scored, k stored.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from fastdraft_hf.train.distribution import TopK
+
+
+class SampledHead(NamedTuple):
+    """A head of the ids that are scored, and the batch in their numbering.
+
+    Attributes:
+        ids: [C], ascending.
+        weight: [C, H], differentiable by the whole weight.
+        bias: [C], with what a drawn id stands for.
+        labels: [N], places in ``ids``.
+        target: with places in ``ids`` instead of ids.
+    """
+
+    ids: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    labels: torch.Tensor
+    target: TopK | None
+
+
+def sample_head(
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    negatives: int,
+    bias: torch.Tensor | None = None,
+    *,
+    target: TopK | None = None,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> SampledHead:
+    """Return the head over the batch's ids and ``negatives`` others.
+
+    Args:
+        weight: [V, H].
+        labels: [N].
+        negatives: how many ids are drawn; where fewer are left, all are, and nothing is estimated.
+        bias: [V].
+        target: the stored distribution of the N tokens; its ids are scored too.
+        scale: of the logits (`fused_head_loss`): the bias is given before it.
+        generator: of the draw, on the CPU; PyTorch's own by default, which checkpoints keep.
+    """
+    size = weight.shape[0]
+    occurs = torch.zeros(size, dtype=torch.bool, device=weight.device)
+    occurs[labels] = True
+    if target is not None:
+        occurs[target.ids.reshape(-1)] = True
+    rest = (~occurs).nonzero()[:, 0]
+    drawn = rest
+    if negatives < len(rest):
+        order = torch.randperm(len(rest), generator=generator)[:negatives]
+        drawn = rest[order.to(rest.device)]
+    scored = occurs.clone()
+    scored[drawn] = True
+    ids = scored.nonzero()[:, 0]
+    places = torch.empty(size, dtype=torch.int64, device=weight.device)
+    places[ids] = torch.arange(len(ids), device=weight.device)
+    stands_for = math.log(len(rest) / len(drawn)) if len(drawn) else 0.0
+    offset = weight.new_full((len(ids),), stands_for / scale, dtype=torch.float32)
+    offset.masked_fill_(occurs[ids], 0.0)
+    if bias is not None:
+        offset = offset + bias[ids]
+    if target is not None:
+        target = TopK(places[target.ids], target.log_probs, target.tail)
+    return SampledHead(ids, weight.index_select(0, ids), offset, places[labels], target)
+
+
+__all__ = ["SampledHead", "sample_head"]

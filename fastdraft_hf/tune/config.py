@@ -1,0 +1,117 @@
+"""What a search for the best draft on this machine is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._schema import setting
+from fastdraft_hf.draft.config import FirstWeights
+from fastdraft_hf.export.openvino import WeightFormat
+
+Measure = Literal["cpu", "cuda", "openvino"]
+
+
+@dataclass
+class TrimConfig:
+    """A second draft beside the whole one, whose head scores the most frequent tokens only."""
+
+    draft_vocab: int = setting(8192, "tokens that the head scores, such as 8192 or 16k")
+    sets: list[str] = setting(
+        [],
+        "generated sets whose tokens are counted; by default those that align reads, or all "
+        "without it",
+    )
+    texts: int = setting(
+        24, "held-out texts to measure the cost in acceptance on; 0 leaves that out"
+    )
+
+    def __post_init__(self) -> None:
+        if self.draft_vocab < 1:
+            raise FastDraftError(f"draft_vocab: must be at least 1, got {self.draft_vocab}")
+        if self.texts < 0:
+            raise FastDraftError(f"texts: must be at least 0, got {self.texts}")
+
+
+@dataclass
+class TuneConfig:
+    """Which drafts are timed on what, and with which acceptance speed is predicted."""
+
+    params: int = setting(12_000_000, "parameter budget that every draft fills, such as 12M")
+    measure: Measure = setting(
+        "cpu",
+        "cpu: PyTorch in float32; cuda: PyTorch in bfloat16; openvino: OVModelForCausalLM on the "
+        "CPU; each through our own decoding loop",
+    )
+    weight_format: WeightFormat = setting("int8", "openvino: weights of target and drafts")
+    depths: list[int] | None = setting(
+        None, "layers to try; by default 1, 2, 4, 8 and 12 as far as the budget and target go"
+    )
+    widths_per_depth: int = setting(2, "widths to try at each depth, from the widest that fits")
+    width_multiple: int = setting(16, "widths are multiples of this")
+    first_weights: FirstWeights = setting(
+        "scratch",
+        "of the draft that will be trained: it decides the shapes there can be, and where probes "
+        "start; what is timed has random weights",
+    )
+    draft_vocab: int | None = setting(
+        None, "time drafts whose head scores this many tokens (see trimmed head); all if empty"
+    )
+    max_num_assistant_tokens: int = setting(5, "largest γ")
+    context: int = setting(256, "tokens in the caches when timing begins")
+    rounds: int = setting(3, "rounds timed for every draft and γ in a repeat")
+    repeats: int = setting(3, "times all drafts are timed, in turn")
+    acceptance: dict[str, float] | list[float] | float | None = setting(
+        None,
+        "chance that a drafted token is accepted: one number, or a list (the first decides), or by "
+        "design or depth, {2: 0.4, 4x192: 0.47}; not needed with probe_tokens, else 0.4",
+    )
+    probe_tokens: int | None = setting(
+        None, "train every draft on this many tokens of rows and measure its acceptance"
+    )
+    rows: list[str] = setting([], "for probes: folders of sets that the target wrote")
+    probe_texts: int = setting(24, "held-out texts that a probe's acceptance is measured on")
+    threads: int | None = setting(None, "cpu: threads of PyTorch; by default its own choice")
+    seed: int = setting(0, "of weights, prompt and probes")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "params",
+            "widths_per_depth",
+            "width_multiple",
+            "max_num_assistant_tokens",
+            "rounds",
+            "repeats",
+            "context",
+            "probe_texts",
+        ):
+            if getattr(self, name) < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("draft_vocab", "probe_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {value}")
+        if self.depths is not None and (not self.depths or min(self.depths) < 1):
+            raise FastDraftError("depths: a list of numbers of at least 1 is needed")
+        if self.depths is not None and len(set(self.depths)) < len(self.depths):
+            raise FastDraftError(f"depths: one stands twice in {self.depths}")
+        for value in self.acceptances:
+            if not 0 <= value <= 1:
+                raise FastDraftError(f"acceptance: a share from 0 to 1, got {value}")
+        if isinstance(self.acceptance, (list, dict)) and not self.acceptance:
+            raise FastDraftError("acceptance: at least one number is needed")
+        if self.probe_tokens is not None and self.acceptance is not None:
+            raise FastDraftError("acceptance: give it or probe_tokens, not both")
+        if self.probe_tokens is not None and not self.rows:
+            raise FastDraftError("rows: probes need folders of text that the target wrote")
+
+    @property
+    def acceptances(self) -> list[float]:
+        """Every acceptance that was given; of one number or a list, in order."""
+        given = self.acceptance
+        if given is None:
+            return []
+        if isinstance(given, dict):
+            return list(given.values())
+        return list(given) if isinstance(given, list) else [given]

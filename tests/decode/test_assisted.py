@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
+from transformers.generation.candidate_generator import CandidateGenerator
+
+from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.decode.assisted import decode, greedy_margin, record_rounds, set_draft_length
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.init import first_weights
+
+TinyModel = Callable[..., LlamaForCausalLM]
+
+PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
+GAMMAS = st.integers(1, 5)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model: TinyModel) -> LlamaForCausalLM:
+    return tiny_model(seed=0)
+
+
+@pytest.fixture(scope="module")
+def stranger(tiny_model: TinyModel) -> LlamaForCausalLM:
+    """A draft that knows nothing of the target."""
+    return tiny_model(seed=1, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def neighbour(tiny_model: TinyModel) -> LlamaForCausalLM:
+    """A draft that is right now and then: the target with a little noise on its weights."""
+    model = tiny_model(seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * parameter.std() * noise if parameter.dim() > 1 else 0)
+    return model
+
+
+def run(
+    target: Any, prompt: list[int], draft: Any = None, gamma: int = 0, **given: Any
+) -> DecodingRecord:
+    fields: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0, "seed": 0, **given}
+    return decode(
+        target, prompt, task="t", key="k", draft=draft, num_assistant_tokens=gamma, **fields
+    )
+
+
+def check_rounds(record: DecodingRecord, gamma: int) -> None:
+    """Every pass of the target emits what it accepted and one token of its own."""
+    assert sum(accepted + 1 for _, accepted in record.rounds) == len(record.tokens)
+    assert record.target_passes == len(record.rounds)
+    assert all(0 <= accepted <= drafted <= gamma for drafted, accepted in record.rounds)
+    assert record.drafted == sum(drafted for drafted, _ in record.rounds)
+    assert record.accepted == sum(accepted for _, accepted in record.rounds)
+    assert record.num_assistant_tokens == gamma
+
+
+@given(PROMPTS, GAMMAS)
+@settings(max_examples=25)
+def test_greedy_output_does_not_depend_on_the_draft(
+    target: LlamaForCausalLM,
+    stranger: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    prompt: list[int],
+    gamma: int,
+) -> None:
+    alone = run(target, prompt)
+    for draft in (stranger, neighbour):
+        assisted = run(target, prompt, draft, gamma)
+        assert assisted.tokens == alone.tokens
+        check_rounds(assisted, gamma)
+
+
+def test_the_neighbour_is_accepted_in_part(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    """What keeps the test above from comparing drafts that are never or always accepted."""
+    records = [run(target, [3 * n, 7], neighbour, 3) for n in range(1, 20)]
+    rate = sum(r.accepted for r in records) / sum(r.drafted for r in records)
+    assert 0.02 < rate < 0.98
+
+
+@given(PROMPTS, GAMMAS)
+@settings(max_examples=25)
+def test_the_target_drafting_for_itself_is_always_accepted(
+    tiny_model: TinyModel, target: LlamaForCausalLM, prompt: list[int], gamma: int
+) -> None:
+    assisted = run(target, prompt, tiny_model(seed=0), gamma)
+    assert assisted.tokens == run(target, prompt).tokens
+    check_rounds(assisted, gamma)
+    ended = assisted.tokens[-1] == target.generation_config.eos_token_id
+    for place, (drafted, accepted) in enumerate(assisted.rounds):
+        # A drafted end of text is emitted as the target's own token, so it is counted there.
+        last = place == len(assisted.rounds) - 1
+        assert accepted == drafted - (1 if ended and last and drafted else 0)
+        assert drafted == gamma or last
+
+
+@given(PROMPTS, GAMMAS, st.floats(0.3, 2), st.integers(0, 99))
+@settings(max_examples=15)
+def test_sampled_rounds_add_up_and_a_seed_decides_them(
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    prompt: list[int],
+    gamma: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    first = run(target, prompt, neighbour, gamma, temperature=temperature, seed=seed)
+    check_rounds(first, gamma)
+    again = run(target, prompt, neighbour, gamma, temperature=temperature, seed=seed)
+    assert (again.tokens, again.rounds) == (first.tokens, first.rounds)
+
+
+def test_an_end_of_text_ends_the_answer(tiny_model: TinyModel) -> None:
+    """The token the target writes fourth becomes its end of text, drafted or not."""
+    target = tiny_model(seed=0)
+    written = run(target, [40, 41]).tokens
+    end = next(t for n, t in enumerate(written) if n >= 3 and t not in written[:n])
+    place = written.index(end)
+    target.generation_config.eos_token_id = end
+    draft = tiny_model(seed=0)
+    for gamma in range(1, 6):
+        record = run(target, [40, 41], draft, gamma)
+        assert record.tokens == written[: place + 1]
+        check_rounds(record, gamma)
+
+
+def test_without_a_draft_every_token_is_a_pass(target: LlamaForCausalLM) -> None:
+    record = run(target, [40, 41])
+    assert record.path == "transformers"
+    assert record.rounds == []
+    assert (record.drafted, record.accepted, record.num_assistant_tokens) == (0, 0, 0)
+    assert record.target_passes == len(record.tokens) > 0
+    assert record.seconds > 0
+
+
+def test_the_draft_keeps_its_length_whatever_happened_before(
+    target: LlamaForCausalLM, stranger: LlamaForCausalLM
+) -> None:
+    """transformers' default schedule writes a new length back; ours must not."""
+    for gamma in (5, 2, 4):
+        record = run(target, [40, 41], stranger, gamma)
+        assert stranger.generation_config.num_assistant_tokens == gamma
+        assert [drafted for drafted, _ in record.rounds[:-5]] == [gamma] * (len(record.rounds) - 5)
+    set_draft_length(stranger, 7)
+    assert stranger.generation_config.num_assistant_tokens == 7
+    assert stranger.generation_config.num_assistant_tokens_schedule == "constant"
+    assert stranger.generation_config.assistant_confidence_threshold == 0.0
+
+
+def test_recording_leaves_the_target_as_it_was(
+    target: LlamaForCausalLM, stranger: LlamaForCausalLM
+) -> None:
+    before = set(vars(target))
+    with record_rounds(target) as rounds:
+        target.generate(
+            torch.tensor([[40, 41]]), do_sample=False, max_new_tokens=4, assistant_model=stranger
+        )
+    assert rounds
+    counted = len(rounds)
+    assert set(vars(target)) == before
+    target.generate(
+        torch.tensor([[40, 41]]), do_sample=False, max_new_tokens=4, assistant_model=stranger
+    )
+    assert len(rounds) == counted
+
+    def fail() -> None:
+        with record_rounds(target):
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail()
+    assert set(vars(target)) == before
+
+
+def test_the_private_hooks_of_transformers_are_still_there() -> None:
+    """`record_rounds` wraps these two; a release that moves them must fail here, not silently."""
+    assert callable(GenerationMixin._get_candidate_generator)
+    assert callable(CandidateGenerator.update_candidate_strategy)
+
+
+def test_the_greedy_margin_is_first_minus_second(target: LlamaForCausalLM) -> None:
+    ids = [40, 41, 42]
+    with torch.no_grad():
+        logits = target(input_ids=torch.tensor([ids])).logits[0, -1]
+    ordered = logits.sort(descending=True).values
+    margin = greedy_margin(target, ids)
+    assert margin == pytest.approx((ordered[0] - ordered[1]).item(), abs=1e-5)
+    assert margin > 0
+
+
+def test_the_real_target_writes_the_same_with_a_random_draft(
+    target_folder: Path, target_tokenizer: Any
+) -> None:
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+    design = DesignConfig(hidden_size=96, num_hidden_layers=1, first_weights="scratch")
+    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
+    draft, _ = first_weights(target_folder, config, design, seed=0)
+    for text in ("Name three colours.", "def add(a, b):"):
+        prompt = list(chat_ids(target_tokenizer, text))
+        alone = run(target, prompt)
+        assisted = run(target, prompt, draft.eval(), 3)
+        assert assisted.tokens == alone.tokens, text
+        check_rounds(assisted, 3)
+        assert target_tokenizer.decode(alone.tokens).strip()
+
+
+@pytest.mark.parametrize(
+    ("path", "gamma", "drafts"),
+    [
+        ("transformers", 0, False),
+        ("transformers", 3, True),
+        ("ours", 3, True),
+        ("ours", 0, True),
+        ("prompt-lookup", 3, False),
+    ],
+)
+def test_every_path_tells_when_its_first_token_came(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, path: Any, gamma: int, drafts: bool
+) -> None:
+    prompt = [40, 41, 42, 43] * 4
+    record = run(target, prompt, neighbour if drafts else None, gamma, path=path)
+    assert record.tokens == run(target, prompt).tokens
+    assert record.first_token_seconds is not None
+    assert 0 < record.first_token_seconds < record.seconds
+    assert (record.path, record.num_assistant_tokens) == (path, gamma)
+
+
+@given(PROMPTS, GAMMAS)
+@settings(max_examples=15)
+def test_prompt_lookup_writes_what_the_target_writes(
+    target: LlamaForCausalLM, prompt: list[int], gamma: int
+) -> None:
+    record = run(target, prompt * 2, gamma=gamma, path="prompt-lookup")
+    alone = run(target, prompt * 2)
+    assert record.tokens == alone.tokens
+    assert len(record.tokens) <= 12  # stock copies past the end
+    assert record.target_passes == len(record.rounds)
+    assert all(0 <= accepted <= drafted <= gamma for drafted, accepted in record.rounds)
+
+
+def test_our_loop_runs_without_drafting(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    """What of a ratio is the loop's and what is the draft's can be told apart."""
+    record = run(target, [40, 41], neighbour, 0, path="ours")
+    assert record.rounds == [(0, 0)] * len(record.tokens)
+    assert (record.drafted, record.accepted) == (0, 0)
+    assert record.target_passes == len(record.tokens)

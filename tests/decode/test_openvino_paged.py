@@ -1,0 +1,194 @@
+"""The cache in pages: the same numbers as a whole pass, whatever is fed, taken back and left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import write
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from fastdraft_hf.decode import openvino_narrow
+from fastdraft_hf.decode.openvino_cached import OpenVINOModel, open_openvino
+from fastdraft_hf.decode.openvino_paged import PagedModel, Pages, paged
+
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("optimum.intel")
+
+EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
+PROMPT = torch.randint(3, 288, (1, 40), generator=torch.Generator().manual_seed(0))
+POSITIONS = torch.arange(40)[None]
+
+
+def load(folder: Path, **config: Any) -> Any:
+    from optimum.intel import OVModelForCausalLM
+
+    return OVModelForCausalLM.from_pretrained(folder, ov_config=config or EXACT)
+
+
+@pytest.fixture(scope="module")
+def pages(openvino_models: Any) -> Pages:
+    found = paged(load(openvino_models.target))
+    assert found is not None  # OpenVINO's transformation, or what we read of optimum-intel, moved
+    assert found.narrow
+    return found
+
+
+# A step of every row: tokens to feed, and how many of them are taken back; then who stays.
+STEPS = st.lists(
+    st.tuples(
+        st.integers(1, 6),
+        st.lists(st.integers(0, 5), min_size=3, max_size=3),
+        st.lists(st.integers(0, 5), min_size=3, max_size=3),
+        st.one_of(st.none(), st.integers(0, 2)),
+    ),
+    max_size=5,
+)
+
+
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3), steps=STEPS)
+def test_every_order_of_feeding_gives_the_dense_logits(
+    pages: Pages, target: LlamaForCausalLM, lengths: list[int], steps: Any
+) -> None:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    model = PagedModel(pages)
+    texts: list[list[int]] = [[] for _ in lengths]
+
+    def feed(widths: list[int], keep: int) -> None:
+        width = max(widths)
+        tokens = torch.randint(3, 288, (len(texts), width), generator=generator)
+        short = torch.tensor([width - w for w in widths])[:, None]
+        valid = torch.arange(width) >= short
+        positions = torch.arange(width) - short + torch.tensor([[len(t)] for t in texts])
+        every = None if bool(valid.all()) else valid
+        logits = model.feed(tokens, positions.clamp(min=0), every, keep)
+        for text, row, seen, found in zip(texts, tokens, valid, logits, strict=True):
+            text.extend(row[seen].tolist())
+            with torch.no_grad():
+                dense = target(torch.tensor([text])).logits[0, -keep:]
+            torch.testing.assert_close(found, dense, atol=2e-4, rtol=1e-3)
+        assert model.slots == max(map(len, texts))
+
+    feed(lengths, 1)
+    for width, fewer, back, leaves in steps:
+        widths = [max(1, width - f) for f in fewer[: len(texts)]]
+        feed(widths, min(widths))
+        fed = min(width - 1, *(len(t) - 1 for t in texts), *widths)
+        kept = [max(0, fed - b) for b in back[: len(texts)]]
+        model.rollback(fed, kept)
+        for text, stay in zip(texts, kept, strict=True):
+            del text[len(text) - fed + stay :]
+        if leaves is not None and len(texts) > 1:
+            rows = [n for n in range(len(texts)) if n != leaves % len(texts)]
+            model.select(rows)
+            texts = [texts[n] for n in rows]
+
+
+def test_blocks_are_made_as_needed_and_used_again(pages: Pages) -> None:
+    model = PagedModel(pages)
+    everything = len(pages.free)
+    model.feed(PROMPT.repeat(3, 1), POSITIONS.repeat(3, 1), None, 1)
+    each = -(-40 // pages.block_size)
+    model.select([1])
+    assert len(pages.free) == max(everything, 8) - each  # of the two that left, back again
+    long = torch.full((1, pages.block_size * 20), 40)
+    model.feed(long, 40 + torch.arange(long.shape[1])[None], None, 1)
+    grown = len(pages.free) + each + 20
+    PagedModel(pages)
+    assert len(pages.free) == grown  # a new text begins with all of them, and makes none
+
+
+def test_the_model_itself_stays_as_it_was(openvino_models: Any, tmp_path: Path) -> None:
+    model, draft = load(openvino_models.target), load(openvino_models.draft)
+    alone = write(model, PROMPT)
+    first = paged(model)
+    assert model.request is None  # not two copies of the weights
+    assert torch.equal(write(model, PROMPT, draft), alone)
+    assert torch.equal(write(model, PROMPT), alone)
+    request = model.request
+    assert request is not None
+    assert torch.equal(write(model, PROMPT, draft), alone)
+    assert paged(model) is first
+    assert model.request is request  # whoever uses both ways does not compile again and again
+    model.save_pretrained(tmp_path)
+    again = openvino.Core().read_model(tmp_path / "openvino_model.xml")
+    assert {port.get_any_name() for port in again.inputs} == set(model.input_names)
+
+
+@pytest.mark.parametrize("config", [{}, {"KV_CACHE_PRECISION": "bf16"}, EXACT])
+def test_the_cache_is_rounded_as_the_models_own(
+    openvino_models: Any, config: dict[str, str]
+) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    model = OVModelForCausalLM.from_pretrained(openvino_models.target, ov_config=config)
+    stateful = model.request.get_compiled_model()
+    pages = paged(model)
+    assert pages is not None
+    compiled = pages.request.get_compiled_model()
+    for name in ("KV_CACHE_PRECISION", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT"):
+        assert compiled.get_property(name) == stateful.get_property(name)
+
+
+def test_a_small_head_scores_every_token(
+    openvino_models: Any, monkeypatch: pytest.MonkeyPatch, target: LlamaForCausalLM
+) -> None:
+    monkeypatch.setattr(openvino_narrow, "LEAST_SHARE", 0.99)
+    pages = paged(load(openvino_models.target))
+    assert pages is not None
+    assert not pages.narrow
+    found = PagedModel(pages).feed(PROMPT, POSITIONS, None, 3)
+    assert pages.request.get_tensor("logits").shape[0] == 40
+    with torch.no_grad():
+        torch.testing.assert_close(found, target(PROMPT).logits[:, -3:], atol=2e-4, rtol=1e-3)
+
+
+def test_a_trimmed_head(openvino_models: Any) -> None:
+    model = load(openvino_models.trimmed)
+    whole = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits[:, -3:]
+    pages = paged(model)
+    assert pages is not None
+    assert pages.narrow
+    found = PagedModel(pages).feed(PROMPT, POSITIONS, None, 3)
+    scored = whole > whole.min()
+    assert torch.equal(found > found.min(), scored)
+    torch.testing.assert_close(found[scored], whole[scored], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reason", ["asked", "transformation", "device", "input", "moved"])
+def test_what_cannot_be_paged_keeps_its_graph(
+    openvino_models: Any, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    from openvino import _offline_transformations as transformations
+
+    model = load(openvino_models.target)
+    whole = transformations.paged_attention_transformation
+
+    def fails(graph: Any) -> None:
+        raise RuntimeError("no attention that can be paged")
+
+    def asks_for_more(graph: Any) -> None:
+        whole(graph)
+        more = openvino.opset13.parameter([1], openvino.Type.f32, name="more")
+        more.output(0).set_names({"more"})
+        graph.add_parameters([more])
+
+    if reason == "asked":
+        model.fastdraft_pages = False
+    elif reason == "device":
+        monkeypatch.setattr(model, "_device", "AUTO")
+    elif reason == "moved":
+        monkeypatch.delattr(transformations, "paged_attention_transformation")
+    else:
+        other = fails if reason == "transformation" else asks_for_more
+        monkeypatch.setattr(transformations, "paged_attention_transformation", other)
+    request = model.request
+    cached = open_openvino(model)
+    assert isinstance(cached, OpenVINOModel)
+    assert request is not None
+    logits = cached.feed(PROMPT, POSITIONS, None, 1)
+    assert logits.shape == (1, 1, 288)

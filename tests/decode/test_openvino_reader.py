@@ -1,0 +1,89 @@
+"""Reading texts over OpenVINO: the logits of a plain forward pass of each text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from fastdraft_hf.data.target_logits import StoredLogits, write_target_logits
+from fastdraft_hf.decode import openvino_reader
+from fastdraft_hf.decode.openvino_reader import OpenVINOReader
+
+pytest.importorskip("openvino")
+pytest.importorskip("optimum.intel")
+
+EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+@pytest.fixture(scope="module")
+def reader(openvino_models: Any) -> OpenVINOReader:
+    return OpenVINOReader(openvino_models.target, EXACT)
+
+
+@pytest.fixture
+def small_passes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_reader, "_PASS_NUMBERS", 60 * 288)
+        yield
+
+
+TEXTS = st.lists(st.tuples(st.integers(2, 80), st.integers(1, 79)), min_size=1, max_size=6)
+
+
+@given(lengths=TEXTS)
+def test_logits_are_those_of_a_text_alone(
+    reader: OpenVINOReader,
+    target: LlamaForCausalLM,
+    small_passes: None,
+    lengths: list[tuple[int, int]],
+) -> None:
+    generator = torch.Generator().manual_seed(len(lengths))
+    texts = [torch.randint(3, 288, (n,), generator=generator).tolist() for n, _ in lengths]
+    begins = [min(begin, n - 1) for n, begin in lengths]
+    found = [torch.cat([part.clone() for part in parts]) for parts in reader.read(texts, begins)]
+    assert len(found) == len(texts)
+    for text, begin, logits in zip(texts, begins, found, strict=True):
+        with torch.no_grad():
+            dense = target(torch.tensor([text])).logits[0, begin - 1 : -1]
+        torch.testing.assert_close(logits, dense, atol=2e-4, rtol=1e-3)
+
+
+def test_what_is_stored_is_what_the_torch_model_stores(
+    reader: OpenVINOReader, target: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        {
+            "index": number,
+            "prompt_ids": torch.randint(3, 288, (prompt,), generator=generator).tolist(),
+            "completion_ids": torch.randint(3, 288, (count,), generator=generator).tolist(),
+        }
+        for number, (prompt, count) in enumerate([(5, 9), (0, 4), (0, 1), (30, 70), (3, 0), (1, 1)])
+    ]
+    for name, model in (("openvino", reader), ("torch", target)):
+        write_target_logits(model, rows, tmp_path / name, top_k=5, temperature=0.7)
+    ours, wanted = StoredLogits(tmp_path / "openvino"), StoredLogits(tmp_path / "torch")
+    assert ours.manifest["vocab_size"] == wanted.manifest["vocab_size"]
+    for row in rows:
+        for one, other in zip(ours.of_row(row["index"]), wanted.of_row(row["index"]), strict=True):
+            assert one.shape == other.shape
+            if one.dtype == np.uint16:  # ids; nearly equal ones may change places
+                assert (one == other).mean() > 0.95 if one.size else True
+            else:
+                np.testing.assert_allclose(one, other, atol=2e-3, rtol=2e-3)
+
+
+def test_a_graph_without_pages_is_refused(
+    openvino_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_reader, "paged", lambda model: None)
+    with pytest.raises(NotImplementedError, match="no graph with its cache in pages"):
+        OpenVINOReader(openvino_models.target)

@@ -1,0 +1,278 @@
+"""The recorder: a record of every answer, whatever wrote it, that adds up to what was emitted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig, LlamaForCausalLM
+
+import fastdraft_hf
+from fastdraft_hf.decode.assisted import decode, record_rounds, set_draft_length
+from fastdraft_hf.decode.record_list import DecodingRecords
+from fastdraft_hf.decode.recorder import record_decoding
+
+TinyModel = Callable[..., LlamaForCausalLM]
+PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
+
+
+def stock(target: Any, prompt: list[int], draft: Any, gamma: int = 3, **given_: Any) -> Any:
+    set_draft_length(draft, gamma)
+    ids = torch.tensor([prompt])
+    fields = {"max_new_tokens": 12, "do_sample": False, **given_}
+    return target.generate(
+        ids, attention_mask=torch.ones_like(ids), assistant_model=draft, **fields
+    )
+
+
+@given(st.lists(PROMPTS, min_size=1, max_size=3), st.integers(1, 5))
+@settings(max_examples=15)
+def test_stock_and_ours_give_the_same_greedy_records(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, prompts: list[list[int]], gamma: int
+) -> None:
+    with record_decoding(target, task="t") as theirs:
+        written = [stock(target, prompt, neighbour, gamma) for prompt in prompts]
+    with record_decoding(target, task="t") as ours:
+        for prompt in prompts:
+            write(target, [prompt], neighbour, gamma)
+    assert {r.path for r in theirs} == {"transformers"}
+    assert {r.path for r in ours} == {"ours"}
+    assert theirs.columns() == ours.columns()
+    assert theirs.columns(by_round=True) == ours.columns(by_round=True)
+    for n, (prompt, output, record) in enumerate(zip(prompts, written, theirs, strict=True)):
+        assert record.tokens == output[0, len(prompt) :].tolist() == ours[n].tokens
+        assert (record.task, record.key, record.num_assistant_tokens) == ("t", str(n), gamma)
+        assert record.new_tokens == len(record.tokens) == record.accepted + record.target_passes
+        assert record.temperature == 0
+        assert record.seconds > 0
+        same = decode(
+            target,
+            prompt,
+            task="t",
+            key=str(n),
+            max_new_tokens=12,
+            temperature=0.0,
+            seed=0,
+            draft=neighbour,
+            num_assistant_tokens=gamma,
+        )
+        # Times differ, and only decode() looks for the first token.
+        same.seconds, same.first_token_seconds = record.seconds, record.first_token_seconds
+        assert same == record
+
+
+@pytest.mark.parametrize("assisted", [True, False], ids=["assisted", "alone"])
+def test_a_batch_gives_a_record_a_row_as_if_each_were_alone(
+    tiny_model: TinyModel, neighbour: LlamaForCausalLM, assisted: bool
+) -> None:
+    target = tiny_model(seed=0)
+    target.generation_config.pad_token_id = 0
+    prompts = [[40, 41, 42], [100], [70, 33, 250, 9], [5, 6]]
+    # A token of one row ends the text, so that rows are of different lengths.
+    first = write(target, [prompts[0]])[0, 3:].tolist()
+    target.generation_config.eos_token_id = first[5]
+    draft = neighbour if assisted else None
+    with record_decoding(target) as single:
+        for prompt in prompts:
+            write(target, [prompt], draft)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    with record_decoding(target) as batch:
+        write(target, ids, draft, attention_mask=mask)
+    assert [r.tokens for r in batch] == [r.tokens for r in single]
+    assert batch.columns() == single.columns()
+    assert [r.rounds for r in batch] == [r.rounds for r in single]
+    assert [r.key for r in batch] == ["0", "1", "2", "3"]
+    assert len({len(r.tokens) for r in batch}) > 1
+    assert len({r.seconds for r in batch}) == 1  # the call's, shared out
+
+
+def test_alone_every_token_is_a_pass(target: LlamaForCausalLM) -> None:
+    with record_decoding(target) as records:
+        write(target, [[40, 41]])
+    (record,) = records
+    assert (record.path, record.num_assistant_tokens, record.rounds) == ("transformers", 0, [])
+    assert (record.drafted, record.accepted) == (0, 0)
+    assert record.target_passes == record.new_tokens == len(record.tokens) > 0
+    assert records.columns(by_round=True) == {"drafted": [[]], "accepted": [[]]}
+
+
+def test_prompts_and_settings_are_found_however_they_are_given(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    ids = torch.tensor([[40, 41, 42]])
+    config = GenerationConfig(
+        do_sample=True, temperature=0.5, max_new_tokens=6, min_new_tokens=6, pad_token_id=0
+    )
+    set_draft_length(neighbour, 2)
+    with record_decoding(target) as records:
+        target.generate(ids, config, assistant_model=neighbour)
+        target.generate(input_ids=ids, generation_config=config, assistant_model=neighbour)
+        target.generate(inputs=ids, do_sample=True, max_new_tokens=6, min_new_tokens=6)
+        output = target.generate(
+            input_ids=ids, max_new_tokens=6, min_new_tokens=6, return_dict_in_generate=True
+        )
+        target.generate(
+            inputs_embeds=target.get_input_embeddings()(ids), max_new_tokens=6, min_new_tokens=6
+        )
+    assert output.sequences.shape == (1, 9)  # what generate returns is handed on
+    assert [r.new_tokens for r in records] == [6] * 5
+    assert [r.temperature for r in records] == [0.5, 0.5, 1.0, 0, 0]
+    assert [r.num_assistant_tokens for r in records] == [2, 2, 0, 0, 0]
+    assert records[3].tokens == records[4].tokens == output.sequences[0, 3:].tolist()
+
+
+def test_a_target_that_drafts_for_itself_is_one_answer(tiny_model: TinyModel) -> None:
+    target = tiny_model(seed=0)
+    with record_decoding(target) as records:
+        stock(target, [40, 41], target, max_new_tokens=8)
+    assert [r.new_tokens for r in records] == [len(records[0].tokens)]
+    assert records[0].accepted > 0
+
+
+def test_prompt_lookup_is_recorded(target: LlamaForCausalLM) -> None:
+    ids = torch.tensor([[40, 41, 42] * 4])
+    alone = target.generate(ids, do_sample=False, max_new_tokens=12)
+    with record_decoding(target) as records:
+        looked_up = target.generate(
+            ids, do_sample=False, max_new_tokens=12, prompt_lookup_num_tokens=3
+        )
+    (record,) = records
+    assert torch.equal(looked_up, alone)
+    assert record.tokens == alone[0, 12:].tolist()
+    assert record.new_tokens == record.accepted + record.target_passes
+    assert record.num_assistant_tokens == max(d for d, _ in record.rounds) > 0
+
+
+def test_recorders_nest_and_leave_the_target_as_it_was(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    before = set(vars(target))
+    with record_rounds(target) as rounds, record_decoding(target) as outer:
+        with record_decoding(target) as inner:
+            stock(target, [40, 41], neighbour)
+            write(target, [[40, 41]], neighbour)
+        write(target, [[50]], neighbour)
+    assert [len(inner), len(outer)] == [2, 3]
+    assert rounds == [one for record in outer for one in record.rounds]
+    assert set(vars(target)) == before
+    write(target, [[50]], neighbour)
+    assert len(outer) == 3
+
+    def fail() -> None:
+        with record_decoding(target) as records:
+            with pytest.raises(ValueError, match=r".+"):
+                target.generate(torch.tensor([[40]]), max_new_tokens=-1)
+            assert records == []
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail()
+    assert set(vars(target)) == before
+
+
+def test_a_call_from_another_thread_is_recorded(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    """As with ``TextIteratorStreamer``, whose text is read while ``generate`` runs elsewhere."""
+    with record_decoding(target) as records:
+        thread = threading.Thread(target=write, args=(target, [[40, 41]], neighbour))
+        thread.start()
+        thread.join()
+    assert len(records[0].rounds) == records[0].target_passes > 0
+
+
+def test_a_peft_model_is_recorded(tiny_model: TinyModel, neighbour: LlamaForCausalLM) -> None:
+    import peft
+
+    model = peft.get_peft_model(tiny_model(seed=0), peft.LoraConfig(task_type="CAUSAL_LM"))
+    ids = torch.tensor([[40, 41]])
+    with record_decoding(model) as records:
+        model.generate(input_ids=ids, assistant_model=neighbour, max_new_tokens=6)
+    assert records[0].target_passes == len(records[0].rounds) > 0
+
+
+def test_what_cannot_be_recorded_is_said() -> None:
+    class LLMPipeline:
+        def generate(self) -> None: ...
+
+    with pytest.raises(fastdraft_hf.FastDraftError, match=r"not LLMPipeline; .*record_result"):
+        record_decoding(LLMPipeline()).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(fastdraft_hf.FastDraftError, match=r"list of prompts.* not str"):
+        fastdraft_hf.record_result("def add(a, b):", 3)
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "records.parquet"])
+def test_saved_records_are_a_data_set(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, tmp_path: Path, name: str
+) -> None:
+    import datasets
+
+    with record_decoding(target) as alone:
+        write(target, [[40, 41]])
+    with record_decoding(target) as records:
+        for prompt in ([40, 41], [100], [7, 8, 9]):
+            write(target, [prompt], neighbour)
+    for some in (alone, records, DecodingRecords([*records, *alone])):
+        path = tmp_path / str(len(some)) / name
+        some.save(path)
+        assert DecodingRecords.load(path) == some
+        kind = "json" if name.endswith("jsonl") else "parquet"
+        rows = datasets.load_dataset(
+            kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert {column: rows[column][:] for column in some.columns()} == some.columns()
+        assert rows["tokens"][:] == [r.tokens for r in some]
+
+
+def test_the_file_of_a_stage_is_read(target: LlamaForCausalLM, tmp_path: Path) -> None:
+    from fastdraft_hf.eval.journal import Journal
+
+    with record_decoding(target) as records:
+        write(target, [[40, 41]])
+        write(target, [[100]])
+    journal = Journal(tmp_path / "records.jsonl")
+    for record in records:
+        journal.add(f"alone/{record.key}", record)
+    assert DecodingRecords.load(journal.path) == records
+
+
+def test_records_are_saved_under_two_endings_only(tmp_path: Path) -> None:
+    for act in (DecodingRecords().save, DecodingRecords.load):
+        with pytest.raises(ValueError, match=r"\.jsonl or \.parquet"):
+            act(tmp_path / "records.csv")
+
+
+def test_totals_alone_have_no_rounds(target: LlamaForCausalLM, neighbour: LlamaForCausalLM) -> None:
+    with record_decoding(target) as records:
+        write(target, [[40, 41]], neighbour)
+    records[0].rounds = []
+    with pytest.raises(ValueError, match="record 0: ours does not tell its rounds"):
+        records.columns(by_round=True)
+
+
+@pytest.mark.usefixtures("evaluate_cache")
+def test_evaluate_reads_what_was_recorded(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    evaluate = pytest.importorskip("evaluate", exc_type=ImportError)
+    with record_decoding(target) as records:
+        for prompt in ([40, 41], [100], [7, 8, 9]):
+            stock(target, prompt, neighbour, 3)
+    metric = evaluate.combine(
+        [evaluate.load(fastdraft_hf.metric_path(n)) for n in ("acceptance_rate", "mbsu")]
+    )
+    result = metric.compute(**records.columns(), cost_ratio=0.1, num_assistant_tokens=3)
+    efficiency = fastdraft_hf.block_efficiency(records)
+    assert result == {
+        "acceptance_rate": pytest.approx(fastdraft_hf.acceptance_rate(records)),
+        "mbsu": pytest.approx(fastdraft_hf.mbsu(efficiency, 0.1, 3)),
+    }

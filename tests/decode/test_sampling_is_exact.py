@@ -1,0 +1,224 @@
+"""Sampled text is distributed as the target's own, shown by a chi-square test on three tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import write
+from tiny_models import noisy
+from transformers import LlamaForCausalLM, set_seed
+
+from fastdraft_hf.decode import rules
+from fastdraft_hf.decode.cached import SlotModel
+from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.text import Stops, Text
+
+RUNS = 10_000
+# Where every run takes its time. `test_a_wrong_rule_fails_the_same_test` shows what it still sees.
+FEWER = 5_000
+VOCABULARY = 6
+PROMPT = [4, 1, 3]
+TinyModel = Callable[..., LlamaForCausalLM]
+Cells = dict[tuple[int, ...], float]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"top_k": 0},
+    "temperature": {"temperature": 0.7, "top_k": 0},
+    "top_k": {"temperature": 1.3, "top_k": 3},
+    "top_p": {"top_k": 0, "top_p": 0.8},
+    "processor": {"top_k": 0, "repetition_penalty": 1.5},
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model: TinyModel) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """A target of six tokens that is sure of none, and a draft that half agrees."""
+
+    def make() -> LlamaForCausalLM:
+        model = tiny_model(
+            seed=3, vocab_size=VOCABULARY, num_hidden_layers=1, eos_token_id=None, pad_token_id=0
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(0.6)
+        return model
+
+    return make(), noisy(make(), 0.7)
+
+
+def exact(target: LlamaForCausalLM, sampling: dict[str, Any]) -> Cells:
+    """Return the probability of every three tokens after the prompt, by asking for each."""
+    chances: Cells = {(): 1.0}
+    for _ in range(3):
+        ids = torch.tensor([[*PROMPT, *cell] for cell in chances])
+        step = write(
+            target,
+            ids,
+            max_new_tokens=1,
+            do_sample=True,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **sampling,
+        )
+        shares = step.scores[0].softmax(-1).tolist()
+        chances = {
+            (*cell, token): chance * share
+            for (cell, chance), row in zip(chances.items(), shares, strict=True)
+            for token, share in enumerate(row)
+            if share > 0
+        }
+    return chances
+
+
+def p_value(observed: Iterable[tuple[int, ...]], expected: Cells) -> float:
+    """Return the chi-square p-value; cells that expect fewer than five are taken together."""
+    counts = Counter(observed)
+    runs = sum(counts.values())
+    if set(counts) - set(expected):
+        return 0.0
+    rare = {cell for cell, chance in expected.items() if chance * runs < 5}
+    cells = [(counts[c], expected[c] * runs) for c in expected if c not in rare]
+    if sum(expected[c] for c in rare) * runs >= 5:
+        cells.append((sum(counts[c] for c in rare), sum(expected[c] for c in rare) * runs))
+    statistic = sum((o - e) ** 2 / e for o, e in cells)
+    half = torch.tensor([(len(cells) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def sample(
+    target: Any, draft: Any, sampling: dict[str, Any], *, rows: int, gamma: int, runs: int = RUNS
+) -> list[tuple[int, ...]]:
+    """Return three sampled tokens of every run, ``rows`` runs a batch."""
+    set_seed(0)
+    found: list[tuple[int, ...]] = []
+    ids = torch.tensor([PROMPT] * rows)
+    while len(found) < runs:
+        # Five tokens, so that the first three come of blocks of every length.
+        output = write(target, ids, draft, gamma, max_new_tokens=5, do_sample=True, **sampling)
+        found += [tuple(row) for row in output[:, len(PROMPT) : len(PROMPT) + 3].tolist()]
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_batches_of_samples(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], name: str, gamma: int
+) -> None:
+    target, draft = pair
+    # A processor that reads the text is asked row by row.
+    runs = RUNS if name != "processor" else FEWER if gamma == 3 else 2_000
+    found = sample(target, draft, SETTINGS[name], rows=500, gamma=gamma, runs=runs)
+    assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
+
+
+class Table(SlotModel):
+    """A model whose next token depends on the last alone; the cache is the tokens themselves."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__(torch.device("cpu"))
+        self.table = table
+        self.cache = torch.zeros(1, 0, dtype=torch.long)
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
+        # Every token must stand in the cache at its own position: nothing lost, nothing stale.
+        assert positions[0, 0] == self.cache.shape[1]
+        self.cache = torch.cat([self.cache, tokens], 1)
+        return self.table[tokens[:, -keep:]]
+
+    def _crop(self, count: int) -> int:
+        self.cache = self.cache[:, : self.cache.shape[1] - count]
+        return count
+
+    def _gather(self, order: torch.Tensor) -> None:
+        raise AssertionError("a single row is never compacted")
+
+    def _select(self, rows: torch.Tensor) -> None:
+        raise AssertionError("a single row is never selected")
+
+
+def test_single_samples_of_a_table() -> None:
+    """A row of its own crops its cache instead of masking it."""
+    set_seed(0)
+    target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
+    draft = (target + draft).clone()
+    found = []
+    ids = torch.tensor([PROMPT])
+    positions = torch.arange(len(PROMPT))[None]
+    for _ in range(FEWER):
+        text = Text(ids, None, positions, 0)
+        models = Table(target), Table(draft)
+        stops = Stops(len(PROMPT) + 4)
+        Loop(*models, text, Scores([], VOCABULARY), stops, Drafting(3), True).run()
+        found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
+    step = target.softmax(-1)
+    cells = {
+        cell: float(step[PROMPT[-1], cell[0]] * step[cell[0], cell[1]] * step[cell[1], cell[2]])
+        for cell in itertools.product(range(VOCABULARY), repeat=3)
+    }
+    assert p_value(found, cells) > 1e-3
+
+
+@pytest.mark.slow
+def test_single_samples(pair: tuple[LlamaForCausalLM, LlamaForCausalLM]) -> None:
+    """The same through ``generate`` with a model's own cache."""
+    target, draft = pair
+    found = sample(target, draft, SETTINGS["plain"], rows=1, gamma=3, runs=2 * RUNS)
+    assert p_value(found, exact(target, SETTINGS["plain"])) > 1e-3
+
+
+def test_the_cells_are_every_three_tokens(pair: tuple[LlamaForCausalLM, LlamaForCausalLM]) -> None:
+    cells = exact(pair[0], SETTINGS["plain"])
+    assert set(cells) == set(itertools.product(range(VOCABULARY), repeat=3))
+    assert sum(cells.values()) == pytest.approx(1, abs=1e-5)
+    assert max(cells.values()) < 0.5
+
+
+def draws_anew_from_p(
+    drafts: torch.Tensor, q: torch.Tensor, p: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A wrong rule: after a rejection it draws from p instead of what is left of p."""
+    accepted, _ = RIGHT(drafts, q, p, limits)
+    rows = torch.arange(len(drafts))
+    return accepted, torch.multinomial(p[rows, accepted], 1)[:, 0]
+
+
+def keeps_too_many(
+    drafts: torch.Tensor, q: torch.Tensor, p: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A wrong rule: it takes the draft for a little surer than it is."""
+    return RIGHT(drafts, 0.8 * q, p, limits)
+
+
+RIGHT = rules.accept_sampled
+
+
+@pytest.mark.parametrize("wrong", [draws_anew_from_p, keeps_too_many])
+def test_a_wrong_rule_fails_the_same_test(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(rules, "accept_sampled", wrong)
+    target, draft = pair
+    found = sample(target, draft, SETTINGS["plain"], rows=500, gamma=3, runs=FEWER)
+    assert p_value(found, exact(target, SETTINGS["plain"])) < 1e-6
+
+
+def test_rejections_at_a_closed_block_draw_from_the_target() -> None:
+    """A row that drafted fewer than its neighbours has no draft where its block ends."""
+    set_seed(0)
+    p = torch.tensor([[[0.5, 0.5, 0.0]] * 3] * 4000)
+    q = torch.tensor([[[1.0, 0.0, 0.0]] * 2] * 4000)
+    drafts = torch.zeros(4000, 2, dtype=torch.long)
+    accepted, token = rules.accept_sampled(drafts, q, p, torch.zeros(4000, dtype=torch.long))
+    assert accepted.max() == 0
+    assert token.float().mean() == pytest.approx(0.5, abs=0.04)
+    accepted, token = rules.accept_sampled(drafts, q, p, torch.full((4000,), 2))
+    assert (token[accepted == 0] == 1).all()

@@ -1,0 +1,592 @@
+"""Our loop against the target alone and against stock assisted generation, greedily."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import noisy
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CompileConfig,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from fastdraft_hf import FastDraftError, assisted_decoding
+from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.decode.assisted import (
+    decode,
+    greedy_margin,
+    record_rounds,
+    set_draft_length,
+)
+from fastdraft_hf.decode.cached import CACHE_NAME, SlotModel
+from fastdraft_hf.decode.loop import Loop
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.eval.prompts import draw_prompts
+
+TinyModel = Callable[..., LlamaForCausalLM]
+PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
+GAMMAS = st.integers(1, 8)
+_is_plain = Loop._is_plain
+
+
+def test_greedy_output_is_the_targets_over_many_prompts(
+    target: LlamaForCausalLM, stranger: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    rng = random.Random(0)
+    for number in range(208):
+        prompt = [[rng.randrange(3, 288) for _ in range(rng.randrange(1, 13))]]
+        draft = stranger if number % 4 == 0 else neighbour
+        gamma = number % 8 + 1
+        alone = write(target, prompt)
+        assert torch.equal(write(target, prompt, draft, gamma), alone), (prompt, gamma)
+
+
+@given(st.lists(PROMPTS, min_size=2, max_size=5), GAMMAS, st.booleans())
+@settings(max_examples=30)
+def test_a_batch_with_padding_on_the_left(
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    prompts: list[list[int]],
+    gamma: int,
+    compacts: bool,
+) -> None:
+    """Rows roll back by different lengths; each must come out as if it were alone."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    alone = write(target, ids, attention_mask=mask, max_new_tokens=24)
+    kept = SlotModel.waste_factor, SlotModel.waste_slots
+    if compacts:
+        SlotModel.waste_factor, SlotModel.waste_slots = 1.0, 0
+    try:
+        ours = write(target, ids, neighbour, gamma, attention_mask=mask, max_new_tokens=24)
+    finally:
+        SlotModel.waste_factor, SlotModel.waste_slots = kept
+    assert torch.equal(ours, alone)
+
+
+@given(PROMPTS, GAMMAS)
+@settings(max_examples=20)
+def test_greedy_records_are_those_of_stock(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, prompt: list[int], gamma: int
+) -> None:
+    records = [
+        decode(
+            target,
+            prompt,
+            task="t",
+            key="k",
+            max_new_tokens=16,
+            temperature=0.0,
+            seed=0,
+            draft=neighbour,
+            num_assistant_tokens=gamma,
+            path=path,
+        )
+        for path in ("transformers", "ours")
+    ]
+    assert records[0].tokens == records[1].tokens
+    assert records[0].rounds == records[1].rounds
+    assert [r.path for r in records] == ["transformers", "ours"]
+
+
+@given(PROMPTS, st.integers(0, 3), GAMMAS, st.booleans(), st.lists(st.integers(0, 287)))
+@settings(max_examples=40)
+def test_one_greedy_row_goes_the_short_way_as_the_general_one(
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    prompt: list[int],
+    padding: int,
+    gamma: int,
+    adapts: bool,
+    ends: list[int],
+) -> None:
+    """Same text, same rounds, same γ at the end."""
+    ids = torch.tensor([[0] * padding + prompt])
+    mask = torch.tensor([[0] * padding + [1] * len(prompt)])
+    schedule = "heuristic" if adapts else "constant"
+    found = []
+    for short in (True, False):
+        taken = []
+
+        def is_plain(loop: Loop, short: bool = short, taken: list[bool] = taken) -> bool:
+            taken.append(_is_plain(loop))
+            return short and taken[-1]
+
+        with pytest.MonkeyPatch.context() as patch, record_rounds(target) as rounds:
+            patch.setattr(Loop, "_is_plain", is_plain)
+            set_draft_length(neighbour, gamma)
+            neighbour.generation_config.num_assistant_tokens_schedule = schedule
+            text = target.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=20,
+                eos_token_id=ends or None,
+                assistant_model=neighbour,
+                custom_generate=assisted_decoding,
+            )
+        assert all(taken)
+        config = neighbour.generation_config
+        found.append((text.tolist(), list(rounds), config.num_assistant_tokens))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "schedule", "threshold"),
+    [(4, "heuristic", 0.0), (5, "constant", 0.4), (2, "heuristic_transient", 0.2)],
+)
+def test_the_drafts_own_settings_are_honoured(
+    tiny_model: TinyModel,
+    target: LlamaForCausalLM,
+    number: int,
+    schedule: str,
+    threshold: float,
+) -> None:
+    found = {}
+    for path in ("stock", "ours"):
+        draft = noisy(tiny_model(seed=0))
+        config = draft.generation_config
+        config.num_assistant_tokens = number
+        config.num_assistant_tokens_schedule = schedule
+        config.assistant_confidence_threshold = threshold
+        given = {"custom_generate": assisted_decoding} if path == "ours" else {}
+        everything = []
+        for first in range(30, 40):
+            ids = torch.tensor([[first, 7]])
+            with record_rounds(target) as rounds:
+                target.generate(
+                    ids, do_sample=False, max_new_tokens=24, assistant_model=draft, **given
+                )
+            everything.append(list(rounds))
+        found[path] = everything, config.num_assistant_tokens
+    assert found["ours"] == found["stock"]
+
+
+def test_rows_of_a_batch_report_their_own_rounds(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    ids = torch.tensor([[40, 41], [70, 33], [9, 250]])
+    with record_rounds(target) as rounds:
+        output = write(target, ids, neighbour, 3)
+    ended = [row.tolist() for row in output[:, 2:]]
+    written = sum(row.index(2) + 1 if 2 in row else len(row) for row in ended)
+    assert sum(accepted + 1 for _, accepted in rounds) == written
+
+
+def test_an_end_token_inside_a_drafted_block(tiny_model: TinyModel) -> None:
+    target, draft = tiny_model(seed=0), tiny_model(seed=0)
+    written = write(target, [[40, 41]])[0, 2:].tolist()
+    for place in range(1, 7):
+        ends = [written[place], 5]
+        alone = write(target, [[40, 41]], eos_token_id=ends)
+        for gamma in range(1, 9):
+            assert torch.equal(write(target, [[40, 41]], draft, gamma, eos_token_id=ends), alone)
+        both = torch.tensor([[40, 41], [99, 98]])
+        assert torch.equal(
+            write(target, both, draft, 4, eos_token_id=ends), write(target, both, eos_token_id=ends)
+        )
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 4])
+def test_fewer_new_tokens_than_gamma(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, new: int
+) -> None:
+    for gamma in (1, 4, 8):
+        for prompt in ([[40]], [[40, 41, 42]], [[5, 6], [7, 8]]):
+            ours = write(target, prompt, neighbour, gamma, max_new_tokens=new)
+            assert torch.equal(ours, write(target, prompt, max_new_tokens=new))
+
+
+@pytest.mark.parametrize(
+    "processing",
+    [
+        {"repetition_penalty": 1.4},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 10},
+        {"suppress_tokens": [9, 17, 33]},
+        {"bad_words_ids": [[9], [17, 33]]},
+        {"forced_eos_token_id": 2},
+        {"sequence_bias": [[[50], 4.0]]},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_processors_see_what_they_see_alone(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM, processing: dict[str, Any]
+) -> None:
+    for prompt in ([[40, 41, 40]], [[5, 6, 5], [7, 8, 7]]):
+        alone = write(target, prompt, **processing)
+        assert torch.equal(write(target, prompt, neighbour, 4, **processing), alone)
+
+
+def test_a_compiled_draft_step(
+    target: LlamaForCausalLM, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One-token passes of the draft run compiled when its generation config asks for it."""
+    draft = tiny_model(0)
+    # The compiler's front end alone: no C++ compiler is needed, and it takes no minute.
+    config = CompileConfig(backend="eager", dynamic=True, mode="default")
+    draft.generation_config.compile_config = config
+    widths: list[int] = []
+    compiled = draft.get_compiled_call(config)
+
+    def noted(**given: Any) -> Any:
+        widths.append(given["input_ids"].shape[1])
+        return compiled(**given)
+
+    monkeypatch.setattr(
+        draft, "get_compiled_call", lambda asked: noted if asked is config else None
+    )
+    alone = write(target, [[40, 41, 42]])
+    assert torch.equal(write(target, [[40, 41, 42]], draft, 3), alone)
+    assert set(widths) == {1}
+    assert len(widths) > 3
+
+
+def test_stop_strings(
+    target: LlamaForCausalLM, tiny_model: TinyModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Stock may run past a stop string that ends inside a block; the target alone does not."""
+    written = write(target, [[40, 41]])[0, 2:].tolist()
+    for place in range(1, 6):
+        stop = tiny_tokenizer.decode([written[place]])
+        given = {"stop_strings": [stop], "tokenizer": tiny_tokenizer}
+        alone = write(target, [[40, 41]], **given)
+        for gamma in (2, 5):
+            assert torch.equal(write(target, [[40, 41]], tiny_model(0), gamma, **given), alone)
+
+
+def test_criteria_are_asked_after_every_token(
+    target: LlamaForCausalLM, tiny_model: TinyModel
+) -> None:
+    seen: list[int] = []
+
+    def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        seen.append(ids.shape[1])
+        return torch.tensor([ids.shape[1] >= 7])
+
+    output = write(target, [[40, 41]], tiny_model(0), 8, stopping_criteria=[stop])
+    assert output.shape[1] == 7
+    assert seen == [3, 4, 5, 6, 7]
+
+
+def test_a_streamer_gets_every_token_once(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    class Collect(BaseStreamer):
+        def __init__(self) -> None:
+            self.got: list[int] = []
+            self.ended = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.got += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended += 1
+
+    streamer = Collect()
+    output = write(target, [[40, 41]], neighbour, 3, streamer=streamer)
+    assert streamer.got == output[0].tolist()
+    assert streamer.ended == 1
+
+
+def test_scores_and_logits_are_the_targets(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    given = {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "repetition_penalty": 1.3,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    for prompt in ([[40, 41]], [[5, 6], [7, 8], [9, 9]]):
+        alone = write(target, prompt, **given)
+        ours = write(target, prompt, neighbour, 3, **given)
+        assert torch.equal(ours.sequences, alone.sequences)
+        for name in ("scores", "logits"):
+            assert len(ours[name]) == len(alone[name])
+            pairs = zip(ours[name], alone[name], strict=True)
+            assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
+    assert getattr(ours, CACHE_NAME) is None
+
+
+def test_a_returned_cache_goes_on_with_the_text(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    """The second turn of a talk: the cache of the first is handed in again."""
+    first = write(target, [[40, 41]], neighbour, 3, return_dict_in_generate=True, eos_token_id=None)
+    cache = getattr(first, CACHE_NAME)
+    assert cache.get_seq_length() == first.sequences.shape[1] - 1
+    longer = torch.cat([first.sequences, torch.tensor([[60, 61, 62]])], 1)
+    alone = write(target, longer, eos_token_id=None)
+    ours = write(target, longer, neighbour, 3, eos_token_id=None, **{CACHE_NAME: cache})
+    assert torch.equal(ours, alone)
+
+
+def test_prompts_at_the_limits_of_both_contexts(tiny_model: TinyModel) -> None:
+    """Learned positions end hard: beyond the draft's the target goes on alone."""
+
+    def gpt2(positions: int, seed: int) -> GPT2LMHeadModel:
+        torch.manual_seed(seed)
+        config = GPT2Config(
+            vocab_size=64, n_positions=positions, n_embd=16, n_layer=1, n_head=2, eos_token_id=None
+        )
+        return GPT2LMHeadModel(config).eval()
+
+    target, draft = gpt2(24, 0), gpt2(16, 0)
+    for length in (1, 12, 15, 16, 17, 20, 23):
+        ids = torch.randint(0, 64, (1, length))
+        room = 24 - length
+        alone = write(target, ids, max_new_tokens=room, pad_token_id=0)
+        for gamma in (1, 3, 8):
+            ours = write(target, ids, draft, gamma, max_new_tokens=room, pad_token_id=0)
+            assert torch.equal(ours, alone)
+    rotary, small = tiny_model(0), noisy(tiny_model(0, max_position_embeddings=8))
+    for length in (6, 8, 9):
+        ids = torch.randint(3, 288, (1, length))
+        assert torch.equal(write(rotary, ids, small, 4), write(rotary, ids))
+
+
+def test_an_empty_batch_comes_back_empty(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    empty = torch.zeros(0, 4, dtype=torch.long)
+    output = write(target, empty, neighbour)
+    assert output.shape[0] == 0
+
+
+def test_mismatched_vocabularies_are_refused_before_any_work(
+    target: LlamaForCausalLM, tiny_model: TinyModel
+) -> None:
+    other = tiny_model(seed=1, vocab_size=300)
+    with pytest.raises(ValueError, match="different tokenizers"):
+        write(target, [[40, 41]], other)
+    processors, criteria = [], []
+    with pytest.raises(FastDraftError, match="has 300 tokens and the target's 288"):
+        assisted_decoding(
+            target,
+            torch.tensor([[40]]),
+            processors,
+            criteria,
+            target.generation_config,
+            assistant_model=other,
+        )
+
+
+def test_a_draft_of_another_type(target: LlamaForCausalLM, tiny_model: TinyModel) -> None:
+    draft = tiny_model(seed=0).bfloat16()
+    for prompt in ([[40, 41]], [[5, 6], [7, 8]]):
+        assert torch.equal(write(target, prompt, draft), write(target, prompt))
+
+
+def test_a_draft_on_another_device(target: LlamaForCausalLM, tiny_model: TinyModel) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is one device here")
+    draft = tiny_model(seed=0).cuda()
+    for prompt in ([[40, 41]], [[5, 6], [7, 8]]):
+        assert torch.equal(write(target, prompt, draft), write(target, prompt))
+
+
+@pytest.mark.parametrize("ids", ["first", "chosen"])
+def test_a_draft_with_a_trimmed_head(
+    target: LlamaForCausalLM, tiny_model: TinyModel, ids: str
+) -> None:
+    """A head that scores half of the tokens drafts those, whatever columns it has them in."""
+    draft = tiny_model(seed=0, tie_word_embeddings=False)
+    rows = torch.arange(144) if ids == "first" else torch.arange(3, 288, 2)
+    head = torch.nn.Linear(32, len(rows), bias=False)
+    with torch.no_grad():
+        head.weight.copy_(target.get_output_embeddings().weight[rows])
+        draft.model.load_state_dict(target.model.state_dict())
+    draft.lm_head = head
+    if ids == "chosen":
+        draft.config.head_token_ids = rows.tolist()
+    accepted = 0
+    for first in range(40, 60):
+        alone = write(target, [[first, 41]])
+        with record_rounds(target) as rounds:
+            assert torch.equal(write(target, [[first, 41]], draft, 3), alone)
+            sampled = write(target, [[first, 41]], draft, 3, do_sample=True, top_k=20)
+        assert sampled.shape[1] > 2
+        only = {"prefix_allowed_tokens_fn": lambda batch, ids: [200, 202], "do_sample": True}
+        assert set(write(target, [[first, 41]], draft, 3, **only)[0, 2:].tolist()) <= {200, 202}
+        accepted += sum(a for _, a in rounds)
+    assert accepted > 20
+
+
+def test_what_it_cannot_do_goes_to_stock_with_one_warning(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    def check(words: str, prompt: Any = ((40, 41),), **given: Any) -> None:
+        alone = write(target, prompt, **given)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = write(target, prompt, neighbour, 3, **given)
+        told = [str(w.message) for w in caught if "assisted_decoding" in str(w.message)]
+        assert len(told) == 1, told
+        assert words in told[0]
+        same = getattr(ours, "sequences", ours), getattr(alone, "sequences", alone)
+        assert torch.equal(*same)
+
+    check("beam search takes no draft", num_beams=3)
+    check("dynamic cache", use_cache=False, **{CACHE_NAME: None})
+    check("hidden states", return_dict_in_generate=True, output_hidden_states=True)
+    allowed = {"prefix_allowed_tokens_fn": lambda batch, ids: [50, 60, 70 + batch]}
+    check("needs whole batches", ((40, 41), (5, 6)), **allowed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        given = {"do_sample": False, "max_new_tokens": 4, "custom_generate": assisted_decoding}
+        output = target.generate(torch.tensor([[40, 41]]), **given)
+    assert "no assistant_model" in str([w.message for w in caught])
+    assert torch.equal(output, write(target, [[40, 41]], max_new_tokens=4))
+    with pytest.raises(FastDraftError, match="Hub repository"):
+        write(target, [[40, 41]], neighbour, penalty_alpha=0.6, top_k=4)
+
+
+def test_phi3_goes_through_the_loop_until_its_rotary_factors_switch() -> None:
+    """The paper's own target; it prepares inputs of its own for that one switch."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = Phi3Config(
+        **sizes,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=1,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 16,
+        },
+    )
+    torch.manual_seed(0)
+    target, draft = Phi3ForCausalLM(config).eval(), noisy(Phi3ForCausalLM(config).eval())
+    ids = torch.randint(2, 64, (1, 4))
+    assert torch.equal(
+        write(target, ids, draft, 3, max_new_tokens=12), write(target, ids, max_new_tokens=12)
+    )
+    with pytest.warns(UserWarning, match="prepares inputs of its own"):
+        write(target, ids, draft, 3, max_new_tokens=13)
+
+
+def test_windows_and_batches() -> None:
+    """A window counts slots of the cache, so hidden ones would shift it; a single row has none."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(
+        **sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
+        pad_token_id=0, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    target = MistralForCausalLM(config).eval()
+    draft = noisy(MistralForCausalLM(config).eval())
+    draft.load_state_dict(target.state_dict())
+    for gamma in (1, 3, 5):
+        ids = torch.randint(2, 64, (1, 4))
+        alone = write(target, ids, max_new_tokens=20)
+        assert torch.equal(write(target, ids, noisy(draft, 0.02), gamma, max_new_tokens=20), alone)
+    both = torch.randint(2, 64, (2, 4))
+    with pytest.warns(UserWarning, match="places of the cache"):
+        ours = write(target, both, draft, 3, max_new_tokens=20)
+    assert torch.equal(ours, write(target, both, max_new_tokens=20))
+
+
+def test_other_callables_are_left_as_they_were(target: LlamaForCausalLM) -> None:
+    """Our mending of what `generate` passes to callables is for ours alone."""
+    seen: dict[str, Any] = {}
+
+    def other(model: Any, input_ids: torch.Tensor, draft: Any = None, **given: Any) -> torch.Tensor:
+        seen.update(given, draft=draft)
+        return input_ids
+
+    target.generate(torch.tensor([[40]]), custom_generate=other, draft="mine", max_new_tokens=2)
+    assert seen["draft"] == "mine"
+    assert "assistant_model" not in seen
+
+
+def test_a_cache_of_a_prompt_with_padding(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    ids = torch.tensor([[0, 0, 40, 41, 42]])
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    alone = write(target, ids, attention_mask=mask)
+    cache = DynamicCache()
+    with torch.no_grad():
+        target(
+            ids[:, :4],
+            attention_mask=mask[:, :4],
+            position_ids=torch.tensor([[0, 0, 0, 1]]),
+            **{CACHE_NAME: cache},
+        )
+    ours = write(target, ids, neighbour, 3, attention_mask=mask, **{CACHE_NAME: cache})
+    assert torch.equal(ours, alone)
+
+
+def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+    design = DesignConfig(hidden_size=192, num_hidden_layers=2)
+    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
+    draft = first_weights(target_folder, config, design, seed=0)[0].eval()
+    texts = ("Name three colours.", "def add(a, b):")
+    prompts = [list(chat_ids(target_tokenizer, text)) for text in texts]
+    alone = []
+    for gamma, prompt in enumerate(prompts, 2):
+        alone.append(write(target, [prompt], max_new_tokens=10)[0, len(prompt) :].tolist())
+        ours = write(target, [prompt], draft, gamma, max_new_tokens=10)[0, len(prompt) :].tolist()
+        assert_equal_or_tied(target, prompt, alone[-1], ours)
+    length = max(map(len, prompts))
+    ids = torch.tensor([[2] * (length - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    ours = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)[:, length:]
+    for prompt, one, row in zip(prompts, alone, ours.tolist(), strict=True):
+        assert_equal_or_tied(target, prompt, one, row[: len(one)])
+
+
+@pytest.mark.slow
+def test_the_real_target_over_many_prompts(target_folder: Path, target_tokenizer: Any) -> None:
+    """200 held-out prompts, γ from 1 to 8."""
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+    design = DesignConfig(hidden_size=192, num_hidden_layers=2)
+    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
+    draft = first_weights(target_folder, config, design, seed=0)[0].eval()
+    prompts = draw_prompts(target_tokenizer, ["humaneval", "ifbench"], 100, 300, 0)
+    assert len(prompts) == 200
+    for number, prompt in enumerate(prompts):
+        ids = list(prompt.ids)
+        alone = write(target, [ids], max_new_tokens=12)[0, len(ids) :].tolist()
+        ours = write(target, [ids], draft, number % 8 + 1, max_new_tokens=12)
+        assert_equal_or_tied(target, ids, alone, ours[0, len(ids) :].tolist())
+
+
+def assert_equal_or_tied(target: Any, prompt: list[int], alone: list[int], ours: list[int]) -> None:
+    """Two kernels may round a tie of the target's own logits apart; nothing else may differ."""
+    place = next((n for n, (a, b) in enumerate(zip(alone, ours, strict=True)) if a != b), None)
+    if place is not None:
+        assert greedy_margin(target, [*prompt, *alone[:place]]) < 1e-3

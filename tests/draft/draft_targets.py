@@ -1,0 +1,121 @@
+"""Tiny targets of every family, and the configs of real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from fastdraft_hf.draft.families import FAMILIES
+
+VOCABULARY = 96
+PUBLISHED = Path(__file__).parents[1] / "fixtures" / "targets"
+
+DENSE = sorted(name for name, family in FAMILIES.items() if family.dense is None)
+MIXTURES = sorted(name for name, family in FAMILIES.items() if family.dense)
+
+_FIELDS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "moe_num_experts": 4,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "head_dim": 8,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_OWN: dict[str, dict[str, Any]] = {
+    # Heads that are not width / heads, as in Qwen3 and Gemma.
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16},
+    "vaultgemma": {"head_dim": 16, "final_logit_softcapping": None},
+    "glm": {"head_dim": 16},
+    "glm4": {"head_dim": 16},
+    "ernie4_5": {"head_dim": 16},
+    "seed_oss": {"head_dim": 16},
+    "ministral": {"head_dim": 8},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            **_ROPE,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "apertus": {"rope_parameters": _ROPE},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.125,
+    },
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "gpt_oss": {"rope_parameters": _ROPE},
+    "deepseek_v3": {
+        "num_key_value_heads": 8,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "granitemoeshared": {"shared_intermediate_size": 32},
+    "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 2},
+}
+
+
+def tiny_target(family: str, **changes: Any) -> PretrainedConfig:
+    """Return the config of a tiny model of ``family``, three layers deep."""
+    experts = _EXPERTS if FAMILIES.get(family) and FAMILIES[family].dense else {}
+    fields = {**_FIELDS, **experts, **_OWN.get(family, {}), **changes}
+    if family in ("olmoe", "flex_olmo"):  # their norms of queries expect heads as wide as the model
+        fields.pop("head_dim")
+    return AutoConfig.for_model(family, **fields)
+
+
+def randomised(config: PretrainedConfig, seed: int, size: float = 0.2) -> Any:
+    """A model none of whose parameters, norms and biases included, stands at its default."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn_like(parameter) * size)
+            else:
+                parameter.copy_(parameter + torch.rand_like(parameter) * 0.5)
+    return model
+
+
+def published(name: str) -> PretrainedConfig:
+    """Return the config of a published model; the facts of its config.json."""
+    return AutoConfig.from_pretrained(PUBLISHED / f"{name}.json")
+
+
+def real_size(config: PretrainedConfig) -> int:
+    """Return the parameters of a model that is really made."""
+    model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from draft_targets import DENSE, PUBLISHED, published, real_size, tiny_target
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, GPT2Config
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.design import (
+    _scaled,
+    _shapes,
+    count_parameters,
+    design_draft,
+    kept_layers,
+    source_config,
+)
+from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size, text_config
+from fastdraft_hf.draft.sizes import SizeModel, parameters_by_part
+from fastdraft_hf.recipe import read_recipe
+
+
+@given(
+    family=st.sampled_from(DENSE),
+    kind=st.sampled_from(["scratch", "prune"]),
+    budget=st.integers(20_000, 200_000),
+    layers=st.integers(1, 6),
+    multiple=st.sampled_from([8, 16, 32]),
+    tied=st.booleans(),
+)
+@settings(max_examples=40)
+def test_budgets_are_met(
+    family: str, kind: FirstWeights, budget: int, layers: int, multiple: int, tied: bool
+) -> None:
+    target = tiny_target(
+        family,
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=6,
+        tie_word_embeddings=tied,
+    )
+    wanted = DesignConfig(
+        params=budget, num_hidden_layers=layers, width_multiple=multiple, first_weights=kind
+    )
+    try:
+        config = design_draft(target, wanted)
+    except FastDraftError as error:
+        message = str(error)
+        if not FAMILIES[family].own_head_size and "among its heads" in message:
+            return
+        assert int(message.rsplit(" ", 1)[1].replace(",", "")) > budget
+        return
+    size = count_parameters(config)
+    assert size <= budget
+    largest = dataclasses.replace(wanted, hidden_size=128)
+    most = count_parameters(design_draft(target, largest))
+    # A head size that has to stay, in a family that takes it from the width, allows few widths.
+    if kind == "scratch" or FAMILIES[family].own_head_size:
+        assert size >= min(0.98 * budget, 0.98 * most)
+    assert config.intermediate_size <= target.intermediate_size
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "layers"),
+    [
+        ("phi-3-mini-4k-instruct", 50_000_000, 4),
+        ("phi-3-mini-4k-instruct", 120_000_000, 6),
+        ("llama-3.1-8b-instruct", 150_000_000, 4),
+    ],
+)
+def test_the_drafts_of_the_paper(name: str, params: int, layers: int) -> None:
+    target = published(name)
+    wanted = DesignConfig(params=params, num_hidden_layers=layers, first_weights="scratch")
+    config = design_draft(target, wanted)
+    size = count_parameters(config)
+    assert 0.98 * params <= size <= params
+    # What the paper's ratios (76, 32 and 53 times smaller) are to these.
+    ratio = count_parameters(target) / size
+    assert ratio == pytest.approx({50: 76, 120: 32, 150: 53}[params // 10**6], rel=0.05)
+    assert config.model_type == target.model_type
+    assert config.vocab_size == target.vocab_size
+    assert config.eos_token_id == target.eos_token_id
+    assert config.rope_parameters == target.rope_parameters
+    assert head_size(config) == head_size(target)
+    assert config.num_attention_heads // head_groups(config) == (
+        target.num_attention_heads // head_groups(target)
+    )
+
+
+PUBLISHED_NAMES = sorted(path.stem for path in PUBLISHED.glob("*.json"))
+
+
+@pytest.mark.parametrize("kind", ["scratch", "prune"])
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_published_targets(name: str, kind: FirstWeights) -> None:
+    target = published(name)
+    text = text_config(target)
+    mixture = FAMILIES[text.model_type].dense
+    if mixture and kind == "prune":
+        pytest.skip("layers of a mixture are not taken")
+    params, layers = 120_000_000, 4
+    if name == "smollm2-135m-instruct":  # nearly that size itself
+        params = 30_000_000
+    config = design_draft(
+        target, DesignConfig(params=params, num_hidden_layers=layers, first_weights=kind)
+    )
+    assert 0.98 * params <= count_parameters(config) <= params
+    assert config.model_type == (mixture or text.model_type)
+    assert config.vocab_size == text.vocab_size
+    assert config.tie_word_embeddings == text.tie_word_embeddings
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(config, field) == getattr(text, field), field
+    assert config.rope_parameters == text.rope_parameters
+    if FAMILIES[text.model_type].own_head_size:
+        assert head_size(config) == head_size(text)
+        ratio = text.num_attention_heads // head_groups(text)
+        assert config.num_attention_heads == ratio * head_groups(config)
+    for field in ("layer_types", "no_rope_layers"):
+        assert len(getattr(config, field, None) or range(layers)) == layers
+    types = getattr(config, "layer_types", None)
+    assert types is None or "full_attention" in types
+    assert not hasattr(config, "quantization_config")
+    if text.model_type == "granite":
+        for field in ("embedding", "attention", "residual"):
+            assert getattr(config, f"{field}_multiplier") == getattr(text, f"{field}_multiplier")
+        assert config.logits_scaling == text.logits_scaling
+
+
+def test_longrope_lists_still_fit_their_heads() -> None:
+    target = published("phi-4-mini-instruct")
+    config = design_draft(target, DesignConfig(params=120_000_000, first_weights="scratch"))
+    rope = config.rope_parameters
+    rotary = int(head_size(config) * rope["partial_rotary_factor"])
+    assert len(rope["short_factor"]) == len(rope["long_factor"]) == rotary // 2 == 48
+    assert rope["rope_type"] == "longrope"
+
+
+def test_the_count_of_published_models_is_theirs() -> None:
+    # Millions of parameters, from the models' pages: the fixtures are these models.
+    for name, millions in {
+        "llama-3.1-8b-instruct": 8030,
+        "phi-3-mini-4k-instruct": 3821,
+        "qwen2.5-7b-instruct": 7616,
+        "qwen3-0.6b": 596,
+        "gemma-2-2b-it": 2614,
+        "gemma-3-270m-it": 268,
+        "granite-3.1-2b-instruct": 2534,
+        "pythia-1b": 1012,
+    }.items():
+        assert count_parameters(published(name)) / 1e6 == pytest.approx(millions, rel=0.002), name
+
+
+def test_the_design_of_the_quickstart_stays(target_folder: Path) -> None:
+    # Its figures are in the README; a change of the rule that changes them must be seen.
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes/smollm2-135m/quickstart.yaml")
+    config = design_draft(AutoConfig.from_pretrained(target_folder), recipe.design)
+    assert (config.hidden_size, config.intermediate_size, config.num_attention_heads) == (
+        192,
+        1536,
+        6,
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_count_is_exact_on_the_real_target(target_folder: Path, tied: bool) -> None:
+    target = AutoConfig.from_pretrained(target_folder)
+    target.tie_word_embeddings = tied
+    config = design_draft(target, DesignConfig(params=20_000_000))
+    size = count_parameters(config)
+    assert size == real_size(config)
+    assert 19_600_000 <= size <= 20_000_000
+    assert config.vocab_size == 49152
+    assert config.head_dim == target.hidden_size // target.num_attention_heads
+    assert config.rope_parameters == target.rope_parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+def test_parts_sum_to_the_whole(name: str) -> None:
+    config = published(name)
+    config = design_draft(config, DesignConfig(params=120_000_000, first_weights="scratch"))
+    parts = parameters_by_part(config)
+    assert sum(parts.values()) == count_parameters(config)
+    assert not parts.get("other")
+    assert parts["embeddings"] == config.vocab_size * config.hidden_size
+    assert parts["head"] == (0 if config.tie_word_embeddings else parts["embeddings"])
+    assert min(parts["attention"], parts["feed-forward"]) > 0
+
+
+@given(st.data())
+@settings(max_examples=20)
+def test_sizes_are_predicted_exactly(data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from(DENSE))
+    design = DesignConfig(num_hidden_layers=2, first_weights="scratch")
+    source = source_config(tiny_target(family), design)
+    shapes = _shapes(source, design, 1)
+    model = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
+    model.learn(shapes)
+    shape = data.draw(st.sampled_from(shapes))
+    shape = shape._replace(inner=data.draw(st.integers(1, 160)))
+    assert model.of(shape) == count_parameters(_scaled(source, design, shape))
+
+
+def test_a_family_without_a_design() -> None:
+    with pytest.raises(FastDraftError, match=r"family 'gpt2' has no draft design yet.*llama"):
+        design_draft(GPT2Config(), DesignConfig())
+
+
+def test_a_budget_below_the_vocabulary_says_the_least() -> None:
+    target = tiny_target("llama")
+    narrow = DesignConfig(hidden_size=32, intermediate_size=40)
+    least = count_parameters(design_draft(target, narrow))
+    with pytest.raises(FastDraftError, match=rf"params: 5 cannot hold .*32 wide, is {least:,}$"):
+        design_draft(target, DesignConfig(params=5))
+    with pytest.raises(FastDraftError, match="cannot hold"):
+        design_draft(target, DesignConfig(params=least - 1))
+    found = count_parameters(design_draft(target, DesignConfig(params=least)))
+    assert 0.98 * least <= found <= least
+
+
+@pytest.mark.parametrize("multiple", [128, 33])
+def test_no_width_at_all_is_an_error_for_the_user(multiple: int) -> None:
+    # 128 is wider than the target; 33 does not divide into its heads.
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 1}
+    with pytest.raises(FastDraftError, match=r"design.width_multiple: no multiple"):
+        design_draft(tiny_target("llama", **heads), DesignConfig(width_multiple=multiple))
+
+
+def test_heads_in_sevens_take_narrower_steps() -> None:
+    # 28 heads in 4 groups: the least multiple of 32 that divides is 224, too wide for 50M.
+    config = design_draft(published("qwen2.5-7b-instruct"), DesignConfig(params=50_000_000))
+    assert (config.hidden_size % 7, config.num_attention_heads % 7) == (0, 0)
+    assert config.hidden_size < 224
+    assert count_parameters(config) >= 49_000_000
+
+
+def test_never_wider_or_deeper_than_the_target() -> None:
+    target = tiny_target("llama")
+    with pytest.raises(FastDraftError, match=r"hidden_size: 96 is wider than the target's 64"):
+        design_draft(target, DesignConfig(hidden_size=96))
+    with pytest.raises(FastDraftError, match=r"num_hidden_layers: 4 is deeper than the target's 3"):
+        design_draft(target, DesignConfig(num_hidden_layers=4))
+    everything = DesignConfig(params=10**9, num_hidden_layers=3)
+    assert count_parameters(design_draft(target, everything)) == count_parameters(target)
+
+
+@pytest.mark.parametrize("width", [0, -32])
+def test_a_width_of_nothing_is_refused(width: int) -> None:
+    with pytest.raises(FastDraftError, match="hidden_size"):
+        design_draft(tiny_target("llama"), DesignConfig(hidden_size=width))
+
+
+def test_a_width_that_does_not_divide_into_its_heads() -> None:
+    with pytest.raises(FastDraftError, match=r"hidden_size: 33 is no multiple of the attention"):
+        design_draft(tiny_target("llama"), DesignConfig(hidden_size=33))
+
+
+def test_slices_keep_the_inner_widths() -> None:
+    config = design_draft(tiny_target("llama"), DesignConfig(hidden_size=32))
+    assert (config.intermediate_size, config.num_key_value_heads) == (160, 4)
+    narrow = design_draft(
+        tiny_target("llama"), DesignConfig(hidden_size=32, first_weights="project")
+    )
+    assert (narrow.intermediate_size, narrow.num_key_value_heads) == (64, 2)
+
+
+def test_slices_cannot_be_wider_inside_than_the_target() -> None:
+    with pytest.raises(FastDraftError, match="intermediate_size"):
+        design_draft(tiny_target("llama"), DesignConfig(hidden_size=32, intermediate_size=192))
+
+
+def test_a_given_feed_forward_width_is_taken() -> None:
+    config = design_draft(tiny_target("llama"), DesignConfig(hidden_size=32, intermediate_size=48))
+    assert config.intermediate_size == 48
+
+
+def test_lists_with_an_entry_a_layer_are_thinned() -> None:
+    target = tiny_target("smollm3", num_hidden_layers=5, no_rope_layers=[1, 0, 1, 0, 1])
+    config = design_draft(target, DesignConfig(hidden_size=32, num_hidden_layers=3))
+    assert config.no_rope_layers == [1, 1, 1]
+    assert len(config.layer_types) == 3
+
+
+def test_named_layers_bring_their_entries() -> None:
+    target = tiny_target("smollm3", num_hidden_layers=5, no_rope_layers=[1, 0, 1, 0, 1])
+    design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers=[1, 4])
+    assert design_draft(target, design).no_rope_layers == [0, 1]
+    with pytest.raises(FastDraftError, match=r"design.layers: there is no layer 5; the last of 5"):
+        design_draft(target, dataclasses.replace(design, layers=[1, 5]))
+
+
+@given(st.integers(1, 100).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_kept_layers(sizes: tuple[int, int]) -> None:
+    total, kept = sizes
+    layers = kept_layers(total, kept)
+    assert len(layers) == kept == len(set(layers))
+    assert layers == sorted(layers)
+    assert layers[0] == 0
+    if kept > 1:
+        assert layers[-1] == total - 1
+        gaps = [b - a for a, b in itertools.pairwise(layers)]
+        assert max(gaps) - min(gaps) <= 1 or total < 2 * kept
+
+
+@pytest.mark.parametrize("name", ["params", "num_hidden_layers", "width_multiple"])
+def test_config_refuses_nothing(name: str) -> None:
+    with pytest.raises(FastDraftError, match=f"^{name}: must be at least 1, got 0"):
+        DesignConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("layers", [[0], [1, 1], [3, 0], [-1, 2]])
+def test_layers_are_named_once_in_order(layers: list[int]) -> None:
+    with pytest.raises(FastDraftError, match=r"^layers: "):
+        DesignConfig(num_hidden_layers=2, layers=layers)
+
+
+def test_a_draft_of_a_windowed_target_sees_the_whole_text() -> None:
+    target = published("gemma-3-270m-it")  # every sixth layer has full attention
+    for layers in range(1, 19):
+        design = DesignConfig(hidden_size=320, num_hidden_layers=layers)
+        types = design_draft(target, design).layer_types
+        assert len(types) == layers
+        assert "full_attention" in types
+
+
+def test_seventy_billion_parameters_in_seconds_and_under_a_gigabyte(tmp_path: Path) -> None:
+    """In a process of its own, so that its peak is its own."""
+    shutil.copy(PUBLISHED / "llama-3.1-70b-instruct.json", tmp_path / "config.json")
+    code = (
+        "import re, sys, time\n"
+        "from pathlib import Path\n"
+        "from fastdraft_hf.cli.main import main\n"
+        "start = time.process_time()\n"
+        "status = main(sys.argv[1:])\n"
+        # Not ru_maxrss, which a process takes over from the one that started it.
+        "status_lines = Path('/proc/self/status').read_text()\n"
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', status_lines)[1]) / 1024\n"
+        "print(f'{status} {peak:.0f} {time.process_time() - start:.1f}')\n"
+    )
+    words = ["design", "--target", str(tmp_path), "--output-dir", str(tmp_path / "run")]
+    words += ["--params", "500M", "--num-hidden-layers", "8", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    status, peak, _ = done.stdout.splitlines()[-1].split()
+    assert status == "0"
+    assert int(peak) < 1000
+    assert "70,553,706,496" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_list_every_setting() -> None:
+    table = DOCS.split("## Settings")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(DesignConfig)]
+
+
+def test_the_docs_list_every_family() -> None:
+    section = DOCS.split("## Families")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", section))
+    assert set(FAMILIES) <= named
+    for name, family in FAMILIES.items():
+        if family.dense:
+            row = next(line for line in section.splitlines() if f"`{name}`" in line)
+            assert row.endswith(f"| `{family.dense}` |")

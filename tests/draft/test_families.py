@@ -1,0 +1,94 @@
+"""Every family, through everything that is asked of a draft."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from draft_targets import DENSE, MIXTURES, VOCABULARY, randomised, tiny_target
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.draft.families import FAMILIES
+from fastdraft_hf.draft.init import first_weights
+
+IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
+
+
+@pytest.mark.parametrize("family", [*DENSE, *MIXTURES])
+@settings(max_examples=2, phases=[Phase.generate])
+@given(
+    kind=st.sampled_from(["scratch", "project", "prune"]),
+    heads=st.sampled_from([(8, 8), (8, 4), (8, 2), (4, 4), (4, 1)]),
+    tied=st.booleans(),
+    layers=st.integers(1, 3),
+    budget=st.integers(10_000, 90_000),
+    multiple=st.sampled_from([8, 16, 32]),
+    seed=st.integers(0, 9),
+)
+def test_every_family_gives_a_draft_that_works(
+    tmp_path_factory: pytest.TempPathFactory,
+    family: str,
+    kind: FirstWeights,
+    heads: tuple[int, int],
+    tied: bool,
+    layers: int,
+    budget: int,
+    multiple: int,
+    seed: int,
+) -> None:
+    mixture = FAMILIES[family].dense
+    if mixture and kind == "prune":
+        kind = "project"
+    groups = {} if family == "deepseek_v3" else {"num_key_value_heads": heads[1]}
+    target_config = tiny_target(
+        family, num_attention_heads=heads[0], tie_word_embeddings=tied, **groups
+    )
+    if family == "deepseek_v3":
+        target_config.num_key_value_heads = heads[0]
+    before = copy.deepcopy(target_config.to_dict())
+    wanted = DesignConfig(
+        params=budget, num_hidden_layers=layers, width_multiple=multiple, first_weights=kind
+    )
+    try:
+        config = design_draft(target_config, wanted)
+    except FastDraftError as error:
+        reason = "cannot hold a vocabulary"
+        if not FAMILIES[family].own_head_size:
+            reason += "|can be divided among its heads"
+        assert any(words in str(error) for words in reason.split("|"))  # noqa: PT017
+        return
+    finally:
+        assert target_config.to_dict() == before
+    assert config.model_type == (mixture or family)
+    assert (config.num_hidden_layers, config.vocab_size) == (layers, VOCABULARY)
+    assert config.tie_word_embeddings is tied
+    assert config.hidden_size <= 64
+    size = count_parameters(config)
+    assert size <= budget
+    target = randomised(target_config, seed=2)
+    folder = tmp_path_factory.mktemp("target")
+    target.save_pretrained(folder)
+    draft, facts = first_weights(folder, config, wanted, seed)
+    assert draft.num_parameters() == size
+    assert facts["first_weights"] == kind
+
+    saved = tmp_path_factory.mktemp("draft")
+    draft.save_pretrained(saved)
+    loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32).eval()
+    draft.eval()
+    with torch.no_grad():
+        logits = draft(IDS).logits
+        assert torch.isfinite(logits).all()
+        torch.testing.assert_close(loaded(IDS).logits, logits)
+
+    loaded.generation_config.num_assistant_tokens = 3
+    greedy = {"max_new_tokens": 6, "do_sample": False}
+    alone = target.generate(IDS, **greedy)
+    helped = target.generate(IDS, assistant_model=loaded, **greedy)
+    assert helped.tolist() == alone.tolist()

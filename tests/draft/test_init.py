@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from draft_targets import DENSE, MIXTURES, randomised, tiny_target
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.cutting import Hidden, cut_layers
+from fastdraft_hf.draft.design import design_draft, kept_layers_of
+from fastdraft_hf.draft.families import FAMILIES
+from fastdraft_hf.draft.importance import block_influence, most_important
+from fastdraft_hf.draft.init import first_weights, methods
+from fastdraft_hf.draft.parts import final_norm, gain_of, set_gain
+from fastdraft_hf.draft.vocabulary_basis import project_vocabulary, vocabulary_basis
+
+Make = Callable[..., Any]
+
+
+def gram(table: torch.Tensor) -> torch.Tensor:
+    """Inner products of the tokens, free of a common factor."""
+    products = table.double() @ table.double().T
+    return products / products.norm()
+
+
+def with_gains(model: Any, seed: int = 3) -> Any:
+    """Give the final norm gains other than 1, as training does (some of them negative)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        gains = torch.rand(model.model.norm.weight.shape, generator=generator) + 0.5
+        gains[::5] *= -1
+        model.model.norm.weight.copy_(gains)
+    return model
+
+
+def weights_equal(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_scratch_follows_its_seed(tiny_target_folder: Path, tiny_config: Make) -> None:
+    design = DesignConfig(hidden_size=16, num_hidden_layers=1, first_weights="scratch")
+    config = design_draft(tiny_config(), design)
+    first, facts = first_weights(tiny_target_folder, config, design, seed=1)
+    again, _ = first_weights(tiny_target_folder, config, design, seed=1)
+    other, _ = first_weights(tiny_target_folder, config, design, seed=2)
+    assert facts == {"first_weights": "scratch"}
+    assert weights_equal(first, again)
+    assert not weights_equal(first, other)
+    assert all(p.dtype == torch.float32 for p in first.parameters())
+
+
+def test_scratch_reads_no_target(tmp_path: Path, tiny_config: Make) -> None:
+    design = DesignConfig(hidden_size=16, first_weights="scratch")
+    first_weights(tmp_path / "nowhere", design_draft(tiny_config(), design), design, seed=0)
+
+
+def test_project_is_reproducible_and_told(tiny_target_folder: Path, tiny_config: Make) -> None:
+    design = DesignConfig(hidden_size=16, num_hidden_layers=2, first_weights="project")
+    config = design_draft(tiny_config(), design)
+    first, facts = first_weights(tiny_target_folder, config, design, seed=1)
+    again, _ = first_weights(tiny_target_folder, config, design, seed=1)
+    scratch_design = DesignConfig(hidden_size=16, first_weights="scratch")
+    scratch, _ = first_weights(tiny_target_folder, config, scratch_design, seed=1)
+    assert weights_equal(first, again)
+    assert facts["first_weights"] == "project"
+    assert 0 < facts["explained_variance"] < 1
+    assert torch.equal(
+        first.model.layers[0].mlp.up_proj.weight, scratch.model.layers[0].mlp.up_proj.weight
+    )
+    assert not torch.equal(first.lm_head.weight, scratch.lm_head.weight)
+    assert first.lm_head.weight is first.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_width_keeps_inner_products(tiny_model: Make, tied: bool) -> None:
+    target = with_gains(tiny_model(seed=4, tie_word_embeddings=tied))
+    draft = tiny_model(seed=5, tie_word_embeddings=tied)
+    basis = vocabulary_basis(target, 32)
+    project_vocabulary(target, draft, basis)
+    assert basis.share == pytest.approx(1.0)
+    gains = target.model.norm.weight
+    factor = gains.abs().sqrt() if tied else gains
+    torch.testing.assert_close(
+        gram(draft.lm_head.weight), gram(target.lm_head.weight * factor), atol=1e-6, rtol=1e-4
+    )
+    if tied:
+        assert draft.lm_head.weight is draft.model.embed_tokens.weight
+        return
+    torch.testing.assert_close(
+        gram(draft.model.embed_tokens.weight),
+        gram(target.model.embed_tokens.weight),
+        atol=1e-6,
+        rtol=1e-4,
+    )
+    # What the layers add to an input is read by the head: both must be turned the same way.
+    ours = draft.model.embed_tokens.weight @ draft.lm_head.weight.T
+    theirs = target.model.embed_tokens.weight @ (target.lm_head.weight * gains).T
+    torch.testing.assert_close(ours / ours.norm(), theirs / theirs.norm(), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_explained_variance_grows_with_width(tiny_model: Make, tied: bool) -> None:
+    target = with_gains(tiny_model(tie_word_embeddings=tied))
+    shares = [vocabulary_basis(target, width).share for width in range(1, 33)]
+    assert all(0 < share <= 1 + 1e-9 for share in shares)
+    assert all(a < b for a, b in itertools.pairwise(shares))
+
+
+@given(width=st.integers(1, 32), seed=st.integers(0, 20), tied=st.booleans())
+def test_the_basis_is_the_best_one(tiny_model: Make, width: int, seed: int, tied: bool) -> None:
+    target = with_gains(tiny_model(seed=seed, tie_word_embeddings=tied), seed)
+    directions, scale, share = vocabulary_basis(target, width)
+    torch.testing.assert_close(directions.T @ directions, torch.eye(width), atol=1e-5, rtol=0)
+    gains = target.model.norm.weight.detach().abs()
+    table = target.lm_head.weight.detach() * (gains.sqrt() if tied else gains)
+    # The root of the gain, of mean square 1: an RMSNorm takes a common factor out again.
+    root = gains.sqrt() / gains.mean().sqrt()
+    torch.testing.assert_close(scale, root if tied else torch.ones_like(gains))
+    best = torch.linalg.svdvals(table.double()).square()
+    assert share == pytest.approx(float(best[:width].sum() / best.sum()), rel=1e-4)
+    kept = (table @ directions).square().sum() / table.square().sum()
+    assert float(kept) == pytest.approx(share, rel=1e-4)
+
+
+def full_slice(target: Any) -> Any:
+    draft = AutoModelForCausalLM.from_config(target.config, dtype=torch.float32).eval()
+    basis = vocabulary_basis(target, target.config.hidden_size)
+    project_vocabulary(target, draft, basis)
+    cut_layers(target, draft, Hidden(basis), range(target.config.num_hidden_layers))
+    return draft
+
+
+def logits_agree(ours: Any, theirs: Any) -> None:
+    ids = torch.randint(0, 90, (2, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        a, b = ours(ids).logits, theirs(ids).logits
+    torch.testing.assert_close(a / a.norm(), b / b.norm(), atol=1e-6, rtol=1e-3)
+
+
+ROTATED = [name for name in DENSE if FAMILIES[name].pre_norms]
+
+
+@pytest.mark.parametrize("family", ROTATED)
+def test_a_whole_slice_is_the_target(family: str) -> None:
+    # A rotation changes nothing: up to the head's one factor, the draft is the target.
+    target = randomised(tiny_target(family, tie_word_embeddings=False), seed=1)
+    logits_agree(full_slice(target), target)
+
+
+@pytest.mark.parametrize("family", ROTATED)
+def test_a_whole_slice_of_a_tied_target(family: str) -> None:
+    target = randomised(tiny_target(family, tie_word_embeddings=True), seed=1)
+    final_norm(target).weight.data.fill_(0.7)  # an even gain leaves the tied basis a rotation
+    logits_agree(full_slice(target), target)
+
+
+@pytest.mark.parametrize("option", ["attention_bias", "mlp_bias"])
+def test_a_whole_slice_with_biases(option: str) -> None:
+    target = randomised(tiny_target("llama", tie_word_embeddings=False, **{option: True}), seed=1)
+    logits_agree(full_slice(target), target)
+
+
+@pytest.mark.parametrize("family", ROTATED)
+@settings(max_examples=2, phases=[Phase.generate])
+@given(
+    width=st.sampled_from([16, 32, 48]),
+    layers=st.integers(1, 3),
+    tied=st.booleans(),
+    feed_forward=st.sampled_from([None, 32, 100]),
+)
+def test_rotated_cuts_of_every_size(
+    tmp_path_factory: pytest.TempPathFactory,
+    family: str,
+    width: int,
+    layers: int,
+    tied: bool,
+    feed_forward: int | None,
+) -> None:
+    target = randomised(tiny_target(family, tie_word_embeddings=tied), seed=2)
+    folder = tmp_path_factory.mktemp("target")
+    target.save_pretrained(folder)
+    design = DesignConfig(
+        hidden_size=width, num_hidden_layers=layers, intermediate_size=feed_forward
+    )
+    config = design_draft(target.config, design)
+    draft, facts = first_weights(folder, config, design, seed=0)
+    assert facts["layers_of_the_target"] == kept_layers_of(target.config, layers)
+    with torch.no_grad():
+        assert torch.isfinite(draft(torch.tensor([[1, 2, 3]])).logits).all()
+    # The feed-forward channels kept are whole ones of the target, of its largest.
+    layer = target.model.layers[facts["layers_of_the_target"][-1]]
+    fused = hasattr(layer.mlp, "gate_up_proj")
+    up = layer.mlp.gate_up_proj.weight[160:] if fused else layer.mlp.up_proj.weight
+    weight = layer.mlp.down_proj.weight.norm(dim=0) * up.norm(dim=1)
+    size = feed_forward or 160
+    kept = weight.topk(size).indices.sort().values
+    basis = vocabulary_basis(target, width)
+    pre_norms = FAMILIES[family].pre_norms
+    assert pre_norms is not None
+    gain = gain_of(getattr(layer, pre_norms[1]), 64)
+    expected = (up * gain / basis.scale)[kept] @ basis.directions
+    ours = draft.model.layers[-1].mlp
+    cut = ours.gate_up_proj.weight[size:] if fused else ours.up_proj.weight
+    torch.testing.assert_close(cut, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_at_full_width_and_depth_a_prune_is_the_target(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family), seed=4)
+    target.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=3, first_weights="prune")
+    draft, _ = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    ids = torch.tensor([[1, 9, 30, 4, 77]])
+    with torch.no_grad():
+        torch.testing.assert_close(draft.eval()(ids).logits, target(ids).logits)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_at_full_width_layers_are_dropped_and_nothing_else(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family), seed=4)
+    target.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=2, layers=[0, 2], first_weights="prune")
+    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 2]
+    ours, theirs = draft.state_dict(), target.state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name.replace("layers.1.", "layers.2.")])
+
+
+CHANNELS = [name for name in DENSE if not FAMILIES[name].pre_norms]
+
+
+@pytest.mark.parametrize("family", CHANNELS)
+def test_other_families_keep_channels(family: str, tmp_path: Path) -> None:
+    target = randomised(tiny_target(family, tie_word_embeddings=False), seed=5)
+    target.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=1, first_weights="prune")
+    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    assert "explained_variance" not in facts
+    wide, narrow = target.get_input_embeddings().weight, draft.get_input_embeddings().weight
+    factor = 2**0.5 if FAMILIES[family].scaled_embeddings else 1.0
+    same = torch.isclose(wide[:, :, None] * factor, narrow[:, None, :]).all(0)
+    channels = same.float().argmax(0)
+    assert same.any(0).all()
+    assert channels.tolist() == sorted(set(channels.tolist()))
+    # The head and every projection are read at the same channels.
+    torch.testing.assert_close(
+        draft.get_output_embeddings().weight, target.get_output_embeddings().weight[:, channels]
+    )
+    index = facts["layers_of_the_target"][0]
+    theirs = dict(target.get_decoder().layers[index].named_parameters())
+    for name, value in draft.get_decoder().layers[0].named_parameters():
+        if name.endswith(("o_proj.weight", "attention.dense.weight", "self_attn.dense.weight")):
+            expected = theirs[name][channels][:, : value.shape[1]]
+        elif name.endswith(("q_proj.weight", "query_key_value.weight")):
+            expected = theirs[name][: value.shape[0]][:, channels]
+        elif "layernorm" in name and "attn" not in name.replace("post_self_attn", ""):
+            expected = theirs[name][channels]
+        else:
+            continue
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_gains_are_read_and_set_as_the_norm_means_them(family: str) -> None:
+    model = randomised(tiny_target(family), seed=6)
+    norm = final_norm(model)
+    states = torch.randn(4, 64)
+    states = states - states.mean(-1, keepdim=True)
+    plain = states / states.square().mean(-1, keepdim=True).sqrt()
+    bias = getattr(norm, "bias", None)
+    shift = 0 if bias is None else bias
+    with torch.no_grad():
+        torch.testing.assert_close(
+            norm(states) - shift, plain * gain_of(norm, 64), atol=1e-3, rtol=1e-3
+        )
+        if set_gain(norm, 0.25):
+            torch.testing.assert_close(norm(states), plain * 0.25, atol=1e-3, rtol=1e-3)
+        else:
+            assert family == "olmo"
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_layers_of_a_mixture_are_not_taken(family: str) -> None:
+    with pytest.raises(FastDraftError, match=r"first_weights: .*mixture of experts.*use project"):
+        design_draft(tiny_target(family), DesignConfig())
+
+
+def test_slice_is_prune(tiny_target_folder: Path, tiny_config: Make) -> None:
+    drafts = []
+    for name in ("slice", "prune"):
+        design = DesignConfig(hidden_size=16, first_weights=name)
+        config = design_draft(tiny_config(), design)
+        draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+        assert facts["first_weights"] == name
+        drafts.append(draft)
+    assert weights_equal(*drafts)
+    assert set(methods()) == {"scratch", "project", "prune", "transplant"}
+
+
+def test_the_layers_that_change_most(tiny_target_folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    config = tiny_target("llama", vocab_size=len(tokenizer), tie_word_embeddings=False)
+    model = randomised(config, seed=7)
+    with torch.no_grad():  # the layer in the middle does nothing
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    influence = block_influence(model, tokenizer)
+    assert influence[1] == pytest.approx(0, abs=1e-6)
+    assert min(influence[0], influence[2]) > 0.01
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers="importance")
+    draft, facts = first_weights(tmp_path, design_draft(config, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 2]
+    assert len(facts["block_influence"]) == 3
+    assert draft.config.num_hidden_layers == 2
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=40), st.data())
+def test_the_most_important(influence: list[float], data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, len(influence)))
+    chosen = most_important(influence, kept)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == kept
+    others = [v for i, v in enumerate(influence) if i not in chosen]
+    assert all(influence[i] >= v for i in chosen for v in others)
+
+
+def test_the_first_layers(tmp_path: Path) -> None:
+    target = tiny_target("llama", num_hidden_layers=4)
+    model = randomised(target, seed=1)
+    model.save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=target.hidden_size, num_hidden_layers=2, layers="first")
+    draft, facts = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    assert facts["layers_of_the_target"] == [0, 1]
+    for own, theirs in zip(draft.model.layers, model.model.layers[:2], strict=True):
+        assert torch.equal(own.mlp.down_proj.weight, theirs.mlp.down_proj.weight)
+
+
+@pytest.mark.parametrize(("kept", "chosen"), [(1, [2]), (2, [0, 2]), (3, [0, 1, 2])])
+def test_the_first_layers_see_past_their_window(kept: int, chosen: list[int]) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    target = tiny_target("gemma3_text", num_hidden_layers=6, layer_types=kinds)
+    assert kept_layers_of(target, kept, first=True) == chosen
+
+
+def test_chosen_layers_bring_their_own_lists(tmp_path: Path) -> None:
+    target = tiny_target("smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1])
+    randomised(target, seed=1).save_pretrained(tmp_path)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers=[0, 1])
+    draft, _ = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    assert draft.config.no_rope_layers == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["project", "prune"])
+def test_the_real_target(target_folder: Path, kind: FirstWeights) -> None:
+    design = DesignConfig(hidden_size=96, num_hidden_layers=2, first_weights=kind)
+    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
+    draft, facts = first_weights(target_folder, config, design, seed=0)
+    assert 0.3 < facts["explained_variance"] < 1
+    assert draft.get_input_embeddings().weight.shape == (49152, 96)
+    with torch.no_grad():
+        logits = draft(torch.tensor([[1, 9690, 198]])).logits
+    assert torch.isfinite(logits).all()
+
+
+def donor_folder(folder: Path, tokenizer: Any, rows: int, **changes: Any) -> Path:
+    """Save a random Qwen3 with a tokenizer: the donor is of another family than the target."""
+    config = tiny_target("qwen3", vocab_size=rows, **changes)
+    randomised(config, seed=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_layers_of_another_model_of_the_vocabulary(
+    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    donor = donor_folder(tmp_path / "donor", tokenizer, len(tokenizer))
+    design = DesignConfig(
+        hidden_size=64, num_hidden_layers=1, first_weights="prune", donor=str(donor)
+    )
+    config = design_draft(tiny_config(), design)
+    assert config.model_type == "qwen3"
+    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    assert facts["donor"] == "donor"
+    theirs = AutoModelForCausalLM.from_pretrained(donor)
+    assert torch.equal(
+        draft.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight
+    )
+    assert torch.equal(draft.lm_head.weight, theirs.lm_head.weight)
+
+
+@pytest.mark.parametrize("rows", [272 + 40, 272 + 16])
+def test_a_padded_donor_is_resized_on_request(
+    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path, rows: int
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
+    donor = donor_folder(tmp_path / "donor", tokenizer, rows, tie_word_embeddings=False)
+    padded = tiny_config(vocab_size=rows + 8)
+    target = tmp_path / "target"
+    randomised(padded, seed=9).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    settings_ = {"hidden_size": 64, "num_hidden_layers": 1, "donor": str(donor)}
+    refused = DesignConfig(**settings_)
+    config = design_draft(padded, refused)
+    with pytest.raises(
+        FastDraftError, match=rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
+    ):
+        first_weights(target, config, refused, seed=0)
+    draft, _ = first_weights(target, config, DesignConfig(**settings_, resize=True), seed=0)
+    theirs = AutoModelForCausalLM.from_pretrained(donor).lm_head.weight
+    assert draft.lm_head.weight.shape[0] == rows + 8 == draft.config.vocab_size
+    torch.testing.assert_close(draft.lm_head.weight[:rows], theirs)
+    torch.testing.assert_close(draft.lm_head.weight[rows:], theirs.mean(0).expand(8, -1))
+
+
+def test_a_donor_of_another_vocabulary_is_no_prune(
+    tiny_target_folder: Path, tiny_config: Make, other_tokenizer: Any, tmp_path: Path
+) -> None:
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, len(other_tokenizer))
+    design = DesignConfig(hidden_size=64, num_hidden_layers=1, donor=str(donor), resize=True)
+    config = design_draft(tiny_config(), design)
+    with pytest.raises(FastDraftError, match=r"design.donor: .*not the target's.*transplant"):
+        first_weights(tiny_target_folder, config, design, seed=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_transplant_gives_each_token_its_pieces(
+    tiny_target_folder: Path,
+    tiny_config: Make,
+    other_tokenizer: Any,
+    tmp_path: Path,
+    tied: bool,
+) -> None:
+    rows = len(other_tokenizer)
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, rows, tie_word_embeddings=tied)
+    design = DesignConfig(
+        hidden_size=64, num_hidden_layers=2, first_weights="transplant", donor=str(donor)
+    )
+    config = design_draft(tiny_config(), design)
+    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    target = AutoTokenizer.from_pretrained(tiny_target_folder)
+    assert sum(facts["tokens"].values()) == len(target) == draft.config.vocab_size
+    assert facts["tokens"]["none"] == 0
+    assert (draft.config.eos_token_id, draft.config.bos_token_id) == (2, 1)
+    theirs, ours = target.get_vocab(), other_tokenizer.get_vocab()
+    model = AutoModelForCausalLM.from_pretrained(donor)
+    for mine, table in (
+        (draft.get_input_embeddings().weight, model.get_input_embeddings().weight),
+        (draft.get_output_embeddings().weight, model.get_output_embeddings().weight),
+    ):
+        # " the" is one token of the target; the donor spells it "▁t" and "he", or so.
+        pieces = other_tokenizer.encode("the", add_special_tokens=False)
+        assert other_tokenizer.decode(pieces).strip() == "the"
+        torch.testing.assert_close(mine[theirs["Ġthe"]], table[pieces].mean(0))
+        torch.testing.assert_close(mine[theirs["a"]], table[ours["a"]])
+        torch.testing.assert_close(mine[theirs["<|im_end|>"]], table[ours["</s>"]])
+    assert (draft.lm_head.weight is draft.model.embed_tokens.weight) is tied
+
+
+def test_a_transplant_needs_a_donor_and_known_tokens(
+    tiny_target_folder: Path, tiny_config: Make, other_tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(FastDraftError, match=r"^donor: first_weights transplant needs one"):
+        DesignConfig(first_weights="transplant")
+    with pytest.raises(FastDraftError, match=r"^donor: first_weights scratch takes none"):
+        DesignConfig(first_weights="scratch", donor="x")
+    donor = donor_folder(tmp_path / "donor", other_tokenizer, len(other_tokenizer))
+    design = DesignConfig(
+        hidden_size=64,
+        first_weights="transplant",
+        donor=str(donor),
+        token_map={"<|im_end|>": "</z>"},
+    )
+    config = design_draft(tiny_config(), design)
+    with pytest.raises(FastDraftError, match=r"token_map: the donor has no token '</z>'.*</s>"):
+        first_weights(tiny_target_folder, config, design, seed=0)

@@ -1,0 +1,299 @@
+"""Trimmed heads: which ids, the file beside a checkpoint, our loop, and OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import KEPT
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from fastdraft_hf import FastDraftError, assisted_decoding
+from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
+from fastdraft_hf.draft.trimmed_head import (
+    FILE,
+    TrimmedHead,
+    choose_token_ids,
+    load_draft,
+    read_trimmed_head,
+    trim_model,
+    write_trimmed_head,
+)
+from fastdraft_hf.export.parity import compare_openvino
+from fastdraft_hf.export.several import export_several
+from fastdraft_hf.export.trimmed_head import LOWEST, trim_openvino
+
+TinyModel = Callable[..., LlamaForCausalLM]
+EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+@given(
+    st.dictionaries(st.integers(0, 59), st.integers(1, 9)),
+    st.sets(st.integers(0, 59), max_size=5),
+    st.integers(6, 59),
+)
+def test_the_most_frequent_ids_are_kept(
+    counts: dict[int, int], always: set[int], size: int
+) -> None:
+    ids = choose_token_ids(counts, always, size, 60)
+    assert len(ids) == size
+    assert ids == sorted(set(ids))
+    assert always <= set(ids)
+    left = set(range(60)) - set(ids)
+    free = set(ids) - always
+    if free and left:
+        assert min(counts.get(t, 0) for t in free) >= max(counts.get(t, 0) for t in left)
+
+
+@pytest.mark.parametrize("size", [3, 60, 61])
+def test_a_size_that_cannot_be_is_refused(size: int) -> None:
+    with pytest.raises(FastDraftError, match="draft_vocab"):
+        choose_token_ids({}, {0, 1, 2}, size, 60)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    assert read_trimmed_head(tmp_path) is None
+    head = TrimmedHead((1, 5, 9), {"coverage": 0.9})
+    write_trimmed_head(tmp_path, head)
+    assert read_trimmed_head(tmp_path) == head
+
+
+DAMAGED = ["", "[]", "{}", '{"token_ids": 1}', '{"token_ids": "ab"}', '{"token_ids": []}']
+DAMAGED += [f'{{"token_ids": {ids}}}' for ids in ("[2, 1]", "[1.5]", "[1, 1]", "[-1, 2]")]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_file_names_itself(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(FastDraftError, match=FILE):
+        read_trimmed_head(tmp_path)
+
+
+@pytest.fixture
+def folder(trimmed_draft_folder: Path) -> Path:
+    """A draft that is the target itself, with half of the tokens in its head."""
+    return trimmed_draft_folder
+
+
+def test_stock_transformers_reads_the_whole_head(folder: Path, tiny_model: TinyModel) -> None:
+    ids = torch.tensor([[40, 41, 42]])
+    with torch.no_grad():
+        expected = tiny_model()(ids).logits
+        stock = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        ours = load_draft(folder)(ids).logits
+    torch.testing.assert_close(stock, expected)
+    torch.testing.assert_close(ours, expected[..., list(KEPT)])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_stay_whole(tiny_model: TinyModel, tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    before = model.get_input_embeddings().weight.clone()
+    trim_model(model, KEPT)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert model.get_output_embeddings().weight.shape == (len(KEPT), 32)
+    with pytest.raises(FastDraftError, match="copy that instead"):
+        model.save_pretrained("nowhere")
+    assert not Path("nowhere").exists()
+
+
+def test_a_head_with_a_bias(tiny_model: TinyModel) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    model.lm_head = torch.nn.Linear(32, 288, bias=True)
+    with torch.no_grad():
+        expected = model(torch.tensor([[40, 41]])).logits[..., list(KEPT)]
+        trim_model(model, KEPT)
+        torch.testing.assert_close(model(torch.tensor([[40, 41]])).logits, expected)
+
+
+def test_ids_of_another_vocabulary_are_refused(tiny_model: TinyModel) -> None:
+    with pytest.raises(FastDraftError, match="another vocabulary"):
+        trim_model(tiny_model(), (1, 288))
+
+
+def write(target: Any, draft: Any, first: int, **given: Any) -> Any:
+    ids = torch.tensor([[first, 41]])
+    fields: dict[str, Any] = {"do_sample": False, "max_new_tokens": 16, **given}
+    fields["attention_mask"] = torch.ones_like(ids)
+    if draft is not None:
+        set_draft_length(draft, 3)
+        fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
+    return target.generate(ids, **fields)
+
+
+def test_our_loop_writes_the_targets_text(folder: Path, tiny_model: TinyModel) -> None:
+    """And accepts every draft whose token is in the head: the draft is the target."""
+    target, draft = tiny_model(), load_draft(folder)
+    for first in range(40, 56):
+        alone = write(target, None, first)
+        with record_rounds(target) as rounds:
+            assert torch.equal(write(target, draft, first), alone)
+        kept = sum(int(t) in KEPT for t in alone[0, 2:])
+        accepted = sum(a for _, a in rounds)
+        assert accepted <= kept
+        if all(int(t) in KEPT for t in alone[0, 2:-1]):
+            assert accepted >= len(rounds) - 1
+
+
+def test_stock_decoding_is_never_given_a_trimmed_head(folder: Path, tiny_model: TinyModel) -> None:
+    """Its columns are no ids there: the target goes on alone, with a warning."""
+    target, draft = tiny_model(), load_draft(folder)
+    alone = write(target, None, 40)
+    given = {"return_dict_in_generate": True, "output_hidden_states": True}
+    with pytest.warns(UserWarning, match="decodes with the target alone"):
+        output = write(target, draft, 40, **given)
+    assert torch.equal(output.sequences, alone)
+
+
+@pytest.mark.slow
+def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> None:
+    """With itself as a draft that scores a sixth of its 49,152 tokens."""
+    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    draft = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    ids = choose_token_ids({}, {0, 1, 2, 17}, 8192, 49152)
+    trim_model(draft, ids)
+    accepted = drafted = 0
+    for first in (504, 788, 1604):
+        prompt = torch.tensor([[1, first, 314, 260]])
+        given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12}
+        alone = target.generate(prompt, do_sample=False, **given)
+        set_draft_length(draft, 3)
+        given |= {"assistant_model": draft, "custom_generate": assisted_decoding}
+        with record_rounds(target) as rounds:
+            assert torch.equal(target.generate(prompt, do_sample=False, **given), alone)
+        accepted += sum(a for _, a in rounds)
+        drafted += sum(d for d, _ in rounds)
+    assert accepted > drafted / 2
+
+
+def test_an_export_that_fails_says_which_and_the_others_stay(
+    openvino_models: Any, tiny_target_folder: Path, trimmed_draft_folder: Path
+) -> None:
+    """The first of it is what `openvino_models` saw when it was made."""
+    models = openvino_models
+    assert models.finished == 4
+    assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
+    assert "Error" in models.error  # the exporter's own last lines
+    made = (models.target, models.draft, models.trimmed, models.target_int8, models.trimmed_int8)
+    before = {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()}
+    assert {folder / "openvino_model.xml" for folder in made} <= set(before)
+    # Finished ones are not made again.
+    done: list[None] = []
+    jobs: list[Any] = [(tiny_target_folder, models.target, "fp32")]
+    jobs.append((trimmed_draft_folder, models.trimmed_int8, "int8"))
+    export_several(jobs, lambda: done.append(None))
+    assert len(done) == 2
+    assert {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()} == before
+
+
+def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    from optimum.intel import OVModelForCausalLM
+
+    model = OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
+    return torch.as_tensor(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+
+
+def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folder: Path) -> None:
+    ids = torch.tensor([[40, 41, 42, 43, 250], [60, 61, 62, 63, 7]])
+    with torch.no_grad():
+        expected = load_draft(folder)(ids).logits
+    found = logits(openvino_models.trimmed, ids)
+    assert found.shape == (2, 5, 288)
+    torch.testing.assert_close(found[..., list(KEPT)], expected, atol=2e-3, rtol=2e-3)
+    best = torch.tensor(KEPT)[expected.argmax(-1)]
+    assert torch.equal(found.argmax(-1), best)
+    others = [t for t in range(288) if t not in KEPT]
+    assert (found[..., others] == LOWEST).all()
+
+
+def test_an_export_is_compared_with_its_own_head(openvino_models: Any, folder: Path) -> None:
+    """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
+    found = compare_openvino(folder, openvino_models.trimmed)
+    assert found.exact, found.lines()
+    assert found.logit_size < 1000
+    assert found.max_logit_difference < 1
+    other = compare_openvino(folder, openvino_models.target)
+    assert not other.exact
+
+
+def test_rows_of_an_int8_head_are_the_whole_heads(openvino_models: Any) -> None:
+    ids = torch.tensor([[40, 41, 42, 43, 250]])
+    whole = logits(openvino_models.target_int8, ids)[..., list(KEPT)]
+    torch.testing.assert_close(logits(openvino_models.trimmed_int8, ids)[..., list(KEPT)], whole)
+
+
+def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model: TinyModel) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    from fastdraft_hf.decode.openvino import OpenVINODecoder
+
+    whole, trimmed = openvino_models.target, openvino_models.trimmed
+    alone = OpenVINODecoder(whole, properties=EXACT)
+    drafted = OpenVINODecoder(whole, trimmed, properties=EXACT)
+    target = tiny_model()
+    ours = OVModelForCausalLM.from_pretrained(trimmed, ov_config=EXACT)
+    accepted = [0, 0]
+    for first in range(40, 50):
+        given: dict[str, Any] = {"task": "t", "key": "k", "max_new_tokens": 16}
+        given |= {"temperature": 0.0, "seed": 0, "stop_ids": {2}}
+        expected = alone.decode([first, 41], **given)
+        record = drafted.decode([first, 41], num_assistant_tokens=3, **given)
+        assert record.tokens == expected.tokens
+        accepted[0] += record.accepted
+        with record_rounds(target) as rounds:
+            assert torch.equal(write(target, ours, first), write(target, None, first))
+        accepted[1] += sum(a for _, a in rounds)
+    assert min(accepted) > 0
+
+
+def test_a_head_that_lies_another_way_is_refused(tmp_path: Path) -> None:
+    """Nothing is written over: an unknown operation behind the product stops the edit."""
+    openvino = pytest.importorskip("openvino")
+    import numpy
+    from openvino import opset13 as ops
+
+    hidden = ops.parameter([-1, -1, 4], numpy.float32)
+    product = ops.matmul(hidden, ops.constant(numpy.ones((9, 4), "float32")), False, True)
+    soft = ops.softmax(product, -1)
+    soft.output(0).set_names({"logits"})
+    openvino.save_model(openvino.Model([soft], [hidden]), tmp_path / "openvino_model.xml")
+    before = (tmp_path / "openvino_model.xml").read_bytes()
+    with pytest.raises(FastDraftError, match="Softmax stands behind the head"):
+        trim_openvino(tmp_path, [1, 2])
+    with pytest.raises(FastDraftError, match="token 9 is none"):
+        trim_openvino(tmp_path, [1, 9])
+    assert (tmp_path / "openvino_model.xml").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "openvino_model.bin",
+        "openvino_model.xml",
+    ]
+
+
+def test_scales_and_caps_behind_the_head_stay(tmp_path: Path) -> None:
+    """Granite divides its logits, Gemma 2 caps them, other families add a bias."""
+    openvino = pytest.importorskip("openvino")
+    import numpy
+    from openvino import opset13 as ops
+
+    rng = numpy.random.default_rng(0)
+    weight = rng.normal(size=(9, 4)).astype("float32")
+    bias = rng.normal(size=9).astype("float32")
+    hidden = ops.parameter([-1, -1, 4], numpy.float32)
+    node = ops.add(ops.matmul(hidden, ops.constant(weight), False, True), ops.constant(bias))
+    node = ops.divide(node, ops.constant(numpy.float32(3)))
+    node = ops.multiply(ops.tanh(node), ops.constant(numpy.float32(3)))
+    node.output(0).set_names({"logits"})
+    model = openvino.Model([node], [hidden])
+    openvino.save_model(model, tmp_path / "openvino_model.xml", compress_to_fp16=False)
+    trim_openvino(tmp_path, [1, 2, 7])
+    compiled = openvino.compile_model(tmp_path / "openvino_model.xml", "CPU", EXACT)
+    x = rng.normal(size=(2, 3, 4)).astype("float32")
+    found = compiled(x)["logits"]
+    expected = 3 * numpy.tanh((x @ weight.T + bias) / 3)
+    numpy.testing.assert_allclose(found[..., [1, 2, 7]], expected[..., [1, 2, 7]], rtol=1e-4)
+    assert (found[..., [0, 3, 4, 5, 6, 8]] == LOWEST).all()

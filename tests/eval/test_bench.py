@@ -1,0 +1,145 @@
+"""What is timed and in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval import bench
+from fastdraft_hf.eval.bench import Setting
+from fastdraft_hf.eval.config import BenchConfig
+from fastdraft_hf.eval.journal import Journal
+from fastdraft_hf.eval.prompts import EvaluationPrompt
+
+PROMPTS = [
+    EvaluationPrompt("humaneval", "H/0", (1,)),
+    EvaluationPrompt("humaneval", "H/1", (2,)),
+    EvaluationPrompt("ifbench", "7", (3,)),
+]
+CONFIG = BenchConfig(repeats=2)
+SETTINGS = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
+
+
+class FakeDecode:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Setting, str, int]] = []
+
+    def __call__(
+        self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
+    ) -> DecodingRecord:
+        self.calls.append((setting, prompt.key, max_new_tokens))
+        return DecodingRecord(
+            path=setting.path,
+            task=prompt.task,
+            key=prompt.key,
+            temperature=0.0,
+            num_assistant_tokens=setting.num_assistant_tokens,
+            tokens=[1, 2, 3, 4],
+            seconds=0.1,
+            target_passes=4,
+        )
+
+
+def run(folder: Path, decode: FakeDecode) -> Journal:
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder / "records.jsonl")
+    bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal)
+    return journal
+
+
+def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
+    found = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
+    assert found == [
+        Setting("alone"),
+        Setting("ours"),  # our loop without drafting
+        Setting("transformers", "", 1),
+        Setting("ours", "", 1),
+        Setting("transformers", "", 2),
+        Setting("ours", "", 2),
+    ]
+    openvino = bench.assisted_settings(["openvino", "openvino-prompt-lookup", "ours-openvino"], [3])
+    assert bench.all_settings(openvino)[:3] == [
+        Setting("openvino-alone"),
+        Setting("ours-openvino-alone"),
+        Setting("ours-openvino"),
+    ]
+
+
+def test_another_draft_is_timed_on_the_paths_that_take_any() -> None:
+    paths = ["transformers", "ours", "prompt-lookup", "openvino"]
+    settings = bench.assisted_settings(paths, [2], ["big"])
+    assert [s.name for s in settings] == [*paths, "transformers/big", "ours/big"]
+    assert settings[-1].baseline == Setting("alone")
+    assert settings[-1].without_draft == Setting("ours")  # the same, whatever does not draft
+
+
+def test_every_path_belongs_to_one_runtime() -> None:
+    members = [path for paths in bench.RUNTIMES.values() for path in paths]
+    assert sorted(members) == sorted(bench.BASELINES)
+    assert len(set(members)) == len(members)
+
+
+def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> None:
+    decode = FakeDecode()
+    journal = run(tmp_path, decode)
+    warm_up, timed = decode.calls[: len(SETTINGS)], decode.calls[len(SETTINGS) :]
+    assert [(s, key) for s, key, _ in warm_up] == [(s, "H/0") for s in SETTINGS]
+    assert {longest for _, _, longest in warm_up} == {16}
+    assert {longest for _, _, longest in timed} == {CONFIG.max_new_tokens}
+    assert len(journal) == len(timed) == CONFIG.repeats * len(PROMPTS) * len(SETTINGS)
+    blocks = [timed[i : i + len(SETTINGS)] for i in range(0, len(timed), len(SETTINGS))]
+    assert [block[0][1] for block in blocks] == ["H/0", "H/1", "7"] * 2
+    forth, back = SETTINGS, SETTINGS[::-1]
+    orders = [[s for s, _, _ in block] for block in blocks]
+    assert orders == [forth, back, forth, back, forth, back]
+    # Over two repeats no setting has a better place than another on any prompt.
+    places: Counter[tuple[Setting, str]] = Counter()
+    for block in blocks:
+        for place, (setting, key, _) in enumerate(block):
+            places[setting, key] += place
+    assert set(places.values()) == {len(SETTINGS) - 1}
+
+
+def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
+    decode = FakeDecode()
+    run(tmp_path, decode)
+    path = tmp_path / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:10]) + lines[10][:30], encoding="utf-8")
+    again = FakeDecode()
+    journal = run(tmp_path, again)
+    warm = len(SETTINGS)
+    assert again.calls[warm:] == decode.calls[warm:][10:]
+    assert len(journal) == len(lines)
+    finished = FakeDecode()
+    run(tmp_path, finished)
+    assert finished.calls == []
+
+
+def test_no_two_timings_share_a_label() -> None:
+    settings = bench.all_settings(
+        bench.assisted_settings(list(bench.BASELINES), [1, 12], ["a", "b.c"])
+    )
+    labels = [s.label(r, p) for s in settings for r in range(2) for p in PROMPTS]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is no name"),
+        ({"drafts": {"": "x"}}, "drafts: '' is no name"),
+        ({"drafts": {"a": "x"}, "paths": ["openvino"]}, "drafts: they are timed on transformers"),
+        ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
+        ({"repeats": 0}, "repeats: must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_timed_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        BenchConfig(**given)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""Every setting of a runtime decodes through models that are loaded once."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf.eval import bench
+from fastdraft_hf.eval.bench import Setting
+from fastdraft_hf.eval.engines import Models, load_engine
+from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.export.trimmed_head import trim_openvino
+
+PROMPT = EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 43) * 4)
+
+
+@pytest.fixture(scope="module")
+def models(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_target_folder: Path,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Models:
+    root = tmp_path_factory.mktemp("drafts")
+    for name, given in (("own", {"seed": 1, "num_hidden_layers": 1}), ("other", {})):
+        tiny_model(**given).save_pretrained(root / name)
+        tiny_tokenizer.save_pretrained(root / name)
+    return Models(
+        target=str(tiny_target_folder),
+        drafts={"": str(root / "own"), "other": str(root / "other")},
+        stop_ids=[2],
+    )
+
+
+def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: Counter[str] = Counter()
+    load = AutoModelForCausalLM.from_pretrained
+
+    def counting(folder: str, **given: Any) -> Any:
+        assert (given["use_safetensors"], given["trust_remote_code"]) == (True, False)
+        loaded[folder] += 1
+        return load(folder, **given)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counting)
+    paths = bench.RUNTIMES["pytorch"]
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], ["other"]))
+    decode = load_engine(models, settings)
+    assert loaded == {models.target: 1, models.drafts[""]: 1, models.drafts["other"]: 1}
+    alone = decode(Setting("alone"), PROMPT, 12)
+    assert (alone.path, alone.num_assistant_tokens, alone.drafted) == ("transformers", 0, 0)
+    rounds = {}
+    for setting in settings:
+        record = decode(setting, PROMPT, 12)
+        assert record.tokens == alone.tokens, setting
+        assert record.num_assistant_tokens == setting.num_assistant_tokens
+        assert (record.task, record.key) == ("humaneval", "H/0")
+        assert bool(record.drafted) == (setting.num_assistant_tokens > 0)
+        rounds[setting] = record.rounds
+    # The named draft was used, not the run's own twice; stock and ours see the same one.
+    own, other = Setting("ours", "", 3), Setting("ours", "other", 3)
+    assert rounds[own] != rounds[other]
+    assert rounds[own] == rounds[Setting("transformers", "", 3)]
+    assert len(decode(Setting("alone"), PROMPT, 3).tokens) == 3
+
+
+def test_a_path_that_takes_no_draft_needs_none(models: Models) -> None:
+    alone = Models(target=models.target)
+    settings = bench.all_settings(bench.assisted_settings(["prompt-lookup"], [2]))
+    decode = load_engine(alone, settings)
+    assert decode(settings[-1], PROMPT, 8).tokens == decode(settings[0], PROMPT, 8).tokens
+
+
+def test_openvino_decodes_in_every_way(
+    models: Models, openvino_models: Any, tmp_path: Path
+) -> None:
+    # The target itself, less three tokens: unlike the run's own draft, most of it is accepted.
+    shutil.copytree(openvino_models.target, tmp_path / "trimmed")
+    trim_openvino(tmp_path / "trimmed", range(3, 288))
+    found = Models(
+        target=models.target,
+        target_openvino=str(openvino_models.target),
+        drafts_openvino={"": str(openvino_models.draft), "trimmed": str(tmp_path / "trimmed")},
+        stop_ids=[2],
+    )
+    paths = bench.RUNTIMES["openvino"]
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], (), paths))
+    assert len([s for s in settings if s.draft == "trimmed"]) == 4
+    decode = load_engine(found, settings)
+    accepted = {}
+    for setting in settings:
+        record = decode(setting, PROMPT, 12)
+        own = [s for s in settings if s == setting or s.path.endswith("alone")]
+        assert own
+        assert len(record.tokens) == 12 or record.tokens[-1] == 2
+        assert record.num_assistant_tokens == setting.num_assistant_tokens
+        assert record.path == setting.path.removesuffix("-alone")
+        assert record.first_token_seconds is not None
+        accepted[setting] = record.accepted
+        passes = record.target_passes
+        assert (
+            (passes == len(record.tokens))
+            if not record.accepted
+            else (passes == len(record.tokens) - record.accepted)
+        )
+    for path in ("openvino", "ours-openvino"):
+        assert accepted[Setting(path, "trimmed", 3)] > accepted[Setting(path, "", 3)]
+
+
+def test_a_draft_does_not_make_the_target_alone_compile_again(
+    models: Models, openvino_models: Any
+) -> None:
+    """The time it took would count as the target's own."""
+    found = Models(
+        target=models.target,
+        target_openvino=str(openvino_models.target),
+        drafts_openvino={"": str(openvino_models.draft)},
+        stop_ids=[2],
+    )
+    alone, drafted = Setting("ours-openvino-alone"), Setting("ours-openvino", "", 2)
+    decode = load_engine(found, [alone, drafted])
+    decode(alone, PROMPT, 4)
+    target = decode.__self__._target  # type: ignore[attr-defined]
+    compiled = target.request
+    assert compiled is not None
+    decode(drafted, PROMPT, 4)
+    decode(alone, PROMPT, 4)
+    assert target.request is compiled

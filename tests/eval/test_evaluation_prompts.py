@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.data.heldout import load_task
+from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.eval.prompts import draw_prompts
+
+TASKS = ["humaneval", "ifbench"]
+
+
+def test_one_seed_draws_the_same_prompts(target_tokenizer: PreTrainedTokenizerBase) -> None:
+    first = draw_prompts(target_tokenizer, TASKS, 3, 200, seed=5)
+    assert first == draw_prompts(target_tokenizer, TASKS, 3, 200, seed=5)
+    assert first != draw_prompts(target_tokenizer, TASKS, 3, 200, seed=6)
+    assert [p.task for p in first] == ["humaneval"] * 3 + ["ifbench"] * 3
+    assert len({(p.task, p.key) for p in first}) == 6
+    # A longer draw begins with the shorter one, so a larger budget adds prompts.
+    assert draw_prompts(target_tokenizer, ["ifbench"], 2, 200, seed=5) == first[3:5]
+
+
+def test_prompts_are_the_held_out_ones_and_short_enough(
+    target_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    drawn = draw_prompts(target_tokenizer, TASKS, 10_000, 150, seed=0)
+    assert drawn
+    instructions = {(t, p.key): p.instruction for t in TASKS for p in load_task(t)}
+    for prompt in drawn:
+        assert len(prompt.ids) <= 150
+        assert prompt.ids == chat_ids(target_tokenizer, instructions[prompt.task, prompt.key])
+    short = sum(len(chat_ids(target_tokenizer, text)) <= 150 for text in instructions.values())
+    assert len(drawn) == short
+
+
+def test_no_prompt_is_short_enough(target_tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(FastDraftError, match=r"max_prompt_tokens: no prompt of humaneval .* 3 "):
+        draw_prompts(target_tokenizer, TASKS, 2, 3, seed=0)

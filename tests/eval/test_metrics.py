@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.metrics import (
+    acceptance_by_position,
+    acceptance_rate,
+    block_efficiency,
+    bootstrap,
+    mbsu,
+    speed_ratio,
+    tokens_per_second,
+)
+
+MakeRecord = Callable[..., DecodingRecord]
+
+# A round drafts up to γ = 5 tokens and accepts some of them.
+ROUND = st.integers(0, 5).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d)))
+ANSWERS = st.lists(st.lists(ROUND, min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+def test_acceptance_is_a_ratio_of_sums(make_record: MakeRecord) -> None:
+    short, long = make_record([(3, 3)]), make_record([(3, 0), (3, 0), (3, 1)])
+    assert acceptance_rate([short]) == 1.0
+    assert acceptance_rate([long]) == pytest.approx(1 / 9)
+    assert acceptance_rate([short, long]) == pytest.approx(4 / 12)
+    assert acceptance_rate([]) == 0.0
+    assert acceptance_rate([make_record()]) == 0.0
+
+
+def test_block_efficiency_is_tokens_a_target_pass(make_record: MakeRecord) -> None:
+    assert block_efficiency([make_record([(3, 3)]), make_record([(3, 0), (3, 1)])]) == 7 / 3
+    alone = make_record(tokens=[1, 2, 3], target_passes=3)
+    assert block_efficiency([alone]) == 1.0
+    assert block_efficiency([]) == 1.0
+
+
+def test_mbsu_is_the_papers_formula() -> None:
+    # c = 0.08, γ = 3: a round costs 1.24 target passes.
+    assert mbsu(2.48, 0.08, 3) == pytest.approx(2.0)
+    assert mbsu(1.0, 0.0, 5) == 1.0
+    assert mbsu(3.0, 0.5, 2) == 1.5
+
+
+def test_tokens_per_second(make_record: MakeRecord) -> None:
+    fast, slow = make_record(tokens=[1] * 30, seconds=1.0), make_record(tokens=[1], seconds=1.0)
+    assert tokens_per_second([fast, slow]) == 15.5
+    assert tokens_per_second([]) == 0.0
+
+
+def test_acceptance_by_position(make_record: MakeRecord) -> None:
+    records = [make_record([(3, 3), (3, 1)]), make_record([(3, 0), (1, 1)]), make_record()]
+    # First place: accepted in three of four rounds; second and third: one of the three that
+    # drafted so far.
+    assert acceptance_by_position(records) == [3 / 4, 1 / 3, 1 / 3]
+    assert acceptance_by_position([]) == []
+
+
+@given(ANSWERS)
+def test_figures_stay_within_their_bounds(
+    make_record: MakeRecord, answers: list[list[tuple[int, int]]]
+) -> None:
+    records = [make_record(rounds) for rounds in answers]
+    gamma = max(d for rounds in answers for d, _ in rounds)
+    assert 0 <= acceptance_rate(records) <= 1
+    assert 1 <= block_efficiency(records) <= gamma + 1
+    shares = acceptance_by_position(records)
+    assert len(shares) == gamma
+    assert all(0 <= share <= 1 for share in shares)
+
+
+@given(ANSWERS, st.integers(1, 5))
+def test_blocks_of_one_length_tie_the_figures_together(
+    make_record: MakeRecord, answers: list[list[tuple[int, int]]], gamma: int
+) -> None:
+    records = [make_record([(gamma, min(a, gamma)) for _, a in rounds]) for rounds in answers]
+    # τ = 1 + γ·α, and α is the mean over positions of the share accepted up to there.
+    assert block_efficiency(records) == pytest.approx(1 + gamma * acceptance_rate(records))
+    shares = acceptance_by_position(records)
+    assert acceptance_rate(records) == pytest.approx(sum(shares) / gamma)
+    assert shares == sorted(shares, reverse=True)
+
+
+def spread(make_record: MakeRecord, count: int) -> list[DecodingRecord]:
+    """Make ``count`` records whose acceptance runs over 0, 1/4, ... 1 in equal parts."""
+    return [make_record([(4, n % 5)], key=str(n)) for n in range(count)]
+
+
+def test_a_bootstrap_interval_holds_its_value_and_narrows(make_record: MakeRecord) -> None:
+    few = bootstrap(spread(make_record, 10), acceptance_rate)
+    many = bootstrap(spread(make_record, 160), acceptance_rate)
+    for estimate in (few, many):
+        assert estimate.value == pytest.approx(0.5)
+        assert estimate.low < estimate.value < estimate.high
+    # The standard error of a mean falls with the root of the count: sixteen times, to a quarter.
+    assert (many.high - many.low) / (few.high - few.low) == pytest.approx(0.25, rel=0.25)
+    # 1.96 standard errors: the values' standard deviation is sqrt(2)/4.
+    assert many.high - many.low == pytest.approx(2 * 1.96 * (2**0.5 / 4) / 160**0.5, rel=0.15)
+
+
+def test_a_bootstrap_is_decided_by_its_seed(make_record: MakeRecord) -> None:
+    records = spread(make_record, 12)
+    assert bootstrap(records, acceptance_rate) == bootstrap(records, acceptance_rate)
+    other = bootstrap(records, acceptance_rate, samples=50, seed=1)
+    assert other != bootstrap(records, acceptance_rate, samples=50, seed=2)
+
+
+def test_one_record_has_no_interval(make_record: MakeRecord) -> None:
+    estimate = bootstrap([make_record([(4, 1)])], acceptance_rate)
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+    assert str(estimate) == "0.250 (0.250 to 0.250)"
+
+
+def test_speed_ratio_pairs_prompts(make_record: MakeRecord) -> None:
+    # The draft saves half the time of every prompt, whatever its own speed: paired resampling
+    # gives an interval without width, unpaired resampling would not.
+    alone = [make_record(tokens=[0] * 8, seconds=float(s), key=str(s)) for s in (1, 2, 8, 32)]
+    assisted = [make_record(tokens=[0] * 8, seconds=r.seconds / 2, key=r.key) for r in alone]
+    ratio = speed_ratio(assisted, alone)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+    assert speed_ratio(alone, assisted).value == pytest.approx(0.5)
+
+
+def test_speed_ratio_refuses_other_prompts(make_record: MakeRecord) -> None:
+    a, b = make_record(tokens=[1], key="a"), make_record(tokens=[1], key="b")
+    with pytest.raises(ValueError, match="same prompts in the same order"):
+        speed_ratio([a, b], [b, a])
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        speed_ratio([a, b], [a])

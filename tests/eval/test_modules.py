@@ -1,0 +1,207 @@
+"""The modules for `evaluate`: they load offline, and count what the package's formulas count."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastdraft_hf
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval import metrics
+from fastdraft_hf.eval.modules import METRICS, metric_path
+
+evaluate = pytest.importorskip("evaluate", exc_type=ImportError)
+pytestmark = pytest.mark.usefixtures("evaluate_cache")
+
+MakeRecord = Callable[..., DecodingRecord]
+
+ROUND = st.integers(0, 5).flatmap(lambda d: st.tuples(st.just(d), st.integers(0, d)))
+ANSWERS = st.lists(st.lists(ROUND, max_size=8), min_size=1, max_size=6)
+
+
+@pytest.fixture(scope="module")
+def modules(evaluate_cache: None) -> dict[str, Any]:
+    found = {name: evaluate.load(metric_path(name)) for name in METRICS}
+    found["rounds"] = evaluate.load(metric_path("acceptance_rate"), "rounds")
+    return found
+
+
+def totals(records: list[DecodingRecord]) -> dict[str, list[int]]:
+    return {
+        "drafted": [r.drafted for r in records],
+        "accepted": [r.accepted for r in records],
+        "new_tokens": [len(r.tokens) for r in records],
+        "target_passes": [r.target_passes for r in records],
+    }
+
+
+@given(ANSWERS, st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=20)
+def test_modules_equal_the_packages_formulas_and_intervals(
+    modules: dict[str, Any],
+    make_record: MakeRecord,
+    answers: list[list[tuple[int, int]]],
+    cost: float,
+    seed: int,
+) -> None:
+    records = [make_record(rounds) for rounds in answers]
+    sampling = {"confidence_level": 0.95, "n_resamples": 40, "seed": seed}
+    given_ = totals(records)
+
+    def speed_up(drawn: Any) -> float:
+        return metrics.mbsu(metrics.block_efficiency(drawn), cost, 5)
+
+    expected = {
+        "acceptance_rate": metrics.acceptance_rate,
+        "block_efficiency": metrics.block_efficiency,
+        "mbsu": speed_up,
+    }
+    for name, formula in expected.items():
+        extra = {"cost_ratio": cost, "num_assistant_tokens": 5} if name == "mbsu" else {}
+        estimate = metrics.bootstrap(records, formula, samples=40, seed=seed)
+        assert modules[name].compute(**given_, **sampling, **extra) == pytest.approx(
+            {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        )
+
+
+@given(ANSWERS)
+@settings(max_examples=20)
+def test_rounds_give_the_same_rate_and_that_by_position(
+    modules: dict[str, Any], make_record: MakeRecord, answers: list[list[tuple[int, int]]]
+) -> None:
+    records = [make_record(rounds) for rounds in answers]
+    result = modules["rounds"].compute(
+        drafted=[[d for d, _ in rounds] for rounds in answers],
+        accepted=[[a for _, a in rounds] for rounds in answers],
+    )
+    assert result == {
+        "acceptance_rate": metrics.acceptance_rate(records),
+        "acceptance_by_position": metrics.acceptance_by_position(records),
+    }
+
+
+def test_one_set_of_columns_serves_all_three(
+    modules: dict[str, Any], make_record: MakeRecord
+) -> None:
+    records = [make_record([(4, 4), (4, 0), (4, 1)]), make_record([(4, 3)])]
+    combined = evaluate.combine([modules[name] for name in METRICS])
+    result = combined.compute(**totals(records), cost_ratio=0.25, num_assistant_tokens=4)
+    assert result == {"acceptance_rate": 0.5, "block_efficiency": 3.0, "mbsu": 1.5}
+
+
+def test_batches_can_be_added_one_after_the_other(modules: dict[str, Any]) -> None:
+    metric = modules["acceptance_rate"]
+    metric.add_batch(drafted=[4, 4], accepted=[4, 0])
+    metric.add(drafted=8, accepted=0)
+    assert metric.compute() == {"acceptance_rate": 0.25}
+
+
+GOOD = {"drafted": [3, 3], "accepted": [1, 3]}
+EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "given_", "message"),
+    [
+        ("acceptance_rate", {"drafted": [3], "accepted": [4]}, "answer 0: 3 .* but 4 accepted"),
+        ("acceptance_rate", {"drafted": [3, 3], "accepted": [1, -1]}, "answer 1: .* below 0"),
+        ("acceptance_rate", {"drafted": [3, 3], "accepted": [1]}, "Mismatch in the number"),
+        ("acceptance_rate", {"drafted": [], "accepted": []}, "at least one answer"),
+        ("acceptance_rate", {"drafted": [[3]], "accepted": [[1]]}, "expected format"),
+        ("acceptance_rate", {**GOOD, "confidence_level": 95}, "between 0 and 1"),
+        ("acceptance_rate", {**GOOD, "confidence_level": 0.9, "n_resamples": 0}, "at least 1"),
+        ("rounds", {"drafted": [[3, 3]], "accepted": [[1]]}, "2 rounds drafted, 1 accepted"),
+        ("rounds", {"drafted": [[3], [3]], "accepted": [[1], [4]]}, "answer 1: .* but 4"),
+        ("rounds", {"drafted": [3], "accepted": [1]}, "expected format"),
+        ("block_efficiency", {"new_tokens": [], "target_passes": []}, "at least one answer"),
+        ("block_efficiency", {"new_tokens": [2, 1], "target_passes": [1, 0]}, "without a pass"),
+        ("block_efficiency", {"new_tokens": [-2], "target_passes": [1]}, "below 0"),
+        ("mbsu", EMITTED, "needs cost_ratio"),
+        ("mbsu", {**EMITTED, "cost_ratio": -1, "num_assistant_tokens": 3}, "below 0"),
+        ("mbsu", {**EMITTED, "cost_ratio": 0.1, "num_assistant_tokens": 2}, "answer 1: .* than γ"),
+    ],
+)
+def test_impossible_input_is_refused_and_forgotten(
+    modules: dict[str, Any], name: str, given_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        modules[name].compute(**given_)
+    # What was refused must not be counted with what comes next.
+    if name == "acceptance_rate":
+        assert modules[name].compute(**GOOD) == {"acceptance_rate": 4 / 6}
+    if name == "block_efficiency":
+        assert modules[name].compute(**EMITTED) == {"block_efficiency": 3.0}
+
+
+def test_a_misspelt_argument_is_refused(modules: dict[str, Any]) -> None:
+    for name, inputs in {"acceptance_rate": GOOD, "block_efficiency": EMITTED}.items():
+        with pytest.raises(TypeError, match="takes no confidence"):
+            modules[name].compute(**inputs, confidence=0.9)
+    with pytest.raises(TypeError, match="takes no gamma"):
+        modules["mbsu"].compute(**EMITTED, gamma=3)
+
+
+def test_unknown_names_and_configurations_are_errors() -> None:
+    with pytest.raises(fastdraft_hf.FastDraftError, match="did you mean 'mbsu'"):
+        metric_path("mbsus")
+    for name in METRICS:
+        with pytest.raises(ValueError, match="configuration"):
+            evaluate.load(metric_path(name), "round")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_module_stands_alone_and_its_examples_are_true(
+    modules: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(metric_path(name))
+    tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert imported <= {"__future__", "collections", "random", "typing", "datasets", "evaluate"}
+
+    # The examples name the metric as on the Hub; here it comes from the folder.
+    load = evaluate.load
+    monkeypatch.setattr(evaluate, "load", lambda named, *given: load(metric_path(named), *given))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for text in (modules[name].inputs_description, card):
+        # The fences of a card are no part of what an example prints.
+        lines = [line for line in text.splitlines() if not line.startswith("```")]
+        scope = {"evaluate": evaluate}
+        examples = doctest.DocTestParser().get_doctest("\n".join(lines), scope, name, None, 0)
+        assert examples.examples
+        assert doctest.DocTestRunner(verbose=False).run(examples).failed == 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_card_has_what_a_space_of_evaluate_shows(name: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    card = (Path(metric_path(name)) / "README.md").read_text(encoding="utf-8")
+    _, front, body = card.split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert {"evaluate", "metric"} <= set(facts["tags"])
+    assert facts["title"]
+    for heading in (
+        "## Metric Description",
+        "## How to Use",
+        "### Inputs",
+        "### Output Values",
+        "#### Values from Popular Papers",
+        "### Examples",
+        "## Limitations and Bias",
+        "## Citation",
+        "## Further References",
+    ):
+        assert f"\n{heading}\n" in body, heading
+    requirements = (Path(metric_path(name)) / "requirements.txt").read_text().splitlines()
+    assert requirements == ["evaluate>=0.4.6", "datasets>=4.0"]

@@ -1,0 +1,292 @@
+"""What the timings say: every figure is checked against times that were chosen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval import bench, speed
+from fastdraft_hf.eval.bench import Setting
+from fastdraft_hf.eval.config import BenchConfig
+from fastdraft_hf.eval.journal import Journal
+from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.eval.speed import HALVES, SAME_RUNS, judge, paired_ratio
+
+PROMPTS = [
+    EvaluationPrompt("humaneval", "H/0", (1,)),
+    EvaluationPrompt("humaneval", "H/1", (2,)),
+    EvaluationPrompt("ifbench", "7", (3,)),
+]
+NOISE = {"H/0": 1.0, "H/1": 1.1, "7": 0.9}
+CONFIG = BenchConfig(num_assistant_tokens=[1, 2, 4], repeats=2)
+
+
+def record(key: str, seconds: float, task: str = "t", **given: Any) -> DecodingRecord:
+    fields = {"tokens": [1, 2, 3, 4], "target_passes": 4, **given}
+    return DecodingRecord("p", task, key, 0.0, 0, seconds=seconds, **fields)
+
+
+def pairs(ratios: dict[str, float], repeats: int = 1) -> list[speed.Pair]:
+    return [
+        (record(key, 1 / ratio), record(key, 1.0))
+        for _ in range(repeats)
+        for key, ratio in ratios.items()
+    ]
+
+
+def timings(
+    folder: Path,
+    paths: list[str],
+    tokens_per_second: Callable[[Setting], float],
+    config: BenchConfig = CONFIG,
+    other_answers: set[tuple[str, int, str]] = frozenset(),  # type: ignore[assignment]
+    drafts: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Summarize a benchmark at chosen speeds; a prompt's noise is on all settings that draft."""
+    journal = Journal(folder / "records.jsonl")
+    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, drafts)
+
+    def decode(setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
+        gamma = setting.num_assistant_tokens
+        noise = NOISE[prompt.key] if gamma else 1.0
+        other = (setting.path, gamma, prompt.key) in other_answers
+        return DecodingRecord(
+            path=setting.path,
+            task=prompt.task,
+            key=prompt.key,
+            temperature=0.0,
+            num_assistant_tokens=gamma,
+            tokens=[9, 9, 9, 9] if other else [1, 2, 3, 4],
+            seconds=4 / (tokens_per_second(setting) * noise),
+            target_passes=2 if gamma else 4,
+            drafted=2 * gamma,
+            accepted=2 if gamma else 0,
+            first_token_seconds=0.02 if gamma else 0.01,
+        )
+
+    bench.collect("x", decode, bench.all_settings(assisted), PROMPTS, config, journal)
+    return speed.summarize(speed.Timings(journal, PROMPTS, config), assisted, PROMPTS, config)
+
+
+def by_gamma(speeds: dict[int, float]) -> Callable[[Setting], float]:
+    return lambda setting: speeds[setting.num_assistant_tokens]
+
+
+def test_a_ratio_is_of_sums_over_pairs() -> None:
+    found = paired_ratio(pairs({"a": 2.0, "b": 1.0}))
+    assert found.value == pytest.approx(2 / 1.5)
+    assert (found.low, found.high) == pytest.approx((1.0, 2.0))
+    with pytest.raises(ValueError, match="same prompt"):
+        paired_ratio([(record("a", 1), record("b", 1))])
+    with pytest.raises(ValueError, match="same prompt"):
+        paired_ratio([(record("a", 1, "t"), record("a", 1, "u"))])
+
+
+def test_repeats_do_not_pass_for_prompts() -> None:
+    """Ten repeats of two prompts are as wide as one; repeats of a single prompt have a width."""
+    once, often = (
+        paired_ratio(pairs({"a": 2.0, "b": 1.0})),
+        paired_ratio(pairs({"a": 2.0, "b": 1.0}, repeats=10)),
+    )
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    one = paired_ratio([(record("a", s), record("a", 1.0)) for s in (0.5, 1.0, 2.0)])
+    assert one.low < one.value < one.high
+
+
+def test_a_clear_leader_is_judged_by_its_own_ratio() -> None:
+    candidates = {
+        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.1, "c": 0.9}),
+        Setting("ours", "", 2): pairs({"a": 2.0, "b": 2.1, "c": 1.9}),
+    }
+    found = judge(candidates)
+    assert found.best == Setting("ours", "", 2)
+    own = paired_ratio(candidates[found.best])
+    assert found.ratio.value == pytest.approx(own.value)
+    assert (found.ratio.low, found.ratio.high) == pytest.approx((own.low, own.high))
+    assert (found.judged_on, found.pairs, found.is_speed_up) == (HALVES, 3, True)
+
+
+def test_a_prompt_has_no_say_in_how_it_is_judged() -> None:
+    """γ = 2 leads by prompt a alone, so a is always judged at γ = 1, which is best elsewhere."""
+    candidates = {
+        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.2}),
+        Setting("ours", "", 2): pairs({"a": 5.0, "b": 1.1}),
+    }
+    found = judge(candidates)
+    assert found.best == Setting("ours", "", 2)
+    # Two halvings: chosen on a (γ = 2) and judged on b, chosen on b (γ = 1) and judged on a.
+    assert found.ratio.value == pytest.approx(2 / (1 / 1.0 + 1 / 1.1))
+    assert found.ratio.value < paired_ratio(candidates[found.best]).value
+
+
+def test_halvings_are_averaged() -> None:
+    candidates = {
+        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.0, "c": 2.0}),
+        Setting("ours", "", 2): pairs({"a": 2.0, "b": 1.0, "c": 1.0}),
+    }
+    # Halves to choose on: a, b, c and the pairs. γ = 2 wins on {a} and {a, b}, γ = 1 on {c} and
+    # {b, c}; on {b} and {a, c} they are level and the first one, γ = 1, is taken.
+    seconds = {
+        "a": (1 / 1.0 * 3) / 3,  # chosen on b, c, bc: γ = 1
+        "b": 1.0,
+        "c": (1 / 1.0 * 2 + 1 / 2.0) / 3,  # chosen on a, ab: γ = 2; on b: γ = 1
+    }
+    assert judge(candidates).ratio.value == pytest.approx(3 / sum(seconds.values()))
+
+
+def test_many_prompts_are_halved_at_random_and_all_are_judged() -> None:
+    prompts = [("t", str(n)) for n in range(20)]
+    halves = speed._halves(prompts)
+    assert len(halves) == speed._MOST_HALVINGS
+    assert {len(half) for half in halves} == {10}
+    judged = [sum(key not in half for half in halves) for key in prompts]
+    assert set(judged) == {len(halves) // 2}
+    assert halves == speed._halves(prompts)
+
+
+@pytest.mark.parametrize(
+    ("count", "left_out"),
+    # Φ(-t sqrt(n / (n - 1))) with t of a table of Student's distribution at 97.5%.
+    [(4, 0.00012), (8, 0.00573), (16, 0.01386), (100, 0.02307)],
+)
+def test_an_interval_is_as_wide_as_its_number_of_prompts_asks(count: int, left_out: float) -> None:
+    assert speed._tail(count) == pytest.approx(left_out, rel=0.08, abs=1e-4)
+    assert speed._tail(2) < 1e-6
+    assert speed._tail(1) == 0.0
+
+
+def test_choosing_among_equals_does_not_flatter() -> None:
+    """Five settings that are all of the target's speed, with noise: the best one looks faster."""
+    rng = random.Random(0)
+    flattered, judged = [], []
+    for _ in range(80):
+        candidates = {
+            Setting("ours", "", gamma): pairs({str(p): rng.uniform(0.7, 1.3) for p in range(8)})
+            for gamma in range(1, 6)
+        }
+        best = judge(candidates)
+        flattered.append(paired_ratio(candidates[best.best], samples=40).value)
+        judged.append(best.ratio.value)
+    level = 1 / (sum(1 / (0.7 + 0.6 * (i + 0.5) / 999) for i in range(999)) / 999)
+    assert sum(flattered) / 80 > level + 0.05
+    assert sum(judged) / 80 == pytest.approx(level, abs=0.03)
+
+
+def test_one_prompt_is_judged_by_its_own_runs() -> None:
+    found = judge({Setting("ours", "", 1): pairs({"a": 1.5}, repeats=2)})
+    assert (found.judged_on, found.pairs, found.is_speed_up) == (SAME_RUNS, 2, True)
+    # A single pair has no spread at all, whatever it says.
+    assert not judge({Setting("ours", "", 1): pairs({"a": 1.5})}).is_speed_up
+
+
+def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
+    results = timings(tmp_path, ["openvino"], by_gamma({0: 10, 1: 12, 2: 15, 4: 9}))
+    found = results["paths"]["openvino"]
+    overall = found["overall"]
+    assert overall["best_num_assistant_tokens"] == 2
+    assert overall["is_speed_up"] is True
+    assert overall["alone_tokens_per_second"] == pytest.approx(10)
+    assert list(overall["sweep"]) == ["1", "2", "4"]
+    humaneval, ifbench = found["tasks"]["humaneval"], found["tasks"]["ifbench"]
+    # One prompt at noise 0.9: the ratio is 1.5 * 0.9 without a width.
+    assert ifbench["sweep"]["2"]["ratio"] == pytest.approx([1.35, 1.35, 1.35])
+    assert ifbench["judged"]["judged_on"] == SAME_RUNS
+    # Eight tokens a repeat in 4/15 + 4/16.5 seconds, against 8/10 alone.
+    assert humaneval["sweep"]["2"]["ratio"][0] == pytest.approx(8 / (4 / 15 + 4 / 16.5) / 10)
+    assert overall["sweep"]["4"]["acceptance_rate"] == pytest.approx(2 / 8)
+    assert overall["sweep"]["4"]["block_efficiency"] == 2.0
+    assert overall["alone_first_token_seconds"] == pytest.approx(0.01)
+    assert overall["sweep"]["4"]["first_token_seconds"] == pytest.approx(0.02)
+    assert overall["judged"]["ratio"] == pytest.approx(overall["sweep"]["2"]["ratio"])
+    assert (overall["judged"]["judged_on"], overall["judged"]["pairs"]) == (HALVES, 6)
+    assert (found["prompts"], found["repeats"]) == (3, 2)
+    assert "without_draft" not in overall
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (12.0, True),  # 1.08 to 1.32 times the target alone
+        (10.0, False),  # 0.9 to 1.1: the value may lie above 1, the interval does not
+        (10.3, False),
+        (5.0, False),
+    ],
+)
+def test_a_speed_up_has_its_whole_interval_above_one(
+    tmp_path: Path, value: float, expected: bool
+) -> None:
+    results = timings(tmp_path, ["openvino"], by_gamma({0: 10, 1: value, 2: 1, 4: 1}))
+    overall = results["paths"]["openvino"]["overall"]
+    value, low, high = overall["judged"]["ratio"]
+    assert low < value < high
+    assert overall["is_speed_up"] is results["best"]["is_speed_up"] is expected
+    assert (low > 1) is expected
+
+
+def test_differing_answers_are_counted(tmp_path: Path) -> None:
+    speeds = by_gamma({0: 10, 1: 12, 2: 15, 4: 9})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    same = timings(tmp_path / "a", ["openvino"], speeds)["paths"]["openvino"]
+    assert (same["answers_compared"], same["answers_differing"]) == (9, 0)
+    others = {("openvino", 2, "H/1"), ("openvino", 4, "7")}
+    found = timings(tmp_path / "b", ["openvino"], speeds, other_answers=others)
+    other = found["paths"]["openvino"]
+    assert (other["answers_compared"], other["answers_differing"]) == (9, 2)
+
+
+def test_what_the_loop_gives_is_told_apart_from_the_draft(tmp_path: Path) -> None:
+    def at(setting: Setting) -> float:
+        if setting.path == "alone":
+            return 10.0
+        return {0: 12.0, 1: 14.0, 2: 18.0, 4: 15.0}[setting.num_assistant_tokens]
+
+    overall = timings(tmp_path, ["ours"], at)["paths"]["ours"]["overall"]
+    assert overall["without_draft"]["ratio"] == pytest.approx([1.2, 1.2, 1.2])
+    assert overall["without_draft"]["tokens_per_second"] == pytest.approx(12)
+    drafting = overall["without_draft"]["best_over_this"]
+    assert drafting == pytest.approx([r / 1.2 for r in overall["sweep"]["2"]["ratio"]])
+
+
+def test_the_best_of_all_paths_and_the_ratios_between_them(tmp_path: Path) -> None:
+    speeds = {"alone": 10.0, "openvino-alone": 50.0, "transformers": 12.0, "ours": 16.0}
+
+    def at(setting: Setting) -> float:
+        base = speeds.get(setting.path, 40.0)
+        if setting.draft:
+            return base / 2
+        return base + (setting.num_assistant_tokens == 2)
+
+    paths = ["transformers", "ours", "openvino"]
+    results = timings(tmp_path, paths, at, drafts=("other",))
+    assert list(results["paths"]) == [*paths, "transformers/other", "ours/other"]
+    other = results["paths"]["ours/other"]
+    assert (other["path"], other["draft"]) == ("ours", "other")
+    best = results["best"]
+    assert (best["path"], best["draft"], best["num_assistant_tokens"]) == ("openvino", "", 2)
+    assert best["is_speed_up"] is False
+    assert best["fastest_alone"] == {
+        "engine": "openvino-alone",
+        "tokens_per_second": pytest.approx(50),
+    }
+    compared = {(c["path"], c["over"]): c["ratio"][0] for c in results["comparisons"]}
+    # OpenVINO's path has no partner: PyTorch's were not timed in turn with it.
+    assert {name for pair in compared for name in pair} == set(results["paths"]) - {"openvino"}
+    # A path against a path with the same draft, or two drafts through one path.
+    assert set(compared) == {
+        ("ours", "transformers"),
+        ("ours/other", "transformers/other"),
+        ("transformers/other", "transformers"),
+        ("ours/other", "ours"),
+    }
+    assert compared["ours", "transformers"] == pytest.approx(17 / 13)
+    assert compared["ours/other", "ours"] == pytest.approx(8 / 17)
+
+
+def test_nothing_to_time_is_no_fault(tmp_path: Path) -> None:
+    assert timings(tmp_path, [], by_gamma({})) == {"paths": {}}

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf.eval.summary import (
+    RunSummary,
+    acceptance_rows,
+    budget_sentence,
+    comparison_rows,
+    estimators_sentence,
+    held_out_sentence,
+    markdown_table,
+    memory_rows,
+    read_summary,
+    settings_of,
+    speed_rows,
+    stage_rows,
+    trained_tokens,
+    verdict,
+    with_interval,
+)
+from fastdraft_hf.eval.terminal import print_evaluation
+
+
+def test_a_run_is_read_from_its_folders(tmp_path: Path) -> None:
+    def put(path: str, value: Any) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(value), encoding="utf-8")
+
+    put("design/provenance.json", {"stage": "design"})
+    put("align/provenance.json", {"stage": "align"})
+    put("align/log.json", [{"step": 1}])
+    put("evaluate/results.json", {"greedy_prompts": 1})
+    put("generate/results.json", {"no": "figures"})
+    names = ("design", "generate", "pretrain", "align", "evaluate", "bench")
+    summary = read_summary({name: tmp_path / name for name in names})
+    assert summary == RunSummary(
+        evaluation={"greedy_prompts": 1},
+        bench=None,
+        provenance={"design": {"stage": "design"}, "align": {"stage": "align"}},
+        logs={"align": [{"step": 1}]},
+    )
+    assert read_summary({}) == RunSummary(None, None, {}, {})
+
+
+def test_with_interval() -> None:
+    assert with_interval([0.12345, 0.1, 0.2]) == "0.12 (0.10 to 0.20)"
+    assert with_interval([0.12345, 0.1, 0.2], 3) == "0.123 (0.100 to 0.200)"
+
+
+def test_a_row_for_every_task_and_way_of_decoding(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    rows = acceptance_rows(run_summary.evaluation)
+    assert [(row["task set"], row["decoding"]) for row in rows] == [
+        (task, decoding)
+        for task in ("humaneval", "ifbench", "overall")
+        for decoding in ("T = 0.6", "greedy", "untrained, T = 0.6")
+    ]
+    assert rows[0]["acceptance rate"] == "0.400 (0.300 to 0.500)"
+    assert rows[0]["block efficiency"] == "2.20 (1.50 to 3.00)"
+    assert rows[0]["MBSU"] == "1.69 (1.20 to 2.30)"
+    assert rows[0]["prompts"] == "2"
+    del run_summary.evaluation["tasks"]["ifbench"]["untrained"]
+    assert len(acceptance_rows(run_summary.evaluation)) == len(rows) - 1
+
+
+def several(run_summary: RunSummary) -> dict[str, Any]:
+    """The made-up evaluation with a second γ, as if both estimates had been made."""
+    assert run_summary.evaluation is not None
+    evaluation: dict[str, Any] = run_summary.evaluation
+    settings = settings_of(evaluation)
+    expected = {"texts": 4, "acceptance_rate": [0.41, 0.35, 0.45]}
+    second = copy.deepcopy({**settings[0], "num_assistant_tokens": 5})
+    for setting in (settings[0], second):
+        for figures in (*setting["tasks"].values(), setting["overall"]):
+            figures.update(expected=expected, intervals_overlap=True)
+    second["tasks"]["ifbench"]["intervals_overlap"] = False
+    evaluation["settings"] = [settings[0], second, settings[1]]
+    return evaluation
+
+
+def test_every_setting_has_its_row(run_summary: RunSummary) -> None:
+    evaluation = several(run_summary)
+    rows = acceptance_rows(evaluation)
+    assert [(row["task set"], row["decoding"], row["γ"]) for row in rows] == [
+        (task, decoding, gamma)
+        for task in ("humaneval", "ifbench", "overall")
+        for decoding, gamma in (
+            *(("T = 0.6", "3"), ("T = 0.6", "5"), ("greedy", "3")),
+            ("untrained, T = 0.6", "3"),
+        )
+    ]
+    assert rows[0]["expected"] == "0.410 (0.350 to 0.450)"
+    assert rows[5]["expected"] == "0.410 (0.350 to 0.450) *"
+    assert rows[2]["expected"] == rows[3]["expected"] == ""
+    assert rows[0]["by position"] == "0.60 0.40 0.20"
+    assert len({tuple(row) for row in rows}) == 1  # equal keys, as tables need them
+
+
+def test_agreement_is_told_in_words(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    assert estimators_sentence(run_summary.evaluation) == ""
+    assert "expected" not in acceptance_rows(run_summary.evaluation)[0]
+    evaluation = several(run_summary)
+    assert estimators_sentence(evaluation).endswith("in 5 of 6 rows. A star marks the others.")
+    evaluation["settings"].pop(1)
+    assert estimators_sentence(evaluation).endswith("overlaps that of decoding in 3 of 3 rows.")
+
+
+def test_what_was_not_held_out_is_named(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    assert held_out_sentence(run_summary.evaluation) == ""
+    run_summary.evaluation["not_held_out"] = ["mine", "dolly"]
+    assert held_out_sentence(run_summary.evaluation) == (
+        "Training did not leave out the text of mine, dolly: figures may flatter."
+    )
+
+
+def test_the_terminal_says_all_of_it(
+    run_summary: RunSummary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = several(run_summary)
+    evaluation["not_held_out"] = ["ifbench"]
+    print_evaluation(evaluation)
+    shown = capsys.readouterr().err
+    for row in acceptance_rows(evaluation):
+        assert all(cell in shown for cell in row.values())
+    assert "5 of 6 rows" in shown
+    assert "did not leave out the text of ifbench" in shown
+    assert "greedy output identical to the target alone: 4 of 4 prompts" in shown
+
+
+def test_speed_is_told_at_each_best_setting(run_summary: RunSummary) -> None:
+    assert run_summary.bench is not None
+    rows = speed_rows(run_summary.bench)
+    assert [(row["path"], row["task set"]) for row in rows] == [
+        (path, task)
+        for path in ("transformers", "openvino")
+        for task in ("humaneval", "ifbench", "overall")
+    ]
+    assert rows[-1]["ratio"] == "1.50 (1.40 to 1.60)"
+    assert rows[-1]["best γ"] == "3"
+    assert rows[-1]["target alone, tokens/s"] == "10.0"
+    assert rows[-1]["with the draft, tokens/s"] == "15.0"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        ([1.5, 1.2, 1.8], "1.50x (1.20 to 1.80) at γ = 4: a speed-up."),
+        ([0.8, 0.7, 0.9], "0.80x (0.70 to 0.90) at γ = 4: no speed-up: the draft costs more"),
+        ([1.1, 0.9, 1.3], "1.10x (0.90 to 1.30) at γ = 4: no clear speed-up: the interval holds 1"),
+    ],
+)
+def test_the_verdict_says_what_the_interval_shows(ratio: list[float], words: str) -> None:
+    overall = {
+        "best_num_assistant_tokens": 4,
+        "is_speed_up": ratio[1] > 1,
+        "sweep": {"2": {"ratio": [9, 9, 9]}, "4": {"ratio": ratio}},
+    }
+    text = verdict({"paths": {"openvino": {"overall": overall}}})
+    assert text.startswith(f"Through openvino, {words}")
+    assert text.endswith(".")
+    both = verdict({"paths": {"openvino": {"overall": overall}, "other": {"overall": overall}}})
+    assert both == f"{text} {text.replace('openvino', 'other')}"
+
+
+def test_a_ratio_is_that_of_prompts_with_no_say_in_the_choice(
+    bench_results: dict[str, Any],
+) -> None:
+    rows = {(row["path"], row["task set"]): row for row in speed_rows(bench_results)}
+    row = rows["openvino", "overall"]
+    assert row["with the draft, tokens/s"] == "130.0"
+    assert row["ratio"] == "1.25 (1.10 to 1.40)"  # its own runs would say 1.30
+    assert row["first token, ms"] == "40 / 50"
+    assert rows["transformers, draft big", "humaneval"]["best γ"] == "1"
+    assert len({tuple(row) for row in rows.values()}) == 1  # one table: the same columns
+
+
+def test_the_verdict_begins_with_the_best_of_all(bench_results: dict[str, Any]) -> None:
+    text = verdict(bench_results)
+    assert text.startswith(
+        "The fastest setting is openvino with γ = 1: 130.0 tokens/s; choosing like that gives "
+        "1.25x (1.10 to 1.40) of the target alone there: a speed-up. Through transformers, 0.85x"
+    )
+    assert (
+        "Through ours, 1.38x (1.23 to 1.53) at γ = 3: a speed-up; the loop without a draft gives "
+        "1.10x, drafting 1.30 (1.20 to 1.40) of that."
+    ) in text
+    assert "Through transformers, draft big, 0.85x" in text
+    assert "The target alone is faster" not in text
+    bench_results["best"]["fastest_alone"]["tokens_per_second"] = 140.0
+    assert (
+        "The target alone is faster than any of them: 140.0 tokens/s (openvino-alone)."
+    ) in verdict(bench_results)
+
+
+def test_paths_are_compared_and_their_memory_told(bench_results: dict[str, Any]) -> None:
+    assert comparison_rows(bench_results) == [
+        {
+            "path": "ours, γ = 3",
+            "over": "transformers, draft big, γ = 1",
+            "ratio": "1.50 (1.40 to 1.60)",
+        }
+    ]
+    assert memory_rows(bench_results) == [
+        {"path": "alone", "peak memory, GiB": "1.00"},
+        {"path": "transformers, draft big", "peak memory, GiB": "1.50"},
+    ]
+    bench_results["memory"]["alone"]["gpu_peak_bytes"] = 2**29
+    assert [row["peak GPU memory, GiB"] for row in memory_rows(bench_results)] == ["0.50", ""]
+    for peaks in bench_results["memory"].values():
+        peaks.update(peak_bytes=None, gpu_peak_bytes=None)
+    assert memory_rows(bench_results) == []
+    assert comparison_rows({"paths": {}}) == memory_rows({"paths": {}}) == []
+
+
+def test_nothing_measured_is_said() -> None:
+    assert verdict(None) == verdict({"paths": {}}) == "Wall clock was not measured."
+
+
+def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
+    rows = {row["stage"]: row for row in stage_rows(run_summary.provenance)}
+    assert list(rows) == list(run_summary.provenance)
+    assert rows["design"]["what"] == "10,000,000 parameters, first weights: project"
+    assert rows["generate"]["what"] == (
+        "1,234 texts, 34,567 tokens written by the target (openvino)"
+    )
+    assert rows["align"]["what"] == "400,000 tokens in 1,500 steps"
+    assert rows["export"]["what"] == "OpenVINO left out"
+    assert rows["evaluate"]["what"] == "4 prompts"
+    assert rows["bench"]["what"] == "openvino, transformers"
+    assert rows["align"]["wall time"] in ("1,234 s", "1,235 s")
+    assert rows["align"]["peak memory"] == "1.5 GiB"
+
+
+def test_the_budget_is_told_against_the_papers(run_summary: RunSummary) -> None:
+    run_summary.provenance["pretrain"] = {
+        "facts": {"tokens": 600_000, "steps": 1},
+        "wall_seconds": 1,
+        "peak_memory_bytes": 1,
+    }
+    assert trained_tokens(run_summary) == 1_000_000
+    text = budget_sentence(run_summary)
+    assert text.startswith("The draft read 1,000,000 tokens in training.")
+    assert "10,000 times as many" in text
+    run_summary.provenance["design"]["facts"]["earlier"] = {"tokens": 500_000, "seconds": 90.0}
+    assert trained_tokens(run_summary) == 1_500_000
+    assert stage_rows(run_summary.provenance)[0]["what"] == (
+        "10,000,000 parameters, a draft that was trained before: 500,000 tokens in 90 s"
+    )
+    del run_summary.provenance["design"]["facts"]["earlier"]
+    run_summary.provenance["pretrain"]["facts"]["tokens"] = 5 * 10**9
+    assert budget_sentence(run_summary) == "The draft read 5,000,400,000 tokens in training."
+    assert trained_tokens(RunSummary(None, None, {}, {})) == 0
+    assert "times" not in budget_sentence(RunSummary(None, None, {}, {}))
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="|\n\r", exclude_categories=["C"]))
+KEYS = st.lists(CELL, min_size=1, max_size=4, unique=True)
+
+
+@given(KEYS.flatmap(lambda keys: st.lists(st.fixed_dictionaries(dict.fromkeys(keys, CELL)))))
+def test_a_markdown_table_has_a_line_a_row(rows: list[dict[str, str]]) -> None:
+    lines = markdown_table(rows).split("\n")
+    if not rows:
+        assert lines == [""]
+        return
+    assert len(lines) == len(rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    for line, row in zip(lines[2:], rows, strict=True):
+        assert line == "| " + " | ".join(row[key] for key in rows[0]) + " |"

@@ -1,0 +1,523 @@
+"""Stage generate over real tokenizers and files, with an engine that writes known texts."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.engines import Completion
+from fastdraft_hf.data.filters import FILTERS, read_kept_rows
+from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.heldout import load_task
+from fastdraft_hf.data.prompts import chat_ids, template_ends
+from fastdraft_hf.data.requests import Request
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.stages import generate, train
+from fastdraft_hf.stages.runner import Run, choose, execute
+from fastdraft_hf.target.resolve import Target
+
+
+class Killed(BaseException):
+    """Stands for a kill: no `except Exception` may swallow it."""
+
+
+class Writer:
+    """Writes what ``text_of`` says; remembers what it was asked."""
+
+    name = "writer"
+
+    def __init__(
+        self, tokenizer: Any, text_of: Callable[[Request], str], dies_after: int | None = None
+    ) -> None:
+        self.tokenizer, self.text_of, self.dies_after = tokenizer, text_of, dies_after
+        self.asked: list[Request] = []
+
+    def generate(
+        self, requests: Iterable[Request], on_tokens: Callable[[int], None]
+    ) -> Iterator[Completion]:
+        for request in requests:
+            if len(self.asked) == self.dies_after:
+                raise Killed
+            self.asked.append(request)
+            ids = self.tokenizer(self.text_of(request), add_special_tokens=False)["input_ids"]
+            on_tokens(len(ids) + 1)
+            yield Completion(request, (*ids, self.tokenizer.eos_token_id), "stop")
+
+
+def answer(request: Request) -> str:
+    return f"the cat {request.prompt_hash} {request.temperature} {request.sample} in the hat"
+
+
+@pytest.fixture
+def make(
+    tmp_path: Path, tiny_target_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Run, Writer]]:
+    """Make a run with one set, ``mine``; its engine is a `Writer`."""
+
+    def made(
+        wanted: dict[str, Any],
+        text_of: Callable[[Request], str] = answer,
+        target: Path = tiny_target_folder,
+        **engine: Any,
+    ) -> tuple[Run, Writer]:
+        recipe = build_recipe(
+            {
+                "device": "cpu",
+                "seed": 5,
+                "generate": {
+                    "engine": "transformers",
+                    "rows_per_shard": 4,
+                    "sets": {"mine": wanted},
+                },
+            }
+        )
+        writer = Writer(AutoTokenizer.from_pretrained(target), text_of, **engine)
+        monkeypatch.setattr(generate, "open_target_engine", lambda *args: writer)
+        return Run(recipe, tmp_path / "run", Target(target, "tiny", licence="mit")), writer
+
+    return made
+
+
+def run_generate(run: Run) -> dict[str, Any]:
+    execute(run, choose(run.recipe, ["generate"]))
+    record = json.loads((run.stage_folder("generate") / "provenance.json").read_text())
+    facts: dict[str, Any] = record["facts"]["sets"]["mine"]
+    return facts
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    """Chats of every sort, some that must not or cannot be asked."""
+    held_out = load_task("ifbench")[0].text
+    chats = [
+        [{"role": "user", "content": "Is the cat in?"}],
+        [
+            {"role": "system", "content": "Be the hat."},
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "Here."},
+            {"role": "user", "content": "And the cat?"},
+            {"role": "assistant", "content": "There."},
+        ],
+        [{"role": "user", "content": "Is the cat in?"}],
+        [{"role": "user", "content": f"Do this. {held_out}"}],
+        [{"role": "user", "content": "in the hat " * 200}],
+        [{"role": "assistant", "content": "On that."}],
+        [{"role": "user", "content": "On that cat?"}],
+    ]
+    return jsonl(tmp_path, [{"id": n, "messages": chat} for n, chat in enumerate(chats)])
+
+
+def test_a_data_set_answered_at_every_temperature(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = {
+        "kind": "dataset",
+        "dataset": prompts,
+        "system_prompt": "Speak of cats.",
+        "max_prompt_tokens": 300,
+        "temperatures": [0.0, 0.6, 1.0],
+        "temperatures_per_prompt": "all",
+        "samples": 2,
+        "top_p": 0.9,
+        "max_new_tokens": 50,
+    }
+    run, writer = make(settings)
+    facts = run_generate(run)
+    assert facts["prompts"] == {
+        "kept": 3,
+        "duplicate": 1,
+        "overlaps held-out text": 1,
+        "too long": 1,
+        "no user turn": 1,
+    }
+    asked = {
+        chat_ids(tiny_tokenizer, turns)
+        for turns in (
+            [("system", "Speak of cats."), ("user", "Is the cat in?")],
+            [("system", "Speak of cats."), ("user", "On that cat?")],
+            [
+                ("system", "Be the hat."),
+                ("user", "Where?"),
+                ("assistant", "Here."),
+                ("user", "And the cat?"),
+            ],
+        )
+    }
+    wanted = Counter(
+        (prompt, temperature, sample)
+        for prompt in asked
+        for temperature, sample in ((0.0, 0), (0.6, 0), (0.6, 1), (1.0, 0), (1.0, 1))
+    )
+    assert Counter((r.prompt_ids, r.temperature, r.sample) for r in writer.asked) == wanted
+    assert {(r.temperature > 0, r.top_p) for r in writer.asked} == {(False, 1.0), (True, 0.9)}
+    rows = read_rows(run.stage_folder("generate") / "mine")
+    assert [row["index"] for row in rows] == list(range(15))
+    assert facts["rows"] == 15
+
+
+def test_killed_anywhere_every_row_is_there_once(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
+) -> None:
+    settings = {
+        "kind": "dataset",
+        "dataset": prompts,
+        "max_prompt_tokens": 300,
+        "temperatures_per_prompt": "all",
+    }
+    for died in range(20):
+        run, _ = make(settings, dies_after=3 + died % 4)
+        try:
+            run_generate(run)
+        except Killed:
+            continue
+        break
+    whole, _ = make(settings)
+    whole.folder = tmp_path / "whole"
+    run_generate(whole)
+    rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
+    assert rows == other
+    assert len(rows) == 12
+    # One process after another drew the same prompts in the same order.
+    assert (run.stage_folder("generate") / "mine" / FILTERS).read_text() == (
+        whole.stage_folder("generate") / "mine" / FILTERS
+    ).read_text()
+
+
+def test_a_data_set_that_changed_in_between_is_refused(
+    make: Callable[..., tuple[Run, Writer]], prompts: str
+) -> None:
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
+    run, _ = make(settings, dies_after=1)
+    with pytest.raises(Killed):
+        run_generate(run)
+    lines = Path(prompts).read_text().splitlines(keepends=True)
+    Path(prompts).write_text("".join(lines[:-1]))
+    run, writer = make(settings)
+    with pytest.raises(
+        FastDraftError, match=r"^generate\.sets\.mine\.kind: the set was begun with"
+    ):
+        run_generate(run)
+    assert not writer.asked
+    Path(prompts).write_text("".join(lines))
+    run, writer = make(settings)
+    assert run_generate(run)["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"column": "message"}, r"column: .* \(did you mean 'messages'\?\); it has: id, messages"),
+        ({"column": "id"}, "column: 'id' of .* holds neither text nor chat messages but int"),
+        ({"filters": {"language": "qq"}}, "filters.language: 'qq' is no language code that py3"),
+        ({"context_columns": ["id"]}, "context_columns: 'messages' holds chats"),
+        (
+            {"max_prompt_tokens": 3},
+            r"kind: dataset gives no prompt that can be asked \(.*too long: 5",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(
+    make: Callable[..., tuple[Run, Writer]],
+    prompts: str,
+    wanted: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _ = make({"kind": "dataset", "dataset": prompts, **wanted})
+    monkeypatch.setattr(generate, "open_target_engine", lambda *a: pytest.fail("work was begun"))
+    with pytest.raises(FastDraftError, match=rf"^generate\.sets\.mine\.{message}"):
+        run_generate(run)
+
+
+def test_without_the_extra_the_recipe_is_read_and_the_stage_is_not_begun(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "py3langid" else real(name, *a),
+    )
+    settings = {"kind": "dataset", "dataset": prompts, "filters": {"language": "en"}}
+    run, writer = make(settings)
+    with pytest.raises(
+        FastDraftError, match=r"mine\.filters\.language: .*fastdraft_hf\[language\]"
+    ):
+        run_generate(run)
+    assert not writer.asked
+
+
+@pytest.fixture
+def gemma(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tokenizer whose chat template knows no system turn and only turns by turns."""
+    folder = tmp_path / "gemma"
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}"
+        "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    return folder
+
+
+def test_a_template_without_a_system_turn(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, gemma: Path
+) -> None:
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 1000}
+    run, _ = make({**settings, "system_prompt": "Speak of cats."}, target=gemma)
+    with pytest.raises(
+        FastDraftError, match=r"system_prompt: .* refuses .* \(roles must alternate"
+    ):
+        run_generate(run)
+    run, _ = make(settings, target=gemma)
+    assert run_generate(run)["prompts"]["refused by the chat template"] == 1
+
+
+@pytest.mark.parametrize("kind", ["free", "code", "passages"])
+def test_prompts_that_are_too_long_are_counted(
+    make: Callable[..., tuple[Run, Writer]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("code_instructions", "passage_instructions"):
+        monkeypatch.setattr(generate, name, lambda seed: ["in the hat " * 200, "on"])
+    run, writer = make({"kind": kind, "rows": 2, "max_prompt_tokens": 200})
+    facts = run_generate(run)
+    if kind != "free":
+        assert facts["prompts"] == {"too long": 1, "kept": 1}
+        assert len(writer.asked) == 1
+    else:
+        assert [len(r.prompt_ids) for r in writer.asked] == [1, 1]
+
+
+@pytest.mark.parametrize("style", ["chatml", "mistral"])
+@pytest.mark.parametrize("in_answers", [True, False])
+def test_magpie_asks_what_the_target_thought_up(
+    make: Callable[..., tuple[Run, Writer]],
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    style: str,
+    in_answers: bool,
+) -> None:
+    target = tmp_path / "styled"
+    tiny_tokenizer.save_pretrained(target)
+    if style == "mistral":
+        (target / "chat_template.jinja").write_text(
+            "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} {% else %}"
+            "[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+        )
+    held_out = load_task("humaneval")[3].text
+    thought = [
+        "Is the cat in the hat?",
+        "Is the cat in the hat?",
+        f"Complete this: {held_out}",
+        "ah",
+        "Then that hen sat on it?",
+        "in the <|im_start|> hat then?",
+        "the hat" + " the hat" * 60,
+    ]
+
+    def write(request: Request) -> str:
+        if request.source == "mine":
+            return answer(request)
+        end = "" if style == "chatml" else " [/INST] Yes, it is."
+        return thought[request.index % len(thought)] + end
+
+    settings = {"kind": "magpie", "rows": 7, "system_prompt": "Be the hat."}
+    run, writer = make({**settings, "system_prompt_in_answers": in_answers}, write, target=target)
+    facts = run_generate(run)
+    assert facts["instructions"] == {
+        "kept": 2,
+        "duplicate": 1,
+        "loop": 1,
+        "overlaps held-out text": 1,
+        "special token": 1,
+        "too short": 1,
+    }
+    first = [r for r in writer.asked if r.source == "mine-instructions"]
+    tokenizer = writer.tokenizer
+    prefix, _ = template_ends(tokenizer, "Be the hat.")
+    assert {r.prompt_ids for r in first} == {prefix}
+    assert [r.temperature for r in first] == [0.7, 0.8, 0.9, 1.0, 0.7, 0.8, 0.9]
+    assert {r.top_p for r in first} == {0.95}
+    answered = {r.prompt_ids for r in writer.asked if r.source == "mine"}
+    chats = {thought[0], thought[4]}
+    if style == "chatml":
+        system = "Be the hat." if in_answers else None
+        assert answered == {chat_ids(tokenizer, text, system) for text in chats}
+    texts = {tokenizer.decode(ids) for ids in answered}
+    assert all(("Be the hat." in text) == in_answers and "Yes" not in text for text in texts)
+    assert all(any(chat in text for text in texts) for chat in chats)
+
+
+def test_instructions_that_are_chosen_otherwise_after_a_kill_are_refused(
+    make: Callable[..., tuple[Run, Writer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of a filter would number the answers anew."""
+
+    def write(request: Request) -> str:
+        return f"Is cat {request.index} in the hat that the hen sat on?"
+
+    run, _ = make({"kind": "magpie", "rows": 6}, write, dies_after=8)
+    with pytest.raises(Killed):
+        run_generate(run)
+    real = generate.keep_instructions
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "keep_instructions", lambda rows, *a, **k: real(rows[1:], *a, **k))
+        run, writer = make({"kind": "magpie", "rows": 6}, write)
+        with pytest.raises(FastDraftError, match=r"^generate\.sets\.mine\.kind: the set was begun"):
+            run_generate(run)
+    assert not writer.asked
+    run, _ = make({"kind": "magpie", "rows": 6}, write)
+    assert run_generate(run)["rows"] == 6
+
+
+@pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
+@pytest.mark.parametrize("dies_after", [None, 0, 1, 3])
+def test_raised_rows_go_on_with_what_is_there(
+    make: Callable[..., tuple[Run, Writer]],
+    prompts: str,
+    tmp_path: Path,
+    kind: str,
+    dies_after: int | None,
+) -> None:
+    """The set is the one that would have been made with so many rows at once."""
+    settings = {
+        "free": {"kind": "free"},
+        "magpie": {"kind": "magpie"},
+        "dataset": {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300},
+    }[kind]
+
+    def write(request: Request) -> str:
+        if request.source == "mine-instructions":  # one in three is the one before it again
+            return f"Is cat {request.index - request.index % 3 // 2} in the hat?"
+        return answer(request)
+
+    less, more = (1, 3) if kind == "dataset" else (5, 11)
+    run, first = make({**settings, "rows": less}, write)
+    run_generate(run)
+    run, second = make({**settings, "rows": more}, write, dies_after=dies_after)
+    if dies_after is not None:
+        with contextlib.suppress(Killed):
+            run_generate(run)
+    run, third = make({**settings, "rows": more}, write)
+    facts = run_generate(run)
+    whole, all_at_once = make({**settings, "rows": more}, write)
+    whole.folder = tmp_path / "whole"
+    assert facts == run_generate(whole)
+    rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
+    assert rows == other
+    asked = [(r.source, r.index) for writer in (first, second, third) for r in writer.asked]
+    if dies_after is None:  # nothing was asked twice
+        assert sorted(asked) == sorted((r.source, r.index) for r in all_at_once.asked)
+
+
+def test_raised_rows_with_other_prompts_are_refused(
+    make: Callable[..., tuple[Run, Writer]], prompts: str
+) -> None:
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
+    run, _ = make({**settings, "rows": 2})
+    run_generate(run)
+    lines = Path(prompts).read_text().splitlines(keepends=True)
+    Path(prompts).write_text("".join(reversed(lines)))
+    run, writer = make({**settings, "rows": 3})
+    with pytest.raises(FastDraftError, match="the set was begun with other prompts"):
+        run_generate(run)
+    assert not writer.asked
+
+
+def test_a_finished_set_says_what_it_is_and_what_is_kept(
+    make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
+) -> None:
+    filters = {"near_duplicates": None, "cut_off": "drop"}
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300, "samples": 2}
+
+    def write(request: Request) -> str:
+        return (
+            ""
+            if request.index == 1
+            else "the hat" + " the hat" * 60
+            if request.index == 2
+            else "in the hat"
+        )
+
+    run, _ = make({**settings, "filters": filters, "temperatures": [1.0]}, write)
+    facts = run_generate(run)
+    folder = run.stage_folder("generate") / "mine"
+    kept, counts = read_kept_rows(folder)
+    assert facts["filter"] == dict(counts) == {"kept": 3, "duplicate": 1, "empty": 1, "loop": 1}
+    assert {row["index"] for row in kept}.isdisjoint({1, 2})
+    assert json.loads((folder / FILTERS).read_text())["settings"]["cut_off"] == "drop"
+    card = (folder / "README.md").read_text()
+    assert "| dataset | prompts.jsonl |" in card  # and no folder of this machine
+    assert str(tmp_path) not in card
+    assert "mit, holds for what it wrote" in card
+    loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.to_list() == read_rows(folder)
+
+
+def test_align_and_pretrain_read_what_the_filters_keep(
+    make: Callable[..., tuple[Run, Writer]],
+    prompts: str,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """The filters that were asked for, not those a reader would take by itself."""
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300, "rows": 3}
+
+    def write(request: Request) -> str:
+        odd = "in the inn" if request.index == 1 else "in the hat"
+        words = "then the cat and a hen met, both sat on that assistant; nine ants ate ten tins"
+        return f"{words}. So they went home by bus, through fog, over hills and past mills, {odd}"
+
+    run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
+    assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
+    sources = {"sources": [{"name": "mine"}], "seq_length": 64, "max_train_tokens": 6400}
+    sets = {"sets": {"mine": {**settings}}}
+    recipe = build_recipe({"generate": sets, "align": sources, "pretrain": sources})
+    reader = Run(recipe, run.folder, run.target)
+    for name, stage in recipe.training_stages().items():
+        data = tmp_path / name
+        train._prepare(reader, data, name, stage, tiny_tokenizer, stored=False)
+        summary = json.loads((data / "summary.json").read_text())["sources"]["mine"]
+        if name == "align":
+            assert (summary["kept"], summary["near duplicate"]) == (1, 2)
+        else:
+            assert summary["documents"] == 1
+
+
+def test_a_run_made_before_a_setting_of_its_sets_is_not_made_again(
+    make: Callable[..., tuple[Run, Writer]], prompts: str
+) -> None:
+    import yaml
+
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
+    run, _ = make(settings)
+    run_generate(run)
+    path = run.stage_folder("generate") / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["generate"]["sets"]["mine"]["samples"]
+    del config["generate"]["sets"]["mine"]["filters"]["language"]
+    path.write_text(yaml.safe_dump(config))
+    run, writer = make(settings)
+    run_generate(run)
+    assert not writer.asked
+    run, _ = make({**settings, "samples": 2})
+    with pytest.raises(FastDraftError, match=r"generate\.sets\.mine\.samples: 1 then, 2 now"):
+        run_generate(run)

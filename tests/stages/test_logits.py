@@ -1,0 +1,512 @@
+"""Stage logits and what align does with it: real stages on a tiny target, killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.data import target_logits
+from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.target_logits import StoredLogits
+from fastdraft_hf.recipe import (
+    build_recipe,
+    distribution_source,
+    logits_sets,
+)
+from fastdraft_hf.stages import logits
+from fastdraft_hf.stages.runner import Run, choose, execute
+from fastdraft_hf.target.resolve import Target
+from fastdraft_hf.train import arguments, loop
+
+Make = Callable[..., Any]
+LENGTH = 14
+
+RECIPE: dict[str, Any] = {
+    "device": "cpu",
+    "seed": 3,
+    "design": {"hidden_size": 16, "num_hidden_layers": 1, "params": "1k"},
+    "generate": {
+        "engine": "transformers",
+        "rows_per_shard": 8,
+        "sets": {
+            # Greedy rows of one prompt are one another's duplicates, and long ones are cut.
+            "text": {"kind": "free", "rows": 18, "max_new_tokens": 20, "temperatures": [1.0, 0.0]},
+            "more": {"kind": "free", "rows": 9, "max_new_tokens": 9, "temperatures": [2.0]},
+        },
+    },
+    "logits": {"engine": "transformers", "top_k": 6, "rows_per_shard": 4, "batch_tokens": 64},
+    "align": {
+        "sources": [{"name": "text"}, {"name": "more"}],
+        "objective": {"ce": 0.5, "kl": 0.5},
+        "max_train_tokens": 600,
+        "seq_length": LENGTH,
+        "per_device_train_batch_size": 4,
+        "eval_sequences": 3,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+    },
+}
+
+
+class Killed(BaseException):
+    """Stands for a kill inside a stage; nothing of ours catches it."""
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A CPU that multiplies bfloat16 would read in it, and be compared with float32.
+    monkeypatch.setattr(arguments, "has_fast_bf16", lambda device: False)
+
+
+def make_run(folder: Path, target: Path, *overrides: str, **sections: Any) -> Run:
+    recipe = build_recipe({**RECIPE, **sections}, overrides)
+    return Run(recipe, folder, Target(target, "tiny"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
+    """A run with a design and what the target wrote; copy it."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    execute(make_run(folder, tiny_target_folder), ["design", "generate"])
+    return folder
+
+
+@pytest.fixture
+def run(written: Path, tiny_target_folder: Path, tmp_path: Path) -> Callable[..., Run]:
+    def make(*overrides: str, **sections: Any) -> Run:
+        if not (tmp_path / "run").exists():
+            shutil.copytree(written, tmp_path / "run")
+        return make_run(tmp_path / "run", tiny_target_folder, *overrides, **sections)
+
+    return make
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the training loop was given; the data sets are copied, as the stage removes them."""
+    kept: dict[str, Any] = {}
+    real = loop.train
+
+    def train(start: Path, tokenizer: Any, data: Path, *args: Any, **kwargs: Any) -> Any:
+        kept.update(kwargs, data=tmp_path / "kept")
+        shutil.copytree(data, kept["data"], dirs_exist_ok=True)
+        return real(start, tokenizer, data, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", train)
+    return kept
+
+
+def check_rows(data: Path, target: Path, generated: Path, k: int) -> tuple[int, int]:
+    """Hold every stored number of the training data against the target; count rows and cut ones."""
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    texts = {
+        tuple(row["prompt_ids"] + row["completion_ids"])
+        for name in ("text", "more")
+        for row in read_kept_rows(generated / name)[0]
+    }
+    rows = [row for part in ("eval", "train") for row in datasets.load_from_disk(str(data / part))]
+    cut = 0
+    for row in rows:
+        ids = row["input_ids"]
+        assert len(ids) <= LENGTH
+        assert any(text[: len(ids)] == tuple(ids) for text in texts)
+        cut += tuple(ids) not in texts
+        with torch.no_grad():
+            exact = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+        for t, label in enumerate(row["labels"]):
+            kept = row[columns.IDS][t]
+            if label == -100:
+                assert kept == row[columns.LOG_PROBS][t] == []
+                continue
+            found = torch.tensor(row[columns.LOG_PROBS][t]).double()
+            before = exact[t - 1]
+            assert len(set(kept)) == k
+            torch.testing.assert_close(found, before[kept], rtol=2**-10, atol=1e-3)
+            torch.testing.assert_close(found, before.topk(k).values, rtol=2**-10, atol=1e-3)
+            rest = torch.tensor(row[columns.TAIL][t]).double()
+            wanted = before.scatter(0, torch.tensor(kept), float("-inf")).logsumexp(0)
+            torch.testing.assert_close(rest, wanted, rtol=2**-10, atol=1e-3)
+    return len(rows), cut
+
+
+def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
+    run: Callable[..., Run],
+    seen: dict[str, Any],
+    tiny_target_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = run()
+    assert choose(made.recipe, None)[:4] == ["design", "generate", "logits", "align"]
+    stages = ["logits", "align"]
+    real, batches = target_logits._distributions, []
+
+    def counted(model: Any, rows: Any, *args: Any) -> Any:
+        batches.append([row["index"] for row in rows])
+        if len(batches) == 3 and kill:
+            raise Killed
+        return real(model, rows, *args)
+
+    monkeypatch.setattr(target_logits, "_distributions", counted)
+    kill = True
+    with pytest.raises(Killed):
+        execute(made, stages)
+    partial = made.folder / ".logits.partial"
+    left = sorted(path.name for path in (partial / "text").iterdir())
+    assert left
+    assert all(name.startswith("part-") and name.endswith(".parquet") for name in left)
+    whole = {path: path.stat().st_mtime_ns for path in (partial / "text").iterdir()}
+
+    kill = False
+    done = [index for batch in batches[:-1] for index in batch]
+    batches.clear()
+    execute(run(), stages)
+    again = [index for batch in batches for index in batch]
+    generated = made.stage_folder("generate")
+    written = {name: read_kept_rows(generated / name)[0] for name in ("text", "more")}
+    rows = sum(map(len, written.values()))
+    assert rows < 18 + 9  # the greedy rows are one another's duplicates, and cost nothing
+    assert len(again) + len(whole) * 4 == rows  # every row but those of the whole shards
+    assert len(done) + len(again) < 2 * rows
+    folder = made.stage_folder("logits")
+    for path, time in whole.items():
+        assert (folder / "text" / path.name).stat().st_mtime_ns == time
+
+    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    tokens = {name: sum(len(r["completion_ids"]) for r in rows) for name, rows in written.items()}
+    assert record["runs"] == 2
+    assert record["facts"]["tokens"] == tokens
+    assert record["facts"]["bytes"] == sum(tokens.values()) * (6 * 4 + 2)
+    assert record["facts"]["dtype"] == "float32"
+    for name, rows in written.items():
+        assert StoredLogits(folder / name).manifest["rows"] == len(rows)
+
+    # Filtered, shuffled, cut, split into two sets: and every row has its own numbers.
+    count, cut = check_rows(seen["data"], tiny_target_folder, made.stage_folder("generate"), 6)
+    assert seen["target"] is None
+    assert 12 < count < 18 + 9  # the greedy rows are one
+    assert 5 < cut < count
+    facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
+    assert facts["objective"] == {"ce": 0.5, "kl": 0.5}
+    assert facts["tokens"] >= 600
+    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
+    steps = [entry for entry in log if "loss" in entry]
+    for entry in steps:
+        assert entry["loss"] == pytest.approx((entry["ce"] + entry["kl"]) / 2, rel=1e-3)
+        assert 0 < entry["expected_acceptance"] < 1
+    assert steps[-1]["kl"] < steps[0]["kl"]
+    assert any("eval_kl" in entry for entry in log)
+    AutoModelForCausalLM.from_pretrained(made.stage_folder("align"))
+
+
+def test_rows_that_are_mixed_up_would_be_noticed(
+    run: Callable[..., Run],
+    seen: dict[str, Any],
+    tiny_target_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check above is one: rows moved by one place fail it."""
+    real = StoredLogits.of_row
+
+    def moved(self: StoredLogits, index: int) -> Any:
+        rows = sorted(self._row)
+        wanted = [i for i in rows if len(real(self, i)[2]) == len(real(self, index)[2])]
+        return real(self, wanted[(wanted.index(index) + 1) % len(wanted)])
+
+    monkeypatch.setattr(StoredLogits, "of_row", moved)
+    made = run()
+    execute(made, ["logits", "align"])
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        check_rows(seen["data"], tiny_target_folder, made.stage_folder("generate"), 6)
+
+
+def test_online_instead(
+    run: Callable[..., Run], seen: dict[str, Any], tiny_target_folder: Path
+) -> None:
+    made = run("align.objective=lk_hybrid", logits=None)
+    assert "logits" not in choose(made.recipe, None)
+    execute(made, ["align"])
+    assert seen["target"] == tiny_target_folder
+    names = datasets.load_from_disk(str(seen["data"] / "train")).column_names
+    assert names == ["input_ids", "labels"]
+    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
+    steps = [entry for entry in log if "loss" in entry]
+    assert all(entry["loss"] == pytest.approx(entry["lk_hybrid"], rel=1e-4) for entry in steps)
+    held_out = [entry for entry in log if "eval_loss" in entry]
+    assert held_out[-1]["eval_lk_hybrid"] < held_out[0]["eval_lk_hybrid"]
+    assert all("eval_expected_acceptance" in entry for entry in held_out)
+
+
+def test_stored_and_online_align_alike(
+    run: Callable[..., Run], seen: dict[str, Any], tmp_path: Path
+) -> None:
+    """All 288 tokens stored are the target itself, up to float16."""
+    losses = []
+    for source, overrides in (("stored", ["logits.top_k=288"]), ("online", [])):
+        made = run("align.objective=kl", f"align.target_distribution={source}", *overrides)
+        for stage in ("logits", "align"):
+            shutil.rmtree(made.stage_folder(stage), ignore_errors=True)
+        execute(made, ["logits", "align"])
+        log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_stored_for_the_log_of_plain_cross_entropy(
+    run: Callable[..., Run], seen: dict[str, Any]
+) -> None:
+    made = run("align.objective=ce", "align.target_distribution=stored")
+    execute(made, ["logits", "align"])
+    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
+    assert all({"ce", "expected_acceptance"} <= set(e) for e in log if "loss" in e)
+
+
+def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) -> None:
+    packing = {"packing": True, "disable_tqdm": True, "head_dtype": "float32"}
+    align = {**RECIPE["align"], "trainer_args": packing, "seq_length": 32}
+    made = run(align=align)
+    execute(made, ["logits", "align"])
+    facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
+    assert facts["tokens"] >= 600
+
+
+def test_a_finished_stage_knows_what_it_was_made_of(run: Callable[..., Run]) -> None:
+    # The sets are those that align reads; reading more of them is another stage logits.
+    one = {**RECIPE["align"], "sources": [{"name": "text"}]}
+    execute(run(align=one), ["logits"])
+    with pytest.raises(FastDraftError, match=r"logits was made with other settings \(logits.sets:"):
+        execute(run(), ["logits", "align"])
+
+
+def test_align_before_logits_is_refused(run: Callable[..., Run]) -> None:
+    with pytest.raises(FastDraftError, match="stage align reads the output of logits, which is no"):
+        execute(run(), ["align"])
+
+
+# ------------------------------------------------------------------ where a distribution is from
+
+SETS = {"sets": {"text": {"rows": 4}, "more": {"rows": 4}}}
+PYTHON = {"sources": [{"kind": "python"}]}
+TEXT = {"sources": [{"name": "text"}]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "logits", "objective"),
+    [
+        ("auto", None, "ce"),
+        ("auto", {}, "nla"),
+        ("none", {}, "ce"),
+        ("stored", {}, "nla"),
+        ("online", None, "nla"),
+    ],
+)
+def test_the_objective_is_chosen_by_what_is_known(asked: str, logits: Any, objective: str) -> None:
+    train = {**PYTHON, "target_distribution": "online" if asked == "online" else "auto"}
+    align = {**TEXT, "target_distribution": asked}
+    data = {"generate": SETS, "logits": logits, "pretrain": train, "continue": train}
+    recipe = build_recipe({**data, "align": align})
+    resolved = recipe.resolved()
+    assert resolved["align"]["objective"] == objective
+    assert resolved["pretrain"]["objective"] == resolved["continue"]["objective"] == "ce"
+    assert build_recipe(resolved).resolved() == resolved
+
+
+@pytest.mark.parametrize(
+    ("objective", "asked", "logits", "align", "pretrain"),
+    [
+        ("ce", "auto", None, "none", "none"),
+        ("ce", "auto", {}, "none", "none"),
+        ("kl", "auto", None, "online", "online"),
+        ("kl", "auto", {}, "stored", "online"),
+        ({"ce": 0.5, "tvd": 0.5}, "auto", {}, "stored", "online"),
+        ({"ce": 2.0}, "auto", {}, "none", "none"),
+        ("ce", "none", {}, "none", "none"),
+        ("ce", "online", {}, "online", "online"),
+        ("kl", "online", {}, "online", "online"),
+        ("ce", "stored", {}, "stored", None),
+        ("kl", "stored", {}, "stored", None),
+    ],
+)
+def test_where_the_distribution_comes_from(
+    objective: Any, asked: str, logits: Any, align: str, pretrain: str | None
+) -> None:
+    stage = {"objective": objective, "target_distribution": asked}
+    data = {"generate": SETS, "logits": logits, "align": {**TEXT, **stage}}
+    if pretrain is not None:
+        data["pretrain"] = data["continue"] = {**PYTHON, **stage}
+    recipe = build_recipe(data)
+    assert distribution_source(recipe, "align") == align
+    if pretrain is not None:
+        assert distribution_source(recipe, "pretrain") == pretrain
+        assert distribution_source(recipe, "continue") == pretrain
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"align": {**TEXT, "objective": "kl", "target_distribution": "none"}},
+            "align.target_distribution: none, but objective kl needs the target's distribution",
+        ),
+        (
+            {"pretrain": {**PYTHON, "objective": {"kl": 1.0}, "target_distribution": "none"}},
+            "pretrain.target_distribution: none, but objective {'kl': 1.0} needs the target's",
+        ),
+        (
+            {"logits": {}, "continue": {**PYTHON, "target_distribution": "stored"}},
+            "continue.target_distribution: stored distributions belong to the target's answers",
+        ),
+        (
+            {"align": {**TEXT, "objective": "kl", "target_distribution": "stored"}},
+            "align.target_distribution: stored, but the recipe has no section logits",
+        ),
+        (
+            {"logits": {"temperature": 0.5}, "align": {**TEXT, "objective": "kl"}},
+            "align.distillation_temperature: 1, but logits.temperature is 0.5; they must be the",
+        ),
+        (
+            {"logits": {"sets": ["more"]}, "align": {**TEXT, "objective": "kl"}},
+            "align.sources[0]: set 'text' is not among logits.sets",
+        ),
+        ({"logits": {"sets": ["mor"]}}, "logits.sets[0]: generate has no set 'mor' (did you mean"),
+        ({"logits": {"top_k": 0}}, "logits.top_k: must be at least 1, got 0"),
+        ({"logits": {"temperature": 0}}, "logits.temperature: must be above 0, got 0"),
+        (
+            {"align": {**TEXT, "target_distribution": "offline"}},
+            "align.target_distribution: 'offline' is not one of",
+        ),
+        (
+            {"align": {**TEXT, "objective": "lk_hybird"}},
+            "align.objective: there is no 'lk_hybird' (did you mean 'lk_hybrid'?)",
+        ),
+        (
+            {"continue": {**PYTHON, "objective": {"ce": 1, "tvdd": 1}}},
+            "continue.objective.tvdd: there is no such term (did you mean 'tvd'?)",
+        ),
+        (
+            {"align": {**TEXT, "objective": {"ce": 0.0}}},
+            "align.objective.ce: a weight above 0 is needed, got 0.0",
+        ),
+    ],
+)
+def test_what_a_recipe_cannot_say(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError) as caught:
+        build_recipe({"generate": SETS, **data})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_temperatures_matter_only_where_stored_ones_are_read() -> None:
+    recipe = {"generate": SETS, "logits": {"temperature": 0.5}}
+    build_recipe({**recipe, "align": {**TEXT, "objective": "ce"}})
+    build_recipe({**recipe, "align": {**TEXT, "objective": "kl", "target_distribution": "online"}})
+
+
+def test_the_sets_are_those_that_are_read() -> None:
+    both = {"sources": [{"name": "text"}, {"name": "more"}, {"name": "text"}]}
+    assert logits_sets(build_recipe({"generate": SETS, "logits": {}, "align": both})) == [
+        "text",
+        "more",
+    ]
+    assert logits_sets(build_recipe({"generate": SETS, "logits": {}})) == ["text", "more"]
+    assert logits_sets(build_recipe({"generate": SETS, "align": both})) == []
+    named = {"generate": SETS, "logits": {"sets": ["more"]}, "align": {**both, "objective": "ce"}}
+    assert logits_sets(build_recipe(named)) == ["more"]
+    given = build_recipe({"generate": SETS, "logits": {}, "align": TEXT})
+    assert given.resolved()["logits"]["sets"] == ["text"]
+
+
+# -------------------------------------------------------------------------------- the real target
+
+
+def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, Any]) -> None:
+    recipe = build_recipe(
+        {
+            "device": "cpu",
+            "design": {"params": "6M", "num_hidden_layers": 1, "first_weights": "slice"},
+            "generate": {
+                "engine": "transformers",
+                "sets": {
+                    "text": {"kind": "free", "rows": 3, "max_new_tokens": 8, "temperatures": [1.0]}
+                },
+            },
+            "logits": {"top_k": 8},
+            "align": {
+                "sources": [{"name": "text"}],
+                "objective": "kl",
+                "max_train_tokens": 50,
+                "seq_length": 16,
+                "per_device_train_batch_size": 1,
+                "eval_sequences": 0,
+                "logging_steps": 1,
+                "trainer_args": {"disable_tqdm": True},
+            },
+        }
+    )
+    made = Run(recipe, tmp_path / "run", Target(target_folder, "smollm2"))
+    execute(made, ["design", "generate", "logits", "align"])
+    rows = datasets.load_from_disk(str(seen["data"] / "train"))
+    assert all(len(entry) in (0, 8) for row in rows for entry in row[columns.IDS])
+    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
+    acceptance = [entry["expected_acceptance"] for entry in log if "loss" in entry]
+    assert acceptance
+    assert all(0 < value < 1 for value in acceptance)
+
+
+def test_openvino_reads_on_a_cpu_where_it_is_installed(
+    run: Callable[..., Run], tiny_target_folder: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("optimum.intel")
+    made = run(logits={"top_k": 6})
+    execute(made, ["logits"])
+    facts = json.loads((made.stage_folder("logits") / "provenance.json").read_text())["facts"]
+    assert (facts["engine"], facts["dtype"]) == ("openvino", "float16")
+    model = AutoModelForCausalLM.from_pretrained(tiny_target_folder, dtype=torch.float32).eval()
+    stored = StoredLogits(made.stage_folder("logits") / "text")
+    for row in read_kept_rows(made.stage_folder("generate") / "text")[0]:
+        ids = [*row["prompt_ids"], *row["completion_ids"]]
+        with torch.no_grad():
+            exact = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        first = max(1, len(row["prompt_ids"]))
+        kept, log_probs, _ = stored.of_row(row["index"])
+        wanted = exact[first - 1 : -1].gather(1, torch.from_numpy(kept.astype("int64")))
+        # fp16 weights, and bfloat16 products where the CPU has them.
+        torch.testing.assert_close(torch.tensor(log_probs).float(), wanted, atol=0.1, rtol=0.05)
+
+
+def test_a_target_that_openvino_cannot_read(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(target: Path) -> Any:
+        raise NotImplementedError("no pages")
+
+    monkeypatch.setattr(logits, "openvino_available", lambda: True)
+    monkeypatch.setattr(logits, "_openvino_reader", refuse)
+    made = run(logits={"top_k": 6, "engine": "openvino"})
+    with pytest.raises(FastDraftError, match=r"logits\.engine: not openvino for this target: no p"):
+        execute(made, ["logits"])
+    made = run(logits={"top_k": 6})
+    execute(made, ["logits"])
+    assert "transformers reads, as OpenVINO cannot: no pages" in caplog.text
+    facts = json.loads((made.stage_folder("logits") / "provenance.json").read_text())["facts"]
+    assert (facts["engine"], facts["dtype"]) == ("transformers", "float32")
+
+
+def test_openvino_that_is_not_installed(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "openvino_available", lambda: False)
+    with pytest.raises(FastDraftError, match=r"logits\.engine: openvino is not installed; `pip"):
+        execute(run(logits={"engine": "openvino"}), ["logits"])

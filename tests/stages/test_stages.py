@@ -1,0 +1,290 @@
+"""Stages that need no training: what they refuse, and what they leave out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.decode.settings import read_draft_tokens
+from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.hub.card import best_of_paths
+from fastdraft_hf.hub.run_folder import default_name
+from fastdraft_hf.recipe import build_recipe
+from fastdraft_hf.stages import bench, design, export
+from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import Target
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
+    def make(*overrides: str) -> Run:
+        run = Run(build_recipe({}, overrides), tmp_path / "run", Target(tiny_target_folder, "tiny"))
+        run.folder.mkdir()
+        return run
+
+    return make
+
+
+def test_the_real_targets_text_ends_on_either_token(
+    target_folder: Path, target_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert stop_ids(target_folder, target_tokenizer) == {0, 2}  # <|endoftext|>, <|im_end|>
+
+
+def test_every_end_of_a_generation_config_counts(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [7, 9]}), encoding="utf-8"
+    )
+    assert stop_ids(tmp_path, tiny_tokenizer) == {7, 9, 0}
+    (tmp_path / "generation_config.json").write_text("{}", encoding="utf-8")
+    assert stop_ids(tmp_path, tiny_tokenizer) == {tiny_tokenizer.eos_token_id, 0}
+
+
+def test_a_given_draft_is_taken_over(
+    make_run: Callable[..., Run],
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    draft = tiny_model(seed=4, num_hidden_layers=1)
+    draft.save_pretrained(tmp_path / "given")
+    tiny_tokenizer.save_pretrained(tmp_path / "given")
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = design.run(make_run(f"design.draft={tmp_path / 'given'}"), out)
+    assert facts["draft_parameters"] == draft.num_parameters()
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all((loaded[name] == value).all() for name, value in draft.state_dict().items())
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_a_given_draft_of_another_vocabulary_is_refused(
+    make_run: Callable[..., Run],
+    tiny_model: Callable[..., LlamaForCausalLM],
+    target_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    run = make_run(f"design.draft={tmp_path / 'given'}")
+    with pytest.raises(FastDraftError, match=r"design\.draft: .* holds no config\.json"):
+        design.run(run, tmp_path)
+    tiny_model().save_pretrained(tmp_path / "given")
+    target_tokenizer.save_pretrained(tmp_path / "given")
+    with pytest.raises(FastDraftError, match="its vocabulary is not the target's"):
+        design.run(run, tmp_path)
+
+
+def test_a_designed_draft_is_smaller_and_loads(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make_run("design.hidden_size=16", "design.num_hidden_layers=1", "design.params=1k")
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = design.run(run, out)
+    draft = AutoModelForCausalLM.from_pretrained(out)
+    assert draft.num_parameters() == facts["draft_parameters"] < facts["target_parameters"]
+    assert (draft.config.hidden_size, draft.config.num_hidden_layers) == (16, 1)
+
+
+def test_without_openvino_export_is_left_out(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "openvino_available", lambda: False)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert export.run(make_run(), out)["openvino"] == []
+    assert list(out.iterdir()) == []
+
+
+def test_an_export_made_by_a_killed_run_is_kept(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def fake(model: Path, output: Path, weight_format: str) -> None:
+        output.mkdir()
+        (output / "openvino_model.bin").write_bytes(b"x" * len(weight_format))
+        made.append(weight_format)
+
+    monkeypatch.setattr(export, "openvino_available", lambda: True)
+    monkeypatch.setattr(export, "export_openvino", fake)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    run = make_run(
+        "export.openvino=[int8, fp16]", "export.check=false", "export.acceptance_texts=0"
+    )
+    fake(tmp_path, out / "openvino-int8", "int8")
+    made.clear()
+    facts = export.run(run, out)
+    assert made == ["fp16"]
+    assert facts == {"openvino": ["int8", "fp16"], "weight_bytes": {"int8": 4, "fp16": 4}}
+
+
+def test_a_format_that_was_not_exported_is_named(
+    make_run: Callable[..., Run], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 is not among export"):
+        make_run("bench.weight_format=fp16")
+    run = make_run("bench.weight_format=fp16", "export.openvino=[]")
+    with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
+        bench._models(run, ["ours-openvino"], tiny_tokenizer)
+
+
+@pytest.fixture
+def save_draft(
+    tmp_path: Path,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Callable[..., Path]:
+    def save(name: str, **config: int) -> Path:
+        folder = tmp_path / name
+        tiny_model(seed=5, num_hidden_layers=1, **config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
+    make_run: Callable[..., Run],
+    save_draft: Callable[..., Path],
+    target_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_work(*given: object, **named: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(bench, "draw_prompts", no_work)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
+    run = make_run("bench.paths=[ours]", f"bench.drafts={{big: {tmp_path / 'big'}}}")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: there is no folder"):
+        bench.run(run, tmp_path)
+    folder = save_draft("big", vocab_size=320)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*heads score 288 and 320 "):
+        bench.run(run, tmp_path)
+    target_tokenizer.save_pretrained(folder)
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*vocabulary is not the targ"):
+        bench.run(run, tmp_path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "code.Config"}
+    config["model_type"] = "unheard-of"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*: no \w+ can be read there"):
+        bench.run(run, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):
+        bench.run(run, tmp_path)
+
+
+def test_every_path_and_draft_is_timed_and_a_killed_bench_goes_on(
+    make_run: Callable[..., Run],
+    save_draft: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = [EvaluationPrompt("humaneval", f"H/{n}", (40, 41, 42, 40, 41)) for n in range(2)]
+    monkeypatch.setattr(bench, "draw_prompts", lambda *given: prompts)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path / "own")
+    save_draft("own")
+    run = make_run(
+        f"bench.drafts={{big: {save_draft('big')}}}",
+        "bench.paths=[transformers, ours, prompt-lookup, ours]",
+        "bench.tasks=[humaneval]",
+        "bench.num_assistant_tokens=[2]",
+        "bench.max_new_tokens=6",
+        "bench.memory=false",
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = bench.run(run, out)
+    names = ["transformers", "ours", "prompt-lookup", "transformers/big", "ours/big"]
+    assert list(facts) == names
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(results["paths"]) == names
+    assert "memory" not in results
+    assert all(found["answers_differing"] == 0 for found in results["paths"].values())
+    assert all(
+        found["overall"]["alone_first_token_seconds"] > 0 for found in results["paths"].values()
+    )
+    records = out / "records.jsonl"
+    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == 2 * 2 * (len(names) + 2)  # alone, and our loop without a draft
+    records.write_text("".join(lines[:5]) + lines[5][:20], encoding="utf-8")
+    bench.run(run, out)
+    again = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert again[:5] == lines[:5]
+    assert len(again) == len(lines)
+    card_gamma = best_of_paths(results, ("transformers", "ours"))
+    assert card_gamma == 2
+    with (tmp_path / "big" / "model.safetensors").open("ab") as weights:
+        weights.write(b" ")
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: its weights are not those"):
+        bench.run(run, out)
+
+
+def test_a_bench_of_nothing_is_finished(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "draw_prompts", lambda *given: [])
+    assert bench.run(make_run("bench.paths=[]"), tmp_path) == {}
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results == {"max_new_tokens": 64, "paths": {}}
+
+
+def test_without_openvino_its_paths_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "openvino_available", lambda: False)
+    paths = ["openvino", "ours", "openvino-prompt-lookup", "ours-openvino", "ours"]
+    with caplog.at_level("WARNING", logger="fastdraft_hf"):
+        assert bench._available(paths) == ["ours"]
+    assert "path openvino-prompt-lookup is left out" in caplog.text
+
+
+def test_bench_writes_the_best_setting_where_it_was_asked_to(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The given draft's folder gets its path's best γ, the exported ones OpenVINO's."""
+    given = tmp_path / "given"
+    given.mkdir()
+    run = make_run(f"design.draft={given}", "bench.write=true")
+    exported = run.stage_folder("export") / "openvino-int8"
+    exported.mkdir(parents=True)
+    paths = {"ours": 4, "transformers": 2, "ours-openvino": 5}
+    results = {
+        "paths": {p: {"overall": {"best_num_assistant_tokens": g}} for p, g in paths.items()}
+    }
+    bench._write(run, results)
+    assert read_draft_tokens(given) == 2
+    assert read_draft_tokens(exported) == 5
+    bench._write(run, {"paths": {}})
+    assert read_draft_tokens(given) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "evaluation", "name"),
+    [
+        ("org/Model-1B", {"draft_parameters": 49_600_000}, "Model-1B-FastDraft-50M"),
+        ("folder", None, "folder-FastDraft"),
+        ("my model (old)", None, "my-model--old--FastDraft"),
+    ],
+)
+def test_a_draft_is_named_after_its_target(
+    target: str, evaluation: dict[str, int] | None, name: str
+) -> None:
+    assert default_name(target, evaluation) == name

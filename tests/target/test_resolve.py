@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.target.embedded import EMBEDDED_ID, PACKAGE
+from fastdraft_hf.target.resolve import Target, resolve_target
+
+
+@pytest.fixture(autouse=True)
+def _empty_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A machine's own cache may hold the very models that must be out of reach here.
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_the_embedded_name(target_folder: Path) -> None:
+    found = resolve_target("embedded:smollm2-135m-instruct")
+    assert found == Target(target_folder, EMBEDDED_ID, f"sha256:{PACKAGE.sha256}", "apache-2.0")
+
+
+def test_an_unknown_embedded_name_gives_the_nearest() -> None:
+    with pytest.raises(FastDraftError, match=r"did you mean 'embedded:smollm2-135m-instruct'\?"):
+        resolve_target("embedded:smollm2-135m")
+
+
+def test_a_local_folder(tiny_target_folder: Path) -> None:
+    assert resolve_target(str(tiny_target_folder)) == Target(tiny_target_folder, "target")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "~/nowhere-of-mine", "a/b/c"])
+def test_a_missing_folder(name: str) -> None:
+    with pytest.raises(FastDraftError, match=r"there is no folder .*(nowhere|a/b/c)"):
+        resolve_target(name)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match=r"holds no config\.json"):
+        resolve_target(str(tmp_path))
+
+
+def test_pickled_weights_are_not_taken(tiny_target_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_target_folder, copy)
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(FastDraftError, match=r"holds no \.safetensors weights; pickled"):
+        resolve_target(str(copy))
+
+
+def test_a_hub_id_out_of_reach() -> None:
+    with pytest.raises(FastDraftError, match="'nobody/nothing' is not on this machine"):
+        resolve_target("nobody/nothing")
+
+
+def test_a_name_the_hub_cannot_have() -> None:
+    with pytest.raises(FastDraftError, match="neither a folder nor a model id"):
+        resolve_target("no such name!")
+
+
+def test_the_embedded_id_out_of_reach(
+    target_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert resolve_target(EMBEDDED_ID).path == target_folder
+    assert "using the embedded copy" in caplog.text
+
+
+def test_a_revision_of_the_embedded_id_is_not_the_embedded_copy() -> None:
+    with pytest.raises(FastDraftError, match="the Hub is out of reach"):
+        resolve_target(EMBEDDED_ID, revision="main")

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf import recipe as module
+from fastdraft_hf.data.task_sets import KNOWN
+from fastdraft_hf.recipe import (
+    Recipe,
+    build_recipe,
+    read_recipe,
+    recipe_schema,
+    resolve_device,
+)
+from fastdraft_hf.train.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
+KEYS = [
+    *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
+    *("logits", "pretrain", "continue", "align", "trim", "export", "evaluate", "bench", "card"),
+]
+
+PYTHON = {"sources": [{"kind": "python"}]}
+CHAT = {"sets": {"chat": {"rows": 4}}}
+
+
+def test_there_are_recipes() -> None:
+    assert "quickstart.yaml" in {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize("machine", ["cpu", "cuda"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_recipe_of_the_repository_builds(
+    path: Path, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "resolve_device", lambda device: machine)
+    recipe = read_recipe(path)
+    # A draft that was never aligned is no FastDraft; one recipe makes what another then aligns.
+    assert (recipe.align is None) == (path.stem == "pretrained")
+    assert build_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
+
+
+def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
+    recipe = build_recipe({})
+    assert recipe.target == "embedded:smollm2-135m-instruct"
+    assert recipe.generate is recipe.pretrain is recipe.continue_ is recipe.align is None
+    assert list(recipe.resolved()) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"pretrain": {**PYTHON, "learning_rat": 1}}, "pretrain.learning_rat: unknown key (did "),
+        ({"pretrain": {**PYTHON, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
+        ({"continue": {**PYTHON, "seq_lenght": 1}}, "continue.seq_lenght: unknown key (did you"),
+        ({"desing": {}}, "desing: unknown key (did you mean 'design'?)"),
+        ({"qqqqqq": {}}, "qqqqqq: unknown key; valid: target, "),
+        ({"continue_": PYTHON}, "continue_: unknown key (did you mean 'continue'?)"),
+        ({"design": {"params": "ten"}}, "design.params: expected a whole number, got 'ten'"),
+        ({"design": {"params": 1.5}}, "design.params: expected a whole number, got 1.5"),
+        ({"design": {"params": True}}, "design.params: expected a whole number, got True"),
+        ({"design": {"params": float("inf")}}, "design.params: expected a whole number, got inf"),
+        ({"design": {"params": float("nan")}}, "design.params: expected a whole number, got nan"),
+        ({"design": {"params": [1]}}, "design.params: expected a whole number, got [1]"),
+        ({"design": [1]}, "design: expected a mapping of keys, got [1]"),
+        ({"design": {"params": None}}, "design.params"),
+        ({"design": {"first_weights": "projct"}}, "did you mean 'project'?"),
+        ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
+        ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
+        ({"evaluate": {"temperature": 0}}, "evaluate.temperature: must be above 0"),
+        ({"evaluate": {"temperature": []}}, "evaluate.temperature: at least one is needed"),
+        ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
+        ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),
+        ({"evaluate": {"temperature": [0.6, "x"]}}, "evaluate.temperature[1]: expected a number"),
+        ({"evaluate": {"temperature": "warm"}}, "evaluate.temperature: expected a number"),
+        (
+            {"evaluate": {"num_assistant_tokens": 0}},
+            "evaluate.num_assistant_tokens: must be at least 1",
+        ),
+        (
+            {"evaluate": {"num_assistant_tokens": [3, 3]}},
+            "evaluate.num_assistant_tokens: one stands twice",
+        ),
+        ({"evaluate": {"tasks": {}}}, "evaluate.tasks: at least one is needed"),
+        ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks.mine.dataset: needed, mine is no"),
+        (
+            {"evaluate": {"tasks": {"mine": {"datset": "a/b"}}}},
+            "evaluate.tasks.mine.datset: unknown key (did you mean 'dataset'?)",
+        ),
+        (
+            {"evaluate": {"tasks": {"mine": {"dataset": "gone.jsonl"}}}},
+            "evaluate.tasks.mine.dataset: there is no file or folder gone.jsonl",
+        ),
+        (
+            {"bench": {"tasks": {"mine": {"dataset": "a/b", "instruction": "no"}}}},
+            "bench.tasks.mine.instruction: {} is needed",
+        ),
+        ({"bench": {"tasks": [{"a": 1}]}}, "bench.tasks[0]: expected a text"),
+        ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
+        ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
+        ({"device": "tpu"}, "device: auto, cpu or cuda, not 'tpu'"),
+        ({"pretrain": {}}, "pretrain.sources: at least one source is needed"),
+        ({"pretrain": {"sources": [{"kind": "files"}]}}, "pretrain.sources[0].name: needed for"),
+        (
+            {"generate": CHAT, "align": {"sources": [{"name": "chatt"}]}},
+            "align.sources[0].name: generate has no set 'chatt'; it has: chat",
+        ),
+        ({"align": {"sources": [{"name": "chat"}]}}, "has no set 'chat'; it has: none"),
+        (
+            {"pretrain": {"sources": [{"kind": "files", "name": "/nowhere/*.txt"}]}},
+            "pretrain.sources[0].name: no file matches '/nowhere/*.txt'",
+        ),
+        (
+            {"generate": CHAT, "align": {"sources": [{"name": "chat"}, {"kind": "python"}]}},
+            "align.sources[1].kind: align reads what the target wrote (generated), not python",
+        ),
+        ({"trim": {}}, "trim: it counts the tokens of what the target wrote, and the recipe has"),
+        (
+            {"generate": CHAT, "trim": {"sets": ["chatt"]}},
+            "trim.sets[0]: generate has no set 'chatt' (did you mean 'chat'?)",
+        ),
+        ({"generate": CHAT, "trim": {"draft_vocab": 0}}, "trim.draft_vocab: must be at least 1"),
+        ({"generate": CHAT, "trim": {"texts": -1}}, "trim.texts: must be at least 0, got -1"),
+        (
+            {"generate": CHAT, "trim": {}, "bench": {"drafts": {"trimmed": "d"}}},
+            "bench.drafts.trimmed: section trim has a draft of that name timed",
+        ),
+        ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
+        ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),
+        ({"when": {"gpu": {}}}, "when.gpu: unknown machine; valid: cpu, cuda"),
+        ({"when": [1]}, "when: expected a mapping"),
+        ({"when": {"cpu": [1]}, "device": "cpu"}, "when.cpu: expected a mapping"),
+        ({"when": {"cpu": {"desing.params": 1}}, "device": "cpu"}, "desing: unknown key (did you"),
+    ],
+)
+def test_an_error_names_the_key(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError) as caught:
+        build_recipe(data)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_into_sections_and_lists() -> None:
+    data = {"generate": CHAT, "pretrain": {"sources": [{"kind": "python"}, {"name": "chat"}]}}
+    recipe = build_recipe(
+        data,
+        [
+            "seed=7",
+            "design.params=12M",
+            "pretrain.sources.1.weight=2.5",
+            "pretrain.learning_rate=1e-3",
+            "generate.sets.chat.temperatures=[0.0, 1.0]",
+            "generate.sets.more.rows=9",
+            "evaluate.tasks=[ifbench]",
+            "align.sources=[{name: more}]",
+            "target=some/model=odd",
+        ],
+    )
+    assert recipe.seed == 7
+    assert recipe.design.params == 12_000_000
+    assert recipe.pretrain is not None
+    assert [s.weight for s in recipe.pretrain.sources] == [1.0, 2.5]
+    assert recipe.pretrain.learning_rate == 0.001
+    assert recipe.generate is not None
+    assert recipe.generate.sets["chat"].temperatures == [0.0, 1.0]
+    assert recipe.generate.sets["more"].rows == 9
+    assert recipe.evaluate.tasks == ["ifbench"]
+    assert recipe.align is not None
+    assert recipe.align.sources[0].name == "more"
+    assert recipe.target == "some/model=odd"
+    assert data["pretrain"]["sources"][1] == {"name": "chat"}  # the given mapping is not changed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "'seed' is no override; write key.path=value"),
+        ("=3", "'=3' is no override"),
+        ("seed=[1", "seed: '[1' is no valid YAML value"),
+        ("seed.deep=1", "seed.deep: cannot be set, 'seed' holds no keys"),
+        ("seed.deep.er=1", "seed.deep: cannot be set, 'seed' holds no keys"),
+        ("pretrain.sources.1.weight=2", "pretrain.sources.1: the list has entries 0 to 0"),
+        ("pretrain.sources.x=2", "pretrain.sources.x: the list has entries 0 to 0"),
+        ("pretrain.sources.-1.weight=2", "pretrain.sources.-1: the list has entries 0 to 0"),
+        ("pretrain.sources.².weight=2", "pretrain.sources.²: the list has entries 0 to 0"),
+        ("pretrain.sources.0.wieght=2", "pretrain.sources[0].wieght: unknown key (did you mean"),
+        ("continue.sources=3", "continue.sources: expected a list"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(FastDraftError) as caught:
+        build_recipe({"seed": 1, "pretrain": PYTHON}, [override])
+    assert message in str(caught.value)
+
+
+class TestWhen:
+    DATA = {
+        "seed": 1,
+        "pretrain": PYTHON,
+        "when": {
+            "cuda": {"pretrain.max_train_tokens": "5M", "seed": 2},
+            "cpu": {"pretrain.max_train_tokens": "1M", "pretrain.sources.0.weight": 3},
+        },
+    }
+
+    @pytest.mark.parametrize(("device", "tokens"), [("cpu", 10**6), ("cuda", 5 * 10**6)])
+    def test_the_given_device_decides(self, device: str, tokens: int) -> None:
+        recipe = build_recipe({**self.DATA, "device": device})
+        assert recipe.pretrain is not None
+        assert recipe.pretrain.max_train_tokens == tokens
+        assert recipe.seed == (2 if device == "cuda" else 1)
+        assert recipe.pretrain.sources[0].weight == (3 if device == "cpu" else 1)
+
+    @pytest.mark.parametrize(("has_cuda", "seed"), [(True, 2), (False, 1)])
+    def test_auto_asks_the_machine(
+        self, has_cuda: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+        assert build_recipe(self.DATA).seed == seed
+        assert resolve_device("auto") == ("cuda" if has_cuda else "cpu")
+
+    def test_an_override_chooses_the_device_and_comes_last(self) -> None:
+        recipe = build_recipe({**self.DATA, "device": "cpu"}, ["device=cuda", "seed=9"])
+        assert recipe.pretrain is not None
+        assert (recipe.seed, recipe.pretrain.max_train_tokens) == (9, 5 * 10**6)
+
+    def test_it_is_no_part_of_the_resolved_recipe(self) -> None:
+        assert "when" not in build_recipe(self.DATA).resolved()
+
+
+def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("continue: {sources: [{kind: python}], seq_length: 64}\n", encoding="utf-8")
+    recipe = read_recipe(path, ["continue.warmup=0.5"])
+    assert recipe.continue_ is not None
+    assert (recipe.continue_.seq_length, recipe.continue_.warmup) == (64, 0.5)
+    resolved = recipe.resolved()
+    assert resolved["continue"]["seq_length"] == 64
+    assert "continue_" not in resolved
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n", "a recipe is a mapping of keys"),
+        (b"", "a recipe is a mapping of keys"),
+        (b"a: [1\n", "is no valid YAML: "),
+        (b"a: \x00\n", "is no valid YAML: "),
+        (b"target: caf\xe9\n", "recipe.yaml"),  # Latin-1
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(FastDraftError) as caught:
+        read_recipe(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match=r"there is no recipe file .*none\.yaml"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+TRAIN = st.fixed_dictionaries(
+    {"sources": st.just([{"kind": "python"}])},
+    optional={
+        "seq_length": st.integers(1, 512),
+        "max_train_tokens": st.integers(4096, 10**12) | st.sampled_from(["50M", "1.5k", "5B"]),
+        "learning_rate": st.floats(1e-9, 1) | st.sampled_from(["1e-3", "2E-4"]),
+        "max_minutes": st.none() | st.floats(0.1, 1e4),
+        "matrix_optimizer": st.sampled_from(["muon", "adamw"]),
+        "trainer_args": st.dictionaries(
+            st.text(min_size=1), st.integers() | st.text() | st.booleans()
+        ),
+    },
+)
+TASK_SET = st.fixed_dictionaries(
+    {"dataset": st.sampled_from(["org/set", "squad"])},
+    optional={
+        "column": st.text(min_size=1),
+        "instruction": st.sampled_from(["{}", "Say:\n\n{}", "{} {other}"]),
+        "rows": st.integers(1, 10**6) | st.just("2k"),
+        "revision": st.none() | st.text(),
+    },
+)
+TASKS = st.lists(st.sampled_from(KNOWN), min_size=1) | st.dictionaries(
+    st.text("abc.-_", min_size=1), TASK_SET, min_size=1
+)
+EVALUATE = st.fixed_dictionaries(
+    {},
+    optional={
+        "tasks": TASKS,
+        "num_assistant_tokens": st.integers(1, 9)
+        | st.lists(st.integers(1, 9), min_size=1, unique=True),
+        "temperature": st.floats(0.1, 4)
+        | st.lists(st.sampled_from([0, 0.6, 1]), min_size=1, unique=True).filter(any),
+    },
+)
+DATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "evaluate": EVALUATE,
+        "target": st.text(),
+        "output_dir": st.text(),
+        "seed": st.integers(0, 2**31),
+        "device": st.sampled_from(["auto", "cpu", "cuda"]),
+        "design": st.none() | st.fixed_dictionaries({}, optional={"params": st.integers(1, 10**9)}),
+        "pretrain": st.none() | TRAIN,
+        "continue": st.none() | TRAIN,
+        "bench": st.fixed_dictionaries(
+            {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1)},
+            optional={"tasks": TASKS},
+        ),
+        "card": st.fixed_dictionaries({"model_name": st.none() | st.text()}),
+    },
+)
+
+
+@given(DATA)
+def test_a_resolved_recipe_builds_itself_again(data: dict[str, Any]) -> None:
+    recipe = build_recipe(data)
+    resolved = recipe.resolved()
+    # Through YAML, because that is how it is kept beside every stage.
+    assert build_recipe(yaml.safe_load(yaml.safe_dump(resolved, sort_keys=False))) == recipe
+    assert recipe.resolved() == resolved
+    for key in ("target", "seed", "device"):
+        assert resolved[key] == data.get(key, resolved[key])
+
+
+def test_the_schema_has_every_key_and_no_other() -> None:
+    schema = recipe_schema()
+    assert set(schema["properties"]) == {*KEYS, "when"}
+    assert "required" not in schema  # everything has a default
+    names = {f.name for f in dataclasses.fields(Recipe)}
+    assert names - {"continue_"} | {"continue"} == set(KEYS)
+
+    def check(node: Any, path: str) -> int:
+        """Every object with fixed keys refuses others, and every key says what it is."""
+        if isinstance(node, list):
+            return sum(check(item, path) for item in node)
+        if not isinstance(node, dict):
+            return 0
+        found = 0
+        if "properties" in node:
+            found = 1
+            assert node["additionalProperties"] is False, path
+            if not path.endswith("when"):
+                for name, value in node["properties"].items():
+                    assert value.get("description"), f"{path}.{name}"
+        for name, value in node.items():
+            if name not in ("default", "description", "enum"):
+                found += check(value, f"{path}.{name}")
+        return found
+
+    # The recipe, `when`, ten sections, and the sets and sources within them.
+    assert check(schema, "") >= 14
+    train = schema["properties"]["continue"]["anyOf"][0]["properties"]
+    assert train == schema["properties"]["pretrain"]["anyOf"][0]["properties"]
+    assert train["learning_rate"]["default"] == TrainConfig().learning_rate

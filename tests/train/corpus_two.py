@@ -1,0 +1,60 @@
+"""Two processes train on a corpus and note what they read; `scale_out.py` calls this in both.
+
+Once on blocks of token shards, and once on a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def main(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fastdraft_hf.data.mixture import open_mixture
+    from fastdraft_hf.data.sources import Source
+    from fastdraft_hf.data.stream import BlockStream, as_dataset
+    from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+
+    class Watching(DraftDistillationTrainer):
+        read: list[list[int]]
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.read.extend(inputs["input_ids"].tolist())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    source = Source(kind="files", name=str(folder / "text.jsonl"))
+    stream = BlockStream([source], tokenizer, overlaps=lambda t: False, length=8, seed=0)
+    for name, dataset in (
+        ("shards", open_mixture(folder / "data")),
+        ("stream", as_dataset(stream)),
+    ):
+        args = DraftDistillationConfig(
+            output_dir=str(folder / name),
+            per_device_train_batch_size=2,
+            max_steps=6,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = Watching(
+            model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        trainer.read = []
+        trainer.train()
+        (folder / f"{name}.{rank}.json").write_text(json.dumps(trainer.read), encoding="utf-8")

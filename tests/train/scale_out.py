@@ -1,0 +1,211 @@
+"""Short trainings that one process and several must agree on; torchrun starts this file.
+
+`test_distributed.py` runs every scenario here once in its own process, with the whole batch, and
+once in two processes with half of it each, and compares what they found. The two processes read the
+corpus of `test_corpora.py` as well, since starting them takes longer than either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import corpus_two
+import datasets
+import torch
+
+VOCABULARY = 288
+TOP_K = 6
+
+# What differs from the defaults in `train`; `rows` is the batch of a step over all processes.
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "ce_adamw": {},
+    "ce_accumulated": {"gradient_accumulation_steps": 2},
+    "kl_stored_muon": {"objective": {"ce": 0.3, "kl": 0.7}, "matrix_optimizer": "muon"},
+    "kl_stored_accumulated": {
+        "objective": {"ce": 0.3, "kl": 0.7},
+        "matrix_optimizer": "muon",
+        "gradient_accumulation_steps": 2,
+    },
+    "kl_online": {"objective": "kl"},
+    "token_budget": {"max_train_tokens": "230", "max_steps": -1},
+    "streamed": {},
+    "non_finite": {"max_steps": 3},
+}
+# FSDP2 cuts up what it trains; the head is used outside of the forward pass it gathers it for.
+# "all": the head and the last norm as well are to be cut up again after the forward pass, as
+# accelerate had it before 1.15.
+SHARDED = {
+    "sharded_tied": {},
+    "sharded_untied": {},
+    "sharded_accumulated": {"gradient_accumulation_steps": 2},
+    "sharded_stored": {"objective": {"ce": 0.3, "kl": 0.7}},
+    "sharded_all_tied": {},
+    "sharded_all_untied": {},
+}
+STEPS = 4
+ROWS_A_STEP = 8
+
+
+def free_port() -> int:
+    """Return a port that torchrun's processes can meet at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rows(count: int = 24, *, stored: bool = False) -> list[dict[str, Any]]:
+    """Make rows of unequal length and unequal numbers of labels."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for number in range(count):
+        size = 5 + number * 7 % 11
+        ids = torch.randint(3, 280, (size,), generator=generator).tolist()
+        start = 1 + number % 4
+        row = {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+        if stored:
+            logits = torch.randn(size, VOCABULARY, generator=generator) * 3
+            log_p, top = logits.log_softmax(-1).topk(TOP_K, -1)
+            tail = (1 - log_p.exp().sum(-1)).log()
+            empty: list[Any] = [[]] * start
+            row["target_top_k_ids"] = empty + top[start:].tolist()
+            row["target_top_k_logprobs"] = empty + log_p[start:].tolist()
+            row["target_tail_logprob"] = [0.0] * start + tail[start:].tolist()
+        made.append(row)
+    return made
+
+
+def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str, Any]:
+    """Run a scenario and return what is compared; final weights are in ``final``."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+    settings = dict({**SCENARIOS, **SHARDED}[name])
+    accumulation = settings.get("gradient_accumulation_steps", 1)
+    dataset: Any = datasets.Dataset.from_list(rows(stored="stored" in name))
+    if name == "streamed":
+        dataset = dataset.to_iterable_dataset()
+    args = DraftDistillationConfig(
+        **{
+            "output_dir": str(folder / name),
+            "per_device_train_batch_size": ROWS_A_STEP // accumulation // processes,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "head_dtype": "float32",
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "learning_rate": 5e-3,
+            # AdamW divides by the gradient's size: of one near zero only rounding would be left.
+            "adam_epsilon": 1e-4,
+            "max_grad_norm": 1.0,
+            "max_steps": STEPS,
+            "include_num_input_tokens_seen": "non_padding",
+            **settings,
+        }
+    )
+    which = "untied" if "untied" in name else "tied"
+    trainer = DraftDistillationTrainer(
+        model=AutoModelForCausalLM.from_pretrained(models / which, dtype=torch.float32),
+        args=args,
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(models / "tied"),
+        target_model=str(models / "target") if name == "kl_online" else None,
+    )
+    found: dict[str, Any] = {"processes": args.world_size, "error": None}
+    if name == "non_finite" and processes > 1:
+        _poison(trainer, rank=1, step=2)
+    # Muon orthogonalises in bfloat16, where the smallest difference becomes one of 1/256.
+    in_float32 = mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float)
+    try:
+        with in_float32:
+            trainer.train()
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found |= {
+        "losses": [entry["loss"] for entry in logs],
+        "norms": [entry["grad_norm"] for entry in logs],
+        "acceptance": [entry.get("expected_acceptance") for entry in logs],
+        "tokens": trainer.state.num_input_tokens_seen,
+        "step": trainer.state.global_step,
+        "sharded": type(trainer.model).__name__.startswith("FSDP"),
+    }
+    if found["error"] is None:
+        trainer.save_model(str(folder / name / "final"))
+    return found
+
+
+def _poison(trainer: Any, rank: int, step: int) -> None:
+    """Make one process's hidden states no numbers at one step."""
+    calls = 0
+
+    def spoil(module: Any, args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if trainer.args.process_index == rank and calls == step:
+            output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    trainer.model.get_decoder().register_forward_hook(spoil)
+
+
+def shard_on_cpu() -> None:
+    """Have accelerate use FSDP2, which it does for accelerators only, in CPU processes.
+
+    It looks at the kind of processes and at nothing else before it prepares the model, so they are
+    called GPUs here; everything after that is accelerate's and torch's own code.
+    """
+    import accelerate.accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import FSDPModule
+
+    init, prepare = AcceleratorState.__init__, accelerate.accelerator.fsdp2_prepare_model
+
+    def init_with_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
+        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        init(self, *args, **kwargs)
+
+    def prepare_all(accelerator: Any, model: Any) -> Any:
+        model = prepare(accelerator, model)
+        if os.environ.get("RESHARD_ALL"):
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_reshard_after_forward(True)
+        return model
+
+    AcceleratorState.__init__ = init_with_gpus
+    accelerate.accelerator.fsdp2_prepare_model = prepare_all
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }
+
+
+def main(models: Path, folder: Path, corpus: Path) -> None:
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    corpus_two.main(corpus)
+    for name in [*SCENARIOS, *SHARDED]:
+        if name == next(iter(SHARDED)):
+            shard_on_cpu()
+        os.environ["RESHARD_ALL"] = "yes" if "_all_" in name else ""
+        found = train(name, models, folder, processes)
+        (folder / f"{name}.{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from fastdraft_hf.train.checkpoints import MarkCompleteCheckpoints, last_complete_checkpoint
+
+
+def make(folder: Path, step: int, whole: bool) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "model.safetensors").write_text("weights")
+    if whole:
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        arguments = TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
+        MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())
+    return path
+
+
+def test_none(tmp_path: Path) -> None:
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_newest_whole_one_and_torn_ones_go(tmp_path: Path) -> None:
+    make(tmp_path, 9, whole=True)
+    newest = make(tmp_path, 10, whole=True)  # as text, 9 would come after 10
+    torn = make(tmp_path, 11, whole=False)
+    assert last_complete_checkpoint(tmp_path) == newest
+    assert not torn.exists()
+    assert (tmp_path / "checkpoint-9").exists()
+
+
+def test_only_torn_ones(tmp_path: Path) -> None:
+    torn = [make(tmp_path, step, whole=False) for step in (1, 2)]
+    assert last_complete_checkpoint(tmp_path) is None
+    assert not any(path.exists() for path in torn)
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert last_complete_checkpoint(tmp_path) is None
+    assert (tmp_path / "checkpoint-mine").exists()
+
+
+def test_other_processes_mark_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path, 3, whole=False)
+    state = TrainerState(global_step=3, is_world_process_zero=False)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())
+    assert [p.name for p in path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_process_on_the_cpu_reads_an_optimizer(tmp_path: Path) -> None:
+    """`Trainer` resumes with the device of the process, such as cpu:1."""
+    torch.save({"state": torch.arange(3)}, tmp_path / "optimizer.pt")
+    found = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 1))
+    assert torch.equal(found["state"], torch.arange(3))

@@ -1,0 +1,203 @@
+"""Training on corpora: killed on a stream and gone on with, shared out over two processes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launched import TwoProcesses
+from safetensors.torch import load_file
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.blocks import open_shards
+from fastdraft_hf.data.mixture import open_mixture
+from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.stream import BlockStream
+from fastdraft_hf.train import loop
+from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.loop import train
+from fastdraft_hf.train.progress import TrainingProgress
+from fastdraft_hf.train.streaming import PLACE, read_place
+
+Make = Callable[..., Any]
+LENGTH, STEPS, WINDOW = 8, 11, 6
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    # Dropout makes a run depend on the state of the random numbers, which must be resumed too.
+    tiny_model(attention_dropout=0.2).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    path = tmp_path / "text.jsonl"
+    texts = ["".join(chr(97 + (n * 7 + i * i) % 26) for i in range(7)) for n in range(60)]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return Source(kind="files", name=str(path))
+
+
+def config(source: Source, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "sources": [source],
+        "max_train_tokens": STEPS * 4 * LENGTH,
+        "seq_length": LENGTH,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "streaming": True,
+        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def stream_of(source: Source, tokenizer: Any) -> BlockStream:
+    return BlockStream(
+        [source], tokenizer, overlaps=lambda t: False, length=LENGTH, seed=0, window=WINDOW
+    )
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
+
+
+def test_a_killed_stream_goes_on_bit_for_bit(
+    tmp_path: Path,
+    start: Path,
+    source: Source,
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_in: list[int] = []  # blocks of every iteration
+
+    class Counting(BlockStream):
+        def __iter__(self) -> Any:
+            read_in.append(0)
+            number = len(read_in) - 1
+            for row in super().__iter__():
+                read_in[number] += 1
+                yield row
+
+    def run(name: str) -> Any:
+        stream = Counting(
+            [source], tiny_tokenizer, overlaps=lambda t: False, length=LENGTH, seed=0, window=WINDOW
+        )
+        settings = config(source)
+        return train(
+            start, tiny_tokenizer, tmp_path / "none", tmp_path / name, settings,
+            seed=3, device="cpu", label="pretrain", stream=stream,
+        )  # fmt: skip
+
+    kill_at(monkeypatch, None)
+    whole = run("whole")
+    for step in (5, 10):
+        kill_at(monkeypatch, step)
+        with pytest.raises(Killed):
+            run("killed")
+    kept = last_complete_checkpoint(tmp_path / "killed")
+    assert kept is not None
+    assert kept.name == "checkpoint-9"
+    place = read_place(kept)
+    assert (place["window"] * WINDOW + place["taken"]) == 9 * 4
+    kill_at(monkeypatch, None)
+    resumed = run("killed")
+    assert read_in[-1] <= (STEPS - 9 + 1) * 4  # the trainer did not read its way there again
+    assert [e["loss"] for e in resumed["log"] if "loss" in e] == [
+        e["loss"] for e in whole["log"] if "loss" in e
+    ]
+    ours, theirs = (
+        load_file(tmp_path / n / "model" / "model.safetensors") for n in ("killed", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert resumed["tokens"] == whole["tokens"] == STEPS * 4 * LENGTH
+    read = resumed["read"][source.name]
+    assert read == whole["read"][source.name]
+    assert read["tokens"] >= STEPS * 4 * LENGTH
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match=f"holds no place of a stream .{PLACE}"):
+        read_place(tmp_path)
+
+
+def test_the_estimate_is_printed_and_kept(
+    tmp_path: Path,
+    start: Path,
+    source: Source,
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(loop, "_WORTH_ESTIMATING", STEPS)
+    caplog.set_level("INFO")
+    plans = []
+    for name in ("a", "a"):
+        facts = train(
+            start, tiny_tokenizer, tmp_path / "none", tmp_path / name, config(source),
+            seed=3, device="cpu", label="pretrain", stream=stream_of(source, tiny_tokenizer),
+        )  # fmt: skip
+        plans.append(facts["plan"])
+    (line,) = [r.getMessage() for r in caplog.records if "timed on a copy" in r.getMessage()]
+    assert line.startswith("pretrain: 352 tokens at ")
+    assert plans[0] == plans[1]  # measured once
+    assert plans[0]["estimated_minutes"] >= 0
+    assert plans[0]["tokens_a_second"] > 0
+
+
+@pytest.fixture(scope="module")
+def two(two_processes: TwoProcesses) -> tuple[Path, Source]:
+    """A corpus of 60 documents, a block each, trained on by two processes for six steps."""
+    return two_processes.corpus, two_processes.source
+
+
+def read_by(folder: Path, name: str) -> list[list[tuple[int, ...]]]:
+    found = [json.loads((folder / f"{name}.{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    return [[tuple(row) for row in rows] for rows in found]
+
+
+def test_two_processes_share_the_blocks_of_shards(two: tuple[Path, Source]) -> None:
+    folder, _ = two
+    blocks = Counter(map(tuple, open_mixture(folder / "data")["input_ids"]))
+    assert len(blocks) == 24
+    first, second = read_by(folder, "shards")
+    assert len(first) == len(second) == 12
+    assert not set(first) & set(second)
+    assert Counter(first + second) == blocks
+
+
+def test_two_processes_share_a_stream(two: tuple[Path, Source], tiny_tokenizer: Any) -> None:
+    folder, source = two
+    stream = BlockStream([source], tiny_tokenizer, overlaps=lambda t: False, length=8, seed=0)
+    blocks = Counter(tuple(row["input_ids"]) for row in islice(stream, 24))
+    first, second = read_by(folder, "stream")
+    assert len(first) == len(second) == 12
+    assert Counter(first + second) == blocks
+
+
+def test_the_script_reads_shards(two: tuple[Path, Source]) -> None:
+    """As `recipes/train.py` opens them, and what it says of a folder that is too small."""
+    (folder,) = (p for p in (two[0] / "tokens").iterdir() if p.is_dir())
+    dataset = open_shards(folder, LENGTH)
+    mixture = open_mixture(two[0] / "data")["input_ids"]
+    assert dataset["input_ids"][: len(mixture)] == list(mixture)
+    with pytest.raises(FastDraftError, match="give no block of 100000"):
+        open_shards(folder, 100_000)

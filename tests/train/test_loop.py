@@ -1,0 +1,298 @@
+"""Whole training runs: killed ones go on bit for bit, and nothing is told to anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.config import LoraSettings, TrainConfig
+from fastdraft_hf.train.loop import train, training_arguments
+from fastdraft_hf.train.progress import TrainingProgress
+
+Make = Callable[..., Any]
+LENGTH, STEPS = 8, 9
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 24), ("eval", 4)):
+        blocks = torch.randint(3, 280, (count, LENGTH), generator=generator).tolist()
+        rows = [{"input_ids": block, "labels": block} for block in blocks]
+        datasets.Dataset.from_list(rows).save_to_disk(str(folder / split))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    # Dropout makes a run depend on the state of the random numbers, which must be resumed too.
+    tiny_model(attention_dropout=0.2).save_pretrained(folder)
+    return folder
+
+
+def config(**changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "max_train_tokens": STEPS * 4 * LENGTH,
+        "seq_length": LENGTH,
+        "per_device_train_batch_size": 4,
+        "eval_sequences": 4,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: TrainConfig) -> Any:
+    return train(start, tokenizer, data, work, settings, seed=3, device="cpu", label="pretrain")
+
+
+def weights(work: Path) -> dict[str, torch.Tensor]:
+    return load_file(work / "model" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"matrix_optimizer": "adamw", "lr_scheduler_type": "linear"},
+        {"gradient_accumulation_steps": 2, "max_train_tokens": STEPS * 8 * LENGTH},
+        {"sampled_softmax": 7},  # what is drawn must be resumed too
+    ],
+    ids=["muon", "adamw", "accumulated", "sampled"],
+)
+def test_a_killed_run_goes_on_bit_for_bit(
+    tmp_path: Path,
+    start_model: Path,
+    tiny_tokenizer: Any,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    settings = config(**changes)
+    facts = run(start_model, tiny_tokenizer, data, tmp_path / "whole", settings)
+    assert facts["steps"] == STEPS
+    kills = [1, 5, 8]  # before the first checkpoint, in the middle, near the end
+    for kill in kills:
+        with monkeypatch.context() as patch:
+            kill_at(patch, kill)
+            with pytest.raises(Killed):
+                run(start_model, tiny_tokenizer, data, tmp_path / "killed", settings)
+    assert not (tmp_path / "killed" / "model").exists()
+    whole = last_complete_checkpoint(tmp_path / "killed")
+    assert whole is not None
+    assert whole.name == "checkpoint-6"
+    torn = tmp_path / "killed" / "checkpoint-8"  # what a kill while saving leaves
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text("{")
+    resumed = run(start_model, tiny_tokenizer, data, tmp_path / "killed", settings)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert (resumed["steps"], resumed["tokens"]) == (facts["steps"], facts["tokens"])
+    assert [e["loss"] for e in resumed["log"] if "loss" in e] == [
+        e["loss"] for e in facts["log"] if "loss" in e
+    ]
+
+
+def test_what_a_run_leaves(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    facts = run(start_model, tiny_tokenizer, data, tmp_path, config())
+    assert facts["tokens"] == STEPS * 4 * LENGTH
+    assert facts["head_dtype"] == "float32"
+    assert any("eval_loss" in entry for entry in facts["log"])
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan == {"max_train_tokens": STEPS * 4 * LENGTH}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not same(dict(model.state_dict()), load_file(start_model / "model.safetensors"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
+
+
+def test_weights_are_averaged_with_those_of_the_start(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    run(start_model, tiny_tokenizer, data, tmp_path / "trained", config())
+    run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
+    start, trained = load_file(start_model / "model.safetensors"), weights(tmp_path / "trained")
+    both = weights(tmp_path / "both")
+    assert both.keys() == trained.keys()
+    for name, weight in both.items():
+        torch.testing.assert_close(weight, 0.25 * start[name] + 0.75 * trained[name])
+    shutil.rmtree(tmp_path / "both" / "model")  # killed before it was saved: not averaged twice
+    run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
+    assert same(weights(tmp_path / "both"), both)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_weight": 1.0}, "start_weight: a share of at least 0 and below 1, got 1.0"),
+        ({"start_weight": -0.1}, "start_weight: a share of at least 0"),
+        ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
+    ],
+)
+def test_a_start_weight_that_is_none(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        config(**changes)
+
+
+def test_killed_after_the_last_checkpoint(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    run(start_model, tiny_tokenizer, data, tmp_path, config())
+    before = weights(tmp_path)
+    shutil.rmtree(tmp_path / "model")  # the checkpoint was written, the model was not
+    again = run(start_model, tiny_tokenizer, data, tmp_path, config())
+    assert again["steps"] == STEPS  # there was nothing left to train
+    assert same(before, weights(tmp_path))
+
+
+def test_the_plan_is_kept(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"max_train_tokens": 3 * 4 * LENGTH}))
+    assert run(start_model, tiny_tokenizer, data, tmp_path, config())["steps"] == 3
+
+
+def test_a_minute_budget_can_only_cut(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+) -> None:
+    settings = config(max_minutes=1e-9)
+    assert run(start_model, tiny_tokenizer, data, tmp_path / "a", settings)["steps"] == 1
+    run(start_model, tiny_tokenizer, data, tmp_path / "b", config(max_minutes=1e6))
+    run(start_model, tiny_tokenizer, data, tmp_path / "c", config())
+    plan = json.loads((tmp_path / "b" / "plan.json").read_text())
+    assert plan["max_train_tokens"] == STEPS * 4 * LENGTH
+    assert plan["tokens_a_second"] > 0
+    # Timing a few steps first must leave no trace in what is trained.
+    assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
+
+
+def test_a_loss_that_explodes_is_said(
+    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path, tiny_model: Make
+) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    settings = config(trainer_args={"disable_tqdm": True})
+    said = r"^pretrain: step 1: the loss is no number \(ce nan\) on rows [\d, ]+ of train_dataset; "
+    with pytest.raises(FastDraftError, match=said):
+        run(tmp_path / "broken", tiny_tokenizer, data, tmp_path / "work", settings)
+    assert not (tmp_path / "work" / "model").exists()
+
+
+def test_arguments_follow_the_section(tmp_path: Path) -> None:
+    settings = config(learning_rate=0.5, matrix_learning_rate=0.25, warmup=0.5, save_steps=7)
+    made = training_arguments(settings, tmp_path, max_steps=10, seed=4, device="cpu")
+    assert (made.learning_rate, made.matrix_learning_rate) == (0.5, 0.25)
+    assert (made.max_steps, made.warmup_steps, made.save_steps, made.seed) == (10, 0.5, 7, 4)
+    assert made.token_budget is None
+    assert made.report_to == []
+    assert made.disable_tqdm is True  # from trainer_args
+    override = config(trainer_args={"learning_rate": 0.125})
+    made = training_arguments(override, tmp_path, seed=4, device="cpu")
+    assert made.learning_rate == 0.125
+    assert (made.max_steps, made.token_budget) == (-1, STEPS * 4 * LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rat": 1}, r"trainer_args\.learning_rat: unknown field .*'learning_rate'"),
+        ({"head_dtype": "float8"}, "trainer_args: head_dtype must be auto"),
+        ({"save_strategy": "sometimes"}, "trainer_args: .*sometimes"),
+    ],
+)
+def test_bad_trainer_arguments(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        training_arguments(config(trainer_args=given), tmp_path, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_length": 0}, "seq_length: must be at least 1"),
+        ({"warmup": 1.0}, "warmup: a share"),
+        ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
+        ({"decay": 0.99}, "decay: a share above 0 that leaves room for warmup"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature: must be above 0"),
+        ({"max_train_tokens": 31}, r"max_train_tokens: 31 is below one step of 32 tokens"),
+    ],
+)
+def test_sections_refuse_nonsense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastDraftError, match=message):
+        config(**changes)
+
+
+# What a user's own process does: transformers is long imported when training starts.
+_TELEMETRY = """
+import socket, sys, time
+from pathlib import Path
+tried = []
+real = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX:
+        tried.append(address)
+        raise ConnectionRefusedError
+    return real(self, address)
+socket.socket.connect = connect
+socket.getaddrinfo = lambda *a, **k: tried.append(a) or (_ for _ in ()).throw(OSError())
+from fastdraft_hf.train.config import LoraSettings, TrainConfig  # first, as in the command line
+from fastdraft_hf.train.loop import train
+from transformers import AutoTokenizer
+start, data, work = map(Path, sys.argv[1:])
+config = TrainConfig(max_train_tokens=32, seq_length=8, per_device_train_batch_size=4,
+    trainer_args={"disable_tqdm": True})
+train(start, AutoTokenizer.from_pretrained(start), data, work, config,
+    seed=0, device="cpu", label="x")
+time.sleep(1)  # telemetry has a thread of its own
+print("TRIED", tried)
+"""
+
+
+def test_nothing_is_told_to_anybody(tmp_path: Path, tiny_target_folder: Path, data: Path) -> None:
+    silenced = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    environment = {k: v for k, v in os.environ.items() if k not in silenced}
+    # Whatever slips through the check goes nowhere.
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    result = subprocess.run(
+        [sys.executable, "-c", _TELEMETRY, str(tiny_target_folder), str(data), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().splitlines()[-1] == "TRIED []"

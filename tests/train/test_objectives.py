@@ -1,0 +1,483 @@
+"""The terms against their formulas, what holds over buckets, and the registry."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastdraft_hf
+from fastdraft_hf._head import Head
+from fastdraft_hf.data.target_logits import FLOOR, top_k_of
+from fastdraft_hf.train import objectives
+from fastdraft_hf.train.distribution import TargetHead, TopK
+from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
+from fastdraft_hf.train.objectives import PRESETS, Objective, Pair, Term, register_term, terms
+
+NAMES = sorted(terms())
+LOWER = ["kl", "rkl", "jsd", "tvd", "nla"]
+KINKED = {"tvd", "nla", "lk_hybrid"}
+
+Rows = list[float]
+
+
+def tvd(p: Rows, q: Rows) -> float:
+    return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
+
+
+def kl(p: Rows, q: Rows) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def alpha(p: Rows, q: Rows) -> float:
+    return sum(min(a, b) for a, b in zip(p, q, strict=True))
+
+
+def jsd(p: Rows, q: Rows) -> float:
+    m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return kl(p, m) / 2 + kl(q, m) / 2
+
+
+def lk_hybrid(p: Rows, q: Rows) -> float:
+    share = math.exp(-3 * alpha(p, q))
+    return share * kl(p, q) + (1 - share) * tvd(p, q)
+
+
+# Plain Python over one row; nothing of it comes from the package.
+FORMULAS: dict[str, Callable[[Rows, Rows], float]] = {
+    "ce": lambda p, q: -sum(a * math.log(b) for a, b in zip(p, q, strict=True)),
+    "kl": kl,
+    "rkl": lambda p, q: kl(q, p),
+    "jsd": jsd,
+    "tvd": tvd,
+    "nla": lambda p, q: -math.log(alpha(p, q)),
+    "lk_hybrid": lk_hybrid,
+}
+
+
+def log_rows(n: int, b: int, seed: int, spread: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, b, generator=generator, dtype=torch.float64) * spread
+    return torch.log_softmax(logits, -1)
+
+
+def log_of(*rows: Rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def value(name: str, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    return terms()[name].value_and_slope(Pair(log_p, log_q))[0]
+
+
+def through_softmax(slope: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """What a slope by ``log q`` is by the logits; a multiple of q does not show."""
+    return slope - q * slope.sum(-1, keepdim=True)
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "_TERMS", terms())
+
+
+# Terms
+
+
+def test_there_is_a_formula_for_every_term() -> None:
+    assert set(FORMULAS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(n=st.integers(1, 6), b=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_value_and_slope(name: str, n: int, b: int, seed: int) -> None:
+    term = terms()[name]
+    log_p, log_q = log_rows(n, b, seed), log_rows(n, b, seed + 1)
+    p, logits = log_p.exp(), log_q.clone().requires_grad_()
+    values, slope = term.value_and_slope(Pair(log_p, log_q))
+    reference = term.reference(p, torch.softmax(logits, -1))
+    reference.sum().backward()
+    direct = [FORMULAS[name](a, c) for a, c in zip(p.tolist(), log_q.exp().tolist(), strict=True)]
+    expected = torch.tensor(direct, dtype=torch.float64)
+    torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(reference.detach(), expected, rtol=1e-9, atol=1e-12)
+    assert logits.grad is not None
+    ours = through_softmax(slope, log_q.exp())
+    torch.testing.assert_close(ours, logits.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_slope_is_the_change_of_the_value(name: str) -> None:
+    """Central differences: here the slope answers to nothing but the formula."""
+    log_p, logits = log_rows(1, 7, 0), log_rows(1, 7, 1)
+    slope = terms()[name].value_and_slope(Pair(log_p, logits))[1]
+    if name == "lk_hybrid":  # its mixing weight is held
+        share = math.exp(-3 * alpha(log_p.exp()[0].tolist(), logits.exp()[0].tolist()))
+
+        def formula(p: Rows, q: Rows) -> float:
+            return share * kl(p, q) + (1 - share) * tvd(p, q)
+    else:
+        formula = FORMULAS[name]
+    step, measured = 1e-6, []
+    for v in range(7):
+        up, down = logits.clone(), logits.clone()
+        up[0, v] += step
+        down[0, v] -= step
+        ends = [
+            formula(log_p.exp()[0].tolist(), torch.softmax(z, -1)[0].tolist()) for z in (up, down)
+        ]
+        measured.append((ends[0] - ends[1]) / (2 * step))
+    ours = through_softmax(slope, logits.exp())[0]
+    expected = torch.tensor(measured, dtype=torch.float64)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"ce"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_distribution_has_value_and_gradient_zero(name: str, dtype: torch.dtype) -> None:
+    log_p = log_rows(5, 30, 3).to(dtype)
+    values, slope = terms()[name].value_and_slope(Pair(log_p, log_p.clone()))
+    size = 1e-6 if dtype == torch.float32 else 1e-14
+    assert values.abs().max() <= size
+    # At the kink half of q is taken for every token, which is a multiple of q as well.
+    assert through_softmax(slope, log_p.exp()).abs().max() <= size
+
+
+@given(n=st.integers(1, 5), b=st.integers(2, 30), seed=st.integers(0, 10**6))
+def test_at_a_kink_the_slope_is_a_subgradient(n: int, b: int, seed: int) -> None:
+    """Some tokens have p = q exactly: there the slope is the middle of both one-sided ones."""
+    log_p, log_q = log_rows(n, b, seed), log_rows(n, b, seed + 1)
+    same = torch.rand(n, b, generator=torch.Generator().manual_seed(seed)) < 0.4
+    log_q = torch.where(same, log_p, log_q)
+    pair = Pair(log_p, log_q)
+    slope = terms()["tvd"].value_and_slope(pair)[1]
+    p, q = pair.p, pair.q
+    # A multiple of q is free; with this one the slope of 1 − Σ min(p, q) is -q or 0.
+    likeliest = q.argmax(-1, keepdim=True)
+    plain = slope + q * ((q - p).gather(1, likeliest).sign() - 1) / 2
+    torch.testing.assert_close(plain[q > p], torch.zeros_like(q[q > p]))
+    torch.testing.assert_close(plain[q < p], -q[q < p])
+    torch.testing.assert_close(plain[same], -q[same] / 2)  # of the interval from −q to 0
+    alphas = torch.minimum(p, q).sum(-1, keepdim=True)
+    torch.testing.assert_close(terms()["nla"].value_and_slope(pair)[1], slope / alphas)
+
+
+@given(n=st.integers(1, 6), b=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_ranges(n: int, b: int, seed: int) -> None:
+    log_p, log_q = log_rows(n, b, seed, 6.0), log_rows(n, b, seed + 1, 6.0)
+    pair = Pair(log_p, log_q)
+    torch.testing.assert_close(value("tvd", log_p, log_q), 1 - pair.acceptance)
+    torch.testing.assert_close(value("nla", log_p, log_q), -pair.acceptance.log())
+    assert (value("jsd", log_p, log_q) <= math.log(2) + 1e-12).all()
+    for name in LOWER:
+        assert (value(name, log_p, log_q) >= -1e-12).all()
+    backwards = value("jsd", log_q, log_p)
+    torch.testing.assert_close(value("jsd", log_p, log_q), backwards, rtol=1e-9, atol=1e-12)
+
+
+def test_distributions_that_share_nothing() -> None:
+    log_p = torch.tensor([[0.0, -1e4]])
+    log_q = log_p.flip(-1)
+    assert float(value("jsd", log_p, log_q)) == pytest.approx(math.log(2), rel=1e-6)
+    assert float(value("tvd", log_p, log_q)) == pytest.approx(1.0)
+    for name in NAMES:
+        values, slope = terms()[name].value_and_slope(Pair(log_p, log_q))
+        assert torch.isfinite(values).all()
+        assert torch.isfinite(slope).all()
+
+
+def test_ce_is_the_label_when_p_is() -> None:
+    log_q = log_rows(1, 4, 0)
+    log_p = torch.full((1, 4), -1e4, dtype=torch.float64)
+    log_p[0, 2] = 0.0
+    assert float(value("ce", log_p, log_q)) == pytest.approx(-float(log_q[0, 2]))
+    assert float(value("kl", log_p, log_q)) == pytest.approx(-float(log_q[0, 2]))
+
+
+# Buckets
+
+
+def merged(log_p: torch.Tensor, log_q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keep the k most probable of p; the rest is one outcome."""
+    ids = log_p.topk(k, -1).indices
+
+    def buckets(rows: torch.Tensor) -> torch.Tensor:
+        rest = rows.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        return torch.cat([rows.gather(1, ids), rest], 1)
+
+    return buckets(log_p), buckets(log_q)
+
+
+@settings(max_examples=100)
+@given(
+    n=st.integers(1, 6), b=st.integers(2, 60), share=st.floats(0, 0.999), seed=st.integers(0, 10**6)
+)
+def test_over_buckets_divergences_are_lower_bounds(n: int, b: int, share: float, seed: int) -> None:
+    k = max(1, int(share * b))
+    log_p, log_q = log_rows(n, b, seed), log_rows(n, b, seed + 1)
+    pair = merged(log_p, log_q, k)
+    for name in LOWER:
+        assert (value(name, *pair) <= value(name, log_p, log_q) + 1e-12).all(), name
+    assert (Pair(*pair).acceptance >= Pair(log_p, log_q).acceptance - 1e-12).all()
+    share_b = torch.exp(-3 * Pair(*pair).acceptance)
+    mix = share_b * value("kl", *pair) + (1 - share_b) * value("tvd", *pair)
+    torch.testing.assert_close(value("lk_hybrid", *pair), mix)
+
+
+# The first two tokens are kept; p of the other three is 0.1, 0.06 and 0.04.
+TARGET = log_of([0.5, 0.3, 0.1, 0.06, 0.04])
+CASES = {
+    # p/q the same for all merged tokens: nothing is lost.
+    "same ratio": (log_of([0.3, 0.3, 0.2, 0.12, 0.08]), set(LOWER)),
+    # p ≤ q (or p ≥ q) for all of them, with other ratios: only what counts min(p, q) is exact.
+    "p below q": (log_of([0.3, 0.3, 0.11, 0.08, 0.21]), {"tvd", "nla"}),
+    "p above q": (log_of([0.4, 0.45, 0.08, 0.04, 0.03]), {"tvd", "nla"}),
+    # p above q for one and below for another: everything is a strict bound.
+    "crossed": (log_of([0.4, 0.3, 0.05, 0.05, 0.2]), set()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", LOWER)
+def test_when_a_bound_is_exact_and_when_strict(name: str, case: str) -> None:
+    log_q, exact = CASES[case]
+    full = float(value(name, TARGET, log_q))
+    bound = float(value(name, *merged(TARGET, log_q, 2)))
+    if name in exact:
+        assert bound == pytest.approx(full, rel=1e-9)
+    else:
+        assert bound < full - 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_when_the_bounded_acceptance_is_exact_and_when_strict(case: str) -> None:
+    log_q, exact = CASES[case]
+    full = float(Pair(TARGET, log_q).acceptance)
+    bound = float(Pair(*merged(TARGET, log_q, 2)).acceptance)
+    assert bound == pytest.approx(full, rel=1e-9) if "tvd" in exact else bound > full + 1e-4
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_the_bounds_hold_in_the_head_and_are_exact_when_nothing_is_left_over(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(s, 4, generator=generator) for s in (20, 30))
+    wanted, rows = (torch.randn(s, 4, generator=generator) for s in (20, 30))
+    labels = torch.zeros(20, dtype=torch.long)
+    target = TargetHead(wanted, Head(rows, None))
+
+    def measured(target: TopK | TargetHead) -> tuple[float, float]:
+        result = fused_head_loss(hidden, weight, labels, objective=Objective(name), target=target)
+        assert result.acceptance is not None
+        return float(result.loss), float(result.acceptance)
+
+    full, accepted = measured(target)
+    for k in (1, 3, 10):
+        bound, bounded = measured(TopK(*top_k_of(target.logits(), k)))
+        assert bound < full * 0.999
+        assert bounded > accepted * 1.001
+    assert measured(TopK(*top_k_of(target.logits(), 30))) == pytest.approx((full, accepted), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["kl", "tvd", "nla", "jsd"])
+def test_nothing_left_over_in_the_target_alone_is_exact(name: str) -> None:
+    """The draft may put mass where the stored target has none; `rkl` is floored there instead."""
+    log_p = torch.cat([log_of([0.6, 0.4]), torch.full((1, 3), FLOOR, dtype=torch.float64)], 1)
+    log_q = log_of([0.3, 0.3, 0.1, 0.1, 0.2])
+    bound = float(value(name, *merged(log_p, log_q, 2)))
+    assert bound == pytest.approx(float(value(name, log_p, log_q)), rel=1e-9)
+    assert math.isfinite(float(value("rkl", *merged(log_p, log_q, 2))))
+
+
+# Objectives
+
+
+def test_presets_are_the_papers() -> None:
+    assert PRESETS == {
+        "ce": {"ce": 1.0},
+        "ce_kl": {"ce": 0.5, "kl": 0.5},
+        "ce_tvd": {"ce": 0.5, "tvd": 0.5},
+        "kl": {"kl": 1.0},
+        "tvd": {"tvd": 1.0},
+    }
+    for name, weights in PRESETS.items():
+        assert Objective(name).weights == weights
+
+
+def test_an_objective() -> None:
+    mixed = Objective({"ce": 2, "tvd": 0.25, "nla": 3.0})
+    assert mixed.weights == {"ce": 2.0, "tvd": 0.25, "nla": 3.0}
+    assert all(type(weight) is float for weight in mixed.weights.values())
+    assert mixed.needs_distribution
+    assert mixed.label_weight == 2.0
+    assert mixed.divergences == {"tvd": (0.25, terms()["tvd"]), "nla": (3.0, terms()["nla"])}
+    assert repr(mixed) == "2 ce + 0.25 tvd + 3 nla"
+    labels_only = Objective("ce")
+    assert (labels_only.needs_distribution, labels_only.label_weight) == (False, 1.0)
+    assert Objective("kl").label_weight == 0.0
+    for name in NAMES:
+        assert Objective(name).weights == {name: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("tdv", r"there is no 'tdv' \(did you mean 'tvd'\?\); terms: .*; presets: .*ce_kl"),
+        ("ce_lk", r"did you mean 'ce_kl'\?"),
+        ("zzzzzz", r"there is no 'zzzzzz'; terms: "),
+        ({"klx": 1.0}, r"objective\.klx: there is no such term \(did you mean 'kl'\?\)"),
+        ({"ce": 1.0, "ce_kl": 1.0}, r"objective\.ce_kl: there is no such term"),
+        ({}, "at least one term is needed"),
+    ],
+)
+def test_unknown_names(weights: dict[str, float] | str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(weights)
+
+
+@pytest.mark.parametrize(
+    "weight", [0, 0.0, -1, -0.5, math.nan, math.inf, -math.inf, True, False, "1", None, [1.0]]
+)
+def test_a_weight_is_a_number_above_zero(weight: object) -> None:
+    with pytest.raises(ValueError, match=r"objective\.kl: a weight above 0 is needed, got"):
+        Objective({"ce": 1.0, "kl": weight})  # type: ignore[dict-item]
+
+
+# The registry
+
+
+class SquaredDistance(Term):
+    """``Σ (p − q)²``, which is nowhere in the package."""
+
+    name = "squared_distance"
+
+    def value_and_slope(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+        apart = pair.q - pair.p
+        return apart.square().sum(-1), 2 * apart * pair.q
+
+    def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return (p - q).square().sum(-1)
+
+
+@pytest.mark.usefixtures("_own_registry")
+@pytest.mark.parametrize("k", [3, None])
+def test_a_term_from_outside_trains(k: int | None) -> None:
+    assert register_term(SquaredDistance) is SquaredDistance
+    objective = Objective({"squared_distance": 2.0, "ce": 0.1})
+    assert "squared_distance" in terms()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(12, 5, generator=generator)
+    weight = torch.randn(9, 5, generator=generator).requires_grad_()
+    wanted, rows = (torch.randn(s, 5, generator=generator) for s in (12, 9))
+    head = TargetHead(wanted, Head(rows, None))
+    target = head if k is None else TopK(*top_k_of(head.logits(), k))
+    labels = head.logits().argmax(-1)
+    exact = weight.detach().double().requires_grad_()
+    double = (
+        TargetHead(wanted.double(), Head(rows.double(), None))
+        if isinstance(target, TargetHead)
+        else TopK(target.ids, target.log_probs.double(), target.tail.double())
+    )
+    fused_head_loss(hidden, weight, labels, objective=objective, target=target).loss.backward()
+    dense_head_loss(hidden.double(), exact, labels, objective=objective, target=double).backward()
+    assert weight.grad is not None
+    assert exact.grad is not None
+    error = (weight.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
+    assert error < 1e-5
+    optimizer, values = torch.optim.SGD([weight], lr=0.05), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        result = fused_head_loss(hidden, weight, labels, objective=objective, target=target)
+        result.loss.backward()
+        optimizer.step()
+        values.append(float(result.terms["squared_distance"]))
+    assert values[-1] < 0.5 * values[0]
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_name_that_is_taken_is_refused() -> None:
+    before = terms()["kl"]
+
+    class Mine(SquaredDistance):
+        name = "kl"
+
+    with pytest.raises(ValueError, match="a term named 'kl' is registered already"):
+        register_term(Mine)
+    assert terms()["kl"] is before
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_the_same_class_may_come_again() -> None:
+    """A module that is reloaded registers its term a second time."""
+    register_term(SquaredDistance)
+    register_term(SquaredDistance)
+    assert type(terms()["squared_distance"]) is SquaredDistance
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_taken_name_is_refused_to_a_namesake_of_another_module() -> None:
+    namesake = type("ForwardKL", (SquaredDistance,), {"name": "kl", "__module__": "elsewhere"})
+    with pytest.raises(ValueError, match="registered already"):
+        register_term(namesake)
+
+
+def test_what_terms_returns_is_no_way_into_the_registry() -> None:
+    terms().clear()
+    assert sorted(terms()) == NAMES
+
+
+def test_every_module_that_defines_a_term_is_found() -> None:
+    defined = {}
+    for module in pkgutil.iter_modules(objectives.__path__):
+        found = importlib.import_module(f"{objectives.__name__}.{module.name}")
+        for _, cls in inspect.getmembers(found, inspect.isclass):
+            if issubclass(cls, Term) and cls.__module__ == found.__name__ and cls is not Term:
+                defined[cls.name] = cls
+    assert {name: type(term) for name, term in terms().items()} == defined
+    assert {"ce", "kl", "rkl", "jsd", "tvd", "nla", "lk_hybrid"} <= set(defined)
+
+
+def test_a_new_file_in_the_folder_is_all_it_takes(tmp_path: Path) -> None:
+    package = Path(fastdraft_hf.__file__).parent
+    parts = ("__init__.py", "_errors.py", "train/__init__.py", "train/objectives")
+    for part in parts:
+        source, copy = package / part, tmp_path / "fastdraft_hf" / part
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy)
+        else:
+            shutil.copy(source, copy)
+    (tmp_path / "fastdraft_hf/train/objectives/zero.py").write_text(
+        "from fastdraft_hf.train.objectives import register_term\n"
+        "from fastdraft_hf.train.objectives.base import Term\n"
+        "@register_term\n"
+        "class Zero(Term):\n"
+        "    name = 'zero'\n"
+        "    def value_and_slope(self, pair):\n"
+        "        return 0 * pair.p.sum(-1), 0 * pair.p\n"
+        "    def reference(self, p, q):\n"
+        "        return 0 * p.sum(-1)\n"
+    )
+    code = (
+        "from fastdraft_hf.train.objectives import Objective, __file__\n"
+        "print(Objective({'zero': 0.5, 'kl': 1}), __file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("0.5 zero + 1 kl ")
+    assert str(tmp_path) in done.stdout

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import torch
+
+from fastdraft_hf.train.optimizer import MuonWithAdamW
+
+
+def make_model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 10), torch.nn.LayerNorm(10), torch.nn.Linear(10, 4)
+    )
+
+
+def make_optimizer(model: torch.nn.Module, **changes: float) -> MuonWithAdamW:
+    parameters = list(model.parameters())
+    return MuonWithAdamW(
+        [p for p in parameters if p.ndim == 2],
+        [p for p in parameters if p.ndim != 2],
+        **{"matrix_lr": 0.02, "lr": 0.01, "weight_decay": 0.1, **changes},
+    )
+
+
+def step(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], number: int) -> None:
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(number))
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    model(inputs).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_it_steps_as_the_two_alone() -> None:
+    model, other = make_model(), make_model()
+    together = make_optimizer(model)
+    muon = torch.optim.Muon(
+        [p for p in other.parameters() if p.ndim == 2],
+        lr=0.02,
+        weight_decay=0.1,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW(
+        [p for p in other.parameters() if p.ndim != 2],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.0,
+        fused=True,
+    )
+    start = weights(model)
+    for number in range(5):
+        step(model, [together], number)
+        step(other, [muon, adamw], number)
+    assert equal(weights(model), weights(other))
+    assert not any(torch.equal(a, b) for a, b in zip(start, weights(model), strict=True))
+
+
+def test_its_state_goes_on_identically() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    for number in range(3):
+        step(model, [optimizer], number)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twin = copy.deepcopy(model)
+    resumed = make_optimizer(twin, matrix_lr=9.0, lr=9.0)  # the state's rates win
+    resumed.load_state_dict(torch.load(file))
+    fresh_twin = copy.deepcopy(model)
+    fresh = make_optimizer(fresh_twin)
+    for number in range(3, 6):
+        step(model, [optimizer], number)
+        step(twin, [resumed], number)
+        step(fresh_twin, [fresh], number)
+    assert equal(weights(model), weights(twin))
+    assert not equal(weights(model), weights(fresh_twin))  # the state does matter
+
+
+def test_a_scheduler_drives_both() -> None:
+    for reload in (False, True):
+        model = make_model()
+        optimizer = make_optimizer(model)
+        if reload:  # loading makes new groups: the scheduler must still reach them
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0 if n == 0 else 0.0)
+        assert [g["lr"] for g in optimizer.param_groups] == [0.02, 0.01]
+        step(model, [optimizer], 0)
+        before = weights(model)
+        scheduler.step()
+        assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [0.0, 0.0]
+        step(model, [optimizer], 1)
+        assert equal(before, weights(model))
+
+
+def test_zero_grad_and_closure() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+    def closure() -> float:
+        model(torch.ones(1, 6)).square().sum().backward()
+        return 7.0
+
+    before = weights(model)
+    assert optimizer.step(closure) == 7.0
+    assert not equal(before, weights(model))
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = make_model()
+    held = [id(p) for g in make_optimizer(model).param_groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())

@@ -1,0 +1,94 @@
+"""What the trainer writes for the Hub; that it goes there is `tests/hub/test_trainer_push.py`."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import Trainer
+
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+Make = Callable[..., Any]
+TOKEN = "hf_" + "OnlyForThisTest" + "0123456789"
+
+
+@pytest.fixture
+def trained(
+    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any, tiny_target_folder: Path
+) -> DraftDistillationTrainer:
+    ids = [5, 6, 7, 8, 9]
+    trainer = DraftDistillationTrainer(
+        model=tiny_model(seed=1),
+        args=DraftDistillationConfig(
+            output_dir=str(tmp_path / "my-draft"),
+            per_device_train_batch_size=2,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            objective={"ce": 0.5, "kl": 0.5},
+            max_steps=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_steps=1,
+            hub_token=TOKEN,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 4),
+        processing_class=tiny_tokenizer,
+        target_model=str(tiny_target_folder),
+    )
+    trainer.train()
+    return trainer
+
+
+def test_the_card_is_ours_and_says_what_the_trainer_knows(
+    trained: DraftDistillationTrainer,
+) -> None:
+    trained.create_model_card(model_name="Mine", dataset_name="user/rows", tags="extra")
+    card = ModelCard.load(Path(trained.args.output_dir) / "README.md")
+    assert card.data.base_model is None  # a folder's name is no id
+    assert card.data.datasets == ["user/rows"]
+    assert {"fastdraft", "trl", "extra"} <= set(card.data.tags)
+    assert card.data.eval_results is None
+    for words in ("# Mine", "0.5 ce, 0.5 kl", "tokens in 2 steps", "Nothing yet: neither"):
+        assert words in card.text, words
+    assert "None" not in card.text
+    assert "{{" not in card.text
+
+
+def test_a_target_that_the_trainer_never_saw(trained: DraftDistillationTrainer) -> None:
+    trained.create_model_card(target="org/Target")
+    card = ModelCard.load(Path(trained.args.output_dir) / "README.md")
+    assert card.data.base_model == "org/Target"
+    assert 'from_pretrained("org/Target")' in card.text
+
+
+def test_the_token_is_in_no_file(trained: DraftDistillationTrainer) -> None:
+    trained.save_model()
+    folder = Path(trained.args.output_dir)
+    assert (folder / "training_args.bin").exists()  # else the next line looks at nothing
+    held = [p for p in folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    assert held == []
+    args = pickle.loads(pickle.dumps(trained.args))
+    assert args.hub_token is None
+    assert args.max_steps == 2
+    assert torch.load(folder / "training_args.bin", weights_only=False).hub_token is None
+
+
+def test_the_hooks_are_still_transformers_own() -> None:
+    """`push_to_hub` takes what `Trainer`'s takes, and these are called by it."""
+    ours = inspect.signature(DraftDistillationTrainer.push_to_hub).parameters
+    theirs = inspect.signature(Trainer.push_to_hub).parameters  # newer ones have `private` as well
+    assert [name for name in ours if name in theirs] == list(theirs)
+    for name in ("init_hf_repo", "save_model", "is_world_process_zero", "create_model_card"):
+        assert callable(getattr(Trainer, name))
+    source = inspect.getsource(Trainer.push_to_hub)
+    assert "hub_model_id" in source
+    assert "hub_revision" in source
+    assert DraftDistillationConfig(output_dir="x", use_cpu=True).hub_strategy == "end"

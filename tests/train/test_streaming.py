@@ -1,0 +1,201 @@
+"""Streamed data: a budget of tokens over several passes, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from fastdraft_hf.data.stored_distribution import distribution_table
+from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+Make = Callable[..., Any]
+
+ROWS, SHARDS, TOP_K = 15, 3, 5
+# The rows have 135 tokens: the budget ends in the third pass.
+BUDGET = 330
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step:
+            raise Killed
+
+
+class Seen(TrainerCallback):
+    """What is logged, over all runs, as bits."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows in several files, as parquet and as jsonl."""
+    folder = tmp_path_factory.mktemp("shards")
+    generator = torch.Generator().manual_seed(5)
+    for number in range(SHARDS):
+        rows, stored = [], []
+        for row in range(number, ROWS, SHARDS):
+            size, start = 7 + row % 5, 1 + row % 3
+            ids = torch.randint(3, 280, (size,), generator=generator).tolist()
+            rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+            logits = 3 * torch.randn(size - start, 288, generator=generator)
+            log_p, top = logits.log_softmax(-1).topk(TOP_K, -1)
+            tail = (1 - log_p.exp().sum(-1)).log()
+            stored.append((size, top.numpy().astype(np.uint16), log_p.half().numpy(), tail.numpy()))
+        table = pa.Table.from_pylist(rows)
+        distribution = distribution_table(stored, 1.0)
+        for name in distribution.column_names:
+            table = table.append_column(name, distribution[name])
+        pq.write_table(table, folder / f"{number}.parquet")
+        lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+        (folder / f"{number}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def stream_of(shards: Path, kind: str, *, stored: bool) -> Any:
+    opened = datasets.load_dataset(
+        {"jsonl": "json"}.get(kind, kind),
+        data_files=str(shards / f"*.{kind}"),
+        split="train",
+        streaming=True,
+    )
+    return opened if stored else opened.select_columns(["input_ids", "labels"])
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
+    def make(
+        name: str,
+        dataset: Any,
+        *callbacks: TrainerCallback,
+        resume: Path | None = None,
+        trainer_class: Any = DraftDistillationTrainer,
+        **settings: Any,
+    ) -> DraftDistillationTrainer:
+        defaults = {
+            "output_dir": str(tmp_path / name),
+            "per_device_train_batch_size": 2,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "max_train_tokens": str(BUDGET),
+            "head_dtype": "float32",
+            "learning_rate": 5e-3,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_steps": 3,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+        }
+        trainer = trainer_class(
+            # Dropout, so that the random numbers' state counts as well.
+            model=tiny_model(attention_dropout=0.1).train(),
+            args=DraftDistillationConfig(**{**defaults, **settings}),
+            train_dataset=dataset,
+            processing_class=tiny_tokenizer,
+            callbacks=list(callbacks),
+        )
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "shuffled", "settings"),
+    [
+        ("parquet", False, False, {}),
+        # As jsonl: `datasets` sleeps for ten seconds after every shuffled pass over parquet.
+        (
+            "jsonl",
+            True,
+            True,
+            {"objective": {"ce": 0.5, "kl": 0.5}, "matrix_optimizer": "muon"},
+        ),
+        ("parquet", True, False, {"objective": "kl", "gradient_accumulation_steps": 2}),
+    ],
+)
+def test_killed_and_resumed_is_uninterrupted(
+    run: Make,
+    shards: Path,
+    tmp_path: Path,
+    kind: str,
+    stored: bool,
+    shuffled: bool,
+    settings: dict[str, Any],
+) -> None:
+    def stream() -> Any:
+        opened = stream_of(shards, kind, stored=stored)
+        return opened.shuffle(seed=1, buffer_size=6) if shuffled else opened
+
+    whole, pieces = Seen(), Seen()
+    through = run("through", stream(), whole, **settings)
+    steps = through.state.global_step
+    assert through.state.num_input_tokens_seen >= BUDGET
+    # Once in the first pass (15 rows) and once after it.
+    for number, after in enumerate((4, steps - 1)):
+        checkpoint = last_complete_checkpoint(tmp_path / "killed")
+        assert (checkpoint is None) == (number == 0)
+        with pytest.raises(Killed):
+            run("killed", stream(), pieces, KillAfter(after), resume=checkpoint, **settings)
+        kept = str(last_complete_checkpoint(tmp_path / "killed")).split("-")[-1]
+        del pieces.losses[int(kept) :]  # what was lost
+    checkpoint = last_complete_checkpoint(tmp_path / "killed")
+    resumed = run("killed", stream(), pieces, resume=checkpoint, **settings)
+    assert pieces.losses == whole.losses
+    assert resumed.state.global_step == steps
+    assert resumed.state.num_input_tokens_seen == through.state.num_input_tokens_seen
+    ours, theirs = (trainer.model.state_dict() for trainer in (resumed, through))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_steps_go_on_over_the_end_of_the_stream(run: Make, shards: Path) -> None:
+    seen: list[list[int]] = []
+
+    class Watching(DraftDistillationTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+            seen.extend(row[mask[number]].tolist() for number, row in enumerate(ids))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    stream = stream_of(shards, "jsonl", stored=False)
+    rows = [row["input_ids"] for row in stream]
+    settings = {"max_train_tokens": None, "max_steps": 10, "save_strategy": "no"}
+    trainer = run("over", stream, trainer_class=Watching, **settings)
+    assert trainer.state.global_step == 10
+    assert seen == (rows + rows)[:20]
+
+
+def test_an_empty_stream_is_refused(run: Make) -> None:
+    empty = datasets.IterableDataset.from_generator(lambda: iter(()))
+    with pytest.raises(ValueError, match="train data set: it gives no row"):
+        run("empty", empty)
+
+
+def test_a_budget_is_compared_with_the_rows_of_the_stream(run: Make, shards: Path) -> None:
+    with pytest.raises(ValueError, match="below one batch of about 18 tokens"):
+        run("small", stream_of(shards, "jsonl", stored=False), max_train_tokens="10")

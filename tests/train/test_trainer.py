@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from trl import SFTConfig
+
+from fastdraft_hf.train.optimizer import MuonWithAdamW
+from fastdraft_hf.train.trainer import (
+    DraftDistillationConfig,
+    DraftDistillationTrainer,
+    has_fast_bf16,
+)
+
+Make = Callable[..., Any]
+
+
+def examples(count: int = 8, seed: int = 0) -> datasets.Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(count):
+        ids = torch.randint(3, 280, (6 + number % 5,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    return datasets.Dataset.from_list(rows)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
+    def make(model: Any = None, **settings: Any) -> DraftDistillationTrainer:
+        defaults = {
+            "output_dir": str(tmp_path),
+            "per_device_train_batch_size": 4,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "head_dtype": "float32",
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "max_steps": 3,
+        }
+        return DraftDistillationTrainer(
+            model=tiny_model() if model is None else model,
+            args=DraftDistillationConfig(**{**defaults, **settings}),
+            train_dataset=examples(),
+            processing_class=tiny_tokenizer,
+        )
+
+    return make
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 280, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    labels = ids.clone()
+    labels[0, :4] = -100  # a prompt
+    labels[2, 3] = -100  # a hole
+    for row, length in ((1, 6), (2, 8)):  # padding
+        ids[row, length:], mask[row, length:], labels[row, length:] = 0, 0, -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("items", [None, 40, torch.tensor(40)])
+def test_loss_and_gradients_are_the_dense_ones(
+    trainer: Make, tiny_model: Make, tied: bool, items: Any
+) -> None:
+    model = tiny_model(tie_word_embeddings=tied).train()
+    draft_trainer = trainer(model)
+    inputs = batch()
+    loss = draft_trainer.compute_loss(model, dict(inputs), num_items_in_batch=items)
+    loss.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    dense = model(**inputs).loss
+    count = int((inputs["labels"][:, 1:] != -100).sum())
+    if items is not None:
+        dense = dense * count / 40
+    dense.backward()
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_accuracy_is_of_the_labelled_tokens(trainer: Make, tiny_model: Make) -> None:
+    model = tiny_model().train()
+    draft_trainer = trainer(model)
+    inputs = batch()
+    with torch.no_grad():
+        draft_trainer.compute_loss(model, dict(inputs))
+        predicted = model(**inputs).logits[:, :-1].argmax(-1)
+    labels = inputs["labels"][:, 1:]
+    labelled = labels != -100
+    expected = (predicted == labels)[labelled].float().mean()
+    (found,) = draft_trainer._metrics["train"]["mean_token_accuracy"]
+    assert found == pytest.approx(float(expected))
+
+
+def test_a_batch_without_labels_has_no_loss(trainer: Make, tiny_model: Make) -> None:
+    model = tiny_model().train()
+    inputs = batch()
+    inputs["labels"][:] = -100
+    loss = trainer(model).compute_loss(model, inputs)
+    loss.backward()
+    assert float(loss) == 0
+
+
+def test_somebody_who_wants_outputs_gets_logits(trainer: Make, tiny_model: Make) -> None:
+    model = tiny_model().train()
+    inputs = batch()
+    draft_trainer = trainer(model)
+    loss, outputs = draft_trainer.compute_loss(model, dict(inputs), return_outputs=True)
+    assert outputs.logits.shape == (3, 9, 288)
+    torch.testing.assert_close(loss, draft_trainer.compute_loss(model, dict(inputs)))
+
+
+def rates(trainer: DraftDistillationTrainer) -> dict[str, float]:
+    optimizer = trainer.create_optimizer()
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    found = [(names[id(p)], g["lr"]) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(name for name, _ in found) == sorted(names.values())  # each of them once
+    return dict(found)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("matrix_rate", [None, 0.05])
+def test_learning_rates(
+    trainer: Make, tiny_model: Make, optimizer: str, tied: bool, matrix_rate: float | None
+) -> None:
+    made = trainer(
+        tiny_model(tie_word_embeddings=tied),
+        matrix_optimizer=optimizer,
+        learning_rate=0.01,
+        matrix_learning_rate=matrix_rate,
+        weight_decay=0.1,
+    )
+    found = rates(made)
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    for name, rate in found.items():
+        matrix = name not in tables and "norm" not in name
+        assert rate == (matrix_rate if matrix and matrix_rate else 0.01)
+    assert isinstance(made.create_optimizer(), MuonWithAdamW) == (optimizer == "muon")
+    assert made.create_optimizer() is made.create_optimizer()
+    if optimizer == "muon":
+        muon, _ = made.create_optimizer().parts
+        assert all(p.ndim == 2 for g in muon.param_groups for p in g["params"])
+
+
+def test_frozen_parameters_are_not_optimised(trainer: Make, tiny_model: Make) -> None:
+    model = tiny_model()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    optimizer = trainer(model, matrix_optimizer="muon").create_optimizer()
+    assert all(p.requires_grad for g in optimizer.param_groups for p in g["params"])
+
+
+def test_wrong_arguments(trainer: Make, tiny_model: Make, tiny_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="must be a DraftDistillationConfig, got SFTConfig"):
+        DraftDistillationTrainer(
+            model=tiny_model(),
+            args=SFTConfig(output_dir="x", use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=examples(),
+            processing_class=tiny_tokenizer,
+        )
+    with pytest.raises(ValueError, match="label_smoothing_factor 0"):
+        trainer(label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="loss_type must be 'nll'"):
+        trainer(loss_type="dft")
+    with pytest.raises(ValueError, match="head_dtype must be auto"):
+        trainer(head_dtype="float16")
+    with pytest.raises(ValueError, match="matrix_optimizer must be muon or adamw"):
+        trainer(matrix_optimizer="muonn")
+
+
+def test_bf16_is_asked_of_the_device() -> None:
+    # torch has these queries under private names; they may move.
+    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert has_fast_bf16("cpu") is bool(supported)
+    assert has_fast_bf16("meta") is False
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_head_dtype(trainer: Make, dtype: str) -> None:
+    auto = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32
+    assert (
+        trainer(head_dtype=dtype).head_dtype
+        == {
+            "auto": auto,
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+        }[dtype]
+    )
+
+
+def test_sampled_softmax_is_for_training_alone(trainer: Make) -> None:
+    sampling, whole = trainer(sampled_softmax=5), trainer()
+    sampling.model.load_state_dict(whole.model.state_dict())
+
+    def losses(training: bool) -> tuple[float, float]:
+        return tuple(  # type: ignore[return-value]
+            float(t.compute_loss(t.model.train(training), batch()).detach())
+            for t in (sampling, whole)
+        )
+
+    sampled, dense = losses(training=True)
+    assert sampled != pytest.approx(dense, rel=1e-6)
+    assert sampled == pytest.approx(dense, rel=0.1)  # an estimate of it
+    assert losses(training=False)[0] == losses(training=False)[1]
+
+
+def test_sampled_softmax_below_one_is_refused(trainer: Make) -> None:
+    with pytest.raises(ValueError, match="sampled_softmax must be at least 1, got 0"):
+        trainer(sampled_softmax=0)
+
+
+def test_capped_logits_are_scored_whole(trainer: Make, tiny_model: Make) -> None:
+    capped = tiny_model()
+    capped.config.final_logit_softcapping = 30.0  # as Gemma 2 has it
+    losses = []
+    for settings in ({"sampled_softmax": 5}, {}):
+        made = trainer(capped, **settings)
+        losses.append(float(made.compute_loss(made.model.train(), batch()).detach()))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("settings", [{"matrix_optimizer": "muon"}, {"head_dtype": "bfloat16"}])
+def test_it_learns(trainer: Make, settings: dict[str, str]) -> None:
+    made = trainer(
+        max_steps=40, learning_rate=0.01, logging_steps=1, lr_scheduler_type="constant", **settings
+    )
+    made.train()
+    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])

@@ -1,0 +1,1165 @@
+"""Distributions through the whole trainer: every way of batching against float64, every refusal."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, get_scheduler
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.data.stored_distribution import check_distribution, distribution_table
+from fastdraft_hf.data.target_logits import top_k_of
+from fastdraft_hf.train.checkpoints import newest_complete
+from fastdraft_hf.train.collator import DraftCollator
+from fastdraft_hf.train.distribution import TopK
+from fastdraft_hf.train.failures import NonFiniteLossError
+from fastdraft_hf.train.head import dense_head_loss
+from fastdraft_hf.train.objectives import Objective
+from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+
+Make = Callable[..., Any]
+Row = dict[str, Any]
+
+V, K = 288, 5
+MIXED: dict[str, float] = {"ce": 0.3, "kl": 0.5, "jsd": 0.4}
+
+
+def completions(count: int = 10, seed: int = 0, longest: int = 12) -> list[Row]:
+    """Rows with a prompt of two tokens; one that is all loss, and one that is none."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(count):
+        ids = torch.randint(3, 280, (4 + (5 * number) % (longest - 3),), generator=generator)
+        rows.append({"input_ids": ids.tolist(), "labels": [-100, -100, *ids[2:].tolist()]})
+    rows[3]["labels"] = list(rows[3]["input_ids"])  # its first token is labelled as well
+    rows[6]["labels"] = [-100] * len(rows[6]["labels"])
+    return rows
+
+
+def with_columns(
+    rows: list[Row], target: Any, k: int = K, temperature: float = 1.0
+) -> datasets.Dataset:
+    """Add what ``target`` stores for every labelled token that has a past."""
+    parts = []
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            logits = target(ids).logits[0, :-1].float()
+        count = sum(label != -100 for label in row["labels"][1:])
+        kept = top_k_of(logits[len(logits) - count :], k, temperature)
+        types = (np.uint16, np.float16, np.float16)
+        numbers = (part.numpy().astype(kind) for part, kind in zip(kept, types, strict=True))
+        parts.append((len(row["input_ids"]), *numbers))
+    table = datasets.table.InMemoryTable(distribution_table(parts, temperature))  # type: ignore[arg-type]
+    plain = datasets.Dataset.from_list(rows)
+    return datasets.concatenate_datasets([plain, datasets.Dataset(table)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model: Make) -> Any:
+    return tiny_model(seed=5, num_hidden_layers=1)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
+    """Make a trainer: ``trainer(dataset, model=…, target_model=…, **arguments of the config)``."""
+
+    def make(
+        dataset: Any,
+        model: Any = None,
+        eval_dataset: Any = None,
+        target_model: Any = None,
+        callbacks: Any = None,
+        kind: Any = DraftDistillationTrainer,
+        given: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> DraftDistillationTrainer:
+        defaults = {
+            "output_dir": str(tmp_path / "out"),
+            "per_device_train_batch_size": 4,
+            "head_dtype": "float32",
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        if not {"max_steps", "max_train_tokens"} & set(settings):
+            defaults["max_steps"] = 3
+        made: DraftDistillationTrainer = kind(
+            model=tiny_model() if model is None else model,
+            args=DraftDistillationConfig(**{**defaults, **settings}),
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            target_model=target_model,
+            **{"processing_class": tiny_tokenizer, **(given or {})},
+        )
+        return made
+
+    return make
+
+
+# ---------------------------------------------------------------- the loss against plain float64
+
+
+def reference(
+    model: Any, documents: list[Row], objective: dict[str, float], temperature: float = 1.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Return the mean loss, its gradients and the labelled tokens, document by document.
+
+    Args:
+        model: the draft.
+        documents: what is read alone, with nothing beside it: input_ids, labels and the columns.
+        objective: weights by term.
+        temperature: of the distributions.
+    """
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    sums, count = torch.zeros((), dtype=torch.float64), 0
+    for document in documents:
+        places = [t for t, label in enumerate(document["labels"]) if t and label != -100]
+        count += len(places)
+        if not places:
+            continue
+        hidden = exact.model(torch.tensor([document["input_ids"]])).last_hidden_state[0]
+        stored = TopK(
+            torch.tensor([document[columns.IDS][t] for t in places]),
+            torch.tensor([document[columns.LOG_PROBS][t] for t in places]).double(),
+            torch.tensor([document[columns.TAIL][t] for t in places]).double(),
+        )
+        sums = sums + dense_head_loss(
+            hidden[[t - 1 for t in places]],
+            exact.lm_head.weight,
+            torch.tensor([document["labels"][t] for t in places]),
+            objective=Objective(objective),
+            target=stored,
+            temperature=temperature,
+        )
+    loss = sums / count
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in exact.named_parameters()}, count
+
+
+def check(
+    made: DraftDistillationTrainer,
+    documents: list[Row],
+    objective: dict[str, float] | None = None,
+    temperature: float = 1.0,
+    batches: list[Any] | None = None,
+) -> float:
+    """Hold the trainer's whole epoch against the reference; return the loss."""
+    model = made.model.train()
+    expected, gradients, count = reference(model, documents, objective or MIXED, temperature)
+    batches = list(made.get_train_dataloader()) if batches is None else batches
+    # What `Trainer` divides by, counted by `Trainer`.
+    items = int(made._get_num_items_in_batch(batches, torch.device("cpu")))
+    assert items == count
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = made.compute_loss(model, batch, num_items_in_batch=items)
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(float(expected), rel=2e-5)
+    for name, parameter in model.named_parameters():
+        wanted = gradients[name].float()
+        torch.testing.assert_close(
+            parameter.grad, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())
+        )
+    return total
+
+
+def cut(row: Row, part: slice) -> Row:
+    names = ("input_ids", "labels", *columns.LISTS)
+    return {name: row[name][part] for name in names}
+
+
+def pieces(row: Row, length: int) -> list[Row]:
+    starts = range(0, len(row["input_ids"]), length)
+    return [cut(row, slice(start, start + length)) for start in starts]
+
+
+def wrapped(rows: list[Row], length: int) -> list[Row]:
+    """One stream of all rows, cut; a row's own first token has no distribution and no loss."""
+    names = ("input_ids", "labels", *columns.LISTS)
+    stream: Row = {name: [] for name in names}
+    for row in rows:
+        for name in names:
+            stream[name] += row[name] if name != "labels" else [-100, *row[name][1:]]
+    return pieces(stream, length)
+
+
+def filtered(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if any(label != -100 for label in row["labels"])]
+
+
+SKIP = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+BATCHES: dict[str, tuple[dict[str, Any], Callable[[list[Row]], list[Row]]]] = {
+    "padded": ({}, lambda rows: rows),
+    "padded, as it is": (SKIP, lambda rows: rows),
+    "padded to a multiple": ({"pad_to_multiple_of": 8}, lambda rows: rows),
+    "cut": ({"max_length": 7}, lambda rows: [cut(row, slice(7)) for row in rows]),
+    "cut at the start": (
+        {"max_length": 7, "truncation_mode": "keep_end"},
+        lambda rows: [cut(row, slice(max(0, len(row["input_ids"]) - 7), None)) for row in rows],
+    ),
+    "padding-free": ({"padding_free": True, "max_length": None}, lambda rows: rows),
+    "padding-free to a multiple": (
+        {"padding_free": True, "max_length": None, "pad_to_multiple_of": 16},
+        lambda rows: rows,
+    ),
+    "bfd": (
+        {"packing": True, "max_length": 9},
+        lambda rows: [cut(row, slice(9)) for row in rows],
+    ),
+    "bfd, roomy": ({"packing": True, "max_length": 30}, lambda rows: rows),
+    "bfd, shuffled": ({"packing": True, "max_length": 30, "shuffle_dataset": True}, lambda r: r),
+    "bfd_split": (
+        {"packing": True, "packing_strategy": "bfd_split", "max_length": 5},
+        lambda rows: [piece for row in rows for piece in pieces(row, 5)],
+    ),
+    "wrapped": (
+        # The row whose first token is labelled begins within one of the pieces.
+        {"packing": True, "packing_strategy": "wrapped", "max_length": 7},
+        lambda rows: wrapped(rows, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_stored_distributions_are_those_of_their_tokens(
+    trainer: Make, tiny_model: Make, target: Any, case: str
+) -> None:
+    settings, documents = BATCHES[case]
+    dataset = with_columns(completions(), target)
+    made = trainer(dataset, objective=MIXED, **settings)
+    check(made, documents(dataset.to_list()))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_do_not_attend_to_one_another(
+    trainer: Make, tiny_model: Make, target: Any, attention: str
+) -> None:
+    model = tiny_model(attn_implementation=attention)
+    dataset = with_columns(completions(), target)
+    losses = [
+        check(
+            trainer(dataset, copy.deepcopy(model), objective=MIXED, **settings), dataset.to_list()
+        )
+        for settings in ({}, {"packing": True, "max_length": 30}, BATCHES["padding-free"][0])
+    ]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("objective", [MIXED, {"rkl": 1.0}, {"ce": 0.5, "tvd": 0.5}])
+def test_other_terms_and_temperatures(
+    trainer: Make, target: Any, objective: dict[str, float], temperature: float
+) -> None:
+    dataset = with_columns(completions(), target, temperature=temperature)
+    made = trainer(dataset, objective=objective, distillation_temperature=temperature)
+    check(made, dataset.to_list(), objective, temperature)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "on_disk"),
+    [("bfd", False), ("bfd", True), ("bfd_split", True), ("wrapped", True), ("wrapped", False)],
+)
+def test_packing_of_more_rows_than_a_chunk(
+    trainer: Make, target: Any, tmp_path: Path, strategy: str, on_disk: bool
+) -> None:
+    # Arrow's chunks, the packing's and ours end at other rows.
+    few = with_columns(completions(60, longest=7), target, k=2)
+    dataset = datasets.concatenate_datasets([few] * 20)
+    dataset = datasets.concatenate_datasets(
+        [
+            datasets.Dataset.from_list(dataset.select_columns(["input_ids", "labels"]).to_list()),
+            dataset.select_columns([*columns.LISTS, columns.TEMPERATURE]),
+        ],
+        axis=1,
+    )
+    if on_disk:
+        dataset.save_to_disk(str(tmp_path / "rows"))
+        dataset = datasets.load_from_disk(str(tmp_path / "rows"))
+    made = trainer(dataset, objective="kl", packing=True, packing_strategy=strategy, max_length=16)
+    assert sum(map(len, made.train_dataset["input_ids"])) == sum(map(len, dataset["input_ids"]))
+    # What is stored for a token is a function of what precedes it, so a pair of ids that is in no
+    # document, or another document's numbers beside it, gives it away.
+    known = {
+        (row["input_ids"][t - 1], row["input_ids"][t], tuple(row[columns.IDS][t]))
+        for row in dataset
+        for t in range(1, len(row["input_ids"]))
+    }
+    for row in made.train_dataset:
+        starts = set(np.cumsum(row.get("seq_lengths", [])).tolist())
+        for t in range(1, len(row["input_ids"])):
+            entry = (row["input_ids"][t - 1], row["input_ids"][t], tuple(row[columns.IDS][t]))
+            at_a_start = t in starts or not row[columns.IDS][t]
+            assert at_a_start or entry in known
+    for batch in made.get_train_dataloader():
+        loss = made.compute_loss(made.model, batch)
+        assert torch.isfinite(loss)
+        break
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"packing": True, "max_length": 30, "per_device_train_batch_size": 3}]
+)
+def test_a_streamed_data_set(trainer: Make, target: Any, settings: dict[str, Any]) -> None:
+    rows = entries(with_columns(completions(), target))
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    made = trainer(stream, objective=MIXED, **settings)
+    first = next(iter(made.get_train_dataloader()))
+    assert first["input_ids"].shape[0] == (1 if settings else 4)
+    # All ten rows fit into the packs of the first batch.
+    check(made, rows if settings else rows[:4], batches=[first])
+
+
+# ------------------------------------------------------------------------------ an online target
+
+
+def notes(made: DraftDistillationTrainer) -> dict[str, float]:
+    """Return the log's numbers over the whole train set, batch by batch in order."""
+    made.model.train()
+    made._metrics["train"].clear()
+    sums: dict[str, float] = {}
+    tokens = 0
+    for batch in made.get_train_dataloader():
+        count = int((batch["labels"] != -100).sum())
+        sums["loss"] = sums.get("loss", 0.0) + made.compute_loss(made.model, batch).item() * count
+        for name, values in made._metrics["train"].items():
+            sums[name] = sums.get(name, 0.0) + values[-1] * count
+        tokens += count
+    return {name: value / tokens for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True, "max_length": 30}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_online_is_what_storing_the_whole_vocabulary_is(
+    trainer: Make, target: Any, dtype: str, settings: dict[str, Any]
+) -> None:
+    teacher = copy.deepcopy(target).to(getattr(torch, dtype))
+    dataset = with_columns(completions(), teacher, k=V)
+    settings = {"objective": {"ce": 0.2, "kl": 1.0, "tvd": 0.5}, **settings}
+    stored = notes(trainer(dataset, **settings))
+    plain = dataset.select_columns(["input_ids", "labels"])
+    online = notes(trainer(plain, target_model=teacher, **settings))
+    names = ["ce", "expected_acceptance", "kl", "loss", "mean_token_accuracy", "top1_agreement"]
+    assert sorted(stored) == sorted(online) == sorted([*names, "tvd"])
+    # bfloat16 rounds differently in every shape of batch.
+    close = 2e-3 if dtype == "float32" else 2e-2
+    for name, value in online.items():
+        assert stored[name] == pytest.approx(value, rel=close, abs=close), name
+    assert 0 < online["expected_acceptance"] < 1
+
+
+def test_an_online_target_by_its_folder(
+    trainer: Make, tiny_target_folder: Path, tiny_model: Make
+) -> None:
+    draft = tiny_model(seed=9, num_hidden_layers=1)
+    rows = datasets.Dataset.from_list(completions())
+    made = trainer(
+        rows,
+        draft,
+        objective="kl",
+        target_model_name_or_path=str(tiny_target_folder),
+        target_model_init_kwargs={"dtype": "bfloat16"},
+    )
+    teacher = made.target_model
+    assert teacher is not None
+    assert teacher.dtype == torch.bfloat16
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    before = {name: p.clone() for name, p in teacher.state_dict().items()}
+    made.train()
+    assert all(torch.equal(before[name], p) for name, p in teacher.state_dict().items())
+    assert all("target" not in name for name, _ in made.model.named_parameters())
+
+
+# ---------------------------------------------------------- what is private in TRL, transformers
+
+
+def names_of(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_private_hooks_are_where_they_were() -> None:
+    prepare = ["self", "dataset", "processing_class", "args", "packing", "formatting_func"]
+    assert names_of(SFTTrainer._prepare_dataset) == [*prepare, "dataset_name"]
+    assert names_of(SFTTrainer._set_signature_columns_if_needed) == ["self"]
+    assert names_of(Trainer._track_num_input_tokens) == ["self", "inputs"]
+    assert names_of(Trainer._get_grad_norm) == ["self", "model", "grad_norm"]
+    assert "self._created_lr_scheduler = False" in inspect.getsource(Trainer.__init__)
+    assert "self._created_lr_scheduler" in inspect.getsource(Trainer.create_scheduler)
+    fields = [field.name for field in dataclasses.fields(DataCollatorForLanguageModeling)]
+    ours = ["stored", "vocab_size", "keep_end"]
+    assert [f.name for f in dataclasses.fields(DraftCollator)] == [*fields, *ours]
+    assert {"pad_token_id", "padding_free"} <= set(fields)
+
+
+def test_the_private_hooks_are_called(
+    trainer: Make, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def spy(name: str) -> None:
+        real = getattr(DraftDistillationTrainer, name)
+
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            called.append(name)
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(DraftDistillationTrainer, name, wrapper)
+
+    hooks = ["_prepare_dataset", "_set_signature_columns_if_needed"]
+    hooks += ["_track_num_input_tokens", "_get_grad_norm", "create_scheduler"]
+    for name in hooks:
+        spy(name)
+    made = trainer(
+        with_columns(completions(), target),
+        objective="kl",
+        packing=True,
+        max_length=12,
+        max_train_tokens="40",
+        per_device_train_batch_size=1,
+    )
+    assert type(made.data_collator) is DraftCollator
+    assert made._created_lr_scheduler is False
+    made.train()
+    assert set(called) == set(hooks)
+    assert called.count("_get_grad_norm") == made.state.global_step
+    assert called.count("_track_num_input_tokens") == made.state.global_step
+    assert made._created_lr_scheduler is True
+    # A second training must have a schedule of its own: `Trainer` resets only what it knows.
+    first = made.lr_scheduler
+    made.train()
+    assert made.lr_scheduler is not first
+
+
+class OwnCollator(DataCollatorForLanguageModeling):
+    """Somebody's."""
+
+
+def test_a_custom_collator_is_kept(trainer: Make) -> None:
+    rows = datasets.Dataset.from_list(completions())
+    own = OwnCollator(pad_token_id=0)
+    assert trainer(rows, given={"data_collator": own}).data_collator is own
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing may be mapped or written before a refusal."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a data set was mapped")
+
+    for kind in (datasets.Dataset, datasets.IterableDataset):
+        for name in ("map", "filter"):
+            monkeypatch.setattr(kind, name, refuse)
+    before = sorted(tmp_path.rglob("*"))
+    yield
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def entries(dataset: datasets.Dataset) -> list[Row]:
+    rows: list[Row] = dataset.to_list()
+    return rows
+
+
+def altered(dataset: datasets.Dataset, change: Callable[[list[Row]], None]) -> datasets.Dataset:
+    rows = entries(dataset)
+    change(rows)
+    # Types are inferred again; float16 stays one of numbers only if it is asked for.
+    return datasets.Dataset.from_list(rows)
+
+
+def drop_one(rows: list[Row]) -> None:
+    rows[2][columns.TAIL] = rows[2][columns.TAIL][:-1]
+
+
+def one_more_id(rows: list[Row]) -> None:
+    rows[2][columns.IDS][-1] = [*rows[2][columns.IDS][-1], 7]
+
+
+def another_k(rows: list[Row]) -> None:
+    for name in (columns.IDS, columns.LOG_PROBS):
+        rows[2][name][-1] = rows[2][name][-1][:-1]
+
+
+def nothing_for_a_label(rows: list[Row]) -> None:
+    rows[2][columns.IDS][-1], rows[2][columns.LOG_PROBS][-1] = [], []
+
+
+def outside(rows: list[Row]) -> None:
+    rows[2][columns.IDS][-1][1] = V
+
+
+def below(rows: list[Row]) -> None:
+    rows[2][columns.IDS][-1][1] = -1
+
+
+def twice(rows: list[Row]) -> None:
+    rows[2][columns.IDS][-1][1] = rows[2][columns.IDS][-1][0]
+
+
+def base_two(rows: list[Row]) -> None:
+    rows[2][columns.LOG_PROBS][-1] = [x * 1.44 for x in rows[2][columns.LOG_PROBS][-1]]
+
+
+def no_number(rows: list[Row]) -> None:
+    rows[2][columns.TAIL][-1] = math.nan
+
+
+def hotter(rows: list[Row]) -> None:
+    rows[2][columns.TEMPERATURE] = 2.0
+
+
+def flat_ids(rows: list[Row]) -> None:
+    for row in rows:
+        row[columns.IDS] = [entry[0] if entry else 0 for entry in row[columns.IDS]]
+
+
+def no_list(rows: list[Row]) -> None:
+    for row in rows:
+        row[columns.TAIL] = 0.5
+
+
+def short_labels(rows: list[Row]) -> None:
+    rows[2]["labels"] = rows[2]["labels"][:-1]
+
+
+def without_ids(rows: list[Row]) -> None:
+    for row in rows:
+        row["text"] = "the cat"
+        del row["input_ids"]
+
+
+def nothing_at_all(rows: list[Row]) -> None:
+    for row in rows:
+        row["labels"] = [-100] * len(row["labels"])
+        for name in (columns.IDS, columns.LOG_PROBS):
+            row[name] = [[] for _ in row[name]]
+
+
+# Row 2 has a length of 4 + 10 % 9 = 5 tokens and row 3 of 10.
+MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
+    (drop_one, r"train data set, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
+    (one_more_id, r"row 2: target_top_k_ids has 6 ids where target_top_k_logprobs has 5"),
+    (another_k, r"row 2: target_top_k_ids has 4 ids for a token, 5 before"),
+    (nothing_for_a_label, r"row 2: a token carries loss and stores no distribution"),
+    (outside, r"row 2: target_top_k_ids holds 288, the vocabulary has 288 ids"),
+    (below, r"row 2: target_top_k_ids holds -1, the vocabulary has 288 ids"),
+    (twice, r"row 2: target_top_k_ids holds an id twice in one entry"),
+    (base_two, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not"),
+    (no_number, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan"),
+    (hotter, r"row 2: target_temperature is 2, distillation_temperature 1; store the"),
+    (flat_ids, r"column target_top_k_ids holds int64, a list a token is needed"),
+    (no_list, r"column target_tail_logprob is double, a list a row is needed"),
+    (short_labels, r"row 2: labels has 4 entries for 5 input_ids"),
+    (without_ids, r"target_top_k_ids without input_ids; a stored distribution belongs to the"),
+    (nothing_at_all, r"target_top_k_ids is empty everywhere; nothing was stored"),
+]
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(("change", "message"), MISSHAPEN, ids=lambda x: getattr(x, "__name__", ""))
+def test_misshapen_columns_are_refused(
+    trainer: Make, target: Any, change: Callable[[list[Row]], None], message: str
+) -> None:
+    dataset = altered(with_columns(completions(), target), change)
+    with pytest.raises(ValueError, match=message):
+        trainer(dataset, objective="kl")
+    with pytest.raises(ValueError, match=message.replace("train data", "eval data")):
+        trainer(with_columns(completions(), target), eval_dataset=dataset, objective="kl")
+
+
+def test_the_row_is_counted_over_the_whole_data_set(target: Any) -> None:
+    rows = entries(with_columns(completions(), target))
+    many = [row for _ in range(120) for row in rows]
+    many[1102] = {**many[1102], columns.TAIL: [0.0]}
+    with pytest.raises(ValueError, match=r"train data set, row 1102: target_tail_logprob has 1 "):
+        check_distribution(datasets.Dataset.from_list(many), vocab_size=V, temperature=1.0)
+    assert (
+        check_distribution(with_columns(completions(), target, k=3), vocab_size=V, temperature=1.0)
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nothing_for_a_label, "carries loss and stores no distribution"),
+        (outside, "holds 288, the vocabulary has 288 ids"),
+        (twice, "holds an id twice in one entry"),
+        (base_two, r"sums to 0\.\d+, not to 1"),
+        (another_k, "entries of"),
+        (drop_one, "has 4 entries for 5 input_ids"),
+    ],
+)
+def test_streamed_rows_are_looked_at_as_they_come(
+    trainer: Make, target: Any, change: Callable[[list[Row]], None], message: str
+) -> None:
+    stream = altered(with_columns(completions(), target), change).to_iterable_dataset()
+    made = trainer(stream, objective="kl", per_device_train_batch_size=2, **SKIP)
+    batches = iter(made.get_train_dataloader())
+    with pytest.raises(ValueError, match=message):
+        next(batches), next(batches)
+
+
+def test_streamed_rows_of_another_k_are_refused(trainer: Make, target: Any) -> None:
+    # The second row of a batch must not widen away what the first one stored.
+    def wider(rows: list[Row]) -> None:
+        narrow = entries(with_columns(completions(), target, k=3))
+        rows[0] = narrow[0]
+
+    stream = altered(with_columns(completions(), target), wider).to_iterable_dataset()
+    made = trainer(stream, objective="kl", per_device_train_batch_size=2, **SKIP)
+    with pytest.raises(ValueError, match=r"5 ids for a token, 3 before"):
+        next(iter(made.get_train_dataloader()))
+
+
+@pytest.mark.usefixtures("no_work")
+class TestRefused:
+    def test_columns_that_are_partly_missing(self, trainer: Make, target: Any) -> None:
+        dataset = with_columns(completions(), target).remove_columns([columns.TAIL])
+        message = r"train data set: it has target_top_k_ids, target_top_k_logprobs but not target_t"
+        with pytest.raises(ValueError, match=message):
+            trainer(dataset, objective="kl")
+        with pytest.raises(ValueError, match=r"^eval data set: it has"):
+            trainer(with_columns(completions(), target), eval_dataset=dataset, objective="kl")
+
+    def test_an_objective_without_its_distribution(self, trainer: Make, target: Any) -> None:
+        rows = datasets.Dataset.from_list(completions())
+        message = r"objective 0.5 ce \+ 0.5 kl needs the target's distribution and the train data"
+        with pytest.raises(ValueError, match=message):
+            trainer(rows, objective="ce_kl")
+        with pytest.raises(ValueError, match="distribution and the late data set has no target_t"):
+            trainer(
+                with_columns(completions(), target),
+                eval_dataset={"late": rows},
+                objective="kl",
+            )
+
+    def test_two_sources(self, trainer: Make, target: Any) -> None:
+        with pytest.raises(ValueError, match="both an online target and stored distributions"):
+            trainer(with_columns(completions(), target), target_model=target, objective="kl")
+
+    def test_some_sets_with_and_some_without(self, trainer: Make, target: Any) -> None:
+        rows = datasets.Dataset.from_list(completions())
+        stored = with_columns(completions(), target)
+        with pytest.raises(ValueError, match="some do not: train does, eval does not"):
+            trainer(stored, eval_dataset=rows, objective="ce")
+        with pytest.raises(ValueError, match="some do not: train does not, a does not, b does"):
+            trainer(rows, eval_dataset={"a": rows, "b": stored}, objective="ce")
+
+    def test_another_temperature(self, trainer: Make, target: Any) -> None:
+        dataset = with_columns(completions(), target, temperature=0.5)
+        with pytest.raises(ValueError, match=r"row 0: target_temperature is 0\.5, distillation_t"):
+            trainer(dataset, objective="kl")
+        # A set that does not say it was made at 1.
+        plain = dataset.remove_columns([columns.TEMPERATURE])
+        with pytest.raises(ValueError, match=r"eval data set, row 0: target_temperature is 1, d"):
+            trainer(dataset, eval_dataset=plain, objective="kl", distillation_temperature=0.5)
+
+    def test_heads_of_different_vocabularies(self, trainer: Make, tiny_model: Make) -> None:
+        rows = datasets.Dataset.from_list(completions())
+        with pytest.raises(ValueError, match="its head has 300 rows, the draft's 288: different"):
+            trainer(rows, target_model=tiny_model(vocab_size=300), objective="kl")
+
+    def test_tokenizers_of_one_length_with_other_ids(
+        self,
+        trainer: Make,
+        tiny_model: Make,
+        tiny_tokenizer: Any,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> None:
+        folder = tmp_path_factory.mktemp("other")
+        tiny_model().save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        path = folder / "tokenizer.json"
+        # Two merged words change places.
+        vocabulary = tiny_tokenizer.get_vocab()
+        words = {index: word for word, index in vocabulary.items()}
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["model"]["vocab"][words[286]], data["model"]["vocab"][words[287]] = 287, 286
+        path.write_text(json.dumps(data), encoding="utf-8")
+        rows = datasets.Dataset.from_list(completions())
+        with pytest.raises(ValueError, match=r"target_model: the draft: its vocabulary is not the"):
+            trainer(rows, target_model=str(folder), objective="kl")
+        # The draft's own tokenizer is looked for where the draft came from.
+        draft = tmp_path_factory.mktemp("draft")
+        tiny_model(num_hidden_layers=1).save_pretrained(draft)
+        tiny_tokenizer.save_pretrained(draft)
+        with pytest.raises(ValueError, match=r"target_model: the draft: its vocabulary is not the"):
+            trainer(
+                rows,
+                str(draft),
+                target_model=str(folder),
+                objective="kl",
+                given={"processing_class": None},
+            )
+
+    def test_a_budget_below_one_batch(self, trainer: Make) -> None:
+        rows = datasets.Dataset.from_list(completions(10))
+        with pytest.raises(ValueError, match=r"max_train_tokens 20 is below one batch of about \d"):
+            trainer(rows, max_train_tokens="20")
+        with pytest.raises(
+            ValueError, match=r"is below one batch of about 4,096 tokens \(4 rows o"
+        ):
+            trainer(
+                rows.to_iterable_dataset(), max_train_tokens="4k", max_length=1024, packing=True
+            )
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"max_steps": 3, "max_train_tokens": "1k"}, "max_train_tokens and max_steps are two"),
+            ({"max_train_tokens": "1k", "warmup_steps": 5}, r"a share below 1, not 5 steps"),
+            ({"max_train_tokens": "lots"}, "max_train_tokens: .*write 5B, 200M or 50000"),
+            ({"max_train_tokens": "0"}, "max_train_tokens must be at least 1, got 0"),
+            ({"max_train_tokens": "1k", "save_steps": 0.5}, "save_steps: with max_train_tokens"),
+            ({"max_train_tokens": "1k", "logging_steps": 0.1}, "logging_steps: with max_train_to"),
+            ({"objective": "klx"}, r"objective: there is no 'klx' \(did you mean 'kl'\?\); terms"),
+            ({"objective": {"ce": 1, "kll": 1}}, r"objective.kll: there is no such term \(did yo"),
+            ({"objective": {"kl": -1.0}}, r"objective.kl: a weight above 0 is needed, got -1"),
+            ({"distillation_temperature": 0.0}, "distillation_temperature must be above 0"),
+            ({"decay_share": 0.0}, "decay_share must be above 0 and at most 1, got 0"),
+        ],
+    )
+    def test_arguments(self, trainer: Make, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            trainer(datasets.Dataset.from_list(completions()), **settings)
+
+    def test_a_schedule_that_cannot_follow_tokens(self, trainer: Make) -> None:
+        rows = datasets.Dataset.from_list(completions())
+        with pytest.raises(ValueError, match="reduce_lr_on_plateau cannot follow a token budget"):
+            trainer(
+                rows,
+                eval_dataset=rows,
+                max_train_tokens="1k",
+                lr_scheduler_type="reduce_lr_on_plateau",
+                eval_strategy="epoch",
+            )
+
+    def test_a_custom_collator_beside_stored_columns(self, trainer: Make, target: Any) -> None:
+        own = {"data_collator": DataCollatorForLanguageModeling(pad_token_id=0)}
+        with pytest.raises(ValueError, match="needs the trainer's own data_collator"):
+            trainer(with_columns(completions(), target), objective="kl", given=own)
+
+    @pytest.mark.parametrize(
+        ("tied", "settings", "message"),
+        [
+            (False, {"target_modules": ["q_proj", "lm_head"]}, "target_modules: 'lm_head' is the"),
+            (
+                False,
+                {"target_modules": r".*(q_proj|lm_head)"},
+                r"target_modules: .* is the draft's",
+            ),
+            (
+                True,
+                {"target_modules": ["embed_tokens"]},
+                r"target_modules: 'embed_tokens' is .* \(tied",
+            ),
+            (
+                True,
+                {"target_modules": r"model\..*"},
+                r"target_modules: .*\(tied to the embedding\)",
+            ),
+            (
+                True,
+                {"target_modules": ["model.embed_tokens"]},
+                "target_modules: 'model.embed_tokens' is",
+            ),
+            (False, {"modules_to_save": ["lm_head"]}, "modules_to_save: 'lm_head' is the draft's"),
+            (True, {"modules_to_save": ["embed_tokens"]}, "modules_to_save: 'embed_tokens' is the"),
+            (True, {"trainable_token_indices": [1, 2]}, "trainable_token_indices: 'embed_tokens'"),
+            (
+                False,
+                {"trainable_token_indices": {"lm_head": [1]}},
+                "trainable_token_indices: 'lm_head' is the draft's head",
+            ),
+        ],
+    )
+    def test_adapters_on_the_head(
+        self, trainer: Make, tiny_model: Make, tied: bool, settings: dict[str, Any], message: str
+    ) -> None:
+        rows = datasets.Dataset.from_list(completions())
+        config = LoraConfig(r=2, **{"target_modules": ["q_proj"], **settings})
+        model = tiny_model(tie_word_embeddings=tied)
+        with pytest.raises(ValueError, match=rf"^peft_config\.{message}"):
+            trainer(rows, model, given={"peft_config": config})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_elsewhere_are_fine(trainer: Make, tiny_model: Make, tied: bool) -> None:
+    rows = datasets.Dataset.from_list(completions())
+    for settings in (
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.(q|v)_proj"},
+        {} if tied else {"target_modules": ["embed_tokens"]},
+    ):
+        config = LoraConfig(r=2, **settings)
+        model = tiny_model(tie_word_embeddings=tied)
+        made = trainer(rows, model, given={"peft_config": config})
+        assert made.compute_loss(made.model, next(iter(made.get_train_dataloader()))) > 0
+
+
+# ------------------------------------------------------------------- a loss that is no number
+
+
+class Spoil(TrainerCallback):
+    """From a step on, makes the loss, or only a gradient, no number for rows with a marked id."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
+        self.seen: dict[str, Any] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 != self.step:
+            return
+        model = kwargs["model"]
+        norm = model.get_decoder().norm
+        if self.what == "loss":
+            norm.register_forward_hook(lambda module, given, output: output * math.nan)
+        else:
+            norm.weight.register_hook(lambda gradient: gradient * math.inf)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = {name: p.clone() for name, p in kwargs["model"].state_dict().items()}
+
+
+NOT_PADDED = {
+    "padded": {},
+    "cut": {"max_length": 6},
+    "padding-free": {"padding_free": True, "max_length": None},
+    "bfd": {"packing": True, "max_length": 30},
+    "bfd, cut": {"packing": True, "max_length": 8},
+    "bfd_split": {"packing": True, "packing_strategy": "bfd_split", "max_length": 6},
+    "wrapped": {"packing": True, "packing_strategy": "wrapped", "max_length": 30},
+    "accumulated": {"gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("case", NOT_PADDED)
+def test_a_number_that_is_none_stops_training(
+    trainer: Make, target: Any, tmp_path: Path, case: str, what: str
+) -> None:
+    rows = with_columns(filtered(completions(20)), target)
+    spoil = Spoil(3, what)
+    batches: list[list[int]] = []
+
+    class Watched(DraftDistillationTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            batches.append(inputs["input_ids"].flatten().tolist())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    made = trainer(
+        rows,
+        objective="ce_kl",
+        callbacks=[spoil],
+        kind=Watched,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=5,
+        per_device_train_batch_size=2,
+        logging_nan_inf_filter=False,
+        **NOT_PADDED[case],
+    )
+    with pytest.raises(NonFiniteLossError) as caught:
+        made.train()
+    said = str(caught.value)
+    kind = r"the loss is no number (ce nan, kl nan)" if what == "loss" else "the gradient is no num"
+    assert said.startswith(f"step 3: {kind}")
+    out = tmp_path / "out"
+    assert f"the last good checkpoint is {out / 'checkpoint-2'}. Look at these rows" in said
+    assert "lower the learning rate (learning_rate " in said
+    # The rows that were named are those of the batch, numbered as they were given.
+    named = {int(n) for n in said.split(" on row")[1].split(" of train_")[0].lstrip("s").split(",")}
+    accumulated = made.args.gradient_accumulation_steps
+    of_step = batches[-accumulated:] if what == "gradient" else batches[-1:]
+    ids = {token for batch in of_step for token in batch if token}
+    held = {n for n, row in enumerate(rows["input_ids"]) if ids >= set(row[:6])}
+    if case not in ("bfd_split", "wrapped"):  # whose pieces may be another part of a row
+        assert named == held
+    assert named
+    assert all(ids & set(rows[n]["input_ids"]) for n in named)
+    # Nothing of it reached the weights or the newest checkpoint.
+    assert newest_complete(out) == out / "checkpoint-2"
+    stored = load_file(out / "checkpoint-2" / "model.safetensors")
+    for name, parameter in made.model.state_dict().items():
+        assert torch.isfinite(parameter).all()
+        assert torch.equal(parameter, spoil.seen[name])
+        if name in stored:
+            assert torch.equal(stored[name], parameter)
+
+
+def test_rows_of_a_stream_are_shown_by_their_ids(trainer: Make) -> None:
+    rows = completions(20)
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    made = trainer(stream, callbacks=[Spoil(1, "loss")], per_device_train_batch_size=2)
+    with pytest.raises(NonFiniteLossError) as caught:
+        made.train()
+    first = ", ".join(map(str, rows[0]["input_ids"][:8]))
+    assert f"on the rows that begin with the ids {first}; " in str(caught.value)
+    assert "there is no checkpoint yet" in str(caught.value)
+
+
+def test_an_evaluation_that_is_no_number_says_so(trainer: Make) -> None:
+    rows = datasets.Dataset.from_list(completions())
+    made = trainer(rows, eval_dataset=rows)
+    made.train()
+    with torch.no_grad():
+        made.model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"^evaluation after step 3: the loss is no numbe"):
+        made.evaluate()
+
+
+# --------------------------------------------------------------------------- a budget of tokens
+
+
+class Rates(TrainerCallback):
+    """What was seen and what rate was used, step by step."""
+
+    def __init__(self) -> None:
+        self.before: list[int] = []
+        self.rates: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.before.append(int(state.num_input_tokens_seen))
+        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+
+def with_padding_ids(rows: list[Row]) -> list[Row]:
+    """End every other row with the padding token, as where it is the end of text."""
+    return [
+        {"input_ids": [*row["input_ids"][:-1], 0], "labels": [*row["labels"][:-1], 0]}
+        if number % 2
+        else row
+        for number, row in enumerate(filtered(rows))
+    ]
+
+
+COUNTED: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "padded to a multiple": {"pad_to_multiple_of": 16},
+    "padding-free": {"padding_free": True, "max_length": None},
+    "bfd": {"packing": True, "max_length": 16},
+    "wrapped": {"packing": True, "packing_strategy": "wrapped", "max_length": 16},
+    "accumulated": {"gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_the_budget_ends_training_and_every_token_counts(trainer: Make, case: str) -> None:
+    rows = datasets.Dataset.from_list(with_padding_ids(completions(30)))
+    seen: list[int] = []
+
+    class Watched(DraftDistillationTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+            seen.append(int(mask.sum()))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    made = trainer(
+        rows,
+        kind=Watched,
+        max_train_tokens="300",
+        eval_dataset=rows,
+        eval_strategy="steps",
+        eval_steps=1000,
+        save_strategy="steps",
+        save_steps=1000,
+        per_device_train_batch_size=2,
+        **COUNTED[case],
+    )
+    made.train()
+    accumulated = made.args.gradient_accumulation_steps
+    assert made.state.num_input_tokens_seen == sum(seen)
+    assert sum(seen) >= 300 > sum(seen[:-accumulated])
+    epochs = made.state.epoch
+    assert epochs is not None
+    if epochs > 1:  # whole passes are known beforehand
+        whole = sum(map(len, made.train_dataset["input_ids"]))
+        passes = len(made.get_train_dataloader())
+        assert sum(seen[:passes]) == whole
+    # As at any end of training, the last step is evaluated and kept.
+    last = made.state.global_step
+    assert newest_complete(Path(made.args.output_dir)) == Path(
+        made.args.output_dir, f"checkpoint-{last}"
+    )
+    assert [e["step"] for e in made.state.log_history if "eval_loss" in e] == [last]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "kwargs"),
+    [
+        ("cosine", 0.2, {}),
+        ("cosine", 0.0, {}),
+        ("linear", 0.1, {}),
+        ("warmup_stable_decay", 0.1, {}),
+        ("warmup_stable_decay", 0.1, {"min_lr_ratio": 0.1}),
+        ("constant_with_warmup", 0.3, {}),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_rate_follows_the_tokens(
+    trainer: Make, schedule: str, warmup: float, kwargs: dict[str, Any], optimizer: str
+) -> None:
+    rates, budget = Rates(), 400
+    made = trainer(
+        datasets.Dataset.from_list(completions(30)),
+        callbacks=[rates],
+        max_train_tokens=str(budget),
+        learning_rate=0.5e-3,
+        matrix_optimizer=optimizer,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=kwargs,
+        warmup_steps=warmup,
+        decay_share=0.3,
+        per_device_train_batch_size=2,
+    )
+    made.train()
+    if schedule == "warmup_stable_decay":
+        kwargs = {**kwargs, "num_decay_steps": round(0.3 * budget)}
+    # transformers' own schedule, of one step a token.
+    theirs = get_scheduler(
+        schedule,
+        torch.optim.SGD([torch.zeros(1)], lr=0.5e-3),
+        num_warmup_steps=round(warmup * budget),
+        num_training_steps=budget,
+        scheduler_specific_kwargs=kwargs,
+    )
+    expected = [0.5e-3 * theirs.lr_lambdas[0](tokens) for tokens in rates.before]
+    assert rates.rates == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert len(set(rates.rates)) > 3
+    assert made.state.num_input_tokens_seen >= budget
+
+
+def test_a_resumed_run_stops_where_the_whole_one_does(trainer: Make, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list(completions(30))
+    settings: dict[str, Any] = {
+        "max_train_tokens": "300",
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "per_device_train_batch_size": 2,
+    }
+    whole, rates = trainer(rows, **settings), Rates()
+    whole.train()
+    again = trainer(rows, callbacks=[rates], **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert again.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+    assert again.state.global_step == whole.state.global_step == 4 + len(rates.rates)
+    assert rates.rates[0] < 5e-5
+    ours, theirs = again.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_budget_is_spent_however_small_the_batches(trainer: Make) -> None:
+    # A data set smaller than a batch: a step has fewer rows than the batch size says.
+    rows = datasets.Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
+    made = trainer(rows, max_train_tokens="60", per_device_train_batch_size=16)
+    made.train()
+    assert (made.state.global_step, made.state.num_input_tokens_seen) == (20, 60)
+
+
+# ------------------------------------------------------------------------------------------ logs
+
+
+@pytest.mark.parametrize("source", ["stored", "online", "none"])
+def test_what_is_logged(trainer: Make, target: Any, source: str) -> None:
+    stored = with_columns(completions(), target)
+    dataset = stored if source == "stored" else stored.select_columns(["input_ids", "labels"])
+    objective = {"ce": 0.5} if source == "none" else {"ce": 0.5, "kl": 0.25, "lk_hybrid": 2.0}
+    made = trainer(
+        dataset,
+        eval_dataset={"a": dataset, "b": dataset} if source == "online" else dataset,
+        target_model=target if source == "online" else None,
+        objective=objective,
+        max_train_tokens="150",
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    made.train()
+    names = {*objective, "mean_token_accuracy"}
+    if source != "none":
+        names |= {"expected_acceptance", "top1_agreement"}
+    logs = made.state.log_history
+    steps = [entry for entry in logs if "loss" in entry]
+    assert len(steps) == made.state.global_step > 2
+    for number, entry in enumerate(steps):
+        assert names <= set(entry)
+        assert ("tokens_per_second" in entry) == (number > 0)
+        total = sum(weight * entry[name] for name, weight in objective.items())
+        assert entry["loss"] == pytest.approx(total, rel=1e-3)
+        assert "num_tokens" not in entry
+    *evaluations, summary = (entry for entry in logs if "loss" not in entry)
+    assert len(evaluations) >= 2
+    for entry in evaluations:
+        assert {f"eval_{name}" for name in names} <= set(entry)
+        assert "eval_tokens_per_second" not in entry
+        (loss,) = (value for name, value in entry.items() if name.endswith("_loss"))
+        total = sum(weight * entry[f"eval_{name}"] for name, weight in objective.items())
+        # Batches weigh alike in the terms' means, and rows of the last batch more.
+        assert loss == pytest.approx(total, rel=0.2)
+    assert "train_runtime" in summary
+    assert "train_samples_per_second" not in summary
+
+
+def test_acceptance_and_agreement_are_those_of_the_two_models(
+    trainer: Make, tiny_model: Make, target: Any
+) -> None:
+    rows = completions()
+    made = trainer(datasets.Dataset.from_list(rows), target_model=target, objective="kl")
+    found = notes(made)
+    alpha = agree = count = 0.0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            p = target(ids).logits[0].softmax(-1)
+            q = made.model(ids).logits[0].softmax(-1)
+        for t, label in enumerate(row["labels"]):
+            if t and label != -100:
+                alpha += float(torch.minimum(p[t - 1], q[t - 1]).sum())
+                agree += float(p[t - 1].argmax() == q[t - 1].argmax())
+                count += 1
+    assert found["expected_acceptance"] == pytest.approx(alpha / count, rel=1e-4)
+    assert found["top1_agreement"] == pytest.approx(agree / count)
+
+
+# ------------------------------------------------------------------------------------- bfloat16
+
+
+def test_bf16_is_chosen_by_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastdraft_hf.train import arguments
+
+    def config(**settings: Any) -> DraftDistillationConfig:
+        return DraftDistillationConfig(output_dir=str(tmp_path), report_to="none", **settings)
+
+    if not torch.cuda.is_available():
+        assert config().bf16 is False
+    assert config(use_cpu=True).bf16 is False
+    monkeypatch.setattr(arguments, "is_torch_bf16_gpu_available", lambda: True)
+    assert config(use_cpu=True).bf16 is False
+    assert config(use_cpu=True, bf16=True).bf16 is True
+    assert config(use_cpu=True, fp16=False, bf16=False).bf16 is False
+    assert config(use_cpu=True).gradient_checkpointing is False

@@ -1,0 +1,324 @@
+"""The search with a clock of its own, so that the best is known; and real rounds of tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.cli import main as cli
+from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.recipe import read_recipe
+from fastdraft_hf.target.resolve import Target
+from fastdraft_hf.tune import search as searching
+from fastdraft_hf.tune.config import TuneConfig
+from fastdraft_hf.tune.figures import draw
+from fastdraft_hf.tune.grid import designs_of
+from fastdraft_hf.tune.predict import Acceptance
+from fastdraft_hf.tune.search import search
+from fastdraft_hf.tune.terminal import design_rows, recipe_lines, verdict
+from fastdraft_hf.tune.timing import LoopTimer, RoundTime, Timing, round_costs
+
+PARAMS = 250_000
+
+
+@pytest.fixture(scope="module")
+def target(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Target:
+    """Deep and wide enough for a choice of designs."""
+    folder = tmp_path_factory.mktemp("tuning") / "target"
+    tiny_model(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=1024,
+    ).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return Target(folder, "tiny")
+
+
+def settings(**given: Any) -> TuneConfig:
+    return TuneConfig(
+        **{
+            "params": PARAMS,
+            "width_multiple": 8,
+            "depths": [1, 2, 4],
+            "max_num_assistant_tokens": 4,
+            "context": 16,
+            "rounds": 1,
+            "repeats": 2,
+            **given,
+        }
+    )
+
+
+class Clock:
+    """A machine on which a pass takes one unit and a half a layer, verification ten."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[str, int]] = []
+
+    def measure(self, draft: Path, repeat: int) -> Timing:
+        self.measured.append((draft.name, repeat))
+        layers = int(draft.name.split("x")[0])
+        passes = 1e-3 * (1 + layers / 2)
+        rounds = [
+            RoundTime(g, passes * g + 10e-3 + 1e-3, (passes,) * g, 10e-3) for g in (1, 2, 3, 4)
+        ]
+        return Timing(tuple(rounds), ((passes, passes),))
+
+
+def by_depth(**alphas: float) -> dict[str, float]:
+    return {name.removeprefix("d"): alpha for name, alpha in alphas.items()}
+
+
+def test_the_grid_fills_one_budget_exactly(target: Target) -> None:
+    config = LlamaConfig.from_pretrained(target.path)
+    asked = settings(widths_per_depth=3)
+    designs = designs_of(config, asked)
+    assert {d.layers for d in designs} == {1, 2, 4}
+    assert len({d.name for d in designs}) == len(designs)
+    assert any(a.layers == b.layers and a.width != b.width for a in designs for b in designs)
+    for design in designs:
+        shape = design_draft(config, DesignConfig(**design.section(asked)))
+        assert count_parameters(shape) == design.params
+        assert abs(design.params - PARAMS) <= 0.02 * PARAMS
+        assert (shape.num_hidden_layers, shape.hidden_size) == (design.layers, design.width)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "layers"),
+    [
+        (by_depth(d1=0.5, d2=0.5, d4=0.5), 1),  # nothing gained by depth
+        (by_depth(d1=0.3, d2=0.6, d4=0.62), 2),  # an inverted U
+        (by_depth(d1=0.1, d2=0.3, d4=0.9), 4),
+    ],
+)
+def test_the_best_is_the_best_of_a_known_machine(
+    target: Target, tmp_path: Path, alphas: dict[str, float], layers: int
+) -> None:
+    clock = Clock()
+    results = search(settings(acceptance=alphas), target, tmp_path, make_timer=lambda: clock)
+    best = results["best"]
+
+    def speed(depth: int, gamma: int) -> float:
+        alpha = alphas[str(depth)]
+        emitted = sum(alpha**n for n in range(gamma + 1))
+        return emitted / (1e-3 * (gamma * (1 + depth / 2) + 10 + 1))
+
+    wanted = max((speed(d, g), d, g) for d in (1, 2, 4) for g in (1, 2, 3, 4))
+    assert wanted[1] == layers
+    assert best["tokens_per_second"] == pytest.approx(wanted[0])
+    assert (best["section"]["num_hidden_layers"], best["num_assistant_tokens"]) == wanted[1:]
+    assert results["law"]["holds"]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_a_list_gives_a_best_for_each_and_the_first_decides(target: Target, tmp_path: Path) -> None:
+    config = settings(acceptance=[0.2, 0.95])
+    results = search(config, target, tmp_path, make_timer=Clock)
+    first, second = results["best_by_acceptance"]
+    assert first["num_assistant_tokens"] < second["num_assistant_tokens"] == 4
+    assert results["best"]["acceptance"] == 0.2
+    assert results["one_acceptance_for_all"]
+    assert any("cheapest draft wins" in line for line in verdict(results))
+    assert [row[""] for row in design_rows(results)].count("→") == 1
+    assert len(draw(results, tmp_path / "figures")) == 3
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (tmp_path / "figures").iterdir())
+
+
+def test_a_killed_search_times_only_what_is_missing(target: Target, tmp_path: Path) -> None:
+    class Killed(Clock):
+        def measure(self, draft: Path, repeat: int) -> Timing:
+            if len(self.measured) == 4:
+                raise KeyboardInterrupt
+            return super().measure(draft, repeat)
+
+    killed, again, whole = Killed(), Clock(), Clock()
+    config = settings(acceptance=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, target, tmp_path / "a", make_timer=lambda: killed)
+    results = search(config, target, tmp_path / "a", make_timer=lambda: again)
+    assert search(config, target, tmp_path / "b", make_timer=lambda: whole) == results
+    assert killed.measured + again.measured == whole.measured
+    names = [name for name, _ in whole.measured]
+    assert names == [*names[: len(names) // 2], *reversed(names[: len(names) // 2])]
+
+    def never() -> Clock:
+        raise AssertionError("everything was timed")
+
+    other = search(settings(acceptance=0.9), target, tmp_path / "a", make_timer=never)
+    assert other["best"]["tokens_per_second"] > results["best"]["tokens_per_second"]
+    with pytest.raises(AssertionError):  # another context is another timing
+        search(settings(context=17), target, tmp_path / "a", make_timer=never)
+
+
+def test_a_probers_acceptance_is_used(target: Target, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def prober(designs: Any) -> dict[str, Acceptance]:
+        asked.extend(d.name for d in designs)
+        return {
+            d.name: Acceptance.of_efficiencies({g: 1 + 0.1 * d.layers * g for g in (1, 2, 3, 4)})
+            for d in designs
+        }
+
+    config = settings(probe_tokens=1000, rows=["somewhere"])
+    results = search(config, target, tmp_path, make_timer=Clock, prober=prober)
+    assert asked == [row["design"] for row in results["designs"]]
+    deep = next(row for row in results["designs"] if row["layers"] == 4)
+    assert deep["predictions"][0]["block_efficiency"]["4"] == pytest.approx(2.6)
+    assert results["probed"]
+    assert not results["one_acceptance_for_all"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"acceptance": {"9": 0.4}}, "acceptance.9: no such design or depth"),
+        ({"acceptance": {"1": 0.4}}, "acceptance: none for design 2x"),
+        ({"depths": [9]}, "depths: 9 is deeper than the target's 8"),
+        ({"params": 1000, "depths": None}, "design.params: 1,000 cannot hold a vocabulary"),
+        ({"context": 1000}, "context: timing from 1000 tokens reads up to"),
+        ({"draft_vocab": 288}, "draft_vocab: 288 must be below the vocabulary of 288"),
+        ({"probe_tokens": 10, "rows": ["nowhere"]}, "rows: nowhere is no finished set"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(
+    target: Target, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(FastDraftError, match=words):
+        search(settings(**given), target, folder, make_timer=Clock)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"acceptance": 1.5}, "acceptance: a share from 0 to 1"),
+        ({"acceptance": []}, "acceptance: at least one"),
+        ({"depths": [2, 2]}, "depths: one stands twice"),
+        ({"depths": []}, "depths: a list"),
+        ({"repeats": 0}, "repeats: must be at least 1"),
+        ({"draft_vocab": 0}, "draft_vocab: must be at least 1"),
+        ({"probe_tokens": 100}, "rows: probes need"),
+        ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
+    ],
+)
+def test_settings_that_cannot_be(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(FastDraftError, match=words):
+        settings(**given)
+
+
+def test_without_a_gpu_cuda_is_refused(target: Target, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(FastDraftError, match="measure: cuda, but PyTorch finds no GPU"):
+        search(settings(measure="cuda"), target, tmp_path / "out")
+
+
+@pytest.mark.parametrize("vocab", [None, 100])
+def test_real_rounds_are_timed(target: Target, tmp_path: Path, vocab: int | None) -> None:
+    """Every γ as often as asked, a pass a drafted token, and parts that make up the whole."""
+    config = settings(depths=[1, 2], acceptance=0.5, draft_vocab=vocab)
+    results = search(config, target, tmp_path)
+    saved = json.loads((tmp_path / "timings.json").read_text())
+    for value in saved.values():
+        timing = Timing.from_dict(value)
+        assert sorted(r.gamma for r in timing.rounds) == [1, 2, 3, 4]
+        for one in timing.rounds:
+            assert len(one.drafts) == one.gamma
+            assert 0 < sum(one.drafts) + one.verify < one.total
+        assert len(timing.catch_ups) == 4
+    assert results["best"]["tokens_per_second"] > 0
+    assert set(results["designs"][0]["verify_seconds"]) == {"1", "2", "3", "4"}
+
+
+def test_a_timers_models_are_as_before(target: Target, tmp_path: Path) -> None:
+    """The stop-watch around a model's passes is taken off again."""
+    timer = LoopTimer(target.path, "cpu", [1, 2], 16, 1)
+    first = timer.measure(target.path, 0)
+    assert [r.gamma for r in first.rounds] == [1, 2]
+    assert [r.gamma for r in timer.measure(target.path, 1).rounds] == [2, 1]
+    assert not any("forward" in vars(m) for m in timer._target.modules())
+
+
+def test_whole_rounds_count_where_passes_were_waited_for() -> None:
+    """As on a GPU: what is outside is the free round less its passes, and may be negative."""
+    apart = Timing((RoundTime(1, 9.0, (2.0,), 5.0), RoundTime(2, 9.0, (2.0, 1.0), 5.0)))
+    free = Timing((RoundTime(1, 6.5), RoundTime(2, 8.25)))
+    cost = round_costs({"a": [apart, free]}, pooled=False)["a"]
+    assert cost.outside == {1: -0.5, 2: 0.25}
+    assert (cost.seconds(1), cost.seconds(2)) == (6.5, 8.25)
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(searching, "_real_timer", lambda *args: Clock)
+
+    def words(self, target: Target, folder: Path, *more: str) -> list[str]:
+        words = ["tune", "--target", str(target.path), "--output-dir", str(folder)]
+        words += ["--params", "250k", "--width-multiple", "8", "--depths", "[1, 2, 4]"]
+        words += ["--max-num-assistant-tokens", "4", "--context", "16"]
+        return [*words, *more]
+
+    def test_it_prints_the_lines_of_a_recipe(
+        self, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = self.words(target, tmp_path / "t", "--acceptance", "{1: 0.3, 2: 0.6, 4: 0.62}")
+        assert cli.main(words) == 0
+        printed = capsys.readouterr()
+        results = json.loads((tmp_path / "t" / "results.json").read_text())
+        assert printed.out == recipe_lines(results)
+        section = yaml.safe_load(printed.out)
+        assert section["design"]["num_hidden_layers"] == 2
+        gamma = results["best"]["num_assistant_tokens"]
+        assert gamma in section["bench"]["num_assistant_tokens"]
+        assert "best at acceptance 0.600" in printed.err
+        assert (tmp_path / "t" / "figures" / "speed-over-depth.png").exists()
+
+    def test_it_writes_a_recipe_that_can_be_read(self, target: Target, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(
+            f"# mine\ntarget: {target.path}\ndesign:\n  params: 10M  # a budget\n"
+            "  first_weights: slice\n"
+        )
+        assert cli.main(self.words(target, tmp_path / "t", "--write", str(recipe))) == 0
+        text = recipe.read_text()
+        assert text.startswith("# mine\n")
+        assert "params: 250000  # a budget\n" in text
+        found = read_recipe(recipe, [])
+        best = json.loads((tmp_path / "t" / "results.json").read_text())["best"]
+        assert found.design == DesignConfig(**best["section"])
+        assert best["num_assistant_tokens"] in found.bench.num_assistant_tokens
+
+    def test_a_recipe_that_cannot_be_read_is_refused_first(
+        self, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("desing: {}\n")
+        assert cli.main(self.words(target, tmp_path / "t", "--write", str(recipe))) == 2
+        assert "did you mean 'design'" in capsys.readouterr().err
+        assert not (tmp_path / "t").exists()
+
+    def test_a_bad_setting_names_itself(
+        self, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(self.words(target, tmp_path / "t", "--rounds", "many")) == 2
+        assert "rounds: expected a whole number" in capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""Trimming a draft's head: what is kept, what it costs, and the folder that comes out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.cli import main as cli
+from fastdraft_hf.data.engines import Completion
+from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.requests import Request
+from fastdraft_hf.draft.trimmed_head import FILE, load_draft, read_trimmed_head
+from fastdraft_hf.eval.expected import TextAcceptance
+from fastdraft_hf.tune.config import TuneConfig
+from fastdraft_hf.tune.grid import Design
+from fastdraft_hf.tune.probe import Probes
+from fastdraft_hf.tune.texts import held_out, texts_of
+from fastdraft_hf.tune.trim import acceptance_cost, special_ids, trim_head
+
+ROWS = 40
+# What the target "writes": few of its 288 tokens, and one that only held-out rows have.
+WORDS, RARE = range(100, 140), 287
+
+
+class Writer:
+    """An engine that writes random words of a small vocabulary."""
+
+    def generate(self, requests: Any, on_tokens: Any) -> Any:
+        for request in requests:
+            rng = random.Random(request.index)
+            ids = [rng.choice(WORDS) for _ in range(30)]
+            if held_out(request.index):
+                ids[0] = RARE
+            yield Completion(request, tuple(ids), "length")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "chat"
+    requests = [
+        Request(
+            index=number,
+            source="t",
+            prompt_ids=(1, 40 + number),
+            max_new_tokens=30,
+            temperature=(0.0, 0.6, 1.0)[number % 3],
+            seed=number,
+        )
+        for number in range(ROWS)
+    ]
+    write_rows(Writer(), requests, folder)
+    assert len(read_rows(folder)) == ROWS
+    return folder
+
+
+@pytest.fixture(scope="module")
+def draft(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    folder = tmp_path_factory.mktemp("draft") / "draft"
+    tiny_model(seed=1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "provenance.json").write_text("{}")
+    return folder
+
+
+def test_a_trimmed_folder_and_its_facts(
+    rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "trimmed"
+    facts = trim_head(
+        draft, [rows], 50, output, target=tiny_target_folder, texts=6, provenance={"by": "a test"}
+    )
+    head = read_trimmed_head(output)
+    assert head is not None
+    assert len(head.token_ids) == 50
+    assert set(WORDS) <= set(head.token_ids)
+    assert RARE not in head.token_ids  # held-out rows are not counted
+    assert head.facts == facts
+    assert facts["held_out_tokens"] == 30 * (ROWS // 5)
+    assert facts["coverage"] == pytest.approx(29 / 30)
+    rates = facts["acceptance_rate"]
+    for rate in rates.values():
+        assert rate[1] <= rate[0] <= rate[2]
+    assert rates["difference"][0] == pytest.approx(rates["trimmed"][0] - rates["full"][0])
+    # A draft whose tokens the target never takes loses nothing by leaving them out, but its
+    # probabilities grow where they are left.
+    assert rates["difference"][0] > -rates["full"][0]
+    assert json.loads((output / "provenance.json").read_text()) == {"by": "a test", "facts": facts}
+    full = AutoModelForCausalLM.from_pretrained(output).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(draft).state_dict().items():
+        assert torch.equal(tensor, full[name])
+    assert load_draft(output).get_output_embeddings().weight.shape[0] == 50
+    assert [p.name for p in tmp_path.iterdir()] == ["trimmed"]
+
+
+def test_special_and_end_tokens_always_stay(
+    rows: Path, draft: Path, tiny_target_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    always = special_ids(tiny_tokenizer, tiny_target_folder)
+    assert {0, 1, 2} <= always
+    trim_head(draft, [rows], len(always) + 1, tmp_path / "t", target=tiny_target_folder, texts=0)
+    head = read_trimmed_head(tmp_path / "t")
+    assert head is not None
+    assert always < set(head.token_ids)
+
+
+def test_the_cost_is_that_of_what_is_left_out() -> None:
+    """Half of the positions can no longer be accepted.
+
+    At γ = 1 a round from a good place is accepted with 0.8 and the next begins at a good one;
+    else one round from a bad place follows, where nothing is accepted: 0.8 of 1.2 rounds.
+    """
+    full = [TextAcceptance((0.8,) * 12, (0.8,) * 12, (0.0,) * 12) for _ in range(4)]
+    trimmed = [TextAcceptance((0.8, 0.0) * 6, (0.8, 0.0) * 6, (0.0,) * 12) for _ in range(4)]
+    cost = acceptance_cost(full, trimmed, 1)["acceptance_rate"]
+    assert cost["full"][0] == pytest.approx(0.8)
+    assert cost["trimmed"][0] == pytest.approx(0.8 / 1.2)
+    assert cost["difference"][2] < 0
+    same = acceptance_cost(full, full, 3)["acceptance_rate"]
+    assert same["difference"] == [0.0, 0.0, 0.0]
+
+
+def test_texts_are_held_out_and_sampled(rows: Path) -> None:
+    texts = texts_of([rows], 100, 0)
+    assert texts
+    for text, temperature in texts:
+        number = text.prompt_ids[1] - 40
+        assert held_out(number)
+        assert temperature in (0.6, 1.0)
+        assert text.ids[0] == RARE
+    assert texts_of([rows], 2, 0) == texts[:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": 3}, "draft_vocab: 3 must be more than"),
+        ({"size": 288}, "below the vocabulary of 288"),
+        ({"rows": []}, "rows: folders of text"),
+        ({"rows": [Path("nowhere")]}, "rows: nowhere is no finished set"),
+        ({"draft": Path("nowhere")}, "draft: nowhere is no folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(
+    rows: Path,
+    draft: Path,
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    given: dict[str, Any] = {"draft": draft, "rows": [rows], "size": 50, **change}
+    with pytest.raises(FastDraftError, match=words):
+        trim_head(**given, output=tmp_path / "t", target=tiny_target_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trimmed_draft_is_not_trimmed_again(
+    rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
+) -> None:
+    trim_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder, texts=0)
+    with pytest.raises(FastDraftError, match="trimmed already"):
+        trim_head(tmp_path / "a", [rows], 40, tmp_path / "b", target=tiny_target_folder)
+    with pytest.raises(FastDraftError, match=r"output_dir: .* exists"):
+        trim_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder)
+
+
+def test_the_command_prints_coverage_and_cost(
+    rows: Path,
+    draft: Path,
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["trim", "--draft", str(draft), "--target", str(tiny_target_folder)]
+    words += ["--rows", str(rows), "--draft-vocab", "50", "--texts", "3"]
+    assert cli.main([*words, "--output-dir", str(tmp_path / "t")]) == 0
+    printed = capsys.readouterr().out
+    assert "50 of 288 tokens; they cover 96.67%" in printed
+    assert "expected acceptance rate at γ = 3 over 3 texts" in printed
+    assert (tmp_path / "t" / FILE).is_file()
+    provenance = json.loads((tmp_path / "t" / "provenance.json").read_text())
+    assert provenance["facts"]["draft_vocab"] == 50
+    assert cli.main([*words, "--output-dir", str(tmp_path / "u"), "--draft-vocab", "many"]) == 2
+    assert "draft_vocab: expected a whole number, got 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_probes_train_and_are_kept(
+    rows: Path, tiny_target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real trainer on the real rows; a second call measures nothing again."""
+    from fastdraft_hf.target.resolve import Target
+
+    config = TuneConfig(
+        params=30_000,
+        width_multiple=8,
+        probe_tokens=4096,
+        rows=[str(rows)],
+        probe_texts=4,
+        max_num_assistant_tokens=2,
+    )
+    target = Target(tiny_target_folder, "tiny")
+    designs = [Design(1, 32, 64, 0), Design(2, 32, 64, 0)]
+    found = Probes(config, target, tmp_path, [1, 2])(designs)
+    assert set(found) == {"1x32", "2x32"}
+    for acceptance in found.values():
+        assert acceptance.efficiency is not None
+        assert 1 <= acceptance.block_efficiency(1) <= acceptance.block_efficiency(2) <= 3
+    saved = json.loads((tmp_path / "probes.json").read_text())
+    assert len(saved) == 2
+    assert not [p for p in (tmp_path / "probes").iterdir() if p.name.startswith("1x32")]
+    monkeypatch.setattr(Probes, "_trained", None)
+    assert Probes(config, target, tmp_path, [1, 2])(designs) == found
