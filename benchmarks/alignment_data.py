@@ -1,11 +1,11 @@
-"""Does a draft accept better aligned on what the target writes than on a data set's own answers?
+"""Does a draft accept better aligned on what the target writes than on a dataset's own answers?
 
     python benchmarks/alignment_data.py --draft runs/smollm2-quickstart/continue \\
         [--functions 1500] [--tokens 300k] [--work runs/alignment-data]
 
-FastDraft (arXiv 2411.11055) found that target-written answers beat the data sets' own on every
-task. The data set here is the Python standard library: signature and docstring of a function are
-the prompt ("complete this function", as in HumanEval), and its body is the data set's own answer,
+FastDraft (arXiv 2411.11055) found that target-written answers beat the datasets' own on every
+task. The dataset here is the Python standard library: signature and docstring of a function are
+the prompt ("complete this function", as in HumanEval), and its body is the dataset's own answer,
 in the form the target answers in.
 
 Two drafts start from --draft. One is aligned on the target's answers, the other on the library's:
@@ -271,7 +271,7 @@ def main() -> None:
 
     config = TrainConfig(
         max_train_tokens=args.tokens,
-        seq_length=length,
+        max_length=length,
         per_device_train_batch_size=args.batch_size,
         objective="ce",
         eval_sequences=0,
@@ -282,7 +282,7 @@ def main() -> None:
     drafts = {"start": args.draft}
     counts = {}
     for label, key, examples in (
-        ("aligned on the data set's own answers", "own", own),
+        ("aligned on the dataset's own answers", "own", own),
         ("aligned on the target's answers", "written", written),
     ):
         work = args.work / f"{key}-{size}"

@@ -1,8 +1,8 @@
-"""Which first weights, optimizer and layers give most at the quickstart's budget.
+"""Which initialization, optimizer and layers give most at the quickstart's budget.
 
     python benchmarks/quickstart_choices.py --run runs/smollm2-quickstart [--tokens 150k]
 
-Every variant trains from its own first weights on the alignment data of a finished run, the same
+Every variant trains from its own initialization on the alignment data of a finished run, the same
 tokens in the same order, and is measured by teacher-forced expected acceptance at T = 0.6 on
 answers that the target wrote to held-out prompts. One row a variant; the run's draft comes last.
 The choices were made on 48 prompts of each set, so small differences (0.01) mean nothing.
@@ -29,7 +29,7 @@ from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import open_engine
 from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.draft.init import init
 from fastdraft_hf.eval.expected import (
     Continuation,
     expected_acceptance,
@@ -54,10 +54,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"matrix_optimizer": "adamw", "matrix_learning_rate": 2e-3, "learning_rate": 2e-3},
     ),
-    "project, Muon": ({"first_weights": "project"}, {}),
-    "scratch, Muon": ({"first_weights": "scratch"}, {}),
+    "project, Muon": ({"init": "project"}, {}),
+    "scratch, Muon": ({"init": "scratch"}, {}),
     "scratch, AdamW 2e-3": (
-        {"first_weights": "scratch"},
+        {"init": "scratch"},
         {"matrix_optimizer": "adamw", "matrix_learning_rate": 2e-3, "learning_rate": 2e-3},
     ),
     "slice, Muon, one layer": ({"num_hidden_layers": 1}, {}),
@@ -137,7 +137,7 @@ def main() -> None:
                 continue
             chosen = dataclasses.replace(recipe.design, **design)
             config = design_draft(AutoConfig.from_pretrained(folder), chosen)
-            draft, _ = first_weights(folder, config, chosen, recipe.seed)
+            draft, _ = init(folder, config, chosen, recipe.seed)
             start_model = Path(scratch) / f"start-{number}"
             draft.save_pretrained(start_model)
             stage = dataclasses.replace(

@@ -65,7 +65,7 @@ def train(
     """Return the trained draft and the seconds that its training took."""
     config = TrainConfig(
         max_train_tokens=tokens,
-        seq_length=LENGTH,
+        max_length=LENGTH,
         per_device_train_batch_size=ROWS,
         **settings,
     )

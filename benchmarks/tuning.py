@@ -1,7 +1,7 @@
-"""Whether predicted speeds come true, and what a trimmed head saves.
+"""Whether predicted speeds come true, and what a reduced vocabulary saves.
 
     python benchmarks/tuning.py --draft DIR [--only pytorch,openvino] [--target ID]
-    python benchmarks/tuning.py --trim --draft DIR --trimmed DIR [--only pytorch,openvino]
+    python benchmarks/tuning.py --trim --draft DIR --reduced DIR [--only pytorch,openvino]
 
 The first predicts tokens a second of a trained draft as `fastdraft tune` does: from timed rounds
 of our loop, and from the acceptance that was measured, untimed, on other HumanEval prompts. Then it
@@ -9,7 +9,7 @@ decodes prompts through the real path (`generate` with `assisted_decoding`, over
 OpenVINO int8) and compares. Two errors are printed: of the whole prediction, and of the times
 alone, when the block efficiency that the timed run had is put in. Speeds are after the first round,
 which reads the prompt. The second times the passes of a draft with its whole head and of the same
-trimmed (`fastdraft trim`), in turn.
+reduced (`fastdraft trim`), in turn.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def show_cost(cost: RoundCost) -> None:
         print(f"{what}: " + ", ".join(f"γ {g}: {1e3 * t:.2f} ms" for g, t in times.items()))
 
 
-def trimmed(args: argparse.Namespace, name: str) -> None:
+def reduced(args: argparse.Namespace, name: str) -> None:
     target = resolve_target(args.target).path
-    folders = {"whole": args.draft, "trimmed": args.trimmed}
+    folders = {"whole": args.draft, "reduced": args.reduced}
     if name == "openvino":
         target = cached_openvino(target, "int8")
         folders = {k: cached_openvino(v, "int8") for k, v in folders.items()}
@@ -147,7 +147,7 @@ def trimmed(args: argparse.Namespace, name: str) -> None:
             one, low, high = (1e3 * t for t in median_and_quartiles(times))
             middle[which] = one
             print(f"{label}, {which} head: {one:.2f} ms (quartiles {low:.2f} to {high:.2f})")
-        print(f"{label}: trimmed / whole {middle['trimmed'] / middle['whole']:.2f}")
+        print(f"{label}: reduced / whole {middle['reduced'] / middle['whole']:.2f}")
 
 
 def main() -> None:
@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--draft", type=Path, required=True, help="the trained draft's folder")
     parser.add_argument("--only", default="pytorch,openvino", help="of pytorch, cuda, openvino")
-    parser.add_argument("--trim", action="store_true", help="time a trimmed head")
-    parser.add_argument("--trimmed", type=Path, help="the same draft, trimmed")
+    parser.add_argument("--trim", action="store_true", help="time a reduced vocabulary")
+    parser.add_argument("--reduced", type=Path, help="the same draft, reduced")
     parser.add_argument("--prompts", type=int, default=8, help="HumanEval prompts that are timed")
     parser.add_argument("--calibration", type=int, default=8, help="others, for the acceptance")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
@@ -165,14 +165,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each γ a repeat")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    if args.trim and args.trimmed is None:
-        parser.error("--trim needs --trimmed DIR (fastdraft trim makes it)")
+    if args.trim and args.reduced is None:
+        parser.error("--trim needs --reduced DIR (fastdraft trim makes it)")
     tokenizer = AutoTokenizer.from_pretrained(resolve_target(args.target).path)
     print(f"{describe_machine(machine())}, {torch.get_num_threads()} threads of PyTorch")
     for name in args.only.split(","):
         print(f"\n== {name}")
         if args.trim:
-            trimmed(args, name)
+            reduced(args, name)
         else:
             count = args.calibration + args.prompts
             prediction(args, name, draw_prompts(tokenizer, ["humaneval"], count, 300, 0))

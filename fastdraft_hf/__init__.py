@@ -27,7 +27,7 @@ _LAZY = {
     "NonFiniteLossError": "fastdraft_hf.train.failures",
     "design_draft": "fastdraft_hf.draft.design",
     "DesignConfig": "fastdraft_hf.draft.config",
-    "load_draft": "fastdraft_hf.draft.trimmed_head",
+    "load_draft": "fastdraft_hf.draft.reduced_vocabulary",
     "embedded_target": "fastdraft_hf.target.embedded",
     "resolve_target": "fastdraft_hf.target.resolve",
     "acceptance_rate": "fastdraft_hf.eval.metrics",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fastdraft_hf.decode.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.draft.config import DesignConfig as DesignConfig
     from fastdraft_hf.draft.design import design_draft as design_draft
-    from fastdraft_hf.draft.trimmed_head import load_draft as load_draft
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft as load_draft
     from fastdraft_hf.eval.metrics import acceptance_rate as acceptance_rate
     from fastdraft_hf.eval.metrics import block_efficiency as block_efficiency
     from fastdraft_hf.eval.metrics import mbsu as mbsu

@@ -22,7 +22,7 @@ DRAFT_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "trimmed_head.json",
+    "reduced_vocabulary.json",
     "LICENSE*",
     "NOTICE*",
     "custom_generate/generate.py",
@@ -44,7 +44,7 @@ def fill_card(
     model_name: str,
     target_name: str,
     draft_location: str,
-    licence: str | None = None,
+    license: str | None = None,
     base_model: str | None = None,
     datasets: list[str] | None = None,
     language: list[str] | None = None,
@@ -58,9 +58,9 @@ def fill_card(
         model_name: the heading.
         target_name: the target's model id, or the name of its folder.
         draft_location: what the snippets load the draft from.
-        licence: licence identifier; ``other`` is given a name and a link to the target's page.
+        license: license identifier; ``other`` is given a name and a link to the target's page.
         base_model: the target's id on the Hub; by default ``target_name``.
-        datasets: ids of the data sets it was trained on.
+        datasets: ids of the datasets it was trained on.
         language: language codes.
         tags: further tags.
         eval_results: the model index.
@@ -76,7 +76,7 @@ def fill_card(
     data = ModelCardData(
         model_name=model_name,
         base_model=base_model if is_id else None,
-        license=licence,
+        license=license,
         datasets=datasets or None,
         language=language or None,
         library_name="transformers",
@@ -84,8 +84,8 @@ def fill_card(
         tags=list(dict.fromkeys([*TAGS, *(tags or [])])),
         eval_results=eval_results or None,
     )
-    if licence == "other":
-        data.license_name = f"{base_model.split('/')[-1].lower()}-licence"
+    if license == "other":
+        data.license_name = f"{base_model.split('/')[-1].lower()}-license"
         data.license_link = f"https://huggingface.co/{base_model}"
     return ModelCard.from_template(
         data,
@@ -93,6 +93,6 @@ def fill_card(
         model_name=model_name,
         target_name=base_model,
         draft_location=draft_location,
-        licence_line=f"{licence}." if licence else "Follows the target's licence.",
+        license_line=f"{license}." if license else "Follows the target's license.",
         **fields,
     )

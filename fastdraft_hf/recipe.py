@@ -19,11 +19,11 @@ from fastdraft_hf._schema import dump, json_schema, load, setting
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.eval.bench import TRIMMED
+from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.train.config import TrainConfig
-from fastdraft_hf.tune.config import TrimConfig
+from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 
 @dataclass
@@ -31,7 +31,7 @@ class CardConfig:
     """The published folder: weights, tokenizer, generation config and model card."""
 
     model_name: str | None = setting(None, "name on the card; by default <target>-FastDraft-<size>")
-    licence: str | None = setting(None, "licence of the draft; by default the target's")
+    license: str | None = setting(None, "license of the draft; by default the target's")
     base_model: str | None = setting(
         None, "the target's id on the Hub, for a target that is given as a folder"
     )
@@ -40,8 +40,8 @@ class CardConfig:
     def __post_init__(self) -> None:
         from fastdraft_hf.hub import metadata
 
-        if self.licence is not None:
-            metadata.check_licence(self.licence, "licence")
+        if self.license is not None:
+            metadata.check_license(self.license, "license")
         if self.base_model is not None:
             metadata.check_model_id(self.base_model, "base_model")
         metadata.check_languages(self.language, "language")
@@ -59,17 +59,17 @@ class Recipe:
     output_dir: str = setting("runs/draft", "folder of the run; one folder a stage inside")
     seed: int = setting(0, "of everything random")
     device: str = setting("auto", "auto, cpu or cuda")
-    design: DesignConfig = setting(DesignConfig, "the draft's shape and first weights")
+    design: DesignConfig = setting(DesignConfig, "the draft's shape and initialization")
     generate: GenerateConfig | None = setting(None, "what the target writes")
     logits: LogitsConfig | None = setting(
         None, "the target's top-k distribution over what it wrote, for objectives besides ce"
     )
-    pretrain: TrainConfig | None = setting(None, "PT: next-token training from the first weights")
+    pretrain: TrainConfig | None = setting(None, "PT: next-token training from the initialization")
     continue_: TrainConfig | None = setting(
         None, "CP: continued pre-training, usually with code", key="continue"
     )
     align: TrainConfig | None = setting(None, "FT: training on the target's own answers")
-    trim: TrimConfig | None = setting(
+    reduced_vocabulary: ReducedVocabularyConfig | None = setting(
         None, "beside the draft, one whose head scores the most frequent tokens only"
     )
     export: ExportConfig = setting(ExportConfig, "other formats")
@@ -93,8 +93,8 @@ class Recipe:
                 raise FastDraftError(
                     f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
                 )
-        if self.trim is not None:
-            self._check_trim(self.trim)
+        if self.reduced_vocabulary is not None:
+            self._check_reduced_vocabulary(self.reduced_vocabulary)
         for name, stage in self.training_stages().items():
             if not stage.sources:
                 raise FastDraftError(f"{name}.sources: at least one source is needed")
@@ -116,24 +116,28 @@ class Recipe:
         # Written out, so that these stages know what they were made of.
         if self.logits is not None:
             self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
-        if self.trim is not None:
-            self.trim = dataclasses.replace(self.trim, sets=trim_sets(self))
+        if self.reduced_vocabulary is not None:
+            self.reduced_vocabulary = dataclasses.replace(
+                self.reduced_vocabulary, sets=reduced_vocabulary_sets(self)
+            )
 
-    def _check_trim(self, trim: TrimConfig) -> None:
+    def _check_reduced_vocabulary(self, trim: ReducedVocabularyConfig) -> None:
         sets = self.generate.sets if self.generate else {}
         if not sets:
             raise FastDraftError(
-                "trim: it counts the tokens of what the target wrote, and the recipe has no "
-                "section generate (fastdraft trim --rows takes sets of another run)"
+                "reduced_vocabulary: it counts the tokens of what the target wrote, and the recipe has "
+                "no section generate"
             )
         for number, name in enumerate(trim.sets):
             if name not in sets:
                 raise FastDraftError(
-                    f"trim.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                    f"reduced_vocabulary.sets[{number}]: generate has no set '{name}'"
+                    f"{nearest(name, sets)}"
                 )
-        if TRIMMED in self.bench.drafts:
+        if REDUCED in self.bench.drafts:
             raise FastDraftError(
-                f"bench.drafts.{TRIMMED}: section trim has a draft of that name timed; take another"
+                f"bench.drafts.{REDUCED}: the section reduced_vocabulary times a draft "
+                "of that name; take another"
             )
 
     def _auto_objective(self, name: str, stage: TrainConfig) -> str:
@@ -163,9 +167,9 @@ class Recipe:
             raise FastDraftError(
                 "align.target_distribution: stored, but the recipe has no section logits"
             )
-        if self.logits.temperature != stage.distillation_temperature:
+        if self.logits.temperature != stage.temperature:
             raise FastDraftError(
-                f"align.distillation_temperature: {stage.distillation_temperature:g}, but "
+                f"align.temperature: {stage.temperature:g}, but "
                 f"logits.temperature is {self.logits.temperature:g}; they must be the same"
             )
         for number, read in enumerate(stage.sources):
@@ -207,12 +211,12 @@ def logits_sets(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source.name for source in recipe.align.sources))
 
 
-def trim_sets(recipe: Recipe) -> list[str]:
+def reduced_vocabulary_sets(recipe: Recipe) -> list[str]:
     """Return the sets whose tokens are counted: the named ones, or all that align reads."""
-    if recipe.trim is None:
+    if recipe.reduced_vocabulary is None:
         return []
-    if recipe.trim.sets:
-        return recipe.trim.sets
+    if recipe.reduced_vocabulary.sets:
+        return recipe.reduced_vocabulary.sets
     if recipe.align is None:
         return list(recipe.generate.sets) if recipe.generate else []
     return list(dict.fromkeys(source.name for source in recipe.align.sources))

@@ -39,7 +39,7 @@ from fastdraft_hf.train.checkpoints import AlreadyTrainedError, StopAtTheEnd, sh
 from fastdraft_hf.train.checks import mean_length
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
-# Documents of each data set whose mean length decides how often it is drawn from.
+# Documents of each dataset whose mean length decides how often it is drawn from.
 MEASURED_DOCUMENTS = 200
 
 
@@ -50,7 +50,7 @@ class ScriptArguments:
     dataset: str = field(
         metadata={
             "help": "Training data: a folder of save_to_disk, a parquet or jsonl file or glob, or "
-            "a data set of the Hub, or a folder of `fastdraft tokenize`; rows of input_ids and "
+            "a dataset of the Hub, or a folder of `fastdraft tokenize`; rows of input_ids and "
             "labels, with the target's distribution if it is stored, rows of `fastdraft generate`, "
             "a run's folder `generate` (the rows its filters keep), or whatever TRL's SFTTrainer "
             "prepares."
@@ -68,7 +68,7 @@ class ScriptArguments:
         default=0, metadata={"help": "Rows to shuffle a stream in; 0 leaves it in its order."}
     )
     mix_dataset: str | None = field(
-        default=None, metadata={"help": "A second data set of text, read in turn with the first."}
+        default=None, metadata={"help": "A second dataset of text, read in turn with the first."}
     )
     mix_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     mix_text_field: str = field(default="text", metadata={"help": "Its column of text."})
@@ -119,7 +119,7 @@ def open_dataset(script: ScriptArguments, split: str) -> Any:
     kinds = {"parquet": "parquet", "jsonl": "json", "json": "json"}
     kind = kinds.get(path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2])
     if kind is None and path.exists():
-        raise ValueError(f"dataset {path}: no data set of save_to_disk and no parquet or jsonl")
+        raise ValueError(f"dataset {path}: no dataset of save_to_disk and no parquet or jsonl")
     options = {"split": split, "streaming": script.streaming}
     if kind and "://" not in script.dataset and not glob.glob(script.dataset):
         raise ValueError(f"dataset: no file is called {script.dataset}")
@@ -164,7 +164,7 @@ def with_labels(dataset: Any) -> Any:
 
 
 def mixed(script: ScriptArguments, rows: Any, column: str, seed: int) -> Any:
-    """Return the rows' text with that of the second data set, by the share of its characters.
+    """Return the rows' text with that of the second dataset, by the share of its characters.
 
     Documents are drawn, and one of code is longer than one of prose: the chances are divided by
     the mean length of the first documents of each.

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.draft.trimmed_head import TrimmedHead, write_trimmed_head
+from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 from fastdraft_hf.export.openvino import WeightFormat, export_openvino
 from fastdraft_hf.export.several import export_several
 from fastdraft_hf.target.embedded import embedded_target
@@ -172,13 +172,13 @@ def noisy_draft_folder(
 
 
 @pytest.fixture(scope="session")
-def trimmed_draft_folder(
+def reduced_draft_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path
 ) -> Path:
     """A saved draft that is the tiny target itself, with half of the tokens in its head."""
-    folder = tmp_path_factory.mktemp("trimmed_draft") / "draft"
+    folder = tmp_path_factory.mktemp("reduced_draft") / "draft"
     shutil.copytree(tiny_target_folder, folder)
-    write_trimmed_head(folder, TrimmedHead(KEPT))
+    write_reduced_vocabulary(folder, ReducedVocabulary(KEPT))
     return folder
 
 
@@ -187,8 +187,8 @@ class OpenVINOModels:
     """Tiny models as OpenVINO. Read them, never write in their folders.
 
     Attributes:
-        target, draft, trimmed: in float32.
-        target_int8, trimmed_int8: the same in int8.
+        target, draft, reduced: in float32.
+        target_int8, reduced_int8: the same in int8.
         finished: how often `export_several` told of a finished model.
         error: what it said of a last model, which cannot be exported.
         broken: that model.
@@ -196,9 +196,9 @@ class OpenVINOModels:
 
     target: Path
     draft: Path
-    trimmed: Path
+    reduced: Path
     target_int8: Path
-    trimmed_int8: Path
+    reduced_int8: Path
     finished: int
     error: str
     broken: Path
@@ -209,7 +209,7 @@ def openvino_models(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_target_folder: Path,
     noisy_draft_folder: Path,
-    trimmed_draft_folder: Path,
+    reduced_draft_folder: Path,
 ) -> OpenVINOModels:
     """All that the suite needs of OpenVINO models, made in two starts of the exporter.
 
@@ -225,9 +225,9 @@ def openvino_models(
     export_openvino(tiny_target_folder, root / "target", "fp32")
     jobs: list[tuple[Path, Path, WeightFormat]] = [
         (noisy_draft_folder, root / "draft", "fp32"),
-        (trimmed_draft_folder, root / "trimmed", "fp32"),
+        (reduced_draft_folder, root / "reduced", "fp32"),
         (tiny_target_folder, root / "target_int8", "int8"),
-        (trimmed_draft_folder, root / "trimmed_int8", "int8"),
+        (reduced_draft_folder, root / "reduced_int8", "int8"),
     ]
     done: list[None] = []
     with pytest.raises(FastDraftError) as caught:

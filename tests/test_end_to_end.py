@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     "target": "embedded:smollm2-135m-instruct",
     "seed": 0,
     "device": "cpu",
-    "design": {"params": "6M", "num_hidden_layers": 1, "first_weights": "project"},
+    "design": {"params": "6M", "num_hidden_layers": 1, "init": "project"},
     "generate": {
         "rows_per_shard": 8,
         "sets": {
@@ -49,7 +49,7 @@ RECIPE: dict[str, Any] = {
     "pretrain": {
         "sources": [{"kind": "generated", "name": "text"}],
         "max_train_tokens": 384,
-        "seq_length": 64,
+        "max_length": 64,
         "per_device_train_batch_size": 2,
         "eval_sequences": 2,
         "logging_steps": 1,
@@ -57,7 +57,7 @@ RECIPE: dict[str, Any] = {
     "continue": {
         "sources": [{"kind": "python"}, {"kind": "generated", "name": "text"}],
         "max_train_tokens": 384,
-        "seq_length": 64,
+        "max_length": 64,
         "per_device_train_batch_size": 2,
         "eval_sequences": 2,
         "logging_steps": 1,
@@ -66,7 +66,7 @@ RECIPE: dict[str, Any] = {
     "align": {
         "sources": [{"kind": "generated", "name": "chat"}, {"kind": "generated", "name": "code"}],
         "max_train_tokens": 2500,
-        "seq_length": 128,
+        "max_length": 128,
         "per_device_train_batch_size": 1,
         "eval_sequences": 2,
         "logging_steps": 2,

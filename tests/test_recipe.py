@@ -25,7 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
 KEYS = [
     *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
-    *("logits", "pretrain", "continue", "align", "trim", "export", "evaluate", "bench", "card"),
+    *(
+        "logits",
+        "pretrain",
+        "continue",
+        "align",
+        "reduced_vocabulary",
+        "export",
+        "evaluate",
+        "bench",
+        "card",
+    ),
 ]
 
 PYTHON = {"sources": [{"kind": "python"}]}
@@ -72,7 +82,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"design": {"params": [1]}}, "design.params: expected a whole number, got [1]"),
         ({"design": [1]}, "design: expected a mapping of keys, got [1]"),
         ({"design": {"params": None}}, "design.params"),
-        ({"design": {"first_weights": "projct"}}, "did you mean 'project'?"),
+        ({"design": {"init": "projct"}}, "did you mean 'project'?"),
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: must be above 0"),
@@ -122,16 +132,25 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             {"generate": CHAT, "align": {"sources": [{"name": "chat"}, {"kind": "python"}]}},
             "align.sources[1].kind: align reads what the target wrote (generated), not python",
         ),
-        ({"trim": {}}, "trim: it counts the tokens of what the target wrote, and the recipe has"),
         (
-            {"generate": CHAT, "trim": {"sets": ["chatt"]}},
-            "trim.sets[0]: generate has no set 'chatt' (did you mean 'chat'?)",
+            {"reduced_vocabulary": {}},
+            "reduced_vocabulary: it counts the tokens of what the target wrote, and the recipe has",
         ),
-        ({"generate": CHAT, "trim": {"draft_vocab": 0}}, "trim.draft_vocab: must be at least 1"),
-        ({"generate": CHAT, "trim": {"texts": -1}}, "trim.texts: must be at least 0, got -1"),
         (
-            {"generate": CHAT, "trim": {}, "bench": {"drafts": {"trimmed": "d"}}},
-            "bench.drafts.trimmed: section trim has a draft of that name timed",
+            {"generate": CHAT, "reduced_vocabulary": {"sets": ["chatt"]}},
+            "reduced_vocabulary.sets[0]: generate has no set 'chatt' (did you mean 'chat'?)",
+        ),
+        (
+            {"generate": CHAT, "reduced_vocabulary": {"draft_vocab_size": 0}},
+            "reduced_vocabulary.draft_vocab_size: must be at least 1",
+        ),
+        (
+            {"generate": CHAT, "reduced_vocabulary": {"texts": -1}},
+            "reduced_vocabulary.texts: must be at least 0, got -1",
+        ),
+        (
+            {"generate": CHAT, "reduced_vocabulary": {}, "bench": {"drafts": {"reduced": "d"}}},
+            "bench.drafts.reduced: the section reduced_vocabulary times a draft of that name",
         ),
         ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
         ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),
@@ -238,12 +257,12 @@ class TestWhen:
 
 def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("continue: {sources: [{kind: python}], seq_length: 64}\n", encoding="utf-8")
+    path.write_text("continue: {sources: [{kind: python}], max_length: 64}\n", encoding="utf-8")
     recipe = read_recipe(path, ["continue.warmup=0.5"])
     assert recipe.continue_ is not None
-    assert (recipe.continue_.seq_length, recipe.continue_.warmup) == (64, 0.5)
+    assert (recipe.continue_.max_length, recipe.continue_.warmup) == (64, 0.5)
     resolved = recipe.resolved()
-    assert resolved["continue"]["seq_length"] == 64
+    assert resolved["continue"]["max_length"] == 64
     assert "continue_" not in resolved
 
 
@@ -274,7 +293,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 TRAIN = st.fixed_dictionaries(
     {"sources": st.just([{"kind": "python"}])},
     optional={
-        "seq_length": st.integers(1, 512),
+        "max_length": st.integers(1, 512),
         "max_train_tokens": st.integers(4096, 10**12) | st.sampled_from(["50M", "1.5k", "5B"]),
         "learning_rate": st.floats(1e-9, 1) | st.sampled_from(["1e-3", "2E-4"]),
         "max_minutes": st.none() | st.floats(0.1, 1e4),

@@ -172,7 +172,7 @@ def test_columns_of_the_hub_are_there(recipe: Recipe) -> None:
             assert source.column in facts["columns"]
             assert (source.subset or "default") in facts["subsets"]
     for wanted in (recipe.generate.sets if recipe.generate else {}).values():
-        name = getattr(wanted, "dataset", None)  # prompts of a data set
+        name = getattr(wanted, "dataset", None)  # prompts of a dataset
         if name:
             used = {wanted.column, *getattr(wanted, "context_columns", [])}
             assert used <= set(COLUMNS[name]["columns"])
@@ -221,7 +221,7 @@ def test_the_papers_recipes_are_the_papers(name: str) -> None:
     shares = [continued.max_train_tokens * weight / sum(weights) for weight in weights]
     assert shares == [5e9, 2.5e9]
     assert (pretrain.objective, continued.objective, align.objective) == ("ce", "ce", "ce")
-    assert recipe.design.first_weights == "scratch"
+    assert recipe.design.init == "scratch"
     assert recipe.generate is not None
     for wanted in recipe.generate.sets.values():
         assert wanted.temperatures == [0.0, 0.6, 0.8, 1.0]
@@ -257,7 +257,7 @@ def check_script(script: Any, words: list[str], recipe: Recipe, stage: str) -> N
     assert model.model_name_or_path == before.get(stage, f"{out}-continue/model")
     assert args.output_dir == f"{out}-{stage}"
     assert args.token_budget == config.max_train_tokens
-    assert args.max_length == config.seq_length
+    assert args.max_length == config.max_length
     for name in (
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
@@ -414,7 +414,7 @@ def test_the_launchers_configurations_are_those_that_were_promised() -> None:
 
 
 class TestMixing:
-    """`recipes/train.py` reads two data sets by the share of their text."""
+    """`recipes/train.py` reads two datasets by the share of their text."""
 
     @pytest.fixture
     def files(self, tmp_path: Path) -> tuple[Path, Path]:

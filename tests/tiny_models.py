@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# The ids of a trimmed head: every second token, so that columns and ids differ everywhere.
+# The ids of a reduced vocabulary: every second token, so that columns and ids differ everywhere.
 KEPT = tuple(range(0, 288, 2))
 
 

@@ -53,10 +53,10 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     if dry_run:
         return
     quiet_libraries()
-    if "trim" in stages and not run.finished("trim"):
-        from fastdraft_hf.stages import trim
+    if "reduced_vocabulary" in stages and not run.finished("reduced_vocabulary"):
+        from fastdraft_hf.stages import reduced_vocabulary
 
-        trim.check(run)
+        reduced_vocabulary.check(run)
     # Settings that a finished stage refuses must not become the folder's recipe.
     check_finished(run, stages)
     write_text(run.folder / RECIPE_FILE, yaml.safe_dump(recipe.resolved(), sort_keys=False))

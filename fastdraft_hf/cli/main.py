@@ -15,7 +15,7 @@ from fastdraft_hf._redact import redacted
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
-    "design": ("design", "the draft's shape and first weights"),
+    "design": ("design", "the draft's shape and initialization"),
     "generate": ("stage", "let the target write the training text"),
     "logits": ("stage", "store the target's top-k distribution over that text"),
     "tokenize": ("tokenize", "write a corpus as token shards that several runs share"),
@@ -28,7 +28,10 @@ COMMANDS = {
     "card": ("card", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
     "tune": ("tune", "find the best draft shape and γ on this machine"),
-    "trim": ("trim", "trim a draft's head to the most frequent tokens"),
+    "reduced_vocabulary": (
+        "reduced_vocabulary",
+        "let a draft score the most frequent tokens only",
+    ),
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
     "push": ("push", "send a draft to the Hub, in one commit"),

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--private", action="store_true", help="make new repositories private; old ones stay as is"
     )
     parser.add_argument(
-        "--dataset", metavar="USER/NAME", help="also push what the target wrote, to this data set"
+        "--dataset", metavar="USER/NAME", help="also push what the target wrote, to this dataset"
     )
     parser.add_argument(
         "--openvino", action="store_true", help="also push the draft's OpenVINO folders"

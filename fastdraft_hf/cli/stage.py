@@ -20,7 +20,7 @@ _SECTIONS = {
     "pretrain": ("fastdraft_hf.train.config", "TrainConfig"),
     "continue": ("fastdraft_hf.train.config", "TrainConfig"),
     "align": ("fastdraft_hf.train.config", "TrainConfig"),
-    "trim": ("fastdraft_hf.tune.config", "TrimConfig"),
+    "reduced_vocabulary": ("fastdraft_hf.tune.config", "ReducedVocabularyConfig"),
     "export": ("fastdraft_hf.export.config", "ExportConfig"),
     "evaluate": ("fastdraft_hf.eval.config", "EvaluateConfig"),
     "bench": ("fastdraft_hf.eval.config", "BenchConfig"),
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, "draft", None) is not None:
         # Without a training run before it, a stage makes what it reads from the given draft.
         stages = ["design", "export", name] if name == "bench" else ["design", name]
-        if recipe.trim is not None and name in ("export", "bench"):
-            stages.append("trim")
+        if recipe.reduced_vocabulary is not None and name in ("export", "bench"):
+            stages.append("reduced_vocabulary")
     run_stages(recipe, stages, args.dry_run)
     if name == "evaluate" and not args.dry_run:
         _print_results(Path(recipe.output_dir))

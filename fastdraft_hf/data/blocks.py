@@ -1,6 +1,6 @@
-"""Blocks of token ids out of shards: an ordinary map-style data set that copies nothing.
+"""Blocks of token ids out of shards: an ordinary map-style dataset that copies nothing.
 
-The ids stay where they are, in memory-mapped files; a block is a stretch of them. So a data set of
+The ids stay where they are, in memory-mapped files; a block is a stretch of them. So a dataset of
 billions of tokens opens at once, `Trainer` shuffles it by its seed, deals it out to processes and
 resumes in the middle of it as with any other.
 """
@@ -121,7 +121,7 @@ def _blocks(ids: NDArray[Any], length: int) -> pa.Array:
 
 @dataclass(frozen=True)
 class Share:
-    """What a source gives to a data set.
+    """What a source gives to a dataset.
 
     Attributes:
         ranges: its ids that may be read, in order.

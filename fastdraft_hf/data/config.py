@@ -25,7 +25,7 @@ class GeneratedSet:
         "free: text from the start of a document; magpie: the target writes the instruction, then "
         "answers it; code: it completes functions of the standard library; passages: it does tasks "
         "about passages of the installed packages' documentation; dataset: it answers the prompts "
-        "of a data set",
+        "of a dataset",
     )
     rows: int = setting(
         256, "prompts to answer (magpie: instructions to write before filtering; free: texts)"
@@ -186,9 +186,7 @@ class LogitsConfig:
         "auto", "openvino on a CPU where it is installed, else transformers"
     )
     top_k: int = setting(32, "tokens to keep; the rest's mass is kept as one number")
-    temperature: float = setting(
-        1.0, "of the distribution; align.distillation_temperature must be the same"
-    )
+    temperature: float = setting(1.0, "of the distribution; align.temperature must be the same")
     batch_tokens: int = setting(4096, "tokens read at once, padding included")
     rows_per_shard: int = setting(256, "rows a shard; a killed run repeats at most one")
 

@@ -43,7 +43,7 @@ class SetFacts:
         target: name of the model that wrote.
         revision: its revision, when known.
         engine: what ran it.
-        licence: its licence identifier, when known.
+        license: its license identifier, when known.
         settings: what was asked for, by name.
         prompts: how many prompts were left out, by reason.
         kept: how many rows are kept or left out in training, by reason; empty when not judged.
@@ -55,7 +55,7 @@ class SetFacts:
     target: str
     revision: str | None
     engine: str
-    licence: str | None
+    license: str | None
     settings: Mapping[str, Any]
     prompts: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts, digest: str) -> s
 
     data = DatasetCardData(
         pretty_name=f"{facts.name}, written by {facts.target}",
-        license=facts.licence,
+        license=facts.license,
         language=[facts.language] if facts.language else None,
         tags=["synthetic", "speculative-decoding", "fastdraft"],
         task_categories=["text-generation"],
@@ -99,7 +99,7 @@ def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts, digest: str) -> s
             {
                 "config_name": "default",
                 # `datasets` (5.0) takes a local folder of the same name and metadata for the same
-                # data set and gives the cached rows of the other: no two sets may look alike.
+                # dataset and gives the cached rows of the other: no two sets may look alike.
                 "description": f"rows {digest}",
                 "data_files": [{"split": "train", "path": "part-*.parquet"}],
             }
@@ -139,15 +139,15 @@ def _body(rows: Sequence[dict[str, Any]], facts: SetFacts, decode: Decode) -> st
     )
     parts.append(_text_back(facts.target))
     parts.append(_samples(rows, decode))
-    licence = (
-        f"The target's licence, {facts.licence}, holds for what it wrote."
-        if facts.licence
-        else "The target declares no licence that was found; its own terms hold for what it wrote."
+    license = (
+        f"The target's license, {facts.license}, holds for what it wrote."
+        if facts.license
+        else "The target declares no license that was found; its own terms hold for what it wrote."
     )
     source = facts.settings.get("dataset")
     if source:
-        licence += f" The prompts are from {source}, under the terms of that data set."
-    parts.append(f"## Licence\n\n{licence}")
+        license += f" The prompts are from {source}, under the terms of that dataset."
+    parts.append(f"## License\n\n{license}")
     return "\n\n".join(parts) + "\n"
 
 

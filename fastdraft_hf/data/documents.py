@@ -142,10 +142,10 @@ def settled(place: Place) -> Place:
 
 
 def open_hub(source: Source) -> Any:
-    """Open a data set of the Hub as a stream.
+    """Open a dataset of the Hub as a stream.
 
     Raises:
-        FastDraftError: there is no such data set, subset or split, it is gated, or the Hub is out
+        FastDraftError: there is no such dataset, subset or split, it is gated, or the Hub is out
             of reach.
     """
     import datasets

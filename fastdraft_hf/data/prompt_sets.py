@@ -1,6 +1,6 @@
-"""Prompts of any data set: a column of texts, or of chats up to the user's last turn.
+"""Prompts of any dataset: a column of texts, or of chats up to the user's last turn.
 
-The data set is one of the Hub, or a local file or folder; `datasets` reads it as a stream, so that
+The dataset is one of the Hub, or a local file or folder; `datasets` reads it as a stream, so that
 only what is taken is fetched.
 """
 
@@ -19,7 +19,7 @@ from fastdraft_hf.data.rows import check_local, read_dataset
 # Columns that are taken when none is named, the first that is there.
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
-# So many rows of a stream are shuffled at a time: sorted data sets are common, and a stream cannot
+# So many rows of a stream are shuffled at a time: sorted datasets are common, and a stream cannot
 # jump.
 SHUFFLED = 10_000
 
@@ -46,10 +46,10 @@ class PromptSet:
 
     Attributes:
         dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder.
-        name: the data set's configuration.
+        name: the dataset's configuration.
         split: the split.
         column: the column of the prompt; found by its name when missing.
-        revision: branch, tag or commit of a data set of the Hub.
+        revision: branch, tag or commit of a dataset of the Hub.
         context_columns: further columns of text, put after a prompt that is text, each after a
             blank line; empty ones are left out.
     """

@@ -1,4 +1,4 @@
-"""The standard library's own Python source: a code corpus every machine has (PSF licence)."""
+"""The standard library's own Python source: a code corpus every machine has (PSF license)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of any data set: a local file or folder, or a set of the Hub that is streamed."""
+"""Rows of any dataset: a local file or folder, or a set of the Hub that is streamed."""
 
 from __future__ import annotations
 

@@ -24,18 +24,18 @@ class Source:
         "generated",
         "generated: a set the target wrote; python: the standard library's source; packages: "
         "Python source of installed packages; package_docs: their descriptions and docstrings; "
-        "files: local text, code, jsonl or parquet; hub: a data set of the Hub",
+        "files: local text, code, jsonl or parquet; hub: a dataset of the Hub",
     )
     name: str = setting(
-        "", "the set's name; a path, folder or glob; a data set id; packages: a glob of their names"
+        "", "the set's name; a path, folder or glob; a dataset id; packages: a glob of their names"
     )
-    subset: str | None = setting(None, "hub: the data set's configuration")
+    subset: str | None = setting(None, "hub: the dataset's configuration")
     split: str = setting("train", "hub: the split")
     column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
     weight: float = setting(
         1.0, "share of the token budget, relative to the other sources; align reads every row"
     )
-    data_dir: str | None = setting(None, "hub: the folder inside the data set, such as data/python")
+    data_dir: str | None = setting(None, "hub: the folder inside the dataset, such as data/python")
     extensions: list[str] = setting(
         [], "files: only names with these endings, such as [.py, .md]; empty for all"
     )

@@ -91,7 +91,7 @@ def _table_chunk(
 
 
 def has_distribution(dataset: Dataset | IterableDataset, name: str = "train") -> bool:
-    """Return whether a data set stores the target's distribution.
+    """Return whether a dataset stores the target's distribution.
 
     Raises:
         ValueError: some of the columns are there and some are not.
@@ -101,14 +101,14 @@ def has_distribution(dataset: Dataset | IterableDataset, name: str = "train") ->
     if found and len(found) < len(LISTS):
         missing = ", ".join(column for column in LISTS if column not in columns)
         raise ValueError(
-            f"{name} data set: it has {', '.join(found)} but not {missing}; a stored distribution "
+            f"{name} dataset: it has {', '.join(found)} but not {missing}; a stored distribution "
             f"needs all of {', '.join(LISTS)}"
         )
     return bool(found)
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """Return the columns, of a streamed data set from its first row if it does not say them."""
+    """Return the columns, of a streamed dataset from its first row if it does not say them."""
     if dataset.column_names is not None:
         return list(dataset.column_names)
     return list(next(iter(dataset), {}))
@@ -119,14 +119,14 @@ def check_distribution(
 ) -> int:
     """Check what is stored and return k.
 
-    A data set in memory or on disk is read through (up to some 50M numbers), a streamed one's
+    A dataset in memory or on disk is read through (up to some 50M numbers), a streamed one's
     first row that stores anything is looked at.
 
     Args:
         dataset: with the columns of this module.
         vocab_size: rows of the draft's head.
         temperature: the one the stored distributions must have been made at.
-        name: of the data set, for messages.
+        name: of the dataset, for messages.
 
     Raises:
         ValueError: naming the column, the row and what is wrong.
@@ -149,16 +149,16 @@ def check_distribution(
             if not isinstance(row.get(IDS), list) or any(row[IDS]):
                 break
         if not rows:
-            raise ValueError(f"{name} data set: it gives no row")
+            raise ValueError(f"{name} dataset: it gives no row")
         tables = [(0, pa.Table.from_pylist(rows))]
     k = seen = 0
     for start, table in tables:
-        k = _check_rows(table, k, vocab_size, temperature, f"{name} data set", start)
+        k = _check_rows(table, k, vocab_size, temperature, f"{name} dataset", start)
         seen += k * sum(len(row) for row in table[IDS])
         if seen > _SCANNED_NUMBERS:
             break
     if not k:
-        raise ValueError(f"{name} data set: {IDS} is empty everywhere; nothing was stored")
+        raise ValueError(f"{name} dataset: {IDS} is empty everywhere; nothing was stored")
     return k
 
 
@@ -188,7 +188,7 @@ def _check_rows(
         if abs(float(value) - temperature) > 1e-6:
             raise ValueError(
                 f"{where}, row {start + number}: {TEMPERATURE} is {float(value):g}, "
-                f"distillation_temperature {temperature:g}; store the distributions again, or "
+                f"temperature {temperature:g}; store the distributions again, or "
                 "change the setting"
             )
     sizes = lengths(array("input_ids"))

@@ -1,10 +1,10 @@
-"""Task sets by name, and any data set by column, as held-out prompts.
+"""Task sets by name, and any dataset by column, as held-out prompts.
 
 Two come from packages (`data.heldout`), three from the Hub: with HumanEval, the four that FastDraft
 measures on (arXiv 2411.11055: summarization, text completion, instructions, code completion). It
 has no public code, so rows and wording are this package's own.
 
-A data set may hold millions of rows, and what a draft is measured on must be kept out of what it
+A dataset may hold millions of rows, and what a draft is measured on must be kept out of what it
 reads. So a task is the first ``rows`` rows of its split, in the set's order, whatever the seed and
 however many prompts are drawn: all of them are held out, and the index of them stays small.
 """
@@ -51,15 +51,15 @@ def _check_template(template: str) -> None:
 
 @dataclasses.dataclass
 class TaskSet:
-    """Any data set as a task: where it is, and which column is the prompt.
+    """Any dataset as a task: where it is, and which column is the prompt.
 
     Under a known name, what is left empty is the known set's.
     """
 
     dataset: str | None = setting(
-        None, "data set id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+        None, "dataset id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
     )
-    name: str | None = setting(None, "the data set's configuration")
+    name: str | None = setting(None, "the dataset's configuration")
     split: str | None = setting(None, "the split (train)")
     column: str | None = setting(
         None, "column of the prompt (text): a text, or a list of chat messages"
@@ -69,7 +69,7 @@ class TaskSet:
     )
     words: int | None = setting(None, "words of the column that the prompt takes; all of them")
     key_column: str | None = setting(None, "column that names a row; by default its number")
-    revision: str | None = setting(None, "branch, tag or commit of the data set")
+    revision: str | None = setting(None, "branch, tag or commit of the dataset")
     rows: int | None = setting(
         None, f"the first so many rows are the task, drawn from and held out ({ROWS})"
     )
@@ -125,7 +125,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
     """Return a task's settings with everything written out; ``None`` for one of a package.
 
     Raises:
-        FastDraftError: the name is not known and no data set is given, or the file is not there.
+        FastDraftError: the name is not known and no dataset is given, or the file is not there.
     """
     where = f"tasks.{name}" if given is not None else "tasks"
     settings = {} if given is None else _stated(given)
@@ -133,7 +133,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
         if settings:
             raise FastDraftError(
                 f"{where}.{next(iter(settings))}: {name} comes from a package and has no settings; "
-                "give another name to a data set of your own"
+                "give another name to a dataset of your own"
             )
         return None
     if not _NAME.fullmatch(name):

@@ -32,7 +32,7 @@ class CachedModel(ABC):
     Args:
         device: where tokens go in.
         token_ids: [V'] ids that the columns of the logits stand for, when the head scores fewer
-            tokens than the target's (a trimmed head); ``None`` when column i is token i.
+            tokens than the target's (a reduced vocabulary); ``None`` when column i is token i.
 
     Attributes:
         slots: places of the cache that are taken, of the row that takes most.

@@ -261,7 +261,7 @@ class Loop:
         scores = self.scores(wide, prefix)[:, 0]
         if self.sampling:
             if logits.shape[-1] < self.scores.vocabulary:
-                # Processors may have ruled out all that a trimmed head scores; any guess is right.
+                # Processors may have ruled out the whole reduced vocabulary; any guess is right.
                 scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
             chance = scores.softmax(-1)
             return torch.multinomial(chance, 1), chance

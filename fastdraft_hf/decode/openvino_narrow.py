@@ -96,7 +96,7 @@ def _head(graph: Any) -> Any:
     if len(results) != 1 or len(results[0].input_value(0).get_partial_shape()) != 3:
         return None
     node = results[0].input_value(0).get_node()
-    if node.get_type_name() == "ScatterUpdate":  # a trimmed head's, see export/trimmed_head.py
+    if node.get_type_name() == "ScatterUpdate":  # see export/reduced_vocabulary.py
         node = node.input_value(2).get_node()
     while node.get_type_name() in _BEHIND:
         node = node.input_value(0).get_node()

@@ -93,7 +93,7 @@ def assisted_decoding(
         model_kwargs,
     )
     if reason is not None:
-        # Stock generation would take the columns of a trimmed head for token ids.
+        # Stock generation would take the columns of a reduced vocabulary for token ids.
         if with_draft and _head_token_ids(assistant_model) is not None:
             with_draft = False
         stock: dict[str, Any] = {
@@ -251,7 +251,7 @@ def _cached(
 
 
 def _head_token_ids(model: Any) -> torch.Tensor | None:
-    """Return the ids a trimmed head scores: ``head_token_ids`` of the model or its config."""
+    """Return the ids a reduced vocabulary scores: ``head_token_ids`` of the model or its config."""
     ids = getattr(model, "head_token_ids", None)
     if ids is None:
         ids = getattr(model.config, "head_token_ids", None)

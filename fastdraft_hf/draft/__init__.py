@@ -1,1 +1,1 @@
-"""What a draft looks like, where its first weights come from, whether vocabularies match."""
+"""What a draft looks like, where its initialization come from, whether vocabularies match."""

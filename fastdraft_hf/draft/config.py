@@ -1,4 +1,4 @@
-"""What a recipe says about the draft's shape and its first weights."""
+"""What a recipe says about the draft's shape and its initialization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
 
 # `slice` is what `prune` was called first; recipes and finished runs that say it stay valid.
-FirstWeights = Literal["scratch", "project", "prune", "transplant", "slice"]
+Initialization = Literal["scratch", "project", "prune", "transplant", "slice"]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class DesignConfig:
     width_multiple: int = setting(
         32, "the width is a multiple of this; halved where the budget cannot be met otherwise"
     )
-    first_weights: FirstWeights = setting(
+    init: Initialization = setting(
         "prune",
         "scratch: random; project: embeddings and head by PCA of the target's, layers random; "
         "prune: that, and some of the layers cut to the draft's width; transplant: a donor with "
@@ -57,8 +57,8 @@ class DesignConfig:
 
     @property
     def method(self) -> str:
-        """The first weights by their present name."""
-        return "prune" if self.first_weights == "slice" else self.first_weights
+        """The initialization by their present name."""
+        return "prune" if self.init == "slice" else self.init
 
     @property
     def takes_layers(self) -> bool:
@@ -76,9 +76,9 @@ class DesignConfig:
         if self.draft is not None:
             return
         if self.method == "transplant" and self.donor is None:
-            raise FastDraftError("donor: first_weights transplant needs one (an id or a folder)")
+            raise FastDraftError("donor: init transplant needs one (an id or a folder)")
         if self.donor is not None and not self.takes_layers:
-            raise FastDraftError(f"donor: first_weights {self.first_weights} takes none")
+            raise FastDraftError(f"donor: init {self.init} takes none")
         if isinstance(self.layers, list):
             if len(self.layers) != self.num_hidden_layers:
                 raise FastDraftError(

@@ -79,7 +79,7 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
     if design.donor is None:
         if family.dense and design.takes_layers:
             raise FastDraftError(
-                f"design.first_weights: layers of family '{target.model_type}', a mixture of "
+                f"design.init: layers of family '{target.model_type}', a mixture of "
                 "experts, cannot be taken; use project or scratch"
             )
         source = copy.deepcopy(dense_config(target))

@@ -13,7 +13,7 @@ little, because its config class says the rest:
 - ``scaled_embeddings=True`` where embeddings are multiplied by the root of the width.
 
 To add a family, add its line; `tests/draft/test_families.py` then runs it through every property
-(built on the meta device, saved and loaded, every kind of first weights, assisted generation).
+(built on the meta device, saved and loaded, every kind of initialization, assisted generation).
 """
 
 from __future__ import annotations

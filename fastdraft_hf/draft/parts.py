@@ -1,4 +1,4 @@
-"""The parts of a decoder that first weights are put into, whatever its family calls them."""
+"""The parts of a decoder that initialization are put into, whatever its family calls them."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ class VocabularyReport:
             "extended": "They agree on every id both name: design.resize gives the draft the "
             "target's rows and tokenizer.",
             "different": "Different vocabularies: the one cannot draft for the other. Its layers "
-            "and embeddings can be taken with first_weights: transplant.",
+            "and embeddings can be taken with init: transplant.",
         }[self.verdict]
 
 
@@ -263,7 +263,7 @@ def check_vocabulary(
     where, problems = f"{prefix}{other.name}", report.problems()
     if report.verdict == "different":
         way = (
-            "first_weights: transplant takes a donor with another one"
+            "init: transplant takes a donor with another one"
             if donor
             else "a draft must have the target's own tokenizer"
         )

@@ -36,11 +36,11 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
 # Paths that take any draft, and those whose loop can run without drafting.
 _ANY_DRAFT = ("transformers", "ours")
 _OWN_LOOP = ("ours", "ours-openvino")
-# Paths that can map the columns of a trimmed head back to ids: our loop by itself, GenAI by the
-# scatter in the exported graph. Stock assisted generation reads the whole head.
+# Paths that map the columns of a reduced vocabulary back to ids: our loop by itself, GenAI by
+# the scatter in the exported graph. Stock assisted generation reads the whole head.
 _MAPS_BACK = ("ours", "openvino", "ours-openvino")
-# The name of the draft that a recipe's section ``trim`` makes.
-TRIMMED = "trimmed"
+# The name of the draft that a recipe's section ``reduced_vocabulary`` makes.
+REDUCED = "reduced"
 
 # Tokens of a warm-up answer: every setting compiles, allocates and times its kernels once.
 _WARM_UP_TOKENS = 16
@@ -87,7 +87,7 @@ def assisted_settings(
     paths: Sequence[str],
     gammas: Sequence[int],
     drafts: Sequence[str] = (),
-    trimmed: Sequence[str] = (),
+    reduced: Sequence[str] = (),
 ) -> list[Setting]:
     """Return every setting that drafts, those of one γ beside one another.
 
@@ -95,12 +95,12 @@ def assisted_settings(
         paths: what is timed with the run's own draft, or with none.
         gammas: values of γ.
         drafts: names of other drafts.
-        trimmed: those of ``paths`` on which the recipe's trimmed draft is timed, if they can map
+        reduced: those of ``paths`` on which the recipe's reduced draft is timed, if they can map
             its columns back.
     """
     ways = [Setting(path) for path in paths]
     ways += [Setting(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
-    ways += [Setting(path, TRIMMED) for path in paths if path in trimmed and path in _MAPS_BACK]
+    ways += [Setting(path, REDUCED) for path in paths if path in reduced and path in _MAPS_BACK]
     return [Setting(way.path, way.draft, gamma) for gamma in gammas for way in ways]
 
 

@@ -58,7 +58,7 @@ class _PyTorch:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from fastdraft_hf.draft.trimmed_head import load_draft, read_trimmed_head
+        from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 
         # What a user of either device runs: float32 has the fastest kernels of most CPUs.
         dtype = torch.bfloat16 if models.device == "cuda" else torch.float32
@@ -75,12 +75,12 @@ class _PyTorch:
         self._drafts: dict[tuple[str, str], Any] = {}
         for path, name in wanted:
             folder = models.drafts[name]
-            # A trimmed head is our loop's; stock assisted generation reads the whole one.
+            # A reduced vocabulary is our loop's; stock assisted generation reads the whole one.
             other = self._drafts.get(("ours", name))
             if path == "ours":
                 draft = load_draft(folder, dtype=dtype).to(models.device).eval()
             else:
-                shared = other is not None and read_trimmed_head(folder) is None
+                shared = other is not None and read_reduced_vocabulary(folder) is None
                 draft = other if shared else load(folder)
             self._drafts[path, name] = draft
 

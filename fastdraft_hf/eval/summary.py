@@ -311,7 +311,7 @@ def _what(stage: str, facts: dict[str, Any]) -> str:
     if stage == "design":
         what = f"{facts['draft_parameters']:,} parameters"
         if not facts.get("earlier"):
-            return f"{what}, first weights: {facts['first_weights']}"
+            return f"{what}, initialization: {facts['init']}"
         tokens, seconds = facts["earlier"]["tokens"], facts["earlier"]["seconds"]
         return f"{what}, a draft that was trained before: {tokens:,} tokens in {seconds:,.0f} s"
     if stage == "generate":
@@ -322,8 +322,8 @@ def _what(stage: str, facts: dict[str, Any]) -> str:
         return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps"
     if stage == "logits":
         return f"the target's distribution at {sum(facts['tokens'].values()):,} tokens"
-    if stage == "trim":
-        return f"a head of {facts['draft_vocab']:,} of {facts['vocabulary']:,} tokens"
+    if stage == "reduced_vocabulary":
+        return f"a head of {facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"
     if stage == "export":
         said = "OpenVINO " + (", ".join(facts["openvino"]) or "left out")
         return said + (f", GGUF {', '.join(facts['gguf'])}" if facts.get("gguf") else "")

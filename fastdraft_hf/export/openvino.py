@@ -14,8 +14,8 @@ from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._paths import cache_dir
-from fastdraft_hf.draft.trimmed_head import read_trimmed_head, write_trimmed_head
-from fastdraft_hf.export.trimmed_head import trim_openvino
+from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary, write_reduced_vocabulary
+from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -29,8 +29,8 @@ def require_openvino() -> None:
 def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
     """Write ``model`` as OpenVINO IR to ``output``, which appears when it is whole.
 
-    The head of a draft with a trimmed head (`fastdraft_hf.draft.trimmed_head`) is trimmed here
-    too; its logits are of full size all the same.
+    A draft with a reduced vocabulary keeps it here (`fastdraft_hf.draft.reduced_vocabulary`); its
+    logits are of full size all the same.
 
     optimum-intel's own command does the work, in a process of its own: its memory goes back when
     it ends, and its tracing warnings stay out of the log.
@@ -44,7 +44,7 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
         FastDraftError: OpenVINO is missing, or the export fails (its last lines are quoted).
     """
     require_openvino()
-    head = read_trimmed_head(model)
+    head = read_reduced_vocabulary(model)
     with atomic_folder(output) as temporary:
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(model), "--task", "text-generation-with-past"]
@@ -63,8 +63,8 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
             tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
             raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
         if head is not None:
-            trim_openvino(temporary, head.token_ids)
-            write_trimmed_head(temporary, head)
+            reduce_openvino(temporary, head.token_ids)
+            write_reduced_vocabulary(temporary, head)
 
 
 def _group_size(model: Path) -> int | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._sequences import first_difference
-from fastdraft_hf.draft.trimmed_head import read_trimmed_head
-from fastdraft_hf.export.trimmed_head import LOWEST
+from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
+from fastdraft_hf.export.reduced_vocabulary import LOWEST
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ def compare(
             text = torch.tensor([[*prompt, *own]])
             ours, theirs = model(input_ids=text).logits[0].float(), logits(text)[0].float()
             difference = max(difference, float((ours - theirs).abs().max()))
-            # What a trimmed head does not score is no logit.
+            # What a reduced vocabulary does not score is no logit.
             largest = float(ours[ours > LOWEST].abs().max())
             size = max(size, largest)
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
@@ -163,7 +163,7 @@ def compare_openvino(model: Path, exported: Path) -> Parity:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     ours = _load(AutoModelForCausalLM, model)
-    head = read_trimmed_head(model)
+    head = read_reduced_vocabulary(model)
     if head is not None:
         _score_only(ours, head.token_ids)
     theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
@@ -216,7 +216,7 @@ def _load(auto: Any, folder: Path, **options: Any) -> Any:
 
 
 def _score_only(model: Any, token_ids: Sequence[int]) -> None:
-    """Give every other logit the value that an exported trimmed head has there, in place."""
+    """Give every other logit the value that an exported reduced vocabulary has there, in place."""
     import torch
 
     index = torch.tensor(list(token_ids))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.trimmed_head import read_trimmed_head
+from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
 from fastdraft_hf.export.openvino import WeightFormat, require_openvino
-from fastdraft_hf.export.trimmed_head import trim_openvino
+from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
 
 def export_several(
@@ -77,9 +77,9 @@ def main() -> None:
             sys.argv += ["--task", "text-generation-with-past"]
             sys.argv += ["--weight-format", weight_format, str(temporary)]
             optimum_cli()
-            head = read_trimmed_head(model)
+            head = read_reduced_vocabulary(model)
             if head is not None:
-                trim_openvino(temporary, head.token_ids)
+                reduce_openvino(temporary, head.token_ids)
         print(_DONE, file=ours, flush=True)
 
 

@@ -29,7 +29,7 @@ from fastdraft_hf.hub.metadata import check_metadata
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-_PYTHON_LICENCE = "Python standard library (PSF-2.0)"
+_PYTHON_LICENSE = "Python standard library (PSF-2.0)"
 # The id that a task set has on the Hub; a set of the user's own keeps its name.
 _HUB_IDS = {
     "humaneval": "openai/openai_humaneval",
@@ -77,7 +77,7 @@ def render_card(
     model_name: str,
     target_name: str,
     target_revision: str | None,
-    licence: str | None,
+    license: str | None,
     draft_location: str,
     num_assistant_tokens: int,
     base_model: str | None = None,
@@ -93,12 +93,12 @@ def render_card(
         model_name: the heading.
         target_name: the target's model id.
         target_revision: its commit or file digest, when known.
-        licence: licence identifier of the draft.
+        license: license identifier of the draft.
         draft_location: where the snippet loads the draft from.
         num_assistant_tokens: γ that the draft's generation config holds.
         base_model: the target's id on the Hub where ``target_name`` is not that.
         language: codes of the languages it was trained on.
-        datasets: ids of the data sets it was trained on.
+        datasets: ids of the datasets it was trained on.
         openvino: the draft's OpenVINO copy, if there is one.
         weights_note: how the weights were changed after they were measured.
 
@@ -111,12 +111,12 @@ def render_card(
         raise ValueError("a card needs the results of stage evaluate")
     settings = settings_of(evaluation)
     design = summary.provenance.get("design", {}).get("facts", {})
-    sources = _data_rows(summary, licence)
+    sources = _data_rows(summary, license)
     card = fill_card(
         model_name=model_name,
         target_name=target_name,
         draft_location=draft_location,
-        licence=licence,
+        license=license,
         base_model=base_model,
         datasets=list(datasets),
         language=list(language),
@@ -265,8 +265,8 @@ def _speed_table(bench: dict[str, Any]) -> str:
     return f"{table}\n\n{SPEED_NOTE}" if bench.get("best") else table
 
 
-def _data_rows(summary: RunSummary, licence: str | None) -> list[dict[str, str]]:
-    """Return one row per training stage and source: what was read, and under which licence."""
+def _data_rows(summary: RunSummary, license: str | None) -> list[dict[str, str]]:
+    """Return one row per training stage and source: what was read, and under which license."""
     generated = set(summary.provenance.get("generate", {}).get("facts", {}).get("sets", {}))
     rows = []
     for stage in TRAINING_STAGES:
@@ -275,13 +275,13 @@ def _data_rows(summary: RunSummary, licence: str | None) -> list[dict[str, str]]
             known = counts if isinstance(counts, dict) else {}
             if source.split(" #")[0] in generated:
                 words = f"{source}: text the target wrote itself"
-                terms = f"the target's ({licence})" if licence else "the target's"
+                terms = f"the target's ({license})" if license else "the target's"
             elif source == "python":
-                words, terms = _PYTHON_LICENCE, "PSF-2.0"
+                words, terms = _PYTHON_LICENSE, "PSF-2.0"
             else:
                 # A file's path says things about a machine that a card should not.
                 words = source if not source.startswith(("/", "~", ".")) else source.split("/")[-1]
-                terms = known.get("licence") or "see its source"
+                terms = known.get("license") or "see its source"
             what = ", ".join(
                 f"{known[key]:,} {name}"
                 for key, name in (
@@ -291,7 +291,7 @@ def _data_rows(summary: RunSummary, licence: str | None) -> list[dict[str, str]]
                 )
                 if isinstance(known.get(key), int)
             )
-            rows.append({"stage": stage, "source": words, "read": what, "licence": terms})
+            rows.append({"stage": stage, "source": words, "read": what, "license": terms})
     return rows
 
 

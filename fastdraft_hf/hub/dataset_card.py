@@ -13,31 +13,31 @@ _TAGS = ["fastdraft", "synthetic", "speculative-decoding"]
 
 
 def dataset_files(
-    sets: Sequence[Path], *, target: str, base_model: str | None, licence: str | None
+    sets: Sequence[Path], *, target: str, base_model: str | None, license: str | None
 ) -> list[RepoFile]:
-    """Return the files of a data set's repository, a folder a set.
+    """Return the files of a dataset's repository, a folder a set.
 
     Args:
         sets: the sets' folders, as stage generate writes them. A ``README.md`` in one is what its
             section of the card says.
         target: the model that wrote them.
         base_model: its id on the Hub, if it is another.
-        licence: the licence of what it wrote.
+        license: the license of what it wrote.
     """
     files = []
     for folder in sets:
         for file in sorted(folder.iterdir()):
             if file.suffix == ".parquet" or file.name == "manifest.json":
                 files.append(RepoFile(f"{folder.name}/{file.name}", file))
-    card = _card(sets, base_model or target, licence)
+    card = _card(sets, base_model or target, license)
     return [RepoFile(CARD, card.encode()), *files]
 
 
-def _card(sets: Sequence[Path], target: str, licence: str | None) -> str:
+def _card(sets: Sequence[Path], target: str, license: str | None) -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
     data = DatasetCardData(
-        license=licence,
+        license=license,
         task_categories=["text-generation"],
         tags=_TAGS,
         pretty_name=f"Text written by {target.split('/')[-1]}",
@@ -60,6 +60,6 @@ def _card(sets: Sequence[Path], target: str, licence: str | None) -> str:
         written = folder / CARD
         if written.is_file():
             parts.append(DatasetCard.load(written, ignore_metadata_errors=True).text.strip())
-    if licence is None:
-        parts.append("The licence follows the target's.")
+    if license is None:
+        parts.append("The license follows the target's.")
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"

@@ -26,7 +26,7 @@ _IDS = """
     fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
     grok2-community gemma unknown other
 """
-LICENCES = frozenset(_IDS.split())
+LICENSES = frozenset(_IDS.split())
 _LANGUAGE = re.compile(r"^[a-z]{2,3}$")
 _NAME = re.compile(r"^[a-z0-9_.-]+$")
 _WORDS_FOR_LANGUAGE = {"code", "multilingual"}
@@ -34,11 +34,11 @@ _DATASET_TYPE = re.compile(r"^(?:[\w.-]+/)?[\w.-]+$", re.ASCII)
 _RELATIONS = {"finetune", "adapter", "quantized", "merge"}
 
 
-def check_licence(licence: str, where: str) -> None:
-    """Raise `FastDraftError` when the Hub does not know a licence identifier."""
-    if licence not in LICENCES:
-        hint = nearest(licence, LICENCES) or "; `other` names one that is not on the Hub's list"
-        raise FastDraftError(f"{where}: the Hub knows no licence '{licence}'{hint}")
+def check_license(license: str, where: str) -> None:
+    """Raise `FastDraftError` when the Hub does not know a license identifier."""
+    if license not in LICENSES:
+        hint = nearest(license, LICENSES) or "; `other` names one that is not on the Hub's list"
+        raise FastDraftError(f"{where}: the Hub knows no license '{license}'{hint}")
 
 
 def check_languages(languages: Any, where: str) -> None:
@@ -62,20 +62,20 @@ def check_model_id(name: Any, where: str) -> None:
 
 
 def check_metadata(data: Mapping[str, Any], *, where: str = "README.md") -> None:
-    """Check the metadata of a model's or a data set's card.
+    """Check the metadata of a model's or a dataset's card.
 
     Args:
         data: the card's YAML block as a mapping, as ``ModelCard.data.to_dict()`` gives it.
         where: the file's name, for messages.
 
     Raises:
-        FastDraftError: naming the key: a licence, language or id that the Hub does not take, a tag
+        FastDraftError: naming the key: a license, language or id that the Hub does not take, a tag
             that is no text, or a model index that it would not show.
     """
-    licence = data.get("license")
-    for one in _listed(licence, f"{where}: license"):
-        check_licence(one, f"{where}: license")
-    if licence == "other":
+    license = data.get("license")
+    for one in _listed(license, f"{where}: license"):
+        check_license(one, f"{where}: license")
+    if license == "other":
         for key in ("license_name", "license_link"):
             if not isinstance(data.get(key), str):
                 raise FastDraftError(f"{where}: {key}: needed, since license is other")
@@ -121,7 +121,7 @@ def _check_result(result: Any, place: str) -> None:
     _text(dataset, "name", f"{place}.dataset")
     kind = _text(dataset, "type", f"{place}.dataset")
     if not _DATASET_TYPE.match(kind):
-        raise FastDraftError(f"{place}.dataset.type: '{kind}' cannot be the id of a data set")
+        raise FastDraftError(f"{place}.dataset.type: '{kind}' cannot be the id of a dataset")
     metrics = result.get("metrics")
     if not isinstance(metrics, list) or not metrics:
         raise FastDraftError(f"{place}.metrics: expected a list of metrics")

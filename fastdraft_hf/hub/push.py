@@ -87,7 +87,7 @@ def plan_push(
         records: put beside the stages' records.
 
     Returns:
-        the data set's plan, if there is one, and the draft's, in the order in which they are sent.
+        the dataset's plan, if there is one, and the draft's, in the order in which they are sent.
 
     Raises:
         FastDraftError: something is missing or not fit to be published; the file is named.
@@ -118,7 +118,7 @@ def plan_push(
     plans = [RepoPlan(repo, "model", files, base_model)]
     if dataset:
         rows = dataset_files(
-            sets, target=base_model, base_model=base_model, licence=card.data.get("license")
+            sets, target=base_model, base_model=base_model, license=card.data.get("license")
         )
         plans.insert(0, RepoPlan(dataset, "dataset", rows, base_model))
     return plans

@@ -29,7 +29,7 @@ FOLDERS = {
     "pretrain": "pretrain",
     "continue": "continue",
     "align": "align",
-    "trim": "trimmed",
+    "reduced_vocabulary": "reduced",
     "export": "export",
     "evaluate": "evaluate",
     "bench": "bench",
@@ -107,7 +107,7 @@ def card_of_run(
 ) -> ModelCard:
     """Render the card of a run from its records alone.
 
-    Names, licence and language are those of the card that the run has; without one they come from
+    Names, license and language are those of the card that the run has; without one they come from
     ``recipe.yaml`` and the stages' provenance.
 
     Raises:
@@ -127,7 +127,7 @@ def card_of_run(
         model_name=made.get("model_name") or default_name(target, summary.evaluation),
         target_name=target,
         target_revision=record.get("target_revision"),
-        licence=made.get("licence"),
+        license=made.get("license"),
         base_model=made.get("base_model"),
         language=made.get("language") or (),
         draft_location=draft_location,
@@ -156,7 +156,7 @@ def _card_settings(found: RunFolder) -> dict[str, Any]:
         resolved = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
         made = {k: v for k, v in (resolved.get("card") or {}).items() if v}
     facts = found.summary.provenance.get("card", {}).get("facts", {})
-    keys = ("model_name", "licence", "base_model", "language")
+    keys = ("model_name", "license", "base_model", "language")
     return {**made, **{key: facts[key] for key in keys if facts.get(key)}}
 
 

@@ -139,7 +139,7 @@ def bench_answers(recipe: Recipe) -> list[Answers]:
         paths,
         config.num_assistant_tokens,
         list(config.drafts),
-        paths if recipe.trim is not None else (),
+        paths if recipe.reduced_vocabulary is not None else (),
     )
     return [
         Answers(setting, count, assisted=setting.num_assistant_tokens > 0)

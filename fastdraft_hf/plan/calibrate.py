@@ -123,7 +123,7 @@ def training_rate(subject: Subject, config: TrainConfig, row_tokens: float) -> f
     from fastdraft_hf.train.progress import StepTimer
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
-    length = max(8, min(round(row_tokens), config.seq_length))
+    length = max(8, min(round(row_tokens), config.max_length))
     rows = config.per_device_train_batch_size
     shape = subject.draft_shape
     while rows * length * shape.train_flops(length) > _STEP_FLOPS and (rows > 1 or length > 64):
@@ -165,7 +165,7 @@ def _plain(config: TrainConfig, rows: int) -> TrainConfig:
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=1,
         trainer_args={},
-        max_train_tokens=max(config.max_train_tokens, rows * config.seq_length),
+        max_train_tokens=max(config.max_train_tokens, rows * config.max_length),
     )
 
 

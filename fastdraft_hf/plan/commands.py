@@ -161,7 +161,7 @@ def _words(recipe: Recipe, stage: str, config: TrainConfig, draft: str, folder: 
         "output_dir": folder,
         **_data(recipe, stage, config),
         "max_train_tokens": config.max_train_tokens,
-        "max_length": config.seq_length,
+        "max_length": config.max_length,
         "per_device_train_batch_size": config.per_device_train_batch_size,
     }
     # The file has the defaults of a recipe's section; what differs is said.

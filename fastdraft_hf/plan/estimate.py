@@ -7,7 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fastdraft_hf.plan.job import BASE_MEMORY, FIXED, Job, loading
-from fastdraft_hf.plan.measuring import plan_bench, plan_evaluate, plan_export, plan_trim
+from fastdraft_hf.plan.measuring import (
+    plan_bench,
+    plan_evaluate,
+    plan_export,
+    plan_reduced_vocabulary,
+)
 from fastdraft_hf.plan.result import StagePlan
 from fastdraft_hf.plan.text import plan_generate, plan_logits
 from fastdraft_hf.plan.training import plan_training
@@ -38,7 +43,7 @@ def _plan_stage(job: Job, name: str) -> StagePlan:
         "design": _plan_design,
         "generate": plan_generate,
         "logits": plan_logits,
-        "trim": plan_trim,
+        "reduced_vocabulary": plan_reduced_vocabulary,
         "export": plan_export,
         "evaluate": plan_evaluate,
         "bench": plan_bench,
@@ -52,9 +57,9 @@ def _plan_stage(job: Job, name: str) -> StagePlan:
 
 
 def _plan_design(job: Job) -> StagePlan:
-    slow = job.recipe.design.first_weights != "scratch" and job.recipe.design.draft is None
+    slow = job.recipe.design.init != "scratch" and job.recipe.design.draft is None
     reads = loading(job.target) if slow else 0.0
-    # First weights are made on the CPU in float32, whatever the device.
+    # Initialization are made on the CPU in float32, whatever the device.
     memory = BASE_MEMORY + 4.0 * job.draft.parameters
     memory += 4.0 * job.target.parameters if slow else 0
     notes = ("on the CPU: the memory is the machine's",) if slow and not job.cpu else ()

@@ -19,7 +19,7 @@ FIXED = {
     "pretrain": 3.0,
     "continue": 3.0,
     "align": 3.0,
-    "trim": 3.0,
+    "reduced_vocabulary": 3.0,
     "export": 0.0,
     "evaluate": 5.0,
     "bench": 3.0,

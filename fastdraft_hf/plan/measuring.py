@@ -1,4 +1,4 @@
-"""What stages trim, export, evaluate and bench cost; and what the draft should bring."""
+"""What the stages that measure cost, and what the draft should bring."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from fastdraft_hf.plan.result import Gain, StagePlan
 _TRIM_TEXT = 128
 
 
-def plan_trim(job: Job) -> StagePlan:
-    config = job.recipe.trim
+def plan_reduced_vocabulary(job: Job) -> StagePlan:
+    config = job.recipe.reduced_vocabulary
     assert config is not None
     # The target reads every held-out text once; the draft twice, which is little beside it.
     read = config.texts * float(EVALUATION_PROMPT + _TRIM_TEXT)
-    seconds = FIXED["trim"]
+    seconds = FIXED["reduced_vocabulary"]
     memory = 8.0 * job.draft.parameters
     if read:
         seconds += read / job.decoder.read_rate(job.target, 128) + loading(job.target)
@@ -41,7 +41,15 @@ def plan_trim(job: Job) -> StagePlan:
     disk = 4.0 * job.draft.parameters
     notes = job.decoder_notes if read else ()
     return StagePlan(
-        "trim", False, 1, read, flops, seconds, job.resident(memory), disk, notes=notes
+        "reduced_vocabulary",
+        False,
+        1,
+        read,
+        flops,
+        seconds,
+        job.resident(memory),
+        disk,
+        notes=notes,
     )
 
 
@@ -51,7 +59,7 @@ def plan_export(job: Job) -> StagePlan:
     size |= {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
     each = EXPORT_SECONDS + job.draft.parameters / EXPORT_RATE
     openvino = list(config.openvino)
-    if job.recipe.trim is not None:
+    if job.recipe.reduced_vocabulary is not None:
         openvino += [form for form in config.openvino if form != "int4"]
     seconds = len(openvino) * each + len(config.gguf) * 3.0
     forms = [*openvino, *config.gguf]

@@ -80,13 +80,13 @@ def row_tokens(job: Job, name: str) -> float:
     """Return the mean length of a training sequence."""
     config = job.recipe.training_stages()[name]
     if name != "align":
-        return float(config.seq_length)
+        return float(config.max_length)
     read = [job.sets[s.name] for s in config.sources if s.name in job.sets]
     rows = sum(count for count, _, _ in read)
     if not rows:
-        return float(config.seq_length)
+        return float(config.max_length)
     tokens = sum(count * (prompt + tokens) for count, prompt, tokens in read)
-    return min(float(config.seq_length), tokens / rows)
+    return min(float(config.max_length), tokens / rows)
 
 
 def mean_rows(recipe: Recipe) -> dict[str, float]:
@@ -99,7 +99,7 @@ def mean_rows(recipe: Recipe) -> dict[str, float]:
     for stage, config in recipe.training_stages().items():
         read = [sets[s.name] for s in config.sources if s.name in sets]
         rows = sum(count for count, _ in read)
-        found[stage] = float(config.seq_length)
+        found[stage] = float(config.max_length)
         if stage == "align" and rows:
             mean = sum(count * tokens for count, tokens in read) / rows
             found[stage] = min(found[stage], mean)

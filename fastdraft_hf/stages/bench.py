@@ -49,10 +49,10 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         config.max_prompt_tokens,
         run.recipe.seed,
     )
-    trimmed = _trimmed_paths(run, paths)
-    models = _with_trimmed(run, models, trimmed)
+    reduced = _reduced_paths(run, paths)
+    models = _with_reduced(run, models, reduced)
     assisted = bench.assisted_settings(
-        paths, config.num_assistant_tokens, list(config.drafts), trimmed
+        paths, config.num_assistant_tokens, list(config.drafts), reduced
     )
     results: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.memory and assisted:  # before this process holds any model
@@ -135,32 +135,32 @@ def _models(run: Run, paths: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
     )
 
 
-def _trimmed_paths(run: Run, paths: Sequence[str]) -> list[str]:
-    """Return the paths on which the draft of section ``trim`` is timed: those that have it."""
-    if run.recipe.trim is None:
+def _reduced_paths(run: Run, paths: Sequence[str]) -> list[str]:
+    """Return the paths on which the draft with a reduced vocabulary is timed."""
+    if run.recipe.reduced_vocabulary is None:
         return []
-    exported = _trimmed_export(run).exists()
+    exported = _reduced_export(run).exists()
     if not exported and {"openvino", "ours-openvino"} & set(paths):
         logger.warning(
-            "bench: there is no trimmed draft in OpenVINO %s, so it is timed in PyTorch only",
+            "bench: there is no reduced draft in OpenVINO %s, so it is timed in PyTorch only",
             run.recipe.bench.weight_format,
         )
     return [path for path in paths if exported or path not in bench.RUNTIMES["openvino"]]
 
 
-def _trimmed_export(run: Run) -> Path:
-    name = f"{bench.TRIMMED}-openvino-{run.recipe.bench.weight_format}"
+def _reduced_export(run: Run) -> Path:
+    name = f"{bench.REDUCED}-openvino-{run.recipe.bench.weight_format}"
     return run.stage_folder("export") / name
 
 
-def _with_trimmed(run: Run, models: Models, paths: Sequence[str]) -> Models:
-    """Return the models with the trimmed draft, where a path reads it."""
+def _with_reduced(run: Run, models: Models, paths: Sequence[str]) -> Models:
+    """Return the models with the reduced draft, where a path reads it."""
     if not paths:
         return models
-    drafts = {**models.drafts, bench.TRIMMED: str(run.stage_folder("trim"))}
+    drafts = {**models.drafts, bench.REDUCED: str(run.stage_folder("reduced_vocabulary"))}
     openvino = dict(models.drafts_openvino)
-    if _trimmed_export(run).exists():
-        openvino[bench.TRIMMED] = str(_trimmed_export(run))
+    if _reduced_export(run).exists():
+        openvino[bench.REDUCED] = str(_reduced_export(run))
     return dataclasses.replace(models, drafts=drafts, drafts_openvino=openvino)
 
 
@@ -214,14 +214,16 @@ def _write(run: Run, results: dict[str, Any]) -> None:
     given = run.recipe.design.draft
     folders = [Path(given)] if given is not None else [run.latest_model()]
     exported = sorted(run.stage_folder("export").glob("openvino-*"))
-    trimmed = [] if run.recipe.trim is None else [run.stage_folder("trim")]
-    trimmed_exports = sorted(run.stage_folder("export").glob(f"{bench.TRIMMED}-openvino-*"))
-    of_trimmed = (f"openvino/{bench.TRIMMED}", f"ours-openvino/{bench.TRIMMED}")
+    reduced = (
+        [] if run.recipe.reduced_vocabulary is None else [run.stage_folder("reduced_vocabulary")]
+    )
+    reduced_exports = sorted(run.stage_folder("export").glob(f"{bench.REDUCED}-openvino-*"))
+    of_reduced = (f"openvino/{bench.REDUCED}", f"ours-openvino/{bench.REDUCED}")
     for order, places in (
         (("transformers", "ours"), folders),
         (("openvino", "ours-openvino"), exported),
-        ((f"ours/{bench.TRIMMED}",), trimmed),
-        (of_trimmed, trimmed_exports),
+        ((f"ours/{bench.REDUCED}",), reduced),
+        (of_reduced, reduced_exports),
     ):
         gamma = best_of_paths(results, order)
         if gamma is None:

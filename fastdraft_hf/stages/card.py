@@ -36,7 +36,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "model_name": name,
         "num_assistant_tokens": gamma,
         "weights_from": source.name,
-        "licence": settings.licence or target.licence,
+        "license": settings.license or target.license,
         "base_model": settings.base_model,
         "language": settings.language,
     }
@@ -48,7 +48,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             model_name=name,
             target_name=target.name,
             target_revision=target.revision,
-            licence=facts["licence"],
+            license=facts["license"],
             base_model=settings.base_model,
             language=settings.language,
             draft_location=location,

@@ -1,4 +1,4 @@
-"""Stage design: the draft's config and first weights, with the target's tokenizer."""
+"""Stage design: the draft's config and initialization, with the target's tokenizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     from fastdraft_hf.draft.design import TOLERANCE, count_parameters, design_draft
-    from fastdraft_hf.draft.init import first_weights
+    from fastdraft_hf.draft.init import init
 
     design = run.recipe.design
     if design.draft is not None:
@@ -44,7 +44,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     )
     if design.hidden_size is None and draft_parameters < (1 - TOLERANCE) * design.params:
         logger.warning(
-            "design.params: %s is more than a draft of this depth and these first weights can "
+            "design.params: %s is more than a draft of this depth and these initialization can "
             "use; it has %s",
             f"{design.params:,}",
             f"{draft_parameters:,}",
@@ -53,9 +53,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     if planning:
         logger.warning("%s holds no weights: only the draft's config is written", path)
         _save_config(config, folder)
-        facts = {"first_weights": None}
+        facts = {"init": None}
     else:
-        draft, facts = first_weights(path, config, design, run.recipe.seed)
+        draft, facts = init(path, config, design, run.recipe.seed)
         _end_alike(draft, path)
         draft.save_pretrained(folder)
         config = draft.config
@@ -123,10 +123,10 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastdraft_hf.draft.init.prune import resize_rows
-    from fastdraft_hf.draft.trimmed_head import (
+    from fastdraft_hf.draft.reduced_vocabulary import (
         check_token_ids,
-        read_trimmed_head,
-        write_trimmed_head,
+        read_reduced_vocabulary,
+        write_reduced_vocabulary,
     )
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.hub.run_folder import earlier_training
@@ -135,7 +135,7 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is no draft")
     target_tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    head = read_trimmed_head(source)
+    head = read_reduced_vocabulary(source)
     report = check_vocabulary(
         Vocabulary.of_folder(run.target.path, "the target", target_tokenizer),
         source,
@@ -151,14 +151,14 @@ def _adopt(run: Run, source: Path, folder: Path) -> dict[str, Any]:
             index = getattr(target_tokenizer, f"{role}_token_id")
             for config in (draft.config, draft.generation_config):
                 setattr(config, f"{role}_token_id", index)
-    if head is not None:  # it stays trimmed, until it is trained
+    if head is not None:  # it stays reduced, until it is trained
         check_token_ids(head.token_ids, draft.get_input_embeddings().weight.shape[0])
-        write_trimmed_head(folder, head)
+        write_reduced_vocabulary(folder, head)
     draft.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     facts = {
         "draft_parameters": draft.num_parameters(),
-        "first_weights": str(source),
+        "init": str(source),
         "vocabulary": report.verdict,
     }
     earlier = earlier_training(source)

@@ -22,7 +22,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.draft.trimmed_head import load_draft, whole_parameters
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft, whole_parameters
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.eval import evaluate
     from fastdraft_hf.eval.journal import Journal
@@ -50,7 +50,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         )
 
     def load(path: Path) -> Any:
-        # Stock assisted generation would take the columns of a trimmed head for ids.
+        # Stock assisted generation would take the columns of a reduced vocabulary for ids.
         read = load_draft if config.path == "ours" else AutoModelForCausalLM.from_pretrained
         # float32: whether greedy output changes is asked of the models, not of a rounding.
         return read(path, dtype=torch.float32).to(device).eval()
@@ -92,7 +92,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 def not_held_out(run: Run) -> list[str]:
     """Return the tasks whose text some training stage of this run did not leave out.
 
-    Tasks may be named after training (``fastdraft evaluate --tasks ...``), or a data set may have
+    Tasks may be named after training (``fastdraft evaluate --tasks ...``), or a dataset may have
     changed since. A draft that was given was trained elsewhere, on text nobody here has checked.
     """
     records = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.eval.bench import TRIMMED
+from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.export.openvino import WeightFormat, export_openvino
 from fastdraft_hf.export.parity import read_gguf
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``openvino-<format>`` folders and ``draft-<type>.gguf`` files.
 
-    With section ``trim`` also ``trimmed-openvino-<format>``; GGUF has no trimmed head.
+    With a section ``reduced_vocabulary`` also ``reduced-openvino-<format>``; GGUF has none.
     """
     config = run.recipe.export
     formats = list(config.openvino)
@@ -56,12 +56,14 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     for weight_format in formats:
         openvino(model, weight_format)
-    if run.recipe.trim is not None:
+    if run.recipe.reduced_vocabulary is not None:
         for weight_format in formats:
             if weight_format == "int4":
-                logger.warning("export: a trimmed head is not cut out of int4, so it is left out")
+                logger.warning(
+                    "export: a reduced vocabulary is not cut out of int4, so it is left out"
+                )
             else:
-                openvino(run.stage_folder("trim"), weight_format, TRIMMED)
+                openvino(run.stage_folder("reduced_vocabulary"), weight_format, REDUCED)
     for weight_type in config.gguf:
         output = folder / f"draft-{weight_type}.gguf"
         if not output.exists():

@@ -156,10 +156,10 @@ def _agreeing(found: parity.Parity, must: bool, what: str) -> parity.Parity:
 
 
 def load_pytorch(folder: Path) -> Any:
-    """Return a model in float32; a trimmed head of a draft is used as such."""
+    """Return a model in float32; a reduced vocabulary of a draft is used as such."""
     import torch
 
-    from fastdraft_hf.draft.trimmed_head import load_draft
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
     return load_draft(folder, dtype=torch.float32).eval()
 

@@ -50,7 +50,7 @@ _ABOUT = {
     "magpie": "Instructions the target thought up (Magpie, arXiv 2406.08464), and its answers.",
     "code": "Functions of the Python standard library, completed by the target.",
     "passages": "Tasks about passages of documentation, done by the target.",
-    "dataset": "The target's answers to the prompts of a data set.",
+    "dataset": "The target's answers to the prompts of a dataset.",
 }
 # Settings of kinds that others do not read; a card leaves them out.
 _ONLY = {
@@ -80,7 +80,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         _Writer(run, folder, name, wanted, tokenizer, decontaminator)
         for name, wanted in config.sets.items()
     ]
-    # So does a data set that cannot be read: prompts come before the model.
+    # So does a dataset that cannot be read: prompts come before the model.
     for writer in writers:
         writer.prepare()
     engine = open_target_engine(run, tokenizer)
@@ -371,7 +371,7 @@ class _Writer:
                 target=target.name,
                 revision=target.revision,
                 engine=engine.name,
-                licence=target.licence,
+                license=target.license,
                 settings=settings,
                 prompts=self.facts.get("instructions", self.facts.get("prompts", {})),
                 kept=kept,

@@ -11,9 +11,9 @@ from fastdraft_hf.stages import (
     generate,
     kept_sets,
     logits,
+    reduced_vocabulary,
     report,
     train,
-    trim,
 )
 from fastdraft_hf.stages.runner import Stage, register
 from fastdraft_hf.train.config import TrainConfig
@@ -63,10 +63,20 @@ register(
 register(
     "align", Stage(train.align, lambda r: r.align, ("generate", "logits", *_DRAFTS[:3]), "align")
 )
-register("trim", Stage(trim.run, lambda r: r.trim, ("generate", *_DRAFTS), "trimmed"))
-register("export", Stage(export.run, lambda r: r.export, (*_DRAFTS, "trim"), "export"))
+register(
+    "reduced_vocabulary",
+    Stage(
+        reduced_vocabulary.run, lambda r: r.reduced_vocabulary, ("generate", *_DRAFTS), "reduced"
+    ),
+)
+register(
+    "export", Stage(export.run, lambda r: r.export, (*_DRAFTS, "reduced_vocabulary"), "export")
+)
 register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate"))
-register("bench", Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "trim", "export"), "bench"))
+register(
+    "bench",
+    Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "reduced_vocabulary", "export"), "bench"),
+)
 register("card", Stage(card.run, lambda r: r.card, (*_DRAFTS, "evaluate", "bench"), "draft"))
 register(
     "report",

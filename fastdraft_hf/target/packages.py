@@ -27,7 +27,7 @@ class PackagedFile:
     requirement: str
     member: str
     sha256: str
-    licence: str
+    license: str
 
     @property
     def file_name(self) -> str:

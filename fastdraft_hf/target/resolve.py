@@ -28,13 +28,13 @@ class Target:
         path: its folder, readable by ``from_pretrained``.
         name: the Hub id when known, else the folder's name; goes into cards and provenance.
         revision: the Hub commit or the packaged file's sha256, when known.
-        licence: the licence identifier the model declares, when known.
+        license: the license identifier the model declares, when known.
     """
 
     path: Path
     name: str
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 def resolve_target(target: str, revision: str | None = None, *, weights: bool = True) -> Target:
@@ -75,7 +75,7 @@ def _describe(folder: Path, *, weights: bool = True) -> Target:
     source = folder / "fastdraft_source.json"
     if source.is_file():
         facts = json.loads(source.read_text(encoding="utf-8"))
-        return Target(folder, facts["model_id"], f"sha256:{facts['sha256']}", facts["licence"])
+        return Target(folder, facts["model_id"], f"sha256:{facts['sha256']}", facts["license"])
     return Target(folder, folder.resolve().name)
 
 
@@ -114,10 +114,10 @@ def _from_hub(model_id: str, revision: str | None, *, weights: bool = True) -> T
         ) from error
     found = _describe(path, weights=weights)
     # A snapshot's folder is named by its commit.
-    return Target(path, model_id, path.name, _card_licence(path) or found.licence)
+    return Target(path, model_id, path.name, _card_license(path) or found.license)
 
 
-def _card_licence(folder: Path) -> str | None:
+def _card_license(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None

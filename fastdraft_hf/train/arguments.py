@@ -24,7 +24,7 @@ class DraftDistillationConfig(SFTConfig):
     """
 
     # A preset's name stays a string; a mapping given as JSON on the command line is parsed.
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "target_model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "teacher_model_init_kwargs"]
 
     bf16: bool | None = field(
         default=None,
@@ -51,21 +51,21 @@ class DraftDistillationConfig(SFTConfig):
             "ce, ce_kl, ce_tvd, kl, tvd."
         },
     )
-    distillation_temperature: float = field(
+    temperature: float = field(
         default=1.0,
         metadata={
             "help": "Temperature of both distributions in every term but ce. Stored distributions "
             "must have been made at it."
         },
     )
-    target_model_name_or_path: str | None = field(
+    teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "The target as an online teacher, for objectives that need its distribution "
-            "when the data set does not store it."
+            "when the dataset does not store it."
         },
     )
-    target_model_init_kwargs: dict[str, Any] | str | None = field(
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Further arguments of from_pretrained for the online target."},
     )
@@ -122,10 +122,8 @@ class DraftDistillationConfig(SFTConfig):
             )
         if self.sampled_softmax is not None and self.sampled_softmax < 1:
             raise ValueError(f"sampled_softmax must be at least 1, got {self.sampled_softmax}")
-        if not self.distillation_temperature > 0:
-            raise ValueError(
-                f"distillation_temperature must be above 0, got {self.distillation_temperature}"
-            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share must be above 0 and at most 1, got {self.decay_share}")
         if self.bf16 is None:

@@ -47,17 +47,17 @@ def check_sharding(args: DraftDistillationConfig) -> None:
 
 
 def check_stream(dataset: Any) -> None:
-    """Refuse a streamed data set that gives no row: it is repeated, and would never give one.
+    """Refuse a streamed dataset that gives no row: it is repeated, and would never give one.
 
     Raises:
         ValueError: saying so.
     """
     if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
-        raise ValueError("train data set: it gives no row")
+        raise ValueError("train dataset: it gives no row")
 
 
 def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
-    """Return the data sets there are, by name."""
+    """Return the datasets there are, by name."""
     several = isinstance(eval_dataset, dict)
     sets = {"train": train_dataset, **(eval_dataset if several else {"eval": eval_dataset})}
     return {name: dataset for name, dataset in sets.items() if dataset is not None}
@@ -71,11 +71,11 @@ def check_sources(
     vocab_size: int,
     temperature: float,
 ) -> bool:
-    """Return whether the target's distribution is stored in the data sets.
+    """Return whether the target's distribution is stored in the datasets.
 
     Raises:
         ValueError: the objective needs a distribution and there is none, or there are two sources
-            of it, or some data sets store it and some do not, or what is stored is misshapen.
+            of it, or some datasets store it and some do not, or what is stored is misshapen.
     """
     stored = {name: columns.has_distribution(dataset, name) for name, dataset in sets.items()}
     if target_model is not None and any(stored.values()):
@@ -93,7 +93,7 @@ def check_sources(
                 )
     if len(set(stored.values())) > 1:
         raise ValueError(
-            "some data sets store the target's distribution and some do not: "
+            "some datasets store the target's distribution and some do not: "
             + ", ".join(f"{name} {'does' if has else 'does not'}" for name, has in stored.items())
         )
     if not any(stored.values()):
@@ -125,7 +125,7 @@ def open_target(
         ValueError: it speaks another vocabulary than the draft.
     """
     if isinstance(target, str):
-        given = _mapping(args.target_model_init_kwargs)
+        given = _mapping(args.teacher_model_init_kwargs)
         given.setdefault("trust_remote_code", args.trust_remote_code)
         given.setdefault("dtype", torch.bfloat16 if has_fast_bf16(args.device) else torch.float32)
         try:
@@ -215,7 +215,7 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
 
 
 def mean_length(dataset: Any, max_length: int | None = None) -> float:
-    """Return the mean length of a data set's first rows in tokens, cut to ``max_length``."""
+    """Return the mean length of a dataset's first rows in tokens, cut to ``max_length``."""
     streamed = isinstance(dataset, IterableDataset)
     first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
     lengths = [len(row["input_ids"]) for row in first.select_columns(["input_ids"])]

@@ -58,7 +58,7 @@ class TrainConfig:
         "cut the token budget to what this machine trains in this time; the rate is measured "
         "before the first step and the cut is fixed then",
     )
-    seq_length: int = setting(512, "tokens a sequence")
+    max_length: int = setting(512, "tokens a sequence")
     per_device_train_batch_size: int = setting(8, "sequences a step and device")
     gradient_accumulation_steps: int = setting(1, "batches a step")
     learning_rate: float = setting(1e-3, "peak learning rate (AdamW: embeddings, head, norms)")
@@ -80,9 +80,7 @@ class TrainConfig:
         "only), online from the target itself; auto: none for ce, else stored if the recipe has "
         "the section logits, else online",
     )
-    distillation_temperature: float = setting(
-        1.0, "temperature of both distributions in every term but ce"
-    )
+    temperature: float = setting(1.0, "temperature of both distributions in every term but ce")
     sampled_softmax: int | None = setting(
         8192,
         "tokens of the vocabulary that a step scores besides those that occur in it, drawn anew "
@@ -117,7 +115,7 @@ class TrainConfig:
         self.sources = expand_presets(self.sources)
         if self.streaming and self.tokens_dir:
             raise FastDraftError("streaming: true, and tokens_dir is set; a stream writes nothing")
-        for name in ("max_train_tokens", "seq_length", "per_device_train_batch_size"):
+        for name in ("max_train_tokens", "max_length", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.start_weight < 1:
@@ -139,10 +137,8 @@ class TrainConfig:
             raise FastDraftError(
                 f"sampled_softmax: must be at least 1, or empty, got {self.sampled_softmax}"
             )
-        if self.distillation_temperature <= 0:
-            raise FastDraftError(
-                f"distillation_temperature: must be above 0, got {self.distillation_temperature}"
-            )
+        if self.temperature <= 0:
+            raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")
         if self.objective not in ("auto", "ce"):  # a wrong one is said before anything is generated
             from fastdraft_hf.train.objectives import Objective
 
@@ -157,7 +153,7 @@ class TrainConfig:
             raise FastDraftError(
                 f"max_train_tokens: {self.max_train_tokens:,} is below one step of "
                 f"{self.step_tokens:,} tokens (per_device_train_batch_size x "
-                "gradient_accumulation_steps x seq_length)"
+                "gradient_accumulation_steps x max_length)"
             )
 
     @property
@@ -177,4 +173,4 @@ class TrainConfig:
     def step_tokens(self) -> int:
         """Tokens a step on one device, full sequences."""
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return batch * self.seq_length
+        return batch * self.max_length

@@ -29,7 +29,7 @@ class NonFiniteLossError(FastDraftError):
             what: happened.
             args: the trainer's.
             step: steps that were finished before.
-            rows: the data set as it was given to the trainer; ``None`` in an evaluation.
+            rows: the dataset as it was given to the trainer; ``None`` in an evaluation.
             batches: inputs of the model.
         """
         where = f"evaluation after step {step}" if rows is None else f"step {step + 1}"

@@ -48,7 +48,7 @@ def train(
     Args:
         start_model: the draft to start from.
         tokenizer: the target's.
-        data: data sets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``, and
+        data: datasets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``, and
             the stored distribution if there is one; or instead of ``train`` a mixture of token
             shards (`data.mixture`).
         work: checkpoints go here, and the trained draft to ``work/model``.
@@ -240,7 +240,7 @@ def training_arguments(
     fields: dict[str, Any] = {
         "output_dir": str(work),
         "objective": "ce" if config.objective == "auto" else config.objective,
-        "distillation_temperature": config.distillation_temperature,
+        "temperature": config.temperature,
         "sampled_softmax": config.sampled_softmax,
         "max_steps": max_steps,
         "max_train_tokens": None if max_train_tokens is None else str(max_train_tokens),
@@ -260,7 +260,7 @@ def training_arguments(
         "eval_steps": config.save_steps,
         "save_steps": config.save_steps,
         "save_total_limit": 2,
-        "max_length": config.seq_length,
+        "max_length": config.max_length,
         # The rows are token ids with labels already; only packing is left to TRL.
         "dataset_kwargs": {"skip_prepare_dataset": not config.trainer_args.get("packing")},
         "include_num_input_tokens_seen": "non_padding",

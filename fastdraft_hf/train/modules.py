@@ -44,11 +44,11 @@ def check_whole(weight: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of_batch(dataset: Any, batches: Sequence[dict[str, Any]]) -> str:
-    """Say which rows of a data set some batches hold, by looking for their ids.
+    """Say which rows of a dataset some batches hold, by looking for their ids.
 
     It is done once, when training fails, so that nothing has to be carried through the data
     pipeline for it. Rows may have been cut, split or packed since. What cannot be looked through
-    (a streamed data set, text) has the first ids shown instead.
+    (a streamed dataset, text) has the first ids shown instead.
 
     Args:
         dataset: as it was given to the trainer, or None.

@@ -49,7 +49,7 @@ def trainer_card(
     Args:
         trainer: the trainer.
         model_name: the heading.
-        dataset_name: id of the data set.
+        dataset_name: id of the dataset.
         tags: further tags.
         target: the target's id, for a run whose target's distribution was stored.
     """
@@ -59,13 +59,13 @@ def trainer_card(
     seen = int(trainer.state.num_input_tokens_seen)
     seconds = sum(e.get("train_runtime", 0) for e in trainer.state.log_history)
     sizes = [trainer.target_model.num_parameters()] if trainer.target_model is not None else []
-    licence = found.licence if found else None
+    license = found.license if found else None
     return fill_card(
         model_name=model_name or Path(str(trainer.args.output_dir)).name,
         target_name=found.name if found else "its target",
         target_revision=found.revision if found else None,
         draft_location=trainer.hub_model_id or str(trainer.args.output_dir),
-        licence=licence,
+        license=license,
         datasets=[dataset_name] if dataset_name else None,
         tags=tags,
         draft_parameters=f"{model.num_parameters():,}",
@@ -87,7 +87,7 @@ def _target(trainer: DraftDistillationTrainer, name: str | None) -> Target | Non
 
     if name is None and trainer.target_model is not None:
         name = trainer.target_model.config.name_or_path
-    name = name or trainer.args.target_model_name_or_path
+    name = name or trainer.args.teacher_model_name_or_path
     if not name:
         return None
     if not Path(name).is_dir():

@@ -40,7 +40,7 @@ from fastdraft_hf.train.sampled import sample_head
 class DraftDistillationTrainer(SFTTrainer):
     """Trains a draft: pre-training, continued pre-training and alignment alike.
 
-    The data set holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
+    The dataset holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
     loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
     term besides ``ce`` needs the target's distribution: from an online target, or stored in the
     columns that `fastdraft_hf.data.stored_distribution` describes.
@@ -53,7 +53,7 @@ class DraftDistillationTrainer(SFTTrainer):
         model: the draft, or its name or folder.
         args: a `DraftDistillationConfig`.
         target_model: the online target, or its name or folder; by default the one of
-            ``args.target_model_name_or_path``, if any.
+            ``args.teacher_model_name_or_path``, if any.
         **kwargs: as for `SFTTrainer`.
 
     Raises:
@@ -111,13 +111,13 @@ class DraftDistillationTrainer(SFTTrainer):
             args.model_init_kwargs = None
         checks.check_adapter(model, kwargs.get("peft_config"))
         vocab_size = int(head_of(model).weight.shape[0])
-        target_model = target_model or args.target_model_name_or_path
+        target_model = target_model or args.teacher_model_name_or_path
         stored = checks.check_sources(
             self.objective,
             target_model,
             checks.named_sets(kwargs.get("train_dataset"), kwargs.get("eval_dataset")),
             vocab_size=vocab_size,
-            temperature=args.distillation_temperature,
+            temperature=args.temperature,
         )
         if stored and kwargs.get("data_collator") is not None:
             raise ValueError("a stored distribution needs the trainer's own data_collator")
@@ -263,7 +263,7 @@ class DraftDistillationTrainer(SFTTrainer):
             bias,
             objective=self.objective,
             target=target,
-            temperature=self.args.distillation_temperature,
+            temperature=self.args.temperature,
             scale=head.scale,
             softcap=head.softcap,
             dtype=self.head_dtype,

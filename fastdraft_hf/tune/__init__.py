@@ -1,1 +1,1 @@
-"""What is best on this machine: the draft's shape, γ, and a trimmed head."""
+"""What is best on this machine: the draft's shape, γ, and a reduced vocabulary."""

@@ -7,17 +7,17 @@ from typing import Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._schema import setting
-from fastdraft_hf.draft.config import FirstWeights
+from fastdraft_hf.draft.config import Initialization
 from fastdraft_hf.export.openvino import WeightFormat
 
 Measure = Literal["cpu", "cuda", "openvino"]
 
 
 @dataclass
-class TrimConfig:
+class ReducedVocabularyConfig:
     """A second draft beside the whole one, whose head scores the most frequent tokens only."""
 
-    draft_vocab: int = setting(8192, "tokens that the head scores, such as 8192 or 16k")
+    draft_vocab_size: int = setting(8192, "tokens that the head scores, such as 8192 or 16k")
     sets: list[str] = setting(
         [],
         "generated sets whose tokens are counted; by default those that align reads, or all "
@@ -28,8 +28,10 @@ class TrimConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.draft_vocab < 1:
-            raise FastDraftError(f"draft_vocab: must be at least 1, got {self.draft_vocab}")
+        if self.draft_vocab_size < 1:
+            raise FastDraftError(
+                f"draft_vocab_size: must be at least 1, got {self.draft_vocab_size}"
+            )
         if self.texts < 0:
             raise FastDraftError(f"texts: must be at least 0, got {self.texts}")
 
@@ -50,13 +52,14 @@ class TuneConfig:
     )
     widths_per_depth: int = setting(2, "widths to try at each depth, from the widest that fits")
     width_multiple: int = setting(16, "widths are multiples of this")
-    first_weights: FirstWeights = setting(
+    init: Initialization = setting(
         "scratch",
         "of the draft that will be trained: it decides the shapes there can be, and where probes "
         "start; what is timed has random weights",
     )
-    draft_vocab: int | None = setting(
-        None, "time drafts whose head scores this many tokens (see trimmed head); all if empty"
+    draft_vocab_size: int | None = setting(
+        None,
+        "time drafts whose head scores this many tokens (see reduced vocabulary); all if empty",
     )
     max_num_assistant_tokens: int = setting(5, "largest γ")
     context: int = setting(256, "tokens in the caches when timing begins")
@@ -88,7 +91,7 @@ class TuneConfig:
         ):
             if getattr(self, name) < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("draft_vocab", "probe_tokens", "threads"):
+        for name in ("draft_vocab_size", "probe_tokens", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise FastDraftError(f"{name}: must be at least 1, got {value}")

@@ -52,7 +52,7 @@ class Design:
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
             "intermediate_size": self.feed_forward,
-            "first_weights": config.first_weights,
+            "init": config.init,
         }
 
 
@@ -89,7 +89,7 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
         found += _spread(fitting[::-1], config.widths_per_depth)
     if not found:
         # The design's own message says what the least is.
-        design_draft(target, DesignConfig(params=config.params, first_weights=config.first_weights))
+        design_draft(target, DesignConfig(params=config.params, init=config.init))
         raise FastDraftError(f"params: no draft of {config.params:,} parameters can be designed")
     return found
 
@@ -114,7 +114,7 @@ def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design |
             continue
         try:
             exact = params(feed_forward)
-        except FastDraftError:  # first weights that are cut from the target cannot be wider
+        except FastDraftError:  # initialization that are cut from the target cannot be wider
             feed_forward = int(target.get_text_config().intermediate_size)
             exact, tolerance = params(feed_forward), _CUT_TOLERANCE
         if abs(exact - config.params) <= tolerance * config.params:

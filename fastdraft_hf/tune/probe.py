@@ -1,6 +1,6 @@
 """Short trainings that say how much of the target each design learns.
 
-A probe starts from the first weights the draft will start from, reads the same rows the target
+A probe starts from the initialization the draft will start from, reads the same rows the target
 wrote in the same order, for the same number of tokens, with the real trainer; its acceptance is
 expected acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short
 training ranks designs by how fast they learn, which favours what learns fast: take as many tokens
@@ -67,7 +67,7 @@ class Probes:
         self._train = TrainConfig(
             sources=[Source(kind="generated", name=place.name) for place in self._sets],
             max_train_tokens=config.probe_tokens,
-            seq_length=_SEQUENCE,
+            max_length=_SEQUENCE,
             per_device_train_batch_size=_BATCH,
             eval_sequences=0,
             save_steps=50,
@@ -110,7 +110,7 @@ class Probes:
     def _label(self, design: Design) -> str:
         config = self._config
         return (
-            f"{design.name}x{design.feed_forward}-{config.first_weights}-{config.probe_tokens}-"
+            f"{design.name}x{design.feed_forward}-{config.init}-{config.probe_tokens}-"
             f"{self._rows_key()}-{config.probe_texts}-{config.seed}-{max(self._gammas)}"
         )
 
@@ -125,7 +125,7 @@ class Probes:
         """Train one design, going on from its last checkpoint; return the draft's folder."""
         from transformers import AutoConfig, AutoTokenizer
 
-        from fastdraft_hf.draft.init import first_weights
+        from fastdraft_hf.draft.init import init
         from fastdraft_hf.train.loop import train
 
         config = self._config
@@ -135,7 +135,7 @@ class Probes:
         if not start.exists():
             shape = draft_config(AutoConfig.from_pretrained(self._target.path), design, config)
             section = DesignConfig(**design.section(config))
-            model, _ = first_weights(self._target.path, shape, section, config.seed)
+            model, _ = init(self._target.path, shape, section, config.seed)
             with atomic_folder(start) as temporary:
                 model.save_pretrained(temporary)
         train(

@@ -86,9 +86,9 @@ def search(
             f"context: timing from {config.context} tokens reads up to {reach}, and the target "
             f"reads {text.max_position_embeddings}"
         )
-    if config.draft_vocab is not None and config.draft_vocab >= text.vocab_size:
+    if config.draft_vocab_size is not None and config.draft_vocab_size >= text.vocab_size:
         raise FastDraftError(
-            f"draft_vocab: {config.draft_vocab:,} must be below the vocabulary of "
+            f"draft_vocab_size: {config.draft_vocab_size:,} must be below the vocabulary of "
             f"{text.vocab_size:,}"
         )
     if make_timer is None:
@@ -202,23 +202,23 @@ def _drafts(
     config: TuneConfig, target_config: Any, designs: list[Design], folder: Path
 ) -> list[Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
-    from fastdraft_hf.draft.init import first_weights
-    from fastdraft_hf.draft.trimmed_head import TrimmedHead, write_trimmed_head
+    from fastdraft_hf.draft.init import init
+    from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 
-    trim = "" if config.draft_vocab is None else f"-v{config.draft_vocab}"
+    trim = "" if config.draft_vocab_size is None else f"-v{config.draft_vocab_size}"
     paths = [folder / "designs" / f"{d.name}x{d.feed_forward}{trim}" for d in designs]
-    random_weights = DesignConfig(first_weights="scratch")
+    random_weights = DesignConfig(init="scratch")
     with Progress("tune designs", len(designs), "drafts") as progress:
         for design, path in zip(designs, paths, strict=True):
             if not path.exists():
                 shape = draft_config(target_config, design, config)
-                model, _ = first_weights(Path(), shape, random_weights, config.seed)
+                model, _ = init(Path(), shape, random_weights, config.seed)
                 with atomic_folder(path) as temporary:
                     model.save_pretrained(temporary)
-                    if config.draft_vocab is not None:
+                    if config.draft_vocab_size is not None:
                         # Which tokens do not matter for time.
-                        head = TrimmedHead(tuple(range(config.draft_vocab)))
-                        write_trimmed_head(temporary, head)
+                        head = ReducedVocabulary(tuple(range(config.draft_vocab_size)))
+                        write_reduced_vocabulary(temporary, head)
             progress.advance(1)
     if config.measure != "openvino":
         return paths

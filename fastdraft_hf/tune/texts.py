@@ -87,7 +87,7 @@ class Reader:
         """Return what the drafts' acceptance is along every text.
 
         Args:
-            *drafts: folders; a trimmed head is used as such.
+            *drafts: folders; a reduced vocabulary is used as such.
 
         Returns:
             a list of `TextAcceptance` for one draft; a list of such lists for several. The
@@ -95,7 +95,7 @@ class Reader:
         """
         import torch
 
-        from fastdraft_hf.draft.trimmed_head import load_draft
+        from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
         models = [
             load_draft(folder, dtype=torch.float32).to(self._device).eval() for folder in drafts

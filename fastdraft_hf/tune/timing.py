@@ -223,7 +223,7 @@ class LoopTimer:
             return OVModelForCausalLM.from_pretrained(folder, compile=False)
         import torch
 
-        from fastdraft_hf.draft.trimmed_head import load_draft
+        from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
         cuda = self._measure == "cuda"
         model = load_draft(folder, dtype=torch.bfloat16 if cuda else torch.float32)

@@ -88,7 +88,7 @@ def test_a_target_without_weights_gets_a_plan(
     assert config.architectures == ["LlamaForCausalLM"]
     assert config.vocab_size == len(AutoTokenizer.from_pretrained(design))
     facts = json.loads((design / "provenance.json").read_text())["facts"]
-    assert facts["first_weights"] is None
+    assert facts["init"] is None
     assert facts["draft_parameters"] <= 9000
 
 

@@ -248,7 +248,7 @@ def test_a_stage_of_a_recipe_is_that_recipes(
     given = yaml.safe_load(captured.out)
     expected = build_recipe(
         yaml.safe_load(QUICKSTART.read_text(encoding="utf-8")),
-        [f"output_dir={tmp_path}", "align.seq_length=128"],
+        [f"output_dir={tmp_path}", "align.max_length=128"],
     )
     assert given == expected.resolved()
     planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]

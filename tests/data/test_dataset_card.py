@@ -26,7 +26,7 @@ FACTS = SetFacts(
     target="some/model",
     revision="abc",
     engine="fake",
-    licence="apache-2.0",
+    license="apache-2.0",
     settings={"temperatures": [0.0, 0.6], "dataset": "some/questions", "column": "a | b"},
     prompts={"kept": 23, "overlaps held-out text": 2},
     kept={"kept": 22, "loop": 1},
@@ -120,12 +120,12 @@ def test_it_says_what_a_reader_needs(made: Path) -> None:
         assert float(temperature) == pytest.approx(row["temperature"])
 
 
-def test_without_a_licence_or_a_language(made: Path) -> None:
+def test_without_a_license_or_a_language(made: Path) -> None:
     text = write(made, SetFacts("free", "Free text.", "folder", None, "fake", None, {}))
     data = DatasetCard(text).data.to_dict()
     assert "license" not in data
     assert "language" not in data
-    assert "declares no licence that was found" in text
+    assert "declares no license that was found" in text
 
 
 def test_an_empty_set_has_a_card(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Installed packages as a corpus: which licences are read, and what of a package."""
+"""Installed packages as a corpus: which licenses are read, and what of a package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def metadata(**fields: str | list[str]) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("fields", "licence"),
+    ("fields", "license"),
     [
         ({"License_Expression": "MIT"}, "MIT"),
         ({"License_Expression": "Apache-2.0 OR GPL-3.0-only"}, "Apache-2.0 OR GPL-3.0-only"),
@@ -54,19 +54,19 @@ def metadata(**fields: str | list[str]) -> Message:
         ({}, None),
     ],
 )
-def test_licences(fields: dict[str, str | list[str]], licence: str | None) -> None:
-    assert installed.licence_of(metadata(**fields)) == licence
+def test_licenses(fields: dict[str, str | list[str]], license: str | None) -> None:
+    assert installed.license_of(metadata(**fields)) == license
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two packages, of which one may be read."""
-    for name, licence in (("fdt-open", "MIT"), ("fdt-closed", "LicenseRef-Closed")):
+    for name, license in (("fdt-open", "MIT"), ("fdt-closed", "LicenseRef-Closed")):
         module = name.replace("-", "_")
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(
-            f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: {licence}\n\n"
+            f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: {license}\n\n"
             f"{name} adds numbers.\n"
         )
         files = {f"{module}/__init__.py": f'"""{DOC}"""\n', f"{module}/tests/test_a.py": "x = 1\n"}
@@ -84,7 +84,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("packages")
 def test_what_is_read_of_a_package() -> None:
     assert installed.packages("fdt-*") == ((("fdt-open", "1.0", "MIT"),), 1)
-    assert installed.licences("fdt-*") == {"fdt-open": "MIT"}
+    assert installed.licenses("fdt-*") == {"fdt-open": "MIT"}
     code = list(documents(Source(kind="packages", name="fdt-*")))
     assert code == [f'"""{DOC}"""\n']
     docs = list(documents(Source(kind="package_docs", name="fdt-*")))
@@ -94,6 +94,6 @@ def test_what_is_read_of_a_package() -> None:
 
 def test_this_machine_has_some() -> None:
     """Those that run the tests are permissively licensed and say so."""
-    found = installed.licences()
+    found = installed.licenses()
     assert {"numpy", "transformers", "datasets"} <= found.keys()
     assert len(installed.source_files("datasets")) > 10

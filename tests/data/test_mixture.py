@@ -156,7 +156,7 @@ def test_shared_shards_are_read_by_other_runs(tmp_path: Path, mix: Mix) -> None:
 
 def test_a_source_that_is_too_small(tmp_path: Path, mix: Mix) -> None:
     a = files(tmp_path, "a.jsonl", ["cat"])
-    with pytest.raises(FastDraftError, match=r"give no block of 16 to train on; lower seq_length"):
+    with pytest.raises(FastDraftError, match=r"give no block of 16 to train on; lower max_length"):
         mix([a], 4)
     b = files(tmp_path, "b.jsonl", ["x" * 33])
     dataset, held_out, _ = mix([b], 4, 2)

@@ -1,4 +1,4 @@
-"""Prompts of any data set, read by the real `datasets`."""
+"""Prompts of any dataset, read by the real `datasets`."""
 
 from __future__ import annotations
 

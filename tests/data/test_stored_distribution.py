@@ -205,18 +205,16 @@ def test_has_distribution_by_what_there_is() -> None:
 
     assert has_distribution(datasets.IterableDataset.from_generator(unnamed))
     for column in LISTS:
-        with pytest.raises(
-            ValueError, match=f"late data set: it has .* but not {column}; a stored"
-        ):
+        with pytest.raises(ValueError, match=f"late dataset: it has .* but not {column}; a stored"):
             has_distribution(rows.remove_columns([column]), "late")
 
 
 def test_an_empty_set() -> None:
     rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
-    with pytest.raises(ValueError, match="train data set: target_top_k_ids is empty everywhere"):
+    with pytest.raises(ValueError, match="train dataset: target_top_k_ids is empty everywhere"):
         check_distribution(rows.select([]), vocab_size=300, temperature=1.0)
     stream = rows.to_iterable_dataset().take(0)
-    with pytest.raises(ValueError, match="train data set: it gives no row"):
+    with pytest.raises(ValueError, match="train dataset: it gives no row"):
         check_distribution(stream, vocab_size=300, temperature=1.0)
 
 

@@ -16,7 +16,7 @@ from fastdraft_hf.decode.assisted import decode, greedy_margin, record_rounds, s
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.draft.init import init
 
 TinyModel = Callable[..., LlamaForCausalLM]
 
@@ -205,9 +205,9 @@ def test_the_real_target_writes_the_same_with_a_random_draft(
     target_folder: Path, target_tokenizer: Any
 ) -> None:
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
-    design = DesignConfig(hidden_size=96, num_hidden_layers=1, first_weights="scratch")
+    design = DesignConfig(hidden_size=96, num_hidden_layers=1, init="scratch")
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft, _ = first_weights(target_folder, config, design, seed=0)
+    draft, _ = init(target_folder, config, design, seed=0)
     for text in ("Name three colours.", "def add(a, b):"):
         prompt = list(chat_ids(target_tokenizer, text))
         alone = run(target, prompt)

@@ -147,8 +147,8 @@ def test_a_small_head_scores_every_token(
         torch.testing.assert_close(found, target(PROMPT).logits[:, -3:], atol=2e-4, rtol=1e-3)
 
 
-def test_a_trimmed_head(openvino_models: Any) -> None:
-    model = load(openvino_models.trimmed)
+def test_a_reduced_vocabulary(openvino_models: Any) -> None:
+    model = load(openvino_models.reduced)
     whole = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits[:, -3:]
     pages = paged(model)
     assert pages is not None

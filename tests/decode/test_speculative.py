@@ -42,7 +42,7 @@ from fastdraft_hf.decode.cached import CACHE_NAME, SlotModel
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.draft.init import init
 from fastdraft_hf.eval.prompts import draw_prompts
 
 TinyModel = Callable[..., LlamaForCausalLM]
@@ -412,7 +412,7 @@ def test_a_draft_on_another_device(target: LlamaForCausalLM, tiny_model: TinyMod
 
 
 @pytest.mark.parametrize("ids", ["first", "chosen"])
-def test_a_draft_with_a_trimmed_head(
+def test_a_draft_with_a_reduced_vocabulary(
     target: LlamaForCausalLM, tiny_model: TinyModel, ids: str
 ) -> None:
     """A head that scores half of the tokens drafts those, whatever columns it has them in."""
@@ -553,7 +553,7 @@ def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
     design = DesignConfig(hidden_size=192, num_hidden_layers=2)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft = first_weights(target_folder, config, design, seed=0)[0].eval()
+    draft = init(target_folder, config, design, seed=0)[0].eval()
     texts = ("Name three colours.", "def add(a, b):")
     prompts = [list(chat_ids(target_tokenizer, text)) for text in texts]
     alone = []
@@ -575,7 +575,7 @@ def test_the_real_target_over_many_prompts(target_folder: Path, target_tokenizer
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
     design = DesignConfig(hidden_size=192, num_hidden_layers=2)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft = first_weights(target_folder, config, design, seed=0)[0].eval()
+    draft = init(target_folder, config, design, seed=0)[0].eval()
     prompts = draw_prompts(target_tokenizer, ["humaneval", "ifbench"], 100, 300, 0)
     assert len(prompts) == 200
     for number, prompt in enumerate(prompts):

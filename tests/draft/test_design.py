@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, GPT2Config
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.design import (
     _scaled,
     _shapes,
@@ -39,7 +39,7 @@ from fastdraft_hf.recipe import read_recipe
 )
 @settings(max_examples=40)
 def test_budgets_are_met(
-    family: str, kind: FirstWeights, budget: int, layers: int, multiple: int, tied: bool
+    family: str, kind: Initialization, budget: int, layers: int, multiple: int, tied: bool
 ) -> None:
     target = tiny_target(
         family,
@@ -50,7 +50,7 @@ def test_budgets_are_met(
         tie_word_embeddings=tied,
     )
     wanted = DesignConfig(
-        params=budget, num_hidden_layers=layers, width_multiple=multiple, first_weights=kind
+        params=budget, num_hidden_layers=layers, width_multiple=multiple, init=kind
     )
     try:
         config = design_draft(target, wanted)
@@ -80,7 +80,7 @@ def test_budgets_are_met(
 )
 def test_the_drafts_of_the_paper(name: str, params: int, layers: int) -> None:
     target = published(name)
-    wanted = DesignConfig(params=params, num_hidden_layers=layers, first_weights="scratch")
+    wanted = DesignConfig(params=params, num_hidden_layers=layers, init="scratch")
     config = design_draft(target, wanted)
     size = count_parameters(config)
     assert 0.98 * params <= size <= params
@@ -102,7 +102,7 @@ PUBLISHED_NAMES = sorted(path.stem for path in PUBLISHED.glob("*.json"))
 
 @pytest.mark.parametrize("kind", ["scratch", "prune"])
 @pytest.mark.parametrize("name", PUBLISHED_NAMES)
-def test_published_targets(name: str, kind: FirstWeights) -> None:
+def test_published_targets(name: str, kind: Initialization) -> None:
     target = published(name)
     text = text_config(target)
     mixture = FAMILIES[text.model_type].dense
@@ -111,9 +111,7 @@ def test_published_targets(name: str, kind: FirstWeights) -> None:
     params, layers = 120_000_000, 4
     if name == "smollm2-135m-instruct":  # nearly that size itself
         params = 30_000_000
-    config = design_draft(
-        target, DesignConfig(params=params, num_hidden_layers=layers, first_weights=kind)
-    )
+    config = design_draft(target, DesignConfig(params=params, num_hidden_layers=layers, init=kind))
     assert 0.98 * params <= count_parameters(config) <= params
     assert config.model_type == (mixture or text.model_type)
     assert config.vocab_size == text.vocab_size
@@ -138,7 +136,7 @@ def test_published_targets(name: str, kind: FirstWeights) -> None:
 
 def test_longrope_lists_still_fit_their_heads() -> None:
     target = published("phi-4-mini-instruct")
-    config = design_draft(target, DesignConfig(params=120_000_000, first_weights="scratch"))
+    config = design_draft(target, DesignConfig(params=120_000_000, init="scratch"))
     rope = config.rope_parameters
     rotary = int(head_size(config) * rope["partial_rotary_factor"])
     assert len(rope["short_factor"]) == len(rope["long_factor"]) == rotary // 2 == 48
@@ -187,7 +185,7 @@ def test_the_count_is_exact_on_the_real_target(target_folder: Path, tied: bool) 
 @pytest.mark.parametrize("name", PUBLISHED_NAMES)
 def test_parts_sum_to_the_whole(name: str) -> None:
     config = published(name)
-    config = design_draft(config, DesignConfig(params=120_000_000, first_weights="scratch"))
+    config = design_draft(config, DesignConfig(params=120_000_000, init="scratch"))
     parts = parameters_by_part(config)
     assert sum(parts.values()) == count_parameters(config)
     assert not parts.get("other")
@@ -200,7 +198,7 @@ def test_parts_sum_to_the_whole(name: str) -> None:
 @settings(max_examples=20)
 def test_sizes_are_predicted_exactly(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(DENSE))
-    design = DesignConfig(num_hidden_layers=2, first_weights="scratch")
+    design = DesignConfig(num_hidden_layers=2, init="scratch")
     source = source_config(tiny_target(family), design)
     shapes = _shapes(source, design, 1)
     model = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
@@ -267,9 +265,7 @@ def test_a_width_that_does_not_divide_into_its_heads() -> None:
 def test_slices_keep_the_inner_widths() -> None:
     config = design_draft(tiny_target("llama"), DesignConfig(hidden_size=32))
     assert (config.intermediate_size, config.num_key_value_heads) == (160, 4)
-    narrow = design_draft(
-        tiny_target("llama"), DesignConfig(hidden_size=32, first_weights="project")
-    )
+    narrow = design_draft(tiny_target("llama"), DesignConfig(hidden_size=32, init="project"))
     assert (narrow.intermediate_size, narrow.num_key_value_heads) == (64, 2)
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.design import count_parameters, design_draft
 from fastdraft_hf.draft.families import FAMILIES
-from fastdraft_hf.draft.init import first_weights
+from fastdraft_hf.draft.init import init
 
 IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
 
@@ -34,7 +34,7 @@ IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
 def test_every_family_gives_a_draft_that_works(
     tmp_path_factory: pytest.TempPathFactory,
     family: str,
-    kind: FirstWeights,
+    kind: Initialization,
     heads: tuple[int, int],
     tied: bool,
     layers: int,
@@ -53,7 +53,7 @@ def test_every_family_gives_a_draft_that_works(
         target_config.num_key_value_heads = heads[0]
     before = copy.deepcopy(target_config.to_dict())
     wanted = DesignConfig(
-        params=budget, num_hidden_layers=layers, width_multiple=multiple, first_weights=kind
+        params=budget, num_hidden_layers=layers, width_multiple=multiple, init=kind
     )
     try:
         config = design_draft(target_config, wanted)
@@ -74,9 +74,9 @@ def test_every_family_gives_a_draft_that_works(
     target = randomised(target_config, seed=2)
     folder = tmp_path_factory.mktemp("target")
     target.save_pretrained(folder)
-    draft, facts = first_weights(folder, config, wanted, seed)
+    draft, facts = init(folder, config, wanted, seed)
     assert draft.num_parameters() == size
-    assert facts["first_weights"] == kind
+    assert facts["init"] == kind
 
     saved = tmp_path_factory.mktemp("draft")
     draft.save_pretrained(saved)

@@ -68,7 +68,7 @@ def test_gemma_gives_a_draft_its_layers_and_embeddings(target_folder: Path, tmp_
     report = compare_vocabularies(Vocabulary.of_folder(target_folder), Vocabulary.of_folder(donor))
     assert report.verdict == "different"
     section = {
-        "first_weights": "transplant",
+        "init": "transplant",
         "donor": str(donor),
         "params": "20M",
         "num_hidden_layers": 2,

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import DesignConfig, FirstWeights
+from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.cutting import Hidden, cut_layers
 from fastdraft_hf.draft.design import design_draft, kept_layers_of
 from fastdraft_hf.draft.families import FAMILIES
 from fastdraft_hf.draft.importance import block_influence, most_important
-from fastdraft_hf.draft.init import first_weights, methods
+from fastdraft_hf.draft.init import init, methods
 from fastdraft_hf.draft.parts import final_norm, gain_of, set_gain
 from fastdraft_hf.draft.vocabulary_basis import project_vocabulary, vocabulary_basis
 
@@ -46,31 +46,31 @@ def weights_equal(a: Any, b: Any) -> bool:
 
 
 def test_scratch_follows_its_seed(tiny_target_folder: Path, tiny_config: Make) -> None:
-    design = DesignConfig(hidden_size=16, num_hidden_layers=1, first_weights="scratch")
+    design = DesignConfig(hidden_size=16, num_hidden_layers=1, init="scratch")
     config = design_draft(tiny_config(), design)
-    first, facts = first_weights(tiny_target_folder, config, design, seed=1)
-    again, _ = first_weights(tiny_target_folder, config, design, seed=1)
-    other, _ = first_weights(tiny_target_folder, config, design, seed=2)
-    assert facts == {"first_weights": "scratch"}
+    first, facts = init(tiny_target_folder, config, design, seed=1)
+    again, _ = init(tiny_target_folder, config, design, seed=1)
+    other, _ = init(tiny_target_folder, config, design, seed=2)
+    assert facts == {"init": "scratch"}
     assert weights_equal(first, again)
     assert not weights_equal(first, other)
     assert all(p.dtype == torch.float32 for p in first.parameters())
 
 
 def test_scratch_reads_no_target(tmp_path: Path, tiny_config: Make) -> None:
-    design = DesignConfig(hidden_size=16, first_weights="scratch")
-    first_weights(tmp_path / "nowhere", design_draft(tiny_config(), design), design, seed=0)
+    design = DesignConfig(hidden_size=16, init="scratch")
+    init(tmp_path / "nowhere", design_draft(tiny_config(), design), design, seed=0)
 
 
 def test_project_is_reproducible_and_told(tiny_target_folder: Path, tiny_config: Make) -> None:
-    design = DesignConfig(hidden_size=16, num_hidden_layers=2, first_weights="project")
+    design = DesignConfig(hidden_size=16, num_hidden_layers=2, init="project")
     config = design_draft(tiny_config(), design)
-    first, facts = first_weights(tiny_target_folder, config, design, seed=1)
-    again, _ = first_weights(tiny_target_folder, config, design, seed=1)
-    scratch_design = DesignConfig(hidden_size=16, first_weights="scratch")
-    scratch, _ = first_weights(tiny_target_folder, config, scratch_design, seed=1)
+    first, facts = init(tiny_target_folder, config, design, seed=1)
+    again, _ = init(tiny_target_folder, config, design, seed=1)
+    scratch_design = DesignConfig(hidden_size=16, init="scratch")
+    scratch, _ = init(tiny_target_folder, config, scratch_design, seed=1)
     assert weights_equal(first, again)
-    assert facts["first_weights"] == "project"
+    assert facts["init"] == "project"
     assert 0 < facts["explained_variance"] < 1
     assert torch.equal(
         first.model.layers[0].mlp.up_proj.weight, scratch.model.layers[0].mlp.up_proj.weight
@@ -191,7 +191,7 @@ def test_rotated_cuts_of_every_size(
         hidden_size=width, num_hidden_layers=layers, intermediate_size=feed_forward
     )
     config = design_draft(target.config, design)
-    draft, facts = first_weights(folder, config, design, seed=0)
+    draft, facts = init(folder, config, design, seed=0)
     assert facts["layers_of_the_target"] == kept_layers_of(target.config, layers)
     with torch.no_grad():
         assert torch.isfinite(draft(torch.tensor([[1, 2, 3]])).logits).all()
@@ -216,8 +216,8 @@ def test_rotated_cuts_of_every_size(
 def test_at_full_width_and_depth_a_prune_is_the_target(family: str, tmp_path: Path) -> None:
     target = randomised(tiny_target(family), seed=4)
     target.save_pretrained(tmp_path)
-    design = DesignConfig(hidden_size=64, num_hidden_layers=3, first_weights="prune")
-    draft, _ = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=3, init="prune")
+    draft, _ = init(tmp_path, design_draft(target.config, design), design, seed=0)
     ids = torch.tensor([[1, 9, 30, 4, 77]])
     with torch.no_grad():
         torch.testing.assert_close(draft.eval()(ids).logits, target(ids).logits)
@@ -227,8 +227,8 @@ def test_at_full_width_and_depth_a_prune_is_the_target(family: str, tmp_path: Pa
 def test_at_full_width_layers_are_dropped_and_nothing_else(family: str, tmp_path: Path) -> None:
     target = randomised(tiny_target(family), seed=4)
     target.save_pretrained(tmp_path)
-    design = DesignConfig(hidden_size=64, num_hidden_layers=2, layers=[0, 2], first_weights="prune")
-    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    design = DesignConfig(hidden_size=64, num_hidden_layers=2, layers=[0, 2], init="prune")
+    draft, facts = init(tmp_path, design_draft(target.config, design), design, seed=0)
     assert facts["layers_of_the_target"] == [0, 2]
     ours, theirs = draft.state_dict(), target.state_dict()
     for name, value in ours.items():
@@ -242,8 +242,8 @@ CHANNELS = [name for name in DENSE if not FAMILIES[name].pre_norms]
 def test_other_families_keep_channels(family: str, tmp_path: Path) -> None:
     target = randomised(tiny_target(family, tie_word_embeddings=False), seed=5)
     target.save_pretrained(tmp_path)
-    design = DesignConfig(hidden_size=32, num_hidden_layers=1, first_weights="prune")
-    draft, facts = first_weights(tmp_path, design_draft(target.config, design), design, seed=0)
+    design = DesignConfig(hidden_size=32, num_hidden_layers=1, init="prune")
+    draft, facts = init(tmp_path, design_draft(target.config, design), design, seed=0)
     assert "explained_variance" not in facts
     wide, narrow = target.get_input_embeddings().weight, draft.get_input_embeddings().weight
     factor = 2**0.5 if FAMILIES[family].scaled_embeddings else 1.0
@@ -290,17 +290,17 @@ def test_gains_are_read_and_set_as_the_norm_means_them(family: str) -> None:
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_layers_of_a_mixture_are_not_taken(family: str) -> None:
-    with pytest.raises(FastDraftError, match=r"first_weights: .*mixture of experts.*use project"):
+    with pytest.raises(FastDraftError, match=r"init: .*mixture of experts.*use project"):
         design_draft(tiny_target(family), DesignConfig())
 
 
 def test_slice_is_prune(tiny_target_folder: Path, tiny_config: Make) -> None:
     drafts = []
     for name in ("slice", "prune"):
-        design = DesignConfig(hidden_size=16, first_weights=name)
+        design = DesignConfig(hidden_size=16, init=name)
         config = design_draft(tiny_config(), design)
-        draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
-        assert facts["first_weights"] == name
+        draft, facts = init(tiny_target_folder, config, design, seed=0)
+        assert facts["init"] == name
         drafts.append(draft)
     assert weights_equal(*drafts)
     assert set(methods()) == {"scratch", "project", "prune", "transplant"}
@@ -319,7 +319,7 @@ def test_the_layers_that_change_most(tiny_target_folder: Path, tmp_path: Path) -
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers="importance")
-    draft, facts = first_weights(tmp_path, design_draft(config, design), design, seed=0)
+    draft, facts = init(tmp_path, design_draft(config, design), design, seed=0)
     assert facts["layers_of_the_target"] == [0, 2]
     assert len(facts["block_influence"]) == 3
     assert draft.config.num_hidden_layers == 2
@@ -340,7 +340,7 @@ def test_the_first_layers(tmp_path: Path) -> None:
     model = randomised(target, seed=1)
     model.save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=target.hidden_size, num_hidden_layers=2, layers="first")
-    draft, facts = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    draft, facts = init(tmp_path, design_draft(target, design), design, seed=0)
     assert facts["layers_of_the_target"] == [0, 1]
     for own, theirs in zip(draft.model.layers, model.model.layers[:2], strict=True):
         assert torch.equal(own.mlp.down_proj.weight, theirs.mlp.down_proj.weight)
@@ -357,15 +357,15 @@ def test_chosen_layers_bring_their_own_lists(tmp_path: Path) -> None:
     target = tiny_target("smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1])
     randomised(target, seed=1).save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers=[0, 1])
-    draft, _ = first_weights(tmp_path, design_draft(target, design), design, seed=0)
+    draft, _ = init(tmp_path, design_draft(target, design), design, seed=0)
     assert draft.config.no_rope_layers == [1, 0]
 
 
 @pytest.mark.parametrize("kind", ["project", "prune"])
-def test_the_real_target(target_folder: Path, kind: FirstWeights) -> None:
-    design = DesignConfig(hidden_size=96, num_hidden_layers=2, first_weights=kind)
+def test_the_real_target(target_folder: Path, kind: Initialization) -> None:
+    design = DesignConfig(hidden_size=96, num_hidden_layers=2, init=kind)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft, facts = first_weights(target_folder, config, design, seed=0)
+    draft, facts = init(target_folder, config, design, seed=0)
     assert 0.3 < facts["explained_variance"] < 1
     assert draft.get_input_embeddings().weight.shape == (49152, 96)
     with torch.no_grad():
@@ -386,12 +386,10 @@ def test_layers_of_another_model_of_the_vocabulary(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
     donor = donor_folder(tmp_path / "donor", tokenizer, len(tokenizer))
-    design = DesignConfig(
-        hidden_size=64, num_hidden_layers=1, first_weights="prune", donor=str(donor)
-    )
+    design = DesignConfig(hidden_size=64, num_hidden_layers=1, init="prune", donor=str(donor))
     config = design_draft(tiny_config(), design)
     assert config.model_type == "qwen3"
-    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    draft, facts = init(tiny_target_folder, config, design, seed=0)
     assert facts["donor"] == "donor"
     theirs = AutoModelForCausalLM.from_pretrained(donor)
     assert torch.equal(
@@ -416,8 +414,8 @@ def test_a_padded_donor_is_resized_on_request(
     with pytest.raises(
         FastDraftError, match=rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
     ):
-        first_weights(target, config, refused, seed=0)
-    draft, _ = first_weights(target, config, DesignConfig(**settings_, resize=True), seed=0)
+        init(target, config, refused, seed=0)
+    draft, _ = init(target, config, DesignConfig(**settings_, resize=True), seed=0)
     theirs = AutoModelForCausalLM.from_pretrained(donor).lm_head.weight
     assert draft.lm_head.weight.shape[0] == rows + 8 == draft.config.vocab_size
     torch.testing.assert_close(draft.lm_head.weight[:rows], theirs)
@@ -431,7 +429,7 @@ def test_a_donor_of_another_vocabulary_is_no_prune(
     design = DesignConfig(hidden_size=64, num_hidden_layers=1, donor=str(donor), resize=True)
     config = design_draft(tiny_config(), design)
     with pytest.raises(FastDraftError, match=r"design.donor: .*not the target's.*transplant"):
-        first_weights(tiny_target_folder, config, design, seed=0)
+        init(tiny_target_folder, config, design, seed=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -444,11 +442,9 @@ def test_a_transplant_gives_each_token_its_pieces(
 ) -> None:
     rows = len(other_tokenizer)
     donor = donor_folder(tmp_path / "donor", other_tokenizer, rows, tie_word_embeddings=tied)
-    design = DesignConfig(
-        hidden_size=64, num_hidden_layers=2, first_weights="transplant", donor=str(donor)
-    )
+    design = DesignConfig(hidden_size=64, num_hidden_layers=2, init="transplant", donor=str(donor))
     config = design_draft(tiny_config(), design)
-    draft, facts = first_weights(tiny_target_folder, config, design, seed=0)
+    draft, facts = init(tiny_target_folder, config, design, seed=0)
     target = AutoTokenizer.from_pretrained(tiny_target_folder)
     assert sum(facts["tokens"].values()) == len(target) == draft.config.vocab_size
     assert facts["tokens"]["none"] == 0
@@ -471,17 +467,17 @@ def test_a_transplant_gives_each_token_its_pieces(
 def test_a_transplant_needs_a_donor_and_known_tokens(
     tiny_target_folder: Path, tiny_config: Make, other_tokenizer: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(FastDraftError, match=r"^donor: first_weights transplant needs one"):
-        DesignConfig(first_weights="transplant")
-    with pytest.raises(FastDraftError, match=r"^donor: first_weights scratch takes none"):
-        DesignConfig(first_weights="scratch", donor="x")
+    with pytest.raises(FastDraftError, match=r"^donor: init transplant needs one"):
+        DesignConfig(init="transplant")
+    with pytest.raises(FastDraftError, match=r"^donor: init scratch takes none"):
+        DesignConfig(init="scratch", donor="x")
     donor = donor_folder(tmp_path / "donor", other_tokenizer, len(other_tokenizer))
     design = DesignConfig(
         hidden_size=64,
-        first_weights="transplant",
+        init="transplant",
         donor=str(donor),
         token_map={"<|im_end|>": "</z>"},
     )
     config = design_draft(tiny_config(), design)
     with pytest.raises(FastDraftError, match=r"token_map: the donor has no token '</z>'.*</s>"):
-        first_weights(tiny_target_folder, config, design, seed=0)
+        init(tiny_target_folder, config, design, seed=0)

@@ -15,7 +15,7 @@ from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.engines import Models, load_engine
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-from fastdraft_hf.export.trimmed_head import trim_openvino
+from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 43) * 4)
 
@@ -80,17 +80,17 @@ def test_openvino_decodes_in_every_way(
     models: Models, openvino_models: Any, tmp_path: Path
 ) -> None:
     # The target itself, less three tokens: unlike the run's own draft, most of it is accepted.
-    shutil.copytree(openvino_models.target, tmp_path / "trimmed")
-    trim_openvino(tmp_path / "trimmed", range(3, 288))
+    shutil.copytree(openvino_models.target, tmp_path / "reduced")
+    reduce_openvino(tmp_path / "reduced", range(3, 288))
     found = Models(
         target=models.target,
         target_openvino=str(openvino_models.target),
-        drafts_openvino={"": str(openvino_models.draft), "trimmed": str(tmp_path / "trimmed")},
+        drafts_openvino={"": str(openvino_models.draft), "reduced": str(tmp_path / "reduced")},
         stop_ids=[2],
     )
     paths = bench.RUNTIMES["openvino"]
     settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], (), paths))
-    assert len([s for s in settings if s.draft == "trimmed"]) == 4
+    assert len([s for s in settings if s.draft == "reduced"]) == 4
     decode = load_engine(found, settings)
     accepted = {}
     for setting in settings:
@@ -109,7 +109,7 @@ def test_openvino_decodes_in_every_way(
             else (passes == len(record.tokens) - record.accepted)
         )
     for path in ("openvino", "ours-openvino"):
-        assert accepted[Setting(path, "trimmed", 3)] > accepted[Setting(path, "", 3)]
+        assert accepted[Setting(path, "reduced", 3)] > accepted[Setting(path, "", 3)]
 
 
 def test_a_draft_does_not_make_the_target_alone_compile_again(

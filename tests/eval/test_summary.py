@@ -229,7 +229,7 @@ def test_nothing_measured_is_said() -> None:
 def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
     rows = {row["stage"]: row for row in stage_rows(run_summary.provenance)}
     assert list(rows) == list(run_summary.provenance)
-    assert rows["design"]["what"] == "10,000,000 parameters, first weights: project"
+    assert rows["design"]["what"] == "10,000,000 parameters, initialization: project"
     assert rows["generate"]["what"] == (
         "1,234 texts, 34,567 tokens written by the target (openvino)"
     )

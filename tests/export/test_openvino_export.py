@@ -62,7 +62,7 @@ def test_logits_and_greedy_text_are_the_models_own(
 def test_a_failing_export_leaves_nothing_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: str
 ) -> None:
-    """What the real one does with the same model, `tests/draft/test_trimmed_head.py` has seen."""
+    """The real one runs in `tests/draft/test_reduced_vocabulary.py`."""
     pytest.importorskip("openvino_genai")
     if exporter == "script":  # writes into the folder that it is given last, and breaks off
         python = tmp_path / "python"

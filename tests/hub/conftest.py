@@ -73,10 +73,10 @@ def finished_run(
         write(run / stage / "provenance.json", record)
     write(run / "evaluate" / "results.json", summary["evaluation"])
     write(run / "bench" / "results.json", summary["bench"])
-    recipe = {"target": "org/Target", "card": {"licence": "apache-2.0"}}
+    recipe = {"target": "org/Target", "card": {"license": "apache-2.0"}}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     make_draft(run / "draft", tiny_model, tiny_tokenizer)
-    facts = {"model_name": "Target-FastDraft", "num_assistant_tokens": 3, "licence": "apache-2.0"}
+    facts = {"model_name": "Target-FastDraft", "num_assistant_tokens": 3, "license": "apache-2.0"}
     write(run / "draft" / "provenance.json", {**record, "stage": "card", "facts": facts})
     make_set(run / "generate" / "chat")
     return run

@@ -569,8 +569,8 @@ def read_metadata(text: str) -> dict[str, Any] | None:
 def metadata_errors(data: dict[str, Any]) -> list[str]:
     """The Hub's own checks, as far as its messages are known; written apart from ours."""
     errors = []
-    licence = data.get("license")
-    if licence is not None and not re.fullmatch(r"[a-z0-9.+-]+", str(licence)):
+    license = data.get("license")
+    if license is not None and not re.fullmatch(r"[a-z0-9.+-]+", str(license)):
         errors.append('"license" must be one of [apache-2.0, mit, …]')
     for model in data.get("model-index") or []:
         for result in model["results"]:

@@ -25,7 +25,7 @@ def render(summary: RunSummary, **given: Any) -> ModelCard:
         "model_name": "Target-FastDraft-10M",
         "target_name": "org/Target",
         "target_revision": "abc123",
-        "licence": "apache-2.0",
+        "license": "apache-2.0",
         "draft_location": "/somewhere/run/draft",
         "num_assistant_tokens": 3,
         **given,
@@ -144,15 +144,15 @@ def test_no_path_of_the_machine_but_the_drafts_own(run_summary: RunSummary) -> N
 
 
 def test_a_target_of_unknown_origin(run_summary: RunSummary) -> None:
-    card = render(run_summary, target_name="folder", target_revision=None, licence=None)
+    card = render(run_summary, target_name="folder", target_revision=None, license=None)
     assert card.data.license is None
-    assert "Follows the target's licence." in card.text
+    assert "Follows the target's license." in card.text
     assert "A draft model for folder:\n" in card.text  # no link to a page that is not there
 
 
-def test_a_licence_of_its_own_is_not_called_the_targets(run_summary: RunSummary) -> None:
-    """`card.licence` of a recipe overrules the target's; the text must not say otherwise."""
-    text = render(run_summary, licence="cc-by-4.0").text
+def test_a_license_of_its_own_is_not_called_the_targets(run_summary: RunSummary) -> None:
+    """`card.license` of a recipe overrules the target's; the text must not say otherwise."""
+    text = render(run_summary, license="cc-by-4.0").text
     assert "cc-by-4.0" in text
     assert "cc-by-4.0 (the target's)" not in text
 
@@ -226,12 +226,12 @@ def test_energy_that_is_known_in_part_says_of_what(run_summary: RunSummary) -> N
     assert "Energy was not measured." in render(run_summary).text
 
 
-def test_a_licence_that_is_not_on_the_hubs_list(run_summary: RunSummary) -> None:
-    data = render(run_summary, licence="other").data
-    assert data.license_name == "target-licence"
+def test_a_license_that_is_not_on_the_hubs_list(run_summary: RunSummary) -> None:
+    data = render(run_summary, license="other").data
+    assert data.license_name == "target-license"
     assert data.license_link == "https://huggingface.co/org/Target"
-    with pytest.raises(FastDraftError, match=r"no licence 'apache-2' .did you mean 'apache-2\.0'"):
-        render(run_summary, licence="apache-2")
+    with pytest.raises(FastDraftError, match=r"no license 'apache-2' .did you mean 'apache-2\.0'"):
+        render(run_summary, license="apache-2")
 
 
 def test_a_folder_is_no_base_model(run_summary: RunSummary) -> None:
@@ -256,7 +256,7 @@ def test_the_openvino_snippets(run_summary: RunSummary) -> None:
 def test_a_path_of_the_users_own_data_stays_off_the_card(run_summary: RunSummary) -> None:
     sources = run_summary.provenance["align"]["facts"]["data"]["sources"]
     sources["/home/me/secret/tickets.jsonl"] = {"documents": 5}
-    sources["org/corpus"] = {"documents": 6, "licence": "odc-by"}
+    sources["org/corpus"] = {"documents": 6, "license": "odc-by"}
     text = render(run_summary).text
     assert "/home/me" not in text
     assert "| align | tickets.jsonl | 5 documents | see its source |" in text

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.hub.metadata import LICENCES, check_metadata
+from fastdraft_hf.hub.metadata import LICENSES, check_metadata
 from fastdraft_hf.recipe import build_recipe
 
 GOOD: dict[str, Any] = {
@@ -38,14 +38,14 @@ def test_what_is_good() -> None:
     check_metadata(GOOD)
     check_metadata({})
     check_metadata({"license": "other", "license_name": "own", "license_link": "LICENSE"})
-    assert {"apache-2.0", "mit", "llama3.1", "gemma", "other"} <= LICENCES
+    assert {"apache-2.0", "mit", "llama3.1", "gemma", "other"} <= LICENSES
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("license", "Apache 2.0", "license: the Hub knows no licence 'Apache 2.0' .did you mean"),
-        ("license", "my-own", "license: the Hub knows no licence 'my-own'"),
+        ("license", "Apache 2.0", "license: the Hub knows no license 'Apache 2.0' .did you mean"),
+        ("license", "my-own", "license: the Hub knows no license 'my-own'"),
         ("license", "other", "license_name: needed, since license is other"),
         ("license", 7, "license: expected a text or a list of texts, got 7"),
         ("language", ["english"], "language: 'english' is no language code"),
@@ -106,7 +106,7 @@ def test_nothing_but_a_clear_error_comes_out(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"licence": "apache"}, "card.licence: the Hub knows no licence 'apache'"),
+        ({"license": "apache"}, "card.license: the Hub knows no license 'apache'"),
         ({"base_model": "a/b/c"}, "card.base_model: 'a/b/c' is no id"),
         ({"language": ["english"]}, "card.language: 'english' is no language code"),
     ],

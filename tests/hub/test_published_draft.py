@@ -23,14 +23,14 @@ TARGET = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RECIPE: dict[str, Any] = {
     "target": "embedded:smollm2-135m-instruct",
     "device": "cpu",
-    "design": {"params": "6M", "num_hidden_layers": 1, "first_weights": "project"},
+    "design": {"params": "6M", "num_hidden_layers": 1, "init": "project"},
     "generate": {
         "sets": {"text": {"kind": "free", "rows": 8, "max_new_tokens": 24, "temperatures": [1.0]}}
     },
     "pretrain": {
         "sources": [{"kind": "python"}, {"kind": "generated", "name": "text"}],
         "max_train_tokens": 768,
-        "seq_length": 64,
+        "max_length": 64,
         "per_device_train_batch_size": 2,
         "eval_sequences": 2,
     },

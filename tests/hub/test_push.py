@@ -321,7 +321,7 @@ def test_a_card_that_somebody_wrote_on_is_kept(run_folder: Path, hub: HubServer)
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ("license: apache2", "license: the Hub knows no licence 'apache2' \\(did you mean"),
+        ("license: apache2", "license: the Hub knows no license 'apache2' \\(did you mean"),
         ("tags: [a]", "base_model: the Hub must know whose draft this is"),
         ("base_model: a/b/c", "base_model: 'a/b/c' is no id of the Hub"),
     ],

@@ -17,7 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.settings import store_draft_settings
-from fastdraft_hf.draft.trimmed_head import TrimmedHead, read_trimmed_head, write_trimmed_head
+from fastdraft_hf.draft.reduced_vocabulary import (
+    ReducedVocabulary,
+    read_reduced_vocabulary,
+    write_reduced_vocabulary,
+)
 from fastdraft_hf.hub.folder import write_files
 from fastdraft_hf.hub.metadata import check_metadata
 from fastdraft_hf.hub.push import plan_push
@@ -35,7 +39,7 @@ def shelf(tmp_path: Path) -> Path:
 def test_the_folder_is_what_a_push_would_send(
     run_folder: Path, shelf: Path, tiny_target_folder: Path, fastdraft: Command
 ) -> None:
-    recipe = {"target": str(tiny_target_folder), "card": {"licence": "apache-2.0"}}
+    recipe = {"target": str(tiny_target_folder), "card": {"license": "apache-2.0"}}
     (run_folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     status, said = fastdraft("ship", run_folder, "--to", shelf)
     assert status == 0, said
@@ -85,10 +89,10 @@ def test_what_was_shipped_can_be_pushed(run_folder: Path, shelf: Path) -> None:
     assert {"design", "align", "ship"} <= records.keys()
 
 
-def test_a_trimmed_head_goes_along(run_folder: Path, shelf: Path) -> None:
-    write_trimmed_head(run_folder / "draft", TrimmedHead((0, 1, 2, 5)))
+def test_a_reduced_vocabulary_goes_along(run_folder: Path, shelf: Path) -> None:
+    write_reduced_vocabulary(run_folder / "draft", ReducedVocabulary((0, 1, 2, 5)))
     ship(run_folder, shelf, check=False)
-    found = read_trimmed_head(shelf)
+    found = read_reduced_vocabulary(shelf)
     assert found is not None
     assert found.token_ids == (0, 1, 2, 5)
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._card import fill_card
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.draft.trimmed_head import TrimmedHead, write_trimmed_head
+from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 from fastdraft_hf.eval.summary import RunSummary
 from fastdraft_hf.hub.card import OpenVINOCopy, render_card
 from fastdraft_hf.hub.custom_generate import write_custom_generate
@@ -101,9 +101,9 @@ def places(
     tiny_model(seed=0, num_hidden_layers=1).save_pretrained(draft)
     tiny_tokenizer.save_pretrained(draft)
     write_custom_generate(draft)
-    trimmed = tmp_path / "trimmed"
-    shutil.copytree(draft, trimmed)
-    write_trimmed_head(trimmed, TrimmedHead(tuple(range(64))))
+    reduced = tmp_path / "reduced"
+    shutil.copytree(draft, reduced)
+    write_reduced_vocabulary(reduced, ReducedVocabulary(tuple(range(64))))
     (tmp_path / "target").symlink_to(tiny_target_folder)
     (tmp_path / "draft").symlink_to(draft)
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def places(
             text = text.replace(f'"{name}"', f'"{tiny_target_folder}"')
         for name in ("runs/smollm2-quickstart/draft", "runs/draft/align", "YOUR/DRAFT"):
             text = text.replace(f'"{name}"', f'"{draft}"')
-        text = text.replace('"runs/t/trimmed"', f'"{trimmed}"')
+        text = text.replace('"runs/t/reduced"', f'"{reduced}"')
         return text.replace("params=12_000_000", "params=28_000")
 
     return replace
@@ -252,7 +252,7 @@ TRIED_ELSEWHERE = {
 }
 
 # Commands of ours without a dry run. What they do is tested beside them; here: that they are read.
-PARSED = ("pull", "plan", "tune", "trim", "tokenize", "vocabulary", "demo", "ship")
+PARSED = ("pull", "plan", "tune", "reduced_vocabulary", "tokenize", "vocabulary", "demo", "ship")
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -390,7 +390,7 @@ def test_the_snippets_of_cards(run_summary: RunSummary) -> None:
         run_summary,
         model_name="d",
         target_revision=None,
-        licence=None,
+        license=None,
         num_assistant_tokens=3,
         openvino=OpenVINOCopy("openvino-int8"),
         **fields,
@@ -431,7 +431,7 @@ def check_card(text: str, run_summary: RunSummary) -> None:
     fields |= {"model_name": "d", "num_assistant_tokens": 3}
     copies = (None, OpenVINOCopy("openvino-int8"), OpenVINOCopy("openvino-int8", "/x"))
     rendered = [
-        render_card(run_summary, target_revision=None, licence=None, openvino=copy, **fields).text
+        render_card(run_summary, target_revision=None, license=None, openvino=copy, **fields).text
         for copy in copies
     ]
     known = {shape_of(s) for card in rendered for s in snippets(card) if s.kind in PYTHON}
@@ -453,7 +453,7 @@ def test_a_real_drafts_card_may_hold_no_other_code(run_summary: RunSummary) -> N
         run_summary,
         model_name="other",
         target_revision="1f2e",
-        licence="mit",
+        license="mit",
         num_assistant_tokens=5,
         openvino=OpenVINOCopy("openvino-int4"),
         **fields,

@@ -31,14 +31,14 @@ def holding(folders: Iterable[Path]) -> list[Path]:
 
 
 def tiny_recipe(target: Path, output_dir: Path) -> dict[str, Any]:
-    stage = {"max_train_tokens": 256, "seq_length": 32, "per_device_train_batch_size": 2}
+    stage = {"max_train_tokens": 256, "max_length": 32, "per_device_train_batch_size": 2}
     stage |= {"sources": [{"kind": "generated", "name": "chat"}], "eval_sequences": 1}
     few = {"prompts_per_task": 1, "max_new_tokens": 4, "max_prompt_tokens": 120, "tasks": ["mine"]}
     return {
         "target": str(target),
         "output_dir": str(output_dir),
         "device": "cpu",
-        "design": {"hidden_size": 16, "num_hidden_layers": 1, "first_weights": "scratch"},
+        "design": {"hidden_size": 16, "num_hidden_layers": 1, "init": "scratch"},
         "generate": {
             "engine": "transformers",
             "sets": {"chat": {"kind": "free", "rows": 16, "max_new_tokens": 16}},
@@ -48,7 +48,7 @@ def tiny_recipe(target: Path, output_dir: Path) -> dict[str, Any]:
         "evaluate": {**few, "untrained_prompts_per_task": 1},
         "bench": {**few, "paths": ["ours"], "num_assistant_tokens": [1], "repeats": 1}
         | {"memory": False},
-        "card": {"licence": "mit", "base_model": "org/Target", "language": ["en"]},
+        "card": {"license": "mit", "base_model": "org/Target", "language": ["en"]},
     }
 
 

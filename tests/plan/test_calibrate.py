@@ -47,13 +47,13 @@ def test_a_cpu_is_calibrated_on_the_recipes_own_steps(
 @pytest.fixture
 def make_tiny_recipe(tiny_target_folder: Path, tmp_path: Path) -> Callable[[], Recipe]:
     def make() -> Recipe:
-        stage = {"max_train_tokens": "4k", "seq_length": 32, "per_device_train_batch_size": 2}
+        stage = {"max_train_tokens": "4k", "max_length": 32, "per_device_train_batch_size": 2}
         return build_recipe(
             {
                 "target": str(tiny_target_folder),
                 "output_dir": str(tmp_path / "run"),
                 "device": "cpu",
-                "design": {"hidden_size": 16, "num_hidden_layers": 1, "first_weights": "scratch"},
+                "design": {"hidden_size": 16, "num_hidden_layers": 1, "init": "scratch"},
                 "generate": {
                     "engine": "transformers",
                     "sets": {"chat": {"rows": 8, "max_new_tokens": 16}},

@@ -12,7 +12,7 @@ from planning import QUICKSTART, QUICKSTART_TARGET, RATES, TOOK, job_of
 from fastdraft_hf.plan.estimate import plan_stages
 from fastdraft_hf.plan.machines import Measured
 from fastdraft_hf.recipe import Recipe, read_recipe
-from fastdraft_hf.tune.config import TrimConfig
+from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 
 def test_every_stage_is_within_a_quarter_of_what_it_took(quickstart: Recipe) -> None:
@@ -27,14 +27,14 @@ def test_every_stage_is_within_a_quarter_of_what_it_took(quickstart: Recipe) -> 
     assert stages["generate"].memory_bytes == pytest.approx(2.47e9, rel=0.25)
 
 
-def test_a_trimmed_draft_is_made_exported_and_timed(quickstart: Recipe) -> None:
-    more = dataclasses.replace(quickstart, trim=TrimConfig())
+def test_a_reduced_draft_is_made_exported_and_timed(quickstart: Recipe) -> None:
+    more = dataclasses.replace(quickstart, reduced_vocabulary=ReducedVocabularyConfig())
     found = [
         {s.stage: s for s in plan_stages(job_of(one, QUICKSTART_TARGET, Measured(**RATES)))}
         for one in (quickstart, more)
     ]
-    assert set(found[1]) - set(found[0]) == {"trim"}
-    assert 0 < found[1]["trim"].seconds < 120
+    assert set(found[1]) - set(found[0]) == {"reduced_vocabulary"}
+    assert 0 < found[1]["reduced_vocabulary"].seconds < 120
     for stage in ("export", "bench"):
         assert found[1][stage].seconds > found[0][stage].seconds, stage
 

@@ -83,7 +83,7 @@ def make(
         )
         writer = Writer(AutoTokenizer.from_pretrained(target), text_of, **engine)
         monkeypatch.setattr(generate, "open_target_engine", lambda *args: writer)
-        return Run(recipe, tmp_path / "run", Target(target, "tiny", licence="mit")), writer
+        return Run(recipe, tmp_path / "run", Target(target, "tiny", license="mit")), writer
 
     return made
 
@@ -488,7 +488,7 @@ def test_align_and_pretrain_read_what_the_filters_keep(
 
     run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
     assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
-    sources = {"sources": [{"name": "mine"}], "seq_length": 64, "max_train_tokens": 6400}
+    sources = {"sources": [{"name": "mine"}], "max_length": 64, "max_train_tokens": 6400}
     sets = {"sets": {"mine": {**settings}}}
     recipe = build_recipe({"generate": sets, "align": sources, "pretrain": sources})
     reader = Run(recipe, run.folder, run.target)

@@ -50,7 +50,7 @@ RECIPE: dict[str, Any] = {
         "sources": [{"name": "text"}, {"name": "more"}],
         "objective": {"ce": 0.5, "kl": 0.5},
         "max_train_tokens": 600,
-        "seq_length": LENGTH,
+        "max_length": LENGTH,
         "per_device_train_batch_size": 4,
         "eval_sequences": 3,
         "logging_steps": 1,
@@ -95,7 +95,7 @@ def run(written: Path, tiny_target_folder: Path, tmp_path: Path) -> Callable[...
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the training loop was given; the data sets are copied, as the stage removes them."""
+    """What the training loop was given; the datasets are copied, as the stage removes them."""
     kept: dict[str, Any] = {}
     real = loop.train
 
@@ -274,7 +274,7 @@ def test_stored_for_the_log_of_plain_cross_entropy(
 
 def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) -> None:
     packing = {"packing": True, "disable_tqdm": True, "head_dtype": "float32"}
-    align = {**RECIPE["align"], "trainer_args": packing, "seq_length": 32}
+    align = {**RECIPE["align"], "trainer_args": packing, "max_length": 32}
     made = run(align=align)
     execute(made, ["logits", "align"])
     facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
@@ -373,7 +373,7 @@ def test_where_the_distribution_comes_from(
         ),
         (
             {"logits": {"temperature": 0.5}, "align": {**TEXT, "objective": "kl"}},
-            "align.distillation_temperature: 1, but logits.temperature is 0.5; they must be the",
+            "align.temperature: 1, but logits.temperature is 0.5; they must be the",
         ),
         (
             {"logits": {"sets": ["more"]}, "align": {**TEXT, "objective": "kl"}},
@@ -434,7 +434,7 @@ def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, An
     recipe = build_recipe(
         {
             "device": "cpu",
-            "design": {"params": "6M", "num_hidden_layers": 1, "first_weights": "slice"},
+            "design": {"params": "6M", "num_hidden_layers": 1, "init": "slice"},
             "generate": {
                 "engine": "transformers",
                 "sets": {
@@ -446,7 +446,7 @@ def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, An
                 "sources": [{"name": "text"}],
                 "objective": "kl",
                 "max_train_tokens": 50,
-                "seq_length": 16,
+                "max_length": 16,
                 "per_device_train_batch_size": 1,
                 "eval_sequences": 0,
                 "logging_steps": 1,

@@ -188,7 +188,7 @@ def test_a_setting_of_a_source_newer_than_a_finished_folder_had_its_default(
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("align.seq_length=77", f"align.seq_length: {TrainConfig().seq_length} then, 77 now"),
+        ("align.max_length=77", f"align.max_length: {TrainConfig().max_length} then, 77 now"),
         ("align.sources.0.weight=2", "align.sources"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("target=other/model", "target: some/model then, other/model now"),
@@ -590,7 +590,7 @@ class TestTrainingStage:
 
     @pytest.fixture
     def run(self, tmp_path: Path, tiny_target_folder: Path) -> Run:
-        recipe = build_recipe({"pretrain": {"sources": [{"kind": "python"}], "seq_length": 64}})
+        recipe = build_recipe({"pretrain": {"sources": [{"kind": "python"}], "max_length": 64}})
         run = Run(recipe, tmp_path / "run", _target=Target(tiny_target_folder, "t"))
         design = run.stage_folder("design")
         design.parent.mkdir()

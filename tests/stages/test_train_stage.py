@@ -30,7 +30,7 @@ def make(
         section = {
             "sources": [{"kind": "files", "name": str(corpus)}],
             "max_train_tokens": 512,
-            "seq_length": 16,
+            "max_length": 16,
             "per_device_train_batch_size": 4,
             "eval_sequences": 4,
             "save_steps": 4,

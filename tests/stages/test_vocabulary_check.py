@@ -23,7 +23,7 @@ from fastdraft_hf.stages.target_engine import open_target_engine
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.arguments import DraftDistillationConfig
 from fastdraft_hf.train.checks import open_target
-from fastdraft_hf.tune.trim import trim_head
+from fastdraft_hf.tune.reduced_vocabulary import reduce_head
 
 TRAIN = {"sources": [{"kind": "python"}]}
 
@@ -62,7 +62,7 @@ class Pair:
         rows = self.work / "rows"
         rows.mkdir()
         (rows / MANIFEST).write_text("{}", encoding="utf-8")
-        trim_head(self.draft, [rows], 50, self.work / "out", target=self.target)
+        reduce_head(self.draft, [rows], 50, self.work / "out", target=self.target)
 
     def export(self) -> None:
         words = ["export", "gguf", str(self.draft), "--target", str(self.target)]
@@ -75,7 +75,16 @@ class Pair:
         open_target(str(self.target), args, AutoTokenizer.from_pretrained(self.draft), 288)
 
 
-STAGES = ["given", "donor", "generate", "pretrain", "evaluate", "bench", "trim", "export"]
+STAGES = [
+    "given",
+    "donor",
+    "generate",
+    "pretrain",
+    "evaluate",
+    "bench",
+    "reduced_vocabulary",
+    "export",
+]
 
 
 @pytest.fixture

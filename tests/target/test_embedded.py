@@ -55,7 +55,7 @@ def test_it_writes_what_the_model_writes(
 
 def test_the_folder_says_where_it_is_from(target_folder: Path) -> None:
     facts = json.loads((target_folder / "fastdraft_source.json").read_text(encoding="utf-8"))
-    assert facts["licence"] == "apache-2.0"
+    assert facts["license"] == "apache-2.0"
     assert len(facts["sha256"]) == 64
     assert facts["sha256"][:8] in target_folder.name
     assert embedded_target() == target_folder

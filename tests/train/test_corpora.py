@@ -55,7 +55,7 @@ def config(source: Source, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "sources": [source],
         "max_train_tokens": STEPS * 4 * LENGTH,
-        "seq_length": LENGTH,
+        "max_length": LENGTH,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "logging_steps": 1,

@@ -178,7 +178,7 @@ def test_rows_that_the_target_wrote_and_the_target_itself(
         "dataset": str(folder / "part-*.parquet"),
         "dataset_kwargs": None,
         "max_train_tokens": 60,
-        "target_model_name_or_path": str(tiny_target_folder),
+        "teacher_model_name_or_path": str(tiny_target_folder),
     }
     assert script.main(config(**settings)) == 0
     rows, _ = script.train_and_eval(script.ScriptArguments(settings["dataset"]), 0)

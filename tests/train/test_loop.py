@@ -53,7 +53,7 @@ def start_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> P
 def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "max_train_tokens": STEPS * 4 * LENGTH,
-        "seq_length": LENGTH,
+        "max_length": LENGTH,
         "per_device_train_batch_size": 4,
         "eval_sequences": 4,
         "logging_steps": 1,
@@ -244,11 +244,11 @@ def test_bad_trainer_arguments(tmp_path: Path, given: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seq_length": 0}, "seq_length: must be at least 1"),
+        ({"max_length": 0}, "max_length: must be at least 1"),
         ({"warmup": 1.0}, "warmup: a share"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
         ({"decay": 0.99}, "decay: a share above 0 that leaves room for warmup"),
-        ({"distillation_temperature": 0.0}, "distillation_temperature: must be above 0"),
+        ({"temperature": 0.0}, "temperature: must be above 0"),
         ({"max_train_tokens": 31}, r"max_train_tokens: 31 is below one step of 32 tokens"),
     ],
 )
@@ -274,7 +274,7 @@ from fastdraft_hf.train.config import LoraSettings, TrainConfig  # first, as in 
 from fastdraft_hf.train.loop import train
 from transformers import AutoTokenizer
 start, data, work = map(Path, sys.argv[1:])
-config = TrainConfig(max_train_tokens=32, seq_length=8, per_device_train_batch_size=4,
+config = TrainConfig(max_train_tokens=32, max_length=8, per_device_train_batch_size=4,
     trainer_args={"disable_tqdm": True})
 train(start, AutoTokenizer.from_pretrained(start), data, work, config,
     seed=0, device="cpu", label="x")

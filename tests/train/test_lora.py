@@ -73,7 +73,7 @@ def start_model(
 def config(**changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "max_train_tokens": STEPS * 4 * LENGTH,
-        "seq_length": LENGTH,
+        "max_length": LENGTH,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
         "matrix_learning_rate": None,

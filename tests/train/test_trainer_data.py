@@ -272,7 +272,7 @@ def test_other_terms_and_temperatures(
     trainer: Make, target: Any, objective: dict[str, float], temperature: float
 ) -> None:
     dataset = with_columns(completions(), target, temperature=temperature)
-    made = trainer(dataset, objective=objective, distillation_temperature=temperature)
+    made = trainer(dataset, objective=objective, temperature=temperature)
     check(made, dataset.to_list(), objective, temperature)
 
 
@@ -377,8 +377,8 @@ def test_an_online_target_by_its_folder(
         rows,
         draft,
         objective="kl",
-        target_model_name_or_path=str(tiny_target_folder),
-        target_model_init_kwargs={"dtype": "bfloat16"},
+        teacher_model_name_or_path=str(tiny_target_folder),
+        teacher_model_init_kwargs={"dtype": "bfloat16"},
     )
     teacher = made.target_model
     assert teacher is not None
@@ -469,7 +469,7 @@ def no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing may be mapped or written before a refusal."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("a data set was mapped")
+        raise AssertionError("a dataset was mapped")
 
     for kind in (datasets.Dataset, datasets.IterableDataset):
         for name in ("map", "filter"):
@@ -561,7 +561,7 @@ def nothing_at_all(rows: list[Row]) -> None:
 
 # Row 2 has a length of 4 + 10 % 9 = 5 tokens and row 3 of 10.
 MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
-    (drop_one, r"train data set, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
+    (drop_one, r"train dataset, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
     (one_more_id, r"row 2: target_top_k_ids has 6 ids where target_top_k_logprobs has 5"),
     (another_k, r"row 2: target_top_k_ids has 4 ids for a token, 5 before"),
     (nothing_for_a_label, r"row 2: a token carries loss and stores no distribution"),
@@ -570,7 +570,7 @@ MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
     (twice, r"row 2: target_top_k_ids holds an id twice in one entry"),
     (base_two, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not"),
     (no_number, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan"),
-    (hotter, r"row 2: target_temperature is 2, distillation_temperature 1; store the"),
+    (hotter, r"row 2: target_temperature is 2, temperature 1; store the"),
     (flat_ids, r"column target_top_k_ids holds int64, a list a token is needed"),
     (no_list, r"column target_tail_logprob is double, a list a row is needed"),
     (short_labels, r"row 2: labels has 4 entries for 5 input_ids"),
@@ -595,7 +595,7 @@ def test_the_row_is_counted_over_the_whole_data_set(target: Any) -> None:
     rows = entries(with_columns(completions(), target))
     many = [row for _ in range(120) for row in rows]
     many[1102] = {**many[1102], columns.TAIL: [0.0]}
-    with pytest.raises(ValueError, match=r"train data set, row 1102: target_tail_logprob has 1 "):
+    with pytest.raises(ValueError, match=r"train dataset, row 1102: target_tail_logprob has 1 "):
         check_distribution(datasets.Dataset.from_list(many), vocab_size=V, temperature=1.0)
     assert (
         check_distribution(with_columns(completions(), target, k=3), vocab_size=V, temperature=1.0)
@@ -640,10 +640,10 @@ def test_streamed_rows_of_another_k_are_refused(trainer: Make, target: Any) -> N
 class TestRefused:
     def test_columns_that_are_partly_missing(self, trainer: Make, target: Any) -> None:
         dataset = with_columns(completions(), target).remove_columns([columns.TAIL])
-        message = r"train data set: it has target_top_k_ids, target_top_k_logprobs but not target_t"
+        message = r"train dataset: it has target_top_k_ids, target_top_k_logprobs but not target_t"
         with pytest.raises(ValueError, match=message):
             trainer(dataset, objective="kl")
-        with pytest.raises(ValueError, match=r"^eval data set: it has"):
+        with pytest.raises(ValueError, match=r"^eval dataset: it has"):
             trainer(with_columns(completions(), target), eval_dataset=dataset, objective="kl")
 
     def test_an_objective_without_its_distribution(self, trainer: Make, target: Any) -> None:
@@ -651,7 +651,7 @@ class TestRefused:
         message = r"objective 0.5 ce \+ 0.5 kl needs the target's distribution and the train data"
         with pytest.raises(ValueError, match=message):
             trainer(rows, objective="ce_kl")
-        with pytest.raises(ValueError, match="distribution and the late data set has no target_t"):
+        with pytest.raises(ValueError, match="distribution and the late dataset has no target_t"):
             trainer(
                 with_columns(completions(), target),
                 eval_dataset={"late": rows},
@@ -676,8 +676,8 @@ class TestRefused:
             trainer(dataset, objective="kl")
         # A set that does not say it was made at 1.
         plain = dataset.remove_columns([columns.TEMPERATURE])
-        with pytest.raises(ValueError, match=r"eval data set, row 0: target_temperature is 1, d"):
-            trainer(dataset, eval_dataset=plain, objective="kl", distillation_temperature=0.5)
+        with pytest.raises(ValueError, match=r"eval dataset, row 0: target_temperature is 1, d"):
+            trainer(dataset, eval_dataset=plain, objective="kl", temperature=0.5)
 
     def test_heads_of_different_vocabularies(self, trainer: Make, tiny_model: Make) -> None:
         rows = datasets.Dataset.from_list(completions())
@@ -740,7 +740,7 @@ class TestRefused:
             ({"objective": "klx"}, r"objective: there is no 'klx' \(did you mean 'kl'\?\); terms"),
             ({"objective": {"ce": 1, "kll": 1}}, r"objective.kll: there is no such term \(did yo"),
             ({"objective": {"kl": -1.0}}, r"objective.kl: a weight above 0 is needed, got -1"),
-            ({"distillation_temperature": 0.0}, "distillation_temperature must be above 0"),
+            ({"temperature": 0.0}, "temperature must be above 0"),
             ({"decay_share": 0.0}, "decay_share must be above 0 and at most 1, got 0"),
         ],
     )
@@ -1074,7 +1074,7 @@ def test_a_resumed_run_stops_where_the_whole_one_does(trainer: Make, tmp_path: P
 
 
 def test_a_budget_is_spent_however_small_the_batches(trainer: Make) -> None:
-    # A data set smaller than a batch: a step has fewer rows than the batch size says.
+    # A dataset smaller than a batch: a step has fewer rows than the batch size says.
     rows = datasets.Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
     made = trainer(rows, max_train_tokens="60", per_device_train_batch_size=16)
     made.train()

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from fastdraft_hf.tune.config import TrimConfig, TuneConfig
+from fastdraft_hf.tune.config import ReducedVocabularyConfig, TuneConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("page", "section"), [("search", TuneConfig), ("trimmed-head", TrimConfig)]
+    ("page", "section"), [("search", TuneConfig), ("reduced-vocabulary", ReducedVocabularyConfig)]
 )
 def test_every_setting_is_documented_with_its_default(page: str, section: Any) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
@@ -25,5 +25,5 @@ def test_every_setting_is_documented_with_its_default(page: str, section: Any) -
     assert list(rows) == list(fields)
     for name, default in fields.items():
         shown = rows[name].strip("`").replace(",", "")
-        empty = default is None or (section is TrimConfig and default == [])
+        empty = default is None or (section is ReducedVocabularyConfig and default == [])
         assert shown == ("empty" if empty else str(default)), name

@@ -21,7 +21,7 @@ TEXTS = [
     "design:\n  params: 10M  # why\n  hidden_size: 1\nbench: {repeats: 2}\n",
     "bench:\n  num_assistant_tokens:\n    - 1\n    - 2\n  repeats: 1\ndesign:\n    params: 1\n",
     "bench:\n  repeats: 1\n  num_assistant_tokens: [1,\n    2]\n# the end\n",
-    "design: {params: 3, first_weights: scratch}  # in a line\nseed: 1\n",
+    "design: {params: 3, init: scratch}  # in a line\nseed: 1\n",
 ]
 
 

@@ -194,7 +194,7 @@ def test_a_probers_acceptance_is_used(target: Target, tmp_path: Path) -> None:
         ({"depths": [9]}, "depths: 9 is deeper than the target's 8"),
         ({"params": 1000, "depths": None}, "design.params: 1,000 cannot hold a vocabulary"),
         ({"context": 1000}, "context: timing from 1000 tokens reads up to"),
-        ({"draft_vocab": 288}, "draft_vocab: 288 must be below the vocabulary of 288"),
+        ({"draft_vocab_size": 288}, "draft_vocab_size: 288 must be below the vocabulary of 288"),
         ({"probe_tokens": 10, "rows": ["nowhere"]}, "rows: nowhere is no finished set"),
     ],
 )
@@ -215,7 +215,7 @@ def test_what_cannot_be_is_said_before_any_work(
         ({"depths": [2, 2]}, "depths: one stands twice"),
         ({"depths": []}, "depths: a list"),
         ({"repeats": 0}, "repeats: must be at least 1"),
-        ({"draft_vocab": 0}, "draft_vocab: must be at least 1"),
+        ({"draft_vocab_size": 0}, "draft_vocab_size: must be at least 1"),
         ({"probe_tokens": 100}, "rows: probes need"),
         ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
     ],
@@ -235,7 +235,7 @@ def test_without_a_gpu_cuda_is_refused(target: Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab", [None, 100])
 def test_real_rounds_are_timed(target: Target, tmp_path: Path, vocab: int | None) -> None:
     """Every γ as often as asked, a pass a drafted token, and parts that make up the whole."""
-    config = settings(depths=[1, 2], acceptance=0.5, draft_vocab=vocab)
+    config = settings(depths=[1, 2], acceptance=0.5, draft_vocab_size=vocab)
     results = search(config, target, tmp_path)
     saved = json.loads((tmp_path / "timings.json").read_text())
     for value in saved.values():
@@ -296,8 +296,7 @@ class TestCommand:
     def test_it_writes_a_recipe_that_can_be_read(self, target: Target, tmp_path: Path) -> None:
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(
-            f"# mine\ntarget: {target.path}\ndesign:\n  params: 10M  # a budget\n"
-            "  first_weights: slice\n"
+            f"# mine\ntarget: {target.path}\ndesign:\n  params: 10M  # a budget\n  init: slice\n"
         )
         assert cli.main(self.words(target, tmp_path / "t", "--write", str(recipe))) == 0
         text = recipe.read_text()

@@ -30,19 +30,19 @@ def register_method(cls: T) -> T:
 
 
 def methods() -> dict[str, Method]:
-    """Return every kind of first weights by name."""
+    """Return every kind of initialization by name."""
     return dict(_METHODS)
 
 
-def first_weights(
+def init(
     target: Path, config: PretrainedConfig, design: DesignConfig, seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Build a draft in float32 with its first weights.
+    """Build a draft in float32 with its initialization.
 
     Args:
         target: the target's folder; not read for ``scratch``.
         config: the draft's config, from `design_draft` with the same ``design``.
-        design: which first weights, and from where.
+        design: which initialization, and from where.
         seed: of the random ones.
 
     Returns:
@@ -52,14 +52,14 @@ def first_weights(
         FastDraftError: the donor's vocabulary or family does not allow it.
     """
     if design.method not in _METHODS:
-        raise FastDraftError(f"design.first_weights: there is no '{design.method}'")
+        raise FastDraftError(f"design.init: there is no '{design.method}'")
     request = Request(Path(target), config, design, seed)
     draft, facts = _METHODS[design.method].build(request)
     draft.config.dtype = "float32"
-    return draft, {"first_weights": design.first_weights, **facts}
+    return draft, {"init": design.init, **facts}
 
 
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["Method", "Request", "first_weights", "methods", "register_method"]
+__all__ = ["Method", "Request", "init", "methods", "register_method"]

@@ -1,4 +1,4 @@
-"""What a kind of first weights is: a name and a function that builds the draft."""
+"""What a kind of initialization is: a name and a function that builds the draft."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Request:
 
 
 class Method(ABC):
-    """One kind of first weights."""
+    """One kind of initialization."""
 
     name: ClassVar[str]
 

@@ -222,7 +222,7 @@ def _transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.draft.trimmed_head import load_draft
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
     # What a user of either device runs: float32 has the fastest kernels of most CPUs.
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

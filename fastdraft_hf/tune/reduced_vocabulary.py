@@ -14,11 +14,11 @@ from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.shards import MANIFEST
-from fastdraft_hf.draft.trimmed_head import (
-    TrimmedHead,
+from fastdraft_hf.draft.reduced_vocabulary import (
+    ReducedVocabulary,
     choose_token_ids,
-    read_trimmed_head,
-    write_trimmed_head,
+    read_reduced_vocabulary,
+    write_reduced_vocabulary,
 )
 from fastdraft_hf.eval.expected import (
     TextAcceptance,
@@ -57,7 +57,7 @@ def check_size(target: Path, size: int) -> None:
     """Raise unless a head of ``size`` tokens can be: checked before a draft is made for it.
 
     Raises:
-        FastDraftError: naming ``draft_vocab``.
+        FastDraftError: naming ``draft_vocab_size``.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -67,7 +67,7 @@ def check_size(target: Path, size: int) -> None:
     )
 
 
-def trim_head(
+def reduce_head(
     draft: Path,
     rows: Sequence[Path],
     size: int,
@@ -79,15 +79,15 @@ def trim_head(
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write ``output``: the draft, and the ids that its trimmed head scores.
+    """Write ``output``: the draft, and the ids that its reduced vocabulary scores.
 
     Args:
-        draft, rows, size, target, texts, num_assistant_tokens, seed: see `trim_into`.
+        draft, rows, size, target, texts, num_assistant_tokens, seed: see `reduce_into`.
         output: the folder to make; it must not exist.
         provenance: written beside the draft with the facts, if given.
 
     Returns:
-        facts: see `trim_into`.
+        facts: see `reduce_into`.
 
     Raises:
         FastDraftError: a folder is not what it should be, or the size cannot be.
@@ -95,7 +95,7 @@ def trim_head(
     if output.exists():
         raise FastDraftError(f"output_dir: {output} exists; delete it or name another")
     with atomic_folder(output) as temporary:
-        facts = trim_into(
+        facts = reduce_into(
             draft,
             rows,
             size,
@@ -110,7 +110,7 @@ def trim_head(
     return facts
 
 
-def trim_into(
+def reduce_into(
     draft: Path,
     rows: Sequence[Path],
     size: int,
@@ -121,7 +121,7 @@ def trim_into(
     num_assistant_tokens: int = 3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fill a folder with the draft, and the ids that its trimmed head scores.
+    """Fill a folder with the draft, and the ids that its reduced vocabulary scores.
 
     The ids are the most frequent ones of the target's own completions; special and end tokens
     always stay. One row in five is not counted: coverage and acceptance are of those.
@@ -138,7 +138,7 @@ def trim_into(
 
     Returns:
         facts: ``coverage`` of held-out tokens (``None`` if there are none) and, from texts,
-        ``acceptance_rate`` full and trimmed and their ``difference``, each with a 95% interval
+        ``acceptance_rate`` full and reduced and their ``difference``, each with a 95% interval
         over texts.
 
     Raises:
@@ -151,8 +151,8 @@ def trim_into(
 
     if not (draft / "config.json").is_file() or not any(draft.glob("*.safetensors")):
         raise FastDraftError(f"draft: {draft} is no folder of a PyTorch draft")
-    if read_trimmed_head(draft) is not None:
-        raise FastDraftError(f"draft: the head of {draft} is trimmed already; trim the original")
+    if read_reduced_vocabulary(draft) is not None:
+        raise FastDraftError(f"draft: the head of {draft} is reduced already; trim the original")
     if not rows:
         raise FastDraftError("rows: folders of text that the target wrote are needed")
     for place in rows:
@@ -169,7 +169,7 @@ def trim_into(
     total = sum(measured.values())
     covered = sum(n for token, n in measured.items() if token in kept)
     facts: dict[str, Any] = {
-        "draft_vocab": size,
+        "draft_vocab_size": size,
         "vocabulary": vocabulary,
         "counted_tokens": sum(counts.values()),
         "counted_different_tokens": len(counts),
@@ -180,11 +180,11 @@ def trim_into(
     chosen = texts_of(rows, texts, seed) if texts else []
     ignored = shutil.ignore_patterns(*_NOT_COPIED)
     shutil.copytree(draft, folder, ignore=ignored, dirs_exist_ok=True)
-    write_trimmed_head(folder, TrimmedHead(tuple(ids), facts))
+    write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
     if chosen:
-        full, trimmed = Reader(target, chosen).read(draft, folder)
-        facts |= acceptance_cost(full, trimmed, num_assistant_tokens)
-        write_trimmed_head(folder, TrimmedHead(tuple(ids), facts))
+        full, reduced = Reader(target, chosen).read(draft, folder)
+        facts |= acceptance_cost(full, reduced, num_assistant_tokens)
+        write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
     return facts
 
 
@@ -200,12 +200,12 @@ def _counts(rows: Sequence[Path]) -> tuple[Counter[int], Counter[int]]:
 
 
 def acceptance_cost(
-    full: Sequence[TextAcceptance], trimmed: Sequence[TextAcceptance], num_assistant_tokens: int
+    full: Sequence[TextAcceptance], reduced: Sequence[TextAcceptance], num_assistant_tokens: int
 ) -> dict[str, Any]:
     """Return expected acceptance rates [value, low, high] of both heads, and the difference."""
     pairs = [
         tuple(expected_rounds(text, num_assistant_tokens, MAX_NEW_TOKENS) for text in both)
-        for both in zip(full, trimmed, strict=True)
+        for both in zip(full, reduced, strict=True)
     ]
 
     def rate(which: int) -> Any:
@@ -219,7 +219,7 @@ def acceptance_cost(
         "texts": len(pairs),
         "acceptance_rate": {
             "full": bootstrap(pairs, rate(0)).triple(),
-            "trimmed": bootstrap(pairs, rate(1)).triple(),
+            "reduced": bootstrap(pairs, rate(1)).triple(),
             "difference": bootstrap(pairs, difference).triple(),
         },
     }
@@ -227,7 +227,7 @@ def acceptance_cost(
 
 def sentences(facts: dict[str, Any]) -> list[str]:
     """Return what the facts say, in words."""
-    lines = [f"head: {facts['draft_vocab']:,} of {facts['vocabulary']:,} tokens"]
+    lines = [f"head: {facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"]
     if facts["coverage"] is not None:
         lines[0] += (
             f"; they cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} tokens that "
@@ -238,7 +238,7 @@ def sentences(facts: dict[str, Any]) -> list[str]:
         words = {k: f"{v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for k, v in rates.items()}
         lines.append(
             f"expected acceptance rate at γ = {facts['num_assistant_tokens']} over "
-            f"{facts['texts']} texts: {words['full']} with the full head, {words['trimmed']} "
-            f"trimmed; difference {words['difference']}"
+            f"{facts['texts']} texts: {words['full']} with the full head, {words['reduced']} "
+            f"reduced; difference {words['difference']}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Stage trim: the trimmed draft beside the whole one, exported, timed and measured."""
+"""Stage reduced_vocabulary: the second draft is exported, timed and measured."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import write_rows
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.draft.trimmed_head import (
+from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
-    TrimmedHead,
+    ReducedVocabulary,
     load_draft,
-    read_trimmed_head,
+    read_reduced_vocabulary,
     whole_parameters,
-    write_trimmed_head,
+    write_reduced_vocabulary,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, export
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.tune.config import TrimConfig
+from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 WORDS = range(100, 140)
 
@@ -71,7 +71,7 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
             "device": "cpu",
             "design": {"hidden_size": 16, "num_hidden_layers": 1, "params": "1k"},
             "generate": {"sets": {"chat": {"rows": 20}}},
-            "trim": {"draft_vocab": 60, "texts": 3},
+            "reduced_vocabulary": {"draft_vocab_size": 60, "texts": 3},
             **data,
         }
         return Run(build_recipe(recipe), tmp_path / "run", Target(tiny_target_folder, "tiny"))
@@ -79,22 +79,24 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
     return make
 
 
-def test_the_trimmed_draft_lies_beside_the_whole_one(
+def test_the_reduced_draft_lies_beside_the_whole_one(
     make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run()
     with caplog.at_level(logging.INFO):
-        execute(run, ["design", "trim"])
-    assert "trim: head: 60 of 288 tokens; they cover 100.00% of 80 tokens" in caplog.text
+        execute(run, ["design", "reduced_vocabulary"])
+    assert (
+        "reduced_vocabulary: head: 60 of 288 tokens; they cover 100.00% of 80 tokens" in caplog.text
+    )
     assert "expected acceptance rate at γ = 3 over 3 texts" in caplog.text
-    folder = run.stage_folder("trim")
-    head = read_trimmed_head(folder)
+    folder = run.stage_folder("reduced_vocabulary")
+    head = read_reduced_vocabulary(folder)
     assert head is not None
     assert {*WORDS, 0, 1, 2} <= set(head.token_ids)
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["facts"]
     assert facts == head.facts
     assert facts["coverage"] == 1.0
-    assert set(facts["acceptance_rate"]) == {"full", "trimmed", "difference"}
+    assert set(facts["acceptance_rate"]) == {"full", "reduced", "difference"}
     # What every other stage reads is the whole draft.
     assert run.latest_model() == run.stage_folder("design")
     assert not (run.stage_folder("design") / FILE).exists()
@@ -102,7 +104,7 @@ def test_the_trimmed_draft_lies_beside_the_whole_one(
     copied = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert all(torch.equal(whole[name], copied[name]) for name in whole)
     made = (folder / "provenance.json").read_bytes()
-    execute(make_run(), ["design", "trim"])
+    execute(make_run(), ["design", "reduced_vocabulary"])
     assert (folder / "provenance.json").read_bytes() == made
 
 
@@ -114,12 +116,12 @@ def test_a_killed_trim_goes_on(
 
     run = make_run()
     with monkeypatch.context() as patch:
-        patch.setattr("fastdraft_hf.tune.trim.Reader.read", killed)
+        patch.setattr("fastdraft_hf.tune.reduced_vocabulary.Reader.read", killed)
         with pytest.raises(KeyboardInterrupt):
-            execute(run, ["design", "trim"])
-    assert not run.stage_folder("trim").exists()
-    execute(run, ["trim"])
-    head = read_trimmed_head(run.stage_folder("trim"))
+            execute(run, ["design", "reduced_vocabulary"])
+    assert not run.stage_folder("reduced_vocabulary").exists()
+    execute(run, ["reduced_vocabulary"])
+    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
     assert head is not None
     assert "acceptance_rate" in head.facts
 
@@ -128,19 +130,25 @@ def test_without_a_sampled_text_the_cost_is_left_out_and_said(
     make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(0.0)
-    execute(run, ["design", "trim"])
-    assert "trim: acceptance is not measured: rows: " in caplog.text
-    head = read_trimmed_head(run.stage_folder("trim"))
+    execute(run, ["design", "reduced_vocabulary"])
+    assert "reduced_vocabulary: acceptance is not measured: rows: " in caplog.text
+    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
     assert head is not None
     assert head.facts["coverage"] == 1.0
     assert "acceptance_rate" not in head.facts
 
 
 @pytest.mark.parametrize(
-    ("trim", "said"),
+    ("reduced_vocabulary", "said"),
     [
-        ({"draft_vocab": 3}, "trim.draft_vocab: 3 must be more than the 3 special tokens"),
-        ({"draft_vocab": 288}, "trim.draft_vocab: 288 must be more than the 3 special tokens, wh"),
+        (
+            {"draft_vocab_size": 3},
+            "reduced_vocabulary.draft_vocab_size: 3 must be more than the 3 special tokens",
+        ),
+        (
+            {"draft_vocab_size": 288},
+            "reduced_vocabulary.draft_vocab_size: 288 must be more than the 3 special tokens, wh",
+        ),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_before_any_work(
@@ -151,7 +159,11 @@ def test_a_size_that_cannot_be_is_refused_before_any_work(
     said: str,
 ) -> None:
     file = tmp_path / "r.yaml"
-    recipe = {"target": str(tiny_target_folder), "output_dir": str(tmp_path / "run"), "trim": trim}
+    recipe = {
+        "target": str(tiny_target_folder),
+        "output_dir": str(tmp_path / "run"),
+        "reduced_vocabulary": trim,
+    }
     recipe["generate"] = {"sets": {"chat": {"rows": 20}}}
     file.write_text(json.dumps(recipe), encoding="utf-8")
     assert cli.main(["run", str(file)]) == 2
@@ -167,15 +179,24 @@ def test_the_command_is_the_stages_without_rows(
 ) -> None:
     run = make_run(target=str(tiny_target_folder))
     execute(run, ["design"])
-    words = ["trim", "--target", str(tiny_target_folder), "--output-dir", str(run.folder)]
+    words = [
+        "reduced_vocabulary",
+        "--target",
+        str(tiny_target_folder),
+        "--output-dir",
+        str(run.folder),
+    ]
     sets = ["generate.sets={chat: {rows: 20}}", "device=cpu", "design.hidden_size=16"]
     sets += ["design.num_hidden_layers=1", "design.params=1k"]
     assert cli.main([*words, "--draft-vocab", "70", "--texts", "0", *sets]) == 0
-    head = read_trimmed_head(run.stage_folder("trim"))
+    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
     assert head is not None
     assert len(head.token_ids) == 70
     for further, said in (
-        (["--config", "r.yaml", "--rows", "x"], "rows: with a recipe the sets are trim.sets"),
+        (
+            ["--config", "r.yaml", "--rows", "x"],
+            "rows: with a recipe the sets are reduced_vocabulary.sets",
+        ),
         (["--rows", "x"], "draft: needed with --rows"),
         (["--rows", "x", "--draft", "d", "--sets", "[chat]"], "sets: they are a run's"),
     ):
@@ -200,13 +221,13 @@ def test_it_is_exported_as_well_but_not_in_int4(
     monkeypatch.setattr(export, "export_openvino", fake)
     section = {"openvino": ["int8", "int4"], "check": False, "acceptance_texts": 0}
     run = make_run(export=section)
-    execute(run, ["design", "trim", "export"])
+    execute(run, ["design", "reduced_vocabulary", "export"])
     assert made == [
         ("design", "openvino-int8"),
         ("design", "openvino-int4"),
-        ("trimmed", "trimmed-openvino-int8"),
+        ("reduced", "reduced-openvino-int8"),
     ]
-    assert "a trimmed head is not cut out of int4" in caplog.text
+    assert "a reduced vocabulary is not cut out of int4" in caplog.text
 
 
 def test_bench_times_it_where_columns_can_be_mapped_back(
@@ -217,12 +238,14 @@ def test_bench_times_it_where_columns_can_be_mapped_back(
     section = {"paths": ["transformers", "ours"], "tasks": ["humaneval"], "memory": False}
     section |= {"num_assistant_tokens": [2], "max_new_tokens": 6, "repeats": 1, "write": True}
     run = make_run(bench=section, export={"openvino": []})
-    execute(run, ["design", "trim", "export", "bench"])
+    execute(run, ["design", "reduced_vocabulary", "export", "bench"])
     path = run.stage_folder("bench") / "results.json"
     results = json.loads(path.read_text(encoding="utf-8"))
-    assert list(results["paths"]) == ["transformers", "ours", "ours/trimmed"]
+    assert list(results["paths"]) == ["transformers", "ours", "ours/reduced"]
     assert all(found["answers_differing"] == 0 for found in results["paths"].values())
-    stored = json.loads((run.stage_folder("trim") / "generation_config.json").read_text())
+    stored = json.loads(
+        (run.stage_folder("reduced_vocabulary") / "generation_config.json").read_text()
+    )
     assert stored["num_assistant_tokens"] == 2
 
 
@@ -231,18 +254,18 @@ def test_paths_of_openvino_need_its_export(
 ) -> None:
     run = make_run()
     paths = ["transformers", "ours", "openvino", "ours-openvino"]
-    assert bench._trimmed_paths(run, paths) == ["transformers", "ours"]
-    assert "there is no trimmed draft in OpenVINO int8" in caplog.text
-    (run.stage_folder("export") / "trimmed-openvino-int8").mkdir(parents=True)
-    kept = bench._trimmed_paths(run, paths)
+    assert bench._reduced_paths(run, paths) == ["transformers", "ours"]
+    assert "there is no reduced draft in OpenVINO int8" in caplog.text
+    (run.stage_folder("export") / "reduced-openvino-int8").mkdir(parents=True)
+    kept = bench._reduced_paths(run, paths)
     assert kept == paths
     settings = bench.bench.assisted_settings(paths, [1], (), kept)
     timed = [s.name for s in settings if s.draft]
-    assert timed == ["ours/trimmed", "openvino/trimmed", "ours-openvino/trimmed"]
+    assert timed == ["ours/reduced", "openvino/reduced", "ours-openvino/reduced"]
     models = bench.Models("t", {"": "d"}, drafts_openvino={"": "e"})
-    found = bench._with_trimmed(run, models, kept)
-    assert Path(found.drafts["trimmed"]).name == "trimmed"
-    assert Path(found.drafts_openvino["trimmed"]).name == "trimmed-openvino-int8"
+    found = bench._with_reduced(run, models, kept)
+    assert Path(found.drafts["reduced"]).name == "reduced"
+    assert Path(found.drafts_openvino["reduced"]).name == "reduced-openvino-int8"
 
 
 @pytest.mark.parametrize("path", ["ours", "transformers"])
@@ -259,8 +282,8 @@ def test_evaluate_uses_the_head_of_a_given_draft_as_it_is(
     written = tiny_model().generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
     tiny_model().save_pretrained(tmp_path / "given")
     tiny_tokenizer.save_pretrained(tmp_path / "given")
-    head = TrimmedHead(tuple(t for t in range(288) if t not in written))
-    write_trimmed_head(tmp_path / "given", head)
+    head = ReducedVocabulary(tuple(t for t in range(288) if t not in written))
+    write_reduced_vocabulary(tmp_path / "given", head)
     (tmp_path / "asked.txt").write_text(prompt, encoding="utf-8")
     section = {"tasks": {"mine": {"dataset": str(tmp_path / "asked.txt")}}}
     data = {
@@ -270,7 +293,7 @@ def test_evaluate_uses_the_head_of_a_given_draft_as_it_is(
     }
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
     execute(run, ["design", "evaluate"])
-    assert read_trimmed_head(run.stage_folder("design")) == head
+    assert read_reduced_vocabulary(run.stage_folder("design")) == head
     found = json.loads((run.stage_folder("evaluate") / "results.json").read_text(encoding="utf-8"))
     assert found["draft_parameters"] == tiny_model().num_parameters()
     rate = found["overall"]["greedy"]["acceptance_rate"][0]
@@ -281,7 +304,7 @@ def test_whole_parameters_are_the_folders(tmp_path: Path, tiny_model: Any) -> No
     for tied in (True, False):
         model = tiny_model(tie_word_embeddings=tied)
         model.save_pretrained(tmp_path / str(tied))
-        write_trimmed_head(tmp_path / str(tied), TrimmedHead((1, 5, 9)))
+        write_reduced_vocabulary(tmp_path / str(tied), ReducedVocabulary((1, 5, 9)))
         assert whole_parameters(model) == model.num_parameters()
         assert whole_parameters(load_draft(tmp_path / str(tied))) == model.num_parameters()
 
@@ -294,7 +317,7 @@ def test_ids_that_a_given_draft_has_not_are_refused(
 ) -> None:
     tiny_model().save_pretrained(tmp_path / "given")
     tiny_tokenizer.save_pretrained(tmp_path / "given")
-    write_trimmed_head(tmp_path / "given", TrimmedHead((1, 288)))
+    write_reduced_vocabulary(tmp_path / "given", ReducedVocabulary((1, 288)))
     data = {"design": {"draft": str(tmp_path / "given")}}
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
     with pytest.raises(FastDraftError, match="token 288 is none of the draft's 288"):
@@ -304,9 +327,11 @@ def test_ids_that_a_given_draft_has_not_are_refused(
 def test_sets_are_those_that_align_reads() -> None:
     sets = {"text": {"kind": "free"}, "chat": {}}
     align = {"sources": [{"kind": "generated", "name": "chat"}]}
-    recipe = build_recipe({"generate": {"sets": sets}, "align": align, "trim": {}})
-    assert recipe.trim == TrimConfig(sets=["chat"])
+    recipe = build_recipe({"generate": {"sets": sets}, "align": align, "reduced_vocabulary": {}})
+    assert recipe.reduced_vocabulary == ReducedVocabularyConfig(sets=["chat"])
     assert build_recipe(recipe.resolved()) == recipe
-    without = build_recipe({"generate": {"sets": sets}, "trim": {}}).trim
+    without = build_recipe(
+        {"generate": {"sets": sets}, "reduced_vocabulary": {}}
+    ).reduced_vocabulary
     assert without is not None
     assert without.sets == ["text", "chat"]

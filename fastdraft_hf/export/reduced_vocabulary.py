@@ -1,4 +1,4 @@
-"""A trimmed head inside an OpenVINO model: a smaller product, and a scatter to full size.
+"""A reduced vocabulary inside an OpenVINO model: a smaller product, and a scatter to full size.
 
 The graph is edited after optimum-intel wrote it. The head's matrix [V, H], in whatever form it is
 stored (float, or 8 bits with scales), is replaced by its rows [K, H]; behind it a constant table of
@@ -24,7 +24,7 @@ _ELEMENTWISE = ("Add", "Multiply", "Divide", "Tanh", "Convert", "Subtract")
 _DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape")
 
 
-def trim_openvino(folder: Path, token_ids: Sequence[int]) -> None:
+def reduce_openvino(folder: Path, token_ids: Sequence[int]) -> None:
     """Trim the head of the OpenVINO model in ``folder``, in place.
 
     Args:
@@ -39,7 +39,7 @@ def trim_openvino(folder: Path, token_ids: Sequence[int]) -> None:
     source = folder / "openvino_model.xml"
     model = openvino.Core().read_model(source)
     _trim(model, list(token_ids))
-    written = folder / "trimmed_model.xml"
+    written = folder / "reduced_model.xml"
     openvino.save_model(model, written, compress_to_fp16=False)
     # The model's constants are mapped from the file that is about to be replaced.
     del model
@@ -57,15 +57,15 @@ def _trim(model: Any, token_ids: list[int]) -> None:
     vocabulary = logits.get_partial_shape()[2].get_length()
     if token_ids[-1] >= vocabulary:
         raise FastDraftError(
-            f"trimmed head: token {token_ids[-1]} is none of the model's {vocabulary:,}"
+            f"reduced vocabulary: token {token_ids[-1]} is none of the model's {vocabulary:,}"
         )
     rows = numpy.array(token_ids, dtype=numpy.int64)
     product = _product(logits.get_node(), rows, vocabulary)
     weights = product.input_value(1)
     if not product.get_attributes()["transpose_b"]:
-        raise FastDraftError("trimmed head: the head's matrix is stored the other way around")
-    trimmed = _rows_of(weights, rows, vocabulary)
-    product.input(1).replace_source_output(trimmed.output(0))
+        raise FastDraftError("reduced vocabulary: the head's matrix is stored the other way around")
+    reduced = _rows_of(weights, rows, vocabulary)
+    product.input(1).replace_source_output(reduced.output(0))
     # Shapes behind the product follow from it.
     model.validate_nodes_and_infer_types()
     shape = ops.shape_of(result.input_value(0), "i64")
@@ -77,9 +77,9 @@ def _trim(model: Any, token_ids: list[int]) -> None:
         _as_float(result.input_value(0), ops),
         ops.constant(numpy.int64(2)),
     )
-    result.input_value(0).set_names({"trimmed_logits"})
+    result.input_value(0).set_names({"reduced_logits"})
     scattered.output(0).set_names(names)
-    scattered.set_friendly_name("logits_of_trimmed_head")
+    scattered.set_friendly_name("logits_of_reduced_vocabulary")
     result.input(0).replace_source_output(scattered.output(0))
     model.validate_nodes_and_infer_types()
 
@@ -95,8 +95,8 @@ def _product(node: Any, rows: Any, vocabulary: int) -> Any:
     while node.get_type_name() != "MatMul":
         if node.get_type_name() not in _ELEMENTWISE:
             raise FastDraftError(
-                f"trimmed head: an operation {node.get_type_name()} stands behind the head, which "
-                "is not supported"
+                f"reduced vocabulary: an operation {node.get_type_name()} stands behind the head, "
+                "which is not supported"
             )
         for place in range(1, node.get_input_size()):
             constant = node.input_value(place).get_node()
@@ -119,7 +119,7 @@ def _rows_of(value: Any, rows: Any, vocabulary: int) -> Any:
         if node.shape and node.shape[0] == vocabulary:
             if node.get_element_type().bitwidth < 8:
                 raise FastDraftError(
-                    "trimmed head: the head is stored in fewer than 8 bits; export with int8"
+                    "reduced vocabulary: the head is stored in fewer than 8 bits; export with int8"
                 )
             return ops.constant(node.get_data().take(rows, axis=0))
         data = node.get_data()
@@ -129,7 +129,7 @@ def _rows_of(value: Any, rows: Any, vocabulary: int) -> Any:
         return ops.constant(data)
     if kind not in _DECOMPRESSION:
         raise FastDraftError(
-            f"trimmed head: the head's matrix goes through {kind}, which is not supported"
+            f"reduced vocabulary: the head's matrix goes through {kind}, which is not supported"
         )
     inputs = [_rows_of(one, rows, vocabulary) for one in node.input_values()]
     if kind == "Convert":

@@ -1,10 +1,10 @@
-"""What each kind of first weights is worth, at equal training budget.
+"""What each kind of initialization is worth, at equal training budget.
 
-    python benchmarks/first_weights.py --run runs/smollm2-quickstart [--tokens 300k] [--only prune]
+    python benchmarks/init.py --run runs/smollm2-quickstart [--tokens 300k] [--only prune]
 
 Needs a finished `generate` stage in --run. Every draft has the same parameter budget and depth, the
 same rows in the same order and the same number of tokens, of pre-training and then of alignment;
-only `design.first_weights` (and where its layers come from) differs. The measure is the
+only `design.init` (and where its layers come from) differs. The measure is the
 teacher-forced expected acceptance at T = 0.6 and γ = 3 on answers the target wrote to held-out
 prompts, with 95% bootstrap intervals over prompts: before any training, and after it. The gain over
 `scratch` is paired prompt by prompt.
@@ -36,11 +36,11 @@ from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import resolve_target
 
 KINDS: dict[str, dict[str, Any]] = {
-    "scratch": {"first_weights": "scratch"},
-    "project": {"first_weights": "project"},
-    "prune, evenly spaced": {"first_weights": "prune"},
-    "prune, most influential": {"first_weights": "prune", "layers": "importance"},
-    "prune, first layers": {"first_weights": "prune", "layers": "first"},
+    "scratch": {"init": "scratch"},
+    "project": {"init": "project"},
+    "prune, evenly spaced": {"init": "prune"},
+    "prune, most influential": {"init": "prune", "layers": "importance"},
+    "prune, first layers": {"init": "prune", "layers": "first"},
 }
 
 
@@ -50,11 +50,11 @@ def slug(name: str) -> str:
 
 
 def recipe_for(base: Recipe, design: dict[str, Any], tokens: tuple[int, int]) -> Recipe:
-    """Return ``base`` with other first weights and both training stages cut to ``tokens``."""
+    """Return ``base`` with other initialization and both training stages cut to ``tokens``."""
     data = base.resolved()
     plain = {"hidden_size": None, "intermediate_size": None, "layers": "even"}
     data["design"] = {**data["design"], **plain, **design}
-    data["continue"] = data["logits"] = data["trim"] = None
+    data["continue"] = data["logits"] = data["reduced_vocabulary"] = None
     for stage, count in zip(("pretrain", "align"), tokens, strict=True):
         data[stage] = {**data[stage], "max_train_tokens": count, "max_minutes": None}
         if stage == "align":
@@ -93,7 +93,7 @@ def main() -> None:
     if args.donor:
         kinds["transplant"] = {
             "params": args.params,
-            "first_weights": "transplant",
+            "init": "transplant",
             "donor": args.donor,
         }
     chosen = args.only.split(";") if args.only else list(kinds)
@@ -132,7 +132,7 @@ def table(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
         f"budget {args.params:,} parameters; {args.pretrain_tokens:,} tokens of pre-training, then "
         f"{args.tokens:,} of alignment; expected acceptance at γ = 3, T = 0.6\n"
     )
-    print("| first weights | parameters | width | untrained | trained | gain over scratch |")
+    print("| initialization | parameters | width | untrained | trained | gain over scratch |")
     print("|---|---|---|---|---|---|")
     scratch = results.get("scratch")
     for name, found in results.items():

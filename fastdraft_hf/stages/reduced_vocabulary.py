@@ -1,4 +1,4 @@
-"""Stage trim: beside the whole draft one whose head scores the most frequent tokens only."""
+"""Stage reduced_vocabulary: a second draft that scores the most frequent tokens only."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write the newest draft again, with ``trimmed_head.json``; say what the trimming costs."""
-    from fastdraft_hf.recipe import trim_sets
+    """Write the newest draft again, with ``reduced_vocabulary.json``; report what it costs."""
+    from fastdraft_hf.recipe import reduced_vocabulary_sets
+    from fastdraft_hf.tune.reduced_vocabulary import reduce_into, sentences
     from fastdraft_hf.tune.texts import texts_of
-    from fastdraft_hf.tune.trim import sentences, trim_into
 
-    config = run.recipe.trim
+    config = run.recipe.reduced_vocabulary
     assert config is not None  # the stage is planned only with its section
-    rows = [run.stage_folder("generate") / name for name in trim_sets(run.recipe)]
+    rows = [run.stage_folder("generate") / name for name in reduced_vocabulary_sets(run.recipe)]
     texts = config.texts
     if texts:
         try:
             texts_of(rows, texts, run.recipe.seed)
         except FastDraftError as error:  # a few rows, or all of them greedy
-            logger.warning("trim: acceptance is not measured: %s", error)
+            logger.warning("reduced_vocabulary: acceptance is not measured: %s", error)
             texts = 0
-    facts = trim_into(
+    facts = reduce_into(
         run.latest_model(),
         rows,
-        config.draft_vocab,
+        config.draft_vocab_size,
         folder,
         target=run.target.path,
         texts=texts,
@@ -39,7 +39,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         seed=run.recipe.seed,
     )
     for line in sentences(facts):
-        logger.info("trim: %s", line)
+        logger.info("reduced_vocabulary: %s", line)
     return facts
 
 
@@ -47,14 +47,14 @@ def check(run: Run) -> None:
     """Refuse a size that the target's vocabulary cannot have; before any work, for it comes late.
 
     Raises:
-        FastDraftError: naming ``trim.draft_vocab``.
+        FastDraftError: naming ``reduced_vocabulary.draft_vocab_size``.
     """
-    from fastdraft_hf.tune.trim import check_size
+    from fastdraft_hf.tune.reduced_vocabulary import check_size
 
-    assert run.recipe.trim is not None
+    assert run.recipe.reduced_vocabulary is not None
     try:
-        check_size(run.look_at_target().path, run.recipe.trim.draft_vocab)
+        check_size(run.look_at_target().path, run.recipe.reduced_vocabulary.draft_vocab_size)
     except FastDraftError as error:
         message = str(error)
-        where = "trim." if message.startswith("draft_vocab") else ""
+        where = "reduced_vocabulary." if message.startswith("draft_vocab_size") else ""
         raise FastDraftError(f"{where}{message}") from None

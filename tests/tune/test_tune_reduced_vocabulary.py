@@ -17,13 +17,13 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.draft.trimmed_head import FILE, load_draft, read_trimmed_head
+from fastdraft_hf.draft.reduced_vocabulary import FILE, load_draft, read_reduced_vocabulary
 from fastdraft_hf.eval.expected import TextAcceptance
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
 from fastdraft_hf.tune.probe import Probes
+from fastdraft_hf.tune.reduced_vocabulary import acceptance_cost, reduce_head, special_ids
 from fastdraft_hf.tune.texts import held_out, texts_of
-from fastdraft_hf.tune.trim import acceptance_cost, special_ids, trim_head
 
 ROWS = 40
 # What the target "writes": few of its 288 tokens, and one that only held-out rows have.
@@ -74,14 +74,14 @@ def draft(
     return folder
 
 
-def test_a_trimmed_folder_and_its_facts(
+def test_a_reduced_folder_and_its_facts(
     rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "trimmed"
-    facts = trim_head(
+    output = tmp_path / "reduced"
+    facts = reduce_head(
         draft, [rows], 50, output, target=tiny_target_folder, texts=6, provenance={"by": "a test"}
     )
-    head = read_trimmed_head(output)
+    head = read_reduced_vocabulary(output)
     assert head is not None
     assert len(head.token_ids) == 50
     assert set(WORDS) <= set(head.token_ids)
@@ -92,7 +92,7 @@ def test_a_trimmed_folder_and_its_facts(
     rates = facts["acceptance_rate"]
     for rate in rates.values():
         assert rate[1] <= rate[0] <= rate[2]
-    assert rates["difference"][0] == pytest.approx(rates["trimmed"][0] - rates["full"][0])
+    assert rates["difference"][0] == pytest.approx(rates["reduced"][0] - rates["full"][0])
     # A draft whose tokens the target never takes loses nothing by leaving them out, but its
     # probabilities grow where they are left.
     assert rates["difference"][0] > -rates["full"][0]
@@ -101,7 +101,7 @@ def test_a_trimmed_folder_and_its_facts(
     for name, tensor in AutoModelForCausalLM.from_pretrained(draft).state_dict().items():
         assert torch.equal(tensor, full[name])
     assert load_draft(output).get_output_embeddings().weight.shape[0] == 50
-    assert [p.name for p in tmp_path.iterdir()] == ["trimmed"]
+    assert [p.name for p in tmp_path.iterdir()] == ["reduced"]
 
 
 def test_special_and_end_tokens_always_stay(
@@ -109,8 +109,8 @@ def test_special_and_end_tokens_always_stay(
 ) -> None:
     always = special_ids(tiny_tokenizer, tiny_target_folder)
     assert {0, 1, 2} <= always
-    trim_head(draft, [rows], len(always) + 1, tmp_path / "t", target=tiny_target_folder, texts=0)
-    head = read_trimmed_head(tmp_path / "t")
+    reduce_head(draft, [rows], len(always) + 1, tmp_path / "t", target=tiny_target_folder, texts=0)
+    head = read_reduced_vocabulary(tmp_path / "t")
     assert head is not None
     assert always < set(head.token_ids)
 
@@ -122,10 +122,10 @@ def test_the_cost_is_that_of_what_is_left_out() -> None:
     else one round from a bad place follows, where nothing is accepted: 0.8 of 1.2 rounds.
     """
     full = [TextAcceptance((0.8,) * 12, (0.8,) * 12, (0.0,) * 12) for _ in range(4)]
-    trimmed = [TextAcceptance((0.8, 0.0) * 6, (0.8, 0.0) * 6, (0.0,) * 12) for _ in range(4)]
-    cost = acceptance_cost(full, trimmed, 1)["acceptance_rate"]
+    reduced = [TextAcceptance((0.8, 0.0) * 6, (0.8, 0.0) * 6, (0.0,) * 12) for _ in range(4)]
+    cost = acceptance_cost(full, reduced, 1)["acceptance_rate"]
     assert cost["full"][0] == pytest.approx(0.8)
-    assert cost["trimmed"][0] == pytest.approx(0.8 / 1.2)
+    assert cost["reduced"][0] == pytest.approx(0.8 / 1.2)
     assert cost["difference"][2] < 0
     same = acceptance_cost(full, full, 3)["acceptance_rate"]
     assert same["difference"] == [0.0, 0.0, 0.0]
@@ -145,7 +145,7 @@ def test_texts_are_held_out_and_sampled(rows: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"size": 3}, "draft_vocab: 3 must be more than"),
+        ({"size": 3}, "draft_vocab_size: 3 must be more than"),
         ({"size": 288}, "below the vocabulary of 288"),
         ({"rows": []}, "rows: folders of text"),
         ({"rows": [Path("nowhere")]}, "rows: nowhere is no finished set"),
@@ -162,18 +162,18 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
 ) -> None:
     given: dict[str, Any] = {"draft": draft, "rows": [rows], "size": 50, **change}
     with pytest.raises(FastDraftError, match=words):
-        trim_head(**given, output=tmp_path / "t", target=tiny_target_folder)
+        reduce_head(**given, output=tmp_path / "t", target=tiny_target_folder)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trimmed_draft_is_not_trimmed_again(
+def test_a_reduced_draft_is_not_reduced_again(
     rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
 ) -> None:
-    trim_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder, texts=0)
-    with pytest.raises(FastDraftError, match="trimmed already"):
-        trim_head(tmp_path / "a", [rows], 40, tmp_path / "b", target=tiny_target_folder)
+    reduce_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder, texts=0)
+    with pytest.raises(FastDraftError, match="reduced already"):
+        reduce_head(tmp_path / "a", [rows], 40, tmp_path / "b", target=tiny_target_folder)
     with pytest.raises(FastDraftError, match=r"output_dir: .* exists"):
-        trim_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder)
+        reduce_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder)
 
 
 def test_the_command_prints_coverage_and_cost(
@@ -183,7 +183,7 @@ def test_the_command_prints_coverage_and_cost(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["trim", "--draft", str(draft), "--target", str(tiny_target_folder)]
+    words = ["reduced_vocabulary", "--draft", str(draft), "--target", str(tiny_target_folder)]
     words += ["--rows", str(rows), "--draft-vocab", "50", "--texts", "3"]
     assert cli.main([*words, "--output-dir", str(tmp_path / "t")]) == 0
     printed = capsys.readouterr().out
@@ -191,9 +191,9 @@ def test_the_command_prints_coverage_and_cost(
     assert "expected acceptance rate at γ = 3 over 3 texts" in printed
     assert (tmp_path / "t" / FILE).is_file()
     provenance = json.loads((tmp_path / "t" / "provenance.json").read_text())
-    assert provenance["facts"]["draft_vocab"] == 50
+    assert provenance["facts"]["draft_vocab_size"] == 50
     assert cli.main([*words, "--output-dir", str(tmp_path / "u"), "--draft-vocab", "many"]) == 2
-    assert "draft_vocab: expected a whole number, got 'many'" in capsys.readouterr().err
+    assert "draft_vocab_size: expected a whole number, got 'many'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 For a small draft the head is most of the work of a step. A token that the head does not score is
 never drafted; the target still writes it, so the output stays the target's.
 
-On disk a trimmed draft is the ordinary checkpoint, whole, beside a file of token ids
+On disk a reduced draft is the ordinary checkpoint, whole, beside a file of token ids
 (`FILE`). Stock ``from_pretrained`` reads the checkpoint and scores every token; `load_draft` and
 the OpenVINO export read the ids as well and leave the other rows of the head out.
 
@@ -25,11 +25,11 @@ from fastdraft_hf._errors import FastDraftError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "trimmed_head.json"
+FILE = "reduced_vocabulary.json"
 
 
 @dataclass(frozen=True)
-class TrimmedHead:
+class ReducedVocabulary:
     """Which tokens a head scores.
 
     Attributes:
@@ -61,8 +61,8 @@ def choose_token_ids(
     """
     if not len(always) < size < vocabulary:
         raise FastDraftError(
-            f"draft_vocab: {size:,} must be more than the {len(always):,} special tokens, which "
-            f"always stay, and below the vocabulary of {vocabulary:,}"
+            f"draft_vocab_size: {size:,} must be more than the {len(always):,} special tokens, "
+            f"which always stay, and below the vocabulary of {vocabulary:,}"
         )
     kept = set(always)
     by_count = sorted(range(vocabulary), key=lambda token: (-counts.get(token, 0), token))
@@ -73,13 +73,13 @@ def choose_token_ids(
     return sorted(kept)
 
 
-def write_trimmed_head(folder: Path, head: TrimmedHead) -> None:
+def write_reduced_vocabulary(folder: Path, head: ReducedVocabulary) -> None:
     """Write the ids beside the checkpoint in ``folder``."""
     value = {"token_ids": list(head.token_ids), "facts": head.facts}
     write_text(folder / FILE, json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def read_trimmed_head(folder: str | Path) -> TrimmedHead | None:
+def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
     """Return the ids that lie in a draft's folder; ``None`` when its head is whole.
 
     Raises:
@@ -99,7 +99,7 @@ def read_trimmed_head(folder: str | Path) -> TrimmedHead | None:
     whole = all(type(token) is int and token >= 0 for token in ids)
     if not ids or not whole or any(a >= b for a, b in itertools.pairwise(ids)):
         raise FastDraftError(f"{path}: token_ids must be ascending ids; delete it to use all")
-    return TrimmedHead(ids, facts)
+    return ReducedVocabulary(ids, facts)
 
 
 def check_token_ids(token_ids: Sequence[int], rows: int) -> None:
@@ -111,11 +111,11 @@ def check_token_ids(token_ids: Sequence[int], rows: int) -> None:
         )
 
 
-def trim_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+def reduce_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     """Replace a model's head in place by the rows of ``token_ids``; its logits become [..., K].
 
     `fastdraft_hf.assisted_decoding` reads which column is which token from
-    ``model.head_token_ids``. Nothing else does: a trimmed model is a draft for our loop only, and
+    ``model.head_token_ids``. Nothing else does: a reduced model is a draft for our loop only, and
     saving it is refused, since its folder would be no checkpoint any more.
 
     Args:
@@ -132,7 +132,7 @@ def trim_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     check_token_ids(token_ids, rows)
     index = torch.tensor(list(token_ids), device=head.weight.device)
     bias = getattr(head, "bias", None)
-    trimmed = torch.nn.Linear(
+    reduced = torch.nn.Linear(
         head.weight.shape[1],
         len(index),
         bias=bias is not None,
@@ -140,17 +140,17 @@ def trim_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
         dtype=head.weight.dtype,
     )
     with torch.no_grad():
-        trimmed.weight.copy_(head.weight[index])
+        reduced.weight.copy_(head.weight[index])
         if bias is not None:
-            trimmed.bias.copy_(bias[index])
-    model.set_output_embeddings(trimmed)
+            reduced.bias.copy_(bias[index])
+    model.set_output_embeddings(reduced)
     model.head_token_ids = index
     vars(model)["save_pretrained"] = _refuse_to_save
 
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     raise FastDraftError(
-        f"this draft's head is trimmed in memory; its folder holds the whole head and {FILE}, "
+        f"this draft's head is reduced in memory; its folder holds the whole head and {FILE}, "
         "copy that instead of saving it"
     )
 
@@ -161,15 +161,15 @@ def whole_parameters(model: PreTrainedModel) -> int:
         return int(model.num_parameters())
     from fastdraft_hf.draft.sizes import count_parameters
 
-    # The rows of a trimmed head are in memory twice where embeddings are tied.
+    # The rows of a reduced vocabulary are in memory twice where embeddings are tied.
     return count_parameters(model.config)
 
 
 def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Load a draft for `fastdraft_hf.assisted_decoding`, with its trimmed head if it has one.
+    """Load a draft for `fastdraft_hf.assisted_decoding`, with its reduced vocabulary if it has one.
 
     A folder without `FILE` loads as ``AutoModelForCausalLM.from_pretrained`` loads it. To use a
-    trimmed draft with stock assisted generation, load it with that: the folder is an ordinary
+    reduced draft with stock assisted generation, load it with that: the folder is an ordinary
     checkpoint with a full head.
 
     Args:
@@ -179,8 +179,8 @@ def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     kwargs = {"use_safetensors": True, "trust_remote_code": False, **kwargs}
-    head = read_trimmed_head(folder)
+    head = read_reduced_vocabulary(folder)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
     if head is not None:
-        trim_model(model, head.token_ids)
+        reduce_model(model, head.token_ids)
     return model

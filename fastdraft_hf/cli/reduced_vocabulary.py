@@ -45,15 +45,17 @@ def _trim(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.stages.provenance import describe
     from fastdraft_hf.target.resolve import resolve_target
-    from fastdraft_hf.tune.config import TrimConfig
-    from fastdraft_hf.tune.trim import sentences, trim_head
+    from fastdraft_hf.tune.config import ReducedVocabularyConfig
+    from fastdraft_hf.tune.reduced_vocabulary import reduce_head, sentences
 
     if args.config is not None or args.overrides:
-        raise FastDraftError("rows: with a recipe the sets are trim.sets; leave --rows out")
+        raise FastDraftError(
+            "rows: with a recipe the sets are reduced_vocabulary.sets; leave --rows out"
+        )
     for option in ("draft", "target", "output_dir"):
         if getattr(args, option) is None:
             raise FastDraftError(f"{option}: needed with --rows (--{option.replace('_', '-')})")
-    config = read_fields(args, TrimConfig)
+    config = read_fields(args, ReducedVocabularyConfig)
     if config.sets:
         raise FastDraftError("sets: they are a run's; --rows has folders instead")
     output = Path(args.output_dir)
@@ -61,10 +63,10 @@ def _trim(args: argparse.Namespace) -> None:
         print(output)
         return
     quiet_libraries()
-    facts = trim_head(
+    facts = reduce_head(
         Path(args.draft),
         args.rows,
-        config.draft_vocab,
+        config.draft_vocab_size,
         output,
         target=resolve_target(args.target).path,
         texts=config.texts,

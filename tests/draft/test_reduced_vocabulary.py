@@ -1,4 +1,4 @@
-"""Trimmed heads: which ids, the file beside a checkpoint, our loop, and OpenVINO."""
+"""Reduced heads: which ids, the file beside a checkpoint, our loop, and OpenVINO."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
-from fastdraft_hf.draft.trimmed_head import (
+from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
-    TrimmedHead,
+    ReducedVocabulary,
     choose_token_ids,
     load_draft,
-    read_trimmed_head,
-    trim_model,
-    write_trimmed_head,
+    read_reduced_vocabulary,
+    reduce_model,
+    write_reduced_vocabulary,
 )
 from fastdraft_hf.export.parity import compare_openvino
+from fastdraft_hf.export.reduced_vocabulary import LOWEST, reduce_openvino
 from fastdraft_hf.export.several import export_several
-from fastdraft_hf.export.trimmed_head import LOWEST, trim_openvino
 
 TinyModel = Callable[..., LlamaForCausalLM]
 EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
@@ -52,15 +52,15 @@ def test_the_most_frequent_ids_are_kept(
 
 @pytest.mark.parametrize("size", [3, 60, 61])
 def test_a_size_that_cannot_be_is_refused(size: int) -> None:
-    with pytest.raises(FastDraftError, match="draft_vocab"):
+    with pytest.raises(FastDraftError, match="draft_vocab_size"):
         choose_token_ids({}, {0, 1, 2}, size, 60)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    assert read_trimmed_head(tmp_path) is None
-    head = TrimmedHead((1, 5, 9), {"coverage": 0.9})
-    write_trimmed_head(tmp_path, head)
-    assert read_trimmed_head(tmp_path) == head
+    assert read_reduced_vocabulary(tmp_path) is None
+    head = ReducedVocabulary((1, 5, 9), {"coverage": 0.9})
+    write_reduced_vocabulary(tmp_path, head)
+    assert read_reduced_vocabulary(tmp_path) == head
 
 
 DAMAGED = ["", "[]", "{}", '{"token_ids": 1}', '{"token_ids": "ab"}', '{"token_ids": []}']
@@ -71,13 +71,13 @@ DAMAGED += [f'{{"token_ids": {ids}}}' for ids in ("[2, 1]", "[1.5]", "[1, 1]", "
 def test_a_damaged_file_names_itself(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(FastDraftError, match=FILE):
-        read_trimmed_head(tmp_path)
+        read_reduced_vocabulary(tmp_path)
 
 
 @pytest.fixture
-def folder(trimmed_draft_folder: Path) -> Path:
+def folder(reduced_draft_folder: Path) -> Path:
     """A draft that is the target itself, with half of the tokens in its head."""
-    return trimmed_draft_folder
+    return reduced_draft_folder
 
 
 def test_stock_transformers_reads_the_whole_head(folder: Path, tiny_model: TinyModel) -> None:
@@ -94,7 +94,7 @@ def test_stock_transformers_reads_the_whole_head(folder: Path, tiny_model: TinyM
 def test_embeddings_stay_whole(tiny_model: TinyModel, tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     before = model.get_input_embeddings().weight.clone()
-    trim_model(model, KEPT)
+    reduce_model(model, KEPT)
     assert torch.equal(model.get_input_embeddings().weight, before)
     assert model.get_output_embeddings().weight.shape == (len(KEPT), 32)
     with pytest.raises(FastDraftError, match="copy that instead"):
@@ -107,13 +107,13 @@ def test_a_head_with_a_bias(tiny_model: TinyModel) -> None:
     model.lm_head = torch.nn.Linear(32, 288, bias=True)
     with torch.no_grad():
         expected = model(torch.tensor([[40, 41]])).logits[..., list(KEPT)]
-        trim_model(model, KEPT)
+        reduce_model(model, KEPT)
         torch.testing.assert_close(model(torch.tensor([[40, 41]])).logits, expected)
 
 
 def test_ids_of_another_vocabulary_are_refused(tiny_model: TinyModel) -> None:
     with pytest.raises(FastDraftError, match="another vocabulary"):
-        trim_model(tiny_model(), (1, 288))
+        reduce_model(tiny_model(), (1, 288))
 
 
 def write(target: Any, draft: Any, first: int, **given: Any) -> Any:
@@ -140,7 +140,9 @@ def test_our_loop_writes_the_targets_text(folder: Path, tiny_model: TinyModel) -
             assert accepted >= len(rounds) - 1
 
 
-def test_stock_decoding_is_never_given_a_trimmed_head(folder: Path, tiny_model: TinyModel) -> None:
+def test_stock_decoding_is_never_given_a_reduced_vocabulary(
+    folder: Path, tiny_model: TinyModel
+) -> None:
     """Its columns are no ids there: the target goes on alone, with a warning."""
     target, draft = tiny_model(), load_draft(folder)
     alone = write(target, None, 40)
@@ -156,7 +158,7 @@ def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> Non
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
     draft = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
     ids = choose_token_ids({}, {0, 1, 2, 17}, 8192, 49152)
-    trim_model(draft, ids)
+    reduce_model(draft, ids)
     accepted = drafted = 0
     for first in (504, 788, 1604):
         prompt = torch.tensor([[1, first, 314, 260]])
@@ -172,20 +174,20 @@ def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> Non
 
 
 def test_an_export_that_fails_says_which_and_the_others_stay(
-    openvino_models: Any, tiny_target_folder: Path, trimmed_draft_folder: Path
+    openvino_models: Any, tiny_target_folder: Path, reduced_draft_folder: Path
 ) -> None:
     """The first of it is what `openvino_models` saw when it was made."""
     models = openvino_models
     assert models.finished == 4
     assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
     assert "Error" in models.error  # the exporter's own last lines
-    made = (models.target, models.draft, models.trimmed, models.target_int8, models.trimmed_int8)
+    made = (models.target, models.draft, models.reduced, models.target_int8, models.reduced_int8)
     before = {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()}
     assert {folder / "openvino_model.xml" for folder in made} <= set(before)
     # Finished ones are not made again.
     done: list[None] = []
     jobs: list[Any] = [(tiny_target_folder, models.target, "fp32")]
-    jobs.append((trimmed_draft_folder, models.trimmed_int8, "int8"))
+    jobs.append((reduced_draft_folder, models.reduced_int8, "int8"))
     export_several(jobs, lambda: done.append(None))
     assert len(done) == 2
     assert {path: path.stat().st_mtime_ns for folder in made for path in folder.iterdir()} == before
@@ -202,7 +204,7 @@ def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folde
     ids = torch.tensor([[40, 41, 42, 43, 250], [60, 61, 62, 63, 7]])
     with torch.no_grad():
         expected = load_draft(folder)(ids).logits
-    found = logits(openvino_models.trimmed, ids)
+    found = logits(openvino_models.reduced, ids)
     assert found.shape == (2, 5, 288)
     torch.testing.assert_close(found[..., list(KEPT)], expected, atol=2e-3, rtol=2e-3)
     best = torch.tensor(KEPT)[expected.argmax(-1)]
@@ -213,7 +215,7 @@ def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folde
 
 def test_an_export_is_compared_with_its_own_head(openvino_models: Any, folder: Path) -> None:
     """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
-    found = compare_openvino(folder, openvino_models.trimmed)
+    found = compare_openvino(folder, openvino_models.reduced)
     assert found.exact, found.lines()
     assert found.logit_size < 1000
     assert found.max_logit_difference < 1
@@ -224,7 +226,7 @@ def test_an_export_is_compared_with_its_own_head(openvino_models: Any, folder: P
 def test_rows_of_an_int8_head_are_the_whole_heads(openvino_models: Any) -> None:
     ids = torch.tensor([[40, 41, 42, 43, 250]])
     whole = logits(openvino_models.target_int8, ids)[..., list(KEPT)]
-    torch.testing.assert_close(logits(openvino_models.trimmed_int8, ids)[..., list(KEPT)], whole)
+    torch.testing.assert_close(logits(openvino_models.reduced_int8, ids)[..., list(KEPT)], whole)
 
 
 def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model: TinyModel) -> None:
@@ -232,11 +234,11 @@ def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model:
 
     from fastdraft_hf.decode.openvino import OpenVINODecoder
 
-    whole, trimmed = openvino_models.target, openvino_models.trimmed
+    whole, reduced = openvino_models.target, openvino_models.reduced
     alone = OpenVINODecoder(whole, properties=EXACT)
-    drafted = OpenVINODecoder(whole, trimmed, properties=EXACT)
+    drafted = OpenVINODecoder(whole, reduced, properties=EXACT)
     target = tiny_model()
-    ours = OVModelForCausalLM.from_pretrained(trimmed, ov_config=EXACT)
+    ours = OVModelForCausalLM.from_pretrained(reduced, ov_config=EXACT)
     accepted = [0, 0]
     for first in range(40, 50):
         given: dict[str, Any] = {"task": "t", "key": "k", "max_new_tokens": 16}
@@ -264,9 +266,9 @@ def test_a_head_that_lies_another_way_is_refused(tmp_path: Path) -> None:
     openvino.save_model(openvino.Model([soft], [hidden]), tmp_path / "openvino_model.xml")
     before = (tmp_path / "openvino_model.xml").read_bytes()
     with pytest.raises(FastDraftError, match="Softmax stands behind the head"):
-        trim_openvino(tmp_path, [1, 2])
+        reduce_openvino(tmp_path, [1, 2])
     with pytest.raises(FastDraftError, match="token 9 is none"):
-        trim_openvino(tmp_path, [1, 9])
+        reduce_openvino(tmp_path, [1, 9])
     assert (tmp_path / "openvino_model.xml").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "openvino_model.bin",
@@ -290,7 +292,7 @@ def test_scales_and_caps_behind_the_head_stay(tmp_path: Path) -> None:
     node.output(0).set_names({"logits"})
     model = openvino.Model([node], [hidden])
     openvino.save_model(model, tmp_path / "openvino_model.xml", compress_to_fp16=False)
-    trim_openvino(tmp_path, [1, 2, 7])
+    reduce_openvino(tmp_path, [1, 2, 7])
     compiled = openvino.compile_model(tmp_path / "openvino_model.xml", "CPU", EXACT)
     x = rng.normal(size=(2, 3, 4)).astype("float32")
     found = compiled(x)["logits"]
