@@ -125,8 +125,8 @@ class Recipe:
         sets = self.generate.sets if self.generate else {}
         if not sets:
             raise FastDraftError(
-                "reduced_vocabulary: it counts the tokens of what the target wrote, and the recipe has "
-                "no section generate"
+                "reduced_vocabulary: it counts the tokens of the generated sets, and the recipe "
+                "has no section generate"
             )
         for number, name in enumerate(trim.sets):
             if name not in sets:

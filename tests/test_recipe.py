@@ -134,7 +134,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         (
             {"reduced_vocabulary": {}},
-            "reduced_vocabulary: it counts the tokens of what the target wrote, and the recipe has",
+            "reduced_vocabulary: it counts the tokens of the generated sets, and the recipe has",
         ),
         (
             {"generate": CHAT, "reduced_vocabulary": {"sets": ["chatt"]}},

@@ -139,7 +139,7 @@ def test_without_a_sampled_text_the_cost_is_left_out_and_said(
 
 
 @pytest.mark.parametrize(
-    ("reduced_vocabulary", "said"),
+    ("trim", "said"),
     [
         (
             {"draft_vocab_size": 3},
