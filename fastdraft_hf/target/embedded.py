@@ -31,7 +31,7 @@ PACKAGE = PackagedFile(
     license="apache-2.0",
 )
 # Bumped when the conversion changes, so that a cached copy of an older one is not used.
-_CONVERSION = "v1"
+_CONVERSION = "v2"
 
 # What a right conversion of this tokenizer gives; a wrong one is silent and ruins every draft.
 CHECK_CHAT = [{"role": "user", "content": "Hi there, def f(x): return x**2"}]

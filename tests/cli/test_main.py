@@ -243,7 +243,7 @@ def test_a_stage_of_a_recipe_is_that_recipes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = ["--config", str(QUICKSTART), "--output-dir", str(tmp_path), "--dry-run"]
-    assert cli.main(["align", *words, "--seq-length", "128"]) == 0
+    assert cli.main(["align", *words, "--max-length", "128"]) == 0
     captured = capsys.readouterr()
     given = yaml.safe_load(captured.out)
     expected = build_recipe(

@@ -58,7 +58,7 @@ class Pair:
     def bench(self) -> None:
         bench.run(self.run(bench={"drafts": {"x": str(self.draft)}, "paths": ["ours"]}), self.work)
 
-    def trim(self) -> None:
+    def reduced_vocabulary(self) -> None:
         rows = self.work / "rows"
         rows.mkdir()
         (rows / MANIFEST).write_text("{}", encoding="utf-8")
