@@ -201,18 +201,3 @@ def decode(
         rounds=list(rounds),
         first_token_seconds=None if first.time is None else first.time - start,
     )
-
-
-def greedy_margin(target: PreTrainedModel, ids: Sequence[int]) -> float:
-    """Return how far the target's first choice after ``ids`` lies above its second, in logits.
-
-    Where two greedy runs differ, a margin near zero shows a tie that two kernels round
-    differently; a clear margin shows a fault.
-    """
-    import torch
-
-    with torch.inference_mode():
-        inputs = torch.tensor([list(ids)], device=target.device)
-        logits = target(input_ids=inputs, logits_to_keep=1).logits[0, -1].float()
-    first, second = logits.topk(2).values.tolist()
-    return float(first - second)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._sequences import first_difference
-from fastdraft_hf.decode.assisted import decode, greedy_margin
+from fastdraft_hf._ties import greedy_margin
+from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.expected import (
@@ -48,10 +49,6 @@ if TYPE_CHECKING:
 # The kinds of runs of one prompt. Greedy alone and assisted stand side by side, so that a drift of
 # the machine's speed falls on both.
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
-
-# A greedy difference at a margin of the target's own logits below this is a tie between two
-# kernels; above it, a fault.
-TIE_MARGIN = 1e-3
 
 # What both models say along the sampled texts of a prompt, by temperature and prompt.
 Readings = Mapping[tuple[float, EvaluationPrompt], Sequence[TextAcceptance]]
@@ -220,7 +217,7 @@ def explain_difference(
     if place is None or place == min(len(alone), len(assisted)):
         return {"place": None, "tie": False}
     margin = greedy_margin(target, (*prompt.ids, *alone[:place]))
-    return {"place": place, "margin": margin, "tie": margin < TIE_MARGIN}
+    return {"place": place, "margin": margin.margin, "tie": margin.tie}
 
 
 def summarize(

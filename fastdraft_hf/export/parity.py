@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._sequences import first_difference
+from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin
 from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
 from fastdraft_hf.export.reduced_vocabulary import LOWEST
 
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-
-# Largest difference of logits, as a share of their own largest size, that two float32 kernels have.
-LOGIT_TOLERANCE = 2e-3
-
-# Greedy texts that part where PyTorch's own two best tokens are closer than this (in logits, as a
-# share of the largest) part at a tie.
-TIE_TOLERANCE = 4e-3
 
 # What is read and continued. No evaluation prompt is among them.
 PROMPTS = (
@@ -150,8 +144,7 @@ def compare(
             if place < min(len(own), len(other)):
                 at = ours[len(prompt) + place - 1]
                 margin = float(at[own[place]] - at[other[place]])
-            tie = margin <= TIE_TOLERANCE * max(largest, 1.0)
-            partings.append(Parting(number, place, margin, tie))
+            partings.append(Parting(number, place, margin, Margin(margin, largest).tie))
     return Parity(positions, difference, size, same / positions, len(prompts), tuple(partings))
 
 

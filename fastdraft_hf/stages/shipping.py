@@ -11,7 +11,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.decode.settings import read_draft_tokens
-from fastdraft_hf.export.parity import PROMPTS, TIE_TOLERANCE
+from fastdraft_hf.export.parity import PROMPTS
 from fastdraft_hf.hub import folder as hub_folder
 from fastdraft_hf.hub.files import RepoFile, check_files
 from fastdraft_hf.hub.push import plan_push
@@ -190,7 +190,8 @@ def _greedy(
     Raises:
         FastDraftError: it does not, and the target was not torn between two tokens.
     """
-    from fastdraft_hf.decode.assisted import decode, greedy_margin
+    from fastdraft_hf._ties import greedy_margin
+    from fastdraft_hf.decode.assisted import decode
 
     identical, ties = 0, []
     for text in PROMPTS:
@@ -210,21 +211,13 @@ def _greedy(
             identical += 1
             continue
         margin = greedy_margin(target, [*ids, *alone[:place]])
-        if margin > TIE_TOLERANCE * _largest_logit(target, [*ids, *alone[:place]]):
+        if not margin.tie:
             raise FastDraftError(
                 f"greedy text with the draft is not the target's own after '{text}': it parts at "
-                f"token {place + 1}, where the target's margin is {margin:.3g}; not shipped"
+                f"token {place + 1}, where the target's margin is {margin.margin:.3g}; not shipped"
             )
-        ties.append({"prompt": text, "token": place + 1, "margin": margin})
+        ties.append({"prompt": text, "token": place + 1, "margin": margin.margin})
     return {"greedy_texts": len(PROMPTS), "greedy_identical": identical, "greedy_ties": ties}
-
-
-def _largest_logit(target: Any, ids: list[int]) -> float:
-    import torch
-
-    with torch.inference_mode():
-        inputs = torch.tensor([ids], device=target.device)
-        return float(target(input_ids=inputs, logits_to_keep=1).logits.abs().max())
 
 
 def _note(types: list[str], facts: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from fastdraft_hf._ties import Margin, greedy_margin
 from fastdraft_hf.data.prompts import chat_ids
-from fastdraft_hf.decode.assisted import decode, greedy_margin, record_rounds, set_draft_length
+from fastdraft_hf.decode.assisted import decode, record_rounds, set_draft_length
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
@@ -197,8 +198,10 @@ def test_the_greedy_margin_is_first_minus_second(target: LlamaForCausalLM) -> No
         logits = target(input_ids=torch.tensor([ids])).logits[0, -1]
     ordered = logits.sort(descending=True).values
     margin = greedy_margin(target, ids)
-    assert margin == pytest.approx((ordered[0] - ordered[1]).item(), abs=1e-5)
-    assert margin > 0
+    assert margin.margin == pytest.approx((ordered[0] - ordered[1]).item(), abs=1e-5)
+    assert margin.largest == pytest.approx(logits.abs().max().item())
+    assert Margin(0.0039 * 20, 20.0).tie
+    assert not Margin(0.0041 * 20, 20.0).tie
 
 
 def test_the_real_target_writes_the_same_with_a_random_draft(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from fastdraft_hf._ties import Margin
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval import evaluate
 from fastdraft_hf.eval.config import EvaluateConfig
@@ -142,7 +143,6 @@ def test_a_planted_difference_is_found_with_the_targets_margin(
         logits = target(input_ids=torch.tensor([[*PROMPTS[0].ids, 5, 6]])).logits[0, -1]
     first, second = logits.topk(2).values.tolist()
     assert found["margin"] == pytest.approx(first - second, abs=1e-4)
-    assert found["margin"] > evaluate.TIE_MARGIN
     assert found["tie"] is False
 
 
@@ -312,7 +312,7 @@ def test_a_faulty_length_is_named_before_a_tie(
         (Setting(GREEDY, 4), [5, 6, 9]),
     ):
         journal.add(setting.label(PROMPTS[0]), make_record(tokens=tokens, target_passes=1))
-    margins = {(*PROMPTS[0].ids, 5): 0.0, (*PROMPTS[0].ids, 5, 6): 3.0}
+    margins = {(*PROMPTS[0].ids, 5): Margin(0.0, 9.0), (*PROMPTS[0].ids, 5, 6): Margin(3.0, 9.0)}
     monkeypatch.setattr(evaluate, "greedy_margin", lambda target, ids: margins[tuple(ids)])
     (found,) = evaluate.compare_greedy(models[0], PROMPTS[:1], SEVERAL, journal)
     assert (found["num_assistant_tokens"], found["place"], found["tie"]) == (4, 2, False)

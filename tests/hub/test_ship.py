@@ -25,7 +25,6 @@ from fastdraft_hf.draft.reduced_vocabulary import (
 from fastdraft_hf.hub.folder import write_files
 from fastdraft_hf.hub.metadata import check_metadata
 from fastdraft_hf.hub.push import plan_push
-from fastdraft_hf.stages import shipping
 from fastdraft_hf.stages.shipping import ship
 
 Command = Callable[..., tuple[int, str]]
@@ -200,7 +199,7 @@ def test_text_that_is_not_the_targets_is_refused(
         return record
 
     monkeypatch.setattr(assisted, "decode", wrong)
-    monkeypatch.setattr(shipping, "TIE_TOLERANCE", 0.0)
+    monkeypatch.setattr("fastdraft_hf._ties.LOGIT_TOLERANCE", 0.0)
     with pytest.raises(FastDraftError, match="is not the target's own after 'The harbour") as said:
         ship(run_folder, shelf, target=str(tiny_target_folder))
     assert "it parts at token 3" in str(said.value)
