@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.data.stored_distribution import distribution_table
+from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.arguments import has_fast_bf16
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.head import dense_head_loss, fused_head_loss

@@ -31,10 +31,10 @@ from trl import ModelConfig, TrlParser, get_peft_config
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import redacted
 from fastdraft_hf.data.blocks import open_shards
+from fastdraft_hf.data.columns import column_names
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import FILTERS
 from fastdraft_hf.data.generated import MANIFEST
-from fastdraft_hf.data.stored_distribution import column_names
 from fastdraft_hf.train.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
 from fastdraft_hf.train.checks import mean_length
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer

@@ -19,7 +19,7 @@ import numpy as np
 from fastdraft_hf._atomic import atomic_file, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
-from fastdraft_hf.data.stored_distribution import smallest_id_type
+from fastdraft_hf.data.columns import smallest_id_type
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
+from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.data.corpora import IGNORED, Example, build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.mixture import (
@@ -22,7 +23,6 @@ from fastdraft_hf.data.mixture import (
     write_mixture,
 )
 from fastdraft_hf.data.sources import token_shares
-from fastdraft_hf.data.stored_distribution import distribution_table
 from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.data.target_logits import StoredLogits
 from fastdraft_hf.data.token_shards import TokenShards

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of
-from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.data import columns
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.train.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.objectives import Objective

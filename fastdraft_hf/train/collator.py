@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.data import columns
 
 
 @dataclass

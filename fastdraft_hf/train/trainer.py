@@ -21,7 +21,7 @@ from trl import SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastdraft_hf._head import head_of, last_hidden_states
-from fastdraft_hf.data import stored_distribution as columns
+from fastdraft_hf.data import columns
 from fastdraft_hf.train import checks, publish
 from fastdraft_hf.train.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.budget import TokenBudget, token_schedule
@@ -43,7 +43,7 @@ class DraftDistillationTrainer(SFTTrainer):
     The dataset holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
     loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
     term besides ``ce`` needs the target's distribution: from an online target, or stored in the
-    columns that `fastdraft_hf.data.stored_distribution` describes.
+    columns that `fastdraft_hf.data.columns` describes.
 
     Logged with the loss: every term under its name, ``mean_token_accuracy``,
     ``tokens_per_second``, and where a distribution is known ``expected_acceptance`` (α, an upper

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data import stored_distribution as columns
-from fastdraft_hf.data import target_logits
+from fastdraft_hf.data import columns, target_logits
 from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.target_logits import StoredLogits
 from fastdraft_hf.recipe import (

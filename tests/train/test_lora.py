@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.stored_distribution import distribution_table
+from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
 from fastdraft_hf.train.config import LoraSettings, TrainConfig

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from fastdraft_hf.data.stored_distribution import distribution_table
+from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
@@ -192,7 +192,7 @@ def test_steps_go_on_over_the_end_of_the_stream(run: Make, shards: Path) -> None
 
 def test_an_empty_stream_is_refused(run: Make) -> None:
     empty = datasets.IterableDataset.from_generator(lambda: iter(()))
-    with pytest.raises(ValueError, match="train dataset: it gives no row"):
+    with pytest.raises(ValueError, match="train dataset: it has no rows"):
         run("empty", empty)
 
 

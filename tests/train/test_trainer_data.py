@@ -21,8 +21,8 @@ from transformers import Trainer, TrainerCallback, get_scheduler
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf.data import stored_distribution as columns
-from fastdraft_hf.data.stored_distribution import check_distribution, distribution_table
+from fastdraft_hf.data import columns
+from fastdraft_hf.data.columns import check_distribution, distribution_table
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.checkpoints import newest_complete
 from fastdraft_hf.train.collator import DraftCollator
@@ -564,18 +564,18 @@ MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
     (drop_one, r"train dataset, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
     (one_more_id, r"row 2: target_top_k_ids has 6 ids where target_top_k_logprobs has 5"),
     (another_k, r"row 2: target_top_k_ids has 4 ids for a token, 5 before"),
-    (nothing_for_a_label, r"row 2: a token carries loss and stores no distribution"),
+    (nothing_for_a_label, r"row 2: a labelled token has no stored distribution"),
     (outside, r"row 2: target_top_k_ids holds 288, the vocabulary has 288 ids"),
     (below, r"row 2: target_top_k_ids holds -1, the vocabulary has 288 ids"),
     (twice, r"row 2: target_top_k_ids holds an id twice in one entry"),
     (base_two, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not"),
     (no_number, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan"),
-    (hotter, r"row 2: target_temperature is 2, temperature 1; store the"),
-    (flat_ids, r"column target_top_k_ids holds int64, a list a token is needed"),
-    (no_list, r"column target_tail_logprob is double, a list a row is needed"),
+    (hotter, r"row 2: target_temperature is 2, temperature is 1; run stage"),
+    (flat_ids, r"column target_top_k_ids holds int64; every token needs a list"),
+    (no_list, r"column target_tail_logprob is double; every row needs a list"),
     (short_labels, r"row 2: labels has 4 entries for 5 input_ids"),
-    (without_ids, r"target_top_k_ids without input_ids; a stored distribution belongs to the"),
-    (nothing_at_all, r"target_top_k_ids is empty everywhere; nothing was stored"),
+    (without_ids, r"target_top_k_ids without input_ids\. A stored distribution belongs to the"),
+    (nothing_at_all, r"target_top_k_ids is empty in every row"),
 ]
 
 
@@ -606,7 +606,7 @@ def test_the_row_is_counted_over_the_whole_data_set(target: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (nothing_for_a_label, "carries loss and stores no distribution"),
+        (nothing_for_a_label, "labelled"),
         (outside, "holds 288, the vocabulary has 288 ids"),
         (twice, "holds an id twice in one entry"),
         (base_two, r"sums to 0\.\d+, not to 1"),
@@ -672,7 +672,7 @@ class TestRefused:
 
     def test_another_temperature(self, trainer: Make, target: Any) -> None:
         dataset = with_columns(completions(), target, temperature=0.5)
-        with pytest.raises(ValueError, match=r"row 0: target_temperature is 0\.5, distillation_t"):
+        with pytest.raises(ValueError, match=r"row 0: target_temperature is 0\.5, temperature"):
             trainer(dataset, objective="kl")
         # A set that does not say it was made at 1.
         plain = dataset.remove_columns([columns.TEMPERATURE])

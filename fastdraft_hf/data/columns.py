@@ -1,15 +1,15 @@
-"""The columns that store the target's distribution, and the check of what is in them.
+"""Columns of the target's distribution, as stage logits writes and the trainer reads them.
 
-Every list is as long as the row's ``input_ids``, so that packing, splitting and truncating treat
-all columns alike; entry t is the distribution that token t was drawn from, given the tokens before
-it, and is empty where no loss is taken (prompts) and at t = 0.
+Every list is as long as the row's ``input_ids``, so packing, splitting and truncating treat all
+columns alike. Entry t is the distribution of token t given the tokens before it. It is empty where
+no loss is taken (prompts) and at t = 0.
 
-| column | an entry |
+| column | entry t |
 |---|---|
 | ``target_top_k_ids`` | k ids, in the smallest integer type that holds the vocabulary |
 | ``target_top_k_logprobs`` | k natural logarithms, float16, at ``target_temperature`` |
-| ``target_tail_logprob`` | logarithm of the rest's mass, float16; 0 where the others are empty |
-| ``target_temperature`` | one number a row; absent means 1 |
+| ``target_tail_logprob`` | logarithm of the tail's mass, float16; 0 where the others are empty |
+| ``target_temperature`` | one number per row; 1 if the column is missing |
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ TAIL = "target_tail_logprob"
 TEMPERATURE = "target_temperature"
 LISTS = (IDS, LOG_PROBS, TAIL)
 
-# Stored numbers that are looked at before training starts (a few seconds); what lies beyond is
-# looked at batch by batch when it is read.
+IGNORED = -100  # label of a token without loss
+
+# Numbers checked before training starts (a few seconds). The rest is checked batch by batch.
 _SCANNED_NUMBERS = 50_000_000
 _ROWS_AT_ONCE = 512
 _STREAMED_ROWS = 64
@@ -45,16 +46,16 @@ def smallest_id_type(vocab_size: int) -> type[np.integer[Any]]:
 def distribution_table(
     rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], temperature: float
 ) -> Any:
-    """Return the columns, as an arrow table, for rows that begin with a prompt.
+    """Return the columns as an arrow table.
 
     Args:
-        rows: (length of the row, ids [n, k], log-probabilities [n, k], tails [n]); the n stored
-            tokens are the last ones of the row.
+        rows: (length of the row, ids [n, k], log-probabilities [n, k], tails [n]). The n stored
+            distributions belong to the last n tokens of the row.
         temperature: of the distributions.
     """
     import pyarrow as pa
 
-    # Arrow's lists count in 32 bits, so a table is made of chunks.
+    # Arrow's list offsets have 32 bits, so a long table is made of chunks.
     return pa.concat_tables(
         _table_chunk(rows[start : start + _ROWS_A_CHUNK], temperature)
         for start in range(0, len(rows), _ROWS_A_CHUNK)
@@ -108,7 +109,7 @@ def has_distribution(dataset: Dataset | IterableDataset, name: str = "train") ->
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """Return the columns, of a streamed dataset from its first row if it does not say them."""
+    """Return the column names. For a streamed dataset without them, read the first row."""
     if dataset.column_names is not None:
         return list(dataset.column_names)
     return list(next(iter(dataset), {}))
@@ -117,19 +118,19 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 def check_distribution(
     dataset: Dataset | IterableDataset, *, vocab_size: int, temperature: float, name: str = "train"
 ) -> int:
-    """Check what is stored and return k.
+    """Check the stored distributions and return k.
 
-    A dataset in memory or on disk is read through (up to some 50M numbers), a streamed one's
-    first row that stores anything is looked at.
+    Of a dataset in memory or on disk, the first 50M numbers are checked. Of a streamed dataset,
+    the rows up to the first one that holds a distribution.
 
     Args:
-        dataset: with the columns of this module.
+        dataset: has the columns of this module.
         vocab_size: rows of the draft's head.
-        temperature: the one the stored distributions must have been made at.
+        temperature: what the distributions must have been made with.
         name: of the dataset, for messages.
 
     Raises:
-        ValueError: naming the column, the row and what is wrong.
+        ValueError: with the column, the row and the fault.
     """
     import datasets
     import pyarrow as pa
@@ -149,7 +150,7 @@ def check_distribution(
             if not isinstance(row.get(IDS), list) or any(row[IDS]):
                 break
         if not rows:
-            raise ValueError(f"{name} dataset: it gives no row")
+            raise ValueError(f"{name} dataset: it has no rows")
         tables = [(0, pa.Table.from_pylist(rows))]
     k = seen = 0
     for start, table in tables:
@@ -158,21 +159,21 @@ def check_distribution(
         if seen > _SCANNED_NUMBERS:
             break
     if not k:
-        raise ValueError(f"{name} dataset: {IDS} is empty everywhere; nothing was stored")
+        raise ValueError(f"{name} dataset: {IDS} is empty in every row")
     return k
 
 
 def _check_rows(
     table: Any, k: int, vocab_size: int, temperature: float, where: str, start: int
 ) -> int:
-    """Check an arrow table whose first row is number ``start``; return k."""
+    """Check an arrow table whose first row has number ``start``. Return k."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     def array(column: str) -> Any:
         found = table[column].combine_chunks()
         if not (pa.types.is_list(found.type) or pa.types.is_large_list(found.type)):
-            raise ValueError(f"{where}: column {column} is {found.type}, a list a row is needed")
+            raise ValueError(f"{where}: column {column} is {found.type}; every row needs a list")
         return found
 
     def lengths(lists: Any) -> np.ndarray:
@@ -180,16 +181,15 @@ def _check_rows(
 
     if "input_ids" not in table.column_names:
         raise ValueError(
-            f"{where}: {IDS} without input_ids; a stored distribution belongs to the token ids the "
-            "target emitted, text is not tokenised again"
+            f"{where}: {IDS} without input_ids. A stored distribution belongs to the token ids the "
+            "target generated; text is not tokenized again"
         )
     made_at = table[TEMPERATURE].to_pylist() if TEMPERATURE in table.column_names else [1.0]
     for number, value in enumerate(made_at):
         if abs(float(value) - temperature) > 1e-6:
             raise ValueError(
                 f"{where}, row {start + number}: {TEMPERATURE} is {float(value):g}, "
-                f"temperature {temperature:g}; store the distributions again, or "
-                "change the setting"
+                f"temperature is {temperature:g}; run stage logits again or change temperature"
             )
     sizes = lengths(array("input_ids"))
     row_of = start + np.repeat(np.arange(len(sizes)), sizes)
@@ -204,20 +204,21 @@ def _check_rows(
         flat = array(column).flatten()
         if not (pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type)):
             raise ValueError(
-                f"{where}: column {column} holds {flat.type}, a list a token is needed"
+                f"{where}: column {column} holds {flat.type}; every token needs a list"
             )
         inner[column] = flat
     counts = lengths(inner[IDS])
-    for place in np.flatnonzero(counts != lengths(inner[LOG_PROBS]))[:1]:
+    for position in np.flatnonzero(counts != lengths(inner[LOG_PROBS]))[:1]:
         raise ValueError(
-            f"{where}, row {row_of[place]}: {IDS} has {counts[place]} ids where {LOG_PROBS} has "
-            f"{lengths(inner[LOG_PROBS])[place]}"
+            f"{where}, row {row_of[position]}: {IDS} has {counts[position]} ids where "
+            f"{LOG_PROBS} has {lengths(inner[LOG_PROBS])[position]}"
         )
     positions = np.flatnonzero(counts)
     k = k or (int(counts[positions[0]]) if len(positions) else 0)
-    for place in positions[counts[positions] != k][:1]:
+    for position in positions[counts[positions] != k][:1]:
         raise ValueError(
-            f"{where}, row {row_of[place]}: {IDS} has {counts[place]} ids for a token, {k} before"
+            f"{where}, row {row_of[position]}: {IDS} has {counts[position]} ids for a token, "
+            f"{k} before"
         )
     if "labels" in table.column_names:
         for number in np.flatnonzero(lengths(array("labels")) != sizes)[:1]:
@@ -225,11 +226,11 @@ def _check_rows(
                 f"{where}, row {start + number}: labels has {lengths(array('labels'))[number]} "
                 f"entries for {sizes[number]} input_ids"
             )
-        labelled = np.asarray(array("labels").flatten()) != -100
+        labelled = np.asarray(array("labels").flatten()) != IGNORED
         labelled[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # nothing predicts a first token
-        for place in np.flatnonzero(labelled & (counts == 0))[:1]:
+        for position in np.flatnonzero(labelled & (counts == 0))[:1]:
             raise ValueError(
-                f"{where}, row {row_of[place]}: a token carries loss and stores no distribution "
+                f"{where}, row {row_of[position]}: a labelled token has no stored distribution "
                 f"({IDS} is empty)"
             )
     if not len(positions):
@@ -244,7 +245,7 @@ def _check_rows(
 
 
 def stored(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the positions [m] that store something, their ids [m, k] and log-probabilities.
+    """Return the positions [m] with a stored distribution, their ids and log-probabilities [m, k].
 
     Raises:
         ValueError: entries of unequal lengths.
@@ -276,17 +277,17 @@ def check_entries(
         log_probs: [m, k].
         tail: [m].
         vocab_size: ids are below it.
-        where: says where an entry stands, for messages.
+        where: names the row of an entry, for messages.
     """
-    for entry, place in np.argwhere((ids < 0) | (ids >= vocab_size))[:1]:
+    for entry, column in np.argwhere((ids < 0) | (ids >= vocab_size))[:1]:
         raise ValueError(
-            f"{where(entry)}: {IDS} holds {ids[entry, place]}, the vocabulary has {vocab_size} ids"
+            f"{where(entry)}: {IDS} holds {ids[entry, column]}, the vocabulary has {vocab_size} ids"
         )
     ordered = np.sort(ids, 1)
     for entry in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))[:1]:
         raise ValueError(f"{where(entry)}: {IDS} holds an id twice in one entry")
     mass = np.exp(log_probs).sum(1) + np.exp(tail)
-    # float16 rounds each of them; anything further off is no distribution.
+    # float16 rounds each of them; anything further off is not a distribution.
     for entry in np.flatnonzero(~(np.abs(mass - 1) < 0.02))[:1]:
         raise ValueError(
             f"{where(entry)}: exp of {LOG_PROBS} and {TAIL} sums to {mass[entry]:.3g}, not to 1; "
@@ -295,12 +296,13 @@ def check_entries(
 
 
 def check_covered(labels: Any, positions: np.ndarray, where: str) -> None:
-    """Raise `ValueError` when a labelled token (the first aside) stores no distribution."""
+    """Raise `ValueError` if a labelled token other than the first has no stored distribution."""
     if labels is None:
         return
-    labelled = np.flatnonzero(np.asarray(labels) != -100)
+    labelled = np.flatnonzero(np.asarray(labels) != IGNORED)
     missing = np.setdiff1d(labelled[labelled > 0], positions)
     if len(missing):
         raise ValueError(
-            f"{where}: token {missing[0]} carries loss and stores no distribution ({IDS} is empty)"
+            f"{where}: token {missing[0]} is labelled and has no stored distribution "
+            f"({IDS} is empty)"
         )

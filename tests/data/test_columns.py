@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdraft_hf.data import stored_distribution as module
-from fastdraft_hf.data.stored_distribution import (
+from fastdraft_hf.data import columns as module
+from fastdraft_hf.data.columns import (
     IDS,
     LISTS,
     LOG_PROBS,
@@ -211,10 +211,10 @@ def test_has_distribution_by_what_there_is() -> None:
 
 def test_an_empty_set() -> None:
     rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
-    with pytest.raises(ValueError, match="train dataset: target_top_k_ids is empty everywhere"):
+    with pytest.raises(ValueError, match="train dataset: target_top_k_ids is empty in every row"):
         check_distribution(rows.select([]), vocab_size=300, temperature=1.0)
     stream = rows.to_iterable_dataset().take(0)
-    with pytest.raises(ValueError, match="train dataset: it gives no row"):
+    with pytest.raises(ValueError, match="train dataset: it has no rows"):
         check_distribution(stream, vocab_size=300, temperature=1.0)
 
 
@@ -235,5 +235,5 @@ def test_one_row() -> None:
 def test_what_carries_loss_is_covered() -> None:
     check_covered([5, -100, 7], np.array([2]), "here")  # the first token is nobody's
     check_covered(None, np.array([], dtype=np.int64), "here")
-    with pytest.raises(ValueError, match="here: token 2 carries loss and stores no distribution"):
+    with pytest.raises(ValueError, match="here: token 2 is labelled and has no"):
         check_covered([-100, 6, 7], np.array([1]), "here")
