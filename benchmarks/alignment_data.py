@@ -37,8 +37,8 @@ from objectives import _show, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import atomic_folder, write_json
+from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
-from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.corpora import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from fastdraft_hf._schema import parse_count
+from fastdraft_hf._config import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.dataset_card import fenced
 from fastdraft_hf.data.filters import KEPT, read_kept_rows

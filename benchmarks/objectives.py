@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import atomic_file, write_json
+from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
-from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.engines import choose_engine, open_engine
 from fastdraft_hf.data.requests import requests_for

@@ -11,7 +11,6 @@ The choices were made on 48 prompts of each set, so small differences (0.01) mea
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import tempfile
 import time
@@ -22,7 +21,7 @@ import datasets
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf._schema import parse_count
+from fastdraft_hf._config import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.corpora import build_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -135,18 +134,13 @@ def main() -> None:
         for number, (name, (design, align)) in enumerate(VARIANTS.items()):
             if args.only and args.only not in name:
                 continue
-            chosen = dataclasses.replace(recipe.design, **design)
+            chosen = recipe.design.model_copy(update=design)
             config = design_draft(AutoConfig.from_pretrained(folder), chosen)
             draft, _ = init(folder, config, chosen, recipe.seed)
             start_model = Path(scratch) / f"start-{number}"
             draft.save_pretrained(start_model)
-            stage = dataclasses.replace(
-                recipe.align,
-                max_train_tokens=args.tokens,
-                max_minutes=None,
-                save_steps=100_000,
-                **align,
-            )
+            changes = {"max_train_tokens": args.tokens, "max_minutes": None, "save_steps": 100_000}
+            stage = recipe.align.model_copy(update={**changes, **align})
             work = Path(scratch) / f"work-{number}"
             start = time.perf_counter()
             train(start_model, tokenizer, data, work, stage, seed=0, device="cpu", label=name)

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf._atomic import atomic_folder
-from fastdraft_hf._schema import parse_count
+from fastdraft_hf._config import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.python_source import documented_functions

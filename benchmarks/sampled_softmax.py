@@ -24,8 +24,8 @@ import torch
 from objectives import _show, interval
 from transformers import AutoModelForCausalLM
 
+from fastdraft_hf._config import parse_count
 from fastdraft_hf._head import head_of, last_hidden_states
-from fastdraft_hf._schema import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.generated import read_rows
 from fastdraft_hf.train.config import TrainConfig

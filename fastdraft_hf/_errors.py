@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read: what is wrong, where, and what to do."""
+"""The one exception type for bad input: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-class FastDraftError(Exception):
-    """Bad input or a condition the user can mend. The command line prints it as one line."""
+class FastDraftError(ValueError):
+    """Bad input, or a condition the user can fix. The command line prints it as one line."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

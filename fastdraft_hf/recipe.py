@@ -7,15 +7,15 @@ fields. ``when`` holds changes that apply on some machines (``cuda``: more token
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._redact import holds_token, redacted
-from fastdraft_hf._schema import dump, json_schema, load, setting
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig
@@ -26,18 +26,19 @@ from fastdraft_hf.train.config import TrainConfig
 from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 
-@dataclass
-class CardConfig:
+class CardConfig(Section):
     """The published folder: weights, tokenizer, generation config and model card."""
 
-    model_name: str | None = setting(None, "name on the card; by default <target>-FastDraft-<size>")
-    license: str | None = setting(None, "license of the draft; by default the target's")
-    base_model: str | None = setting(
-        None, "the target's id on the Hub, for a target that is given as a folder"
+    model_name: str | None = Field(
+        None, description="name on the card; by default <target>-FastDraft-<size>"
     )
-    language: list[str] = setting([], "language codes for the card, such as [en, de]")
+    license: str | None = Field(None, description="license of the draft; by default the target's")
+    base_model: str | None = Field(
+        None, description="the target's id on the Hub, for a target that is given as a folder"
+    )
+    language: list[str] = Field([], description="language codes for the card, such as [en, de]")
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         from fastdraft_hf.hub import metadata
 
         if self.license is not None:
@@ -47,37 +48,45 @@ class CardConfig:
         metadata.check_languages(self.language, "language")
 
 
-@dataclass
-class Recipe:
+class Recipe(Section):
     """Everything one run needs. Training stages that are absent are left out."""
 
-    target: str = setting(
+    target: str = Field(
         "embedded:smollm2-135m-instruct",
-        "model id of the Hub, a folder, or embedded:smollm2-135m-instruct",
+        description="model id of the Hub, a folder, or embedded:smollm2-135m-instruct",
     )
-    target_revision: str | None = setting(None, "branch, tag or commit of a Hub target")
-    output_dir: str = setting("runs/draft", "folder of the run; one folder a stage inside")
-    seed: int = setting(0, "of everything random")
-    device: str = setting("auto", "auto, cpu or cuda")
-    design: DesignConfig = setting(DesignConfig, "the draft's shape and initialization")
-    generate: GenerateConfig | None = setting(None, "what the target writes")
-    logits: LogitsConfig | None = setting(
-        None, "the target's top-k distribution over what it wrote, for objectives besides ce"
+    target_revision: str | None = Field(None, description="branch, tag or commit of a Hub target")
+    output_dir: str = Field(
+        "runs/draft", description="folder of the run; one folder a stage inside"
     )
-    pretrain: TrainConfig | None = setting(None, "PT: next-token training from the initialization")
-    continue_: TrainConfig | None = setting(
-        None, "CP: continued pre-training, usually with code", key="continue"
+    seed: Count = Field(0, description="of everything random")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    design: DesignConfig = Field(
+        default_factory=DesignConfig, description="the draft's shape and initialization"
     )
-    align: TrainConfig | None = setting(None, "FT: training on the target's own answers")
-    reduced_vocabulary: ReducedVocabularyConfig | None = setting(
-        None, "beside the draft, one whose head scores the most frequent tokens only"
+    generate: GenerateConfig | None = Field(None, description="what the target writes")
+    logits: LogitsConfig | None = Field(
+        None,
+        description="the target's top-k distribution over what it wrote, for objectives besides ce",
     )
-    export: ExportConfig = setting(ExportConfig, "other formats")
-    evaluate: EvaluateConfig = setting(EvaluateConfig, "acceptance on held-out prompts")
-    bench: BenchConfig = setting(BenchConfig, "wall clock")
-    card: CardConfig = setting(CardConfig, "the published folder")
+    pretrain: TrainConfig | None = Field(
+        None, description="PT: next-token training from the initialization"
+    )
+    continue_: TrainConfig | None = Field(
+        None, description="CP: continued pre-training, usually with code", alias="continue"
+    )
+    align: TrainConfig | None = Field(None, description="FT: training on the target's own answers")
+    reduced_vocabulary: ReducedVocabularyConfig | None = Field(
+        None, description="beside the draft, one whose head scores the most frequent tokens only"
+    )
+    export: ExportConfig = Field(default_factory=ExportConfig, description="other formats")
+    evaluate: EvaluateConfig = Field(
+        default_factory=EvaluateConfig, description="acceptance on held-out prompts"
+    )
+    bench: BenchConfig = Field(default_factory=BenchConfig, description="wall clock")
+    card: CardConfig = Field(default_factory=CardConfig, description="the published folder")
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
         bench, exported = self.bench, self.export.openvino
@@ -110,15 +119,15 @@ class Recipe:
                 field = "streaming" if stage.streaming else "tokens_dir"
                 raise FastDraftError(f"align.{field}: for pretrain and continue only")
             if stage.objective == "auto":  # written out, so that a run says what it trained with
-                stage = dataclasses.replace(stage, objective=self._auto_objective(name, stage))
+                stage = stage.model_copy(update={"objective": self._auto_objective(name, stage)})
                 setattr(self, "continue_" if name == "continue" else name, stage)
             self._check_distribution(name, stage)
         # Written out, so that these stages know what they were made of.
         if self.logits is not None:
-            self.logits = dataclasses.replace(self.logits, sets=logits_sets(self))
+            self.logits = self.logits.model_copy(update={"sets": logits_sets(self)})
         if self.reduced_vocabulary is not None:
-            self.reduced_vocabulary = dataclasses.replace(
-                self.reduced_vocabulary, sets=reduced_vocabulary_sets(self)
+            self.reduced_vocabulary = self.reduced_vocabulary.model_copy(
+                update={"sets": reduced_vocabulary_sets(self)}
             )
 
     def _check_reduced_vocabulary(self, trim: ReducedVocabularyConfig) -> None:
@@ -185,9 +194,7 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Return the mapping this recipe could have been read from, defaults written out."""
-        data: dict[str, Any] = dump(self)
-        data["continue"] = data.pop("continue_")
-        return {key: data[key] for key in _KEYS}
+        return self.model_dump(by_alias=True)
 
 
 def distribution_source(recipe: Recipe, name: str) -> str:
@@ -222,16 +229,10 @@ def reduced_vocabulary_sets(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(source.name for source in recipe.align.sources))
 
 
-# `continue` is a word of Python, so the field has an underscore; the key of the file has none.
-_KEYS = [f.metadata.get("key", f.name) for f in dataclasses.fields(Recipe)]
-
-
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file."""
-    schema = json_schema(Recipe)
-    properties = schema["properties"]
-    properties["continue"] = properties.pop("continue_")
-    properties["when"] = {
+    schema = Recipe.model_json_schema()
+    schema["properties"]["when"] = {
         "type": "object",
         "description": "changes by machine: cpu or cuda, each a mapping of key paths to values",
         "properties": {
@@ -239,7 +240,7 @@ def recipe_schema() -> dict[str, Any]:
         },
         "additionalProperties": False,
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -282,18 +283,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
     for path, value in given.items():
         _assign(merged, path, value)
     _refuse_tokens(merged)
-    if "continue_" in merged:
-        raise FastDraftError("continue_: unknown key (did you mean 'continue'?)")
-    for key in merged:
-        if key not in _KEYS:
-            hint = nearest(str(key), _KEYS) or f"; valid: {', '.join(_KEYS)}"
-            raise FastDraftError(f"{key}: unknown key{hint}")
-    if "continue" in merged:
-        merged["continue_"] = merged.pop("continue")
-    try:
-        return load(Recipe, merged)
-    except FastDraftError as error:
-        raise FastDraftError(str(error).replace("continue_", "continue")) from None
+    return Recipe(**{str(key): value for key, value in merged.items()})
 
 
 def _refuse_tokens(value: Any, where: str = "") -> None:

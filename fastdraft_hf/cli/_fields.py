@@ -1,51 +1,44 @@
-"""A settings dataclass as options of a command."""
+"""A section's settings as options of a command."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from fastdraft_hf._config import Section
+
+    T = TypeVar("T", bound=Section)
 
 
-def add_fields(parser: argparse.ArgumentParser, section: Any, title: str) -> None:
-    """Add an option for every setting of a dataclass; values are YAML."""
+def add_fields(parser: argparse.ArgumentParser, section: type[Section], title: str) -> None:
+    """Add an option for every setting of a section; values are YAML."""
     group = parser.add_argument_group(title, "lists and mappings as YAML")
-    for field in dataclasses.fields(section):
-        default = _default(field)
-        text = str(field.metadata.get("help", ""))
-        if default is not None and default != {} and default != []:
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        text = field.description or ""
+        if not field.is_required() and default is not None and default != {} and default != []:
             text += f" (default: {default})"
         # A switch may be given without its value.
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if default is False else {}
         group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            dest=f"field_{field.name}",
+            f"--{name.replace('_', '-')}",
+            dest=f"field_{name}",
             metavar="VALUE",
             help=text.replace("%", "%%"),
             **switch,
         )
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None
-
-
 def read_fields(args: argparse.Namespace, section: type[T]) -> T:
-    """Return the dataclass of the options that were given.
+    """Return the section with the options that were given.
 
     Raises:
-        FastDraftError: a value that is no YAML, of the wrong type, or refused by the dataclass.
+        FastDraftError: a value that is not YAML, has the wrong type, or is refused by the section.
     """
     import yaml
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf._schema import load
 
     values = {}
     for key, text in vars(args).items():
@@ -55,5 +48,5 @@ def read_fields(args: argparse.Namespace, section: type[T]) -> T:
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise FastDraftError(f"{name}: '{text}' is no valid YAML value") from error
-    return load(section, values)
+            raise FastDraftError(f"{name}: '{text}' is not a valid YAML value") from error
+    return section(**values)

@@ -62,7 +62,6 @@ def _search(args: argparse.Namespace) -> None:
     import yaml
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf._schema import load
     from fastdraft_hf.cli.tune import tune
     from fastdraft_hf.tune.config import TuneConfig
 
@@ -75,4 +74,4 @@ def _search(args: argparse.Namespace) -> None:
             settings["acceptance"] = yaml.safe_load(args.acceptance)
         except yaml.YAMLError as error:
             raise FastDraftError(f"acceptance: '{args.acceptance}' is no YAML value") from error
-    tune(load(TuneConfig, settings), recipe.target, folder)
+    tune(TuneConfig(**settings), recipe.target, folder)

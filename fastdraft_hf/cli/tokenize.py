@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _tokenize(run: Any, stages: dict[str, Any], processes: int | None) -> None:
-    import dataclasses
     import tempfile
 
     from transformers import AutoTokenizer
@@ -86,7 +85,7 @@ def _tokenize(run: Any, stages: dict[str, Any], processes: int | None) -> None:
         kept = sum(source.weight for source in sources)
         share = kept / sum(source.weight for source in stage.sources)
         budget = max(stage.step_tokens, round(stage.max_train_tokens * share))
-        section = dataclasses.replace(stage, sources=sources, max_train_tokens=budget)
+        section = stage.model_copy(update={"sources": sources, "max_train_tokens": budget})
         with tempfile.TemporaryDirectory() as unused:
             shards = tokenize_stage(
                 run, name, section, tokenizer, check, own=Path(unused), processes=processes

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field, StrictBool
+
+from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data.engines import EngineName
 from fastdraft_hf.data.filters import RowFilters
 
@@ -16,77 +17,101 @@ from fastdraft_hf.data.filters import RowFilters
 _FOLDER = re.compile(r"\w[\w.-]*")
 
 
-@dataclass
-class GeneratedSet:
+class GeneratedSet(Section):
     """One set of target-written texts."""
 
-    kind: Literal["free", "magpie", "code", "passages", "dataset"] = setting(
+    kind: Literal["free", "magpie", "code", "passages", "dataset"] = Field(
         "magpie",
-        "free: text from the start of a document; magpie: the target writes the instruction, then "
-        "answers it; code: it completes functions of the standard library; passages: it does tasks "
-        "about passages of the installed packages' documentation; dataset: it answers the prompts "
-        "of a dataset",
+        description=(
+            "free: text from the start of a document; magpie: the target writes the instruction, "
+            "then answers it; code: it completes functions of the standard library; passages: it "
+            "does tasks about passages of the installed packages' documentation; dataset: it "
+            "answers the prompts of a dataset"
+        ),
     )
-    rows: int = setting(
-        256, "prompts to answer (magpie: instructions to write before filtering; free: texts)"
+    rows: Count = Field(
+        256,
+        description=(
+            "prompts to answer (magpie: instructions to write before filtering; free: texts)"
+        ),
     )
-    max_new_tokens: int = setting(256, "longest text, in tokens")
-    max_prompt_tokens: int = setting(
-        1024, "longest prompt, in tokens, template included; longer ones are left out and counted"
+    max_new_tokens: Count = Field(256, description="longest text, in tokens")
+    max_prompt_tokens: Count = Field(
+        1024,
+        description=(
+            "longest prompt, in tokens, template included; longer ones are left out and counted"
+        ),
     )
-    temperatures: list[float] = setting(
-        [0.0, 0.6, 0.8, 1.0], "temperatures of the texts; 0 is greedy (paper, section 3.3)"
+    temperatures: list[Number] = Field(
+        [0.0, 0.6, 0.8, 1.0],
+        description="temperatures of the texts; 0 is greedy (paper, section 3.3)",
     )
-    temperatures_per_prompt: Literal["one", "all"] = setting(
-        "one", "one: dealt out prompt by prompt; all: every prompt at every temperature"
+    temperatures_per_prompt: Literal["one", "all"] = Field(
+        "one", description="one: dealt out prompt by prompt; all: every prompt at every temperature"
     )
-    samples: int = setting(1, "texts of one prompt at one temperature; greedy there is always one")
-    top_p: float = setting(1.0, "nucleus that texts are sampled from; 1 is everything")
-    system_prompt: str | None = setting(
-        None, "magpie, code, passages, dataset: system turn of every chat that has none of its own"
+    samples: Count = Field(
+        1, description="texts of one prompt at one temperature; greedy there is always one"
     )
-    system_prompt_in_answers: bool = setting(
+    top_p: Number = Field(1.0, description="nucleus that texts are sampled from; 1 is everything")
+    system_prompt: str | None = Field(
+        None,
+        description=(
+            "magpie, code, passages, dataset: system turn of every chat that has none of its own"
+        ),
+    )
+    system_prompt_in_answers: StrictBool = Field(
         True,
-        "magpie: whether the answers too are written under system_prompt; if not, it says what "
-        "is asked about, and the answers are those of a chat without it",
+        description=(
+            "magpie: whether the answers too are written under system_prompt; if not, it says "
+            "what is asked about, and the answers are those of a chat without it"
+        ),
     )
-    dataset: str | None = setting(
+    dataset: str | None = Field(
         None,
-        "dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder",
+        description=(
+            "dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder"
+        ),
     )
-    name: str | None = setting(None, "dataset: its configuration")
-    split: str = setting("train", "dataset: the split")
-    column: str | None = setting(
+    name: str | None = Field(None, description="dataset: its configuration")
+    split: str = Field("train", description="dataset: the split")
+    column: str | None = Field(
         None,
-        "dataset: column of the prompt, texts or chats (role and content, or from and value); "
-        "empty: messages, conversations, conversation, prompt, instruction, question or text",
+        description=(
+            "dataset: column of the prompt, texts or chats (role and content, or from and value); "
+            "empty: messages, conversations, conversation, prompt, instruction, question or text"
+        ),
     )
-    context_columns: list[str] = setting(
-        [], "dataset: columns of text that are put after a prompt that is text (Alpaca: input)"
+    context_columns: list[str] = Field(
+        [],
+        description=(
+            "dataset: columns of text that are put after a prompt that is text (Alpaca: input)"
+        ),
     )
-    revision: str | None = setting(None, "dataset: branch, tag or commit of one of the Hub")
-    max_instruction_tokens: int = setting(96, "magpie: longest instruction, in tokens")
-    instruction_temperatures: list[float] = setting(
-        [0.7, 0.8, 0.9, 1.0], "magpie: temperatures of the instructions, dealt out row by row"
+    revision: str | None = Field(
+        None, description="dataset: branch, tag or commit of one of the Hub"
     )
-    instruction_top_p: float = setting(
-        0.95, "magpie: nucleus that instructions are sampled from; 1 is everything"
+    max_instruction_tokens: Count = Field(96, description="magpie: longest instruction, in tokens")
+    instruction_temperatures: list[Number] = Field(
+        [0.7, 0.8, 0.9, 1.0],
+        description="magpie: temperatures of the instructions, dealt out row by row",
     )
-    filters: RowFilters = setting(RowFilters, "which rows training leaves out")
-    max_minutes: float | None = setting(
+    instruction_top_p: Number = Field(
+        0.95, description="magpie: nucleus that instructions are sampled from; 1 is everything"
+    )
+    filters: RowFilters = Field(
+        default_factory=RowFilters, description="which rows training leaves out"
+    )
+    max_minutes: Number | None = Field(
         None,
-        "stop starting new texts after this time and go on with what there is; for magpie it holds "
-        "for the instructions and again for the answers",
+        description=(
+            "stop starting new texts after this time and go on with what there is; for magpie it "
+            "holds for the instructions and again for the answers"
+        ),
     )
 
-    def __post_init__(self) -> None:
-        for name in ("rows", "max_new_tokens", "max_prompt_tokens", "samples"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.max_instruction_tokens < 1:
-            raise FastDraftError(
-                f"max_instruction_tokens: must be at least 1, got {self.max_instruction_tokens}"
-            )
+    def check_values(self) -> None:
+        self.require_positive("rows", "max_new_tokens", "max_prompt_tokens", "samples")
+        self.require_positive("max_instruction_tokens")
         if not self.temperatures or not all(0 <= t < math.inf for t in self.temperatures):
             raise FastDraftError("temperatures: a list of numbers of at least 0 is needed")
         if self.temperatures_per_prompt == "all" and len(set(self.temperatures)) < len(
@@ -122,39 +147,40 @@ class GeneratedSet:
             raise FastDraftError("system_prompt: kind free writes no chats")
 
 
-@dataclass
-class GenerateConfig:
+class GenerateConfig(Section):
     """The target writes text, kept as the token ids it emitted."""
 
-    sets: dict[str, GeneratedSet] = setting({}, "name of a set, and what it holds")
-    engine: EngineName = setting(
-        "auto", "vllm where a server is named, else openvino on a CPU, transformers on a GPU"
+    RUNTIME_ONLY = ("server", "server_model", "draft", "num_assistant_tokens")
+
+    sets: dict[Key, GeneratedSet] = Field({}, description="name of a set, and what it holds")
+    engine: EngineName = Field(
+        "auto",
+        description="vllm where a server is named, else openvino on a CPU, transformers on a GPU",
     )
-    server: str | list[str] | None = setting(
+    server: str | list[str] | None = Field(
+        None, description="URL of a vLLM server, or several; a key comes from VLLM_API_KEY only"
+    )
+    server_model: str | None = Field(
+        None, description="the target's name on the servers, where it is another"
+    )
+    draft: str | None = Field(
         None,
-        "URL of a vLLM server, or several; a key comes from VLLM_API_KEY only",
-        output=False,
+        description=(
+            "folder of a trained draft; it drafts while the target writes, if that is faster"
+        ),
     )
-    server_model: str | None = setting(
-        None, "the target's name on the servers, where it is another", output=False
+    num_assistant_tokens: Count = Field(3, description="tokens it drafts a round")
+    batch_size: Count = Field(64, description="texts written at once")
+    rows_per_shard: Count = Field(
+        128, description="rows a parquet shard; a killed run loses at most the last"
     )
-    draft: str | None = setting(
-        None,
-        "folder of a trained draft; it drafts while the target writes, if that is faster",
-        output=False,
-    )
-    num_assistant_tokens: int = setting(3, "tokens it drafts a round", output=False)
-    batch_size: int = setting(64, "texts written at once")
-    rows_per_shard: int = setting(128, "rows a parquet shard; a killed run loses at most the last")
-    openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = setting(
-        "int8", "weights of the target while it writes through OpenVINO"
+    openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = Field(
+        "int8", description="weights of the target while it writes through OpenVINO"
     )
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "rows_per_shard", "num_assistant_tokens"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        folders: dict[str, str] = {}
+    def check_values(self) -> None:
+        self.require_positive("batch_size", "rows_per_shard", "num_assistant_tokens")
+        folders: dict[Key, str] = {}
         for name, wanted in self.sets.items():
             if not _FOLDER.fullmatch(name):
                 raise FastDraftError(
@@ -177,22 +203,23 @@ class GenerateConfig:
         return [self.server] if isinstance(self.server, str) else self.server
 
 
-@dataclass
-class LogitsConfig:
+class LogitsConfig(Section):
     """The target reads what it wrote, and its most probable tokens are stored with it."""
 
-    sets: list[str] = setting([], "generated sets to read; by default those that align reads")
-    engine: Literal["auto", "openvino", "transformers"] = setting(
-        "auto", "openvino on a CPU where it is installed, else transformers"
+    sets: list[str] = Field(
+        [], description="generated sets to read; by default those that align reads"
     )
-    top_k: int = setting(32, "tokens to keep; the rest's mass is kept as one number")
-    temperature: float = setting(1.0, "of the distribution; align.temperature must be the same")
-    batch_tokens: int = setting(4096, "tokens read at once, padding included")
-    rows_per_shard: int = setting(256, "rows a shard; a killed run repeats at most one")
+    engine: Literal["auto", "openvino", "transformers"] = Field(
+        "auto", description="openvino on a CPU where it is installed, else transformers"
+    )
+    top_k: Count = Field(32, description="tokens to keep; the rest's mass is kept as one number")
+    temperature: Number = Field(
+        1.0, description="of the distribution; align.temperature must be the same"
+    )
+    batch_tokens: Count = Field(4096, description="tokens read at once, padding included")
+    rows_per_shard: Count = Field(256, description="rows a shard; a killed run repeats at most one")
 
-    def __post_init__(self) -> None:
-        for name in ("top_k", "batch_tokens", "rows_per_shard"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+    def check_values(self) -> None:
+        self.require_positive("top_k", "batch_tokens", "rows_per_shard")
         if self.temperature <= 0:
             raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")

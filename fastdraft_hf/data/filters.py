@@ -7,18 +7,18 @@ recipe, the tokenizer or the language classifier.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from fastdraft_hf._atomic import write_json
+from fastdraft_hf._config import Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data.generated import read_rows
 from fastdraft_hf.data.languages import in_another_language
 from fastdraft_hf.data.near_duplicates import NearDuplicates
@@ -40,25 +40,28 @@ _CODE = re.compile(r"[a-z]{2,3}")
 Decode = Callable[[Sequence[int]], str]
 
 
-@dataclass
-class RowFilters:
+class RowFilters(Section):
     """Which rows a training stage leaves out, besides empty ones, loops and duplicates."""
 
-    cut_off: Literal["keep", "drop"] = setting(
-        "keep", "texts that hit max_new_tokens: their beginning is as good as any"
+    cut_off: Literal["keep", "drop"] = Field(
+        "keep", description="texts that hit max_new_tokens: their beginning is as good as any"
     )
-    near_duplicates: float | None = setting(
+    near_duplicates: Number | None = Field(
         0.8,
-        "similarity from which a later row counts as a near duplicate (Jaccard index of runs of "
-        "five tokens, prompt and answer together); empty: they are not looked for",
+        description=(
+            "similarity from which a later row counts as a near duplicate (Jaccard index of runs "
+            "of five tokens, prompt and answer together); empty: they are not looked for"
+        ),
     )
-    language: str | None = setting(
+    language: str | None = Field(
         None,
-        "ISO 639-1 code: texts that are surely in another language are left out (needs the extra "
-        "fastdraft_hf[language])",
+        description=(
+            "ISO 639-1 code: texts that are surely in another language are left out (needs the "
+            "extra fastdraft_hf[language])"
+        ),
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise FastDraftError(
                 f"near_duplicates: above 0 and at most 1, or empty; got {self.near_duplicates}"
@@ -181,7 +184,7 @@ def write_filters(
     write_json(
         folder / FILTERS,
         {
-            "settings": dataclasses.asdict(filters),
+            "settings": filters.model_dump(),
             "rows": len(rows),
             "counts": dict(Counter(reasons)),
             "dropped": dropped,

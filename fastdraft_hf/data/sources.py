@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
+from fastdraft_hf._config import Number, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data.presets import PRESETS
 
 
-@dataclass
-class Source:
+class Source(Section):
     """One source of training text."""
 
-    kind: Literal["generated", "python", "packages", "package_docs", "files", "hub"] = setting(
+    kind: Literal["generated", "python", "packages", "package_docs", "files", "hub"] = Field(
         "generated",
-        "generated: a set the target wrote; python: the standard library's source; packages: "
-        "Python source of installed packages; package_docs: their descriptions and docstrings; "
-        "files: local text, code, jsonl or parquet; hub: a dataset of the Hub",
+        description=(
+            "generated: a set the target wrote; python: the standard library's source; packages: "
+            "Python source of installed packages; package_docs: their descriptions and docstrings; "
+            "files: local text, code, jsonl or parquet; hub: a dataset of the Hub"
+        ),
     )
-    name: str = setting(
-        "", "the set's name; a path, folder or glob; a dataset id; packages: a glob of their names"
+    name: str = Field(
+        "",
+        description=(
+            "the set's name; a path, folder or glob; a dataset id; packages: a glob of their names"
+        ),
     )
-    subset: str | None = setting(None, "hub: the dataset's configuration")
-    split: str = setting("train", "hub: the split")
-    column: str = setting("text", "jsonl, parquet, hub: the column that holds the text")
-    weight: float = setting(
-        1.0, "share of the token budget, relative to the other sources; align reads every row"
+    subset: str | None = Field(None, description="hub: the dataset's configuration")
+    split: str = Field("train", description="hub: the split")
+    column: str = Field("text", description="jsonl, parquet, hub: the column that holds the text")
+    weight: Number = Field(
+        1.0,
+        description=(
+            "share of the token budget, relative to the other sources; align reads every row"
+        ),
     )
-    data_dir: str | None = setting(None, "hub: the folder inside the dataset, such as data/python")
-    extensions: list[str] = setting(
-        [], "files: only names with these endings, such as [.py, .md]; empty for all"
+    data_dir: str | None = Field(
+        None, description="hub: the folder inside the dataset, such as data/python"
     )
-    preset: str | None = setting(
-        None, "a mixture with a name instead of kind and name; its entries share the weight"
+    extensions: list[str] = Field(
+        [], description="files: only names with these endings, such as [.py, .md]; empty for all"
+    )
+    preset: str | None = Field(
+        None,
+        description="a mixture with a name instead of kind and name; its entries share the weight",
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.weight <= 0:
             raise FastDraftError(f"weight: must be above 0, got {self.weight}")
         if self.preset is not None:
@@ -62,9 +72,7 @@ class Source:
 
     def share_key(self) -> dict[str, Any]:
         """Return the fields that decide which text this is: all but the weight."""
-        fields = dataclasses.asdict(self)
-        del fields["weight"], fields["preset"]
-        return fields
+        return self.model_dump(exclude={"weight", "preset"})
 
     def matching_files(self) -> list[Path]:
         """Return the files of a source of kind files: of a file, a folder or a glob, sorted."""
@@ -116,7 +124,7 @@ def expand_presets(sources: Sequence[Source]) -> list[Source]:
         entries = [Source(**entry) for entry in PRESETS[source.preset]]
         total = sum(entry.weight for entry in entries)
         found += [
-            dataclasses.replace(entry, weight=source.weight * entry.weight / total)
+            entry.model_copy(update={"weight": source.weight * entry.weight / total})
             for entry in entries
         ]
     return found

@@ -11,7 +11,6 @@ however many prompts are drawn: all of them are held out, and the index of them 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import random
@@ -21,8 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.heldout import HeldOutPrompt
 from fastdraft_hf.data.rows import check_local, read_dataset
@@ -49,32 +50,41 @@ def _check_template(template: str) -> None:
             raise FastDraftError(f"instruction: '{{{field}}}' is no column's name")
 
 
-@dataclasses.dataclass
-class TaskSet:
+class TaskSet(Section):
     """Any dataset as a task: where it is, and which column is the prompt.
 
     Under a known name, what is left empty is the known set's.
     """
 
-    dataset: str | None = setting(
-        None, "dataset id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+    dataset: str | None = Field(
+        None,
+        description=(
+            "dataset id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+        ),
     )
-    name: str | None = setting(None, "the dataset's configuration")
-    split: str | None = setting(None, "the split (train)")
-    column: str | None = setting(
-        None, "column of the prompt (text): a text, or a list of chat messages"
+    name: str | None = Field(None, description="the dataset's configuration")
+    split: str | None = Field(None, description="the split (train)")
+    column: str | None = Field(
+        None, description="column of the prompt (text): a text, or a list of chat messages"
     )
-    instruction: str | None = setting(
-        None, "what the user says: {} stands for the column, {name} for the column of that name"
+    instruction: str | None = Field(
+        None,
+        description=(
+            "what the user says: {} stands for the column, {name} for the column of that name"
+        ),
     )
-    words: int | None = setting(None, "words of the column that the prompt takes; all of them")
-    key_column: str | None = setting(None, "column that names a row; by default its number")
-    revision: str | None = setting(None, "branch, tag or commit of the dataset")
-    rows: int | None = setting(
-        None, f"the first so many rows are the task, drawn from and held out ({ROWS})"
+    words: Count | None = Field(
+        None, description="words of the column that the prompt takes; all of them"
+    )
+    key_column: str | None = Field(
+        None, description="column that names a row; by default its number"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of the dataset")
+    rows: Count | None = Field(
+        None, description=f"the first so many rows are the task, drawn from and held out ({ROWS})"
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for field in ("rows", "words"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -166,7 +176,7 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     if wanted is None:
         return heldout.load_task(name)
     # Several stages of one run ask for the same set; a local file is cheap and may change.
-    once = (name, *dataclasses.astuple(wanted))
+    once = (name, *wanted.model_dump().values())
     if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
         _read[once] = _load(name, wanted)
     return list(_read[once])
@@ -212,8 +222,7 @@ def digest(prompts: Iterable[HeldOutPrompt]) -> str:
 
 
 def _stated(task: TaskSet) -> dict[str, Any]:
-    values = dataclasses.asdict(task)
-    return {key: value for key, value in values.items() if value is not None}
+    return task.model_dump(exclude_none=True)
 
 
 def _rows(name: str, wanted: TaskSet) -> Iterator[dict[str, Any]]:

@@ -2,57 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field, StrictBool
+
+from fastdraft_hf._config import Count, Key, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import setting
 
 # `slice` is what `prune` was called first; recipes and finished runs that say it stay valid.
 Initialization = Literal["scratch", "project", "prune", "transplant", "slice"]
 
 
-@dataclass
-class DesignConfig:
+class DesignConfig(Section):
     """The draft: the target's architecture, smaller, under a parameter budget."""
 
-    draft: str | None = setting(
-        None, "start from this draft (a folder) instead of designing one; the rest is then unused"
-    )
-    params: int = setting(10_000_000, "parameter budget of the draft, such as 10M; met within 2%")
-    num_hidden_layers: int = setting(2, "layers; latency grows with them more than with width")
-    hidden_size: int | None = setting(
-        None, "width; by default what meets the budget nearest to the target's proportions"
-    )
-    intermediate_size: int | None = setting(
-        None, "feed-forward width; by default it takes up what the width leaves of the budget"
-    )
-    width_multiple: int = setting(
-        32, "the width is a multiple of this; halved where the budget cannot be met otherwise"
-    )
-    init: Initialization = setting(
-        "prune",
-        "scratch: random; project: embeddings and head by PCA of the target's, layers random; "
-        "prune: that, and some of the layers cut to the draft's width; transplant: a donor with "
-        "another tokenizer, its embeddings carried over token by token; slice: old name of prune",
-    )
-    donor: str | None = setting(
+    draft: str | None = Field(
         None,
-        "prune, transplant: the model whose weights are taken, an id or a folder; prune takes the "
-        "target's by default, and any other must have its vocabulary",
+        description=(
+            "start from this draft (a folder) instead of designing one; the rest is then unused"
+        ),
     )
-    layers: Literal["even", "first", "importance"] | list[int] = setting(
+    params: Count = Field(
+        10_000_000, description="parameter budget of the draft, such as 10M; met within 2%"
+    )
+    num_hidden_layers: Count = Field(
+        2, description="layers; latency grows with them more than with width"
+    )
+    hidden_size: Count | None = Field(
+        None,
+        description="width; by default what meets the budget nearest to the target's proportions",
+    )
+    intermediate_size: Count | None = Field(
+        None,
+        description=(
+            "feed-forward width; by default it takes up what the width leaves of the budget"
+        ),
+    )
+    width_multiple: Count = Field(
+        32,
+        description=(
+            "the width is a multiple of this; halved where the budget cannot be met otherwise"
+        ),
+    )
+    init: Initialization = Field(
+        "prune",
+        description=(
+            "scratch: random; project: embeddings and head by PCA of the target's, layers random; "
+            "prune: that, and some of the layers cut to the draft's width; transplant: a donor "
+            "with another tokenizer, its embeddings carried over token by token; slice: old name "
+            "of prune"
+        ),
+    )
+    donor: str | None = Field(
+        None,
+        description=(
+            "prune, transplant: the model whose weights are taken, an id or a folder; prune takes "
+            "the target's by default, and any other must have its vocabulary"
+        ),
+    )
+    layers: Literal["even", "first", "importance"] | list[Count] = Field(
         "even",
-        "prune, transplant: which layers are taken: evenly spaced, the first, the ones that change "
-        "the hidden states most, or a list such as [0, 5]",
+        description=(
+            "prune, transplant: which layers are taken: evenly spaced, the first, the ones that "
+            "change the hidden states most, or a list such as [0, 5]"
+        ),
     )
-    token_map: dict[str, str] = setting(
-        {}, "transplant: the donor's token for a token of the target, over what is found by itself"
+    token_map: dict[Key, str] = Field(
+        {},
+        description=(
+            "transplant: the donor's token for a token of the target, over what is found by itself"
+        ),
     )
-    resize: bool = setting(
+    resize: StrictBool = Field(
         False,
-        "give a draft or donor whose vocabulary agrees with the target's as far as it goes the "
-        "target's number of rows",
+        description=(
+            "give a draft or donor whose vocabulary agrees with the target's as far as it goes the "
+            "target's number of rows"
+        ),
     )
 
     @property
@@ -65,14 +91,9 @@ class DesignConfig:
         """Whether layers are cut from a model, so that the draft cannot be larger inside."""
         return self.method in ("prune", "transplant")
 
-    def __post_init__(self) -> None:
-        for name in ("params", "num_hidden_layers", "width_multiple"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("hidden_size", "intermediate_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {value}")
+    def check_values(self) -> None:
+        self.require_positive("params", "num_hidden_layers", "width_multiple")
+        self.require_positive("hidden_size", "intermediate_size")
         if self.draft is not None:
             return
         if self.method == "transplant" and self.donor is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field, StrictBool
+
+from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import KNOWN, TaskSet, check_tasks
 from fastdraft_hf.export.openvino import WeightFormat
@@ -19,36 +20,37 @@ _TASKS_HELP = (
 )
 
 
-@dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Acceptance on held-out prompts, and that greedy output does not change."""
 
-    tasks: dict[str, TaskSet] | list[str] = setting(list(TASK_NAMES), _TASKS_HELP)
-    prompts_per_task: int = setting(16, "prompts of each, drawn by the recipe's seed")
-    max_prompt_tokens: int = setting(400, "longer prompts are passed over when drawing")
-    max_new_tokens: int = setting(64, "length of an answer")
-    num_assistant_tokens: list[int] | int = setting(
-        3, "tokens drafted a round (γ), one number or several; the paper uses 3"
+    tasks: dict[Key, TaskSet] | list[str] = Field(list(TASK_NAMES), description=_TASKS_HELP)
+    prompts_per_task: Count = Field(16, description="prompts of each, drawn by the recipe's seed")
+    max_prompt_tokens: Count = Field(400, description="longer prompts are passed over when drawing")
+    max_new_tokens: Count = Field(64, description="length of an answer")
+    num_assistant_tokens: list[Count] | Count = Field(
+        3, description="tokens drafted a round (γ), one number or several; the paper uses 3"
     )
-    temperature: list[float] | float = setting(
+    temperature: list[Number] | Number = Field(
         0.6,
-        "of the sampled runs, one number or several; 0 adds greedy runs at every γ beside those at "
-        "the first, which are always made; the paper uses 0.6",
+        description=(
+            "of the sampled runs, one number or several; 0 adds greedy runs at every γ beside "
+            "those at the first, which are always made; the paper uses 0.6"
+        ),
     )
-    path: Literal["ours", "transformers"] = setting(
+    path: Literal["ours", "transformers"] = Field(
         "ours",
-        "how the draft is used: our own loop, or stock assisted generation (slower; the greedy "
-        "figures are the same)",
+        description=(
+            "how the draft is used: our own loop, or stock assisted generation (slower; the greedy "
+            "figures are the same)"
+        ),
     )
-    untrained_prompts_per_task: int = setting(
-        4, "prompts on which the draft is also measured as it was before training"
+    untrained_prompts_per_task: Count = Field(
+        4, description="prompts on which the draft is also measured as it was before training"
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check_tasks(self.tasks)
-        for name in ("prompts_per_task", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        self.require_positive("prompts_per_task", "max_new_tokens")
         if self.untrained_prompts_per_task < 0:
             raise FastDraftError("untrained_prompts_per_task: must be at least 0")
         _check_numbers("num_assistant_tokens", self.gammas)
@@ -102,33 +104,40 @@ BenchPath = Literal[
 ]
 
 
-@dataclass
-class BenchConfig:
+class BenchConfig(Section):
     """Wall clock with and without the draft, in turn, over γ."""
 
-    tasks: dict[str, TaskSet] | list[str] = setting(list(TASK_NAMES), _TASKS_HELP)
-    prompts_per_task: int = setting(4, "prompts of each")
-    max_prompt_tokens: int = setting(400, "longer prompts are passed over when drawing")
-    max_new_tokens: int = setting(64, "length of an answer")
-    num_assistant_tokens: list[int] = setting([1, 2, 3, 4, 5], "values of γ to try")
-    repeats: int = setting(2, "times every prompt is decoded in every setting")
-    paths: list[BenchPath] = setting(
+    tasks: dict[Key, TaskSet] | list[str] = Field(list(TASK_NAMES), description=_TASKS_HELP)
+    prompts_per_task: Count = Field(4, description="prompts of each")
+    max_prompt_tokens: Count = Field(400, description="longer prompts are passed over when drawing")
+    max_new_tokens: Count = Field(64, description="length of an answer")
+    num_assistant_tokens: list[Count] = Field([1, 2, 3, 4, 5], description="values of γ to try")
+    repeats: Count = Field(2, description="times every prompt is decoded in every setting")
+    paths: list[BenchPath] = Field(
         ["transformers", "openvino"],
-        "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no draft), "
-        "openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop over "
-        "OVModelForCausalLM); OpenVINO's are left out where it is not installed",
+        description=(
+            "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no "
+            "draft), openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop "
+            "over OVModelForCausalLM); OpenVINO's are left out where it is not installed"
+        ),
     )
-    drafts: dict[str, str] = setting(
+    drafts: dict[Key, str] = Field(
         {},
-        "other drafts, name: folder or Hub id; each is timed on transformers and ours, if listed",
+        description=(
+            "other drafts, name: folder or Hub id; each is timed on transformers and ours, if "
+            "listed"
+        ),
     )
-    memory: bool = setting(True, "measure the peak memory of each path, in processes of their own")
-    weight_format: WeightFormat = setting("int8", "OpenVINO weights of target and draft")
-    write: bool = setting(
-        False, "store the best γ in the generation config of the draft that was measured"
+    memory: StrictBool = Field(
+        True, description="measure the peak memory of each path, in processes of their own"
+    )
+    weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
+    write: StrictBool = Field(
+        False,
+        description="store the best γ in the generation config of the draft that was measured",
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check_tasks(self.tasks)
         if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
             raise FastDraftError("num_assistant_tokens: a list of numbers of at least 1 is needed")
@@ -139,6 +148,4 @@ class BenchConfig:
                 )
         if self.drafts and not {"transformers", "ours"} & set(self.paths):
             raise FastDraftError("drafts: they are timed on transformers and ours; list one")
-        for name in ("prompts_per_task", "max_new_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        self.require_positive("prompts_per_task", "max_new_tokens", "repeats")

@@ -157,16 +157,14 @@ def training_rate(subject: Subject, config: TrainConfig, row_tokens: float) -> f
 
 def _plain(config: TrainConfig, rows: int) -> TrainConfig:
     """Return the section as it is timed: cross-entropy on ready rows, no accumulation."""
-    import dataclasses
-
-    return dataclasses.replace(
-        config,
-        objective="ce",
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=1,
-        trainer_args={},
-        max_train_tokens=max(config.max_train_tokens, rows * config.max_length),
-    )
+    changes = {
+        "objective": "ce",
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": 1,
+        "trainer_args": {},
+        "max_train_tokens": max(config.max_train_tokens, rows * config.max_length),
+    }
+    return config.model_copy(update=changes)
 
 
 def _blank_tokenizer() -> Any:

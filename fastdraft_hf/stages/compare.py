@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._config import Section, load
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import dump, load
 
 CONFIG = "config.yaml"
 
 
-def deciding(section: Any) -> list[str]:
+def deciding(section: Section) -> list[str]:
     """Return the settings that decide what a stage makes, and not only where or how fast."""
-    fields = dataclasses.fields(section)
-    return [one.name for one in fields if one.metadata.get("output", True)]
+    return [name for name in type(section).model_fields if name not in section.RUNTIME_ONLY]
 
 
-def with_defaults(section: Any, made: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(section: Section, made: dict[str, Any]) -> dict[str, Any]:
     """Return a section's mapping with the defaults written out at every depth.
 
     One that the section cannot be made of any more stays as it is; it differs in any case.
     """
     try:
-        return dict(dump(load(type(section), made)))
+        return dict(load(type(section), made).model_dump())
     except FastDraftError:
         return made
 

@@ -355,7 +355,7 @@ class _Writer:
         left_out = [key for kind, keys in _ONLY.items() if kind != self.wanted.kind for key in keys]
         settings = {
             key: value
-            for key, value in dataclasses.asdict(self.wanted).items()
+            for key, value in self.wanted.model_dump().items()
             if key not in left_out and value not in (None, [])
         }
         local = Path(self.wanted.dataset or "").expanduser()

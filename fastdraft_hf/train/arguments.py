@@ -9,7 +9,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from fastdraft_hf._schema import parse_count
+from fastdraft_hf._config import parse_count
 from fastdraft_hf.train.budget import schedule_shape
 from fastdraft_hf.train.objectives import Objective
 

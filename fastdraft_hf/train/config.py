@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field, StrictBool
+
+from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import setting
 from fastdraft_hf.data.sources import Source, expand_presets
 
 
-@dataclass
-class LoraSettings:
+class LoraSettings(Section):
     """Low-rank adapters (PEFT): re-align a draft, to a fine-tuned target say, and merge them."""
 
-    r: int = setting(16, "rank")
-    alpha: int = setting(32, "scale; the update is multiplied by alpha / r")
-    dropout: float = setting(0.0, "of the adapters' inputs, while training")
-    target_modules: list[str] | str = setting(
-        "all-linear", "names of the modules that get one; all-linear: every layer's, not the head"
+    r: Count = Field(16, description="rank")
+    alpha: Count = Field(32, description="scale; the update is multiplied by alpha / r")
+    dropout: Number = Field(0.0, description="of the adapters' inputs, while training")
+    target_modules: list[str] | str = Field(
+        "all-linear",
+        description="names of the modules that get one; all-linear: every layer's, not the head",
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         if self.r < 1:
             raise FastDraftError(f"r: must be at least 1, got {self.r}")
         named = (
@@ -37,87 +38,114 @@ class LoraSettings:
             raise FastDraftError(f"dropout: at least 0 and below 1, got {self.dropout}")
 
 
-@dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """One training stage: pre-training, continued pre-training or alignment."""
 
-    sources: list[Source] = setting([], "what is read; align takes generated sets only")
-    max_train_tokens: int = setting(1_000_000, "token budget, such as 5B, padding not counted")
-    streaming: bool | None = setting(
+    sources: list[Source] = Field([], description="what is read; align takes generated sets only")
+    max_train_tokens: Count = Field(
+        1_000_000, description="token budget, such as 5B, padding not counted"
+    )
+    streaming: StrictBool | None = Field(
         None,
-        "read text while training and write nothing, instead of tokenising it first; by default "
-        "for mixtures with a source of the Hub where tokens_dir is not set; not for align",
+        description=(
+            "read text while training and write nothing, instead of tokenising it first; by "
+            "default for mixtures with a source of the Hub where tokens_dir is not set; not for "
+            "align"
+        ),
     )
-    tokens_dir: str | None = setting(
+    tokens_dir: str | None = Field(
         None,
-        "folder of token shards that several runs share; by default they are the stage's own and "
-        "are deleted at its end; not for align",
+        description=(
+            "folder of token shards that several runs share; by default they are the stage's own "
+            "and are deleted at its end; not for align"
+        ),
     )
-    max_minutes: float | None = setting(
+    max_minutes: Number | None = Field(
         None,
-        "cut the token budget to what this machine trains in this time; the rate is measured "
-        "before the first step and the cut is fixed then",
+        description=(
+            "cut the token budget to what this machine trains in this time; the rate is measured "
+            "before the first step and the cut is fixed then"
+        ),
     )
-    max_length: int = setting(512, "tokens a sequence")
-    per_device_train_batch_size: int = setting(8, "sequences a step and device")
-    gradient_accumulation_steps: int = setting(1, "batches a step")
-    learning_rate: float = setting(1e-3, "peak learning rate (AdamW: embeddings, head, norms)")
-    matrix_optimizer: Literal["muon", "adamw"] = setting(
-        "muon", "optimizer of the layers' matrices; everything else is AdamW's"
+    max_length: Count = Field(512, description="tokens a sequence")
+    per_device_train_batch_size: Count = Field(8, description="sequences a step and device")
+    gradient_accumulation_steps: Count = Field(1, description="batches a step")
+    learning_rate: Number = Field(
+        1e-3, description="peak learning rate (AdamW: embeddings, head, norms)"
     )
-    matrix_learning_rate: float | None = setting(
-        4e-3, "peak learning rate of the layers' matrices; learning_rate if empty"
+    matrix_optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="optimizer of the layers' matrices; everything else is AdamW's"
     )
-    objective: dict[str, float] | str = setting(
+    matrix_learning_rate: Number | None = Field(
+        4e-3, description="peak learning rate of the layers' matrices; learning_rate if empty"
+    )
+    objective: dict[Key, Number] | str = Field(
         "auto",
-        "weighted terms such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla, lk_hybrid; or "
-        "the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd; auto: "
-        "nla in align where the target's distribution is stored or online, else ce",
+        description=(
+            "weighted terms such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla, lk_hybrid; "
+            "or the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd; "
+            "auto: nla in align where the target's distribution is stored or online, else ce"
+        ),
     )
-    target_distribution: Literal["auto", "none", "stored", "online"] = setting(
+    target_distribution: Literal["auto", "none", "stored", "online"] = Field(
         "auto",
-        "where terms besides ce get the target's distribution: stored by stage logits (align "
-        "only), online from the target itself; auto: none for ce, else stored if the recipe has "
-        "the section logits, else online",
+        description=(
+            "where terms besides ce get the target's distribution: stored by stage logits (align "
+            "only), online from the target itself; auto: none for ce, else stored if the recipe "
+            "has the section logits, else online"
+        ),
     )
-    temperature: float = setting(1.0, "temperature of both distributions in every term but ce")
-    sampled_softmax: int | None = setting(
+    temperature: Number = Field(
+        1.0, description="temperature of both distributions in every term but ce"
+    )
+    sampled_softmax: Count | None = Field(
         8192,
-        "tokens of the vocabulary that a step scores besides those that occur in it, drawn anew "
-        "each time; all if empty; with an online target all are scored",
+        description=(
+            "tokens of the vocabulary that a step scores besides those that occur in it, drawn "
+            "anew each time; all if empty; with an online target all are scored"
+        ),
     )
-    lora: LoraSettings | None = setting(
-        None, "train low-rank adapters of the layers and merge them, instead of every weight"
+    lora: LoraSettings | None = Field(
+        None,
+        description="train low-rank adapters of the layers and merge them, instead of every weight",
     )
-    start_weight: float = setting(
+    start_weight: Number = Field(
         0.0,
-        "share of the weights that the stage began with in the finished ones, which are averaged "
-        "with the trained ones (WiSE-FT): for a draft that goes on with other text and should not "
-        "lose what it knew",
+        description=(
+            "share of the weights that the stage began with in the finished ones, which are "
+            "averaged with the trained ones (WiSE-FT): for a draft that goes on with other text "
+            "and should not lose what it knew"
+        ),
     )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant_with_warmup", "warmup_stable_decay"
-    ] = setting("cosine", "how the rate falls after warm-up, over the tokens of the budget")
-    warmup: float = setting(0.03, "share of the budget over which the rate rises")
-    decay: float = setting(0.2, "warmup_stable_decay: share of the budget over which it falls")
-    weight_decay: float = setting(
-        0.0, "of the layers' matrices (with adamw: of all but norms and biases)"
+    ] = Field(
+        "cosine", description="how the rate falls after warm-up, over the tokens of the budget"
     )
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    eval_sequences: int = setting(16, "held-out sequences for the loss curve; 0 for none")
-    logging_steps: int = setting(10, "steps between lines of the log")
-    save_steps: int = setting(50, "steps between checkpoints; a killed run goes on from the last")
-    trainer_args: dict[str, Any] = setting(
-        {}, "further fields of TRL's SFTConfig, as they are called there"
+    warmup: Number = Field(0.03, description="share of the budget over which the rate rises")
+    decay: Number = Field(
+        0.2, description="warmup_stable_decay: share of the budget over which it falls"
+    )
+    weight_decay: Number = Field(
+        0.0, description="of the layers' matrices (with adamw: of all but norms and biases)"
+    )
+    max_grad_norm: Number = Field(1.0, description="gradients are clipped to this norm")
+    eval_sequences: Count = Field(
+        16, description="held-out sequences for the loss curve; 0 for none"
+    )
+    logging_steps: Count = Field(10, description="steps between lines of the log")
+    save_steps: Count = Field(
+        50, description="steps between checkpoints; a killed run goes on from the last"
+    )
+    trainer_args: dict[Key, Any] = Field(
+        {}, description="further fields of TRL's SFTConfig, as they are called there"
     )
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         self.sources = expand_presets(self.sources)
         if self.streaming and self.tokens_dir:
             raise FastDraftError("streaming: true, and tokens_dir is set; a stream writes nothing")
-        for name in ("max_train_tokens", "max_length", "per_device_train_batch_size"):
-            if getattr(self, name) < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        self.require_positive("max_train_tokens", "max_length", "per_device_train_batch_size")
         if not 0 <= self.start_weight < 1:
             raise FastDraftError(
                 f"start_weight: a share of at least 0 and below 1, got {self.start_weight}"

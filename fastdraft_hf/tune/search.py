@@ -152,7 +152,7 @@ def given_acceptances(config: TuneConfig, designs: list[Design]) -> list[dict[st
 
 def _timing_key(config: TuneConfig, target: Target, vocabulary: int) -> str:
     """Return what timings depend on besides the design, as a short hash."""
-    facts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_TIMED}
+    facts = {k: v for k, v in config.model_dump().items() if k not in _NOT_TIMED}
     facts |= {"target": target.name, "revision": target.revision, "vocabulary": vocabulary}
     facts |= {"path": str(target.path.resolve())}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -304,7 +304,7 @@ def results_of(
     chosen = by_name[bests[0]["design"]]
     alike = all(len({a.alpha for a in s.values()}) == 1 for s in scenarios)
     return {
-        "settings": dataclasses.asdict(config),
+        "settings": config.model_dump(),
         "designs": rows,
         "best": {**bests[0], "section": chosen.section(config)},
         "best_by_acceptance": bests,

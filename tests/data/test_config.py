@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fastdraft_hf._config import load
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._schema import dump, load
 from fastdraft_hf.data.config import GenerateConfig
 
 
@@ -68,4 +68,4 @@ def test_a_set_survives_its_file() -> None:
     }
     config = load(GenerateConfig, {"sets": {"a": given}})
     assert config.sets["a"].filters.near_duplicates is None
-    assert load(GenerateConfig, dump(config)) == config
+    assert load(GenerateConfig, config.model_dump()) == config

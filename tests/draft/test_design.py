@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 import shutil
@@ -62,7 +61,7 @@ def test_budgets_are_met(
         return
     size = count_parameters(config)
     assert size <= budget
-    largest = dataclasses.replace(wanted, hidden_size=128)
+    largest = wanted.model_copy(update={"hidden_size": 128})
     most = count_parameters(design_draft(target, largest))
     # A head size that has to stay, in a family that takes it from the width, allows few widths.
     if kind == "scratch" or FAMILIES[family].own_head_size:
@@ -291,7 +290,7 @@ def test_named_layers_bring_their_entries() -> None:
     design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers=[1, 4])
     assert design_draft(target, design).no_rope_layers == [0, 1]
     with pytest.raises(FastDraftError, match=r"design.layers: there is no layer 5; the last of 5"):
-        design_draft(target, dataclasses.replace(design, layers=[1, 5]))
+        design_draft(target, design.model_copy(update={"layers": [1, 5]}))
 
 
 @given(st.integers(1, 100).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
@@ -360,7 +359,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="ut
 def test_the_docs_list_every_setting() -> None:
     table = DOCS.split("## Settings")[1].split("\n## ")[0]
     listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    assert listed == [field.name for field in dataclasses.fields(DesignConfig)]
+    assert listed == list(DesignConfig.model_fields)
 
 
 def test_the_docs_list_every_family() -> None:

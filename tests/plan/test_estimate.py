@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def test_every_stage_is_within_a_quarter_of_what_it_took(quickstart: Recipe) -> 
 
 
 def test_a_reduced_draft_is_made_exported_and_timed(quickstart: Recipe) -> None:
-    more = dataclasses.replace(quickstart, reduced_vocabulary=ReducedVocabularyConfig())
+    more = quickstart.model_copy(update={"reduced_vocabulary": ReducedVocabularyConfig()})
     found = [
         {s.stage: s for s in plan_stages(job_of(one, QUICKSTART_TARGET, Measured(**RATES)))}
         for one in (quickstart, more)

@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.config import GenerateConfig
 from fastdraft_hf.data.engines.transformers import TransformersEngine
 from fastdraft_hf.data.engines.vllm import VLLMEngine
 from fastdraft_hf.data.generated import read_rows
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.recipe import build_recipe, recipe_schema
+from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.stages.target_engine import open_target_engine
 
@@ -214,7 +215,7 @@ def test_one_server_or_several() -> None:
     several = build_recipe({"generate": {"server": ["http://a", "http://b"]}}).generate
     assert several is not None
     assert several.servers == ["http://a", "http://b"]
-    kinds = recipe_schema()["properties"]["generate"]["anyOf"][0]["properties"]["server"]["anyOf"]
+    kinds = GenerateConfig.model_json_schema()["properties"]["server"]["anyOf"]
     assert {kind["type"] for kind in kinds} == {"string", "array", "null"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def test_every_setting_is_documented_with_its_default(page: str, section: Any) -
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     table = text.partition("## Settings")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE))
-    fields = {f.name: getattr(section(), f.name) for f in dataclasses.fields(section)}
+    fields = dict(section())
     assert list(rows) == list(fields)
     for name, default in fields.items():
         shown = rows[name].strip("`").replace(",", "")

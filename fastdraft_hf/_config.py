@@ -1,0 +1,205 @@
+"""Sections of a recipe: pydantic models whose errors are one line with the key's path."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, NoReturn, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from fastdraft_hf._errors import FastDraftError, nearest
+
+_COUNT = re.compile(r"^(\d+(?:\.\d+)?)\s*([kMBT]?)$")
+_FACTOR = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: str) -> int:
+    """Read a count with an optional unit: ``"50M"`` is 50,000,000, ``"200k"`` is 200,000.
+
+    Raises:
+        ValueError: ``value`` is not a whole number.
+    """
+    match = _COUNT.match(value.replace("_", "").replace(",", "").strip())
+    if match is None:
+        raise ValueError(f"'{value}' is not a count")
+    # Decimal keeps 1.001M whole and every digit of a large count.
+    number = Decimal(match.group(1)) * _FACTOR[match.group(2)]
+    if number != int(number):
+        raise ValueError(f"'{value}' is not a whole count")
+    return int(number)
+
+
+def _count(value: Any) -> Any:
+    try:
+        if not isinstance(value, bool):
+            return parse_count(value) if isinstance(value, str) else value
+    except ValueError:
+        pass
+    raise PydanticCustomError("count", "expected a whole number")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("float", "expected a number")
+    return value
+
+
+Count = Annotated[
+    int,
+    BeforeValidator(_count),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": _COUNT.pattern}]}),
+]
+"""A whole number that may be written ``50M``, ``1.5k`` or ``1_000``."""
+
+Number = Annotated[float, BeforeValidator(_number)]
+"""A float. ``1e-3``, which YAML reads as text, is accepted; true and false are not."""
+
+Key = Annotated[str, BeforeValidator(str)]
+"""A key of a mapping. YAML reads ``2:`` as a number."""
+
+
+class Section(BaseModel):
+    """Base class of a recipe's sections.
+
+    Subclasses declare fields with ``pydantic.Field(default, description=...)`` and override
+    `check_values`. Every error, in Python too, is a `FastDraftError` of one line with the key's
+    path: ``generate.sets.chat.rows: expected a whole number, got 'x'``.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    # Settings that decide where or how fast a stage runs, but not what it makes.
+    RUNTIME_ONLY: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise FastDraftError(_section_line(type(self), data, error)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, data: Any) -> Any:
+        if data is None:
+            return {}  # `design:` with nothing below it
+        if isinstance(data, Mapping):
+            return {str(key): value for key, value in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self.check_values()
+        return self
+
+    def check_values(self) -> None:
+        """Raise `FastDraftError` for a bad value; the message begins with the field's name."""
+
+    def require_positive(self, *names: str) -> None:
+        """Raise `FastDraftError` for the first of these fields that is below 1; `None` passes."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise FastDraftError(f"{name}: must be at least 1, got {value}")
+
+
+def load(kind: Any, data: Any, path: str = "") -> Any:
+    """Return ``data`` validated as a type, such as a `Section`.
+
+    Args:
+        kind: what to validate as.
+        data: what YAML gave; ``None`` stands for an empty section.
+        path: the key path of ``data``, for the error (``"pretrain"``).
+
+    Raises:
+        FastDraftError: an unknown key, a missing one or a bad value, with the key's path.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        return _refuse((path, *found["loc"]) if path else found["loc"], found)
+
+
+def _section_line(section: type[Section], data: Mapping[str, Any], error: ValidationError) -> str:
+    """Return what is wrong with a section as one line; unknown keys come first."""
+    errors = error.errors(include_url=False)
+    found = min(errors, key=lambda one: one["type"] != "extra_forbidden")
+    loc = found["loc"]
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
+    if found["type"] == "extra_forbidden":
+        hint = nearest(str(loc[-1]), fields) or f"; valid: {', '.join(fields)}"
+        return f"{_join(loc)}: unknown key{hint}"
+    if found["type"] == "missing":
+        about = fields[str(loc[0])].description
+        return f"{_join(loc)}: missing, and it has no default ({about})"
+    try:
+        options = _options(fields[str(loc[0])].annotation) if loc else []
+        if len(options) > 1:  # pydantic names every option; report only the one that was meant
+            value = data[str(loc[0])]
+            load(_meant(options, value), value, str(loc[0]))
+        _refuse(loc, found)
+    except FastDraftError as refusal:
+        return str(refusal)
+
+
+def _options(kind: Any) -> list[Any]:
+    if get_origin(kind) in (Union, types.UnionType):
+        return [option for option in get_args(kind) if option is not type(None)]
+    return [kind]
+
+
+def _meant(options: list[Any], value: Any) -> Any:
+    """Return the option of a union that a value of this type was meant for."""
+    wanted = dict if isinstance(value, Mapping) else list if isinstance(value, list) else None
+    return next((one for one in options if wanted and get_origin(one) is wanted), options[-1])
+
+
+def _refuse(loc: tuple[str | int, ...], found: Any) -> NoReturn:
+    cause = found.get("ctx", {}).get("error")
+    where = _join(loc)
+    if isinstance(cause, FastDraftError):  # of a section below, which begins with its own key
+        raise FastDraftError(f"{where}.{cause}" if where else str(cause))
+    value, kind = _show(found["input"]), found["type"]
+    if kind == "literal_error":
+        valid = re.findall(r"'([^']*)'", found["ctx"]["expected"])
+        hint = nearest(str(found["input"]), valid)
+        raise FastDraftError(f"{where}: {value} is not one of {', '.join(valid)}{hint}")
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
+    what = f"expected {expected}" if expected else found["msg"].removeprefix("Value error, ")
+    raise FastDraftError(f"{where or 'the recipe'}: {what}, got {value}")
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "count": "a whole number",
+    "finite": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "dict": "a mapping of keys",
+    "model": "a mapping of keys",
+}
+
+
+def _join(loc: Iterable[str | int]) -> str:
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
+    return path.removeprefix(".")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
