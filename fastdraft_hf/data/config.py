@@ -180,7 +180,7 @@ class GenerateConfig(Section):
 
     def check_values(self) -> None:
         self.require_positive("batch_size", "rows_per_shard", "num_assistant_tokens")
-        folders: dict[Key, str] = {}
+        folders: dict[str, str] = {}
         for name, wanted in self.sets.items():
             if not _FOLDER.fullmatch(name):
                 raise FastDraftError(
