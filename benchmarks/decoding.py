@@ -31,7 +31,7 @@ from fastdraft_hf.eval.metrics import (
     Estimate,
     block_efficiency,
     bootstrap,
-    speed_ratio,
+    paired_ratio,
     tokens_per_second,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
@@ -41,6 +41,10 @@ from fastdraft_hf.stages.provenance import machine
 
 Way = Callable[[EvaluationPrompt], DecodingRecord]
 Rows = list[tuple[str, str, str, str]]
+
+
+def speed_ratio(one: list[DecodingRecord], other: list[DecodingRecord]) -> Estimate:
+    return paired_ratio(list(zip(one, other, strict=True)))
 
 
 def in_turn(

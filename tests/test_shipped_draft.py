@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft_hf.eval.demo.engine import SHIPPED
+from fastdraft_hf.eval.demo import SHIPPED
 from fastdraft_hf.hub.metadata import check_metadata
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / SHIPPED

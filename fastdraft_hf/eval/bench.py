@@ -33,6 +33,9 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
 }
 
+# Every path that runs on OpenVINO, baselines included.
+OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
+
 # Paths that take any draft, and those whose loop can run without drafting.
 _ANY_DRAFT = ("transformers", "ours")
 _OWN_LOOP = ("ours", "ours-openvino")

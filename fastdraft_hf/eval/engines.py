@@ -1,32 +1,52 @@
-"""The models a benchmark times, loaded once and shared by every setting of a runtime."""
+"""The models that a benchmark times, loaded once for all settings of a runtime; and their memory.
+
+Peak memory is measured per path in a process of its own. In the process that times them the paths
+of a runtime share one target, and memory that one of them took is never seen to be returned. A
+fresh process loads what one path needs, decodes one prompt, and reports what the kernel counted:
+the figure includes Python and PyTorch or OpenVINO (some hundred MiB), as it does for a user.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf._atomic import write_json
+from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.bench import RUNTIMES, Decode, Setting
+from fastdraft_hf.eval.bench import OPENVINO, Decode, Setting
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
 if TYPE_CHECKING:
     from fastdraft_hf.decode.assisted import DraftPath
 
+logger = logging.getLogger(__name__)
+
+Peaks = dict[str, int | None]
+
 
 @dataclass(frozen=True)
 class Models:
-    """Where the models lie, in plain values: a process of its own can be told the same.
+    """The folders of the models, in plain values that another process can be given.
 
     Attributes:
         target: the target's folder.
-        drafts: folders of PyTorch drafts by name; the run's own has the empty name.
-        target_openvino: the target's OpenVINO folder, where a path reads it.
+        drafts: folders of PyTorch drafts by name; the draft that is measured has the empty name.
+        target_openvino: the target's OpenVINO folder, if a path reads it.
         drafts_openvino: OpenVINO folders of drafts, by name likewise.
-        device: cpu or cuda, of the PyTorch paths; OpenVINO's run on the CPU.
-        stop_ids: tokens that end an answer through GenAI.
-        seed: unused by greedy decoding, but part of every call.
+        device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
+        stop_ids: tokens that end an answer; empty for those of the target's generation config.
+        seed: unused by greedy decoding, but an argument of every call.
     """
 
     target: str
@@ -39,28 +59,63 @@ class Models:
 
 
 def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
-    """Load what the settings of one runtime need, each model once, and return what decodes.
+    """Load the models that the settings of one runtime need, each once.
 
     Args:
-        models: where they lie.
-        settings: of one runtime; baselines included where they are timed.
+        models: their folders.
+        settings: of one runtime, baselines included if they are timed.
     """
-    pytorch = RUNTIMES["pytorch"]
-    if all(s.path in (*pytorch, "alone") for s in settings):
-        return _PyTorch(models, settings).decode
-    return _OpenVINO(models, settings).decode
+    openvino = any(s.path in OPENVINO for s in settings)
+    return (_OpenVINO if openvino else _PyTorch)(models, settings)
 
 
-class _PyTorch:
-    """One target, and the drafts that are read."""
+class _Engine:
+    """A target and drafts that decode through ``generate``."""
 
+    def __init__(self, models: Models) -> None:
+        self.target: Any = None
+        self._models = models
+
+    def _set_target(self, target: Any) -> None:
+        self.target = target
+        if self._models.stop_ids:
+            target.generation_config.eos_token_id = self._models.stop_ids
+            if target.generation_config.pad_token_id is None:
+                target.generation_config.pad_token_id = self._models.stop_ids[0]
+
+    def _generate(
+        self,
+        setting: Setting,
+        prompt: EvaluationPrompt,
+        max_new_tokens: int,
+        draft: Any,
+        path: DraftPath,
+    ) -> DecodingRecord:
+        from fastdraft_hf.decode.assisted import decode
+
+        return decode(
+            self.target,
+            prompt.ids,
+            task=prompt.task,
+            key=prompt.key,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            seed=self._models.seed,
+            draft=draft,
+            num_assistant_tokens=setting.num_assistant_tokens,
+            path=path,
+        )
+
+
+class _PyTorch(_Engine):
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 
-        # What a user of either device runs: float32 has the fastest kernels of most CPUs.
+        super().__init__(models)
+        # The usual type of each device: float32 has the fastest kernels of most CPUs.
         dtype = torch.bfloat16 if models.device == "cuda" else torch.float32
 
         def load(folder: str) -> Any:
@@ -69,104 +124,180 @@ class _PyTorch:
             )
             return model.to(models.device).eval()
 
-        self._seed = models.seed
-        self._target = load(models.target)
-        wanted = sorted({(s.path, s.draft) for s in settings if s.path in ("transformers", "ours")})
+        self._set_target(load(models.target))
         self._drafts: dict[tuple[str, str], Any] = {}
-        for path, name in wanted:
+        for path, name in sorted(
+            {(s.path, s.draft) for s in settings if s.path in ("transformers", "ours")}
+        ):
             folder = models.drafts[name]
-            # A reduced vocabulary is our loop's; stock assisted generation reads the whole one.
-            other = self._drafts.get(("ours", name))
             if path == "ours":
-                draft = load_draft(folder, dtype=dtype).to(models.device).eval()
-            else:
-                shared = other is not None and read_reduced_vocabulary(folder) is None
-                draft = other if shared else load(folder)
-            self._drafts[path, name] = draft
+                self._drafts[path, name] = load_draft(folder, dtype=dtype).to(models.device).eval()
+                continue
+            # Stock assisted generation reads the unreduced head, our loop the reduced one.
+            ours = self._drafts.get(("ours", name))
+            shared = ours is not None and read_reduced_vocabulary(folder) is None
+            self._drafts[path, name] = ours if shared else load(folder)
 
-    def decode(
+    def __call__(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
     ) -> DecodingRecord:
-        from fastdraft_hf.decode.assisted import decode
-
-        path: DraftPath = "transformers"
-        if setting.path in ("ours", "prompt-lookup"):
-            path = setting.path  # type: ignore[assignment]
-        drafted = setting.path in ("transformers", "ours")
-        return decode(
-            self._target,
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-            seed=self._seed,
-            draft=self._drafts[setting.path, setting.draft] if drafted else None,
-            num_assistant_tokens=setting.num_assistant_tokens,
-            path=path,
-        )
+        path: DraftPath = "transformers" if setting.path == "alone" else setting.path  # type: ignore[assignment]
+        draft = self._drafts.get((setting.path, setting.draft))
+        return self._generate(setting, prompt, max_new_tokens, draft, path)
 
 
-class _OpenVINO:
+class _OpenVINO(_Engine):
     """GenAI pipelines and ``OVModelForCausalLM``.
 
-    A GenAI pipeline is made for one way of drafting and cannot decode without it, so the target
-    is given to as many pipelines as there are ways, and once more to optimum-intel. Pipelines of
-    one process share a model's weights where the plug-in maps them from the file.
+    A GenAI pipeline is made for one way of drafting and cannot decode without it, so there are as
+    many pipelines with the target as there are ways, and optimum-intel's model beside them.
+    Pipelines of one process share a model's weights if the plug-in maps them from the file.
     """
 
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
-        paths = {s.path for s in settings}
-        drafts = models.drafts_openvino
-        self._seed, self._stop_ids = models.seed, set(models.stop_ids)
+        super().__init__(models)
+        drafts, target = models.drafts_openvino, Path(models.target_openvino or "")
         self._pipelines: dict[str, Any] = {}
-        self._target, self._drafts = None, dict[str, Any]()
-        target = Path(models.target_openvino or "")
-        if paths & {"openvino", "openvino-alone", "openvino-prompt-lookup"}:
-            from fastdraft_hf.decode.openvino import OpenVINODecoder
+        self._drafts: dict[str, Any] = {}
+        for one in settings:
+            if one.path.startswith("openvino") and one.name not in self._pipelines:
+                from fastdraft_hf.decode.openvino import OpenVINODecoder
 
-            if "openvino-alone" in paths:
-                self._pipelines["openvino-alone"] = OpenVINODecoder(target)
-            for one in settings:
-                if one.path == "openvino" and one.name not in self._pipelines:
-                    self._pipelines[one.name] = OpenVINODecoder(target, Path(drafts[one.draft]))
-            if "openvino-prompt-lookup" in paths:
-                lookup = OpenVINODecoder(target, prompt_lookup=True)
-                self._pipelines["openvino-prompt-lookup"] = lookup
+                self._pipelines[one.name] = OpenVINODecoder(
+                    target,
+                    Path(drafts[one.draft]) if one.path == "openvino" else None,
+                    prompt_lookup=one.path == "openvino-prompt-lookup",
+                )
+        paths = {s.path for s in settings}
         if paths & {"ours-openvino", "ours-openvino-alone"}:
             from optimum.intel import OVModelForCausalLM
 
             from fastdraft_hf.decode.openvino_paged import paged
 
-            self._target = OVModelForCausalLM.from_pretrained(target, compile=False)
-            # Going into pages lets the target's own compiled graph go, once. Done here, and not by
-            # the first answer with a draft: the target alone would compile it again while timed.
+            self._set_target(OVModelForCausalLM.from_pretrained(target, compile=False))
+            # Paging drops the target's own compiled graph, once. Done here and not by the first
+            # answer with a draft: the target alone would compile it again while it is timed.
             if "ours-openvino" in paths:
-                paged(self._target)
-            # Our loop without drafting is a setting of the path too, and belongs to the run's own.
+                paged(self.target)
             for name in sorted({s.draft for s in settings if s.path == "ours-openvino"}):
                 # The loop compiles what it runs; nobody calls a draft by itself.
                 self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], compile=False)
 
-    def decode(
+    def __call__(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
     ) -> DecodingRecord:
-        from fastdraft_hf.decode.assisted import decode
-
-        given: dict[str, Any] = {
-            "task": prompt.task,
-            "key": prompt.key,
-            "max_new_tokens": max_new_tokens,
-            "temperature": 0.0,
-            "seed": self._seed,
-            "num_assistant_tokens": setting.num_assistant_tokens,
-        }
         if setting.name in self._pipelines:
-            pipeline = self._pipelines[setting.name]
-            record: DecodingRecord = pipeline.decode(prompt.ids, stop_ids=self._stop_ids, **given)
+            record: DecodingRecord = self._pipelines[setting.name].decode(
+                prompt.ids,
+                task=prompt.task,
+                key=prompt.key,
+                max_new_tokens=max_new_tokens,
+                temperature=0.0,
+                seed=self._models.seed,
+                stop_ids=set(self._models.stop_ids),
+                num_assistant_tokens=setting.num_assistant_tokens,
+            )
             return record
-        assert self._target is not None
         draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
-        record = decode(self._target, prompt.ids, draft=draft, path="ours", **given)
+        record = self._generate(setting, prompt, max_new_tokens, draft, "ours")
         record.path = "ours-openvino"
         return record
+
+
+def measure_memory(
+    models: Models,
+    settings: Sequence[Setting],
+    prompts: Sequence[EvaluationPrompt],
+    max_new_tokens: int,
+    saved: Path,
+    deadline: float | None = None,
+) -> dict[str, Peaks]:
+    """Measure the peak memory of each path and draft, at its largest γ on the longest prompt.
+
+    Args:
+        models: their folders.
+        settings: what is timed, baselines included.
+        prompts: the benchmark's.
+        max_new_tokens: length of the answer.
+        saved: a JSON file that keeps the peaks, for a run that was killed.
+        deadline: of ``time.monotonic``; paths not measured by then are missing.
+
+    Returns:
+        name of a path -> ``peak_bytes``, the largest resident memory, and ``gpu_peak_bytes``, the
+        largest memory allocated on a GPU; ``None`` where it is unknown. A path whose process
+        failed is missing, and a warning is logged.
+    """
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    largest: dict[str, Setting] = {}
+    for setting in sorted(settings, key=lambda one: one.num_assistant_tokens):
+        largest[setting.name] = setting
+    found: dict[str, Peaks] = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
+    due = [setting for name, setting in largest.items() if name not in found]
+    with Progress("bench memory", len(largest), "paths", done=len(found)) as progress:
+        for setting in due:
+            if deadline is not None and time.monotonic() > deadline:
+                logger.warning("bench: no time left to measure the memory of %s", setting.name)
+                continue
+            peaks = _in_a_process(models, setting, longest, max_new_tokens)
+            if peaks is not None:
+                found[setting.name] = peaks
+                write_json(saved, found)
+            progress.advance(1)
+    return found
+
+
+def _in_a_process(
+    models: Models, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
+) -> Peaks | None:
+    task = {
+        "models": dataclasses.asdict(models),
+        "setting": dataclasses.asdict(setting),
+        "prompt": dataclasses.asdict(prompt),
+        "max_new_tokens": max_new_tokens,
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "fastdraft_hf.eval.engines"],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        # The models are on disk; nothing has to be asked of the Hub.
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    lines = result.stdout.strip().splitlines()
+    if result.returncode != 0 or not lines:
+        why = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        logger.warning("bench: the memory of %s could not be measured (%s)", setting.name, why)
+        return None
+    peaks: Peaks = json.loads(lines[-1])
+    return peaks
+
+
+def resident_peak() -> int | None:
+    """Return the peak resident memory of this process in bytes; ``None`` outside Linux.
+
+    ``VmHWM`` starts at zero with a program. ``getrusage`` would include the parent's peak.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
+
+
+def main() -> None:
+    """Run the task on standard input and print its peaks as the last line."""
+    task: dict[str, Any] = json.load(sys.stdin)
+    setting, models = Setting(**task["setting"]), Models(**task["models"])
+    decode = load_engine(models, [setting])
+    decode(setting, EvaluationPrompt(**task["prompt"]), task["max_new_tokens"])
+    gpu = None
+    if models.device == "cuda":
+        import torch
+
+        gpu = torch.cuda.max_memory_allocated()
+    print(json.dumps({"peak_bytes": resident_peak(), "gpu_peak_bytes": gpu}))
+
+
+if __name__ == "__main__":
+    main()

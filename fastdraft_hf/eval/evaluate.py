@@ -38,7 +38,7 @@ from fastdraft_hf.eval.metrics import (
     block_efficiency,
     bootstrap,
     mbsu,
-    speed_ratio,
+    paired_ratio,
     tokens_per_second,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
@@ -275,7 +275,7 @@ def summarize(
         result["greedy_wall_clock"] = {
             "alone_tokens_per_second": tokens_per_second(alone),
             "assisted_tokens_per_second": tokens_per_second(assisted),
-            "ratio": speed_ratio(assisted, alone).triple(),
+            "ratio": paired_ratio(list(zip(assisted, alone, strict=True))).triple(),
         }
         return result
 

@@ -58,36 +58,39 @@ def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
     return made
 
 
-def coloured_sample(
+def accepted_pieces(
     tokens: Sequence[int], rounds: Sequence[tuple[int, int]], decode: Callable[[list[int]], str]
-) -> str:
-    """Return an answer as HTML with the tokens that the draft proposed marked.
+) -> list[tuple[bool, str]]:
+    """Return an answer as pieces (accepted, text): drafted and accepted, or the target's own.
 
     Args:
         tokens: the answer's ids.
-        rounds: (drafted, accepted) a round; each round emits its accepted tokens and one more.
+        rounds: (drafted, accepted) per round; a round emits its accepted tokens and one more.
         decode: ids to text.
     """
-    # Text is cut where decoded beginnings of the answer end, never token by token: a character may
-    # take several tokens, and a part of it decodes to a replacement mark.
-    marks: list[bool] = []
-    for _, accepted in rounds:
-        marks += [True] * accepted + [False]
+    # The text is cut where decoded prefixes of the answer end, never token by token: a character
+    # may take several tokens, and a part of it decodes to a replacement character.
+    marks = [mark for _, accepted in rounds for mark in [True] * accepted + [False]]
     marks = (marks + [False] * len(tokens))[: len(tokens)]
     pieces: list[tuple[bool, str]] = []
     written, drafted = "", False
-    for place, by_draft in enumerate(marks, 1):
-        text = decode(list(tokens[:place]))
+    for end, by_draft in enumerate(marks, 1):
+        text = decode(list(tokens[:end]))
         drafted = drafted or by_draft
-        if text.endswith("\ufffd") and place < len(tokens):
+        if text.endswith("\ufffd") and end < len(tokens):
             continue
         pieces.append((drafted, text[len(written) :]))
         written, drafted = text, False
-    merged = []
-    for by_draft, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
-        text = html.escape("".join(part for _, part in group))
-        merged.append(f'<span class="accepted">{text}</span>' if by_draft else text)
-    return "".join(merged)
+    groups = itertools.groupby(pieces, key=lambda piece: piece[0])
+    return [(accepted, "".join(part for _, part in group)) for accepted, group in groups]
+
+
+def marked_sample(pieces: Sequence[tuple[bool, str]]) -> str:
+    """Return `accepted_pieces` as HTML, the accepted ones marked."""
+    return "".join(
+        f'<span class="accepted">{html.escape(text)}</span>' if accepted else html.escape(text)
+        for accepted, text in pieces
+    )
 
 
 def write_report(
@@ -112,7 +115,7 @@ def write_report(
         machine: what it was measured on.
         target: what the snippet loads as the target.
         draft_location: what it loads as the draft.
-        samples: (heading, answer as HTML from `coloured_sample`).
+        samples: (heading, answer as HTML from `marked_sample`).
         resolved_recipe: YAML.
         further: what a larger budget would take, in words.
         card: the model card's Markdown, shown as a page; empty for none.

@@ -18,79 +18,22 @@ from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
     Estimate,
+    Pair,
+    Row,
     acceptance_rate,
     block_efficiency,
+    paired_ratio,
+    ratio_of_rows,
+    rows_by_prompt,
     tokens_per_second,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
-# The same prompt and repeat in two settings.
-Pair = tuple[DecodingRecord, DecodingRecord]
-# Tokens and seconds of the first, tokens and seconds of the second.
-Row = tuple[float, float, float, float]
 Prompt = tuple[str, str]
 
 HALVES, SAME_RUNS = "other half of the prompts", "same runs"
 # Halvings of the prompts: all of them up to eight prompts, else this many at random.
 _MOST_HALVINGS = 70
-
-
-def _rows(pairs: Sequence[Pair]) -> dict[Prompt, list[Row]]:
-    prompts: dict[Prompt, list[Row]] = {}
-    for a, b in pairs:
-        if (a.task, a.key) != (b.task, b.key):
-            raise ValueError("a ratio needs pairs of the same prompt")
-        row = (a.new_tokens, a.seconds, b.new_tokens, b.seconds)
-        prompts.setdefault((a.task, a.key), []).append(row)
-    return prompts
-
-
-def _tail(count: int) -> float:
-    """Return the share of resamples to leave out on each side for a 95% interval.
-
-    A percentile interval over n things is too narrow: it has n where n - 1 belongs and the normal
-    distribution where Student's t belongs. The expanded percentile interval (Hesterberg 2015,
-    arXiv 1411.5279) widens it to the same size as a t interval: 0.6% of the
-    resamples are left out on each side with eight prompts, next to none with four.
-    """
-    if count < 2:
-        return 0.0
-    z, degrees = 1.959964, count - 1
-    # Student's t by its expansion in 1/degrees; too small below three, where next to no resample
-    # is left out anyway.
-    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return statistics.NormalDist().cdf(-t * (count / degrees) ** 0.5)
-
-
-def _estimate(prompts: Mapping[Prompt, Sequence[Row]], samples: int, seed: int) -> Estimate:
-    """Return the ratio of the rows, with a bootstrap over prompts and repeats within each."""
-
-    def ratio(rows: Sequence[Row]) -> float:
-        new, seconds, other_new, other_seconds = map(sum, zip(*rows, strict=True))
-        return (new / max(seconds, 1e-12)) / max(other_new / max(other_seconds, 1e-12), 1e-12)
-
-    groups = list(prompts.values())
-    value = ratio([row for group in groups for row in group])
-    rng = random.Random(seed)
-    drawn = []
-    for _ in range(samples):
-        chosen = rng.choices(groups, k=len(groups))
-        drawn.append(ratio([row for group in chosen for row in rng.choices(group, k=len(group))]))
-    drawn.sort()
-    out = int(_tail(len(groups) if len(groups) > 1 else len(groups[0])) * samples)
-    return Estimate(value, drawn[out], drawn[-1 - out])
-
-
-def paired_ratio(pairs: Sequence[Pair], *, samples: int = 1000, seed: int = 0) -> Estimate:
-    """Return tokens/s of the first over tokens/s of the second, with a 95% bootstrap interval.
-
-    Repeats of a prompt accept the same tokens, so they tell little more about other prompts than
-    one run does: prompts are drawn first, then repeats within each.
-
-    Raises:
-        ValueError: a pair is not of one prompt.
-    """
-    return _estimate(_rows(pairs), samples, seed)
 
 
 @dataclass(frozen=True)
@@ -136,7 +79,7 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
     Args:
         candidates: each setting's pairs (setting, target alone), the same prompts in all.
     """
-    rows = {setting: _rows(pairs) for setting, pairs in candidates.items()}
+    rows = {setting: rows_by_prompt(pairs) for setting, pairs in candidates.items()}
     prompts = list(next(iter(rows.values())))
 
     def fastest(on: Collection[Prompt]) -> Setting:
@@ -161,7 +104,7 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
         # Repeat by repeat, so that both sides of a row were timed together.
         together = zip(*(rows[setting][key] for setting in counts), strict=True)
         judged[key] = [_mean(repeat, list(counts.values())) for repeat in together]
-    return Judgement(best, _estimate(judged, 1000, 0), HALVES, count)
+    return Judgement(best, ratio_of_rows(judged), HALVES, count)
 
 
 def _halves(prompts: Sequence[Prompt]) -> list[set[Prompt]]:

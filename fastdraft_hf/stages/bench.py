@@ -16,8 +16,8 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decode.settings import store_draft_settings
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-from fastdraft_hf.eval import bench, memory, speed
-from fastdraft_hf.eval.engines import Models, load_engine
+from fastdraft_hf.eval import bench, speed
+from fastdraft_hf.eval.engines import Models, load_engine, measure_memory
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
@@ -56,7 +56,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     )
     results: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.memory and assisted:  # before this process holds any model
-        results["memory"] = memory.measure(
+        results["memory"] = measure_memory(
             models,
             bench.all_settings(assisted),
             prompts,

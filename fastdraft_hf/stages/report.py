@@ -73,7 +73,7 @@ def _samples(run: Run) -> list[tuple[str, str]]:
 
     from fastdraft_hf.eval import evaluate
     from fastdraft_hf.eval.journal import Journal
-    from fastdraft_hf.eval.report import coloured_sample
+    from fastdraft_hf.eval.report import accepted_pieces, marked_sample
 
     path = evaluate.save_path(run.stage_folder("evaluate"))
     if not path.exists():
@@ -94,6 +94,6 @@ def _samples(run: Run) -> list[tuple[str, str]]:
             if record is not None:
                 counts = f"{record.accepted} of {record.drafted} drafted tokens accepted"
                 heading = f"{task} {record.key}, {kind}: {counts}"
-                body = coloured_sample(record.tokens, record.rounds, tokenizer.decode)
-                samples.append((heading, body))
+                pieces = accepted_pieces(record.tokens, record.rounds, tokenizer.decode)
+                samples.append((heading, marked_sample(pieces)))
     return samples

@@ -18,7 +18,13 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf.eval import figures
-from fastdraft_hf.eval.report import coloured_sample, draw_figures, snippet, write_report
+from fastdraft_hf.eval.report import (
+    accepted_pieces,
+    draw_figures,
+    marked_sample,
+    snippet,
+    write_report,
+)
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary, settings_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -229,6 +235,10 @@ def test_text_of_models_is_escaped(run_summary: RunSummary, tmp_path: Path) -> N
     assert len(parsed.loaded) == 3
     assert all(source.startswith("data:") for source in parsed.loaded)
     assert "".join(parsed.text).count("alert('x')") >= 5
+
+
+def coloured_sample(tokens: Sequence[int], rounds: Any, decode: Any) -> str:
+    return marked_sample(accepted_pieces(tokens, rounds, decode))
 
 
 def stripped(sample: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval import bench, speed
+from fastdraft_hf.eval import bench, metrics, speed
 from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.journal import Journal
@@ -155,9 +155,9 @@ def test_many_prompts_are_halved_at_random_and_all_are_judged() -> None:
     [(4, 0.00012), (8, 0.00573), (16, 0.01386), (100, 0.02307)],
 )
 def test_an_interval_is_as_wide_as_its_number_of_prompts_asks(count: int, left_out: float) -> None:
-    assert speed._tail(count) == pytest.approx(left_out, rel=0.08, abs=1e-4)
-    assert speed._tail(2) < 1e-6
-    assert speed._tail(1) == 0.0
+    assert metrics._tail(count) == pytest.approx(left_out, rel=0.08, abs=1e-4)
+    assert metrics._tail(2) < 1e-6
+    assert metrics._tail(1) == 0.0
 
 
 def test_choosing_among_equals_does_not_flatter() -> None:

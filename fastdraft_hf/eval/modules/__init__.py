@@ -1,8 +1,7 @@
-"""Acceptance rate, block efficiency and MBSU as modules that ``evaluate.load`` reads.
+"""Acceptance rate, block efficiency and MBSU as metrics that ``evaluate.load`` reads.
 
-One folder each, in the form of a Hub Space of evaluate's: the module, its card, its requirements.
-A module imports nothing of this package, so that a folder can be pushed and used as it is;
-`tests/eval/test_modules.py` holds its formula equal to `fastdraft_hf.eval.metrics`.
+Each metric is a folder with a script, as `evaluate` wants it. What they share is in `base`, the
+formulas are those of `fastdraft_hf.eval.metrics`.
 """
 
 from __future__ import annotations
@@ -30,6 +29,6 @@ def metric_path(name: str) -> str:
     """
     if name not in METRICS:
         raise FastDraftError(
-            f"no metric '{name}'{nearest(name, METRICS)}; there are {', '.join(METRICS)}"
+            f"no metric '{name}'{nearest(name, METRICS)}; valid names: {', '.join(METRICS)}"
         )
     return str(Path(__file__).parent / name)
