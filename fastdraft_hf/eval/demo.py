@@ -101,10 +101,10 @@ def show(
     sides = Setting(path), Setting(path, "", num_assistant_tokens)
     for side in sides:  # compilation and first allocations belong to neither side
         engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)
-    found = []
+    found: list[tuple[DecodingRecord, DecodingRecord]] = []
     for prompt, (_, text) in zip(read, prompts, strict=True):
-        number = f"{len(found) + 1} of {len(prompts)}"
-        _say(console, f"\n--- prompt {number}\n{visible(text).rstrip()}")
+        heading = f"prompt {len(found) + 1} of {len(prompts)}"
+        _say(console, f"\n--- {heading}\n{visible(text).rstrip()}")
         records, answers = [], []
         for title, side in zip(("target alone", "with the draft"), sides, strict=True):
             record = engine(side, prompt, max_new_tokens)

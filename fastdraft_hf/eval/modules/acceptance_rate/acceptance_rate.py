@@ -23,7 +23,9 @@ class AcceptanceRate(base.SpeculativeMetric):
     metric = "acceptance_rate"
     columns = ("drafted", "accepted")
     configs = ("default", "rounds")
-    statistic = staticmethod(metrics.acceptance_rate)
+
+    def statistic(self, records, **arguments):  # type: ignore[no-untyped-def]
+        return metrics.acceptance_rate(records)
 
     def check(self, answer, record, **arguments):  # type: ignore[no-untyped-def]
         for drafted, accepted in record.rounds:

@@ -17,4 +17,6 @@ class BlockEfficiency(base.SpeculativeMetric):
     """
 
     metric = "block_efficiency"
-    statistic = staticmethod(metrics.block_efficiency)
+
+    def statistic(self, records, **arguments):  # type: ignore[no-untyped-def]
+        return metrics.block_efficiency(records)
