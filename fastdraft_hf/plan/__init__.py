@@ -1,5 +1,5 @@
-"""What a recipe costs before it is run: tokens, FLOPs, hours, memory, disk, and what it brings.
+"""Estimate what a recipe costs before it is run, and what its draft should bring.
 
-On accelerators by roofline, from a table of data sheets and assumed utilisations; on a CPU by a
-calibration that runs the recipe's own steps for a few seconds. Every assumption is printed.
+`machines` holds the devices and the arithmetic of a step, `calibrate` measures this machine's CPU,
+`estimate` goes through a recipe's stages. Every assumption is printed with the plan.
 """

@@ -1,291 +1,177 @@
-"""A short calibration of this machine's CPU: the recipe's own steps, for some seconds each.
+"""Measure this machine's CPU on the recipe's own steps, for at most a minute.
 
-What is timed: products and memory reads; a few steps of the real trainer on a draft of the recipe's
-shape; a few tokens of the target through the engine that writes; and a few rounds of decoding
-along every path. What cannot be run here (a target of which only the config is at hand) is scaled
-from the first two. A random draft is used: nothing it drafts is accepted, so a round is one token.
+A random draft of the recipe's shape is trained for a few steps and decodes a few tokens, of which
+none is accepted, so a round is one token.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.engines import choose_engine
 from fastdraft_hf.eval.bench import RUNTIMES, Setting
 from fastdraft_hf.export.openvino import cache_folder
-from fastdraft_hf.plan.machines import Measured
-from fastdraft_hf.plan.shapes import Shape
+from fastdraft_hf.plan.estimate import bench_answers, evaluate_answers, passes, row_tokens
+from fastdraft_hf.plan.machines import Machine, Shape, cpu_machine
 from fastdraft_hf.recipe import Recipe
-from fastdraft_hf.train.config import TrainConfig
 
-logger = logging.getLogger(__name__)
-
-# A timed training step has at most so many FLOPs; larger ones are timed with fewer tokens.
-_STEP_FLOPS = 2e11
-_STEPS = 8
-# Decoding: prompt and answer of a timed answer, in tokens.
-_PROMPT, _ANSWER = 150, 12
-# Writing: prompt of a timed text (a middling context), tokens before and at the end of the timing.
-_WRITE_PROMPT, _WRITE_TOKENS = 96, 33
+# No target above this size is loaded, and no part starts another measurement after PART_SECONDS.
+LARGEST_TARGET, PART_SECONDS = 1e9, 12.0
+# Steps and longest sequence of training; prompt and answer of decoding.
+STEPS, LONGEST_ROW, PROMPT, ANSWER = 5, 512, 150, 8
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is calibrated.
+def calibrate(
+    recipe: Recipe, folder: Path, draft_config: Any, target: Shape, draft: Shape
+) -> Machine:
+    """Return this machine with its measured rates.
 
-    Attributes:
+    Args:
         recipe: the recipe.
-        target: the target's folder, if its weights are on this machine.
-        draft_config: of the draft.
-        target_shape, draft_shape: their parameters.
-        row_tokens: mean length of a sequence, by training stage.
-        settings: ways of decoding that are to be timed.
+        folder: the target's; without weights, its speed is estimated.
+        draft_config: the draft's.
+        target, draft: their shapes.
     """
-
-    recipe: Recipe
-    target: Path | None
-    draft_config: Any
-    target_shape: Shape
-    draft_shape: Shape
-    row_tokens: dict[str, float]
-    settings: tuple[Setting, ...]
-
-
-def calibrate(subject: Subject) -> Measured:
-    """Run the calibration and return what it measured."""
-    start = time.monotonic()
-    parts = ["machine", *subject.recipe.training_stages()]
-    if subject.target is not None:
-        parts += ["writing", "decoding"]
-    with Progress("calibrate", len(parts), "parts") as progress:
-        flops, bandwidth = machine_peaks(subject.target_shape.width)
+    stages, rates = recipe.training_stages(), dict[str, float]()
+    sets = {
+        name: passes(name, wanted)[-1][1:]
+        for name, wanted in (recipe.generate.sets if recipe.generate else {}).items()
+    }
+    with Progress("measuring this CPU", 3 + len(stages), "parts") as progress:
+        machine = cpu_machine(*machine_peaks(target.width), rates)
         progress.advance(1)
-        notes = [f"float32 products {flops / 1e9:,.0f} GFLOP/s, memory {bandwidth / 1e9:,.1f} GB/s"]
-        training: dict[str, float] = {}
-        for name, config in subject.recipe.training_stages().items():
-            rate = training_rate(subject, config, subject.row_tokens[name])
-            training[name] = rate
-            notes.append(f"{name}: {rate:,.0f} tokens/s in {_STEPS} steps of the trainer")
+        for name in stages:
+            length = min(LONGEST_ROW, round(row_tokens(recipe, name, sets)))
+            rates[name] = training_rate(recipe, name, length, draft_config, draft, machine)
             progress.advance(1)
-        writing: dict[str, Any] = {}
-        decoding: dict[str, Any] = {}
-        if subject.target is not None:
-            writing, said = writing_rates(subject.recipe, subject.target, subject.target_shape)
-            notes += said
-            progress.advance(1)
-            decoding, said = decoding_rates(subject)
-            notes += said
-            progress.advance(1)
-        else:
-            notes.append(
-                "the target's weights are not here: its speed is scaled from the first two"
-            )
-    notes.append(f"the calibration took {time.monotonic() - start:.0f} s")
-    return Measured(flops, bandwidth, training=training, notes=tuple(notes), **writing, **decoding)
+        if target.parameters < LARGEST_TARGET and any(folder.glob("*.safetensors")):
+            rates |= writing_rates(recipe, folder, target)
+            rates |= decoding_rates(recipe, folder, draft_config, target)
+        progress.advance(2)
+    return machine
 
 
 def machine_peaks(width: int) -> tuple[float, float]:
     """Return float32 FLOP/s of products of ``width`` and bytes/s of reading memory."""
     import torch
 
-    left, right = torch.randn(512, width), torch.randn(width, 2048)
-    product = _median_seconds(lambda: left @ right)
-    block = torch.ones(32_000_000)
-    read = _median_seconds(block.sum)
-    return 2.0 * 512 * width * 2048 / product, 4.0 * block.numel() / read
+    def seconds(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    left, right, block = torch.randn(512, width), torch.randn(width, 2048), torch.ones(32_000_000)
+    product = seconds(lambda: left @ right)
+    return 2.0 * 512 * width * 2048 / product, 4.0 * block.numel() / seconds(block.sum)
 
 
-def _median_seconds(work: Any, repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def training_rate(subject: Subject, config: TrainConfig, row_tokens: float) -> float:
-    """Return tokens/s of real steps of the trainer on random text, at the stage's shape."""
+def training_rate(
+    recipe: Recipe, name: str, length: int, draft_config: Any, draft: Shape, machine: Machine
+) -> float:
+    """Return the tokens/s of a few steps of the trainer on random rows, cross-entropy only."""
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from fastdraft_hf.train.loop import training_arguments
     from fastdraft_hf.train.progress import StepTimer
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
-    length = max(8, min(round(row_tokens), config.max_length))
-    rows = config.per_device_train_batch_size
-    shape = subject.draft_shape
-    while rows * length * shape.train_flops(length) > _STEP_FLOPS and (rows > 1 or length > 64):
-        rows, length = (rows // 2, length) if rows > 1 else (1, length // 2)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, shape.vocabulary, (_STEPS * rows, length), generator=generator).tolist()
-    state = torch.random.get_rng_state()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
-            _plain(config, rows), Path(folder), seed=0, device="cpu", max_steps=_STEPS
-        )
-        arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
-        arguments.disable_tqdm = True
+    config = recipe.training_stages()[name]
+    fits = PART_SECONDS * machine.train_rate("", draft, length) / STEPS
+    rows = max(1, min(config.per_device_train_batch_size, int(fits / length)))
+    backend = Tokenizer(models.WordLevel({"[PAD]": 0, "[EOS]": 1}, unk_token="[PAD]"))
+    with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
+        update = {"objective": "ce", "per_device_train_batch_size": rows}
+        section = config.model_copy(update={**update, "gradient_accumulation_steps": 1})
+        args = training_arguments(section, Path(work), seed=0, device="cpu", max_steps=STEPS)
+        args.save_strategy = args.eval_strategy = args.logging_strategy = "no"
+        args.disable_tqdm = True
+        ids = torch.randint(0, draft.vocabulary, (STEPS * rows, length)).tolist()
         trainer = DraftDistillationTrainer(
-            model=AutoModelForCausalLM.from_config(subject.draft_config, dtype=torch.float32),
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(
-                [{"input_ids": row, "labels": row} for row in ids]
+            model=AutoModelForCausalLM.from_config(draft_config, dtype=torch.float32),
+            args=args,
+            train_dataset=datasets.Dataset.from_dict({"input_ids": ids, "labels": ids}),
+            processing_class=PreTrainedTokenizerFast(
+                tokenizer_object=backend, pad_token="[PAD]", eos_token="[EOS]"
             ),
-            processing_class=_blank_tokenizer(),
         )
         timer = StepTimer()
         trainer.add_callback(timer)
         trainer.train()
-    torch.random.set_rng_state(state)
-    seconds = statistics.median(timer.seconds[2:])
-    timed = rows * length / seconds
-    # A step that was cut down is scaled by what a token costs.
-    return timed * shape.train_flops(length) / shape.train_flops(row_tokens)
+    return rows * length / statistics.median(timer.seconds[2:])
 
 
-def _plain(config: TrainConfig, rows: int) -> TrainConfig:
-    """Return the section as it is timed: cross-entropy on ready rows, no accumulation."""
-    changes = {
-        "objective": "ce",
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": 1,
-        "trainer_args": {},
-        "max_train_tokens": max(config.max_train_tokens, rows * config.max_length),
-    }
-    return config.model_copy(update=changes)
+def _prompt(vocabulary: int, length: int, start: int = 0) -> tuple[int, ...]:
+    return tuple((7 * start + 13 * n) % (vocabulary - 8) + 8 for n in range(length))
 
 
-def _blank_tokenizer() -> Any:
-    """Return a tokenizer for a trainer whose rows are ids already; only its padding is used."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({"[PAD]": 0, "[EOS]": 1}, unk_token="[PAD]"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="[EOS]")
-
-
-def writing_rates(recipe: Recipe, target: Path, shape: Shape) -> tuple[dict[str, Any], list[str]]:
-    """Time the engine that writes with a full batch; nothing where it is not ready to."""
-    if recipe.generate is None:
-        return {}, []
-    batch = recipe.generate.batch_size
-    found: dict[str, Any] = {"batch_size": batch}
-    engine = str(choose_engine(recipe.generate.engine, "cpu"))
-    if engine != "openvino":
-        return found, [f"writing through {engine} is scaled from products and memory"]
-    folder = cache_folder(target, recipe.generate.openvino_weight_format)
-    if not folder.exists():
-        return found, [
-            "the target is not exported to OpenVINO yet: writing is scaled from products and memory"
-        ]
+def writing_rates(recipe: Recipe, folder: Path, target: Shape) -> dict[str, float]:
+    """Return the rates of OpenVINO with a full batch; nothing if the target is not exported yet."""
+    config = recipe.generate
+    if config is None or config.engine not in ("auto", "openvino"):
+        return {}
+    export, batch = cache_folder(folder, config.openvino_weight_format), config.batch_size
+    if not export.exists():
+        return {}
     from fastdraft_hf.data.engines.openvino import OpenVINOEngine
     from fastdraft_hf.data.requests import requests_for
 
-    # No stop ids: every text is as long as is asked for.
-    writer = OpenVINOEngine(folder, set(), batch)
-    prompts = [
-        tuple((7 * row + 13 * place) % (shape.vocabulary - 8) + 8 for place in range(_WRITE_PROMPT))
-        for row in range(batch)
-    ]
+    engine = OpenVINOEngine(export, set(), batch)  # no stop ids: every text has full length
+    prompts = [_prompt(target.vocabulary, 96, row) for row in range(batch)]
 
     def seconds(tokens: int) -> float:
         requests = requests_for(
             prompts, temperatures=[1.0], max_new_tokens=tokens, seed=0, source="calibrate"
         )
         start = time.perf_counter()
-        for _ in writer.generate(requests, lambda written: None):
+        for _ in engine.generate(requests, lambda written: None):
             pass
         return time.perf_counter() - start
 
     seconds(1)  # allocates
-    # In turn, and the quicker of each: one rate comes from a difference of the two.
-    times = [(seconds(1), seconds(_WRITE_TOKENS)) for _ in range(2)]
-    reading, whole = (min(column) for column in zip(*times, strict=True))
-    found["write_rate"] = batch * (_WRITE_TOKENS - 1) / max(whole - reading, 1e-6)
-    found["prompt_rate"] = batch * _WRITE_PROMPT / reading
-    return found, [
-        f"writing through OpenVINO: {found['write_rate']:,.0f} tokens/s, {batch} texts at once, "
-        f"and {found['prompt_rate']:,.0f} prompt tokens/s"
-    ]
+    # The faster of two each, since the rate comes from their difference.
+    reading, whole = map(min, zip(*[(seconds(1), seconds(33)) for _ in range(2)], strict=True))
+    return {"prompt": 96 * batch / reading, "write": 32 * batch / max(whole - reading, 1e-6)}
 
 
-def decoding_rates(subject: Subject) -> tuple[dict[str, Any], list[str]]:
-    """Time a few rounds along every path of PyTorch, with a random draft.
-
-    Of each path the smallest and the largest γ; `Measured` draws a line between them. OpenVINO's
-    paths need an exported draft, which there is none of yet, and are scaled.
-    """
+def decoding_rates(
+    recipe: Recipe, folder: Path, draft_config: Any, target: Shape
+) -> dict[str, float]:
+    """Return the seconds of a round on each PyTorch path of the recipe, and the reading rate."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from fastdraft_hf.eval.engines import Models, load_engine
     from fastdraft_hf.eval.prompts import EvaluationPrompt
 
-    assert subject.target is not None
-    settings = ends_of(subject.settings)
-    if not settings:
-        return {}, []
-    vocabulary = subject.target_shape.vocabulary
-    ids = tuple((13 * place) % (vocabulary - 8) + 8 for place in range(_PROMPT))
-    prompt = EvaluationPrompt("calibrate", "0", ids)
-    rounds: dict[tuple[str, int], float] = {}
-    firsts = []
-    state = torch.random.get_rng_state()
-    with tempfile.TemporaryDirectory() as folder:
-        draft = AutoModelForCausalLM.from_config(subject.draft_config, dtype=torch.float32)
-        draft.save_pretrained(folder)
-        decode = load_engine(Models(str(subject.target), {"": folder}), settings)
-        for setting in settings:
-            # The same answer first: our loop times its kernels once for every number of rows, and
-            # the last rounds of an answer draft fewer tokens.
-            decode(setting, prompt, _ANSWER)
-            record = decode(setting, prompt, _ANSWER)
-            if record.target_passes < 2:
-                continue
-            first = record.first_token_seconds or 0.0
-            rounds[setting.path, setting.num_assistant_tokens] = (record.seconds - first) / (
-                record.target_passes - 1
-            )
-            firsts.append(first)
-    torch.random.set_rng_state(state)
-    found = {
-        "rounds": rounds,
-        "first_token": statistics.median(firsts) if firsts else None,
-        "first_token_prompt": _PROMPT,
-    }
-    alone = rounds.get(("alone", 0))
-    said = [] if alone is None else [f"decoding: the target alone {1 / alone:,.1f} tokens/s"]
-    return found, said
-
-
-def ends_of(settings: Iterable[Setting]) -> list[Setting]:
-    """Return the smallest and the largest γ of each PyTorch path, baselines first."""
-    known: dict[str, dict[int, Setting]] = {}
-    for setting in settings:
-        if setting.path in (*RUNTIMES["pytorch"], "alone") and not setting.draft:
-            known.setdefault(setting.path, {})[setting.num_assistant_tokens] = setting
-    found: list[Setting] = []
-    for choices in known.values():
-        drafted = sorted(g for g in choices if g > 0)
-        wanted: Sequence[int] = [g for g in choices if g == 0] + drafted[:1] + drafted[-1:]
-        found += [choices[g] for g in dict.fromkeys(wanted)]
-    return sorted(found, key=lambda s: (s.path != "alone", s.path, s.num_assistant_tokens))
-
-
-def openvino_ready(recipe: Recipe, target: Path | None) -> bool:
-    """Return whether the target's OpenVINO folder is made already, or none is needed."""
-    if recipe.generate is None or not openvino_available() or target is None:
-        return True
-    return cache_folder(target, recipe.generate.openvino_weight_format).exists()
+    answers = [*evaluate_answers(recipe), *bench_answers(recipe)]
+    wanted = {(g, path) for path, g, _, _ in answers if path in (*RUNTIMES["pytorch"], "alone")}
+    last = max(gamma for gamma, _ in wanted)
+    # Baselines and the largest γ first, in case time runs out.
+    order = sorted(wanted, key=lambda one: (one[0] not in (0, last), *one))
+    settings = [Setting(path, "", gamma) for gamma, path in order]
+    prompt = EvaluationPrompt("calibrate", "0", _prompt(target.vocabulary, PROMPT))
+    rates, firsts, start = dict[str, float](), [], time.monotonic()
+    with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
+        AutoModelForCausalLM.from_config(draft_config, dtype=torch.float32).save_pretrained(work)
+        decode = load_engine(Models(str(folder), {"": work}), settings)
+        for one in settings:
+            decode(one, prompt, ANSWER)  # kernels are chosen once for every number of rows
+            record = decode(one, prompt, ANSWER)
+            first, rounds = record.first_token_seconds or 0.0, record.target_passes - 1
+            if rounds > 0:
+                rates[f"{one.path}/{one.num_assistant_tokens}"] = (record.seconds - first) / rounds
+                firsts.append(first)
+            if time.monotonic() > start + PART_SECONDS:
+                break
+    return {**rates, "read": PROMPT / statistics.median(firsts)} if any(firsts) else rates

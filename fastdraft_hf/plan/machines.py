@@ -1,193 +1,198 @@
-"""How fast the parts of a recipe run: by roofline, or as measured on this machine's CPU."""
+"""Devices, and how long a model's step takes on them.
+
+A step takes as long as its FLOPs or the bytes it reads, whichever is longer, at an assumed share of
+the device's peak. What `calibrate` measured replaces the estimate.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fastdraft_hf.eval.bench import Setting
-from fastdraft_hf.plan.hardware import Hardware, Utilisation
-from fastdraft_hf.plan.shapes import Shape
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf.draft.sizes import parameters_by_part
 
-# What reading for logits takes beside reading prompts: fp16 instead of int8, the head at every
-# token of the answers, and their top k (2,900 and 4,100 tokens/s on two cores).
-_LOGITS_OF_PROMPT_RATE = 0.7
-# OpenVINO over PyTorch: benchmarks/generation.py --only logits.
-_OPENVINO_READS = 1.9
-
-
-class Machine(Protocol):
-    """Seconds and rates of single pieces of work."""
-
-    def train_rate(self, stage: str, shape: Shape, flops: float) -> float:
-        """Return tokens/s of a training stage whose tokens cost ``flops`` each."""
-        ...
-
-    def write_seconds(self, shape: Shape, rows: float, prompt: float, tokens: float) -> float:
-        """Return how long the target takes to write ``rows`` texts through the engine."""
-        ...
-
-    def row_seconds(self, shape: Shape, tokens: float) -> float:
-        """Return how long one text takes among a full batch: what a limit overshoots by."""
-        ...
-
-    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
-        """Return tokens/s the target reads, logits made; through OpenVINO, where a CPU does."""
-        ...
-
-    def round_seconds(self, target: Shape, draft: Shape, setting: Setting) -> float:
-        """Return the time of one forward pass of the target and of the drafting before it."""
-        ...
-
-    def prompt_seconds(self, target: Shape, tokens: float, setting: Setting) -> float:
-        """Return the time to the first token of one answer."""
-        ...
+# int8 through OpenVINO over float32 through PyTorch, on a CPU: benchmarks/generation.py.
+OPENVINO_SPEEDUP = 1.9
+CONTEXT = 256  # tokens in the cache at a decoding step
 
 
 @dataclass(frozen=True)
-class Roofline:
-    """Accelerators: what bounds a piece of work, its FLOPs or the bytes it reads.
+class Shape:
+    """A model's size.
 
     Attributes:
-        hardware: one kind of device.
-        utilisation: assumed shares of its peaks.
-        batch_size: texts written at once on a device.
-        engine: ``transformers`` waits for the longest text of a batch and launches every kernel;
-            others are taken for servers.
-        length_share: mean over longest text, what waiting leaves.
+        parameters: all of them, a tied head once.
+        read: parameters that a step reads: layers and head, not the embeddings.
+        layers, width, inner, key: layers, hidden size, feed-forward size, width of all key heads.
+        vocabulary: tokens the head scores.
     """
 
-    hardware: Hardware
-    utilisation: Utilisation = field(default_factory=Utilisation)
-    batch_size: int = 64
-    engine: str = "transformers"
-    length_share: float = 0.75
+    parameters: int
+    read: int
+    layers: int
+    width: int
+    inner: int
+    key: int
+    vocabulary: int
 
-    def _peaks(self) -> tuple[float, float]:
-        assert self.hardware.device is not None
-        return self.hardware.device.flops, self.hardware.device.bandwidth
+    def flops(self, context: float) -> float:
+        """Return the FLOPs of one token's forward pass: 2N, and attention over ``context`` tokens.
 
-    def _overhead(self, layers: int) -> float:
-        share = 1.0 if self.engine == "transformers" else 0.1
-        return share * self.utilisation.layer_overhead * layers
+        See Kaplan et al. 2020, arXiv 2001.08361, section 2.1. Training takes three times as many.
+        """
+        return 2.0 * self.read + 4.0 * self.layers * self.width * context
 
-    def train_rate(self, stage: str, shape: Shape, flops: float) -> float:
-        peak, _ = self._peaks()
-        return self.hardware.count * peak * self.utilisation.train / flops
+    def cache_bytes(self, element: float) -> float:
+        """Return the bytes of one token in the KV cache."""
+        return 2.0 * self.layers * self.key * element
 
-    def _step(self, shape: Shape, texts: float, context: float) -> float:
-        """Return one decoding step of ``texts`` at once, bfloat16 weights."""
-        peak, bandwidth = self._peaks()
-        bytes_read = 2.0 * shape.read_parameters + texts * context * shape.cache_bytes()
-        flops = texts * shape.forward_flops(context)
-        return max(
-            bytes_read / (bandwidth * self.utilisation.bandwidth),
-            flops / (peak * self.utilisation.prefill),
-        ) + self._overhead(shape.layers)
 
-    def write_seconds(self, shape: Shape, rows: float, prompt: float, tokens: float) -> float:
-        each = rows / self.hardware.count
-        texts = min(self.batch_size, max(each, 1.0))
-        share = self.length_share if self.engine == "transformers" else 1.0
-        steps = each / texts * tokens / share
-        reading = each * prompt / self.read_rate(shape, prompt / 2)
-        return steps * self._step(shape, texts, prompt + tokens / 2) + reading
-
-    def row_seconds(self, shape: Shape, tokens: float) -> float:
-        return tokens * self._step(shape, self.batch_size, tokens / 2)
-
-    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
-        peak, _ = self._peaks()
-        return peak * self.utilisation.prefill / shape.forward_flops(context)
-
-    def round_seconds(self, target: Shape, draft: Shape, setting: Setting) -> float:
-        context = 256.0
-        gamma = setting.num_assistant_tokens
-        drafting = gamma * self._step(draft, 1, context)
-        if setting.path == "prompt-lookup":
-            drafting = 0.0
-        return self._step(target, 1 + gamma, context) + drafting
-
-    def prompt_seconds(self, target: Shape, tokens: float, setting: Setting) -> float:
-        return max(tokens / self.read_rate(target, tokens / 2), self._step(target, 1, tokens))
+def shape_of(config: Any) -> Shape:
+    """Return the shape of a config's model; no weights are made."""
+    text, parts = config.get_text_config(), parameters_by_part(config)
+    parameters, heads = sum(parts.values()), text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        parameters=parameters,
+        read=parameters - parts["embeddings"] if parts["head"] else parameters,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        key=(getattr(text, "num_key_value_heads", None) or heads) * size,
+        vocabulary=text.vocab_size,
+    )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """This machine's CPU: measured where the recipe's own step could be run, else scaled from it.
+class Machine:
+    """Devices of one kind.
 
     Attributes:
-        flops: of float32 products at the target's width, FLOP/s.
-        bandwidth: bytes/s of reading memory.
-        training: tokens/s by stage.
-        write_rate: tokens/s of the engine, a full batch at a middling context.
-        prompt_rate: prompt tokens/s of the engine.
-        batch_size: texts in flight.
-        rounds: seconds a round by (path, γ), accepted tokens none.
-        first_token: seconds to read ``first_token_prompt`` tokens and write one.
-        notes: what was measured, for the output.
+        name, source: as in ``--hardware``, and where the figures come from.
+        flops: peak of dense bfloat16 products (on a CPU: float32), FLOP/s of one device.
+        bandwidth, memory: of one device, bytes/s and bytes; 0 on a CPU.
+        cuda: whether PyTorch calls it ``cuda`` (NVIDIA, and AMD by ROCm).
+        count: devices.
+        element: bytes of a weight.
+        train, read: shares of ``flops`` reached by training and by reading a text.
+        stream: share of ``bandwidth`` reached by decoding.
+        launch: seconds per layer and step of eager decoding; a server takes a tenth.
+        rates: measured tokens/s by training stage, ``write`` and ``prompt`` of the engine that
+            generates, ``read`` of PyTorch; seconds of a round by path and γ, such as ``ours/3``.
     """
 
+    name: str
     flops: float
     bandwidth: float
-    training: dict[str, float] = field(default_factory=dict)
-    write_rate: float | None = None
-    prompt_rate: float | None = None
-    batch_size: int = 64
-    rounds: dict[tuple[str, int], float] = field(default_factory=dict)
-    first_token: float | None = None
-    first_token_prompt: int = 1
-    notes: tuple[str, ...] = ()
+    memory: float
+    source: str
+    cuda: bool = True
+    count: int = 1
+    element: float = 2.0
+    train: float = 0.2
+    read: float = 0.4
+    stream: float = 0.6
+    launch: float = 5e-4
+    rates: dict[str, float] = field(default_factory=dict)
 
-    def train_rate(self, stage: str, shape: Shape, flops: float) -> float:
-        return self.training.get(stage, 0.5 * self.flops / flops)
+    @property
+    def cpu(self) -> bool:
+        return not self.memory
 
-    def write_seconds(self, shape: Shape, rows: float, prompt: float, tokens: float) -> float:
-        rate = self.write_rate or self._batched_rate(shape)
-        reading = self.prompt_rate or self.flops / shape.forward_flops(prompt / 2)
-        return rows * (tokens / rate + prompt / reading)
+    def train_rate(self, stage: str, draft: Shape, length: float) -> float:
+        """Return the tokens/s of one device on sequences of ``length``."""
+        return self.rates.get(stage, self.flops * self.train / (3 * draft.flops(length / 2)))
 
-    def _batched_rate(self, shape: Shape) -> float:
-        step = max(
-            shape.read_parameters / self.bandwidth,
-            self.batch_size * shape.forward_flops(128) / self.flops,
+    def read_rate(self, target: Shape, context: float, engine: str = "") -> float:
+        """Return the tokens/s that one device reads."""
+        rate = self.flops * self.read / target.flops(context)
+        if "openvino" in engine:
+            return self.rates.get("prompt", OPENVINO_SPEEDUP * rate)
+        return self.rates.get("read", rate)
+
+    def step(self, shape: Shape, texts: float, context: float, engine: str = "") -> float:
+        """Return the time of one decoding step of ``texts`` at once on one device."""
+        element, speedup = self.element, 1.0
+        if "openvino" in engine:
+            element, speedup = 1.0, OPENVINO_SPEEDUP
+        read = element * shape.read + texts * context * shape.cache_bytes(element)
+        flops = texts * shape.flops(context) / speedup
+        bound = max(read / (self.bandwidth * self.stream), flops / (self.flops * self.read))
+        return bound + shape.layers * self.launch * (0.1 if engine == "vllm" else 1.0)
+
+    def round_seconds(self, target: Shape, draft: Shape, path: str, gamma: int) -> float:
+        """Return the time of drafting γ tokens and of the target's pass over them."""
+        import numpy
+
+        known = {int(k.split("/")[1]): v for k, v in self.rates.items() if k.startswith(f"{path}/")}
+        drafted = [g for g in sorted(known) if bool(g) == bool(gamma)]
+        if drafted:
+            return float(numpy.interp(gamma, drafted, [known[g] for g in drafted]))
+        drafts = 0 if "lookup" in path else gamma
+        one = self.step(draft, 1, CONTEXT, path)
+        return self.step(target, 1 + gamma, CONTEXT, path) + drafts * one
+
+    def assumptions(self) -> list[str]:
+        """Return the machine's figures as sentences."""
+        kind = "float32" if self.cpu else f"bfloat16, {self.memory / 1e9:,.0f} GB"
+        lines = [
+            f"{self.name}: {self.flops / 1e12:,.3g} TFLOP/s {kind} at {self.bandwidth / 1e12:.3g} "
+            f"TB/s ({self.source})",
+            f"shares of the peaks where nothing is measured: training {self.train:g}, reading "
+            f"{self.read:g}, memory bandwidth {self.stream:g}; {self.launch * 1e3:g} ms per layer "
+            "and step of eager decoding",
+        ]
+        for name, rate in self.rates.items():
+            value = f"{1e3 * rate:,.1f} ms" if "/" in name else f"{rate:,.0f} tokens/s"
+            lines.append(f"measured: {name} {value}")
+        if not self.cpu and not self.cuda:
+            lines.append(
+                f"{self.name} is not a CUDA device: vLLM servers write the texts; logits, evaluate "
+                "and bench run on the host's CPU, which takes longer than planned"
+            )
+        return lines
+
+
+# TFLOP/s without sparsity, GB and TB/s of memory.
+DEVICES = {
+    name: Machine(name, tera * 1e12, rate * 1e12, size * 1e9, source, not name.startswith("Gaudi"))
+    for name, tera, size, rate, source in (
+        ("A100", 312, 80, 2.039, "NVIDIA A100 data sheet, 80 GB SXM"),
+        ("H100", 989, 80, 3.35, "NVIDIA H100 data sheet, SXM"),
+        ("H200", 989, 141, 4.8, "NVIDIA H200 data sheet, SXM"),
+        ("B200", 2250, 180, 8.0, "NVIDIA DGX B200 data sheet, an eighth of it"),
+        ("L40S", 362, 48, 0.864, "NVIDIA L40S data sheet"),
+        ("RTX4090", 165, 24, 1.008, "NVIDIA Ada architecture whitepaper, table 2"),
+        ("RTX3090", 71, 24, 0.936, "NVIDIA Ampere GA102 whitepaper, table 9"),
+        ("MI300X", 1307, 192, 5.3, "AMD Instinct MI300X data sheet"),
+        ("Gaudi2", 432, 96, 2.45, "Intel Gaudi 2 white paper"),
+        ("Gaudi3", 1678, 128, 3.67, "Intel Gaudi 3 white paper, HL-325L"),
+    )
+}
+
+
+def cpu_machine(flops: float, bandwidth: float, rates: dict[str, float]) -> Machine:
+    """Return this machine's CPU, in float32, with what was measured on it."""
+    shares = {"train": 0.5, "read": 0.6, "launch": 0.0, "element": 4.0}
+    return Machine("CPU", flops, bandwidth, 0, "measured here", False, rates=rates, **shares)
+
+
+def parse_hardware(text: str) -> Machine | None:
+    """Read ``8xH100`` or ``Gaudi2``; ``None`` for ``cpu``, which is measured.
+
+    Raises:
+        FastDraftError: there is no such device.
+    """
+    if text.lower() == "cpu":
+        return None
+    match = re.fullmatch(r"(?:([1-9]\d*)\s*[x×])?\s*([a-z]\w*)", text.strip().lower())
+    names = {name.lower(): name for name in DEVICES}
+    if match is None or match[2] not in names:
+        hint = nearest(match[2] if match else text.lower(), [*names, "cpu"])
+        raise FastDraftError(
+            f"--hardware: '{text}' is not known{hint}; cpu, or a number and one of "
+            f"{', '.join(DEVICES)}, such as 8xH100"
         )
-        return self.batch_size / step
-
-    def row_seconds(self, shape: Shape, tokens: float) -> float:
-        return tokens * self.batch_size / (self.write_rate or self._batched_rate(shape))
-
-    def read_rate(self, shape: Shape, context: float, *, openvino: bool = False) -> float:
-        if openvino and self.prompt_rate is not None:
-            return _LOGITS_OF_PROMPT_RATE * self.prompt_rate
-        rate = 0.6 * self.flops / shape.forward_flops(context)
-        return _OPENVINO_READS * rate if openvino else rate
-
-    def round_seconds(self, target: Shape, draft: Shape, setting: Setting) -> float:
-        gamma = setting.num_assistant_tokens
-        known = {g: s for (path, g), s in self.rounds.items() if path == setting.path}
-        if known:
-            return _between(known, gamma)
-        weight = 1 if "openvino" in setting.path else 4  # bytes: int8 and float32
-        reading = target.read_parameters + gamma * draft.read_parameters
-        # Verifying several tokens costs a few per cent each where memory is the bound.
-        return weight * reading / (0.6 * self.bandwidth) * (1 + 0.05 * gamma)
-
-    def prompt_seconds(self, target: Shape, tokens: float, setting: Setting) -> float:
-        if "openvino" in setting.path and self.prompt_rate is not None:
-            return tokens / self.prompt_rate
-        if self.first_token is not None:
-            return self.first_token * tokens / self.first_token_prompt
-        return tokens / self.read_rate(target, tokens / 2)
-
-
-def _between(known: dict[int, float], gamma: int) -> float:
-    """Return the line through the smallest and largest γ that were measured, at ``gamma``."""
-    if gamma in known or len(known) == 1:
-        return known.get(gamma, next(iter(known.values())))
-    drafted = {g: s for g, s in known.items() if g > 0} or known
-    low, high = min(drafted), max(drafted)
-    if low == high:
-        return drafted[low]
-    slope = (drafted[high] - drafted[low]) / (high - low)
-    return max(1e-6, drafted[low] + slope * (gamma - low))
+    return replace(DEVICES[names[match[2]]], count=int(match[1] or 1))

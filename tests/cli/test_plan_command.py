@@ -1,56 +1,72 @@
-"""`fastdraft plan`: the table, JSON, and words it refuses."""
+"""`fastdraft plan`: the table, JSON, the command to run, and refused arguments."""
 
 from __future__ import annotations
 
 import json
-import math
+import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastdraft_hf.cli import main as cli
+from fastdraft_hf.cli.plan import command
+from fastdraft_hf.plan.machines import DEVICES, parse_hardware
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ROOT / "tests" / "fixtures" / "targets"
-QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"
+CONFIG = ROOT / "tests" / "fixtures" / "targets" / "phi-3-mini-4k-instruct.json"
 PHI3 = ROOT / "recipes" / "phi-3-mini" / "50m.yaml"
 
 
 def test_the_command_prints_a_table_or_json(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["plan", str(PHI3), "--hardware", "1xRTX4090", f"output_dir={tmp_path}"]
-    words += ["--target-config", str(TARGETS / "phi-3-mini-4k-instruct.json")]
+    shutil.copy(CONFIG, tmp_path / "config.json")
+    words = ["plan", str(PHI3), "--hardware", "1xRTX4090"]
+    words += [f"output_dir={tmp_path}", f"target={tmp_path}"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert "49,945,088 parameters for microsoft/Phi-3-mini-4k-instruct, 3,821,079,552" in said
+    assert "49,945,088 parameters for 3,821,079,552" in said
     assert "MORE MEMORY THAN A DEVICE HAS" in said  # 256 texts at once do not fit into 24 GB
     assert "RTX4090: 165 TFLOP/s" in said
-    assert "Started with:\n- design, generate, pretrain" in said
-    assert f"\n    fastdraft run {PHI3} output_dir={tmp_path}\n" in said
+    assert f"\n  fastdraft run {PHI3} output_dir={tmp_path} target={tmp_path}\n" in said
     assert "γ = 3" in said
-    assert cli.main([*words, "--json", "--acceptance", "0.5", "--utilisation", "0.1"]) == 0
+    assert cli.main([*words, "--json", "--acceptance", "0.5"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["acceptance"] == 0.5
     assert [s["stage"] for s in plan["stages"]][:3] == ["design", "generate", "pretrain"]
-    assert plan["total"]["seconds"] == pytest.approx(sum(s["seconds"] for s in plan["stages"]))
-    assert not any(math.isnan(s["flops"]) for s in plan["stages"])
+    assert plan["seconds"] == pytest.approx(sum(s["seconds"] for s in plan["stages"]))
+
+
+@pytest.mark.parametrize("name", ["2xRTX4090", "8xH100", "16xA100", "8xGaudi2", "24xGaudi3"])
+def test_several_devices_run_the_same_recipe_through_accelerate(name: str) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    machine = parse_hardware(name)
+    assert machine is not None
+    words = shlex.split(command(machine, ["r.yaml", "seed=3"]))
+    assert words[:2] == ["accelerate", "launch"]
+    words = [{"RANK": "0", "HOST": "10.0.0.1"}.get(word, word) for word in words[2:]]
+    words[1] = str(ROOT / words[1])
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (args.num_processes, args.training_script) == (machine.count, "recipes/run.py")
+    assert args.training_script_args == ["r.yaml", "seed=3"]
+    one = replace(DEVICES["H100"], count=1)
+    assert command(one, ["r.yaml", "target=a b"]) == "fastdraft run r.yaml 'target=a b'"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--hardware", "9xZ1"], "--hardware: '9xZ1' is not known"),
-        (["--hardware", "1xH100", "--utilisation", "2"], "--utilisation: between 0 and 1"),
-        (["--hardware", "1xH100", "--acceptance", "0"], "--acceptance: between 0 and 1"),
-        (["--utilisation", "0.5"], "--utilisation: a CPU is measured"),
+        (["--hardware", "1xH100", "--acceptance", "0"], "--acceptance: got 0; give a rate"),
     ],
 )
-def test_bad_words_are_one_line(
+def test_bad_arguments_are_one_line(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = ["--target-config", str(TARGETS / "smollm2-135m-instruct.json")]
-    assert cli.main(["plan", str(QUICKSTART), *config, *words]) == 2
+    assert cli.main(["plan", str(PHI3), *words]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error
     assert len(error.splitlines()) == 1

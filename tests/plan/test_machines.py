@@ -1,41 +1,100 @@
-"""Rooflines."""
+"""Devices, sizes of models, and rooflines."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fastdraft_hf.eval.bench import Setting
-from fastdraft_hf.plan.hardware import Utilisation, parse_hardware
-from fastdraft_hf.plan.machines import Roofline
-from fastdraft_hf.plan.shapes import Shape
+from fastdraft_hf import FastDraftError
+from fastdraft_hf.plan.machines import DEVICES, Shape, cpu_machine, parse_hardware, shape_of
+
+SHAPE = Shape(
+    parameters=7_000_000_000,
+    read=7_000_000_000,
+    layers=32,
+    width=4096,
+    inner=14336,
+    key=1024,
+    vocabulary=128_000,
+)
+H100 = DEVICES["H100"]
 
 
-class TestRoofline:
-    shape = Shape(
-        parameters=7_000_000_000,
-        layer_parameters=6_500_000_000,
-        head_parameters=500_000_000,
-        layers=32,
-        width=4096,
-        inner=14336,
-        query=4096,
-        key=1024,
-        vocabulary=128_000,
+@pytest.mark.parametrize(
+    ("text", "count", "name"),
+    [("8xH100", 8, "H100"), ("gaudi2", 1, "Gaudi2"), ("2×rtx4090", 2, "RTX4090")],
+)
+def test_hardware(text: str, count: int, name: str) -> None:
+    found = parse_hardware(text)
+    assert found is not None
+    assert (found.count, found.name) == (count, name)
+    assert parse_hardware("CPU") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("8xH10", "did you mean 'h100'"),
+        ("0xH100", "is not known"),
+        ("lots", "a number and one of"),
+        ("", "is not known"),
+    ],
+)
+def test_other_hardware_is_refused(text: str, said: str) -> None:
+    with pytest.raises(FastDraftError, match=said):
+        parse_hardware(text)
+
+
+def test_every_device_has_a_source_and_sane_figures() -> None:
+    for device in DEVICES.values():
+        assert device.source
+        # FLOPs per byte of bandwidth: between a consumer card and the newest.
+        assert 50 < device.flops / device.bandwidth < 600, device.name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_are_counted_from_the_model(tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
     )
+    shape, model = shape_of(config), AutoModelForCausalLM.from_config(config).eval()
+    assert shape.parameters == model.num_parameters()
+    layers = sum(p.numel() for p in model.model.layers.parameters())
+    assert shape.read == layers + 32 + 6400  # the last norm, and the head
+    assert (shape.key, shape.cache_bytes(2)) == (16, 2 * 2 * 16 * 2)
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def test_one_text_is_bound_by_memory_and_many_by_flops(self) -> None:
-        hardware = parse_hardware("1xH100")
-        machine = Roofline(hardware, Utilisation(layer_overhead=0), engine="vllm")
-        one = machine.round_seconds(self.shape, self.shape, Setting("alone"))
-        assert one == pytest.approx(2 * 7e9 / (3.35e12 * 0.6), rel=0.01)
-        seconds = Roofline(
-            hardware, Utilisation(layer_overhead=0), batch_size=4096, engine="vllm"
-        ).write_seconds(self.shape, 4096, 1, 2)
-        flops = 4096 * 2 * self.shape.forward_flops(2) + 4096 * self.shape.forward_flops(0.5)
-        assert seconds == pytest.approx(flops / (989e12 * 0.4), rel=0.05)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 48, dtype=torch.long))
+    # Eager attention computes all scores, also those that the mask hides.
+    assert counter.get_total_flops() == pytest.approx(48 * shape.flops(48), rel=0.03)
 
-    def test_waiting_for_the_longest_and_launching_kernels_cost(self) -> None:
-        hardware = parse_hardware("1xH100")
-        server = Roofline(hardware, engine="vllm").write_seconds(self.shape, 640, 100, 200)
-        eager = Roofline(hardware).write_seconds(self.shape, 640, 100, 200)
-        assert eager > 2 * server
+
+def test_one_text_is_bound_by_memory_and_many_by_flops() -> None:
+    machine = replace(H100, launch=0)
+    one = machine.round_seconds(SHAPE, SHAPE, "alone", 0)
+    assert one == pytest.approx(2 * 7e9 / (3.35e12 * 0.6), rel=0.01)
+    many = machine.step(SHAPE, 4096, 2)
+    assert many == pytest.approx(4096 * SHAPE.flops(2) / (989e12 * 0.4))
+    assert H100.step(SHAPE, 64, 200) > H100.step(SHAPE, 64, 200, "vllm")
+
+
+def test_measured_rounds_replace_the_estimate() -> None:
+    rates = {"alone/0": 0.05, "ours/0": 0.04, "ours/1": 0.06, "ours/5": 0.1, "pretrain": 700.0}
+    machine = cpu_machine(1e11, 1e10, rates)
+    found = [machine.round_seconds(SHAPE, SHAPE, "ours", gamma) for gamma in (0, 1, 3, 5)]
+    assert found == pytest.approx([0.04, 0.06, 0.08, 0.1])
+    assert machine.train_rate("pretrain", SHAPE, 64) == 700
+    # Nothing was measured on OpenVINO: int8 reads a quarter of the bytes.
+    step = machine.round_seconds(SHAPE, SHAPE, "openvino-alone", 0)
+    assert step == pytest.approx(7e9 / (0.6 * 1e10), rel=0.05)
