@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,14 +18,13 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf.cli.main import build_parser
 from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
 from fastdraft_hf.draft.design import count_parameters, design_draft
-from fastdraft_hf.plan.hardware import DEVICES, parse_hardware
-from fastdraft_hf.plan.make import find_config, make_plan
+from fastdraft_hf.plan.estimate import make_plan
+from fastdraft_hf.plan.machines import DEVICES
 from fastdraft_hf.recipe import Recipe, read_recipe
 from fastdraft_hf.stages.runner import planned
 
@@ -140,7 +139,7 @@ def counted(key: str, make: Callable[[], Any]) -> tuple[Any, int]:
 
 def test_a_draft_fits_its_budget_and_the_target_is_what_is_published(recipe: Recipe) -> None:
     path = config_of(recipe)
-    config, published = counted(str(path), lambda: find_config(recipe, path)[0])
+    config, published = counted(str(path), lambda: AutoConfig.from_pretrained(path))
     assert published == TARGETS[recipe.target][1]
     key = f"{path} {recipe.design}"
     draft, size = counted(key, lambda: design_draft(config, recipe.design))
@@ -153,7 +152,7 @@ def test_a_draft_fits_its_budget_and_the_target_is_what_is_published(recipe: Rec
 def test_a_draft_is_built_and_run_on_the_meta_device(path: Path) -> None:
     """Shapes fit together from ids to logits; no weight takes memory."""
     recipe = read_recipe(path, ["device=cuda"])
-    config, _ = find_config(recipe, config_of(recipe))
+    config = AutoConfig.from_pretrained(config_of(recipe))
     shape = design_draft(config, recipe.design)
     with torch.device("meta"):
         draft = AutoModelForCausalLM.from_config(shape)
@@ -202,11 +201,13 @@ def test_budgets_are_whole_steps_and_fit_the_data(recipe: Recipe) -> None:
                 assert stage.max_train_tokens * source.weight / total <= known
 
 
-def test_it_fits_into_one_80_gb_device(path: Path) -> None:
+def test_it_fits_into_one_80_gb_device(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path, ["device=cuda"])
+    shutil.copy(config_of(recipe), tmp_path / "config.json")
+    recipe.target = str(tmp_path)
     if recipe.design.draft is not None:  # of another recipe's run; the shipped one came of it
         recipe.design.draft = str(ROOT / "model_cards" / "SmolLM2-135M-Instruct-FastDraft")
-    plan = make_plan(recipe, parse_hardware("1xH100"), target_config=config_of(recipe))
+    plan = make_plan(recipe, DEVICES["H100"])
     for stage in plan.stages:
         assert stage.memory_bytes < DEVICES["H100"].memory, stage.stage
     assert 0 < plan.seconds < 14 * 24 * 3600
@@ -292,62 +293,6 @@ def check_script(script: Any, words: list[str], recipe: Recipe, stage: str) -> N
 
 ON_CPUS = ("quickstart", "full", "sharpen", "objectives", "pretrained", "from-pretrained")
 ON_GPUS = [path for path in FILES if path.stem not in ON_CPUS]
-
-
-@pytest.mark.parametrize(
-    ("path", "hardware"),
-    [(path, "8xH100") for path in ON_GPUS]
-    + [(RECIPES / PAPER[0], h) for h in ("2xRTX4090", "16xA100", "8xGaudi2", "1xGaudi3")],
-    ids=str,
-)
-def test_the_commands_of_a_plan_do_what_it_reckons_with(
-    path: Path, hardware: str, script: Any
-) -> None:
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from torch.distributed.run import get_args_parser
-
-    recipe = read_recipe(path, ["device=cuda"])
-    machine = parse_hardware(hardware)
-    plan = make_plan(recipe, machine, name=str(path), target_config=config_of(recipe))
-    devices = {stage.stage: stage.devices for stage in plan.stages}
-    done: list[str] = []
-    for command in plan.commands:
-        done += command.stages
-        program, *words = shlex.split(command.line)
-        if program == "accelerate":
-            (stage,) = command.stages
-            words = words[1:]
-            own = words.index("recipes/train.py")
-            launch = words[: own + 1]
-            launch[1] = str(ROOT / launch[1])
-            launch = [{"RANK": "0", "HOST": "10.0.0.1"}.get(word, word) for word in launch]
-            args, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
-            assert args.num_processes == devices[stage] == machine.count
-            check_script(script, words[own + 1 :], recipe, stage)
-        elif program == "torchrun":
-            words = [{"RANK": "0"}.get(word, word) for word in words]
-            args = get_args_parser().parse_args(words)
-            assert int(args.nproc_per_node) * int(args.nnodes.split(":")[-1]) == devices["generate"]
-            assert (args.module, args.training_script) == (True, "fastdraft_hf.cli.main")
-            assert args.training_script_args == ["generate", "--config", str(path)]
-        else:
-            assert program == "fastdraft"
-            asked = build_parser(words[0]).parse_args(words)
-            if words[0] == "run":
-                rest = read_recipe(asked.recipe, asked.overrides)
-                assert [*command.stages] == [s for s in planned(rest) if s != "design"]
-                assert rest.design.draft == f"{recipe.output_dir}-align/model"
-            elif words[0] == "generate":
-                assert not machine.cuda
-                servers = asked.overrides[0].removeprefix("generate.server=[")
-                assert servers.startswith("http://HOST:8000/v1")
-                assert devices["generate"] == machine.count
-            else:
-                assert words == ["design", "--config", str(path)]
-    assert done == [*dict.fromkeys(done)]
-    assert set(done) == set(planned(recipe))
-    others = {stage: n for stage, n in devices.items() if stage not in recipe.training_stages()}
-    assert {stage for stage, n in others.items() if n > 1} <= {"generate"}
 
 
 @pytest.mark.parametrize("path", ON_GPUS, ids=name_of)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import dataclasses
 import shutil
->>>>>>> 3362380 (plan: one arithmetic of FLOPs and bytes whose assumptions are printed; the same recipe for several processes)
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +65,6 @@ def target_of(folder: Path, name: str) -> str:
     return f"target={folder}"
 
 
-<<<<<<< HEAD
-def test_a_reduced_draft_is_made_exported_and_timed(quickstart: Recipe) -> None:
-    more = quickstart.model_copy(update={"reduced_vocabulary": ReducedVocabularyConfig()})
-    found = [
-        {s.stage: s for s in plan_stages(job_of(one, QUICKSTART_TARGET, Measured(**RATES)))}
-        for one in (quickstart, more)
-=======
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     target = tmp_path / "target"
@@ -83,7 +73,6 @@ def words(tmp_path: Path) -> list[str]:
         "device=cpu",
         target_of(target, "smollm2-135m-instruct"),
         f"output_dir={tmp_path / 'run'}",
->>>>>>> 3362380 (plan: one arithmetic of FLOPs and bytes whose assumptions are printed; the same recipe for several processes)
     ]
 
 
