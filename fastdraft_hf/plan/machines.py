@@ -175,8 +175,8 @@ DEVICES = {
 
 def cpu_machine(flops: float, bandwidth: float, rates: dict[str, float]) -> Machine:
     """Return this machine's CPU, in float32, with what was measured on it."""
-    shares = {"train": 0.5, "read": 0.6, "launch": 0.0, "element": 4.0}
-    return Machine("CPU", flops, bandwidth, 0, "measured here", False, rates=rates, **shares)
+    machine = Machine("CPU", flops, bandwidth, 0, "measured here", False, rates=rates)
+    return replace(machine, train=0.5, read=0.6, launch=0.0, element=4.0)
 
 
 def parse_hardware(text: str) -> Machine | None:
