@@ -28,8 +28,7 @@ from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages.provenance import machine
-from fastdraft_hf.stages.target_engine import stop_ids
-from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.target.resolve import resolve_target, stop_ids
 from fastdraft_hf.train.loop import average_weights
 
 # As long as `held_out_answers` lets them be.

@@ -39,7 +39,7 @@ from fastdraft_hf.decode.speculative import assisted_decoding
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
-from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import stop_ids
 from fastdraft_hf.train.arguments import has_fast_bf16
 
 Rows = list[tuple[str, str, str, str]]

@@ -31,8 +31,7 @@ from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import acceptance_rate
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.stages.target_engine import stop_ids
-from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
 # Path -> the target alone that it is compared with.
 PATHS = {

@@ -38,8 +38,7 @@ from fastdraft_hf.eval.expected import (
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import Recipe, read_recipe
-from fastdraft_hf.stages.target_engine import stop_ids
-from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.target.resolve import resolve_target, stop_ids
 from fastdraft_hf.train.loop import train
 
 TEMPERATURE, GAMMA = 0.6, 3

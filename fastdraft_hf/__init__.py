@@ -25,8 +25,8 @@ _LAZY = {
     "Term": "fastdraft_hf.train.objectives",
     "register_term": "fastdraft_hf.train.objectives",
     "NonFiniteLossError": "fastdraft_hf.train.failures",
-    "design_draft": "fastdraft_hf.draft.design",
-    "DesignConfig": "fastdraft_hf.draft.config",
+    "build_draft": "fastdraft_hf.draft.build",
+    "save_draft": "fastdraft_hf.draft.build",
     "load_draft": "fastdraft_hf.draft.reduced_vocabulary",
     "embedded_target": "fastdraft_hf.target.embedded",
     "resolve_target": "fastdraft_hf.target.resolve",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from fastdraft_hf.decode.record_list import DecodingRecords as DecodingRecords
     from fastdraft_hf.decode.recorder import record_decoding as record_decoding
     from fastdraft_hf.decode.speculative import assisted_decoding as assisted_decoding
-    from fastdraft_hf.draft.config import DesignConfig as DesignConfig
-    from fastdraft_hf.draft.design import design_draft as design_draft
+    from fastdraft_hf.draft.build import build_draft as build_draft
+    from fastdraft_hf.draft.build import save_draft as save_draft
     from fastdraft_hf.draft.reduced_vocabulary import load_draft as load_draft
     from fastdraft_hf.eval.metrics import acceptance_rate as acceptance_rate
     from fastdraft_hf.eval.metrics import block_efficiency as block_efficiency

@@ -22,7 +22,8 @@ from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
-from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.plan.estimate import make_plan
 from fastdraft_hf.plan.machines import DEVICES
 from fastdraft_hf.recipe import Recipe, read_recipe

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.eval.engines import Models, load_engine
     from fastdraft_hf.export.openvino import cached_openvino, require_openvino
     from fastdraft_hf.recipe import resolve_device
-    from fastdraft_hf.target.resolve import resolve_target
+    from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
     for key in ("max_new_tokens", "num_assistant_tokens"):
         if (value := getattr(args, key)) is not None and value < 1:
@@ -46,8 +46,6 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
     from transformers import AutoTokenizer
-
-    from fastdraft_hf.stages.target_engine import stop_ids
 
     tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")

@@ -156,7 +156,7 @@ def _acceptance(kind: str, weight_format: str, draft: Path, output: Path, target
     from fastdraft_hf.export.parity import read_gguf
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.stages import exporting
-    from fastdraft_hf.stages.target_engine import stop_ids
+    from fastdraft_hf.target.resolve import stop_ids
 
     if kind == "openvino":
         name, load = "OpenVINO", functools.partial(exporting.load_openvino, output)

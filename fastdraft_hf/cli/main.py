@@ -15,7 +15,7 @@ from fastdraft_hf._redact import redacted
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
-    "design": ("design", "the draft's shape and initialization"),
+    "design": ("stage", "the draft's shape and initialization"),
     "generate": ("stage", "let the target write the training text"),
     "logits": ("stage", "store the target's top-k distribution over that text"),
     "tokenize": ("tokenize", "write a corpus as token shards that several runs share"),

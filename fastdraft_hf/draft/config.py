@@ -1,4 +1,4 @@
-"""What a recipe says about the draft's shape and its initialization."""
+"""The recipe's section on the draft's shape and its initialization."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pydantic import Field, StrictBool
 from fastdraft_hf._config import Count, Key, Section
 from fastdraft_hf._errors import FastDraftError
 
-# `slice` is what `prune` was called first; recipes and finished runs that say it stay valid.
-Initialization = Literal["scratch", "project", "prune", "transplant", "slice"]
+Initialization = Literal["scratch", "project", "prune", "transplant"]
 
 
 class DesignConfig(Section):
-    """The draft: the target's architecture, smaller, under a parameter budget."""
+    """The draft: the target's architecture, smaller, within a parameter budget."""
 
     draft: str | None = Field(
         None,
-        description=(
-            "start from this draft (a folder) instead of designing one; the rest is then unused"
-        ),
+        description="use this draft (a folder) instead of designing one; of the other settings "
+        "only resize applies then",
     )
     params: Count = Field(
         10_000_000, description="parameter budget of the draft, such as 10M; met within 2%"
@@ -29,84 +27,64 @@ class DesignConfig(Section):
         2, description="layers; latency grows with them more than with width"
     )
     hidden_size: Count | None = Field(
-        None,
-        description="width; by default what meets the budget nearest to the target's proportions",
+        None, description="width; by default what fits params, which it overrides"
     )
     intermediate_size: Count | None = Field(
-        None,
-        description=(
-            "feed-forward width; by default it takes up what the width leaves of the budget"
-        ),
+        None, description="feed-forward width; by default what fills params"
     )
     width_multiple: Count = Field(
         32,
-        description=(
-            "the width is a multiple of this; halved where the budget cannot be met otherwise"
-        ),
+        description="the width is a multiple of this, halved where params cannot be met otherwise",
     )
     init: Initialization = Field(
         "prune",
-        description=(
-            "scratch: random; project: embeddings and head by PCA of the target's, layers random; "
-            "prune: that, and some of the layers cut to the draft's width; transplant: a donor "
-            "with another tokenizer, its embeddings carried over token by token; slice: old name "
-            "of prune"
-        ),
+        description="scratch: random weights; project: the target's embeddings and head by PCA, "
+        "random layers; prune: that, and layers of the target cut to the draft's widths; "
+        "transplant: a donor with another tokenizer, its embeddings mapped token by token",
     )
     donor: str | None = Field(
         None,
-        description=(
-            "prune, transplant: the model whose weights are taken, an id or a folder; prune takes "
-            "the target's by default, and any other must have its vocabulary"
-        ),
+        description="prune, transplant: the model whose weights are used, an id or a folder; for "
+        "prune, the target by default, and any other must have its vocabulary",
     )
     layers: Literal["even", "first", "importance"] | list[Count] = Field(
         "even",
-        description=(
-            "prune, transplant: which layers are taken: evenly spaced, the first, the ones that "
-            "change the hidden states most, or a list such as [0, 5]"
-        ),
+        description="prune, transplant: which layers are kept: evenly spaced, the first, those "
+        "that change the hidden states most, or a list such as [0, 5]",
     )
     token_map: dict[Key, str] = Field(
         {},
-        description=(
-            "transplant: the donor's token for a token of the target, over what is found by itself"
-        ),
+        description="transplant: target token -> donor token, where the automatic match is wrong",
     )
     resize: StrictBool = Field(
         False,
-        description=(
-            "give a draft or donor whose vocabulary agrees with the target's as far as it goes the "
-            "target's number of rows"
-        ),
+        description="give a draft or donor whose shared ids agree with the target's the target's "
+        "number of rows",
     )
-
-    @property
-    def method(self) -> str:
-        """The initialization by their present name."""
-        return "prune" if self.init == "slice" else self.init
 
     @property
     def takes_layers(self) -> bool:
         """Whether layers are cut from a model, so that the draft cannot be larger inside."""
-        return self.method in ("prune", "transplant")
+        return self.init in ("prune", "transplant")
 
     def check_values(self) -> None:
         self.require_positive("params", "num_hidden_layers", "width_multiple")
         self.require_positive("hidden_size", "intermediate_size")
         if self.draft is not None:
             return
-        if self.method == "transplant" and self.donor is None:
-            raise FastDraftError("donor: init transplant needs one (an id or a folder)")
+        if self.init == "transplant" and self.donor is None:
+            raise FastDraftError("donor: init transplant needs one (a model id or a folder)")
         if self.donor is not None and not self.takes_layers:
-            raise FastDraftError(f"donor: init {self.init} takes none")
+            raise FastDraftError(
+                f"donor: init {self.init} uses none; remove it, or use prune or transplant"
+            )
         if isinstance(self.layers, list):
             if len(self.layers) != self.num_hidden_layers:
                 raise FastDraftError(
-                    f"layers: {len(self.layers)} are named and num_hidden_layers is "
+                    f"layers: {len(self.layers)} are listed, but num_hidden_layers is "
                     f"{self.num_hidden_layers}"
                 )
             if self.layers != sorted(set(self.layers)) or self.layers[0] < 0:
                 raise FastDraftError(
-                    f"layers: indices from 0, each once, rising; got {self.layers}"
+                    f"layers: must be ascending indices from 0 without repeats, got {self.layers}"
                 )

@@ -1,8 +1,8 @@
-"""Layers of one model cut to the widths of another of the same family.
+"""Choose layers of a model and cut them to the widths of a draft of the same family.
 
-Three ways to take the hidden states over: all of them, along principal directions (`Basis`), or a
-choice of channels. Of the heads the first whole groups are kept, of the feed-forward the channels
-with the largest weights.
+Hidden states are carried over in one of three ways: all channels, the principal directions of the
+vocabulary (`Basis`), or a choice of channels. The first whole groups of attention heads are kept,
+and the feed-forward channels with the largest weights.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf.draft.basis import (
+    Basis,
+    decoder_of,
+    final_norm,
+    gain_of,
+    project_vocabulary,
+    set_gain,
+    tied,
+    vocabulary_basis,
+)
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size
-from fastdraft_hf.draft.parts import decoder_of, final_norm, gain_of, set_gain, tied
-from fastdraft_hf.draft.vocabulary_basis import Basis, project_vocabulary, vocabulary_basis
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What a projection's rows are (of one that reads hidden states) or its columns (of one that writes
-# them): query heads, key-value heads, whole heads with their three parts, feed-forward channels.
+# The rows of a projection that reads hidden states, or the columns of one that writes them: query
+# heads, key-value heads, heads with query, key and value side by side, feed-forward channels.
 _READS = {
     "q_proj": ("q",),
     "k_proj": ("kv",),
@@ -48,20 +56,20 @@ _FEED_FORWARD_UP = ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "gate_up_proj")
 
 @dataclass(frozen=True)
 class Hidden:
-    """How hidden states are taken over: ``basis``, or ``channels`` (all of them: None)."""
+    """How hidden states are carried over: by ``basis``, or by ``channels`` (None: all)."""
 
     basis: Basis | None = None
     channels: torch.Tensor | None = None
 
     def read(self, weight: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-        """Return columns [.., D] as [.., d]; ``gain`` is of the norm before, folded in."""
+        """Return a weight [.., D] as [.., d], with the gain of the norm before it folded in."""
         if self.basis is not None:
             scaled = weight if gain is None else weight * (gain / self.basis.scale)
             return scaled @ self.basis.directions
         return weight if self.channels is None else weight[..., self.channels]
 
     def write(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return rows [D, ..] as [d, ..]."""
+        """Return a weight [D, ..] as [d, ..]."""
         if self.basis is not None:
             scale = self.basis.scale if weight.dim() == 1 else self.basis.scale[:, None]
             return self.basis.directions.T @ (scale * weight)
@@ -69,10 +77,10 @@ class Hidden:
 
 
 def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
-    """Set the draft's embeddings, head and final norm from the source's; return how.
+    """Set the draft's embeddings, head and final norm from the source's; return the map used.
 
-    The whole width is copied. A narrower one is taken along principal directions where the family
-    allows it, else along the channels that embeddings and head weigh most.
+    At the source's own width everything is copied. A narrower draft gets the principal directions
+    where the family allows it, else the channels with the largest weights in embeddings and head.
     """
     import torch
 
@@ -82,7 +90,7 @@ def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
         basis = vocabulary_basis(source, width)
         project_vocabulary(source, draft, basis)
         return Hidden(basis=basis)
-    channels = None if width == wide else _weighty_channels(source, width)
+    channels = None if width == wide else _largest_channels(source, width)
     hidden = Hidden(channels=channels)
     factor = math.sqrt(wide / width) if family.scaled_embeddings else 1.0
     with torch.no_grad():
@@ -94,17 +102,17 @@ def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
         embeddings = hidden.read(source.get_input_embeddings().weight.float(), None)
         draft.get_input_embeddings().weight.copy_(factor * embeddings)
         norm, old = final_norm(draft), final_norm(source)
-        # A tied table carries the factor to the head as well, where the gain takes it out.
-        gain = hidden.read(gain_of(old, wide), None) / (factor if tied(draft) else 1.0)
+        # A tied weight carries the factor to the head too, where the gain removes it.
+        gain = hidden.read(gain_of(old, theirs.weight), None) / (factor if tied(draft) else 1.0)
         if set_gain(norm, gain) and getattr(old, "bias", None) is not None:
             norm.bias.copy_(hidden.read(old.bias.float(), None))
     return hidden
 
 
-def _weighty_channels(source: PreTrainedModel, width: int) -> torch.Tensor:
+def _largest_channels(source: PreTrainedModel, width: int) -> torch.Tensor:
     head = source.get_output_embeddings().weight.float()
     embeddings = source.get_input_embeddings().weight.float()
-    gain = gain_of(final_norm(source), head.shape[1])
+    gain = gain_of(final_norm(source), head)
     weight = sum(t.square().sum(0) / t.square().sum() for t in (head * gain, embeddings))
     channels: torch.Tensor = weight.topk(width).indices.sort().values
     return channels
@@ -130,66 +138,138 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
     old, new = source.config.get_text_config(), draft.config
     size, ratio = head_size(new), new.num_attention_heads // head_groups(new)
     groups, inner = head_groups(old), old.intermediate_size
-    taken = {
+    kept = {
         "q": torch.arange(head_groups(new) * ratio * size),
         "kv": torch.arange(head_groups(new) * size),
         "q3": torch.arange(new.num_attention_heads * size * 3),
-        "ff": _weighty_feed_forward(theirs, new.intermediate_size, inner),
+        "ff": _largest_feed_forward(theirs, new.intermediate_size, inner),
     }
     wide = {"q": groups * ratio * size, "kv": groups * size, "q3": 0, "ff": inner}
-    gains = _gains(theirs, new, old.hidden_size) if hidden.basis is not None else {}
+    norms: Sequence[str] = ()
+    gains: list[torch.Tensor] = []
+    if hidden.basis is not None:
+        norms = FAMILIES[new.model_type].pre_norms or ()
+        gains = [gain_of(getattr(theirs, name), hidden.basis.scale) for name in norms]
     parameters = dict(theirs.named_parameters())
     for name, to in ours.named_parameters():
         weight = parameters[name].float()
         module, _, leaf = name.rpartition(".")
         kind = module.rpartition(".")[2]
         if kind in _READS:
-            rows = _rows(_READS[kind], taken, wide)
-            value = weight[rows]
+            value = weight[_rows(_READS[kind], kept, wide)]
             if leaf == "weight":
-                value = hidden.read(value, gains.get("mlp" if _is_feed_forward(kind) else "attn"))
+                value = hidden.read(value, gains["ff" in _READS[kind]] if gains else None)
         elif kind in _WRITES:
             value = hidden.write(weight)
-            value = value[:, taken[_WRITES[kind]]] if leaf == "weight" else value
+            value = value[:, kept[_WRITES[kind]]] if leaf == "weight" else value
         elif "norm" in name and "attn." not in name and "attention." not in name:
             if hidden.basis is not None:
                 continue  # folded into the projections
             value = hidden.read(weight, None)
-        else:  # norms of heads, and what is of no width at all
+        else:  # norms of single heads, and parameters that depend on no width
             value = weight[: to.shape[0]]
         to.copy_(value)
-    if hidden.basis is not None:
-        for norm in FAMILIES[new.model_type].pre_norms or ():
-            set_gain(getattr(ours, norm), 1.0)
+    for name in norms:
+        set_gain(getattr(ours, name), 1.0)
 
 
-def _gains(layer: Any, config: Any, width: int) -> dict[str, torch.Tensor]:
-    attention, feed_forward = FAMILIES[config.model_type].pre_norms or ("", "")
-    return {
-        "attn": gain_of(getattr(layer, attention), width),
-        "mlp": gain_of(getattr(layer, feed_forward), width),
-    }
-
-
-def _is_feed_forward(kind: str) -> bool:
-    return "ff" in _READS[kind]
-
-
-def _rows(roles: Sequence[str], taken: dict[str, Any], wide: dict[str, int]) -> torch.Tensor:
-    """Return which rows of a projection are kept; a fused one has its parts one after another."""
+def _rows(roles: Sequence[str], kept: dict[str, Any], wide: dict[str, int]) -> torch.Tensor:
+    """Return the rows of a projection to keep; a fused one has its parts one after another."""
     import torch
 
     parts, start = [], 0
     for role in roles:
-        parts.append(taken[role] + start)
+        parts.append(kept[role] + start)
         start += wide[role]
     return torch.cat(parts)
 
 
-def _weighty_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
+def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
     modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
     up = next(modules[name].weight for name in _FEED_FORWARD_UP if name in modules)
     down = next(modules[n].weight for n, role in _WRITES.items() if role == "ff" and n in modules)
     weight = down.float().norm(dim=0) * up.float()[-inner:].norm(dim=1)
     kept: torch.Tensor = weight.topk(size).indices.sort().values
     return kept
+
+
+def kept_layers(total: int, kept: int) -> list[int]:
+    """Return the indices of ``kept`` layers out of ``total``: evenly spaced, ends included."""
+    if kept == 1:
+        return [0]
+    return [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
+
+
+def kept_layers_of(config: Any, kept: int, *, first: bool = False) -> list[int]:
+    """Return the ``kept`` layers of a model to build a draft from: evenly spaced, or the first.
+
+    Where a target mixes sliding windows with full attention and only windows were chosen, a full
+    layer replaces the last one: a draft that sees only its window degrades on long texts. It is the
+    target's last full layer, or its first with ``first``.
+    """
+    chosen = list(range(kept)) if first else kept_layers(config.num_hidden_layers, kept)
+    types = getattr(config, "layer_types", None) or []
+    full = [i for i, kind in enumerate(types) if kind == "full_attention"]
+    if full and not set(full) & set(chosen):
+        chosen = sorted({*chosen[:-1], full[0] if first else full[-1]})
+    return chosen
+
+
+# Text like that a draft will see: an explanation, a list, a story, code, and a dialogue.
+TEXTS = (
+    "Bread rises because yeast turns sugar into gas, and the dough is tough enough to hold it. "
+    "Warm water wakes the yeast, and kneading makes the dough stretch instead of tear.",
+    "To repair a flat tyre:\n1. Take the wheel off.\n2. Lift the tyre from the rim.\n3. Find the "
+    "hole in the tube.\n4. Sand it, glue it and press the patch on.\n5. Put everything back.",
+    "The lighthouse keeper counted the ships each evening. That night one more came than he had "
+    "counted the day before, and no lamp burned on it.",
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n"
+    "    return total / len(values) if values else None\n\n\nclass Stack:\n"
+    "    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
+    "        self.items.append(item)\n",
+    "Q: Which is heavier, a litre of oil or a litre of water?\nA: The water. Oil floats on it, so "
+    "the same volume of oil weighs less, by about a tenth.",
+)
+
+
+def block_influence(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = TEXTS
+) -> list[float]:
+    """Return 1 − cos(hidden states before, after) of each layer, averaged over the tokens.
+
+    The measure of ShortGPT (Men et al. 2024, arXiv 2403.03853): a layer near 0 changes little. It
+    takes one forward pass per text.
+    """
+    import torch
+
+    layers = decoder_of(model).layers
+    sums, tokens = [0.0] * len(layers), 0
+
+    def hook(index: int) -> Any:
+        def measure(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            before: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[index] += float((1 - cosine).sum())
+
+        return measure
+
+    handles = [
+        layer.register_forward_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    try:
+        with torch.inference_mode():
+            for text in texts:
+                ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+                tokens += int(ids.numel())
+                decoder_of(model)(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / tokens for total in sums]
+
+
+def most_important(influence: Sequence[float], kept: int) -> list[int]:
+    """Return the indices of the ``kept`` layers with the largest influence, ascending."""
+    order = sorted(range(len(influence)), key=lambda i: (-influence[i], i))
+    return sorted(order[:kept])

@@ -1,4 +1,4 @@
-"""A draft's config from a target's: the same architecture, scaled down to a parameter budget."""
+"""Scale a target's config down to a draft's: the same architecture within a parameter budget."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.cutting import kept_layers_of
 from fastdraft_hf.draft.families import (
     FAMILIES,
     dense_config,
@@ -23,29 +24,27 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # How far below its budget a draft may stay, and how far its feed-forward may move from the
-# target's proportion before finer widths are looked at.
+# target's proportion before finer widths are tried.
 TOLERANCE = 0.02
 STRETCH = math.log(2)
 
-# No budget makes a draft narrower than this of itself; `width_multiple` may.
+# A small budget alone makes no draft narrower than this; a small `width_multiple` can.
 LEAST_WIDTH = 32
-
-__all__ = ["count_parameters", "design_draft", "kept_layers", "source_config", "with_layers"]
 
 
 def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
-    """Return the config of a draft for ``target_config``.
+    """Return the config of a draft for ``target_config``, which is not changed.
 
-    The vocabulary, tied or untied heads, rope settings, head size, grouped queries, activation,
+    Vocabulary, tied or untied head, rope settings, head size, grouped-query ratio, activation,
     norms, multipliers and special tokens are the target's; depth and widths are scaled. A mixture
-    of experts gets a dense relative, a multimodal model a draft of its text part. Without a given
-    ``hidden_size``, width and feed-forward meet ``params`` to within 2%: of the widths that can,
-    the one whose feed-forward stays nearest to the target's proportion (with `prune` to the
-    target's own width, which is never exceeded).
+    of experts gets a dense relative, a multimodal model a draft of its text part. Without
+    ``hidden_size``, width and feed-forward meet ``params`` to within 2%: among the widths that can,
+    the one whose feed-forward is closest to the target's proportion (with `prune`, closest to the
+    target's own feed-forward width, which is never exceeded).
 
     Args:
-        target_config: the target's, as `AutoConfig` reads it. Not changed.
-        design: what is wanted. With a ``donor``, its architecture is scaled instead, with the
+        target_config: the target's config, as `AutoConfig` reads it.
+        design: the section. With a ``donor``, the donor's architecture is scaled instead, with the
             target's vocabulary.
 
     Raises:
@@ -58,8 +57,8 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
         shape = _natural(source, design, design.hidden_size)
         if shape is None:
             raise FastDraftError(
-                f"design.hidden_size: {design.hidden_size} is no multiple of the attention heads "
-                f"it would have; the target has {source.num_attention_heads} in "
+                f"design.hidden_size: {design.hidden_size} is not a multiple of the attention "
+                f"heads it would have; the target has {source.num_attention_heads} in "
                 f"{head_groups(source)} groups"
             )
         return _scaled(source, design, shape)
@@ -67,9 +66,10 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
 
 
 def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
-    """Return the config that is scaled: the target's, or the donor's with the target's vocabulary.
+    """Return the config to scale: the target's, or the donor's with the target's vocabulary.
 
-    It is a copy, of a dense family, of text only, at its full size.
+    It is a copy at full size, of a dense family and of the text part only. What belongs to the
+    target's files (their name, quantization, code) is left out.
 
     Raises:
         FastDraftError: no draft can be designed for the family.
@@ -79,8 +79,8 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
     if design.donor is None:
         if family.dense and design.takes_layers:
             raise FastDraftError(
-                f"design.init: layers of family '{target.model_type}', a mixture of "
-                "experts, cannot be taken; use project or scratch"
+                f"design.init: {design.init} cannot cut layers of family '{target.model_type}', a "
+                "mixture of experts; use project or scratch, or a dense donor"
             )
         source = copy.deepcopy(dense_config(target))
     else:
@@ -88,19 +88,22 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
 
         from fastdraft_hf.target.resolve import resolve_target
 
-        folder = resolve_target(design.donor, weights=False).path
-        donor = text_config(AutoConfig.from_pretrained(folder))
+        folder = resolve_target(design.donor, weights=False, key="design.donor").path
+        donor = text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         if donor.model_type not in FAMILIES or family_of(donor).dense:
             raise FastDraftError(
-                f"design.donor: layers of family '{donor.model_type}' cannot be taken"
+                f"design.donor: layers of family '{donor.model_type}' cannot be cut; dense "
+                f"families can: {', '.join(n for n, f in FAMILIES.items() if not f.dense)}"
             )
         source = copy.deepcopy(donor)
         source.vocab_size = target.vocab_size
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(source, name, getattr(target, name, None))
-    for name in ("quantization_config", "_name_or_path"):
-        if name in source.__dict__:
-            delattr(source, name)
+    for name in ("quantization_config", "_pre_quantization_dtype", "auto_map", "_name_or_path"):
+        source.__dict__.pop(name, None)
+    source.name_or_path = ""
+    # Targets are often saved from training, where the cache is off.
+    source.use_cache = True
     return source
 
 
@@ -132,17 +135,17 @@ def _check(source: Any, design: DesignConfig) -> None:
 def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     """Return the shape of a draft of ``width`` in the target's proportions, or None if none fits.
 
-    The head size stays, because rope's frequencies belong to it; the number of heads shrinks with
-    the width, in whole groups of the target's grouped-query ratio. The heads divide the width:
-    many configs and engines insist on it, whatever the size of a head.
+    The head size stays, because rope's frequencies belong to it. The number of heads shrinks with
+    the width, in whole groups of the target's grouped-query ratio. The number of heads divides the
+    width: many configs and engines require it, whatever the size of a head.
     """
     groups, size = head_groups(source), head_size(source)
     ratio = source.num_attention_heads // groups
     fitting = [g for g in range(1, groups + 1) if width % (g * ratio) == 0]
     ideal = groups * width / source.hidden_size
     if not family_of(source).own_head_size:
-        # Here width / heads is the head size, so it can stay only at some widths; layers that are
-        # taken over need that, and others the nearest size that rope can halve.
+        # Here the head size is width / heads, so it can stay only at some widths. Cut layers need
+        # it unchanged; others take the nearest size that rope can halve.
         rotary = _rotary_share(source)
         sizes = {g: width // (g * ratio) for g in fitting}
         fitting = [
@@ -160,7 +163,7 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
         ideal = width / (size * ratio)
     if not fitting:
         return None
-    if design.takes_layers:  # a cut layer keeps as much of the inner widths as there can be
+    if design.takes_layers:  # a cut layer keeps as much of its inner widths as possible
         chosen, inner = max(fitting), source.intermediate_size
     else:
         chosen = min(fitting, key=lambda g: (abs(math.log(g / ideal)), g))
@@ -181,7 +184,7 @@ class _Candidate(NamedTuple):
 
 
 def _fitted(source: Any, design: DesignConfig) -> Shape:
-    """Return the shape that meets the budget best."""
+    """Return the shape closest to the budget."""
     step = design.width_multiple
     sizes = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
     while True:
@@ -233,7 +236,7 @@ def _shapes(source: Any, design: DesignConfig, step: int) -> list[Shape]:
 
 
 def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
-    """Return the narrowest and the widest feed-forward that is considered."""
+    """Return the narrowest and the widest feed-forward to consider."""
     if design.intermediate_size:
         return shape.inner, shape.inner
     low = max(1, shape.inner // 4)
@@ -243,7 +246,7 @@ def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
 
 
 def _filled(source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel) -> _Candidate | None:
-    """Return ``shape`` with the feed-forward that takes up the budget, or None if it is over it."""
+    """Return ``shape`` with the feed-forward that fills the budget, or None if none fits."""
     low, high = _bounds(source, design, shape)
     base = sizes.of(shape._replace(inner=low))
     if base > design.params:
@@ -253,7 +256,7 @@ def _filled(source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel) -
     natural = shape.inner
     if most >= natural and 1 - sizes.of(shape) / design.params <= TOLERANCE:
         most = natural
-    for multiple in (32, 8, 1):  # round numbers, as far as they cost less than half a percent
+    for multiple in (32, 8, 1):  # round widths where they cost less than half a percent
         inner = most if most in (natural, low, high) else most // multiple * multiple
         if inner >= low and slope * (most - inner) <= design.params / 200:
             break
@@ -278,11 +281,11 @@ def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig
 
 
 def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:
-    """Set the depth of ``draft``; its lists with an entry a layer get those of ``layers``.
+    """Set the depth of ``draft`` in place and cut its per-layer lists down to ``layers``.
 
     Args:
-        draft: a config; changed and returned.
-        source: the config the layers are counted in.
+        draft: the config to change, which is returned.
+        source: the config whose layers are counted.
         layers: indices of layers of ``source``.
     """
     total = source.num_hidden_layers
@@ -294,25 +297,3 @@ def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedCon
     if isinstance(getattr(source, "max_window_layers", None), int):
         draft.max_window_layers = min(source.max_window_layers, len(layers))
     return draft
-
-
-def kept_layers_of(source: Any, kept: int, *, first: bool = False) -> list[int]:
-    """Return the layers that ``kept`` of ``source`` are modelled on: evenly spaced, or the first.
-
-    Where the target mixes sliding windows and full attention and only windows are among them, a
-    full layer takes the place of the last: a draft that cannot see past its window would lose the
-    thread of every long text. It is the last full one of the target, or with ``first`` the first.
-    """
-    chosen = list(range(kept)) if first else kept_layers(source.num_hidden_layers, kept)
-    types = getattr(source, "layer_types", None) or []
-    full = [i for i, kind in enumerate(types) if kind == "full_attention"]
-    if full and not set(full) & set(chosen):
-        chosen = sorted({*chosen[:-1], full[0] if first else full[-1]})
-    return chosen
-
-
-def kept_layers(total: int, kept: int) -> list[int]:
-    """Return the indices of ``kept`` layers out of ``total``: evenly spaced, ends included."""
-    if kept == 1:
-        return [0]
-    return [round(i * (total - 1) / (kept - 1)) for i in range(kept)]

@@ -1,19 +1,19 @@
 """The decoder families a draft can be designed for: one line each.
 
-A draft keeps its target's family (`model_type` of transformers). What a family needs here is
-little, because its config class says the rest:
+A draft has its target's family (transformers' `model_type`). The family's config class says most of
+what a draft needs; the rest is here:
 
-- ``own_head_size=False`` where the model takes the size of a head from width / heads and does not
-  read ``head_dim``;
-- ``pre_norms``, the two norms of a layer that feed attention and feed-forward, where every norm on
-  the residual stream is an RMSNorm before a block: such a model does not change when its hidden
+- ``own_head_size=False``: the model computes the size of a head as width / heads and ignores
+  ``head_dim``;
+- ``pre_norms``: the two norms of a layer before attention and feed-forward, where every norm on the
+  residual stream is an RMSNorm before a block. Such a model computes the same when its hidden
   states are rotated, so `prune` may cut its width along principal directions. Other families are
   cut along channels;
-- ``dense`` for a mixture of experts: the family its drafts are of instead;
-- ``scaled_embeddings=True`` where embeddings are multiplied by the root of the width.
+- ``dense``: for a mixture of experts, the family of its drafts;
+- ``scaled_embeddings=True``: embeddings are multiplied by the square root of the width.
 
-To add a family, add its line; `tests/draft/test_families.py` then runs it through every property
-(built on the meta device, saved and loaded, every kind of initialization, assisted generation).
+To add a family, add its line. `tests/draft/test_families.py` then runs it through every property
+(the count of parameters, save and load, every initialization, assisted generation).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's config is scaled; see the module's text for the fields."""
+    """How a family's config is scaled. The module's docstring explains the fields."""
 
     own_head_size: bool = True
     pre_norms: tuple[str, str] | None = None
@@ -92,8 +92,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(dense="qwen3"),
 }
 
-# Of a mixture of experts, the config says the size of one expert, or of a dense layer it may not
-# have. Where that is no proportion of a dense model, this one is taken: the usual gated one.
+# The config of a mixture of experts gives the width of one expert, or of a dense layer it may not
+# have. Where that is no dense model's proportion, the usual one of gated feed-forwards is used.
 DENSE_PROPORTION = 3.0
 
 
@@ -101,7 +101,7 @@ def family_of(config: PretrainedConfig) -> Family:
     """Return the family of a text config.
 
     Raises:
-        FastDraftError: drafts cannot be designed for it; the message lists the families that can.
+        FastDraftError: the family is not supported; the message lists those that are.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -113,7 +113,7 @@ def family_of(config: PretrainedConfig) -> Family:
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the config of the decoder: a multimodal model's text part, else ``config`` itself."""
+    """Return the decoder's config: a multimodal model's text part, else ``config`` itself."""
     if config.model_type in FAMILIES:
         return config
     return config.get_text_config(decoder=True)
@@ -122,8 +122,8 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
 def dense_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return a text config of a dense family: ``config`` itself, or its dense relative's.
 
-    A relative takes every field that its own config class has as well: vocabulary, special
-    tokens, heads, head size, rope, norms, and the lists with an entry a layer.
+    The relative gets every field that its own config class has: vocabulary, special tokens, heads,
+    head size, rope, norms, per-layer lists.
     """
     from transformers import CONFIG_MAPPING
 

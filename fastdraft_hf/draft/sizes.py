@@ -1,4 +1,4 @@
-"""How many parameters a config's model has, exactly and without making it."""
+"""Count the parameters of a config's model exactly, without allocating it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Parts of a model by the names of its parameters' modules; the first that matches counts.
+# Parts of a model by the names of its modules; the first match counts.
 _PARTS = (
     ("embeddings", ("embed_tokens", "embed_in", "wte")),
     ("head", ("lm_head", "embed_out")),
@@ -26,9 +26,9 @@ class Shape(NamedTuple):
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Return the exact number of parameters of ``config``'s model, made on the meta device.
+    """Return the exact number of parameters of ``config``'s model, built on the meta device.
 
-    Tied weights count once. No memory is taken.
+    Tied weights count once.
     """
     return sum(parameters_by_part(config).values())
 
@@ -36,8 +36,7 @@ def count_parameters(config: PretrainedConfig) -> int:
 def parameters_by_part(config: PretrainedConfig) -> dict[str, int]:
     """Return the parameters of embeddings, attention, feed-forward, norms and head.
 
-    A tied head is 0: its weights are the embeddings'. A multimodal model's other towers count as
-    ``other``.
+    A tied head counts 0. The other towers of a multimodal model count as ``other``.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -57,12 +56,11 @@ def parameters_by_part(config: PretrainedConfig) -> dict[str, int]:
 
 
 class SizeModel:
-    """The number of parameters as a function of the widths, learnt from a few counted examples.
+    """The number of parameters as a function of the widths, fitted to a few counted examples.
 
     Every part of a decoder is a matrix or a vector between two widths, so the count is linear in
     the widths and their products (and in the squares, where a width is also the sum of the heads).
-    A handful of counts determine it; what is predicted for the shape that is chosen is counted
-    again.
+    A handful of counts determine it exactly.
     """
 
     def __init__(self, count: Callable[[Shape], int]) -> None:
@@ -70,19 +68,19 @@ class SizeModel:
         self._known: dict[Shape, int] = {}
 
     def exact(self, shape: Shape) -> int:
-        """Return the counted number."""
+        """Return the counted number for ``shape``."""
         if shape not in self._known:
             self._known[shape] = self._count(shape)
         return self._known[shape]
 
     def learn(self, shapes: Iterable[Shape]) -> None:
-        """Count enough of ``shapes``, and of their halves inside, to know the rest."""
+        """Count enough of ``shapes``, and of narrower feed-forwards, to predict the rest."""
         import numpy as np
 
         everything = list(shapes)
         widest = everything[-1]
         self._scale = np.array(self._features(Shape(*(max(1, n) for n in widest)), 1.0))
-        # The shapes whose features are independent, taken greedily, are all that is needed.
+        # Shapes with independent features, chosen greedily, determine the fit.
         basis = np.zeros((0, len(self._scale)))
         for shape in (
             s._replace(inner=inner)
@@ -103,7 +101,7 @@ class SizeModel:
         self._weights = np.linalg.lstsq(rows, counts, rcond=None)[0]
 
     def of(self, shape: Shape) -> int:
-        """Return the number for ``shape``, after `learn`."""
+        """Return the predicted number for ``shape``, after `learn`."""
         import numpy as np
 
         if shape in self._known:

@@ -1,15 +1,15 @@
-"""Whether two models may draft for one another: every id must mean the same token."""
+"""Compare two vocabularies: a draft gives probabilities to ids, so each must mean one token."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.target.resolve import all_end_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,14 +21,14 @@ _SPECIAL = ("bos", "eos", "pad", "unk")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model says about its ids.
+    """The vocabulary of a model.
 
     Attributes:
-        name: of the model, for reports.
+        name: the model's name, for reports.
         ids: token -> id.
         special: role (bos, eos, pad, unk) -> token.
-        ends: ids that end what the model says, of its generation config and config.
-        rows: how many ids its head scores, when known; more than tokens where it is padded.
+        ends: ids that end a completion, from generation config, config and tokenizer.
+        rows: number of ids the head scores, when known; more than the tokens where it is padded.
     """
 
     name: str
@@ -38,59 +38,47 @@ class Vocabulary:
     rows: int | None = None
 
     @classmethod
-    def of_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, name: str) -> Vocabulary:
-        """Read a tokenizer; the end is its ``eos``, and the rows are not known."""
+    def of_tokenizer(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        ends: Collection[int] | None = None,
+        rows: int | None = None,
+    ) -> Vocabulary:
+        """Read a tokenizer. By default it ends on its EOS token, and the rows are unknown."""
         special = {role: getattr(tokenizer, f"{role}_token", None) for role in _SPECIAL}
-        end = tokenizer.eos_token_id
-        return cls(
-            name, tokenizer.get_vocab(), special, frozenset([] if end is None else [int(end)])
-        )
+        if ends is None:
+            ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        return cls(name, tokenizer.get_vocab(), special, frozenset(ends), rows)
 
     @classmethod
     def of_folder(
         cls, folder: Path, name: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Vocabulary:
-        """Read a model's folder: tokenizer, config and generation config; no weights.
+        """Read the tokenizer, config and generation config of a model's folder; no weights.
 
         Args:
-            folder: of the model.
+            folder: the model's folder.
             name: for reports; by default the folder.
-            tokenizer: the folder's own, where it is loaded already.
+            tokenizer: the folder's own, where it is already loaded.
 
         Raises:
             FastDraftError: its tokenizer or its config cannot be read.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
-        try:
-            if tokenizer is None:
-                what = "no tokenizer"
-                # False, not the default: a model with code of its own would ask on the terminal.
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            what, config = "no config", None
-            if (folder / "config.json").is_file():
+        tokenizer = tokenizer or load_tokenizer(folder)
+        rows = None
+        if (folder / "config.json").is_file():
+            try:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FastDraftError(f"{folder}: {what} can be read there ({reason})") from error
-        found = cls.of_tokenizer(tokenizer, name or str(folder))
-        rows, ends = None, set(found.ends)
-        if config is not None:
-            text = config.get_text_config(decoder=True)
-            rows = int(text.vocab_size)
-            ends |= _end_ids(getattr(config, "eos_token_id", None))
-            ends |= _end_ids(getattr(text, "eos_token_id", None))
-        generation = folder / "generation_config.json"
-        if generation.is_file():
-            stored = json.loads(generation.read_text(encoding="utf-8"))
-            ends |= _end_ids(stored.get("eos_token_id"))
-        return cls(found.name, found.ids, found.special, frozenset(ends), rows)
-
-
-def _end_ids(value: Any) -> set[int]:
-    if value is None:
-        return set()
-    return {int(v) for v in value} if isinstance(value, (list, tuple)) else {int(value)}
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise FastDraftError(f"no config can be read in {folder} ({reason})") from error
+            rows = int(config.get_text_config(decoder=True).vocab_size)
+        return cls.of_tokenizer(
+            tokenizer, name or str(folder), all_end_ids(folder, tokenizer), rows
+        )
 
 
 Verdict = Literal["identical", "padded", "extended", "different"]
@@ -103,11 +91,11 @@ class VocabularyReport:
     Attributes:
         target, draft: the two.
         agreeing: number of ids that mean the same token in both.
-        differing: (id, token in the target, token in the draft) where both name a token and not
-            the same, in the order of ids.
-        only_target, only_draft: id -> token, of ids only one of them names.
-        special: role -> (target's token, draft's token), where they are not the same.
-        ends: (target's end ids, draft's), where they are not the same.
+        differing: (id, token in the target, token in the draft), of ids that mean two tokens, in
+            the order of ids.
+        only_target, only_draft: id -> token, of ids that only one of them has.
+        special: role -> (target's token, draft's token), where they differ.
+        ends: (target's end ids, draft's end ids), where they differ.
     """
 
     target: Vocabulary
@@ -121,11 +109,11 @@ class VocabularyReport:
 
     @property
     def verdict(self) -> Verdict:
-        """What the two are to each other.
+        """The result of the comparison.
 
         ``identical``: the same token for every id, and the same rows. ``padded``: the same tokens,
-        heads of different heights. ``extended``: they agree on every id that both name, and one or
-        both name more. ``different``: some id means two tokens.
+        different numbers of rows. ``extended``: the same token for every shared id, and one or both
+        have more. ``different``: some id means two tokens.
         """
         if self.differing or not self.agreeing:
             return "different"
@@ -139,7 +127,7 @@ class VocabularyReport:
         return None not in rows and rows[0] != rows[1]
 
     def problems(self) -> list[str]:
-        """Return what differs, a sentence each; empty when nothing does."""
+        """Return one sentence per difference."""
         found = []
         named = (self.target, self.draft)
         if self.differing:
@@ -155,7 +143,7 @@ class VocabularyReport:
                 shown = ", ".join(f"{i} {t!r}" for i, t in list(extra.items())[:4])
                 dots = ", …" if len(extra) > 4 else ""
                 ids = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
-                found.append(f"{ids} only {side.name} names ({shown}{dots})")
+                found.append(f"{ids} only {side.name} has ({shown}{dots})")
         if self._rows_differ:
             found.append(
                 f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids"
@@ -169,7 +157,7 @@ class VocabularyReport:
         return found
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the table a person reads, a dictionary a row."""
+        """Return the comparison as a table, one dictionary per row."""
 
         def row(what: str, ours: Any, theirs: Any) -> dict[str, str]:
             shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in (ours, theirs)]
@@ -188,14 +176,15 @@ class VocabularyReport:
         return table
 
     def conclusion(self) -> str:
-        """Return one sentence: may the one draft for the other, and what to do."""
+        """Return one sentence: whether one can draft for the other, and what to do."""
         return {
-            "identical": "The same vocabulary: the one can draft for the other as it is.",
-            "padded": "The same tokens, padded to different heights: design.resize evens them out.",
-            "extended": "They agree on every id both name: design.resize gives the draft the "
+            "identical": "The same vocabulary: one can draft for the other as it is.",
+            "padded": "The same tokens, padded to different rows: design.resize gives the draft "
+            "the target's.",
+            "extended": "The same token for every shared id: design.resize gives the draft the "
             "target's rows and tokenizer.",
-            "different": "Different vocabularies: the one cannot draft for the other. Its layers "
-            "and embeddings can be taken with init: transplant.",
+            "different": "Different vocabularies: one cannot draft for the other. init: transplant "
+            "can use its layers and embeddings.",
         }[self.verdict]
 
 
@@ -205,7 +194,7 @@ def _named_ends(vocabulary: Vocabulary) -> str:
 
 
 def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyReport:
-    """Compare two vocabularies id by id. Lengths say nothing: two of one length can differ."""
+    """Compare two vocabularies id by id; vocabularies of the same length can still differ."""
     ours = {index: token for token, index in target.ids.items()}
     theirs = {index: token for token, index in draft.ids.items()}
     shared = ours.keys() & theirs.keys()
@@ -234,22 +223,22 @@ def check_vocabulary(
     donor: bool = False,
     resize: bool = False,
 ) -> VocabularyReport:
-    """Raise unless ``other`` can draft for ``target``; every stage that pairs two models asks here.
+    """Raise unless ``other`` can draft for ``target``.
 
-    Every id that both name must mean the same token, and neither may name one that the other does
-    not, or score more of them (padding): ``resize`` allows both. The end token of the tokenizers
-    must be the same, unless the draft is to get the target's tokenizer (``donor``, ``resize``).
-    Whatever else differs (begin, padding and unknown tokens, further ids that end a turn) costs
-    nothing but acceptance: it is logged as a warning for a draft and is nothing to a donor.
+    Every shared id must mean the same token, and neither may have tokens or rows (padding) that the
+    other lacks, unless ``resize`` is set. The EOS tokens of the tokenizers must be the same, unless
+    the draft gets the target's tokenizer (``donor``, ``resize``). Other differences (BOS, padding
+    and unknown tokens, further end ids) cost acceptance at most: they are warnings for a draft and
+    ignored for a donor.
 
     Args:
-        target, other: what `Vocabulary.of_folder` read, or folders to be read.
+        target, other: vocabularies, or folders to read them from.
         key: the setting that named ``other``, for errors (``"design.donor"``).
-        donor: only its weights are taken.
-        resize: rows may be added or dropped where every shared id agrees.
+        donor: whether only its weights are used.
+        resize: whether rows may be added or dropped where every shared id agrees.
 
     Raises:
-        FastDraftError: saying what differs and what would help.
+        FastDraftError: they do not fit; the message says what differs and what to do.
     """
     prefix = f"{key}: " if key else ""
     if isinstance(target, Path):
@@ -263,26 +252,26 @@ def check_vocabulary(
     where, problems = f"{prefix}{other.name}", report.problems()
     if report.verdict == "different":
         way = (
-            "init: transplant takes a donor with another one"
+            "init: transplant accepts a donor with another one"
             if donor
             else "a draft must have the target's own tokenizer"
         )
         raise FastDraftError(f"{where}: its vocabulary is not the target's: {problems[0]}; {way}")
     if report.verdict != "identical" and not resize:
         what = "has not the target's rows" if report.verdict == "padded" else "is not the target's"
-        way = "set design.resize" if donor else "fastdraft design --draft FOLDER --resize"
+        way = "set design.resize" + ("" if donor else " with design.draft")
         raise FastDraftError(
-            f"{where}: its vocabulary {what}: {problems[0]}; they agree on the "
-            f"{report.agreeing:,} ids that both name, so {way} can even them out"
+            f"{where}: its vocabulary {what}: {problems[0]}; the {report.agreeing:,} shared ids "
+            f"agree, so {way}"
         )
     if donor:
         return report
     if "eos" in report.special and not resize:
         ours, theirs = report.special["eos"]
         raise FastDraftError(
-            f"{where}: it ends on {theirs or 'no token'}, the target on {ours or 'no token'}; copy "
-            "the target's tokenizer into its folder"
+            f"{where}: its EOS token is {theirs or 'missing'}, the target's {ours or 'missing'}; "
+            "copy the target's tokenizer into its folder"
         )
     for problem in problems:
-        logger.warning("%s: not as the target's: %s", where, problem)
+        logger.warning("%s: differs from the target: %s", where, problem)
     return report

@@ -18,7 +18,7 @@ from fastdraft_hf.export.parity import read_gguf
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import exporting
 from fastdraft_hf.stages.runner import Run
-from fastdraft_hf.stages.target_engine import stop_ids
+from fastdraft_hf.target.resolve import stop_ids
 
 logger = logging.getLogger(__name__)
 

@@ -155,8 +155,7 @@ def _check(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.stages.target_engine import stop_ids
-    from fastdraft_hf.target.resolve import resolve_target
+    from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
     path = resolve_target(target).path
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -16,26 +16,12 @@ from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.target.resolve import stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-
-def stop_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return every id that ends a text of this target: its EOS tokens and the document's end."""
-    from transformers import GenerationConfig
-
-    config = GenerationConfig.from_pretrained(path)
-    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    ids = set(eos) if isinstance(eos, list) else {eos}
-    vocabulary = tokenizer.get_vocab()
-    if "<|endoftext|>" in vocabulary:
-        ids.add(vocabulary["<|endoftext|>"])
-    if None in ids or not ids:
-        raise FastDraftError("target: neither its generation config nor its tokenizer has an EOS")
-    return ids
 
 
 def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:

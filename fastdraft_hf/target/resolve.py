@@ -1,4 +1,4 @@
-"""From what a user writes after ``target:`` to a folder on this machine."""
+"""Find a model on this machine or on the Hub, and read what decides about it before its weights."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.target.embedded import EMBEDDED_ID, embedded_target
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
-# `embedded:NAME` always takes the packaged copy, so that a recipe gives the same model with and
-# without the Hub in reach.
+# `embedded:NAME` always means the packaged copy, so that a recipe gives the same model with and
+# without the Hub.
 EMBEDDED_NAMES = {"embedded:smollm2-135m-instruct": embedded_target}
 
-# Weights, tokenizer and configs; never pickles, never code.
+# Weights, tokenizer and configs; no pickles, no code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target that lies on this machine.
+    """A model on this machine.
 
     Attributes:
         path: its folder, readable by ``from_pretrained``.
-        name: the Hub id when known, else the folder's name; goes into cards and provenance.
+        name: the Hub id when known, else the folder's name; used in cards and provenance.
         revision: the Hub commit or the packaged file's sha256, when known.
-        license: the license identifier the model declares, when known.
+        license: the license identifier that the model declares, when known.
     """
 
     path: Path
@@ -37,41 +41,118 @@ class Target:
     license: str | None = None
 
 
-def resolve_target(target: str, revision: str | None = None, *, weights: bool = True) -> Target:
-    """Find ``target``: a folder, ``embedded:NAME``, or a model id of the Hub.
+def resolve_target(
+    target: str, revision: str | None = None, *, weights: bool = True, key: str = "target"
+) -> Target:
+    """Find ``target``: a folder, ``embedded:NAME``, or a model id on the Hub.
 
     Args:
-        target: what stands in the recipe.
-        revision: a Hub branch, tag or commit.
-        weights: whether its weights are needed. Without, a config (and tokenizer) will do, and
-            only those are downloaded.
+        target: the value of ``target`` in a recipe.
+        revision: a branch, tag or commit on the Hub.
+        weights: whether its weights are needed. Without, only config and tokenizer are downloaded.
+        key: the setting that named the model, for errors.
 
     Raises:
-        FastDraftError: nothing of that name can be had, or it holds no safetensors weights.
+        FastDraftError: there is no such model, it has no safetensors weights, it needs code of its
+            own, or its chat template uses a token that it has no row for.
     """
     if target.startswith("embedded:"):
         if target not in EMBEDDED_NAMES:
             hint = nearest(target, EMBEDDED_NAMES)
             raise FastDraftError(
-                f"target: no embedded model '{target}'{hint}; known: {', '.join(EMBEDDED_NAMES)}"
+                f"{key}: no embedded model '{target}'{hint}; known: {', '.join(EMBEDDED_NAMES)}"
             )
-        return _describe(EMBEDDED_NAMES[target]())
+        return _describe(EMBEDDED_NAMES[target](), key)
     folder = Path(target).expanduser()
     if folder.is_dir():
-        return _describe(folder, weights=weights)
+        return _describe(folder, key, weights=weights)
     if target.startswith((".", "/", "~")) or target.count("/") > 1:
-        raise FastDraftError(f"target: there is no folder {folder}")
-    return _from_hub(target, revision, weights=weights)
+        raise FastDraftError(f"{key}: there is no folder {folder}")
+    return _from_hub(target, revision, key, weights=weights)
 
 
-def _describe(folder: Path, *, weights: bool = True) -> Target:
-    if not (folder / "config.json").is_file():
-        raise FastDraftError(f"target: {folder} holds no config.json, so it is no model folder")
+def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model without running code of its repository.
+
+    Raises:
+        FastDraftError: it cannot be read; ``key`` is the setting that named the model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = f"{key}: " if key else ""
+        raise FastDraftError(f"{where}no tokenizer can be read in {folder} ({reason})") from error
+    return tokenizer
+
+
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids that end a completion of a target.
+
+    These are the EOS tokens of its generation config (without that file, of its config; else the
+    tokenizer's), and ``<|endoftext|>`` where the vocabulary has it.
+
+    Raises:
+        FastDraftError: none of the three has an EOS token.
+    """
+    ids = _ids(_stored(folder / "generation_config.json").get("eos_token_id"))
+    ids = ids or config_eos(_stored(folder / "config.json")) or _ids(tokenizer.eos_token_id)
+    if not ids:
+        raise FastDraftError(
+            f"target: {folder} has no EOS token; set eos_token_id in its generation_config.json"
+        )
+    vocabulary = tokenizer.get_vocab()
+    return ids | ({vocabulary["<|endoftext|>"]} if "<|endoftext|>" in vocabulary else set())
+
+
+def all_end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the EOS ids that generation config, config and tokenizer name, all of them."""
+    stored = _ids(_stored(folder / "generation_config.json").get("eos_token_id"))
+    return stored | config_eos(_stored(folder / "config.json")) | _ids(tokenizer.eos_token_id)
+
+
+def config_eos(config: dict[str, Any]) -> set[int]:
+    """Return the EOS ids of a stored config, a multimodal model's text part included."""
+    return _ids(config.get("eos_token_id")) | _ids(_text_part(config).get("eos_token_id"))
+
+
+def _ids(value: Any) -> set[int]:
+    if value is None:
+        return set()
+    return {int(v) for v in value} if isinstance(value, (list, tuple)) else {int(value)}
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, {} where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        value: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FastDraftError(f"{file}: not valid JSON ({error})") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _text_part(config: dict[str, Any]) -> dict[str, Any]:
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
+def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
+    config = _stored(folder / "config.json")
+    if not config:
+        raise FastDraftError(f"{key}: {folder} holds no config.json, so it is no model folder")
     if weights and not any(folder.glob("*.safetensors")):
         raise FastDraftError(
-            f"target: {folder} holds no .safetensors weights; pickled weights are not loaded. "
+            f"{key}: {folder} holds no .safetensors weights; pickled weights are not loaded. "
             "Convert them with `model.save_pretrained(folder)`."
         )
+    _check_code(config, f"{key}: {folder}")
+    _check_added_tokens(folder, config, f"{key}: {folder}")
     source = folder / "fastdraft_source.json"
     if source.is_file():
         facts = json.loads(source.read_text(encoding="utf-8"))
@@ -79,7 +160,45 @@ def _describe(folder: Path, *, weights: bool = True) -> Target:
     return Target(folder, folder.resolve().name)
 
 
-def _from_hub(model_id: str, revision: str | None, *, weights: bool = True) -> Target:
+def _check_code(config: dict[str, Any], where: str) -> None:
+    """Raise where a model cannot be loaded without code of its repository."""
+    if "auto_map" not in config:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise FastDraftError(
+            f"{where} needs the Python code of its repository (auto_map), which is never run: "
+            "trust_remote_code is not supported. Use a model type that transformers has"
+        )
+
+
+def _check_added_tokens(folder: Path, config: dict[str, Any], where: str) -> None:
+    """Raise where the chat template or a role uses an added token beyond the model's rows.
+
+    Such a token alone is no error: Gemma 3 names one for images that its text models never see.
+    """
+    rows = _text_part(config).get("vocab_size")
+    added = _stored(folder / "tokenizer.json").get("added_tokens") or []
+    beyond = {t["content"]: t["id"] for t in added if rows is not None and t["id"] >= rows}
+    if not beyond:
+        return
+    settings = _stored(folder / "tokenizer_config.json")
+    roles = [settings.get(f"{role}_token") for role in ("bos", "eos", "pad")]
+    used = [r.get("content") if isinstance(r, dict) else r for r in roles]
+    template = str(settings.get("chat_template", ""))
+    for file in folder.glob("*.jinja"):
+        template += file.read_text(encoding="utf-8")
+    for token, index in beyond.items():
+        if token in used or token in template:
+            raise FastDraftError(
+                f"{where}: the tokenizer's '{token}' has id {index:,} and the model has only "
+                f"{rows:,} rows; call model.resize_token_embeddings(len(tokenizer)) and save it, "
+                "or remove the token"
+            )
+
+
+def _from_hub(model_id: str, revision: str | None, key: str, *, weights: bool = True) -> Target:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -93,26 +212,26 @@ def _from_hub(model_id: str, revision: str | None, *, weights: bool = True) -> T
     try:
         path = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
-        raise FastDraftError(f"target: '{model_id}' is neither a folder nor a model id") from error
+        raise FastDraftError(f"{key}: '{model_id}' is neither a folder nor a model id") from error
     except GatedRepoError as error:
         raise FastDraftError(
-            f"target: '{model_id}' is gated; accept its terms on its page and run `hf auth login`"
+            f"{key}: '{model_id}' is gated; accept its terms on its page and run `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise FastDraftError(f"target: '{model_id}' has no revision '{revision}'") from error
+        raise FastDraftError(f"{key}: '{model_id}' has no revision '{revision}'") from error
     except RepositoryNotFoundError as error:
         raise FastDraftError(
-            f"target: the Hub has no model '{model_id}' (or it is private: `hf auth login`)"
+            f"{key}: the Hub has no model '{model_id}' (or it is private: `hf auth login`)"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         if model_id == EMBEDDED_ID and revision is None:
-            logger.warning("the Hub is out of reach: using the embedded copy of %s", EMBEDDED_ID)
-            return _describe(embedded_target())
+            logger.warning("the Hub cannot be reached: using the packaged copy of %s", EMBEDDED_ID)
+            return _describe(embedded_target(), key)
         raise FastDraftError(
-            f"target: '{model_id}' is not on this machine and the Hub is out of reach; give a "
+            f"{key}: '{model_id}' is not on this machine and the Hub cannot be reached; give a "
             f"folder, or use {', '.join(EMBEDDED_NAMES)}"
         ) from error
-    found = _describe(path, weights=weights)
+    found = _describe(path, key, weights=weights)
     # A snapshot's folder is named by its commit.
     return Target(path, model_id, path.name, _card_license(path) or found.license)
 

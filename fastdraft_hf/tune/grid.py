@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.tune.config import TuneConfig
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +14,10 @@ from transformers import AutoConfig, GPT2Config
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
-from fastdraft_hf.draft.design import (
-    _scaled,
-    _shapes,
-    count_parameters,
-    design_draft,
-    kept_layers,
-    source_config,
-)
+from fastdraft_hf.draft.cutting import kept_layers
+from fastdraft_hf.draft.design import _scaled, _shapes, design_draft, source_config
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size, text_config
-from fastdraft_hf.draft.sizes import SizeModel, parameters_by_part
+from fastdraft_hf.draft.sizes import SizeModel, count_parameters, parameters_by_part
 from fastdraft_hf.recipe import read_recipe
 
 
@@ -65,7 +58,8 @@ def test_budgets_are_met(
     most = count_parameters(design_draft(target, largest))
     # A head size that has to stay, in a family that takes it from the width, allows few widths.
     if kind == "scratch" or FAMILIES[family].own_head_size:
-        assert size >= min(0.98 * budget, 0.98 * most)
+        one_channel = 3 * config.hidden_size * layers  # of the feed-forward, not to be split
+        assert size >= min(0.98 * budget, 0.98 * most) - one_channel
     assert config.intermediate_size <= target.intermediate_size
 
 
@@ -257,7 +251,7 @@ def test_a_width_of_nothing_is_refused(width: int) -> None:
 
 
 def test_a_width_that_does_not_divide_into_its_heads() -> None:
-    with pytest.raises(FastDraftError, match=r"hidden_size: 33 is no multiple of the attention"):
+    with pytest.raises(FastDraftError, match=r"hidden_size: 33 is not a multiple of the attention"):
         design_draft(tiny_target("llama"), DesignConfig(hidden_size=33))
 
 
@@ -327,30 +321,26 @@ def test_a_draft_of_a_windowed_target_sees_the_whole_text() -> None:
         assert "full_attention" in types
 
 
-def test_seventy_billion_parameters_in_seconds_and_under_a_gigabyte(tmp_path: Path) -> None:
+def test_seventy_billion_parameters_under_a_gigabyte() -> None:
     """In a process of its own, so that its peak is its own."""
-    shutil.copy(PUBLISHED / "llama-3.1-70b-instruct.json", tmp_path / "config.json")
     code = (
-        "import re, sys, time\n"
+        "import re, sys\n"
         "from pathlib import Path\n"
-        "from fastdraft_hf.cli.main import main\n"
-        "start = time.process_time()\n"
-        "status = main(sys.argv[1:])\n"
-        # Not ru_maxrss, which a process takes over from the one that started it.
-        "status_lines = Path('/proc/self/status').read_text()\n"
-        "peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', status_lines)[1]) / 1024\n"
-        "print(f'{status} {peak:.0f} {time.process_time() - start:.1f}')\n"
+        "from transformers import AutoConfig\n"
+        "from fastdraft_hf.draft.config import DesignConfig\n"
+        "from fastdraft_hf.draft.design import design_draft\n"
+        "from fastdraft_hf.draft.sizes import count_parameters\n"
+        "target = AutoConfig.from_pretrained(sys.argv[1])\n"
+        "design_draft(target, DesignConfig(params=500_000_000, num_hidden_layers=8))\n"
+        # Not ru_maxrss, which a process inherits from the one that started it.
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(count_parameters(target), re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
     )
-    words = ["design", "--target", str(tmp_path), "--output-dir", str(tmp_path / "run")]
-    words += ["--params", "500M", "--num-hidden-layers", "8", "--dry-run"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-    )
-    status, peak, _ = done.stdout.splitlines()[-1].split()
-    assert status == "0"
-    assert int(peak) < 1000
-    assert "70,553,706,496" in done.stderr
-    assert not (tmp_path / "run").exists()
+    words = [sys.executable, "-c", code, str(PUBLISHED / "llama-3.1-70b-instruct.json")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    size, peak = map(int, done.stdout.split())
+    assert size == 70_553_706_496
+    assert peak / 1024 < 1000
 
 
 DOCS = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")

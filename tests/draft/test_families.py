@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
-from fastdraft_hf.draft.design import count_parameters, design_draft
+from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import FAMILIES
 from fastdraft_hf.draft.init import init
+from fastdraft_hf.draft.sizes import count_parameters
 
 IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
 

