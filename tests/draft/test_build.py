@@ -96,7 +96,7 @@ def test_a_model_that_came_from_no_folder(tiny_model: Any, tmp_path: Path) -> No
     draft = build_draft(tiny_model(), **SHAPE)
     with pytest.raises(FastDraftError, match="the draft has no tokenizer"):
         save_draft(draft, tmp_path)
-    with pytest.raises(FastDraftError, match="^params: .*'many'"):
+    with pytest.raises(FastDraftError, match=r"^params: .*'many'"):
         build_draft(tiny_model(), "many")
 
 
