@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import assisted_decoding, embedded_target
-from fastdraft_hf.decode import speculative
+from fastdraft_hf.decode import cached
 from fastdraft_hf.decode.assisted import decode, set_draft_length
 from fastdraft_hf.decode.openvino import OpenVINODecoder
 from fastdraft_hf.decode.records import DecodingRecord
@@ -101,12 +101,12 @@ def no_collections() -> Iterator[None]:
 @contextlib.contextmanager
 def plain_linears() -> Iterator[None]:
     """Leave linear layers as PyTorch computes them, to see what the loop alone gives."""
-    kept = speculative.skinny_linears
-    speculative.skinny_linears = lambda model: contextlib.nullcontext()
+    kept = cached.with_skinny_linears
+    cached.with_skinny_linears = lambda model: model
     try:
         yield
     finally:
-        speculative.skinny_linears = kept
+        cached.with_skinny_linears = kept
 
 
 def spread(estimate: Estimate, digits: int = 2) -> str:

@@ -1,7 +1,7 @@
-"""Decoding through ``generate``, alone and with a draft, with a record of every round.
+"""Decode through ``generate``, alone and with a draft, and record every round.
 
 With a draft there are two paths: stock assisted generation (``transformers``) and our own loop
-(``ours``). Both report their rounds here; greedy records of the two are equal. Stock prompt lookup
+(``ours``). Both report their rounds, and their greedy records are equal. Stock prompt lookup
 (``prompt-lookup``) drafts without a model, by copying from the text.
 """
 
@@ -24,56 +24,36 @@ DraftPath = Literal["transformers", "ours", "prompt-lookup"]
 
 
 def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
-    """Make ``draft`` propose exactly ``num_assistant_tokens`` a round.
+    """Make ``draft`` propose exactly ``num_assistant_tokens`` per round.
 
-    transformers reads these three from the draft's own generation config and ignores them when
-    they are passed to ``generate``.
+    transformers reads this from the draft's own generation config and ignores what is passed to
+    ``generate``.
     """
     apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
 
-# (path, row, drafted, accepted) of a round.
-Tell = Callable[[DraftPath, int, int, int], None]
+# Called with (path, row, drafted, accepted) of a round.
+Report = Callable[[DraftPath, int, int, int], None]
 
 
 @contextlib.contextmanager
-def tell_rounds(target: PreTrainedModel, tell: Tell) -> Iterator[None]:
-    """Call ``tell`` for every round that ``target.generate`` runs in the block.
+def report_rounds(target: PreTrainedModel, report: Report) -> Iterator[None]:
+    """Call ``report`` for every round that ``target.generate`` runs in the block."""
+    from fastdraft_hf.decode.patches import watch_stock_rounds
 
-    Our loop tells through `records.listener`. transformers does not tell acceptance, so
-    ``update_candidate_strategy`` of its candidate generator is wrapped; it is called once a round
-    with the scores of all drafted positions plus one. The way there, ``_get_candidate_generator``,
-    is private: `test_assisted.py` fails when it moves.
-    """
-    make, before = target._get_candidate_generator, listener.get()
-
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        generator = make(*args, **kwargs)
-        update = generator.update_candidate_strategy
-
-        def update_and_tell(input_ids: Any, scores: Any, num_matches: Any) -> Any:
-            tell("transformers", 0, int(scores.shape[1]) - 1, int(num_matches))
-            return update(input_ids, scores, num_matches)
-
-        generator.update_candidate_strategy = update_and_tell
-        return generator
+    before = listener.get()
 
     def heard(row: int, drafted: int, accepted: int) -> None:
-        tell("ours", row, drafted, accepted)
+        report("ours", row, drafted, accepted)
         if before is not None:
             before(row, drafted, accepted)
 
-    nested = "_get_candidate_generator" in vars(target)
-    target._get_candidate_generator = recording
     token = listener.set(heard)
     try:
-        yield
+        with watch_stock_rounds(target, lambda *one: report("transformers", 0, *one)):
+            yield
     finally:
         listener.reset(token)
-        if nested:
-            target._get_candidate_generator = make
-        else:
-            del target._get_candidate_generator
 
 
 @contextlib.contextmanager
@@ -84,15 +64,15 @@ def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
     the rounds of all rows. `fastdraft_hf.record_decoding` keeps answers and rows apart.
     """
     rounds: list[tuple[int, int]] = []
-    with tell_rounds(target, lambda path, row, *one: rounds.append(one)):
+    with report_rounds(target, lambda path, row, *one: rounds.append(one)):
         yield rounds
 
 
 class _FirstToken:
-    """A streamer that notes when the first new token came; `generate` puts the prompt before it.
+    """A streamer that notes the time of the first new token; `generate` puts the prompt first.
 
     Args:
-        streamer: gets everything as well.
+        streamer: receives everything as well.
     """
 
     def __init__(self, streamer: BaseStreamer | None = None) -> None:
@@ -113,7 +93,7 @@ class _FirstToken:
 
 
 def _synchronize(*models: Any) -> None:
-    """Wait for the models' GPUs: kernels run on after the call that started them returned."""
+    """Wait for the models' GPUs: kernels run on after the call that started them has returned."""
     import torch
 
     for device in {model.device for model in models if model is not None}:

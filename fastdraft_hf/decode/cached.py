@@ -1,41 +1,47 @@
-"""A model with its key-value cache, as the decoding loop sees it: feed tokens, take some back.
+"""A model with its key-value cache: the decoding loop feeds tokens and takes some back.
 
 Shapes: B rows, n tokens fed, V vocabulary.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import GenerateDecoderOnlyOutput
+
+from fastdraft_hf.decode.patches import CACHE_NAME
+from fastdraft_hf.decode.skinny import with_skinny_linears
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-# What models, `generate` and their outputs call the cache: transformers 5.24 renamed it, and keeps
-# the old name for what users pass, not for what `generate` hands to a decoding method.
-CACHE_NAME = (
-    "cache"
-    if "cache" in {field.name for field in dataclasses.fields(GenerateDecoderOnlyOutput)}
-    else "past_key_values"
-)
+
+def execution_device(model: Any) -> torch.device:
+    """Return the device that a model's inputs belong on.
+
+    Weights that accelerate offloads lie on the device ``meta`` between passes; their hook knows
+    where the passes run.
+    """
+    device = torch.device(model.device)
+    if device.type != "meta":
+        return device
+    hook = getattr(model, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
 
 class CachedModel(ABC):
     """One model and its cache.
 
     Args:
-        device: where tokens go in.
-        token_ids: [V'] ids that the columns of the logits stand for, when the head scores fewer
-            tokens than the target's (a reduced vocabulary); ``None`` when column i is token i.
+        device: of the input tokens.
+        token_ids: [V'] the token of each column of the logits, when the head has a reduced
+            vocabulary; ``None`` when column i is token i.
 
     Attributes:
-        slots: places of the cache that are taken, of the row that takes most.
+        slots: positions of the cache in use, of the row that uses most.
     """
 
     def __init__(self, device: torch.device, token_ids: torch.Tensor | None = None) -> None:
@@ -57,7 +63,7 @@ class CachedModel(ABC):
             tokens: [B, n] ids.
             positions: [B, n] their positions.
             valid: [B, n], 0 for tokens that later ones must not see; ``None`` for all valid.
-            keep: how many logits, counted from the end.
+            keep: number of logits, counted from the end.
 
         Returns:
             [B, keep, V'] on the model's device, in the model's type.
@@ -65,11 +71,11 @@ class CachedModel(ABC):
 
     @abstractmethod
     def rollback(self, fed: int, kept: Sequence[int]) -> None:
-        """Take back what was rejected of the last ``fed`` tokens of every row.
+        """Take back the rejected ones of the last ``fed`` tokens of every row.
 
         Args:
-            fed: tokens to look at, counted from the end; all of them were valid.
-            kept: for every row, how many of them stay; the first ones.
+            fed: number of tokens, counted from the end; all of them were valid.
+            kept: for every row, how many of them stay, the first ones.
         """
 
     @abstractmethod
@@ -81,9 +87,9 @@ class SlotModel(CachedModel):
     """A model whose rows all have the same number of slots.
 
     Rows of a batch accept different numbers of drafted tokens, so a slot may hold a rejected token
-    for one row and a valid one for another: it stays, with attention_mask 0 where it is rejected,
-    and what follows is fed with explicit position_ids (positions count valid tokens only). When
-    too many slots are masked, the cache is compacted.
+    for one row and a valid one for another. The slot stays, with attention_mask 0 where its token
+    was rejected, and later tokens are fed with explicit position_ids, which count valid tokens
+    only. When too many slots are masked, the cache is compacted.
 
     Args:
         device, token_ids: see `CachedModel`.
@@ -141,7 +147,7 @@ class SlotModel(CachedModel):
             self.compact()
 
     def compact(self) -> None:
-        """Drop slots so that as many remain as the longest row has valid ones, padded left."""
+        """Drop masked slots until the longest row has none; shorter rows are padded on the left."""
         if self.mask is None:
             return
         longest = max(self._valid)
@@ -167,11 +173,11 @@ class SlotModel(CachedModel):
 
     @abstractmethod
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        """Run the model; ``self.mask`` covers the new slots already."""
+        """Run the model; ``self.mask`` already covers the new slots."""
 
     @abstractmethod
     def _crop(self, count: int) -> int:
-        """Remove up to ``count`` (0 or more) last slots of every row; return how many went."""
+        """Remove up to ``count`` (0 or more) last slots of every row; return how many."""
 
     @abstractmethod
     def _gather(self, order: torch.Tensor) -> None:
@@ -179,7 +185,7 @@ class SlotModel(CachedModel):
 
     @abstractmethod
     def _select(self, rows: torch.Tensor) -> None:
-        """Keep the rows of the cache."""
+        """Keep only these rows of the cache."""
 
 
 class TorchModel(SlotModel):
@@ -190,8 +196,8 @@ class TorchModel(SlotModel):
         cache: an empty cache, or one that holds the first tokens of the prompt.
         prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
         token_ids: see `CachedModel`.
-        step: what runs a pass over one unmasked token of each row instead of the model itself: the
-            model, compiled.
+        step: the compiled model, for passes over one unmasked token of each row.
+        skinny: whether linear layers take the faster order for few tokens (`skinny`).
     """
 
     def __init__(
@@ -201,9 +207,10 @@ class TorchModel(SlotModel):
         prompt_mask: torch.Tensor | None = None,
         token_ids: torch.Tensor | None = None,
         step: Callable[..., Any] | None = None,
+        skinny: bool = True,
     ) -> None:
-        super().__init__(model.device, token_ids)
-        self.model = model
+        super().__init__(execution_device(model), token_ids)
+        self.model: Any = with_skinny_linears(model) if skinny else model
         self.step = step
         self.cache = cache
         self.slots = cache.get_seq_length()
@@ -211,7 +218,7 @@ class TorchModel(SlotModel):
             past = prompt_mask[:, : self.slots].bool()
             self._valid = past.sum(1).tolist()
             self.mask = None if past.all() else past
-        # Newer releases trim sliding layers in `crop` only, and must be told so.
+        # Newer releases cut sliding layers in `crop` only, after this call.
         self._records_past = hasattr(cache, "activate_past_recording")
         if self._records_past:
             cache.activate_past_recording()
@@ -239,7 +246,7 @@ class TorchModel(SlotModel):
         return logits[:, -keep:]
 
     def _crop(self, count: int) -> int:
-        # crop(0) empties the cache in transformers 5.5 and trims sliding layers in 5.23.
+        # crop(0) empties the cache in transformers 5.5 and cuts sliding layers in 5.23.
         if count or self._records_past:
             self.cache.crop(-count)
         return count

@@ -1,9 +1,9 @@
-"""The loop of speculative decoding: draft a block, verify it in one pass, take back the rest.
+"""The loop of speculative decoding: draft a block, verify it in one pass, take the rest back.
 
 One cache of the draft and one of the target live as long as the call. A round is γ passes of the
-draft over one token (the first may read two: when a whole block was accepted, its last token is
-new to the draft), one pass of the target over γ + 1 tokens, and one transfer of the result to the
-host. Shapes: B rows still being written, g ≤ γ drafted tokens, V vocabulary.
+draft over one token (two in the first after a block was accepted whole, since its last token is new
+to the draft), one pass of the target over γ + 1 tokens, and one transfer of the result to the host.
+Shapes: B rows that have not ended, g ≤ γ drafted tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Drafting:
         num_assistant_tokens: γ at the start.
         schedule: ``constant``; or ``heuristic`` and ``heuristic_transient``: two more after a
             round whose drafts were all accepted, one fewer after any other.
-        threshold: drafting stops after a token the draft gives less than this probability.
-        max_positions: positions the draft can read; beyond them the target goes on alone.
+        threshold: drafting stops after a token to which the draft gives less probability.
+        max_positions: positions that the draft can read; beyond them the target decodes alone.
     """
 
     num_assistant_tokens: int
@@ -62,11 +62,11 @@ Report = Callable[[int, int, int], None]
 
 @dataclass
 class Block:
-    """What the draft proposed.
+    """The tokens that the draft proposed.
 
     Attributes:
         tokens: [B, g] ids.
-        limits: [B] how many of them count.
+        limits: [B] number of them that count.
         q: [B, g, V] their probabilities, when sampling.
     """
 
@@ -77,14 +77,14 @@ class Block:
 
 @dataclass
 class Written:
-    """What a round wrote, before a stop cuts it.
+    """The verified tokens of a round, before a stop cuts them.
 
     Attributes:
-        tokens: for each row the accepted drafts and the target's own token.
+        tokens: for each row, the accepted drafts and the target's own token.
         limits: for each row how many drafts counted.
         drafted: g, the drafts that were verified.
         raw: [B, g + 1, V] the target's logits.
-        scores: [B, g + 1, V] what the processors made of them.
+        scores: [B, g + 1, V] the processed logits.
     """
 
     tokens: list[list[int]]
@@ -92,6 +92,21 @@ class Written:
     drafted: int
     raw: torch.Tensor
     scores: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round did to one row.
+
+    Attributes:
+        emitted: tokens appended, the target's own included.
+        limit: drafted tokens that counted.
+        done: whether the row has ended.
+    """
+
+    emitted: int
+    limit: int
+    done: bool
 
 
 @dataclass
@@ -105,8 +120,8 @@ class Loop:
         stops: when rows end.
         drafting: γ and how it changes.
         sampling: draw tokens instead of taking the best.
-        streamer: gets tokens of a single row as they are settled.
-        report: told every round.
+        streamer: receives the tokens of a single row as they are emitted.
+        report: called after every round.
         trace: collects scores.
     """
 
@@ -122,7 +137,7 @@ class Loop:
     trace: Trace = field(default_factory=Trace)
 
     def run(self) -> None:
-        """Write every row to its end."""
+        """Decode every row to its end."""
         self._active = list(range(len(self.text.lengths)))
         self._draft_seen = [0] * len(self._active)
         self._target_seen = [self.target.slots] * len(self._active)
@@ -132,7 +147,7 @@ class Loop:
         self._ends = torch.tensor(ends, device=device) if ends else None
         devices = (device, self.target.device, self.draft.device)
         self._on_cpu = all(d.type == "cpu" for d in devices)
-        # Whether the draft's best token is all that counts of its logits.
+        # Whether only the best token of the draft's logits matters.
         self._best_only = (
             not self.sampling and self.scores.untouched and not self.drafting.threshold
         )
@@ -143,25 +158,22 @@ class Loop:
 
     def _round(self) -> None:
         lengths = [self.text.lengths[r] for r in self._active]
-        written = self._plain_block() if self._is_plain() else self._any_block()
-        kept, going, all_accepted = [], [], True
-        for index, (row, tokens, limit) in enumerate(
-            zip(self._active, written.tokens, written.limits, strict=True)
-        ):
-            new, done = self._emit(row, index, tokens, written.raw, written.scores)
-            kept.append(len(new) - 1)
-            all_accepted &= len(new) - 1 == limit
+        if self.scores.in_order:
+            drafted, outcomes = self._ordered_round()
+        else:
+            block = self._plain_block() if self._is_plain() else self._any_block()
+            drafted, outcomes = block.drafted, self._emit_block(block)
+        kept = [outcome.emitted - 1 for outcome in outcomes]
+        for row, outcome in zip(self._active, outcomes, strict=True):
             if self.report is not None:
-                self.report(row, limit, len(new) - 1)
-            if not done:
-                going.append(index)
-        drafted = written.drafted
+                self.report(row, outcome.limit, outcome.emitted - 1)
         self.target.rollback(drafted, kept)
         if drafted:
             stay = [min(drafted - 1, k) for k in kept]
             self.draft.rollback(drafted - 1, stay)
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
-        self.drafting.adapt(all_accepted)
+        self.drafting.adapt(all(outcome.emitted - 1 == outcome.limit for outcome in outcomes))
+        going = [index for index, outcome in enumerate(outcomes) if not outcome.done]
         if len(going) < len(self._active):
             self._active = [self._active[i] for i in going]
             self._draft_seen = [self._draft_seen[i] for i in going]
@@ -169,6 +181,40 @@ class Loop:
                 self.target.select(going)
                 self.draft.select(going)
         self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
+
+    def _emit_block(self, block: Written) -> list[Outcome]:
+        """Append a verified block to its rows."""
+        outcomes = []
+        for index, (row, tokens, limit) in enumerate(
+            zip(self._active, block.tokens, block.limits, strict=True)
+        ):
+            emitted, done = self._emit(row, tokens, block.raw[index], block.scores[index])
+            outcomes.append(Outcome(emitted, limit, done))
+        return outcomes
+
+    def _ordered_round(self) -> tuple[int, list[Outcome]]:
+        """Draft and verify one row whose processors are called once per emitted token, in order.
+
+        The draft is processed by those without a state alone, which changes the acceptance rate
+        and not the output.
+
+        Returns:
+            the number of drafted tokens, and the row's outcome.
+        """
+        (row,) = self._active
+        block = self._propose(self._limits())
+        raw = self._read(block.tokens).float()
+        limit, emitted = int(block.limits[0]), 0
+        while True:
+            scores = self.scores.step(raw[:, emitted], self.text.row(row, self.text.lengths[row]))
+            drafts = block.tokens[:, emitted : emitted + 1] if emitted < limit else None
+            q = None if drafts is None or block.q is None else block.q[:, emitted]
+            token, accepted = rules.next_token(scores, drafts, q, self.sampling)
+            one = raw[0, emitted : emitted + 1]
+            _, done = self._emit(row, [token], one, scores)
+            emitted += 1
+            if done or not accepted:
+                return block.tokens.shape[1], [Outcome(emitted, limit, done)]
 
     def _any_block(self) -> Written:
         """Draft and verify any number of rows, on any device, greedily or not."""
@@ -185,14 +231,14 @@ class Loop:
         )
 
     def _is_plain(self) -> bool:
-        """Whether nothing but one row's best tokens is asked for, and on the CPU."""
+        """Return whether one row is decoded greedily on the CPU, without processors."""
         return self._on_cpu and len(self._active) == 1 and self._best_only
 
     def _plain_block(self) -> Written:
-        """Draft and verify one greedy row, with nothing between the passes but Python's numbers.
+        """Draft and verify one greedy row with Python's numbers between the passes.
 
-        The same as `_any_block`, whose hundred small operations take as long as a pass of a tiny
-        draft.
+        The result is that of `_any_block`, whose hundred small operations take as long as a pass of
+        a tiny draft.
         """
         limit = self._limits()[0]
         drafts: list[int] = []
@@ -211,7 +257,7 @@ class Loop:
         return Written([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
 
     def _limits(self) -> list[int]:
-        """Return how many tokens each row may draft; the target's own token needs room too."""
+        """Return how many tokens each row may draft, with room left for the target's own."""
         limits = []
         for row in self._active:
             length = self.text.lengths[row]
@@ -232,17 +278,17 @@ class Loop:
         tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
         chosen: list[torch.Tensor] = []
         distributions: list[torch.Tensor] = []
-        # Asking a GPU for every token costs more than the passes it could save at a text's end.
+        # Reading every token from a GPU costs more than the passes that it could save.
         asks = device.type == "cpu" or self.drafting.threshold > 0
-        for place in range(wanted):
+        for position in range(wanted):
             logits = self._feed(self.draft, tokens, positions, valid, 1)
-            token, chance = self._choose(logits, self._prefix(chosen, place))
+            token, chance = self._choose(logits, self._prefix(chosen, position))
             chosen.append(token)
             if self.sampling:
                 distributions.append(chance)
-            if place + 1 == wanted:
+            if position + 1 == wanted:
                 break
-            if asks and not self._goes_on(limits, place + 1, token, chance):
+            if asks and not self._drafts_more(limits, position + 1, token, chance):
                 break
             tokens, positions, valid = token, positions[:, -1:] + 1, None
         drafts = torch.cat(chosen, 1)
@@ -253,12 +299,12 @@ class Loop:
         return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
 
     def _choose(self, logits: torch.Tensor, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the draft's next tokens [B, 1] and, where they are needed, its chances [B, V]."""
+        """Return the draft's next tokens [B, 1] and, where needed, its probabilities [B, V]."""
         if self._best_only:
             best = rules.first_choice(logits[:, -1:])
             return (best if self._draft_ids is None else self._draft_ids[best]), best
         wide = self.scores.widen(logits, self._draft_ids)
-        scores = self.scores(wide, prefix)[:, 0]
+        scores = self.scores(wide, prefix, self._active)[:, 0]
         if self.sampling:
             if logits.shape[-1] < self.scores.vocabulary:
                 # Processors may have ruled out the whole reduced vocabulary; any guess is right.
@@ -268,10 +314,10 @@ class Loop:
         best = rules.first_choice(scores)[:, None]
         return best, scores.softmax(-1) if self.drafting.threshold else best
 
-    def _goes_on(
+    def _drafts_more(
         self, limits: list[int], drafted: int, token: torch.Tensor, chance: torch.Tensor
     ) -> bool:
-        """Close the blocks of rows that ended or grew unsure; return whether any goes on."""
+        """Close the blocks of rows that ended or are unsure; return whether any stays open."""
         values = token[:, 0].tolist()
         unsure = [False] * len(values)
         if self.drafting.threshold:
@@ -289,7 +335,8 @@ class Loop:
         scores = raw
         if not self.scores.untouched or self.sampling:
             raw = raw.float()
-            scores = self.scores(raw, self._prefix(list(block.tokens[:, :, None].unbind(1))))
+            prefix = self._prefix(list(block.tokens[:, :, None].unbind(1)))
+            scores = self.scores(raw, prefix, self._active)
         if self.sampling:
             q = scores[:, :0] if block.q is None else block.q
             found = rules.accept_sampled(block.tokens, q, scores.softmax(-1), block.limits)
@@ -298,7 +345,7 @@ class Loop:
         return (*found, raw, scores)
 
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
-        """Let the target read what is new to it and ``drafts`` [B, g]; return [B, g + 1, V]."""
+        """Return the target's logits [B, g + 1, V] of its unread tokens and ``drafts`` [B, g]."""
         tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
         drafted = drafts.shape[1]
         if drafted:
@@ -318,6 +365,10 @@ class Loop:
         keep: int,
     ) -> torch.Tensor:
         device = model.device
+        most = self.drafting.max_positions
+        if model is self.draft and most is not None:
+            # A row past the draft's limit drafts nothing, yet passes through with the others.
+            positions = positions.clamp(max=most - 1)
         if device == self.text.device:
             return model.feed(tokens, positions, valid, keep)
         moved = None if valid is None else valid.to(device)
@@ -325,32 +376,41 @@ class Loop:
         return logits.to(self.text.device)
 
     def _prefix(self, drafts: list[torch.Tensor], first: int = 0) -> Prefix:
-        """Return what processors are shown: place p follows the text and first + p drafts."""
+        """Return the text before position p of a block: that of the row and first + p drafts."""
         rows = self._active
 
-        def prefix(index: int, place: int) -> torch.Tensor:
+        def prefix(index: int, position: int) -> torch.Tensor:
             text = self.text.row(rows[index], self.text.lengths[rows[index]])
-            before = drafts[: first + place]
+            before = drafts[: first + position]
             return torch.cat([text, *(d[index : index + 1] for d in before)], 1)
 
         return prefix
 
     def _emit(
-        self,
-        row: int,
-        index: int,
-        new: list[int],
-        raw: torch.Tensor,
-        scores: torch.Tensor,
-    ) -> tuple[list[int], bool]:
-        given = None
+        self, row: int, tokens: list[int], raw: torch.Tensor, scores: torch.Tensor
+    ) -> tuple[int, bool]:
+        """Append tokens to a row up to its first stop.
+
+        Args:
+            row: the row.
+            tokens: accepted drafts and the target's own token.
+            raw, scores: [at least as many as tokens, V].
+
+        Returns:
+            the number of tokens appended, and whether the row is done.
+        """
+        known = None
         if self.trace.scores is not None and self.stops.others:
-            given = tuple(one[None] for block in self.trace.scores[row] for one in block)
-        new, done = self.stops.cut(self.text, row, new, given)
+            before = [one[None] for block in self.trace.scores[row] for one in block]
+
+            def known(count: int) -> tuple[torch.Tensor, ...]:
+                return (*before, *(one[None] for one in scores[:count].float()))
+
+        new, done = self.stops.cut(self.text, row, tokens, known)
         if self.trace.scores is not None:
-            self.trace.scores[row].append(scores[index, : len(new)].float())
+            self.trace.scores[row].append(scores[: len(new)].float())
         if self.trace.logits is not None:
-            self.trace.logits[row].append(raw[index, : len(new)].float())
+            self.trace.logits[row].append(raw[: len(new)].float())
         if self.streamer is not None:
             self.streamer.put(torch.tensor([new]))
-        return new, done
+        return len(new), done

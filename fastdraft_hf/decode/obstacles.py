@@ -1,22 +1,27 @@
-"""What our loop cannot do, and whether stock assisted generation can."""
+"""What our loop cannot do: each obstacle with its reason."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.decode.cached import CACHE_NAME
-from fastdraft_hf.decode.scores import BY_ROW_NUMBER, STATEFUL
+from fastdraft_hf.decode.cached import execution_device
+from fastdraft_hf.decode.patches import CACHE_NAME
+from fastdraft_hf.decode.scores import BY_ROW_NUMBER, keeps_state
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-# What `generate` passes on to any decoding method; anything else is for a model of another kind.
+# What `generate` passes to any decoding method. Anything else is for a model of another kind.
 _KNOWN = {
     "attention_mask",
     "position_ids",
@@ -25,6 +30,21 @@ _KNOWN = {
     "logits_to_keep",
     "cache_position",
 }
+# Config keys that limit how far attention reaches, counted in slots of the cache.
+_WINDOW = re.compile(r"(window|chunk)(_size)?$")
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One reason why the loop cannot decode a call.
+
+    Attributes:
+        reason: for the warning.
+        stock_drafts: whether stock assisted generation can use the draft all the same.
+    """
+
+    reason: str
+    stock_drafts: bool = False
 
 
 def is_openvino(model: Any) -> bool:
@@ -32,7 +52,7 @@ def is_openvino(model: Any) -> bool:
     return any(c.__module__.startswith("optimum.intel.openvino") for c in type(model).__mro__)
 
 
-def obstacle(
+def obstacles(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     processors: LogitsProcessorList,
@@ -42,73 +62,106 @@ def obstacle(
     synced_gpus: bool,
     streamer: Any,
     model_kwargs: dict[str, Any],
-) -> tuple[str | None, bool]:
-    """Return why the loop cannot do this, if so, and whether stock decoding can use the draft."""
+) -> Iterator[Obstacle]:
+    """Yield every reason why the loop cannot decode this call; arguments as `assisted_decoding`'s.
+
+    Raises:
+        FastDraftError: the vocabularies differ and no tokenizers were given.
+    """
     rows = input_ids.shape[0]
     if draft is None:
-        return "no assistant_model was given", False
+        yield Obstacle("no assistant_model was given")
+        return
+    yield from _of_the_call(input_ids, config, synced_gpus, streamer, model_kwargs)
+    if model.config.is_encoder_decoder or draft.config.is_encoder_decoder:
+        yield Obstacle("encoder-decoder models are not supported", stock_drafts=True)
+    elif draft_tokenizer is not None:
+        yield Obstacle("target and draft have different tokenizers", stock_drafts=True)
+    else:
+        ours, theirs = (m.config.get_text_config().vocab_size for m in (model, draft))
+        if ours != theirs:
+            raise FastDraftError(
+                f"the draft's vocabulary has {theirs} tokens and the target's {ours}; a draft must "
+                "use the target's own tokenizer"
+            )
+        yield from _of_the_models(model, draft, input_ids, config, model_kwargs)
+    by_number = sorted({type(p).__name__ for p in processors} & BY_ROW_NUMBER)
+    stateful = sorted({type(p).__name__ for p in processors if keeps_state(p)})
+    if rows > 1 and by_number:
+        yield Obstacle(f"{', '.join(by_number)} needs whole batches")
+    if rows > 1 and stateful:
+        yield Obstacle(f"{', '.join(stateful)} may keep a state over a whole batch")
+
+
+def _of_the_call(
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    synced_gpus: bool,
+    streamer: Any,
+    model_kwargs: dict[str, Any],
+) -> Iterator[Obstacle]:
     mode = config.get_generation_mode(None)
     if mode not in ("greedy_search", "sample"):
-        return f"{mode.replace('_', ' ')} takes no draft", False
-    stock_assists = not is_openvino(model) and not is_openvino(draft) and rows == 1
-    if model.config.is_encoder_decoder or draft.config.is_encoder_decoder:
-        return "encoder-decoder models are not supported", stock_assists
-    if draft_tokenizer is not None:
-        return "target and draft have different tokenizers", stock_assists
-    ours, theirs = (m.config.get_text_config().vocab_size for m in (model, draft))
-    if ours != theirs:
-        raise FastDraftError(
-            f"the draft's vocabulary has {theirs} tokens and the target's {ours}; a draft must use "
-            "the target's own tokenizer"
-        )
-    if draft is model and is_openvino(model):
-        return "an OpenVINO model cannot draft for itself: it has one cache", False
+        yield Obstacle(f"{mode.replace('_', ' ')} takes no draft")
     if synced_gpus:
-        return "models spread over processes are not supported", stock_assists
+        yield Obstacle("models spread over processes are not supported")
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        return "attentions and hidden states are not kept", stock_assists
+        yield Obstacle("attentions and hidden states are not kept")
     if getattr(config, "assistant_ensemble_weight", None) is not None:
-        return "assistant_ensemble_weight is not supported", stock_assists
+        yield Obstacle("assistant_ensemble_weight is not supported")
     further = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN)
     if further or not input_ids.shape[1]:
-        return f"inputs {', '.join(further) or 'without ids'} are not supported", stock_assists
+        yield Obstacle(f"inputs {', '.join(further) or 'without ids'} are not supported")
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions.dim() != 2:
-        return "positions of several dimensions are not supported", stock_assists
-    span = input_ids.shape[1], int(config.max_length)
+        yield Obstacle("positions of several dimensions are not supported")
+    if input_ids.shape[0] > 1 and streamer is not None:
+        yield Obstacle("a streamer cannot tell apart rows that grow at different rates")
+
+
+def _of_the_models(
+    model: PreTrainedModel,
+    draft: PreTrainedModel,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> Iterator[Obstacle]:
+    rows, length = input_ids.shape
+    last = int(config.max_length)
+    if draft is model and is_openvino(model):
+        yield Obstacle("an OpenVINO model cannot draft for itself: it has one cache")
     for one in (model, draft):
-        if is_openvino(one) and not getattr(one, "stateful", False):
-            return f"{type(one).__name__} keeps its cache outside", False
-        if not is_openvino(one) and not _plain(one, *span):
-            return f"{type(one).__name__} prepares inputs of its own", stock_assists
-    if (rows > 1 or is_openvino(model)) and not _can_hide(model, span[1]):
-        return f"{type(model).__name__} tells distances by places of the cache", stock_assists
+        name = type(one).__name__
+        if is_openvino(one):
+            if not getattr(one, "stateful", False):
+                yield Obstacle(f"{name} keeps its cache outside")
+        elif not _is_plain(one, length, last):
+            yield Obstacle(f"{name} prepares inputs of its own")
+    if is_openvino(model):
+        if "position_ids" not in model.input_names or _has_window(model, last):
+            yield Obstacle(f"{type(model).__name__} measures distances in slots of the cache")
+        return
     cache = model_kwargs.get(CACHE_NAME)
-    if not is_openvino(model):
-        if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
-            return "it needs a dynamic cache that tokens can be taken back from", False
-        if cache is not None and cache.get_seq_length() >= input_ids.shape[1]:
-            return "the cache holds the whole prompt", stock_assists
-    names = {type(p).__name__ for p in processors}
-    if names & STATEFUL:
-        return f"{', '.join(sorted(names & STATEFUL))} cannot take tokens back", False
-    if rows > 1 and names & BY_ROW_NUMBER:
-        return f"{', '.join(sorted(names & BY_ROW_NUMBER))} needs whole batches", False
-    if rows > 1 and streamer is not None:
-        return "rows of a batch come at different times, which a streamer cannot tell", False
-    return None, True
+    if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
+        yield Obstacle("a dynamic cache is needed, from which tokens can be taken back")
+    elif cache.get_seq_length() >= length:
+        yield Obstacle("the cache holds the whole prompt")
+    elif rows > 1 and (_has_window(model, last) or not _hides_slots(model)):
+        yield Obstacle(f"{type(model).__name__} measures distances in slots of the cache")
 
 
-def _plain(model: PreTrainedModel, first: int, last: int) -> bool:
+def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
     """Return whether ids, mask, positions and a key-value cache are all the model reads.
 
     Args:
         model: a PyTorch model.
-        first, last: lengths of the text from prompt to end.
+        first, last: lengths of the text, from the prompt to the end.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
     if not all("attention" in kind and "linear" not in kind for kind in kinds):
+        return False
+    if CACHE_NAME not in inspect.signature(model.forward).parameters:
         return False
     own = getattr(type(model), "prepare_inputs_for_generation", None)
     if own is GenerationMixin.prepare_inputs_for_generation:
@@ -118,25 +171,50 @@ def _plain(model: PreTrainedModel, first: int, last: int) -> bool:
     return config.model_type in ("phi3", "phimoe") and not first <= limit < last
 
 
-def _can_hide(model: PreTrainedModel, last: int) -> bool:
-    """Return whether hidden slots change nothing: positions are told, and no window counts slots.
+def _has_window(model: PreTrainedModel, last: int) -> bool:
+    """Return whether attention reaches less far than a cache with hidden slots is long.
 
     Args:
         model: the target. What a draft makes of hidden slots changes acceptance, not the output.
         last: length of the text at its end.
     """
-    names = model.input_names if is_openvino(model) else inspect.signature(model.forward).parameters
-    if "position_ids" not in names:
-        return False
     config = model.config.get_text_config()
-    windowed = getattr(config, "use_sliding_window", True) is not False
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    # Slots outnumber tokens by what is hidden before a compaction.
+    if getattr(config, "use_sliding_window", True) is False:
+        return False
+    # Slots outnumber tokens by what is hidden until a compaction.
     slots = 1.5 * last + 256
-    return not windowed or all(window is None or window > slots for window in windows)
+    return any(
+        0 < value <= slots
+        for name, value in config.to_dict().items()
+        if _WINDOW.search(name) and isinstance(value, int) and not isinstance(value, bool)
+    )
 
 
-def _can_roll_back(cache: Any, rows: int) -> bool:
+_hiding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _hides_slots(model: PreTrainedModel) -> bool:
+    """Return whether the model reads a row alike wherever its hidden slots lie.
+
+    It is tried once per model: the same four tokens with a hidden slot among them and in front.
+    """
+    if model not in _hiding:
+        _hiding[model] = "position_ids" in inspect.signature(model.forward).parameters
+        if _hiding[model]:
+            device = execution_device(model)
+            ids = torch.tensor([[1, 2, 0, 3, 4], [0, 1, 2, 3, 4]], device=device)
+            mask = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 1]], device=device)
+            positions = torch.tensor([[0, 1, 1, 2, 3], [0, 0, 1, 2, 3]], device=device)
+            with torch.inference_mode():
+                given = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+                logits = model(input_ids=ids, **given).logits[:, -1].float()
+            # Far above what rounding to bfloat16 does, far below what another position does.
+            near = 0.02 * max(1.0, float(logits.abs().max()))
+            _hiding[model] = bool((logits[0] - logits[1]).abs().max() <= near)
+    return _hiding[model]
+
+
+def _can_roll_back(cache: Any, rows: int) -> TypeGuard[DynamicCache]:
     if not isinstance(cache, DynamicCache):
         return False
     kinds = {type(layer) for layer in cache.layers}

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.decode.assisted import DraftPath, tell_rounds
+from fastdraft_hf.decode.assisted import DraftPath, report_rounds
 from fastdraft_hf.decode.record_list import DecodingRecords
 from fastdraft_hf.decode.records import DecodingRecord
 
@@ -62,7 +62,7 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
         call = _Call(model, {**named, **kwargs})
         token = _running.set((*_running.get(), id(records)))
         try:
-            with tell_rounds(model, call.tell):
+            with report_rounds(model, call.report):
                 start = time.perf_counter()
                 output = generate(*args, **kwargs)
                 seconds = time.perf_counter() - start
@@ -93,7 +93,7 @@ class _Call:
         self.prompt = self._prompt_length()
         self.gamma = self._drafted_a_round()
 
-    def tell(self, path: DraftPath, row: int, drafted: int, accepted: int) -> None:
+    def report(self, path: DraftPath, row: int, drafted: int, accepted: int) -> None:
         self.path = path
         self.rounds.setdefault(row, []).append((drafted, accepted))
 

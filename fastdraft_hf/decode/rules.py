@@ -1,7 +1,7 @@
-"""Which drafted tokens stay, and which token follows them.
+"""The acceptance rules: how many drafted tokens stay, and which token follows them.
 
 Shapes: B rows, g drafted tokens, V vocabulary. A row may have drafted fewer than g: ``limits`` [B]
-says how many of its drafts count. Both rules return the number of accepted drafts [B] and the
+is how many of its drafts count. Both rules return the number of accepted drafts [B] and the
 target's own next token [B].
 """
 
@@ -25,11 +25,11 @@ def first_choice(scores: torch.Tensor) -> torch.Tensor:
 def accept_greedy(
     drafts: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep drafts as long as they are the target's first choice.
+    """Accept drafts as long as they are the target's first choice.
 
     Args:
         drafts: [B, g] drafted ids.
-        scores: [B, g + 1, V] the target's scores at each drafted place and one after.
+        scores: [B, g + 1, V] the target's scores at each drafted position and one after.
         limits: [B] drafts that count.
     """
     best = first_choice(scores)
@@ -45,7 +45,7 @@ def accept_sampled(
     """Speculative sampling (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1).
 
     A draft x is kept with probability min(1, p(x)/q(x)); at the first that is not, the next token
-    comes from max(0, p - q) normalised, and after the last draft from p. The tokens are then
+    comes from `residual`, and after the last draft from p. The tokens are then
     distributed as the target's own, whatever q is.
 
     Args:
@@ -60,18 +60,53 @@ def accept_sampled(
     chosen = drafts[..., None]
     p_chosen = p[:, :count].gather(2, chosen)[..., 0]
     q_chosen = q.gather(2, chosen)[..., 0]
-    # Strictly below: a token the target never gives is never kept, whatever is drawn.
+    # Strictly below, so that a token of probability 0 is never kept, whatever is drawn.
     accepted = _leading(torch.rand_like(p_chosen) * q_chosen < p_chosen, limits)
     row = torch.arange(rows, device=drafts.device)
     p_next = p[row, accepted]
-    rest = (p_next - q[row, accepted.clamp(max=count - 1)]).clamp_(min=0)
+    rejected = residual(p_next, q[row, accepted.clamp(max=count - 1)])
+    chance = torch.where((accepted < limits)[:, None], rejected, p_next)
+    return accepted, torch.multinomial(chance, 1)[:, 0]
+
+
+def next_token(
+    scores: torch.Tensor, draft: torch.Tensor | None, q: torch.Tensor | None, sampling: bool
+) -> tuple[int, bool]:
+    """Return one row's next token, and whether it is the draft's, accepted.
+
+    The rules above for a single position, whose scores are known only after the ones before it.
+
+    Args:
+        scores: [1, V] the target's.
+        draft: [1, 1] the drafted id; ``None`` after the last one.
+        q: [1, V] the draft's probabilities, when sampling.
+        sampling: draw instead of taking the best.
+    """
+    if not sampling:
+        best = int(first_choice(scores)[0])
+        return best, draft is not None and best == int(draft)
+    p = scores.softmax(-1)
+    if draft is not None and q is not None:
+        token = int(draft)
+        if torch.rand((), device=p.device) * q[0, token] < p[0, token]:
+            return token, True
+        p = residual(p, q)
+    return int(torch.multinomial(p, 1)), False
+
+
+def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return what the next token is drawn from after a rejection: max(0, p - q), normalized.
+
+    Args:
+        p, q: [B, V] probabilities of the target and of the draft.
+    """
+    rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)
     # Where p and q agree to the last bit, a rejection is a rounding and p itself is right.
-    rejected = (accepted < limits)[:, None] & (total > 0)
-    return accepted, torch.multinomial(torch.where(rejected, rest / total, p_next), 1)[:, 0]
+    return torch.where(total > 0, rest / total, p)
 
 
 def _leading(kept: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Return how many of the first ``limits`` places of each row are kept without a gap."""
-    places = torch.arange(kept.shape[1], device=kept.device)
-    return (kept & (places < limits[:, None])).long().cumprod(1).sum(1)
+    """Return how many of the first ``limits`` positions of each row are kept without a gap."""
+    positions = torch.arange(kept.shape[1], device=kept.device)
+    return (kept & (positions < limits[:, None])).long().cumprod(1).sum(1)

@@ -9,16 +9,13 @@ machine, so each shape is timed once per process.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import linear
 
-# More rows than this and linear's own order is the faster one.
+# With more rows than this, the order of `linear` is the faster one.
 MOST_ROWS = 8
 # Weights of fewer elements cost next to nothing and are left alone.
 LEAST_ELEMENTS = 2**17
@@ -34,7 +31,7 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _doubled(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The same for a single row, computed twice: two rows take the faster kernel."""
+    """Return the product for a single row, computed twice: two rows take the faster kernel."""
     return torch.mm(weight, rows.expand(2, -1).contiguous().t())[:, :1].t().contiguous()
 
 
@@ -43,7 +40,7 @@ _best: dict[tuple[int, int, int, int], Way] = {}
 
 
 def _choose(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> Way:
-    """Time both ways over several weights of a shape; one alone would stay in the CPU's cache."""
+    """Return the faster way, timed over several weights: one alone would stay in the cache."""
     key = (*weights[0].shape, rows.shape[0], torch.get_num_threads())
     way = _best.get(key)
     if way is None:
@@ -59,18 +56,59 @@ def _choose(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> Way:
     return way
 
 
+class _SkinnyLinear(torch.nn.Linear):
+    """A linear layer whose product runs in the faster order. Made by `with_skinny_linears` only."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return skinny_linear(inputs, self.weight, self.bias, alike=self.__dict__["_alike"])
+
+
+def with_skinny_linears(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a view of ``model`` whose large float32 CPU linear layers take the faster order.
+
+    The view shares parameters, buffers and hooks; no module of ``model`` is changed, so several
+    threads may decode with it at once. Layers of other classes (quantized, adapted) and layers
+    whose ``forward`` was replaced are left as they are.
+    """
+    shapes: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    views: dict[int, torch.nn.Module] = {}
+
+    def view(module: torch.nn.Module) -> torch.nn.Module:
+        if id(module) in views:
+            return views[id(module)]
+        copied = views[id(module)] = type(module).__new__(type(module))
+        copied.__dict__ = dict(module.__dict__)
+        copied.__dict__["_modules"] = {
+            name: None if child is None else view(child) for name, child in module._modules.items()
+        }
+        if type(module) is torch.nn.Linear and "forward" not in vars(module):
+            weight = module.weight
+            plain = weight.dtype == torch.float32 and weight.device.type == "cpu"
+            if plain and weight.numel() >= LEAST_ELEMENTS:
+                alike = shapes.setdefault(tuple(weight.shape), [])
+                if len(alike) * weight.numel() < TIMED_ELEMENTS:
+                    alike.append(weight)
+                copied.__class__ = _SkinnyLinear
+                copied.__dict__["_alike"] = alike
+        return copied
+
+    return view(model)
+
+
 def skinny_linear(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    alike: Sequence[torch.Tensor],
     inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    alike: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Return what ``torch.nn.functional.linear(inputs, weight, bias)`` returns, to rounding.
+    """Return ``torch.nn.functional.linear(inputs, weight, bias)``, to rounding.
 
     Args:
-        weight, bias: [N, K] and [N], float32 on a CPU.
-        alike: weights of the same shape to time with, ``weight`` or some of its neighbours.
         inputs: [..., K].
+        weight: [N, K], float32 on a CPU.
+        bias: [N].
+        alike: weights of the same shape to time with, ``weight`` or some of its neighbors.
     """
     width = inputs.shape[-1]
     count = inputs.numel() // width
@@ -84,33 +122,3 @@ def skinny_linear(
     if bias is not None:
         output = output + bias
     return output.view(*inputs.shape[:-1], weight.shape[0])
-
-
-@contextmanager
-def skinny_linears(model: Any) -> Iterator[None]:
-    """Let the model's large float32 CPU ``Linear`` layers run through `skinny_linear` meanwhile.
-
-    Layers of other classes (quantised, adapted) and layers whose ``forward`` is already someone
-    else's are left alone.
-    """
-    chosen: list[torch.nn.Linear] = []
-    shapes: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for module in model.modules():
-        if type(module) is not torch.nn.Linear or "forward" in vars(module):
-            continue
-        weight = module.weight
-        plain = weight.dtype == torch.float32 and weight.device.type == "cpu"
-        if plain and weight.numel() >= LEAST_ELEMENTS:
-            chosen.append(module)
-            alike = shapes.setdefault(tuple(weight.shape), [])
-            if len(alike) * weight.numel() < TIMED_ELEMENTS:
-                alike.append(weight)
-    for module in chosen:
-        alike = shapes[tuple(module.weight.shape)]
-        way = functools.partial(skinny_linear, module.weight, module.bias, alike)
-        module.__dict__["forward"] = way
-    try:
-        yield
-    finally:
-        for module in chosen:
-            del module.__dict__["forward"]

@@ -1,30 +1,33 @@
-"""`assisted_decoding`: a loop of our own for ``generate(assistant_model=…, custom_generate=…)``.
+"""`assisted_decoding`: our own loop for ``generate(assistant_model=…, custom_generate=…)``.
 
 Stock assisted generation calls ``draft.generate()`` every round, whose set-up costs as much as a
-tiny draft's passes. Here both caches live through the call and a round is nothing but passes of
-the two models (`fastdraft_hf.decode.loop`). Output is the target's own: token for token when
-greedy, in distribution when sampling.
+tiny draft's passes. Here both caches live through the call, and a round is passes of the two models
+only (`fastdraft_hf.decode.loop`). The output is the target's own: token for token when greedy, in
+distribution when sampling.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, GenerationMixin
-from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
+from transformers import DynamicCache
+from transformers.generation import GenerateDecoderOnlyOutput
 
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.decode.cached import CACHE_NAME, CachedModel, TorchModel
+from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
 from fastdraft_hf.decode.loop import Drafting, Loop, Trace
-from fastdraft_hf.decode.obstacles import is_openvino, obstacle
+from fastdraft_hf.decode.obstacles import is_openvino, obstacles
+from fastdraft_hf.decode.patches import (
+    CACHE_NAME,
+    decode_alone,
+    decode_assisted,
+    deliver_arguments,
+)
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
-from fastdraft_hf.decode.skinny import skinny_linears
 from fastdraft_hf.decode.text import Stops, Text
 
 if TYPE_CHECKING:
@@ -55,11 +58,13 @@ def assisted_decoding(
     several end tokens and batches with padding on the left. γ, its schedule and the confidence
     threshold come from the draft's generation config, as in stock assisted generation. Target and
     draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of different types and on
-    different devices. What the loop cannot do goes to transformers' own decoding with a warning:
-    with the draft where that can use it, else with the target alone.
+    different devices. What the loop cannot do, transformers decodes with the target alone after one
+    warning; models with different tokenizers go to its own assisted generation.
 
-    In a batch, stopping criteria and processors that read the text are asked row by row with ids
-    [1, length]; the cache is returned for a single row only.
+    A logits processor of a class that transformers does not define is called once per emitted
+    token, in order, as without a draft. In a batch, stopping criteria and processors that read the
+    text are called row by row with ids [1, length], and the cache is returned for a single row
+    only.
 
     Example:
         >>> target.generate(
@@ -81,52 +86,62 @@ def assisted_decoding(
     """
     if not input_ids.shape[0]:
         return input_ids
-    reason, with_draft = obstacle(
-        model,
-        input_ids,
-        logits_processor,
-        generation_config,
-        assistant_model,
-        assistant_tokenizer,
-        synced_gpus,
-        streamer,
-        model_kwargs,
+    # What torch.compile returns wraps the model; our loop compiles by the draft's own config.
+    draft = getattr(assistant_model, "_orig_mod", assistant_model)
+    found = list(
+        obstacles(
+            model,
+            input_ids,
+            logits_processor,
+            generation_config,
+            draft,
+            assistant_tokenizer,
+            synced_gpus,
+            streamer,
+            model_kwargs,
+        )
     )
-    if reason is not None:
-        # Stock generation would take the columns of a reduced vocabulary for token ids.
-        if with_draft and _head_token_ids(assistant_model) is not None:
-            with_draft = False
-        stock: dict[str, Any] = {
-            "logits_processor": logits_processor,
-            "stopping_criteria": stopping_criteria,
-            "generation_config": generation_config,
-            "synced_gpus": synced_gpus,
-            **model_kwargs,
-        }
-        if streamer is not None:
-            stock["streamer"] = streamer
-        if not with_draft:
-            return _stock_alone(model, input_ids, reason, stock)
+    if not found:
+        return _decode(
+            model,
+            draft,
+            input_ids.to(execution_device(model)),
+            logits_processor,
+            Stops.read(stopping_criteria, generation_config),
+            generation_config,
+            streamer,
+            model_kwargs,
+        )
+    prepared: dict[str, Any] = {
+        "logits_processor": logits_processor,
+        "stopping_criteria": stopping_criteria,
+        "generation_config": generation_config,
+        "synced_gpus": synced_gpus,
+        **model_kwargs,
+    }
+    if streamer is not None:
+        prepared["streamer"] = streamer
+    reason = "; ".join(obstacle.reason for obstacle in found)
+    # Every obstacle must allow the draft, and stock generation would take the columns of a reduced
+    # vocabulary for token ids.
+    if (
+        all(obstacle.stock_drafts for obstacle in found)
+        and input_ids.shape[0] == 1
+        and not (is_openvino(model) or is_openvino(draft))
+        and _head_token_ids(draft) is None
+    ):
         _warn(reason, "transformers' assisted generation is used")
-        return model._assisted_decoding(
+        return decode_assisted(
+            model,
             input_ids,
             inputs_tensor=inputs_tensor,
-            assistant_model=assistant_model,
+            assistant_model=draft,
             assistant_tokenizer=assistant_tokenizer,
             tokenizer=tokenizer,
-            **stock,
+            **prepared,
         )
-    assert assistant_model is not None
-    return _decode(
-        model,
-        assistant_model,
-        input_ids.to(model.device),
-        logits_processor,
-        Stops.read(stopping_criteria, generation_config),
-        generation_config,
-        streamer,
-        model_kwargs,
-    )
+    _warn(reason, "transformers decodes with the target alone")
+    return decode_alone(model, input_ids, prepared)
 
 
 def _decode(
@@ -159,7 +174,7 @@ def _decode(
         target=_cached(model, model_kwargs.get(CACHE_NAME), mask),
         draft=_cached(draft, None, None, _compiled_step(draft)),
         text=text,
-        scores=Scores(processors, _vocabulary(model)),
+        scores=Scores(processors, _vocabulary(model), rows),
         stops=stops,
         drafting=drafting,
         sampling=bool(config.do_sample),
@@ -167,13 +182,8 @@ def _decode(
         report=listener.get(),
         trace=trace,
     )
-    with contextlib.ExitStack() as stack:
-        for cached in (loop.target, loop.draft):
-            # The compiler makes code for the linears as they are.
-            if isinstance(cached, TorchModel) and cached.step is None:
-                stack.enter_context(skinny_linears(cached.model))
-        if is_openvino(model) and is_openvino(draft):
-            stack.enter_context(one_torch_thread())
+    both_openvino = is_openvino(model) and is_openvino(draft)
+    with one_torch_thread() if both_openvino else contextlib.nullcontext():
         loop.run()
     if drafting.schedule == "heuristic":
         draft.generation_config.num_assistant_tokens = drafting.num_assistant_tokens
@@ -206,7 +216,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def drafting_of(draft: PreTrainedModel) -> Drafting:
-    """Read how much to draft from the draft's generation config."""
+    """Read γ, its schedule and the threshold from the draft's generation config."""
     config = draft.generation_config
     number = config.num_assistant_tokens
     schedule = config.num_assistant_tokens_schedule
@@ -223,8 +233,8 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
 def _compiled_step(draft: PreTrainedModel) -> Callable[..., Any] | None:
     """Return the draft compiled as its generation config asks for, or ``None`` when it does not.
 
-    The draft's cache grows with the text, so a config should say ``dynamic=True`` and a mode
-    without CUDA graphs, which would be recorded anew at every length.
+    The draft's cache grows with the text, so the config should have ``dynamic=True`` and a mode
+    without CUDA graphs, which would be recorded again at every length.
     """
     config = getattr(draft.generation_config, "compile_config", None)
     if config is None or is_openvino(draft):
@@ -251,7 +261,7 @@ def _cached(
 
 
 def _head_token_ids(model: Any) -> torch.Tensor | None:
-    """Return the ids a reduced vocabulary scores: ``head_token_ids`` of the model or its config."""
+    """Return the tokens of a reduced vocabulary: ``head_token_ids`` of the model or its config."""
     ids = getattr(model, "head_token_ids", None)
     if ids is None:
         ids = getattr(model.config, "head_token_ids", None)
@@ -267,48 +277,15 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 
 def _by_step(rows: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
-    """Turn one [e, V] per round of every row into one [B, V] per step; ended rows get zeros."""
+    """Turn one [e, V] per round and row into one [B, V] per step; ended rows get zeros."""
     if rows is None:
         return None
     padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
     return tuple(padded.unbind(1))
 
 
-def _stock_alone(
-    model: PreTrainedModel, input_ids: torch.Tensor, reason: str, stock: dict[str, Any]
-) -> Any:
-    mode = stock["generation_config"].get_generation_mode(None)
-    method = GENERATION_MODES_MAPPING[mode]
-    if "/" in method:
-        raise FastDraftError(
-            f"{mode.replace('_', ' ')} lies in a Hub repository: call generate with "
-            f"custom_generate='{method}' and without a draft"
-        )
-    _warn(reason, "transformers decodes with the target alone")
-    return getattr(model, method)(input_ids, **stock)
-
-
 def _warn(reason: str, instead: str) -> None:
     warnings.warn(f"assisted_decoding: {reason}; {instead}", stacklevel=3)
 
 
-def _deliver_arguments() -> None:
-    """Make ``generate`` pass the draft, streamer and tokenizers on to our callable.
-
-    transformers (5.5 to 5.23) drops ``assistant_model``, ``streamer``, ``tokenizer`` and
-    ``assistant_tokenizer`` on the way to any callable, since it collects only arguments that
-    ``generate`` does not name itself. For our callable alone they are collected as for stock
-    assisted generation, which also checks the vocabularies before any work.
-    """
-    collect = GenerationMixin._extract_generation_mode_kwargs
-
-    @functools.wraps(collect)
-    def collect_all(self: Any, custom_generate: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        ours = custom_generate is assisted_decoding
-        found: dict[str, Any] = collect(self, None if ours else custom_generate, *args, **kwargs)
-        return found
-
-    GenerationMixin._extract_generation_mode_kwargs = collect_all
-
-
-_deliver_arguments()
+deliver_arguments(assisted_decoding)

@@ -1,8 +1,8 @@
-"""The rows that are being written: ids, lengths and positions, and when a row is done."""
+"""The rows of a call: ids, lengths and positions, and when a row is done."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Text:
-    """The prompt and what was written after it, row by row.
+    """The prompt and the new tokens, row by row.
 
-    Column c of a row is its token c, padding on the left included; the position a model is told
-    is c minus the row's offset.
+    Column c of a row is its token c, padding on the left included. Its position is c minus the
+    row's offset.
 
     Args:
         input_ids: [B, L] the prompt.
@@ -50,8 +50,9 @@ class Text:
     def append(self, row: int, new: Sequence[int]) -> None:
         start = self.lengths[row]
         end = start + len(new)
-        if end > self._ids.shape[1]:
-            more = self._ids.new_full((self._ids.shape[0], self._ids.shape[1]), self._pad)
+        rows, room = self._ids.shape
+        if end > room:
+            more = self._ids.new_full((rows, max(room, end - room)), self._pad)
             self._ids = torch.cat([self._ids, more], 1)
         self._ids[row, start:end] = torch.tensor(new, device=self.device)
         self.lengths[row] = end
@@ -63,15 +64,15 @@ class Text:
     def unseen(
         self, active: Sequence[int], seen: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return what a model whose cache holds the first ``seen`` columns has still to read.
+        """Return the tokens that a model whose cache holds the first ``seen`` columns must read.
 
         Args:
             active: rows of the text, in the order of the model's batch.
-            seen: for each of them, the columns that were read.
+            seen: for each of them, the number of columns read.
 
         Returns:
-            tokens [b, w], positions [b, w] and validity [b, w] or ``None``. Rows that lack fewer
-            than w tokens get earlier ones in front, marked invalid.
+            tokens [b, w], positions [b, w] and validity [b, w] or ``None``. Rows with fewer than w
+            unread tokens get earlier ones in front, marked invalid.
         """
         lengths = [self.lengths[r] for r in active]
         width = max(length - s for length, s in zip(lengths, seen, strict=True))
@@ -103,7 +104,7 @@ class Stops:
     Attributes:
         max_length: columns of a finished row at most.
         ends: end tokens.
-        others: further criteria, asked after every new token about that row alone.
+        others: further criteria, called after every new token with that row alone.
     """
 
     max_length: int
@@ -112,7 +113,7 @@ class Stops:
 
     @classmethod
     def read(cls, criteria: StoppingCriteriaList, config: GenerationConfig) -> Stops:
-        """Sort `generate`'s criteria into those known by value and the rest."""
+        """Read length limits and end tokens from `generate`'s criteria; keep the others."""
         from transformers import EosTokenCriteria, MaxLengthCriteria
 
         stops = cls(int(config.max_length))
@@ -125,14 +126,21 @@ class Stops:
                 stops.others.append(criterion)
         return stops
 
-    def cut(self, text: Text, row: int, new: list[int], scores: Any) -> tuple[list[int], bool]:
+    def cut(
+        self,
+        text: Text,
+        row: int,
+        new: list[int],
+        scores: Callable[[int], tuple[torch.Tensor, ...]] | None = None,
+    ) -> tuple[list[int], bool]:
         """Append ``new`` to a row up to its first stop; return what was appended, and if it ended.
 
         Args:
             text: the text.
             row: the row.
             new: accepted tokens and the target's own.
-            scores: what criteria get as scores; ``None`` unless scores are returned.
+            scores: given a number of the new tokens, returns the scores [1, V] of every token of
+                the row up to there, for criteria; ``None`` unless scores are returned.
         """
         end = next((n for n, token in enumerate(new, 1) if token in self.ends), 0)
         done = end > 0
@@ -146,6 +154,7 @@ class Stops:
         for count, token in enumerate(new, 1):
             text.append(row, [token])
             ids = text.row(row, text.lengths[row])
-            if any(bool(torch.as_tensor(c(ids, scores)).all()) for c in self.others):
+            known = None if scores is None else scores(count)
+            if any(bool(torch.as_tensor(c(ids, known)).all()) for c in self.others):
                 return new[:count], True
         return new, done

@@ -199,7 +199,6 @@ class LoopTimer:
         """
         import torch
 
-        from fastdraft_hf.decode.skinny import skinny_linears
         from fastdraft_hf.decode.speculative import one_torch_thread
 
         model = self._loaded.get(draft) or self._load(draft)
@@ -210,9 +209,6 @@ class LoopTimer:
             stack.enter_context(torch.inference_mode())
             if self._measure == "openvino":
                 stack.enter_context(one_torch_thread())  # as decoding does
-            else:
-                stack.enter_context(skinny_linears(self._target))
-                stack.enter_context(skinny_linears(model))
             return self._rounds_of(model, repeat, apart)
 
     def _load(self, folder: Path) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastdraft_hf.decode import skinny
-from fastdraft_hf.decode.skinny import MOST_ROWS, skinny_linear, skinny_linears
+from fastdraft_hf.decode.skinny import MOST_ROWS, skinny_linear, with_skinny_linears
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 9])
@@ -22,7 +22,7 @@ def test_every_way_is_the_same_product(
     for shape in ((rows, 32), (1, rows, 32), (rows, 1, 32)):
         inputs = torch.randn(shape)
         wanted = torch.nn.functional.linear(inputs, weight, added)
-        found = skinny_linear(weight, added, [weight], inputs)
+        found = skinny_linear(inputs, weight, added, alike=[weight])
         assert found.shape == wanted.shape
         assert found.is_contiguous()
         assert torch.allclose(found, wanted, atol=1e-4)
@@ -36,38 +36,32 @@ def test_the_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(skinny._best) == [(16, 8, 2, torch.get_num_threads())]
 
 
-def test_layers_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_changes_no_module_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skinny, "LEAST_ELEMENTS", 64)
 
     class Other(torch.nn.Linear):
-        """An adapted or quantised layer."""
+        """An adapted or quantized layer."""
 
     small, other = torch.nn.Linear(4, 4), Other(32, 32)
     hooked, half = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32).bfloat16()
-    theirs = hooked.forward = lambda inputs: inputs
+    hooked.forward = lambda inputs: inputs
     plain = torch.nn.Linear(32, 32)
-    model = torch.nn.ModuleList([small, other, hooked, half, plain])
+    model = torch.nn.ModuleList([small, other, hooked, half, plain, plain])
+    before = [(type(m), dict(vars(m))) for m in model.modules()]
+    view = with_skinny_linears(model)
+    assert [(type(m), dict(vars(m))) for m in model.modules()] == before
+    assert [m is not n for m, n in zip(view, model, strict=True)] == [True] * 6
+    assert view[4] is view[5]  # a shared layer stays shared
+    assert [type(m) for m in view][:4] == [torch.nn.Linear, Other, torch.nn.Linear, torch.nn.Linear]
+    assert type(view[4]) is skinny._SkinnyLinear
     inputs = torch.randn(2, 32)
-    wanted = plain(inputs)
-
-    def fail() -> None:
-        with skinny_linears(model):
-            changed = [m for m in model if "forward" in vars(m)]
-            assert changed == [hooked, plain]
-            assert torch.allclose(plain(inputs), wanted, atol=1e-5)
-            with skinny_linears(model):
-                assert "forward" in vars(plain)
-            assert "forward" in vars(plain)
-            raise KeyError("inside")
-
-    with pytest.raises(KeyError, match="inside"):
-        fail()
-    assert [m for m in model if "forward" in vars(m)] == [hooked]
-    assert hooked.forward is theirs
+    assert view[2](inputs) is inputs
+    assert torch.allclose(view[4](inputs), plain(inputs), atol=1e-5)
+    assert view[4].weight is plain.weight
 
 
 def test_long_inputs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skinny, "_choose", lambda *_: pytest.fail("timed a prompt"))
     weight = torch.randn(8, 4)
-    assert skinny_linear(weight, None, [weight], torch.randn(MOST_ROWS + 1, 4)).shape == (9, 8)
-    assert skinny_linear(weight, None, [weight], torch.randn(0, 4)).shape == (0, 8)
+    assert skinny_linear(torch.randn(MOST_ROWS + 1, 4), weight, alike=[weight]).shape == (9, 8)
+    assert skinny_linear(torch.randn(0, 4), weight, alike=[weight]).shape == (0, 8)

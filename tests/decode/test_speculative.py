@@ -38,8 +38,9 @@ from fastdraft_hf.decode.assisted import (
     record_rounds,
     set_draft_length,
 )
-from fastdraft_hf.decode.cached import CACHE_NAME, SlotModel
+from fastdraft_hf.decode.cached import SlotModel
 from fastdraft_hf.decode.loop import Loop
+from fastdraft_hf.decode.patches import CACHE_NAME
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.init import init
@@ -453,7 +454,7 @@ def test_what_it_cannot_do_goes_to_stock_with_one_warning(
         assert torch.equal(*same)
 
     check("beam search takes no draft", num_beams=3)
-    check("dynamic cache", use_cache=False, **{CACHE_NAME: None})
+    check("a dynamic cache", use_cache=False, **{CACHE_NAME: None})
     check("hidden states", return_dict_in_generate=True, output_hidden_states=True)
     allowed = {"prefix_allowed_tokens_fn": lambda batch, ids: [50, 60, 70 + batch]}
     check("needs whole batches", ((40, 41), (5, 6)), **allowed)
@@ -463,7 +464,7 @@ def test_what_it_cannot_do_goes_to_stock_with_one_warning(
         output = target.generate(torch.tensor([[40, 41]]), **given)
     assert "no assistant_model" in str([w.message for w in caught])
     assert torch.equal(output, write(target, [[40, 41]], max_new_tokens=4))
-    with pytest.raises(FastDraftError, match="Hub repository"):
+    with pytest.raises(FastDraftError, match="repository on the Hub"):
         write(target, [[40, 41]], neighbour, penalty_alpha=0.6, top_k=4)
 
 
@@ -513,7 +514,7 @@ def test_windows_and_batches() -> None:
         alone = write(target, ids, max_new_tokens=20)
         assert torch.equal(write(target, ids, noisy(draft, 0.02), gamma, max_new_tokens=20), alone)
     both = torch.randint(2, 64, (2, 4))
-    with pytest.warns(UserWarning, match="places of the cache"):
+    with pytest.warns(UserWarning, match="slots of the cache"):
         ours = write(target, both, draft, 3, max_new_tokens=20)
     assert torch.equal(ours, write(target, both, max_new_tokens=20))
 
