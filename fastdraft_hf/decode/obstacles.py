@@ -15,11 +15,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.cached import execution_device
-from fastdraft_hf.decode.patches import CACHE_NAME
+from fastdraft_hf.decode.patches import CACHE_NAME, is_stateful
 from fastdraft_hf.decode.scores import BY_ROW_NUMBER, keeps_state
+from fastdraft_hf.decode.text import ROW_BY_ROW
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        StoppingCriteriaList,
+    )
 
 # What `generate` passes to any decoding method. Anything else is for a model of another kind.
 _KNOWN = {
@@ -56,6 +62,7 @@ def obstacles(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
     config: GenerationConfig,
     draft: PreTrainedModel | None,
     draft_tokenizer: Any,
@@ -91,6 +98,9 @@ def obstacles(
         yield Obstacle(f"{', '.join(by_number)} needs whole batches")
     if rows > 1 and stateful:
         yield Obstacle(f"{', '.join(stateful)} may keep a state over a whole batch")
+    others = sorted({type(c).__name__ for c in criteria if type(c) not in ROW_BY_ROW})
+    if rows > 1 and others:
+        yield Obstacle(f"{', '.join(others)} may look at a whole batch")
 
 
 def _of_the_call(
@@ -157,8 +167,11 @@ def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
         model: a PyTorch model.
         first, last: lengths of the text, from the prompt to the end.
     """
+    if is_stateful(model):
+        return False
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or []
+    names = ("layer_types", "block_types", "layers_block_type")
+    kinds = [kind for name in names for kind in getattr(config, name, None) or []]
     if not all("attention" in kind and "linear" not in kind for kind in kinds):
         return False
     if CACHE_NAME not in inspect.signature(model.forward).parameters:

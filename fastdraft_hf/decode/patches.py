@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
@@ -28,6 +28,11 @@ CACHE_NAME = (
     if "cache" in {field.name for field in dataclasses.fields(GenerateDecoderOnlyOutput)}
     else "past_key_values"
 )
+
+
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Return whether transformers marks a model's state as one that cannot be rolled back."""
+    return bool(getattr(model, "_is_stateful", False))
 
 
 def deliver_arguments(decoding: Callable[..., Any]) -> None:
@@ -67,6 +72,10 @@ def decode_alone(model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict
             f"{mode.replace('_', ' ')} lies in a repository on the Hub: call generate with "
             f"custom_generate='{method}' and without a draft"
         )
+    cache = prepared.get(CACHE_NAME)
+    if type(cache) is DynamicCache and not cache.layers:
+        # For a draft, `generate` prepares layers of full attention, whatever the model has.
+        prepared = {**prepared, CACHE_NAME: DynamicCache(config=model.config.get_text_config())}
     return getattr(model, method)(input_ids, **prepared)
 
 

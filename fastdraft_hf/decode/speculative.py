@@ -62,9 +62,8 @@ def assisted_decoding(
     warning; models with different tokenizers go to its own assisted generation.
 
     A logits processor of a class that transformers does not define is called once per emitted
-    token, in order, as without a draft. In a batch, stopping criteria and processors that read the
-    text are called row by row with ids [1, length], and the cache is returned for a single row
-    only.
+    token, in order, as without a draft. In a batch, processors that read the text are called row by
+    row with ids [1, length], and the cache is returned for a single row only.
 
     Example:
         >>> target.generate(
@@ -93,6 +92,7 @@ def assisted_decoding(
             model,
             input_ids,
             logits_processor,
+            stopping_criteria,
             generation_config,
             draft,
             assistant_tokenizer,

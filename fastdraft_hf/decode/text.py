@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig
+
+# Criteria that decide about each row of a batch by itself.
+ROW_BY_ROW = {EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria}
 
 
 class Text:
@@ -114,8 +124,6 @@ class Stops:
     @classmethod
     def read(cls, criteria: StoppingCriteriaList, config: GenerationConfig) -> Stops:
         """Read length limits and end tokens from `generate`'s criteria; keep the others."""
-        from transformers import EosTokenCriteria, MaxLengthCriteria
-
         stops = cls(int(config.max_length))
         for criterion in criteria:
             if type(criterion) is MaxLengthCriteria:

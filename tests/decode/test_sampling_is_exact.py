@@ -11,7 +11,7 @@ import pytest
 import torch
 from decoding_helpers import write
 from tiny_models import noisy
-from transformers import LlamaForCausalLM, set_seed
+from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import SlotModel
@@ -143,8 +143,20 @@ class Table(SlotModel):
         raise AssertionError("a single row is never selected")
 
 
-def test_single_samples_of_a_table() -> None:
-    """A row of its own crops its cache instead of masking it."""
+class EverySecond(LogitsProcessor):
+    """Prefers token 2 at every second call: a processor with a state of its own."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return scores + 1.5 * (self.calls % 2 == 0) * torch.eye(VOCABULARY)[2]
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_single_samples_of_a_table(stateful: bool) -> None:
+    """A single row crops its cache instead of masking it, and may keep a state in a processor."""
     set_seed(0)
     target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
     draft = (target + draft).clone()
@@ -155,12 +167,14 @@ def test_single_samples_of_a_table() -> None:
         text = Text(ids, None, positions, 0)
         models = Table(target), Table(draft)
         stops = Stops(len(PROMPT) + 4)
-        Loop(*models, text, Scores([], VOCABULARY), stops, Drafting(3), True).run()
+        scores = Scores([EverySecond()] if stateful else [], VOCABULARY)
+        Loop(*models, text, scores, stops, Drafting(3), True).run()
         found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
     step = target.softmax(-1)
+    second = (target + 1.5 * stateful * torch.eye(VOCABULARY)[2]).softmax(-1)
     cells = {
-        cell: float(step[PROMPT[-1], cell[0]] * step[cell[0], cell[1]] * step[cell[1], cell[2]])
-        for cell in itertools.product(range(VOCABULARY), repeat=3)
+        (a, b, c): float(step[PROMPT[-1], a] * second[a, b] * step[b, c])
+        for a, b, c in itertools.product(range(VOCABULARY), repeat=3)
     }
     assert p_value(found, cells) > 1e-3
 
@@ -180,7 +194,7 @@ def test_the_cells_are_every_three_tokens(pair: tuple[LlamaForCausalLM, LlamaFor
     assert max(cells.values()) < 0.5
 
 
-def draws_anew_from_p(
+def draws_from_p(
     drafts: torch.Tensor, q: torch.Tensor, p: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A wrong rule: after a rejection it draws from p instead of what is left of p."""
@@ -199,7 +213,7 @@ def keeps_too_many(
 RIGHT = rules.accept_sampled
 
 
-@pytest.mark.parametrize("wrong", [draws_anew_from_p, keeps_too_many])
+@pytest.mark.parametrize("wrong", [draws_from_p, keeps_too_many])
 def test_a_wrong_rule_fails_the_same_test(
     pair: tuple[LlamaForCausalLM, LlamaForCausalLM],
     monkeypatch: pytest.MonkeyPatch,
