@@ -72,8 +72,8 @@ def decode_alone(model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict
             f"{mode.replace('_', ' ')} lies in a repository on the Hub: call generate with "
             f"custom_generate='{method}' and without a draft"
         )
-    cache = prepared.get(CACHE_NAME)
-    if type(cache) is DynamicCache and not cache.layers:
+    cache: Any = prepared.get(CACHE_NAME)
+    if isinstance(cache, DynamicCache) and not cache.layers:
         # For a draft, `generate` prepares layers of full attention, whatever the model has.
         prepared = {**prepared, CACHE_NAME: DynamicCache(config=model.config.get_text_config())}
     return getattr(model, method)(input_ids, **prepared)
