@@ -31,8 +31,7 @@ from transformers import (
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
-from fastdraft_hf.export.openvino import WeightFormat, export_openvino
-from fastdraft_hf.export.several import export_several
+from fastdraft_hf.export.openvino import WeightFormat, export_openvino, export_several
 from fastdraft_hf.target.embedded import embedded_target
 
 # Deadlines are timings, and derandomized runs fail on everybody's machine or on nobody's.

@@ -1,4 +1,4 @@
-"""``fastdraft vocabulary TARGET DRAFT``: may the one draft for the other?"""
+"""``fastdraft vocabulary TARGET DRAFT``: whether one model can draft for another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.description = (
-        "Compare two vocabularies id by id, with padded rows, special tokens and the ids that end "
-        "a turn. No weights are read. The exit status is 1 when they differ."
+        "Compare two vocabularies id by id, with padded rows, special tokens and end ids. No "
+        "weights are read. The exit status is 1 when they differ."
     )
     for what in ("target", "draft"):
-        parser.add_argument(what, metavar=what.upper(), help="model id of the Hub, or a folder")
+        parser.add_argument(what, metavar=what.upper(), help="model id on the Hub, or a folder")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     from fastdraft_hf.target.resolve import resolve_target
 
     read = [
-        Vocabulary.of_folder(resolve_target(name, weights=False).path, name)
-        for name in (args.target, args.draft)
+        Vocabulary.of_folder(resolve_target(name, weights=False, key=key).path, name)
+        for key, name in (("target", args.target), ("draft", args.draft))
     ]
     report = compare_vocabularies(*read)
     print_table(report.rows())

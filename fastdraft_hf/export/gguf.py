@@ -1,28 +1,34 @@
-"""A Hugging Face checkpoint as one GGUF file for llama.cpp, through its own `gguf` package.
+"""Export Hugging Face checkpoints to GGUF files for llama.cpp, through its `gguf` package.
 
-The package brings the writer, the table of tensor names and the quantisers; llama.cpp's conversion
-script is not part of it. What is left is a thin mapping for decoder families whose tensors go over
-one by one, and the fields of a byte-level BPE tokenizer. Everything else is refused, with the
-script's name: a file that loads and is wrong is worse than none.
+The package has the writer, the table of tensor names and the quantizers, but not llama.cpp's
+conversion script. This module maps decoder families whose tensors correspond one to one, and
+byte-level BPE tokenizers. It refuses everything else and names the script, because a file that
+loads and is wrong is worse than none.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._atomic import atomic_file
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._progress import Progress
+from fastdraft_hf.target.resolve import load_tokenizer, stored_eos
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
+
+# The weights that share a scale in q8_0; rows of another length cannot be stored in it.
+_BLOCK = 32
 
 SCRIPT = "use llama.cpp's own convert_hf_to_gguf.py"
 
@@ -35,13 +41,13 @@ _ARCHITECTURES = {
     "phi3": "phi3",
 }
 
-# llama.cpp turns neighbouring pairs of a head in this architecture, transformers its two halves.
+# In this architecture llama.cpp rotates neighboring pairs of a head, transformers its two halves.
 _INTERLEAVED_ROPE = "llama"
 
-# llama.cpp allocates these architectures' attention as wide as the hidden states.
+# llama.cpp requires heads x head size == width of these architectures.
 _SQUARE_ATTENTION = ("qwen2", "phi3")
 
-# Pre-tokenizers llama.cpp knows by name. The patterns are those of the models' tokenizer.json.
+# Pre-tokenizers that llama.cpp knows by name, with the patterns of the models' tokenizer.json.
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {
@@ -49,34 +55,31 @@ _PATTERNS = {
     _LETTERS + r"\p{N}" + _REST: "qwen2",
 }
 
-# Token types of the GGUF specification.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-
 
 def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> None:
-    """Write ``model`` as a GGUF file to ``output``, which appears when it is whole.
+    """Write ``model`` as a GGUF file to ``output``, which appears when it is complete.
 
     Args:
         model: a folder with config, tokenizer and safetensors weights.
         output: the file to make; it must not exist.
-        weight_type: how matrices are stored; vectors are always float32. Matrices whose rows are no
-            multiple of 32 long are stored in float16 where q8_0 is asked for.
+        weight_type: how matrices are stored; vectors are always float32. With q8_0, matrices whose
+            rows are not a multiple of 32 long are stored in float16, with a line in the log.
 
     Raises:
-        FastDraftError: the file exists, or the family or the tokenizer is none that is mapped here.
+        FastDraftError: the file exists, or the family or the tokenizer is not mapped.
     """
     import gguf
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if output.exists():
         raise FastDraftError(f"{output} exists; move it away or give another --output")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FastDraftError(f"{model} cannot be read ({reason})") from error
+    tokenizer = load_tokenizer(model)
     architecture = check_supported(config)
     pre = pre_tokenizer_name(tokenizer)
     weights = AutoModelForCausalLM.from_pretrained(
@@ -86,12 +89,21 @@ def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> Non
         writer = gguf.GGUFWriter(temporary, architecture)
         _add_settings(writer, config, architecture, model.resolve().name, weight_type)
         _add_tokenizer(writer, tokenizer, pre, config.vocab_size, model)
-        tensors = dict(_tensors(weights, architecture))
-        with Progress("gguf", len(tensors), "tensors") as progress:
-            for name, tensor in tensors.items():
-                array, kind = _stored(tensor, weight_type)
-                writer.add_tensor(name, array, raw_dtype=kind)
-                progress.advance(1)
+        matrices = narrow = 0
+        for name, tensor in _tensors(weights, architecture):
+            array, kind = _stored(tensor, weight_type)
+            writer.add_tensor(name, array, raw_dtype=kind)
+            matrices += tensor.dim() > 1
+            narrow += tensor.dim() > 1 and kind.name.lower() != weight_type
+        if narrow:
+            logger.warning(
+                "gguf: %d of %d matrices are stored in F16 instead of %s, because their rows are "
+                "not a multiple of %d long",
+                narrow,
+                matrices,
+                weight_type,
+                _BLOCK,
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -102,15 +114,13 @@ def check_supported(config: PretrainedConfig) -> str:
     """Return the GGUF architecture of a config.
 
     Raises:
-        FastDraftError: it has none here, or something in it that is not mapped.
+        FastDraftError: its family, or one of its settings, is not mapped.
     """
     family = config.model_type
     if family not in _ARCHITECTURES:
         raise FastDraftError(
             f"gguf: family '{family}' is not mapped; {SCRIPT}. Mapped: {', '.join(_ARCHITECTURES)}"
         )
-    if getattr(config, "head_token_ids", None) is not None:
-        raise FastDraftError("gguf: a head that scores some of the tokens has no form in GGUF")
     kind = _rope(config)["rope_type"]
     if kind not in ("default", "llama3"):
         raise FastDraftError(f"gguf: rope scaling '{kind}' is not mapped; {SCRIPT}")
@@ -118,7 +128,7 @@ def check_supported(config: PretrainedConfig) -> str:
         config.hidden_size
     ):
         raise FastDraftError(
-            f"gguf: llama.cpp reads '{family}' only where heads x head size is the width, and here "
+            f"gguf: llama.cpp reads '{family}' only where heads x head size is the width; here "
             f"{config.num_attention_heads} x {_head_size(config)} is not {config.hidden_size}"
         )
     for name in ("mlp_bias", "attention_bias"):
@@ -131,7 +141,7 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return llama.cpp's name of a byte-level BPE's pre-tokenizer.
 
     Raises:
-        FastDraftError: it is another kind of tokenizer, or splits text in a way not known here.
+        FastDraftError: it is another kind of tokenizer, or its pattern is not mapped.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = {} if backend is None else json.loads(backend.to_str())
@@ -149,13 +159,13 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
             if name is not None:
                 return name
     raise FastDraftError(
-        f"gguf: the tokenizer is no byte-level BPE of a kind known here; {SCRIPT}. Known: gpt-2, "
+        f"gguf: the tokenizer is not a byte-level BPE that is mapped; {SCRIPT}. Mapped: gpt-2, "
         "smollm, llama-bpe, qwen2"
     )
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """Return the rope settings, where transformers 5 keeps them."""
+    """Return the rope settings, with defaults."""
     found = dict(getattr(config, "rope_parameters", None) or {})
     found.setdefault("rope_type", "default")
     found.setdefault("rope_theta", getattr(config, "rope_theta", 10000.0))
@@ -214,11 +224,12 @@ def _add_tokenizer(
         # The head may be padded beyond the tokenizer.
         tokens.append(f"[PAD{index}]" if token is None else token)
         if token is None:
-            types.append(_UNUSED)
+            types.append(gguf.TokenType.UNUSED)
         elif index in added:
-            types.append(_CONTROL if added[index].special else _USER_DEFINED)
+            special = added[index].special
+            types.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
         else:
-            types.append(_NORMAL)
+            types.append(gguf.TokenType.NORMAL)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
@@ -226,39 +237,22 @@ def _add_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    adds_bos = (
-        tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        and tokenizer.bos_token_id is not None
-    )
-    writer.add_add_bos_token(bool(adds_bos))
-    for name, index in (
-        ("bos", tokenizer.bos_token_id),
-        ("eos", tokenizer.eos_token_id),
-        ("unk", tokenizer.unk_token_id),
-        ("pad", tokenizer.pad_token_id),
-    ):
+    bos = tokenizer.bos_token_id
+    writer.add_add_bos_token(bos is not None and tokenizer("a")["input_ids"][:1] == [bos])
+    for name in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{name}_token_id")
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)
-    ends = _end_of_turn(folder, tokenizer.eos_token_id)
-    if ends is not None:
-        writer.add_eot_token_id(ends)
+    # GGUF has one more end token than the tokenizer: the end of a turn.
+    others = [end for end in stored_eos(folder) if end != tokenizer.eos_token_id]
+    if others:
+        writer.add_eot_token_id(others[0])
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
-    assert gguf.TokenType.UNUSED == _UNUSED  # the numbers above are the package's
-
-
-def _end_of_turn(folder: Path, eos: int | None) -> int | None:
-    """Return a second end token of the generation config, if there is one."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return None
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    others = [end for end in ends if end != eos] if isinstance(ends, list) else []
-    return int(others[0]) if others else None
 
 
 def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor under its name in GGUF; a tied head is not repeated."""
+    """Yield every tensor with its name in GGUF; a tied head is not repeated."""
     import gguf
     import torch
 
@@ -287,7 +281,7 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, torch.Tensor]
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return rows [heads·d, …] reordered within each head: i and i + d/2 side by side."""
+    """Return rows [heads·d, …] reordered within each head: i and i + d/2 next to each other."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -300,6 +294,6 @@ def _stored(tensor: torch.Tensor, weight_type: GGUFType) -> tuple[np.ndarray, An
     kind = {"f32": kinds.F32, "f16": kinds.F16, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[weight_type]
     if array.ndim < 2:
         kind = kinds.F32
-    elif kind == kinds.Q8_0 and array.shape[-1] % 32:
+    elif kind == kinds.Q8_0 and array.shape[-1] % _BLOCK:
         kind = kinds.F16
     return gguf.quantize(array, kind), kind

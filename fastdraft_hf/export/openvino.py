@@ -1,4 +1,9 @@
-"""A Hugging Face checkpoint as OpenVINO IR, with its tokenizer, through optimum-intel."""
+"""Export Hugging Face checkpoints to OpenVINO IR, with their tokenizers, through optimum-intel.
+
+This module is also the program of the child process that runs optimum's exporter: its memory is
+freed when it ends, its tracing warnings stay out of the log, and several small drafts share the
+seconds that its imports take.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +26,8 @@ from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
+_DONE = "fastdraft: exported"
+
 
 def require_openvino() -> None:
     """Raise `FastDraftError` when the ``openvino`` extra is missing."""
@@ -27,51 +36,95 @@ def require_openvino() -> None:
 
 
 def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
-    """Write ``model`` as OpenVINO IR to ``output``, which appears when it is whole.
+    """Write ``model`` as OpenVINO IR to ``output``, which appears when it is complete.
 
-    A draft with a reduced vocabulary keeps it here (`fastdraft_hf.draft.reduced_vocabulary`); its
-    logits are of full size all the same.
-
-    optimum-intel's own command does the work, in a process of its own: its memory goes back when
-    it ends, and its tracing warnings stay out of the log.
+    A reduced vocabulary stays reduced (`fastdraft_hf.export.reduced_vocabulary`); its logits still
+    have the full size.
 
     Args:
-        model: a folder that ``from_pretrained`` reads.
+        model: a folder that ``from_pretrained`` reads; without a tokenizer, none is exported.
         output: the folder to make; it must not exist.
         weight_format: how weights are stored; int8 and int4 are weight-only compression (NNCF).
 
     Raises:
-        FastDraftError: OpenVINO is missing, or the export fails (its last lines are quoted).
+        FastDraftError: OpenVINO is missing, or the export fails (with the exporter's last lines).
     """
     require_openvino()
-    head = read_reduced_vocabulary(model)
-    with atomic_folder(output) as temporary:
-        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-        command += ["--model", str(model), "--task", "text-generation-with-past"]
-        command += ["--weight-format", weight_format]
-        if weight_format == "int4" and (size := _group_size(model)) is not None:
-            command += ["--group-size", str(size)]
-        command.append(str(temporary))
-        result = subprocess.run(
-            command,
-            capture_output=True,
+    if output.exists():
+        raise FastDraftError(f"{output} exists; move it away or give another --output")
+    export_several([(model, output, weight_format)])
+
+
+def export_several(
+    jobs: Sequence[tuple[Path, Path, WeightFormat]],
+    on_done: Callable[[], None] = lambda: None,
+) -> None:
+    """Export several models as `export_openvino` does, in one child process.
+
+    Args:
+        jobs: (model, output, weight format) of each; an output that exists counts as finished.
+        on_done: called after every model.
+
+    Raises:
+        FastDraftError: OpenVINO is missing, or an export fails; finished exports stay.
+    """
+    require_openvino()
+    due = [(str(model), str(output), form) for model, output, form in jobs if not output.exists()]
+    for _ in range(len(jobs) - len(due)):
+        on_done()
+    if not due:
+        return
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        with subprocess.Popen(
+            [sys.executable, "-m", "fastdraft_hf.export.openvino"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
-            # The model lies on disk: without this, optimum asks the Hub about it.
+            # The models are on disk: without this, optimum asks the Hub about them.
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        if result.returncode != 0 or not (temporary / "openvino_model.xml").exists():
-            tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
-            raise FastDraftError(f"OpenVINO export of {model} failed:\n{tail}")
-        if head is not None:
-            reduce_openvino(temporary, head.token_ids)
-            write_reduced_vocabulary(temporary, head)
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            json.dump(due, child.stdin)
+            child.stdin.close()
+            for line in child.stdout:
+                if line.strip() == _DONE:
+                    on_done()
+        missing = [model for model, output, _ in due if not Path(output).exists()]
+        if child.returncode or missing:
+            log.seek(0)
+            tail = "\n".join(log.read().strip().splitlines()[-5:])
+            raise FastDraftError(f"OpenVINO export of {', '.join(missing)} failed:\n{tail}")
+
+
+def main() -> None:
+    """Export the jobs on standard input; print a line for each finished model."""
+    from optimum.commands.optimum_cli import main as optimum_cli
+
+    jobs = json.load(sys.stdin)
+    # Standard output is for the parent; the exporter's own output goes to the log.
+    ours, sys.stdout = sys.stdout, sys.stderr
+    for model, output, weight_format in jobs:
+        with atomic_folder(Path(output)) as temporary:
+            sys.argv = ["optimum-cli", "export", "openvino", "--model", model]
+            sys.argv += ["--task", "text-generation-with-past", "--weight-format", weight_format]
+            if weight_format == "int4" and (size := _group_size(Path(model))) is not None:
+                sys.argv += ["--group-size", str(size)]
+            sys.argv.append(str(temporary))
+            optimum_cli()
+            head = read_reduced_vocabulary(model)
+            if head is not None:
+                reduce_openvino(temporary, head.token_ids)
+                write_reduced_vocabulary(temporary, head)
+        print(_DONE, file=ours, flush=True)
 
 
 def _group_size(model: Path) -> int | None:
-    """Return the weights that share a scale in int4, where NNCF's 128 does not go into the widths.
+    """Return how many weights share a scale in int4; None keeps NNCF's default of 128.
 
-    A draft's widths are seldom multiples of 128, and NNCF then refuses the model. (Its fallback to
-    smaller groups is not passed on by optimum-intel 2.1.) ``None`` leaves the choice to them.
+    A draft's widths are seldom multiples of 128, and NNCF then refuses the model. (optimum-intel
+    2.1 does not pass on NNCF's fallback to smaller groups.)
     """
     path = model / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -83,11 +136,11 @@ def _group_size(model: Path) -> int | None:
     fitting = [size for size in (128, 64, 32) if not any(w % size for w in widths)]
     if fitting[:1] == [128]:
         return None
-    return fitting[0] if fitting else -1  # -1: one scale a column
+    return fitting[0] if fitting else -1  # -1: one scale per column
 
 
 def cache_folder(model: Path, weight_format: WeightFormat) -> Path:
-    """Return where a model's IR is cached; it exists once it has been made."""
+    """Return where a model's IR is cached; the folder exists once it has been exported."""
     facts = [str(model.resolve())]
     for file in sorted(model.iterdir()):
         if file.suffix in (".safetensors", ".json"):
@@ -103,7 +156,11 @@ def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
     if not folder.exists():
         try:
             export_openvino(model, folder, weight_format)
-        except OSError:
+        except (FastDraftError, OSError):
             if not folder.exists():  # another process may have finished the same export first
                 raise
     return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,29 +1,32 @@
-"""Whether an exported model says what PyTorch says: logits, greedy text, and the tokenizer's ids.
+"""Compare an exported model with PyTorch: logits, and greedy text.
 
-Exports are asked in float32 (`EXACT`): on a CPU with bfloat16 OpenVINO rounds by default, and its
-KV cache is 8 bits wide, which says nothing about what was written to the disk.
+Both run in float32 (`EXACT`). On a CPU with bfloat16 OpenVINO rounds by default and has an 8-bit KV
+cache, which is a property of that machine and not of the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin
 from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
+from fastdraft_hf.export.gguf import export_gguf
+from fastdraft_hf.export.openvino import export_openvino
 from fastdraft_hf.export.reduced_vocabulary import LOWEST
-
-if TYPE_CHECKING:
-    import torch
+from fastdraft_hf.target.resolve import load_tokenizer
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
-# What is read and continued. No evaluation prompt is among them.
+# Prompts to continue; none of them is an evaluation prompt.
 PROMPTS = (
     "The harbour was quiet that morning, and",
     "def running_mean(values, width):\n    ",
@@ -34,11 +37,13 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Parting:
-    """Where a greedy text leaves PyTorch's: the prompt, the place, and the margin there.
+    """Where a greedy text first differs from PyTorch's.
 
     Attributes:
+        prompt: index of the prompt.
+        place: position of the token in the completion.
         margin: PyTorch's logit of its own token minus that of the other one.
-        tie: the margin is within what two kernels differ by.
+        tie: whether the rounding of two kernels explains it.
     """
 
     prompt: int
@@ -49,15 +54,15 @@ class Parting:
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared and how far apart it is.
+    """The result of a comparison.
 
     Attributes:
         positions: token positions whose logits were compared.
-        max_logit_difference: the largest of all.
-        logit_size: largest absolute logit of PyTorch's, for scale.
+        max_logit_difference: the largest difference of a logit.
+        logit_size: PyTorch's largest absolute logit.
         same_best: share of positions with the same most probable token.
-        texts: greedy texts that were written.
-        partings: those that differ.
+        texts: number of greedy texts.
+        partings: the greedy texts that differ.
     """
 
     positions: int
@@ -69,12 +74,12 @@ class Parity:
 
     @property
     def exact(self) -> bool:
-        """Whether the differences are those of two kernels of one precision."""
+        """Whether the rounding of two kernels of one precision explains every difference."""
         close = self.max_logit_difference <= LOGIT_TOLERANCE * max(self.logit_size, 1.0)
         return close and all(parting.tie for parting in self.partings)
 
     def lines(self) -> list[str]:
-        """Return the findings for a terminal."""
+        """Return the result for a terminal."""
         same = self.texts - len(self.partings)
         found = [
             f"logits: largest difference {self.max_logit_difference:.2g} at logits up to "
@@ -84,40 +89,23 @@ class Parity:
         ]
         for parting in self.partings:
             found.append(
-                f"  text {parting.prompt} parts at token {parting.place}, PyTorch's margin there "
-                f"{parting.margin:.2g}{' (a tie)' if parting.tie else ''}"
+                f"  text {parting.prompt} differs from token {parting.place}, PyTorch's margin "
+                f"there {parting.margin:.2g}{' (a tie)' if parting.tie else ''}"
             )
         return found
 
     def facts(self) -> dict[str, Any]:
-        """Return the findings for a record."""
+        """Return the result for a record."""
         return dataclasses.asdict(self)
 
 
-# Token ids [1, T] -> logits [1, T, V].
-Logits = Callable[["torch.Tensor"], "torch.Tensor"]
-
-
-def prompt_ids(tokenizer: Any) -> list[list[int]]:
-    """Return `PROMPTS` as token ids; a token the tokenizer does not know is left out."""
-    found = [tokenizer(text)["input_ids"] for text in PROMPTS]
-    return [ids for ids in found if ids]
-
-
-def compare(
-    model: Any,
-    logits: Logits,
-    write: Callable[[list[int], int], list[int]],
-    prompts: Sequence[list[int]],
-    new_tokens: int = 24,
-) -> Parity:
+def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: int = 24) -> Parity:
     """Compare a PyTorch model with another form of it.
 
     Args:
         model: the PyTorch model.
-        logits: the other's logits of a text.
-        write: the other's greedy continuation of a prompt, given a number of tokens.
-        prompts: token ids to continue; every text is read as PyTorch continued it.
+        other: the other form; both are called, and generate, as transformers' models.
+        prompts: token ids to continue. Logits are compared along PyTorch's own greedy texts.
         new_tokens: length of a continuation.
     """
     import torch
@@ -129,68 +117,94 @@ def compare(
         for number, prompt in enumerate(prompts):
             own = _greedy(model, prompt, new_tokens)
             text = torch.tensor([[*prompt, *own]])
-            ours, theirs = model(input_ids=text).logits[0].float(), logits(text)[0].float()
+            inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+            ours = model(**inputs).logits[0].float()
+            theirs = torch.as_tensor(other(**inputs).logits)[0].float()
             difference = max(difference, float((ours - theirs).abs().max()))
-            # What a reduced vocabulary does not score is no logit.
+            # The tokens that a reduced vocabulary leaves out have no logits.
             largest = float(ours[ours > LOWEST].abs().max())
             size = max(size, largest)
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             positions += len(ours)
-            other = write(prompt, new_tokens)
-            place = first_difference(own, other)
+            written = _greedy(other, prompt, new_tokens)
+            place = first_difference(own, written)
             if place is None:
                 continue
-            margin = math.inf  # one of the texts ended early: nothing to compare
-            if place < min(len(own), len(other)):
+            margin = Margin(math.inf, largest)  # one text ended early: there is no margin
+            if place < min(len(own), len(written)):
                 at = ours[len(prompt) + place - 1]
-                margin = float(at[own[place]] - at[other[place]])
-            partings.append(Parting(number, place, margin, Margin(margin, largest).tie))
+                margin = Margin(float(at[own[place]] - at[written[place]]), largest)
+            partings.append(Parting(number, place, margin.margin, margin.tie))
     return Parity(positions, difference, size, same / positions, len(prompts), tuple(partings))
 
 
-def compare_openvino(model: Path, exported: Path) -> Parity:
-    """Compare a Hugging Face folder with its OpenVINO folder, both in float32."""
-    import torch
-    from optimum.intel import OVModelForCausalLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def compare_export(model: Path, exported: Path) -> Parity:
+    """Compare a Hugging Face folder with its OpenVINO folder or GGUF file, both in float32."""
+    ours = _load(model)
+    if exported.is_file():
+        theirs = read_gguf(model, exported)
+    else:
+        from optimum.intel import OVModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ours = _load(AutoModelForCausalLM, model)
-    head = read_reduced_vocabulary(model)
-    if head is not None:
-        _score_only(ours, head.token_ids)
-    theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
-
-    def logits(text: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(theirs(input_ids=text, attention_mask=torch.ones_like(text)).logits)
-
-    def write(prompt: list[int], count: int) -> list[int]:
-        return _greedy(theirs, prompt, count)
-
-    return compare(ours, logits, write, prompt_ids(tokenizer))
+        head = read_reduced_vocabulary(model)
+        if head is not None:
+            _score_only(ours, head.token_ids)
+        theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
+    tokenizer = load_tokenizer(model)
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    return compare(ours, theirs, [ids for ids in prompts if ids])
 
 
-def compare_gguf(model: Path, file: Path) -> Parity:
-    """Compare a Hugging Face folder with its GGUF file, read back by transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def check_export(model: Path, exported: Path, weight_format: str) -> Parity:
+    """Compare an export with PyTorch.
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ours = _load(AutoModelForCausalLM, model)
-    theirs = read_gguf(model, file)
+    Raises:
+        FastDraftError: it is float32 and differs by more than rounding. The export is kept.
+    """
+    found = compare_export(model, exported)
+    if weight_format in ("fp32", "f32") and not found.exact:
+        raise FastDraftError(f"{exported} differs from PyTorch: " + "; ".join(found.lines()))
+    return found
 
-    def write(prompt: list[int], count: int) -> list[int]:
-        return _greedy(theirs, prompt, count)
 
-    return compare(ours, lambda text: theirs(input_ids=text).logits, write, prompt_ids(tokenizer))
+def checked_export(
+    model: Path, output: Path, weight_format: Any, *, check: bool = True
+) -> Parity | None:
+    """Export to ``output``, which appears when it has been compared with PyTorch.
+
+    Args:
+        model: a folder that ``from_pretrained`` reads.
+        output: the OpenVINO folder or, ending in ``.gguf``, the GGUF file to make.
+        weight_format: how weights are stored. float32 must agree with PyTorch; for the others the
+            differences are returned.
+        check: whether to compare; without it ``None`` is returned.
+
+    Raises:
+        FastDraftError: ``output`` exists, the export fails, or float32 does not agree.
+    """
+    if output.exists():
+        raise FastDraftError(f"{output} exists; move it away or give another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    gguf = output.suffix == ".gguf"  # transformers knows a GGUF file by its ending
+    unchecked = output.with_name(f".unchecked-{output.name}")
+    if gguf:
+        unchecked.unlink(missing_ok=True)
+        export_gguf(model, unchecked, weight_format)
+    else:
+        shutil.rmtree(unchecked, ignore_errors=True)  # left by a killed run
+        export_openvino(model, unchecked, weight_format)
+    found = check_export(model, unchecked, weight_format) if check else None
+    os.rename(unchecked, output)
+    return found
 
 
 def read_gguf(model: Path, file: Path) -> Any:
-    """Return the model of a GGUF file, its weights dequantised to float32.
+    """Return the model of a GGUF file, its weights dequantized to float32.
 
-    transformers reads weights and names; the config is that of the folder it was made from, because
-    the reader leaves some of it out (head size, rope scaling). In GGUF a Mistral is a Llama.
+    The config is that of the folder it was made from, because transformers' reader leaves some of
+    it out (head size, rope scaling). In GGUF a Mistral is a Llama.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, LlamaConfig
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type == "mistral":
@@ -198,18 +212,21 @@ def read_gguf(model: Path, file: Path) -> Any:
         for name in ("model_type", "architectures", "sliding_window"):
             shared.pop(name, None)
         config = LlamaConfig(**shared)
-    return _load(AutoModelForCausalLM, file.parent, gguf_file=file.name, config=config)
+    return _load(file.parent, gguf_file=file.name, config=config)
 
 
-def _load(auto: Any, folder: Path, **options: Any) -> Any:
+def _load(folder: Path, **options: Any) -> Any:
     import torch
+    from transformers import AutoModelForCausalLM
 
-    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, **options
+    )
     return model.eval()
 
 
 def _score_only(model: Any, token_ids: Sequence[int]) -> None:
-    """Give every other logit the value that an exported reduced vocabulary has there, in place."""
+    """Set every other logit to its value in an exported reduced vocabulary, in place."""
     import torch
 
     index = torch.tensor(list(token_ids))

@@ -13,12 +13,12 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export.gguf import export_gguf
-from fastdraft_hf.export.openvino import WeightFormat, export_openvino
-from fastdraft_hf.export.parity import read_gguf
+from fastdraft_hf.export.openvino import export_openvino
+from fastdraft_hf.export.parity import check_export
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import exporting
 from fastdraft_hf.stages.runner import Run
-from fastdraft_hf.target.resolve import stop_ids
+from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -39,41 +39,31 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     if not formats and not config.gguf:
         return facts
     model = run.latest_model()
+    # (model, name of the form, key of its size, output, weight format)
+    jobs: list[tuple[Path, str, str, Path, Any]] = [
+        (model, f"OpenVINO {form}", form, folder / f"openvino-{form}", form) for form in formats
+    ]
+    if run.recipe.reduced_vocabulary is not None:
+        reduced = run.stage_folder("reduced_vocabulary")
+        for form in formats:
+            if form == "int4":
+                logger.warning("export: a reduced vocabulary in int4 is not supported; left out")
+                continue
+            output = folder / f"{REDUCED}-openvino-{form}"
+            jobs.append((reduced, f"{REDUCED} OpenVINO {form}", f"{REDUCED} {form}", output, form))
+    for kind in config.gguf:
+        jobs.append((model, f"GGUF {kind}", f"gguf {kind}", folder / f"draft-{kind}.gguf", kind))
     sizes: dict[str, int] = {}
     loaders: dict[str, Callable[[], Any]] = {}
-
-    def openvino(source: Path, weight_format: WeightFormat, kind: str = "") -> None:
-        output = folder / f"{kind and kind + '-'}openvino-{weight_format}"
-        name = f"{kind} OpenVINO {weight_format}".strip()
+    for source, name, key, output, form in jobs:
+        gguf = output.suffix == ".gguf"
         if not output.exists():
             logger.info("export: %s", name)
-            export_openvino(source, output, weight_format)
+            (export_gguf if gguf else export_openvino)(source, output, form)
         if config.check:
-            _check(folder, output.name, name, exporting.check_openvino, source, weight_format)
-        size = (output / "openvino_model.bin").stat().st_size
-        sizes[f"{kind} {weight_format}".strip()] = size
-        loaders[name] = functools.partial(exporting.load_openvino, output)
-
-    for weight_format in formats:
-        openvino(model, weight_format)
-    if run.recipe.reduced_vocabulary is not None:
-        for weight_format in formats:
-            if weight_format == "int4":
-                logger.warning(
-                    "export: a reduced vocabulary is not cut out of int4, so it is left out"
-                )
-            else:
-                openvino(run.stage_folder("reduced_vocabulary"), weight_format, REDUCED)
-    for weight_type in config.gguf:
-        output = folder / f"draft-{weight_type}.gguf"
-        if not output.exists():
-            logger.info("export: GGUF %s", weight_type)
-            export_gguf(model, output, weight_type)
-        name = f"GGUF {weight_type}"
-        if config.check:
-            _check(folder, output.name, name, exporting.check_gguf, model, weight_type)
-        sizes[f"gguf {weight_type}"] = output.stat().st_size
-        loaders[name] = functools.partial(read_gguf, model, output)
+            _check(source, output, name, form)
+        sizes[key] = (output if gguf else output / "openvino_model.bin").stat().st_size
+        loaders[name] = functools.partial(exporting.load_exported, source, output)
     facts["weight_bytes"] = sizes
     if config.gguf:
         facts["gguf"] = list(config.gguf)
@@ -82,14 +72,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _check(
-    folder: Path, file: str, name: str, check: Callable[..., Any], model: Path, form: str
-) -> None:
-    """Compare one export with PyTorch, once: its record is found again after a kill."""
-    record = folder / f"parity-{file}.json"
+def _check(model: Path, output: Path, name: str, form: str) -> None:
+    """Compare one export with PyTorch once; its record is read again after an interruption."""
+    record = output.with_name(f"parity-{output.name}.json")
     if record.exists():
         return
-    found = check(model, folder / file, form)
+    found = check_export(model, output, form)
     for line in found.lines():
         logger.info("%s against PyTorch: %s", name, line)
     write_json(record, found.facts())
@@ -98,15 +86,13 @@ def _check(
 def _acceptance(
     run: Run, folder: Path, model: Path, loaders: dict[str, Callable[[], Any]]
 ) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     record = folder / "acceptance.json"
     if not record.exists():
         target, evaluate = run.target.path, run.recipe.evaluate
         reading = exporting.read_acceptance(
             target,
             {"PyTorch": functools.partial(exporting.load_pytorch, model), **loaders},
-            ends=stop_ids(target, AutoTokenizer.from_pretrained(target)),
+            ends=stop_ids(target, load_tokenizer(target, "target")),
             texts=run.recipe.export.acceptance_texts,
             temperature=evaluate.sampled[0],
             num_assistant_tokens=evaluate.gammas[0],

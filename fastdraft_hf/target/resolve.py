@@ -99,8 +99,7 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     Raises:
         FastDraftError: none of the three has an EOS token.
     """
-    ids = _ids(_stored(folder / "generation_config.json").get("eos_token_id"))
-    ids = ids or config_eos(_stored(folder / "config.json")) or _ids(tokenizer.eos_token_id)
+    ids = set(stored_eos(folder)) or _config_eos(folder) or set(_ids(tokenizer.eos_token_id))
     if not ids:
         raise FastDraftError(
             f"target: {folder} has no EOS token; set eos_token_id in its generation_config.json"
@@ -110,20 +109,24 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def all_end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the EOS ids that generation config, config and tokenizer name, all of them."""
-    stored = _ids(_stored(folder / "generation_config.json").get("eos_token_id"))
-    return stored | config_eos(_stored(folder / "config.json")) | _ids(tokenizer.eos_token_id)
+    """Return all EOS ids of a model: generation config's, config's and tokenizer's."""
+    return {*stored_eos(folder), *_config_eos(folder), *_ids(tokenizer.eos_token_id)}
 
 
-def config_eos(config: dict[str, Any]) -> set[int]:
-    """Return the EOS ids of a stored config, a multimodal model's text part included."""
-    return _ids(config.get("eos_token_id")) | _ids(_text_part(config).get("eos_token_id"))
+def stored_eos(folder: Path) -> list[int]:
+    """Return the EOS ids of a model's generation config in their order; [] without that file."""
+    return _ids(_stored(folder / "generation_config.json").get("eos_token_id"))
 
 
-def _ids(value: Any) -> set[int]:
+def _config_eos(folder: Path) -> set[int]:
+    config = _stored(folder / "config.json")
+    return {*_ids(config.get("eos_token_id")), *_ids(_text_part(config).get("eos_token_id"))}
+
+
+def _ids(value: Any) -> list[int]:
     if value is None:
-        return set()
-    return {int(v) for v in value} if isinstance(value, (list, tuple)) else {int(value)}
+        return []
+    return [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
 
 
 def _stored(file: Path) -> dict[str, Any]:

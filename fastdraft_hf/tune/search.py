@@ -222,7 +222,7 @@ def _drafts(
             progress.advance(1)
     if config.measure != "openvino":
         return paths
-    from fastdraft_hf.export.several import export_several
+    from fastdraft_hf.export.openvino import export_several
 
     exports = [folder / f"openvino-{config.weight_format}" / path.name for path in paths]
     with Progress("tune export", len(designs), "drafts") as progress:

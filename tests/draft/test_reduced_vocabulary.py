@@ -24,9 +24,9 @@ from fastdraft_hf.draft.reduced_vocabulary import (
     reduce_model,
     write_reduced_vocabulary,
 )
-from fastdraft_hf.export.parity import compare_openvino
+from fastdraft_hf.export.openvino import export_several
+from fastdraft_hf.export.parity import compare_export
 from fastdraft_hf.export.reduced_vocabulary import LOWEST, reduce_openvino
-from fastdraft_hf.export.several import export_several
 
 TinyModel = Callable[..., LlamaForCausalLM]
 EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
@@ -215,11 +215,11 @@ def test_openvinos_logits_are_pytorchs_at_full_width(openvino_models: Any, folde
 
 def test_an_export_is_compared_with_its_own_head(openvino_models: Any, folder: Path) -> None:
     """The logits it scores, and greedy text: PyTorch's whole head would write other tokens."""
-    found = compare_openvino(folder, openvino_models.reduced)
+    found = compare_export(folder, openvino_models.reduced)
     assert found.exact, found.lines()
     assert found.logit_size < 1000
     assert found.max_logit_difference < 1
-    other = compare_openvino(folder, openvino_models.target)
+    other = compare_export(folder, openvino_models.target)
     assert not other.exact
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.export import parity
 from fastdraft_hf.export.config import ExportConfig
-from fastdraft_hf.export.parity import Parity, Parting, compare
+from fastdraft_hf.export.parity import Parity, Parting, checked_export, compare
 from fastdraft_hf.stages import exporting
 
 
@@ -23,7 +24,6 @@ def draft(tiny_target_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("exporter", ["shared", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_draft_goes_to_openvino_and_says_what_it_lost(
     draft: Path,
     tiny_target_folder: Path,
@@ -31,19 +31,14 @@ def test_a_draft_goes_to_openvino_and_says_what_it_lost(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    exporter: str,
 ) -> None:
-    """Starting the exporter takes ten seconds; shared, the model is the one other tests have too.
+    """With a model that other tests use too: starting the exporter takes ten seconds."""
 
-    `tests/export/test_openvino_export.py` and `tests/test_end_to_end.py` start the exporter.
-    """
-    if exporter == "shared":
+    def copy(model: Path, output: Path, weight_format: str) -> None:
+        assert (model, weight_format) == (draft, "int8")
+        shutil.copytree(openvino_models.target_int8, output)
 
-        def copy(model: Path, output: Path, weight_format: str) -> None:
-            assert (model, weight_format) == (draft, "int8")
-            shutil.copytree(openvino_models.target_int8, output)
-
-        monkeypatch.setattr("fastdraft_hf.export.openvino.export_openvino", copy)
+    monkeypatch.setattr(parity, "export_openvino", copy)
     words = ["export", "openvino", "--weight-format", "int8", str(draft)]
     assert cli.main([*words, "--target", str(tiny_target_folder)]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -76,8 +71,8 @@ def test_a_target_is_exported_beside_the_draft(
         made.append((model.name, output.name, form, check))
         output.mkdir(parents=True)
 
-    monkeypatch.setattr(exporting, "checked_openvino", fake)
-    monkeypatch.setattr("fastdraft_hf.cli.export._acceptance", lambda *args: None)
+    monkeypatch.setattr(parity, "checked_export", fake)
+    monkeypatch.setattr("fastdraft_hf.cli.export._acceptance", lambda *given: None)
     monkeypatch.setattr("fastdraft_hf.export.openvino.openvino_available", lambda: True)
     words = ["export", "openvino", str(draft), "--no-check", "--target", str(tiny_target_folder)]
     words += ["--target-weight-format", "int4", "--output", str(tmp_path / "out" / "d")]
@@ -104,34 +99,20 @@ def test_a_draft_goes_to_gguf(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["openvin", "x"], "'openvin' is neither openvino nor gguf (did you mean 'openvino'?)"),
-        (["gguf"], "export gguf: one model is needed"),
-        (["gguf", "a", "b"], "export gguf: one model is needed"),
         (["gguf", "a", "--weight-format", "int8"], "'int8' is not one of f32, f16, bf16, q8_0"),
         (["openvino", "a", "--weight-format", "int5"], "'int5' is not one of fp32, fp16, int8"),
-        (["openvino", "a", "--output-dir", "b"], "--output-dir belongs to the stage of a run"),
-        (["openvino", "a", "--openvino", "[int8]"], "--openvino belongs to the stage of a run"),
-        (["openvino", "a", "seed=3"], "seed=3 belongs to the stage of a run"),
-        (["--weight-format", "int8"], "--weight-format belongs to: fastdraft export openvino|gguf"),
         (["gguf", "a", "--target-weight-format", "f16"], "needs export openvino and --target"),
+        (["gguf", "a", "--output", "b"], "--output: must end in .gguf, got b"),
         (["gguf", "./nowhere"], "export: there is no folder nowhere"),
     ],
 )
-def test_bad_words_are_one_line(
+def test_bad_arguments_are_one_line(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", *words]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error
     assert len(error.splitlines()) == 1
-
-
-def test_the_stages_form_still_is_the_stages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["export", "--output-dir", str(tmp_path / "run"), "--gguf", "[q8_0]", "--dry-run"]
-    assert cli.main([*words, "--target", "embedded:smollm2-135m-instruct"]) == 0
-    assert "gguf:\n  - q8_0" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_would_be_made(
@@ -146,34 +127,23 @@ def test_fp32_that_disagrees_is_not_handed_over(
     tmp_path: Path, draft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apart = Parity(10, 0.5, 10.0, 0.9, 4, (Parting(2, 3, 1.5, False),))
-    monkeypatch.setattr(parity, "compare_openvino", lambda *args: apart)
-    monkeypatch.setattr(
-        "fastdraft_hf.export.openvino.export_openvino", lambda model, out, form: out.mkdir()
-    )
+    monkeypatch.setattr(parity, "compare_export", lambda *given: apart)
+    monkeypatch.setattr(parity, "export_openvino", lambda model, out, form: out.mkdir())
     output = tmp_path / "ir"
-    with pytest.raises(FastDraftError, match=r"\.ir\.unchecked does not say what PyTorch does"):
-        exporting.checked_openvino(draft, output, "fp32")
+    with pytest.raises(FastDraftError, match=r"\.unchecked-ir differs from PyTorch"):
+        checked_export(draft, output, "fp32")
     assert not output.exists()
-    assert (tmp_path / ".ir.unchecked").exists()  # what was made is kept, under another name
-    assert exporting.checked_openvino(draft, output, "int8") == apart  # told, not refused
+    assert (tmp_path / ".unchecked-ir").exists()  # kept, under another name
+    assert checked_export(draft, output, "int8") == apart  # reported, not refused
     assert output.is_dir()
-    assert not (tmp_path / ".ir.unchecked").exists()
+    assert not (tmp_path / ".unchecked-ir").exists()
 
 
 class TestComparing:
     prompts = ((40, 41, 42), (60, 61))
 
-    def model_and(self, tiny_model: Any, **other: Any) -> tuple[Any, Any]:
-        return tiny_model(), tiny_model(**other)
-
     def compared(self, first: Any, second: Any) -> Parity:
-        return compare(
-            first,
-            lambda text: second(input_ids=text).logits,
-            lambda prompt, count: parity._greedy(second, prompt, count),
-            [list(p) for p in self.prompts],
-            new_tokens=12,
-        )
+        return compare(first, second, [list(p) for p in self.prompts], new_tokens=12)
 
     def test_a_model_is_itself(self, tiny_model: Any) -> None:
         found = self.compared(tiny_model(), tiny_model())
@@ -188,9 +158,7 @@ class TestComparing:
         assert any(not parting.tie for parting in found.partings)
         assert "PyTorch's margin there" in "\n".join(found.lines())
 
-    def test_a_nudge_parts_at_a_tie_if_at_all(self, tiny_model: Any) -> None:
-        import torch
-
+    def test_rounding_differs_at_a_tie_if_at_all(self, tiny_model: Any) -> None:
         second = tiny_model()
         with torch.no_grad():
             for parameter in second.parameters():
@@ -199,15 +167,13 @@ class TestComparing:
         assert 0 < found.max_logit_difference < 1e-2
         assert found.exact
 
-    def test_a_text_that_ends_early_parts_where_it_ends(self, tiny_model: Any) -> None:
-        model = tiny_model()
-        found = compare(
-            model,
-            lambda text: model(input_ids=text).logits,
-            lambda prompt, count: parity._greedy(model, prompt, count)[:4],
-            [list(self.prompts[0])],
-        )
-        assert [(p.place, p.tie) for p in found.partings] == [(4, False)]
+    def test_a_text_that_ends_early_differs_from_its_end(self, tiny_model: Any) -> None:
+        prompt, other = list(self.prompts[0]), tiny_model()
+        fourth = tiny_model().generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
+        other.generation_config.eos_token_id = int(fourth[0, -1])
+        found = compare(tiny_model(), other, [prompt])
+        assert [p.tie for p in found.partings] == [False]
+        assert found.partings[0].place <= 4
         assert not found.exact
 
 
