@@ -12,7 +12,7 @@ _DEFAULTS = {"openvino": "int8", "gguf": "f16"}
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.description = (
-        "Export a draft or a target for OpenVINO or llama.cpp and compare it with PyTorch. In a run, "
+        "Export a draft or a target for OpenVINO or llama.cpp, compared with PyTorch. In a run, "
         "stage export does this: fastdraft run RECIPE --stages export."
     )
     add = parser.add_argument
