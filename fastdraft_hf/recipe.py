@@ -115,9 +115,8 @@ class Recipe(Section):
                         f"{where}.kind: align reads what the target wrote (generated), not "
                         f"{source.kind}"
                     )
-            if name == "align" and (stage.streaming or stage.tokens_dir):
-                field = "streaming" if stage.streaming else "tokens_dir"
-                raise FastDraftError(f"align.{field}: for pretrain and continue only")
+            if name == "align" and stage.streaming:
+                raise FastDraftError("align.streaming: for pretrain and continue only")
             if stage.objective == "auto":  # written out, so that a run says what it trained with
                 stage = stage.model_copy(update={"objective": self._auto_objective(name, stage)})
                 setattr(self, "continue_" if name == "continue" else name, stage)

@@ -30,7 +30,6 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import redacted
-from fastdraft_hf.data.blocks import open_shards
 from fastdraft_hf.data.columns import column_names
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import FILTERS
@@ -55,9 +54,6 @@ class ScriptArguments:
             "a run's folder `generate` (the rows its filters keep), or whatever TRL's SFTTrainer "
             "prepares."
         }
-    )
-    block_length: int = field(
-        default=512, metadata={"help": "Tokens a row, where the data are token shards."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_split: str = field(default="train", metadata={"help": "The split to train on."})
@@ -104,8 +100,6 @@ class Parser(TrlParser):  # type: ignore[misc]
 def open_dataset(script: ScriptArguments, split: str) -> Any:
     """Return a split, streamed or not."""
     path = Path(script.dataset)
-    if (path / "shards.json").exists():
-        return open_shards(path, script.block_length)
     if script.generated_sets or list(path.glob(f"*/{MANIFEST}")):
         return open_generated(path, script.generated_sets)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():

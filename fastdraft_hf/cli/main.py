@@ -18,7 +18,6 @@ COMMANDS = {
     "design": ("stage", "the draft's shape and initialization"),
     "generate": ("stage", "let the target write the training text"),
     "logits": ("stage", "store the target's top-k distribution over that text"),
-    "tokenize": ("tokenize", "write a corpus as token shards that several runs share"),
     "pretrain": ("stage", "train the draft on text (PT)"),
     "continue": ("stage", "train it further, usually with code (CP)"),
     "align": ("stage", "train it on the target's own answers (FT)"),

@@ -1,152 +1,120 @@
-"""The texts of a source, from any place in it on: what is read, in which order, where one stands.
+"""Read the documents of a source, from any position on.
 
 A local source is a list of units (a file, a stretch of a jsonl file, a row group of a parquet
-file), so that its order can be shuffled without holding the text, and a place in it is two numbers.
-A set of the Hub is streamed through `datasets`, whose own state is the place.
+file), so that its order can be shuffled without holding the text and a position in it is two
+numbers. A dataset on the Hub is streamed by `datasets`, whose own state is the position.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import itertools
 import json
+import lzma
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import installed, python_source
 from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.sources import Source
 
-# A stretch of a jsonl file: small enough to shuffle well, large enough to read fast.
-_STRETCH = 1 << 20
-
-# A document: its text, or the token ids the target wrote.
+# A document: its text, or the token ids that the target emitted.
 Document = str | list[int]
-Place = dict[str, Any]
+Unit = Callable[[], Iterator[Document]]
+
+# Bytes of a jsonl file that are one unit: few enough to shuffle well, enough to read fast.
+_STRETCH = 1 << 20
+_ROWS = 64  # generated rows of one unit
 
 
-@dataclass(frozen=True)
-class _Unit:
-    path: Path
-    start: int = 0
-    end: int | None = None  # of a jsonl file: bytes; of a parquet file: row groups
-    read: str = "file"
-
-
-@dataclass
-class DocumentReader:
-    """One pass over a source, in an order given by a seed, from a place on.
-
-    Iterating yields documents; `place` is what `seek` of another reader takes to go on after the
-    document that was yielded last.
+class Documents:
+    """The documents of one pass over a source.
 
     Args:
-        source: what is read.
+        source: what to read.
         generated: folder of the generated sets.
-        order: seed of the order of local text; ``None`` leaves it in one fixed mixed order. A set
-            of the Hub always keeps its own order.
-        rank, world: this process gets every ``world``-th document, from the ``rank``-th on.
+        order: seed of the order of a local source. A dataset on the Hub keeps its own order.
+
+    Attributes:
+        dropped: rows that the filters of a generated set left out, by reason.
     """
 
-    source: Source
-    generated: Path | None = None
-    order: str | None = None
-    rank: int = 0
-    world: int = 1
-    place: Place = field(default_factory=dict)
-    # Rows that were left out before they became documents, with reasons.
-    dropped: dict[str, int] = field(default_factory=dict)
+    def __init__(self, source: Source, generated: Path | None = None, order: str = "") -> None:
+        self.dropped: dict[str, int] = {}
+        self._source, self._generated, self._order = source, generated, order
+        self._state: dict[str, Any] = {}
+        self._stream: Any = None
 
-    def seek(self, place: Place) -> None:
-        """Go on after the document that ``place`` was taken at."""
-        self.place = settled(place)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last document, as JSON data."""
+        return dict(self._state) if self._stream is None else {"stream": self._stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration continue at a position that `state_dict` returned."""
+        self._state = dict(state)
 
     def __iter__(self) -> Iterator[Document]:
-        if self.source.kind == "hub":
+        if self._source.kind == "hub":
             yield from self._hub()
             return
-        units, read = self._units()
-        random.Random(f"{self.order}").shuffle(units)
-        # By the number of a document and not by files: exact, and even whatever the files' sizes.
-        number = int(self.place.get("number", 0))
-        first, skip = int(self.place.get("unit", 0)), int(self.place.get("row", 0))
-        for index in range(first, len(units)):
-            for row, document in enumerate(read(units[index])):
-                if index == first and row < skip:
-                    continue
-                number += 1
-                if (number - 1) % self.world != self.rank:
-                    continue
-                self.place = {"unit": index, "row": row + 1, "number": number}
-                yield document
+        units = self._units()
+        random.Random(self._order).shuffle(units)
+        first, skip = self._state.get("unit", 0), self._state.get("row", 0)
+        for number in range(first, len(units)):
+            for row, document in enumerate(units[number]()):
+                if number > first or row >= skip:
+                    self._state = {"unit": number, "row": row + 1}
+                    yield document
 
-    def _units(self) -> tuple[list[Any], Callable[[Any], Iterator[Document]]]:
-        source = self.source
+    def _units(self) -> list[Unit]:
+        source = self._source
         if source.kind == "generated":
-            assert self.generated is not None
-            rows, reasons = read_kept_rows(self.generated / source.name)
-            self.dropped = {name: n for name, n in reasons.items() if name != "kept"}
-            return rows, lambda row: iter([row["prompt_ids"] + row["completion_ids"]])
+            assert self._generated is not None
+            rows, reasons = read_kept_rows(self._generated / source.name)
+            self.dropped = {reason: n for reason, n in reasons.items() if reason != "kept"}
+            return [partial(_generated, rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
         if source.kind == "package_docs":
-            names: list[Any] = [name for name, _, _ in installed.packages(source.name)[0]]
-            return [*names, *installed.source_files(source.name)], _package_docs
+            names = [name for name, _, _ in installed.packages(source.name)[0]]
+            units: list[Unit] = [partial(_description, name) for name in names]
+            files = installed.source_files(source.name)
+            return units + [partial(installed.docstrings, path) for path in files]
         if source.kind in ("python", "packages"):
-            files = (
-                python_source.source_files()
-                if source.kind == "python"
-                else installed.source_files(source.name)
-            )
-            return list(files), _code
-        units = [unit for path in source.matching_files() for unit in _units_of(path)]
-        return units, lambda unit: _read_unit(unit, source.column)
+            installed_files = partial(installed.source_files, source.name)
+            paths = python_source.source_files() if source.kind == "python" else installed_files()
+            return [partial(_code, path) for path in paths]
+        return [unit for path in source.matching_files() for unit in _file_units(path, source)]
 
     def _hub(self) -> Iterator[Document]:
-        source = self.source
+        source = self._source
         stream = open_hub(source)
-        if self.world > 1:
-            from datasets.distributed import split_dataset_by_node
-
-            stream = split_dataset_by_node(stream, rank=self.rank, world_size=self.world)
-        if self.place:
-            stream.load_state_dict(self.place["stream"])
+        if self._state:
+            stream.load_state_dict(self._state["stream"])
+        self._stream = stream
         rows = iter(stream)
         while True:
             try:
                 row = next(rows)
             except StopIteration:
                 return
-            except Exception as error:  # whatever the network gives, after the library's retries
+            except Exception as error:  # the network, after the library's own retries
                 raise _hub_error(source, error) from error
-            # A function and not the state itself: it is copied only where somebody keeps it.
-            self.place = _LazyPlace(stream)
-            yield _column(row, source.column, source.name)
-
-
-class _LazyPlace(dict[str, Any]):
-    """The place in a stream; `settle` copies it."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def settle(self) -> Place:
-        return {"stream": self._stream.state_dict()}
-
-
-def settled(place: Place) -> Place:
-    """Return a place as plain data that stays as it is when reading goes on."""
-    return place.settle() if isinstance(place, _LazyPlace) else dict(place)
+            yield _text(row, source.column, source.name)
 
 
 def open_hub(source: Source) -> Any:
-    """Open a dataset of the Hub as a stream.
+    """Open a dataset on the Hub as a stream.
 
     Raises:
-        FastDraftError: there is no such dataset, subset or split, it is gated, or the Hub is out
-            of reach.
+        FastDraftError: there is no such dataset, subset or split, it is gated, or the Hub cannot be
+            reached.
     """
     import datasets
 
@@ -156,9 +124,10 @@ def open_hub(source: Source) -> Any:
             source.subset,
             data_dir=source.data_dir,
             split=source.split,
+            revision=source.revision,
             streaming=True,
         )
-    except Exception as error:  # each of datasets, fsspec, httpx and the Hub's client has its own
+    except Exception as error:  # datasets, fsspec and the Hub's client have their own types
         raise _hub_error(source, error) from error
 
 
@@ -169,13 +138,15 @@ def _hub_error(source: Source, error: Exception) -> FastDraftError:
     return FastDraftError(f"source hub '{source.name}': {reason}")
 
 
-def documents(source: Source) -> Iterator[str]:
-    """Yield the texts of a source that is not generated, in its fixed order."""
-    if source.kind == "generated":
-        raise ValueError(f"{source.kind} holds no documents")
-    for document in DocumentReader(source):
-        assert isinstance(document, str)
-        yield document
+def _generated(rows: list[dict[str, Any]]) -> Iterator[Document]:
+    for row in rows:
+        yield row["prompt_ids"] + row["completion_ids"]
+
+
+def _description(package: str) -> Iterator[str]:
+    text = installed.description(package).strip()
+    if text and text != "UNKNOWN":
+        yield text
 
 
 def _code(path: Path) -> Iterator[str]:
@@ -185,103 +156,163 @@ def _code(path: Path) -> Iterator[str]:
         return
 
 
-def _package_docs(unit: Any) -> Iterator[str]:
-    if isinstance(unit, str):
-        text = installed.description(unit).strip()
-        if text and text != "UNKNOWN":
-            yield text
-    else:
-        yield from installed.docstrings(unit)
+# ---------------------------------------------------------------------------------------- files
 
 
-def _units_of(path: Path) -> Iterator[_Unit]:
-    if path.suffix == ".parquet":
+def _zstd(path: Path, mode: str) -> Any:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+
+
+# By content and not by name: a file is often compressed under another ending, or not at all.
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
+_READ_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
+
+
+def _opener(path: Path) -> Callable[..., Any]:
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    if head[:3] == b"BZh" and head[4:] == b"1AY&SY":
+        return bz2.open
+    return next((o for magic, o in _COMPRESSED.items() if head.startswith(magic)), open)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with _opener(path)(path, "rb") as stream:
+            yield stream
+    except _READ_ERRORS as error:
+        raise FastDraftError(f"{path}: cannot be read to its end ({error})") from error
+
+
+def _ending(path: Path) -> str:
+    """Return the ending of a name in lower case, without that of its compression."""
+    name = path.name.lower()
+    for ending in (".gz", ".bz2", ".xz", ".zst"):
+        name = name.removesuffix(ending)
+    return Path(name).suffix
+
+
+def check_files(source: Source) -> None:
+    """Refuse files that are not text, by their first bytes.
+
+    Raises:
+        FastDraftError: the first such file.
+    """
+    for path in source.matching_files():
+        if _ending(path) == ".parquet":
+            continue
+        with _opened(path) as stream:
+            # A character may be cut at the end.
+            _decoded(stream.read(1024), path, cut=True)
+
+
+def _decoded(raw: bytes, path: Path, *, cut: bool = False) -> str:
+    reason = "a NUL byte" if b"\0" in raw else ""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if not (cut and error.reason == "unexpected end of data"):
+            reason = reason or f"byte 0x{raw[error.start]:02x} at {error.start}"
+        text = raw[: error.start].decode("utf-8-sig")
+    if reason:
+        raise FastDraftError(
+            f"{path}: not UTF-8 text ({reason}); convert the file, or leave it out with extensions"
+        )
+    return text
+
+
+def _file_units(path: Path, source: Source) -> Iterator[Unit]:
+    ending, column = _ending(path), source.column
+    if ending == ".parquet":
         import pyarrow.parquet as pq
 
         try:
             groups = pq.ParquetFile(path).metadata.num_row_groups
         except (OSError, ValueError) as error:
-            raise FastDraftError(f"{path}: no parquet file ({error})") from error
-        yield from (_Unit(path, group, group + 1, "parquet") for group in range(groups))
-    elif path.suffix == ".jsonl":
+            raise FastDraftError(f"{path}: not a parquet file ({error})") from error
+        yield from (partial(_parquet, path, column, group) for group in range(groups))
+    elif ending in (".jsonl", ".ndjson") and _opener(path) is open:
         for start in range(0, path.stat().st_size, _STRETCH):
-            yield _Unit(path, start, start + _STRETCH, "jsonl")
-    elif path.name.endswith(".jsonl.gz"):
-        yield _Unit(path, read="jsonl.gz")
+            yield partial(_json_rows, path, column, start)
+    elif ending in (".jsonl", ".ndjson", ".json"):
+        yield partial(_json_rows, path, column)
     else:
-        yield _Unit(path)
+        yield partial(_whole_file, path)
 
 
-def _read_unit(unit: _Unit, column: str) -> Iterator[str]:
-    path = unit.path
-    if unit.read == "file":
-        yield path.read_text(encoding="utf-8", errors="replace")
-    elif unit.read == "parquet":
-        import pyarrow.parquet as pq
+def _whole_file(path: Path) -> Iterator[str]:
+    with _opened(path) as stream:
+        yield _decoded(stream.read(), path)
 
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        if column not in names:
-            raise _no_column(column, names, str(path))
-        for batch in file.iter_batches(row_groups=[unit.start], columns=[column]):
-            for row in batch.to_pylist():
-                yield _column(row, column, str(path))
-    else:
-        lines = _gz_lines(path) if unit.read == "jsonl.gz" else _stretch_lines(unit)
-        for place, line in lines:
+
+def _parquet(path: Path, column: str, group: int) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    if column not in file.schema_arrow.names:
+        raise _no_column(column, file.schema_arrow.names, str(path))
+    for batch in file.iter_batches(row_groups=[group], columns=[column]):
+        for row in batch.to_pylist():
+            yield _text(row, column, str(path))
+
+
+def _json_rows(path: Path, column: str, start: int | None = None) -> Iterator[str]:
+    """Yield the texts of the lines that begin in a stretch, or of the whole file."""
+    with _opened(path) as stream:
+        if start is None:
+            lines: Iterable[tuple[int, bytes]] = enumerate(stream)
+        else:
+            lines = _stretch_lines(stream, start)
+        for position, line in lines:
             if not line.strip():
                 continue
+            if start is None and line.lstrip().startswith(b"["):  # one array of rows
+                line += stream.read()
             try:
-                row = json.loads(line)
+                found = json.loads(line)
             except ValueError as error:
-                raise FastDraftError(
-                    f"{path}:{_line_number(path, place)}: no valid JSON ({error})"
-                ) from error
-            yield _column(row, column, str(path))
+                number = position + 1 if start is None else _line_number(path, position)
+                raise FastDraftError(f"{path}:{number}: not valid JSON ({error})") from error
+            for row in found if isinstance(found, list) else [found]:
+                yield _text(row, column, str(path))
 
 
-def _stretch_lines(unit: _Unit) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that begin in a stretch of a file, and where."""
-    assert unit.end is not None
-    with unit.path.open("rb") as stream:
-        if unit.start:
-            stream.seek(unit.start - 1)
-            stream.readline()  # the rest of a line that began before
-        while (place := stream.tell()) < unit.end:
-            line = stream.readline()
-            if not line:
-                return
-            yield place, line
+def _stretch_lines(stream: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    if start:
+        stream.seek(start - 1)
+        stream.readline()  # the end of a line that began before
+    while (position := stream.tell()) < start + _STRETCH:
+        line = stream.readline()
+        if not line:
+            return
+        yield position, line
 
 
-def _gz_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    with gzip.open(path, "rb") as stream:
-        for line in stream:
-            yield place, line
-            place += len(line)
+def _line_number(path: Path, position: int) -> int:
+    with path.open("rb") as stream:
+        blocks = (min(_STRETCH, position - start) for start in range(0, position, _STRETCH))
+        return 1 + sum(stream.read(size).count(b"\n") for size in blocks)
 
 
-def _line_number(path: Path, place: int) -> int:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as stream:
-        return 1 + sum(
-            stream.read(min(_STRETCH, place - start)).count(b"\n")
-            for start in range(0, place, _STRETCH)
-        )
-
-
-def _column(row: Any, column: str, where: str) -> str:
+def _text(row: Any, column: str, where: str) -> str:
     if not isinstance(row, dict):
-        raise FastDraftError(f"{where}: a line is no mapping of columns")
-    if column in row and row[column] is None:  # an empty cell; it is dropped and counted
+        raise FastDraftError(f"{where}: a row is not a mapping of columns")
+    if column in row and row[column] is None:  # an empty cell, which is dropped and counted
         return ""
     if not isinstance(row.get(column), str):
-        raise _no_column(column, list(row), where)
+        raise _no_column(column, row, where)
     return str(row[column])
 
 
-def _no_column(column: str, names: Sequence[str], where: str) -> FastDraftError:
+def _no_column(column: str, names: Iterable[str], where: str) -> FastDraftError:
     return FastDraftError(
-        f"{where}: column '{column}' is missing or no text; it has: {', '.join(names)}"
+        f"{where}: column '{column}' is missing or not text; it has: "
+        f"{', '.join(itertools.islice(names, 20))}"
     )

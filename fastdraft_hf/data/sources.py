@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -22,9 +20,9 @@ class Source(Section):
     kind: Literal["generated", "python", "packages", "package_docs", "files", "hub"] = Field(
         "generated",
         description=(
-            "generated: a set the target wrote; python: the standard library's source; packages: "
+            "generated: a set of stage generate; python: the standard library's source; packages: "
             "Python source of installed packages; package_docs: their descriptions and docstrings; "
-            "files: local text, code, jsonl or parquet; hub: a dataset of the Hub"
+            "files: local text, code, jsonl, json or parquet; hub: a dataset on the Hub"
         ),
     )
     name: str = Field(
@@ -35,7 +33,9 @@ class Source(Section):
     )
     subset: str | None = Field(None, description="hub: the dataset's configuration")
     split: str = Field("train", description="hub: the split")
-    column: str = Field("text", description="jsonl, parquet, hub: the column that holds the text")
+    column: str = Field(
+        "text", description="jsonl, json, parquet, hub: the column that holds the text"
+    )
     weight: Number = Field(
         1.0,
         description=(
@@ -45,6 +45,7 @@ class Source(Section):
     data_dir: str | None = Field(
         None, description="hub: the folder inside the dataset, such as data/python"
     )
+    revision: str | None = Field(None, description="hub: branch, tag or commit of the dataset")
     extensions: list[str] = Field(
         [], description="files: only names with these endings, such as [.py, .md]; empty for all"
     )
@@ -70,10 +71,6 @@ class Source(Section):
         if self.extensions and self.kind != "files":
             raise FastDraftError(f"extensions: for kind files only, not {self.kind}")
 
-    def share_key(self) -> dict[str, Any]:
-        """Return the fields that decide which text this is: all but the weight."""
-        return self.model_dump(exclude={"weight", "preset"})
-
     def matching_files(self) -> list[Path]:
         """Return the files of a source of kind files: of a file, a folder or a glob, sorted."""
         path = Path(self.name)
@@ -90,23 +87,6 @@ class Source(Section):
             and not (path.is_dir() and _hidden(p.relative_to(path)))
             and p.is_file()
         )
-
-    def text_digest(self) -> str | None:
-        """Return what changes when local files do (their names, sizes and times); else ``None``."""
-        if self.kind == "files":
-            stats = [
-                (str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in self.matching_files()
-            ]
-            return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-        if self.kind == "python":
-            import sys
-
-            return sys.version
-        if self.kind in ("packages", "package_docs"):
-            from fastdraft_hf.data.installed import packages_digest
-
-            return packages_digest(self.name)
-        return None
 
 
 def _hidden(relative: Path) -> bool:
@@ -131,7 +111,16 @@ def expand_presets(sources: Sequence[Source]) -> list[Source]:
 
 
 def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:
-    """Raise `FastDraftError` naming ``path`` when a source cannot exist; reads nothing."""
+    """Refuse a source that cannot be read, by names and by the first bytes of local files.
+
+    Args:
+        source: what to check.
+        path: its key in the recipe, for errors.
+        generated_sets: names of the sets that stage generate makes.
+
+    Raises:
+        FastDraftError: naming ``path``, or the first file that is not text.
+    """
     if source.kind == "generated":
         known = list(generated_sets)
         if source.name not in known:
@@ -139,9 +128,13 @@ def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> No
                 f"{path}.name: generate has no set '{source.name}'; it has: "
                 f"{', '.join(known) or 'none'}"
             )
-    elif source.kind == "files" and not source.matching_files():
-        which = f" with {', '.join(source.extensions)}" if source.extensions else ""
-        raise FastDraftError(f"{path}.name: no file matches '{source.name}'{which}")
+    elif source.kind == "files":
+        from fastdraft_hf.data.documents import check_files
+
+        if not source.matching_files():
+            which = f" with {', '.join(source.extensions)}" if source.extensions else ""
+            raise FastDraftError(f"{path}.name: no file matches '{source.name}'{which}")
+        check_files(source)
 
 
 def summary_keys(sources: Sequence[Source]) -> list[str]:

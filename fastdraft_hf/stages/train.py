@@ -10,22 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.data.corpora import IGNORED, Example, build_completions
+from fastdraft_hf.data.corpus import Corpus, open_corpus, summary_lines
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.mixture import (
-    plan_mixture,
-    shared_tokens,
-    summary_lines,
-    tokenize_sources,
-    wanted_tokens,
-    write_mixture,
-)
-from fastdraft_hf.data.sources import token_shares
-from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.data.target_logits import StoredLogits
-from fastdraft_hf.data.token_shards import TokenShards
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
 from fastdraft_hf.stages.runner import Run
@@ -36,11 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-# Beside ``data``: shards that are nobody else's, kept over kills until the stage is finished.
-OWN_TOKENS = "tokens"
-# In ``data``: what a stream leaves out.
-STREAM = "stream.json"
 
 
 def pretrain(run: Run, folder: Path) -> dict[str, Any]:
@@ -77,9 +61,14 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
     )
     data, trained = folder / "data", folder / "facts.json"
     if not trained.exists():
-        if not data.exists():
-            _prepare(run, data, name, config, own, stored=source == "stored")
-        summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
+        corpus: Corpus | None = None
+        if name == "align":
+            if not data.exists():
+                _prepare_completions(run, data, config, own, stored=source == "stored")
+            summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
+        else:
+            corpus = open_text(run, data, config, own)
+            summary = corpus.summary
         for line in summary_lines(summary.get("sources", {})):
             logger.info("%s: %s", name, line)
         facts = train(
@@ -92,40 +81,37 @@ def _train(run: Run, folder: Path, name: str, config: TrainConfig) -> dict[str, 
             device=resolve_device(run.recipe.device),
             label=name,
             target=run.target.path if source == "online" else None,
-            stream=_open_stream(run, data, config, own),
+            corpus=corpus,
         )
         # Copied, not moved: killed in the middle of it, the next run copies again.
         shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
         write_json(folder / "log.json", facts.pop("log"))
         write_json(trained, {"data": summary, "started_from": start_model.name, **facts})
     # From here on the checkpoints and the data are of no more use.
-    for used in (folder / "work", data, folder / OWN_TOKENS):
+    for used in (folder / "work", data):
         if used.exists():
             shutil.rmtree(used)
     return dict(json.loads(trained.read_text(encoding="utf-8")))
 
 
-def _prepare(
-    run: Run,
-    data: Path,
-    name: str,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    stored: bool,
-) -> None:
-    """Write what the stage reads, so that a resumed run reads the same.
-
-    An alignment's examples are two datasets; packed text is a plan over token shards, or the
-    hashes of what a stream leaves out; beside it the held-out blocks and a summary.
-    """
-    check = _held_out(run)
-    if name == "align":
-        _prepare_completions(run, data, config, tokenizer, check, stored=stored)
-    elif config.streams:
-        _prepare_stream(run, data, config, tokenizer, check)
-    else:
-        _prepare_blocks(run, data, name, config, tokenizer, check)
+def open_text(
+    run: Run, folder: Path, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> Corpus:
+    """Return the packed text of a section; write it into ``folder`` where it is not there yet."""
+    # Full steps, the last of which reaches the budget.
+    steps = -(-config.max_train_tokens // config.step_tokens)
+    return open_corpus(
+        config.sources,
+        tokenizer,
+        folder=folder,
+        tokens=steps * config.step_tokens,
+        max_length=config.max_length,
+        eval_rows=config.eval_sequences,
+        seed=run.recipe.seed,
+        generated=run.stage_folder("generate"),
+        decontaminator=_held_out(run),
+        streaming=config.streams,
+    )
 
 
 def _held_out(run: Run) -> Decontaminator:
@@ -138,12 +124,12 @@ def _prepare_completions(
     data: Path,
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
-    check: Decontaminator,
     *,
     stored: bool,
 ) -> None:
     import datasets
 
+    check = _held_out(run)
     examples, rows, summary = build_completions(
         config.sources,
         tokenizer,
@@ -167,159 +153,6 @@ def _prepare_completions(
             dataset.save_to_disk(str(temporary / split))
         facts = {"sources": summary, "examples": len(examples)}
         write_json(temporary / "summary.json", {**facts, "held_out": check.held_out})
-
-
-def _prepare_blocks(
-    run: Run,
-    data: Path,
-    name: str,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    check: Decontaminator,
-) -> None:
-    """Tokenise what is not there yet, and decide which blocks are read."""
-    blocks = _blocks(config)
-    shards = tokenize_stage(run, name, config, tokenizer, check, own=data.with_name(OWN_TOKENS))
-    plan, held_out, summary = plan_mixture(
-        config.sources,
-        shards,
-        blocks=blocks,
-        eval_blocks=config.eval_sequences,
-        length=config.max_length,
-        seed=run.recipe.seed,
-    )
-    with atomic_folder(data) as temporary:
-        write_mixture(temporary, plan)
-        _write_packed(temporary, held_out, summary, blocks, check)
-
-
-def tokenize_stage(
-    run: Run,
-    name: str,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    check: Decontaminator,
-    *,
-    own: Path,
-    processes: int | None = None,
-) -> list[TokenShards]:
-    """Return token shards of a stage's sources, enough for its budget; make what is missing.
-
-    Args:
-        run: whose generated sets are read.
-        name: the stage's, for progress lines.
-        config: its section.
-        tokenizer: the target's.
-        check: keeps held-out text out.
-        own: folder of shards that no other run reads.
-        processes: that tokenise; by default one a core.
-    """
-    wanted = wanted_tokens(
-        config.sources, _blocks(config), config.eval_sequences, config.max_length
-    )
-    shared = shared_tokens(config)
-    with Progress(f"{name}: tokenise", sum(wanted), "tokens") as progress:
-        shards = tokenize_sources(
-            config.sources,
-            tokenizer,
-            own=own,
-            shared=shared,
-            generated=run.stage_folder("generate"),
-            overlaps=check.overlaps,
-            held_out=check.held_out,
-            wanted_tokens=wanted,
-            processes=processes,
-            on_tokens=progress.advance,
-        )
-    if shared is not None:  # what others wrote, perhaps long ago
-        size = sum(s.files_bytes for s in shards)
-        with Progress(f"{name}: check token shards", size, "bytes") as progress:
-            for one in shards:
-                one.verify(progress.advance)
-    return shards
-
-
-def _prepare_stream(
-    run: Run,
-    data: Path,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    check: Decontaminator,
-) -> None:
-    """Hold blocks out of the stream's beginning, and note what they were made of."""
-    stream = BlockStream(
-        config.sources,
-        tokenizer,
-        overlaps=check.overlaps,
-        length=config.max_length,
-        seed=run.recipe.seed,
-        generated=run.stage_folder("generate"),
-    )
-    held_out, hashes, sample = stream.held_out(config.eval_sequences)
-    blocks = _blocks(config)
-    shares = token_shares([source.weight for source in config.sources], blocks)
-    summary = {
-        key: {
-            "tokens": share * config.max_length,
-            "bytes_per_token": seen["bytes_per_token"],
-            # Of a stream nobody knows these before; the facts have what was read.
-            "documents_estimated": _estimated(seen, share * config.max_length),
-            "sample": seen,
-        }
-        for (key, seen), share in zip(sample.items(), shares, strict=True)
-    }
-    with atomic_folder(data) as temporary:
-        write_json(temporary / STREAM, {"left_out": sorted(hashes)})
-        _write_packed(temporary, held_out, summary, blocks, check)
-
-
-def _estimated(sample: dict[str, Any], tokens: int) -> int | None:
-    """Return how many documents so many tokens are, going by a sample."""
-    seen = sample["bytes"] / max(sample["bytes_per_token"], 1e-9)
-    return round(tokens * sample["documents"] / seen) if seen else None
-
-
-def _write_packed(
-    folder: Path,
-    held_out: list[list[int]],
-    summary: dict[str, Any],
-    blocks: int,
-    check: Decontaminator,
-) -> None:
-    import datasets
-
-    if held_out:
-        rows = [{"input_ids": block, "labels": block} for block in held_out]
-        datasets.Dataset.from_list(rows).save_to_disk(str(folder / "eval"))
-    facts = {"sources": summary, "examples": blocks + len(held_out)}
-    write_json(folder / "summary.json", {**facts, "held_out": check.held_out})
-
-
-def _open_stream(
-    run: Run,
-    data: Path,
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> BlockStream | None:
-    """Return the stream that was prepared in ``data``, if it is one."""
-    if not (data / STREAM).exists():
-        return None
-    prepared = json.loads((data / STREAM).read_text(encoding="utf-8"))
-    return BlockStream(
-        config.sources,
-        tokenizer,
-        overlaps=_held_out(run).overlaps,
-        length=config.max_length,
-        seed=run.recipe.seed,
-        generated=run.stage_folder("generate"),
-        left_out=frozenset(prepared["left_out"]),
-    )
-
-
-def _blocks(config: TrainConfig) -> int:
-    """Return the blocks of the whole budget: full steps, the last of which reaches it."""
-    steps = -(-config.max_train_tokens // config.step_tokens)
-    return steps * config.step_tokens // config.max_length
 
 
 def _with_distribution(

@@ -48,16 +48,8 @@ class TrainConfig(Section):
     streaming: StrictBool | None = Field(
         None,
         description=(
-            "read text while training and write nothing, instead of tokenising it first; by "
-            "default for mixtures with a source of the Hub where tokens_dir is not set; not for "
-            "align"
-        ),
-    )
-    tokens_dir: str | None = Field(
-        None,
-        description=(
-            "folder of token shards that several runs share; by default they are the stage's own "
-            "and are deleted at its end; not for align"
+            "read text while training instead of tokenizing it first; by default for mixtures "
+            "with a source on the Hub; not for align"
         ),
     )
     max_minutes: Number | None = Field(
@@ -143,8 +135,6 @@ class TrainConfig(Section):
 
     def check_values(self) -> None:
         self.sources = expand_presets(self.sources)
-        if self.streaming and self.tokens_dir:
-            raise FastDraftError("streaming: true, and tokens_dir is set; a stream writes nothing")
         self.require_positive("max_train_tokens", "max_length", "per_device_train_batch_size")
         if not 0 <= self.start_weight < 1:
             raise FastDraftError(
@@ -189,7 +179,7 @@ class TrainConfig(Section):
         """Whether text is read while training, `streaming` resolved."""
         if self.streaming is not None:
             return self.streaming
-        return self.tokens_dir is None and any(s.kind == "hub" for s in self.sources)
+        return any(s.kind == "hub" for s in self.sources)
 
     @property
     def needs_distribution(self) -> bool:

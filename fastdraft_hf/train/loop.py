@@ -18,7 +18,7 @@ from fastdraft_hf.train.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fastdraft_hf.data.stream import BlockStream
+    from fastdraft_hf.data.corpus import Corpus
     from fastdraft_hf.train.arguments import DraftDistillationConfig
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
@@ -41,7 +41,7 @@ def train(
     device: str,
     label: str,
     target: Path | None = None,
-    stream: BlockStream | None = None,
+    corpus: Corpus | None = None,
 ) -> dict[str, Any]:
     """Train, going on from the last whole checkpoint in ``work`` if there is one.
 
@@ -49,15 +49,14 @@ def train(
         start_model: the draft to start from.
         tokenizer: the target's.
         data: datasets ``train`` and, if held out, ``eval``, of ``input_ids`` and ``labels``, and
-            the stored distribution if there is one; or instead of ``train`` a mixture of token
-            shards (`data.mixture`).
+            the stored distribution if there is one.
         work: checkpoints go here, and the trained draft to ``work/model``.
         config: the stage's section.
         seed: of shuffling.
         device: ``cpu`` or ``cuda``.
         label: the stage's name, for progress lines.
         target: folder of the online target, if the objective needs one.
-        stream: what is trained on instead of ``train``.
+        corpus: packed text to train on instead of ``data``.
 
     Returns:
         facts for the provenance; ``log`` is the trainer's log history.
@@ -65,20 +64,22 @@ def train(
     import datasets
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.data.mixture import open_training_set
-    from fastdraft_hf.data.stream import as_dataset
     from fastdraft_hf.train.checkpoints import (
         AlreadyTrainedError,
         StopAtTheEnd,
         last_complete_checkpoint,
     )
     from fastdraft_hf.train.progress import TrainingProgress
-    from fastdraft_hf.train.streaming import KeepStreamPlace, read_place
+    from fastdraft_hf.train.streaming import SaveStreamState
 
     work.mkdir(parents=True, exist_ok=True)
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    train_set = open_training_set(data) if stream is None else as_dataset(stream)
-    eval_set = datasets.load_from_disk(str(data / "eval")) if (data / "eval").exists() else None
+    stream = None if corpus is None else corpus.stream
+    if corpus is not None:
+        train_set, eval_set = corpus.train, corpus.eval
+    else:
+        train_set = datasets.load_from_disk(str(data / "train"))
+        eval_set = datasets.load_from_disk(str(data / "eval")) if (data / "eval").exists() else None
     model = AutoModelForCausalLM.from_pretrained(start_model, dtype="float32")
 
     def trainer_for(
@@ -117,16 +118,14 @@ def train(
     arguments = training_arguments(config, work, seed=seed, device=device, max_train_tokens=budget)
     arguments.eval_strategy = "steps" if eval_set is not None else "no"
     callbacks: list[Any] = [TrainingProgress(label, budget), StopAtTheEnd()]
-    keeper: KeepStreamPlace | None = None
+    keeper: SaveStreamState | None = None
     checkpoint = last_complete_checkpoint(work)
     if checkpoint is not None:
         logger.info("%s: going on from %s", label, checkpoint.name)
     if stream is not None:
         arguments.ignore_data_skip = True  # the stream itself begins where the checkpoint was
         # Before `MarkCompleteCheckpoints`, which the trainer adds after what it is given.
-        callbacks.append(keeper := KeepStreamPlace(stream, rows))
-        if checkpoint is not None:
-            stream.seek(read_place(checkpoint))
+        callbacks.append(keeper := SaveStreamState(stream, rows))
     trainer = trainer_for(arguments, model, callbacks, train_set)
     if keeper is not None and checkpoint is not None:
         keeper.resume(trainer, checkpoint)
@@ -183,10 +182,10 @@ def average_weights(model: PreTrainedModel, start_model: Path, share: float) -> 
 def _read_by(work: Path) -> dict[str, Any] | None:
     """Return what a stream had read of every source at the last checkpoint, which is the end."""
     from fastdraft_hf.train.checkpoints import newest_complete
-    from fastdraft_hf.train.streaming import read_place
+    from fastdraft_hf.train.streaming import read_stream_state
 
     checkpoint = newest_complete(work)
-    return None if checkpoint is None else dict(read_place(checkpoint)["read"])
+    return None if checkpoint is None else dict(read_stream_state(checkpoint)["read"])
 
 
 def _peft_config(config: TrainConfig) -> Any:

@@ -1,4 +1,4 @@
-"""A stream's place goes into every checkpoint, so that a resumed run reads on where it stopped."""
+"""The position of a text stream in every checkpoint, so that a resumed run continues from there."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.stream import BlockStream
 
-PLACE = "stream.json"
+STREAM_STATE = "stream.json"
 
 
-class KeepStreamPlace(TrainerCallback):
-    """Writes the stream's place into checkpoints.
+class SaveStreamState(TrainerCallback):
+    """Writes the stream's position into checkpoints.
 
-    `Trainer` would find its place again by reading everything once more up to there. What it has
-    fetched ahead does not count: the place is that of the blocks of finished steps.
+    `Trainer` alone would read everything again up to a checkpoint. The position is that after the
+    blocks of finished steps: what a loader fetched ahead does not count.
 
     Args:
         stream: what is trained on.
-        rows: blocks a step, over accumulation and all processes.
+        rows: blocks per step, over accumulation and all processes.
     """
 
     def __init__(self, stream: BlockStream, rows: int) -> None:
@@ -34,12 +34,23 @@ class KeepStreamPlace(TrainerCallback):
         self._restore: Callable[[], None] | None = None
 
     def resume(self, trainer: Trainer, checkpoint: Path) -> None:
-        """Restore the random numbers' state where `Trainer` does when it skips data itself.
+        """Continue the stream at a checkpoint; ``trainer.args.ignore_data_skip`` must be set.
 
-        Told not to skip, it restores it before it opens the data, which draws a number.
+        `Trainer`, told not to skip, restores the random state before it opens the data, which draws
+        a number; here it is restored after that.
         """
+        self._stream.load_state_dict(read_stream_state(checkpoint))
         # Private in `Trainer`; `tests/train/test_corpora.py` fails when it moves.
         self._restore = partial(trainer._load_rng_state, str(checkpoint))
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._start = state.global_step
 
     def on_step_begin(
         self,
@@ -52,15 +63,6 @@ class KeepStreamPlace(TrainerCallback):
             self._restore()
             self._restore = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self._start = state.global_step
-
     def on_save(
         self,
         args: TrainingArguments,
@@ -69,19 +71,20 @@ class KeepStreamPlace(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero:
-            place = self._stream.place((state.global_step - self._start) * self._rows)
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / PLACE, place)
+            blocks = self._stream.start + (state.global_step - self._start) * self._rows
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / STREAM_STATE, self._stream.state_dict(blocks))
 
 
-def read_place(checkpoint: Path) -> dict[str, Any]:
-    """Return the place that a checkpoint was written at.
+def read_stream_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the position that a checkpoint was written at.
 
     Raises:
-        FastDraftError: it has none: it was trained on something else than a stream.
+        FastDraftError: it was not trained on a stream.
     """
     try:
-        return dict(json.loads((checkpoint / PLACE).read_text(encoding="utf-8")))
+        return dict(json.loads((checkpoint / STREAM_STATE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FastDraftError(
-            f"{checkpoint} holds no place of a stream ({PLACE}); it was not trained on one"
+            f"{checkpoint}: no position of a stream ({STREAM_STATE}); it was not trained on one"
         ) from None

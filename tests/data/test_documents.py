@@ -1,11 +1,12 @@
-"""The texts of a source: from any place on, in any order, shared out over processes."""
+"""The documents of a source: every kind of file, any position, refusals by file name."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +18,113 @@ from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import documents as module
-from fastdraft_hf.data.documents import DocumentReader, documents, settled
-from fastdraft_hf.data.generated import write_rows
-from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.documents import Documents
+from fastdraft_hf.data.sources import Source, check_source
 
-from .fakes import FakeEngine, make_requests, written_ids
+ROWS = b'{"text": "one", "n": 1}\n\n{"text": "two", "n": 2}'
+FORMS = {
+    "rows.jsonl": ROWS,
+    "rows.JSONL": ROWS,
+    "rows.ndjson": ROWS,
+    "rows.json": ROWS,
+    "array.json": b'[{"text": "one"},\n {"text": "two"}]',
+    "rows.jsonl.gz": gzip.compress(ROWS),
+    "rows.json.gz": gzip.compress(ROWS),
+    "rows.jsonl.bz2": bz2.compress(ROWS),
+    "rows.jsonl.xz": lzma.compress(ROWS),
+    "rows.jsonl.zst": pa.compress(ROWS, codec="zstd", asbytes=True),
+    "compressed.jsonl": gzip.compress(ROWS),  # by content, whatever the name says
+    "plain.jsonl.gz": ROWS,
+}
 
 
-def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Source:
-    path.write_text("".join(json.dumps({column: t}) + "\n" for t in texts), encoding="utf-8")
-    return Source(kind="files", name=str(path), column=column)
+def local(path: Path, **fields: Any) -> Source:
+    return Source(kind="files", name=str(path), **fields)
 
 
-def test_files_of_every_kind(tmp_path: Path) -> None:
+def write_jsonl(path: Path, texts: list[str]) -> Source:
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return local(path)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_in_every_form(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FORMS[name])
+    source = local(tmp_path / name)
+    check_source(source, "pretrain.sources[0]", [])
+    assert list(Documents(source)) == ["one", "two"]
+
+
+def test_a_folder_of_everything(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["p1", "p2", None]}), tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl").write_text('{"body": "j1"}\n\n{"body": "j2"}\n')
+    (tmp_path / "b.jsonl").write_text('{"body": "j1"}\n')
     (tmp_path / "c.py").write_text("code = 1\n")
-    with gzip.open(tmp_path / "e.jsonl.gz", "wt") as stream:
-        stream.write('{"body": "g1"}\n{"body": "g2"}')
-    (tmp_path / "d").mkdir()
-    source = Source(kind="files", name=str(tmp_path / "*"), column="body")
-    found = list(documents(source))
-    # An empty cell is an empty text, for whoever counts what is dropped.
-    assert sorted(found) == ["", "code = 1\n", "g1", "g2", "j1", "j2", "p1", "p2"]
-    assert found == list(documents(source))
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbftext"))
+    source = local(tmp_path, column="body")
+    found = list(Documents(source, order="a"))
+    # An empty cell is an empty text, which is dropped and counted later.
+    assert Counter(found) == Counter(["", "code = 1\n", "text", "j1", "p1", "p2"])
+    assert found == list(Documents(source, order="a"))
+    orders = {tuple(Documents(source, order=str(n))) for n in range(9)}
+    assert len(orders) > 1
 
 
-@pytest.mark.parametrize("content", ['{"txt": "a", "n": 1}', '{"text": 3, "n": 1}'])
-def test_a_wrong_column(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a.jsonl").write_text(content)
-    source = Source(kind="files", name=str(tmp_path / "a.jsonl"))
-    with pytest.raises(
-        FastDraftError, match=r"a\.jsonl: column 'text' is missing.*it has: te?xt, n"
-    ):
-        list(documents(source))
-    pq.write_table(pa.table({"body": ["p1"]}), tmp_path / "a.parquet")
-    with pytest.raises(FastDraftError, match=r"a\.parquet: column 'text' .*it has: body"):
-        list(documents(Source(kind="files", name=str(tmp_path / "a.parquet"))))
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
-def test_a_line_that_is_no_json_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.jsonl", b'{"txt": "a", "n": 1}', r"column 'text' is missing .*; it has: txt, n"),
+        ("a.jsonl", b'{"text": 3, "n": 1}', r"column 'text' is .*not text; it has: text, n"),
+        ("a.jsonl", b"3", r"a row is not a mapping"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"}\n{"text": \n', r"jsonl:4: not valid JSON"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a"}\n\n{"text": \n'),
+            r"jsonl\.gz:3: not valid JSON",
+        ),
+        ("cut.jsonl.gz", gzip.compress(ROWS[:23] * 99)[:-9], r"cannot be read to its end"),
+        ("cut.txt.xz", lzma.compress(ROWS * 99)[:-9], r"cannot be read to its end"),
+        (
+            "cut.txt.zst",
+            pa.compress(ROWS * 99, codec="zstd", asbytes=True)[:-9],
+            r"cannot be read to its end",
+        ),
+        ("a.parquet", b"text", r"not a parquet file"),
+        ("late.txt", b"x" * 5000 + b"\xff", r"not UTF-8 text \(byte 0xff at 5000\)"),
+    ],
+)
+def test_what_is_refused_while_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, raw: bytes, message: str
 ) -> None:
     monkeypatch.setattr(module, "_STRETCH", 16)
-    path = tmp_path / f"a{ending}"
-    raw = b'{"text": "a"}\n\n{"text": "b"}\n{"text": \n'
-    path.write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
-    with pytest.raises(FastDraftError, match=r"a\.jsonl(\.gz)?:4: no valid JSON"):
-        list(documents(Source(kind="files", name=str(path))))
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(FastDraftError, match=rf"{name}:? ?.*{message}|{message}") as caught:
+        list(Documents(local(tmp_path / name)))
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("utf16.txt", "Grüße aus Köln.".encode("utf-16")),
+        ("utf16.txt", "no mark".encode("utf-16-le")),
+        ("latin.jsonl", '{"text": "Köln"}'.encode("latin-1")),
+        ("archive.tar.gz", gzip.compress(b"name\0\0")),
+    ],
+)
+def test_what_is_refused_before_any_work(tmp_path: Path, name: str, raw: bytes) -> None:
+    (tmp_path / "good.txt").write_text("ü" * 600)  # a character may be cut by the check
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(FastDraftError, match=rf"{name}: not UTF-8 text .*; convert the file"):
+        check_source(local(tmp_path), "pretrain.sources[0]", [])
+    check_source(local(tmp_path, extensions=["good.txt"]), "pretrain.sources[0]", [])
+
+
+def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["p1"]}), tmp_path / "a.parquet")
+    with pytest.raises(FastDraftError, match=r"a\.parquet: column 'text' .*it has: body"):
+        list(Documents(local(tmp_path / "a.parquet")))
 
 
 @given(st.lists(st.text(max_size=30), max_size=20), st.integers(1, 40))
@@ -75,12 +134,12 @@ def test_stretches_hold_every_line_once(
     source = write_jsonl(tmp_path_factory.mktemp("lines") / "a.jsonl", texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_STRETCH", stretch)
-        assert Counter(documents(source)) == Counter(texts)
+        assert Counter(Documents(source)) == Counter(texts)
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
-    """Sources of three kinds; the one of the Hub is a folder, which `datasets` opens alike."""
+    """Sources of several kinds. `datasets` opens a folder like a dataset on the Hub."""
     folder = tmp_path_factory.mktemp("corpora")
     texts = [f"text {number} {'x' * (number % 7)}" for number in range(60)]
     (folder / "hub").mkdir()
@@ -93,81 +152,42 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     return {
         "hub": Source(kind="hub", name=str(folder / "hub")),
         "jsonl": write_jsonl(folder / "a.jsonl", texts),
-        "tree": Source(kind="files", name=str(folder / "tree")),
-        "parquet": Source(kind="files", name=str(folder / "hub" / "*.parquet")),
+        "tree": local(folder / "tree"),
+        "parquet": local(folder / "hub" / "*.parquet"),
     }
 
 
-KINDS = ["hub", "jsonl", "tree", "parquet"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("world", [1, 2])
-def test_going_on_at_any_place(
-    corpora: dict[str, Source], monkeypatch: pytest.MonkeyPatch, kind: str, world: int
+@pytest.mark.parametrize("kind", ["hub", "jsonl", "tree", "parquet"])
+def test_resuming_at_any_position(
+    corpora: dict[str, Source], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(module, "_STRETCH", 100)
-
-    def open_at(place: dict[str, Any]) -> DocumentReader:
-        reader = DocumentReader(corpora[kind], order="a", rank=world - 1, world=world)
-        reader.seek(place)
-        return reader
-
-    reader = open_at({})
-    whole, places = [], []
-    for document in reader:
+    documents = Documents(corpora[kind], order="a")
+    whole, states = [], []
+    for document in documents:
         whole.append(document)
-        places.append(json.loads(json.dumps(settled(reader.place))))
-    assert len(whole) == 60 // world
-    for number in range(0, len(whole), 4):
-        assert list(open_at(places[number])) == whole[number + 1 :]
+        states.append(json.loads(json.dumps(documents.state_dict())))
+    assert len(set(map(str, whole))) == len(whole) == 60
+    for number in range(0, 60, 4):
+        resumed = Documents(corpora[kind], order="a")
+        resumed.load_state_dict(states[number])
+        assert list(resumed) == whole[number + 1 :]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_share_the_documents(corpora: dict[str, Source], kind: str, world: int) -> None:
-    whole = list(DocumentReader(corpora[kind], order="a"))
-    parts = [
-        list(DocumentReader(corpora[kind], order="a", rank=rank, world=world))
-        for rank in range(world)
-    ]
-    assert sum(len(part) for part in parts) == len(whole)
-    assert sorted(chain(*parts)) == sorted(whole)
-    assert max(map(len, parts)) - min(map(len, parts)) <= (1 if kind != "hub" else 60 // world)
-
-
-def test_the_order_follows_the_seed(corpora: dict[str, Source]) -> None:
-    def read(order: str | None) -> list[Any]:
-        return list(DocumentReader(corpora["tree"], order=order))
-
-    assert read("a") == read("a") != read("b")
-    assert sorted(read("a")) == sorted(read("b"))
-    assert read(None) == read(None) != sorted(read(None))  # mixed, not by the alphabet
-
-
-def test_generated_sets_are_ids(tmp_path: Path) -> None:
-    requests = make_requests(9)
-    write_rows(FakeEngine(), requests, tmp_path / "mine")
-    reader = DocumentReader(Source(name="mine"), tmp_path)
-    wanted = [list(r.prompt_ids + written_ids(r)) for r in requests]
-    assert sorted(reader) == sorted(wanted)  # type: ignore[type-var]
-    assert reader.dropped == {}
-
-
-def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_a_dataset_that_is_not_there(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FastDraftError, match=r"^source hub '.*empty': "):
-        list(DocumentReader(Source(kind="hub", name=str(tmp_path / "empty"))))
-    with pytest.raises(FastDraftError, match=r"^source hub '.*nowhere': "):
-        list(DocumentReader(Source(kind="hub", name=str(tmp_path / "nowhere"))))
+    with pytest.raises(FastDraftError, match=rf"^source hub '.*{name}': "):
+        list(Documents(Source(kind="hub", name=str(tmp_path / name))))
 
 
-def test_a_gated_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_dataset_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def refuse(*args: Any, **given: Any) -> None:
+        assert given["revision"] == "v1"
         raise OSError("Dataset 'x/y' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(FastDraftError, match=r"gated dataset.*accept its terms .*hf auth login"):
-        list(DocumentReader(Source(kind="hub", name="x/y")))
+        list(Documents(Source(kind="hub", name="x/y", revision="v1")))

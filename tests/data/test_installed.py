@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastdraft_hf.data import installed
-from fastdraft_hf.data.documents import documents
+from fastdraft_hf.data.documents import Documents
 from fastdraft_hf.data.sources import Source
 
 DOC = "Adds two numbers and says nothing more about it than this sentence, which is long enough."
@@ -85,9 +85,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_is_read_of_a_package() -> None:
     assert installed.packages("fdt-*") == ((("fdt-open", "1.0", "MIT"),), 1)
     assert installed.licenses("fdt-*") == {"fdt-open": "MIT"}
-    code = list(documents(Source(kind="packages", name="fdt-*")))
+    code = list(Documents(Source(kind="packages", name="fdt-*")))
     assert code == [f'"""{DOC}"""\n']
-    docs = list(documents(Source(kind="package_docs", name="fdt-*")))
+    docs = list(Documents(Source(kind="package_docs", name="fdt-*")))
     assert sorted(docs) == sorted([DOC, "fdt-open adds numbers."])
     assert len(installed.packages_digest("fdt-*")) == 64
 

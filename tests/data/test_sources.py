@@ -82,15 +82,6 @@ def test_files_of_a_folder_by_their_endings(tmp_path: Path) -> None:
         check_source(Source(kind="files", name=str(tmp_path), extensions=[".rs"]), "p", [])
 
 
-def test_the_digest_follows_the_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one")
-    source = Source(kind="files", name=str(tmp_path))
-    before = source.text_digest()
-    assert source.text_digest() == before
-    (tmp_path / "a.txt").write_text("other")
-    assert source.text_digest() != before
-
-
 def test_names_in_a_summary_are_different() -> None:
     sources = [Source(name="a"), Source(kind="python"), Source(name="a"), Source(name="a")]
     assert summary_keys(sources) == ["a", "python", "a #2", "a #3"]

@@ -252,7 +252,7 @@ TRIED_ELSEWHERE = {
 }
 
 # Commands of ours without a dry run. What they do is tested beside them; here: that they are read.
-PARSED = ("pull", "plan", "tune", "reduced_vocabulary", "tokenize", "vocabulary", "demo", "ship")
+PARSED = ("pull", "plan", "tune", "reduced_vocabulary", "vocabulary", "demo", "ship")
 
 
 def command_lines(text: str) -> list[list[str]]:

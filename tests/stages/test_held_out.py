@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_from_disk
 from transformers import PreTrainedTokenizerFast
 
+import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.mixture import open_training_set
 from fastdraft_hf.data.requests import Request
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import TaskSet
@@ -83,9 +84,8 @@ class Parrot:
             yield Completion(request, tuple(ids), "length")
 
 
-def text_of(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
-    rows = open_training_set(folder)["input_ids"]
-    return " ".join(tokenizer.decode(ids) for ids in rows)
+def text_of(rows: Any, tokenizer: PreTrainedTokenizerFast) -> str:
+    return " ".join(tokenizer.decode(ids) for ids in rows["input_ids"])
 
 
 @pytest.mark.parametrize("name", ["pretrain", "continue"])
@@ -93,12 +93,11 @@ def test_corpora_lose_what_evaluate_and_bench_read(
     run: Run, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
 ) -> None:
     stage = run.recipe.training_stages()[name]
-    train._prepare(run, tmp_path / "data", name, stage, tiny_tokenizer, stored=False)
-    text = text_of(tmp_path / "data", tiny_tokenizer)
+    corpus = train.open_text(run, tmp_path / "data", stage, tiny_tokenizer)
+    text, summary = text_of(corpus.train, tiny_tokenizer), corpus.summary
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
     assert "ten hens" not in text
-    summary = json.loads((tmp_path / "data" / "summary.json").read_text())
     (counts,) = summary["sources"].values()
     assert counts["dropped"] == {"overlaps held-out text": 2}
     assert counts["documents"] == 1
@@ -123,8 +122,8 @@ def test_prompts_and_answers_lose_it_too(
     assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
 
     stage = run.recipe.training_stages()["align"]
-    train._prepare(run, tmp_path / "data", "align", stage, tiny_tokenizer, stored=False)
-    text = text_of(tmp_path / "data", tiny_tokenizer)
+    train._prepare_completions(run, tmp_path / "data", stage, tiny_tokenizer, stored=False)
+    text = text_of(load_from_disk(str(tmp_path / "data" / "train")), tiny_tokenizer)
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
 
@@ -157,8 +156,8 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
     run.recipe.bench.tasks = bench
     stage = run.recipe.training_stages()["pretrain"]
     stage.sources = [Source(kind="generated", name="code")]
-    train._prepare(run, tmp_path / "data", "pretrain", stage, tiny_tokenizer, stored=False)
-    text = text_of(tmp_path / "data", tiny_tokenizer)
+    corpus = train.open_text(run, tmp_path / "data", stage, tiny_tokenizer)
+    text = text_of(corpus.train, tiny_tokenizer)
     assert "assistant and the user ate" in text
     assert "ten hens" not in text
     assert "hat sat on" not in text

@@ -1,6 +1,6 @@
 """Two processes train on a corpus and note what they read; `scale_out.py` calls this in both.
 
-Once on blocks of token shards, and once on a stream.
+Once on written blocks, and once on a stream.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 def main(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.data.mixture import open_mixture
+    from fastdraft_hf.data.corpus import open_corpus
     from fastdraft_hf.data.sources import Source
-    from fastdraft_hf.data.stream import BlockStream, as_dataset
     from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
     torch.set_num_threads(1)
@@ -33,11 +32,18 @@ def main(folder: Path) -> None:
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     source = Source(kind="files", name=str(folder / "text.jsonl"))
-    stream = BlockStream([source], tokenizer, overlaps=lambda t: False, length=8, seed=0)
-    for name, dataset in (
-        ("shards", open_mixture(folder / "data")),
-        ("stream", as_dataset(stream)),
-    ):
+    for name in ("blocks", "stream"):
+        corpus = open_corpus(
+            [source],
+            tokenizer,
+            folder=folder / ("data" if name == "blocks" else f"stream-{rank}"),
+            tokens=24 * 8,
+            max_length=8,
+            eval_rows=0,
+            seed=0,
+            generated=folder,
+            streaming=name == "stream",
+        )
         args = DraftDistillationConfig(
             output_dir=str(folder / name),
             per_device_train_batch_size=2,
@@ -52,7 +58,7 @@ def main(folder: Path) -> None:
         trainer = Watching(
             model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
             args=args,
-            train_dataset=dataset,
+            train_dataset=corpus.train,
             processing_class=tokenizer,
         )
         trainer.read = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import scale_out
 
-from fastdraft_hf.data.mixture import plan_mixture, tokenize_sources, wanted_tokens, write_mixture
+from fastdraft_hf.data.corpus import open_corpus
 from fastdraft_hf.data.sources import Source
 
 BLOCK = 8
@@ -26,7 +26,7 @@ class TwoProcesses:
     Attributes:
         models: what the scenarios of `scale_out` train, ``tied`` and ``untied``, and ``target``.
         scenarios: ``NAME.RANK.json`` of every scenario, and its final weights.
-        corpus: the folder of `corpus_two`: shards, mixture and what each process read of them.
+        corpus: the folder of `corpus_two`: written blocks and what each process read.
         source: the corpus's text, 60 documents of a block each.
     """
 
@@ -65,18 +65,14 @@ def _write_corpus(folder: Path, tokenizer: Any, blocks: int) -> Source:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "text.jsonl").write_text(lines, encoding="utf-8")
     source = Source(kind="files", name=str(folder / "text.jsonl"))
-    shards = tokenize_sources(
+    open_corpus(
         [source],
         tokenizer,
-        own=folder / "tokens",
-        shared=None,
+        folder=folder / "data",
+        tokens=blocks * BLOCK,
+        max_length=BLOCK,
+        eval_rows=0,
+        seed=0,
         generated=folder,
-        overlaps=lambda text: False,
-        held_out={},
-        wanted_tokens=wanted_tokens([source], blocks, 0, BLOCK),
-        processes=1,
     )
-    plan, _, _ = plan_mixture([source], shards, blocks=blocks, eval_blocks=0, length=BLOCK, seed=0)
-    (folder / "data").mkdir()
-    write_mixture(folder / "data", plan)
     return source

@@ -1,4 +1,4 @@
-"""Training on corpora: killed on a stream and gone on with, shared out over two processes."""
+"""Training on corpora: a stream that is killed and resumed, and two processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from launched import TwoProcesses
 from safetensors.torch import load_file
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.blocks import open_shards
-from fastdraft_hf.data.mixture import open_mixture
+from fastdraft_hf.data.corpus import Corpus
+from fastdraft_hf.data.packing import Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.train import loop
@@ -24,7 +25,7 @@ from fastdraft_hf.train.checkpoints import last_complete_checkpoint
 from fastdraft_hf.train.config import TrainConfig
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.progress import TrainingProgress
-from fastdraft_hf.train.streaming import PLACE, read_place
+from fastdraft_hf.train.streaming import STREAM_STATE, read_stream_state
 
 Make = Callable[..., Any]
 LENGTH, STEPS, WINDOW = 8, 11, 6
@@ -66,10 +67,9 @@ def config(source: Source, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **changes})
 
 
-def stream_of(source: Source, tokenizer: Any) -> BlockStream:
-    return BlockStream(
-        [source], tokenizer, overlaps=lambda t: False, length=LENGTH, seed=0, window=WINDOW
-    )
+def corpus_of(source: Source, tokenizer: Any, kind: type[BlockStream] = BlockStream) -> Corpus:
+    stream = kind([source], Encoder(tokenizer), length=LENGTH, seed=0, window=WINDOW)
+    return Corpus(stream.as_dataset(), None, {}, stream)
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
@@ -80,7 +80,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
     monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
 
 
-def test_a_killed_stream_goes_on_bit_for_bit(
+def test_a_killed_stream_resumes_bit_for_bit(
     tmp_path: Path,
     start: Path,
     source: Source,
@@ -98,13 +98,11 @@ def test_a_killed_stream_goes_on_bit_for_bit(
                 yield row
 
     def run(name: str) -> Any:
-        stream = Counting(
-            [source], tiny_tokenizer, overlaps=lambda t: False, length=LENGTH, seed=0, window=WINDOW
-        )
         settings = config(source)
         return train(
             start, tiny_tokenizer, tmp_path / "none", tmp_path / name, settings,
-            seed=3, device="cpu", label="pretrain", stream=stream,
+            seed=3, device="cpu", label="pretrain",
+            corpus=corpus_of(source, tiny_tokenizer, Counting),
         )  # fmt: skip
 
     kill_at(monkeypatch, None)
@@ -116,8 +114,8 @@ def test_a_killed_stream_goes_on_bit_for_bit(
     kept = last_complete_checkpoint(tmp_path / "killed")
     assert kept is not None
     assert kept.name == "checkpoint-9"
-    place = read_place(kept)
-    assert (place["window"] * WINDOW + place["taken"]) == 9 * 4
+    state = read_stream_state(kept)
+    assert state["window"] * WINDOW + state["taken"] == 9 * 4
     kill_at(monkeypatch, None)
     resumed = run("killed")
     assert read_in[-1] <= (STEPS - 9 + 1) * 4  # the trainer did not read its way there again
@@ -135,8 +133,8 @@ def test_a_killed_stream_goes_on_bit_for_bit(
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match=f"holds no place of a stream .{PLACE}"):
-        read_place(tmp_path)
+    with pytest.raises(FastDraftError, match=f"no position of a stream .{STREAM_STATE}"):
+        read_stream_state(tmp_path)
 
 
 def test_the_estimate_is_printed_and_kept(
@@ -153,7 +151,7 @@ def test_the_estimate_is_printed_and_kept(
     for name in ("a", "a"):
         facts = train(
             start, tiny_tokenizer, tmp_path / "none", tmp_path / name, config(source),
-            seed=3, device="cpu", label="pretrain", stream=stream_of(source, tiny_tokenizer),
+            seed=3, device="cpu", label="pretrain", corpus=corpus_of(source, tiny_tokenizer),
         )  # fmt: skip
         plans.append(facts["plan"])
     (line,) = [r.getMessage() for r in caplog.records if "timed on a copy" in r.getMessage()]
@@ -174,11 +172,13 @@ def read_by(folder: Path, name: str) -> list[list[tuple[int, ...]]]:
     return [[tuple(row) for row in rows] for rows in found]
 
 
-def test_two_processes_share_the_blocks_of_shards(two: tuple[Path, Source]) -> None:
+def test_two_processes_share_written_blocks(two: tuple[Path, Source]) -> None:
     folder, _ = two
-    blocks = Counter(map(tuple, open_mixture(folder / "data")["input_ids"]))
+    blocks = Counter(
+        map(tuple, Dataset.from_file(str(folder / "data/train-000.arrow"))["input_ids"])
+    )
     assert len(blocks) == 24
-    first, second = read_by(folder, "shards")
+    first, second = read_by(folder, "blocks")
     assert len(first) == len(second) == 12
     assert not set(first) & set(second)
     assert Counter(first + second) == blocks
@@ -186,18 +186,9 @@ def test_two_processes_share_the_blocks_of_shards(two: tuple[Path, Source]) -> N
 
 def test_two_processes_share_a_stream(two: tuple[Path, Source], tiny_tokenizer: Any) -> None:
     folder, source = two
-    stream = BlockStream([source], tiny_tokenizer, overlaps=lambda t: False, length=8, seed=0)
-    blocks = Counter(tuple(row["input_ids"]) for row in islice(stream, 24))
+    stream = BlockStream([source], Encoder(tiny_tokenizer), length=8, seed=0)
+    blocks = [tuple(row["input_ids"]) for row in islice(stream, 24)]
     first, second = read_by(folder, "stream")
     assert len(first) == len(second) == 12
-    assert Counter(first + second) == blocks
-
-
-def test_the_script_reads_shards(two: tuple[Path, Source]) -> None:
-    """As `recipes/train.py` opens them, and what it says of a folder that is too small."""
-    (folder,) = (p for p in (two[0] / "tokens").iterdir() if p.is_dir())
-    dataset = open_shards(folder, LENGTH)
-    mixture = open_mixture(two[0] / "data")["input_ids"]
-    assert dataset["input_ids"][: len(mixture)] == list(mixture)
-    with pytest.raises(FastDraftError, match="give no block of 100000"):
-        open_shards(folder, 100_000)
+    # Step by step what one process reads, so that half the batch each is the same training.
+    assert [row for i in range(0, 12, 2) for row in first[i : i + 2] + second[i : i + 2]] == blocks
