@@ -6,10 +6,12 @@ import argparse
 import importlib
 import logging
 import sys
+import time
 from collections.abc import Sequence
 
 from fastdraft_hf import __version__
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import MainProcessError, is_main, rank, started, world
 from fastdraft_hf._redact import redacted
 
 # command -> (module that has `add_arguments` and `run`, one line of help)
@@ -74,6 +76,18 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     return True
 
 
+def _report(error: FastDraftError) -> None:
+    """Print one line; an error that all processes share is printed once."""
+    prefix = "fastdraft: "
+    if not is_main():
+        if isinstance(error, MainProcessError) or not started():
+            return
+        # If the main process failed as well, the launcher ends this one before it speaks.
+        time.sleep(2)
+        prefix += f"process {rank()} of {world()}: "
+    print(f"{prefix}{redacted(str(error))}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (2 for input a user can mend)."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -94,12 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_secrets)
-    logging.getLogger("fastdraft_hf").setLevel(logging.INFO)
+    # Of several processes, the main one speaks.
+    logging.getLogger("fastdraft_hf").setLevel(logging.INFO if is_main() else logging.ERROR)
     module = importlib.import_module(f"fastdraft_hf.cli.{COMMANDS[args.command][0]}")
     try:
         return int(module.run(args) or 0)
     except FastDraftError as error:
-        print(f"fastdraft: {redacted(str(error))}", file=sys.stderr)
+        _report(error)
         return 2
     except KeyboardInterrupt:
         print("\nfastdraft: interrupted; the same command goes on where it was", file=sys.stderr)

@@ -68,8 +68,8 @@ def recipe_of(args: argparse.Namespace, *, known: bool = True) -> Recipe:
         known: whether the recipe that ``--output-dir`` was last filled by is taken up again.
     """
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import RECIPE_FILE
     from fastdraft_hf.recipe import build_recipe, read_recipe
+    from fastdraft_hf.stages.runner import RECIPE
 
     name = args.command
     overrides = list(args.overrides)
@@ -86,7 +86,7 @@ def recipe_of(args: argparse.Namespace, *, known: bool = True) -> Recipe:
         return read_recipe(args.config, overrides)
     if args.output_dir is None:
         raise FastDraftError(f"{name}: give --config RECIPE.yaml, or --target and --output-dir")
-    recipe_file = Path(args.output_dir) / RECIPE_FILE
+    recipe_file = Path(args.output_dir) / RECIPE
     if known and recipe_file.exists():
         return read_recipe(recipe_file, overrides)
     return build_recipe({}, overrides)

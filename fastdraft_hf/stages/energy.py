@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from fastdraft_hf._processes import this_process
+from fastdraft_hf._processes import world
 from fastdraft_hf.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def _has_accelerator() -> bool:
 
 
 def _all_here(recipe: Recipe, stage: str) -> bool:
-    count = this_process().count
+    count = world()
     if count > 1 and os.environ.get("LOCAL_WORLD_SIZE") != str(count):
         return False
     if stage != "generate" or recipe.generate is None:

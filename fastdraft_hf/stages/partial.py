@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import on_main
 from fastdraft_hf.stages.compare import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -72,16 +74,37 @@ def modified(path: Path) -> float:
         return 0.0
 
 
+def open_sessions(partial: Path) -> list[dict[str, Any]]:
+    """Return the earlier runs of a partial folder: when each started and how long it took."""
+    path = partial / SESSIONS
+    found: list[dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    )
+    if found and found[-1]["seconds"] is None:  # killed; the newest file says when
+        last = max(modified(file) for file in partial.rglob("*"))
+        found[-1]["seconds"] = max(0.0, last - found[-1]["started"])
+    return found
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; a killed process lets go by itself."""
+    """Hold a run's folder, in the main process; a killed process releases it.
+
+    Raises:
+        FastDraftError: another run holds it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FastDraftError(f"another fastdraft process works in {folder}") from None
+
+    def acquire() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FastDraftError(f"another fastdraft process works in {folder}") from None
+
+    on_main(acquire)
     try:
         yield
     finally:

@@ -35,11 +35,12 @@ register(
         lambda r: r.generate,
         (),
         "generate",
+        parallel=True,
         grows=kept_sets.only_more,
         keeps=kept_sets.unchanged,
     ),
 )
-register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits"))
+register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits", parallel=True))
 register(
     "pretrain",
     Stage(
@@ -47,6 +48,7 @@ register(
         lambda r: r.pretrain,
         ("design", "generate"),
         "pretrain",
+        parallel=True,
         leaves_out=lambda r: _unless_generated(r.pretrain),
     ),
 )
@@ -57,11 +59,15 @@ register(
         lambda r: r.continue_,
         ("design", "generate", "pretrain"),
         "continue",
+        parallel=True,
         leaves_out=lambda r: _unless_generated(r.continue_),
     ),
 )
 register(
-    "align", Stage(train.align, lambda r: r.align, ("generate", "logits", *_DRAFTS[:3]), "align")
+    "align",
+    Stage(
+        train.align, lambda r: r.align, ("generate", "logits", *_DRAFTS[:3]), "align", parallel=True
+    ),
 )
 register(
     "reduced_vocabulary",
@@ -72,7 +78,7 @@ register(
 register(
     "export", Stage(export.run, lambda r: r.export, (*_DRAFTS, "reduced_vocabulary"), "export")
 )
-register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate"))
+register("evaluate", Stage(evaluate.run, lambda r: r.evaluate, _DRAFTS, "evaluate", parallel=True))
 register(
     "bench",
     Stage(bench.run, lambda r: r.bench, (*_DRAFTS, "reduced_vocabulary", "export"), "bench"),

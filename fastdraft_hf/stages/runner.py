@@ -18,15 +18,25 @@ from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._processes import Process, this_process, wait_until
-from fastdraft_hf.recipe import Recipe
+from fastdraft_hf._processes import barrier, is_main, on_main, rank, start, world
+from fastdraft_hf.recipe import Recipe, resolve_device
 from fastdraft_hf.stages import provenance
 from fastdraft_hf.stages.compare import CONFIG, deciding, differences, read_config, with_defaults
 from fastdraft_hf.stages.energy import EnergyMeter, Joules, energy_facts, open_counters
-from fastdraft_hf.stages.partial import PROVENANCE, SESSIONS, locked, modified, move_aside, reopen
+from fastdraft_hf.stages.partial import (
+    PROVENANCE,
+    SESSIONS,
+    locked,
+    move_aside,
+    open_sessions,
+    reopen,
+)
 from fastdraft_hf.target.resolve import Target, resolve_target
 
 logger = logging.getLogger(__name__)
+
+# The recipe that a run's folder was last filled by.
+RECIPE = "recipe.yaml"
 
 
 @dataclass
@@ -91,6 +101,8 @@ class Stage:
         section: the recipe's part it depends on.
         inputs: stages whose output it can read.
         folder: where its output goes.
+        parallel: whether every process calls ``run``, with the same folder. Otherwise the main
+            one does, and the others wait. Only the main one's facts count.
         leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
         grows: whether settings (old, new) only ask for more of what was made with the old ones,
             so that what is there is gone on with.
@@ -102,6 +114,7 @@ class Stage:
     section: Callable[[Recipe], Any]
     inputs: tuple[str, ...]
     folder: str
+    parallel: bool = False
     leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
     keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
@@ -142,52 +155,25 @@ def choose(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
 
 
 def execute(run: Run, stages: Sequence[str]) -> None:
-    """Run the stages that are not finished.
-
-    One of several processes (RANK, WORLD_SIZE) does its share of what the first one begins;
-    stage generate is made for it.
+    """Run the stages that are not finished. With several processes, all of them call this.
 
     Raises:
         FastDraftError: a finished stage was made with other settings, an input is missing, or
-            another process works in the folder.
+            another run works in the folder.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    process = this_process()
-    if not process.first:
-        for name in stages:
-            _join_stage(run, name, process)
-        return
+    start(cpu=resolve_device(run.recipe.device) == "cpu")
     with locked(run.folder):
-        check_finished(run, stages)
+        on_main(lambda: _prepare_folder(run, stages))
         for name in stages:
-            if run.finished(name) and not grows(run, name):
-                logger.info("%s: finished before, in %s", name, run.stage_folder(name))
-                continue
             _execute_stage(run, name)
 
 
-def _join_stage(run: Run, name: str, process: Process) -> None:
-    """Do this process's share of a stage that the first one begins and finishes."""
-    partial = run.folder / f".{STAGES[name].folder}.partial"
-    fingerprint = _fingerprint(run, name)
+def _prepare_folder(run: Run, stages: Sequence[str]) -> None:
+    """Check the finished stages, then keep the recipe for those who name only the folder."""
+    import yaml
 
-    def finished() -> bool:
-        return run.finished(name) and not grows(run, name)
-
-    wait_until(
-        lambda: finished() or (partial.exists() and read_config(partial) == fingerprint),
-        run.folder,
-        lambda: f"process 0 of {process.count} to begin stage {name}",
-        minutes=30,
-    )
-    if finished():
-        return
-    try:
-        STAGES[name].run(run, partial)
-    except (FileNotFoundError, FastDraftError):
-        # The first may finish the stage, and rename its folder, while another still reads in it.
-        if not run.finished(name):
-            raise
+    check_finished(run, stages)
+    write_text(run.folder / RECIPE, yaml.safe_dump(run.recipe.resolved(), sort_keys=False))
 
 
 def _fingerprint(run: Run, name: str) -> dict[str, Any]:
@@ -295,15 +281,41 @@ def _made(run: Run, name: str, folder: Path) -> Any:
 
 
 def _execute_stage(run: Run, name: str) -> None:
+    partial = run.folder / f".{STAGES[name].folder}.partial"
+    earlier = on_main(lambda: _open(run, name, partial))
+    if earlier is None:
+        logger.info("%s: already finished, in %s", name, run.stage_folder(name))
+        return
+    if not STAGES[name].parallel:
+        on_main(lambda: _finish(run, name, partial, *_work(run, name, partial, earlier)))
+        return
+    # The main process downloads or converts the target; the others find the result.
+    on_main(lambda: run.target)
+    if not partial.exists():
+        raise FastDraftError(
+            f"{partial}: process {rank()} cannot see it; output_dir must be on a file system that "
+            "all machines share"
+        )
+    if is_main():
+        done = _work(run, name, partial, earlier)
+    else:
+        STAGES[name].run(run, partial)
+    barrier()
+    on_main(lambda: _finish(run, name, partial, *done))
+
+
+def _open(run: Run, name: str, partial: Path) -> list[dict[str, Any]] | None:
+    """Make or find a stage's partial folder; return its earlier runs, ``None`` if finished."""
     import yaml
 
     stage = STAGES[name]
+    if run.finished(name) and not grows(run, name):
+        return None
     for other in _inputs(run.recipe, name):
         if not run.finished(other):
             raise FastDraftError(
                 f"stage {name} reads the output of {other}, which is not finished in {run.folder}"
             )
-    partial = run.folder / f".{stage.folder}.partial"
     fingerprint = _fingerprint(run, name)
     if run.finished(name):
         reopen(run.stage_folder(name), partial)
@@ -315,24 +327,38 @@ def _execute_stage(run: Run, name: str) -> None:
             move_aside(partial, keeps, name)
     resumed = partial.exists()
     partial.mkdir(exist_ok=True)
-    # Also of one that goes on: it may be asked for more, or be older than a setting.
+    # Also when resuming: more may be wanted, or the folder may be older than a setting.
     write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
-    logger.info("%s: %s", name, "going on where it was" if resumed else "starts")
-    sessions = partial / SESSIONS
-    earlier = json.loads(sessions.read_text(encoding="utf-8")) if sessions.exists() else []
-    if earlier and earlier[-1]["seconds"] is None:  # killed: its last written file tells how long
-        last = max(modified(f) for f in partial.rglob("*"))
-        earlier[-1]["seconds"] = max(0.0, last - earlier[-1]["started"])
-    begun = {"started": time.time(), "seconds": None}
+    logger.info("%s: %s", name, "resumes" if resumed else "starts")
+    return open_sessions(partial)
+
+
+def _work(
+    run: Run, name: str, partial: Path, earlier: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run a stage in the main process; return its facts and all of its runs."""
+    session: dict[str, Any] = {"started": time.time(), "seconds": None}
 
     def keep(joules: Joules) -> None:
-        write_json(sessions, [*earlier, {**begun, "energy": joules}])
+        session["energy"] = joules
+        write_json(partial / SESSIONS, [*earlier, session])
 
-    write_json(sessions, [*earlier, begun])
+    write_json(partial / SESSIONS, [*earlier, session])
     start = time.monotonic()
     with EnergyMeter(open_counters(run.recipe, name), keep) as meter:
-        facts = stage.run(run, partial)
-    seconds = time.monotonic() - start
+        facts = STAGES[name].run(run, partial)
+    session |= {"seconds": time.monotonic() - start, "energy": meter.joules}
+    return facts, [*earlier, session]
+
+
+def _finish(
+    run: Run,
+    name: str,
+    partial: Path,
+    facts: dict[str, Any],
+    sessions: list[dict[str, Any]],
+) -> None:
+    """Write the provenance and rename the folder."""
     target = run.look_at_target()  # a design may be made for a config without weights
     write_json(
         partial / PROVENANCE,
@@ -342,13 +368,14 @@ def _execute_stage(run: Run, name: str) -> None:
             seed=run.recipe.seed,
             target=target.name,
             target_revision=target.revision,
-            inputs=fingerprint["inputs"],
-            wall_seconds=round(seconds + sum(s["seconds"] for s in earlier), 1),
-            runs=len(earlier) + 1,
-            **energy_facts([*(s.get("energy") for s in earlier), meter.joules]),
+            inputs=_fingerprint(run, name)["inputs"],
+            processes=world() if STAGES[name].parallel else 1,
+            wall_seconds=round(sum(one["seconds"] for one in sessions), 1),
+            runs=len(sessions),
+            **energy_facts([one.get("energy") for one in sessions]),
             facts=facts,
         ),
     )
-    sessions.unlink()
+    (partial / SESSIONS).unlink()
     publish_folder(partial, run.stage_folder(name))
-    logger.info("%s: finished in %.0f s", name, seconds)
+    logger.info("%s: finished in %.0f s", name, sessions[-1]["seconds"])
