@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf import assisted_decoding, embedded_target
 from fastdraft_hf.decode import cached
 from fastdraft_hf.decode.assisted import decode, set_draft_length
-from fastdraft_hf.decode.openvino import OpenVINODecoder
+from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.metrics import (
     Estimate,

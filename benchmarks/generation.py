@@ -34,7 +34,7 @@ from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.requests import Request, requests_for
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
-from fastdraft_hf.decode.openvino_reader import OpenVINOReader
+from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 from fastdraft_hf.decode.speculative import assisted_decoding
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine

@@ -64,7 +64,7 @@ def pytorch(target: Any, draft: Any, path: Any, tokens: int) -> Run:
 
 
 def genai(target: Path, draft: Path | None, ends: set[int], tokens: int) -> Run:
-    from fastdraft_hf.decode.openvino import OpenVINODecoder
+    from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 
     pipeline = OpenVINODecoder(target, draft, properties=EXACT)
 

@@ -25,7 +25,7 @@ import torch
 from optimum.intel import OVModelForCausalLM
 
 from fastdraft_hf import embedded_target
-from fastdraft_hf.decode.openvino_paged import PagedModel, Pages, paged
+from fastdraft_hf.decode.openvino.paged import PagedModel, Pages, paged
 from fastdraft_hf.export.openvino import cached_openvino
 
 LATENCY = {"PERFORMANCE_HINT": "LATENCY"}

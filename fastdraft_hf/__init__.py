@@ -35,11 +35,11 @@ _LAZY = {
     "mbsu": "fastdraft_hf.eval.metrics",
     "metric_path": "fastdraft_hf.eval.modules",
     "assisted_decoding": "fastdraft_hf.decode.speculative",
-    "openvino_pipeline": "fastdraft_hf.decode.openvino",
+    "openvino_pipeline": "fastdraft_hf.decode.openvino.pipeline",
     "record_rounds": "fastdraft_hf.decode.assisted",
     "record_decoding": "fastdraft_hf.decode.recorder",
-    "record_result": "fastdraft_hf.decode.openvino",
-    "DecodingRecords": "fastdraft_hf.decode.record_list",
+    "record_result": "fastdraft_hf.decode.openvino.pipeline",
+    "DecodingRecords": "fastdraft_hf.decode.records",
     "FastDraftError": "fastdraft_hf._errors",
 }
 
@@ -48,10 +48,10 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from fastdraft_hf._errors import FastDraftError as FastDraftError
     from fastdraft_hf.decode.assisted import record_rounds as record_rounds
-    from fastdraft_hf.decode.openvino import openvino_pipeline as openvino_pipeline
-    from fastdraft_hf.decode.openvino import record_result as record_result
-    from fastdraft_hf.decode.record_list import DecodingRecords as DecodingRecords
+    from fastdraft_hf.decode.openvino.pipeline import openvino_pipeline as openvino_pipeline
+    from fastdraft_hf.decode.openvino.pipeline import record_result as record_result
     from fastdraft_hf.decode.recorder import record_decoding as record_decoding
+    from fastdraft_hf.decode.records import DecodingRecords as DecodingRecords
     from fastdraft_hf.decode.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.draft.build import build_draft as build_draft
     from fastdraft_hf.draft.build import save_draft as save_draft

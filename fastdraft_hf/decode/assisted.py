@@ -58,10 +58,10 @@ def report_rounds(target: PreTrainedModel, report: Report) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
-    """Collect (drafted, accepted) of every round that ``target.generate`` runs in the block.
+    """Collect (drafted, accepted) of every round of ``target.generate`` in the block.
 
-    Rounds of stock assisted generation and of `fastdraft_hf.assisted_decoding` alike; of a batch,
-    the rounds of all rows. `fastdraft_hf.record_decoding` keeps answers and rows apart.
+    It covers stock assisted generation and `fastdraft_hf.assisted_decoding`; for a batch, the
+    rounds of all rows. `fastdraft_hf.record_decoding` keeps answers and rows apart.
     """
     rounds: list[tuple[int, int]] = []
     with report_rounds(target, lambda path, row, *one: rounds.append(one)):
@@ -118,17 +118,17 @@ def decode(
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
     Args:
-        target: the model whose text it is.
+        target: the model that decodes.
         prompt_ids: the prompt.
         task, key: written into the record.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer, in tokens.
         temperature: 0 for greedy, else plain multinomial sampling at this temperature.
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
         num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
-        streamer: gets the prompt and the tokens as they come; what it does is measured too.
+        streamer: receives the prompt and the tokens as they come; its own time counts too.
     """
     import torch
     from transformers import set_seed
@@ -164,7 +164,7 @@ def decode(
     tokens = output[0, inputs.shape[1] :].tolist()
     beyond = len(tokens) - max_new_tokens
     if beyond > 0:
-        # Stock prompt lookup copies past the longest answer; what nobody asked for is not counted.
+        # Stock prompt lookup copies past the longest answer; the surplus is not counted.
         tokens = tokens[:max_new_tokens]
         rounds[-1] = (rounds[-1][0], max(0, rounds[-1][1] - beyond))
     return DecodingRecord(

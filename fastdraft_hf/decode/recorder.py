@@ -1,4 +1,4 @@
-"""From a run of ``generate`` to records: what stock decoding or our loop drafted and accepted."""
+"""Record what ``generate`` drafts and accepts, through stock decoding or our loop."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.assisted import DraftPath, report_rounds
-from fastdraft_hf.decode.record_list import DecodingRecords
-from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The recorders that a call is running under: stock assisted generation calls ``generate`` of the
-# draft in every round, and a draft may be the target itself.
+# The active recorders: stock assisted generation calls the draft's ``generate`` in every round, and
+# a draft may be the target itself.
 _running: ContextVar[tuple[int, ...]] = ContextVar("running", default=())
 
 
 @contextlib.contextmanager
 def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[DecodingRecords]:
-    """Collect a record of every answer that ``target.generate`` writes in the block.
+    """Collect a record of every answer of ``target.generate`` in the block.
 
-    Stock assisted generation, `fastdraft_hf.assisted_decoding` with batches, and the target alone;
-    PyTorch models and ``OVModelForCausalLM``. One call at a time. Of OpenVINO GenAI, whose
-    pipelines are not Python objects, see `record_result`.
+    It covers stock assisted generation, `fastdraft_hf.assisted_decoding` with batches, and the
+    target alone, for PyTorch models and ``OVModelForCausalLM``, one call at a time. For OpenVINO
+    GenAI, whose pipelines are not Python objects, see `record_result`.
 
-    A record's ``key`` is its number in the block. The seconds of a batch are shared out evenly
-    over its rows, so that sums are wall clock. Alone, every token is one pass of the target, which
-    does not hold for beam search.
+    A record's ``key`` is its number in the block. The seconds of a batch are divided evenly among
+    its rows, so that sums are wall clock. Alone, every token counts as one pass of the target,
+    which does not hold for beam search.
 
     Example:
         >>> with fastdraft_hf.record_decoding(target) as records:
@@ -40,11 +39,11 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
         >>> metric.compute(**records.columns())
 
     Args:
-        target: the model whose ``generate`` is called; of a PEFT model, its base is watched.
+        target: the model whose ``generate`` is called; for a PEFT model, its base is watched.
         task: written into the records.
 
     Raises:
-        FastDraftError: ``target`` has no ``generate`` of transformers.
+        FastDraftError: ``target`` does not have transformers' ``generate``.
     """
     model: Any = target.get_base_model() if hasattr(target, "get_base_model") else target
     if not hasattr(model, "_get_candidate_generator"):
@@ -84,7 +83,7 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
 
 
 class _Call:
-    """One call of ``generate``: what it was given, and the rounds of every row."""
+    """One call of ``generate``: its arguments, and the rounds of every row."""
 
     def __init__(self, model: Any, given: dict[str, Any]) -> None:
         self.model, self.given = model, given
@@ -125,7 +124,7 @@ class _Call:
             )
 
     def _prompt_length(self) -> int:
-        """Return how many leading ids of the output were not written by this call."""
+        """Return how many leading ids of the output belong to the prompt."""
         if self.model.config.is_encoder_decoder:
             ids = self.given.get("decoder_input_ids")
             return 1 if ids is None else int(ids.shape[-1])
@@ -133,11 +132,11 @@ class _Call:
         ids = self.given.get("input_ids") if ids is None else ids
         if ids is not None:
             return int(ids.shape[-1])
-        # Without a prompt there is a token that begins text; with embeddings there are no ids.
+        # Without a prompt there is one start token; with embeddings there are no ids.
         return 0 if self.given.get("inputs_embeds") is not None else 1
 
     def _drafted_a_round(self) -> int:
-        """Return γ before the call: the schedule ``heuristic`` writes back another."""
+        """Return γ before the call; the schedule ``heuristic`` changes it."""
         draft = self.given.get("assistant_model")
         if draft is None:
             return 0

@@ -1,14 +1,19 @@
-"""What one decoded prompt gave: the tokens, and what became of every drafted block."""
+"""Records of decoded prompts: tokens, time, and the outcome of every drafted block."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-# Who is told (row, drafted, accepted) of every round of our own loop; see `record_rounds`.
+from fastdraft_hf._atomic import atomic_file
+from fastdraft_hf._errors import FastDraftError
+
+# Called with (row, drafted, accepted) after every round of our own loop; see `record_rounds`.
 listener: ContextVar[Callable[[int, int, int], None] | None] = ContextVar("listener", default=None)
 
 
@@ -21,16 +26,15 @@ class DecodingRecord:
             ``openvino-prompt-lookup`` or ``ours-openvino``.
         task, key: which prompt.
         temperature: 0 is greedy.
-        num_assistant_tokens: γ, tokens drafted a round; 0 is the target alone.
+        num_assistant_tokens: γ, drafted tokens per round; 0 is the target alone.
         tokens: new token ids.
         rounds: a pair (drafted, accepted) for every forward pass of the target, in order. Empty
-            where the path does not tell; then the totals below hold.
+            where the path reports totals only.
         drafted, accepted: totals over the rounds.
         target_passes: forward passes of the target.
         seconds: wall clock of the whole call.
-        first_token_seconds: wall clock until the first new token was there; ``None`` where nobody
-            looked.
-        counted_tokens: number of new tokens where the path tells it and not their ids.
+        first_token_seconds: wall clock until the first new token; ``None`` where not measured.
+        counted_tokens: number of new tokens where the path reports it and not their ids.
     """
 
     path: str
@@ -60,3 +64,94 @@ class DecodingRecord:
         record = cls(**data)
         record.rounds = [(drafted, accepted) for drafted, accepted in record.rounds]
         return record
+
+
+class DecodingRecords(list[DecodingRecord]):
+    """Records of answers, in order."""
+
+    def columns(self, by_round: bool = False) -> dict[str, list[Any]]:
+        """Return the columns that the metrics read, one value per answer.
+
+        Args:
+            by_round: lists of one value per round, for the configuration ``rounds`` of the
+                acceptance rate.
+
+        Returns:
+            ``drafted``, ``accepted``, ``new_tokens`` and ``target_passes``; the first two alone
+            with ``by_round``.
+
+        Raises:
+            FastDraftError: ``by_round``, and a record has totals only (OpenVINO GenAI).
+        """
+        if not by_round:
+            names = ("drafted", "accepted", "new_tokens", "target_passes")
+            return {name: [getattr(r, name) for r in self] for name in names}
+        for record in self:
+            if record.drafted and not record.rounds:
+                raise FastDraftError(
+                    f"record {record.key}: {record.path} does not report its rounds"
+                )
+        return {
+            "drafted": [[d for d, _ in r.rounds] for r in self],
+            "accepted": [[a for _, a in r.rounds] for r in self],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write ``.jsonl`` or ``.parquet``: one row per answer, the fields of `DecodingRecord`.
+
+        The column ``new_tokens`` is added, so that the metrics can read the file's columns.
+
+        Raises:
+            FastDraftError: the name ends otherwise.
+        """
+        path = Path(path)
+        kind = _kind(path)
+        rows = [{**r.to_dict(), "new_tokens": r.new_tokens} for r in self]
+        with atomic_file(path) as temporary:
+            if kind == ".jsonl":
+                text = "".join(json.dumps(row) + "\n" for row in rows)
+                temporary.write_text(text, encoding="utf-8")
+            else:
+                _write_parquet(temporary, rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DecodingRecords:
+        """Read a file of `save`, or the ``records.jsonl`` of stage evaluate or bench.
+
+        Raises:
+            FastDraftError: the name ends neither in ``.jsonl`` nor in ``.parquet``.
+        """
+        path = Path(path)
+        if _kind(path) == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        else:
+            import pyarrow.parquet
+
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        # A stage's file has each record beside its label.
+        rows = [row.get("record", row) for row in rows]
+        known = {field.name for field in dataclasses.fields(DecodingRecord)}
+        return cls(
+            DecodingRecord.from_dict({name: row[name] for name in row if name in known})
+            for row in rows
+        )
+
+
+def _kind(path: Path) -> str:
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise FastDraftError(f"{path.name}: records are saved as .jsonl or .parquet")
+    return path.suffix
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    # Lists that are empty in every row would have no type.
+    lists = {
+        "tokens": pyarrow.list_(pyarrow.int64()),
+        "rounds": pyarrow.list_(pyarrow.list_(pyarrow.int64())),
+    }
+    found = pyarrow.Table.from_pylist(rows).schema
+    schema = pyarrow.schema([(one.name, lists.get(one.name, one.type)) for one in found])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)

@@ -1,6 +1,6 @@
-"""The measured settings of a draft, kept in its ``generation_config.json``.
+"""The measured settings of a draft, in its ``generation_config.json``.
 
-transformers, our loop and `openvino_pipeline` read them from there; nobody needs to pass them.
+transformers, our loop and `openvino_pipeline` read them there, so nobody needs to pass them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def apply_draft_settings(config: GenerationConfig, num_assistant_tokens: int) -> None:
-    """Make a draft propose exactly ``num_assistant_tokens`` a round.
+    """Make a draft propose exactly ``num_assistant_tokens`` per round.
 
-    The schedule is constant, so that nothing is written back, and the threshold is 0, so that no
-    block is cut short.
+    The schedule is constant, so that γ never changes, and the threshold is 0, so that no block is
+    cut short.
     """
     config.num_assistant_tokens = num_assistant_tokens
     config.num_assistant_tokens_schedule = "constant"
@@ -27,8 +27,8 @@ def store_draft_settings(folder: Path, num_assistant_tokens: int) -> None:
     """Write γ, the constant schedule and threshold 0 into a draft's folder.
 
     Args:
-        folder: of the draft, PyTorch or OpenVINO; what else its config says is kept.
-        num_assistant_tokens: γ as measured.
+        folder: of the draft, PyTorch or OpenVINO. Its other settings are kept.
+        num_assistant_tokens: the measured γ.
     """
     from transformers import GenerationConfig
 
@@ -41,7 +41,7 @@ def store_draft_settings(folder: Path, num_assistant_tokens: int) -> None:
 
 
 def read_draft_tokens(folder: Path) -> int | None:
-    """Return the γ that a draft's folder carries, ``None`` when it carries none."""
+    """Return γ of a draft's folder, or ``None`` when it has none."""
     from transformers import GenerationConfig
 
     if not (folder / "generation_config.json").exists():

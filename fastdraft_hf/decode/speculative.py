@@ -250,7 +250,7 @@ def _cached(
     step: Callable[..., Any] | None = None,
 ) -> CachedModel:
     if is_openvino(model):
-        from fastdraft_hf.decode.openvino_cached import open_openvino
+        from fastdraft_hf.decode.openvino.stateful import open_openvino
 
         return open_openvino(model)
     if cache is None:

@@ -161,7 +161,7 @@ class _OpenVINO(_Engine):
         self._drafts: dict[str, Any] = {}
         for one in settings:
             if one.path.startswith("openvino") and one.name not in self._pipelines:
-                from fastdraft_hf.decode.openvino import OpenVINODecoder
+                from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 
                 self._pipelines[one.name] = OpenVINODecoder(
                     target,
@@ -172,7 +172,7 @@ class _OpenVINO(_Engine):
         if paths & {"ours-openvino", "ours-openvino-alone"}:
             from optimum.intel import OVModelForCausalLM
 
-            from fastdraft_hf.decode.openvino_paged import paged
+            from fastdraft_hf.decode.openvino.paged import paged
 
             self._set_target(OVModelForCausalLM.from_pretrained(target, compile=False))
             # Paging drops the target's own compiled graph, once. Done here and not by the first

@@ -97,7 +97,7 @@ def _open_reader(
 
 
 def _openvino_reader(target: Path) -> LogitsReader:
-    from fastdraft_hf.decode.openvino_reader import OpenVINOReader
+    from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 
     # Half precision is as exact as bfloat16 in PyTorch; int8, in which the target may have written,
     # moves its distribution twice as far.

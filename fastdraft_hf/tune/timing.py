@@ -227,7 +227,7 @@ class LoopTimer:
 
     def _cached(self, model: Any) -> CachedModel:
         if self._measure == "openvino":
-            from fastdraft_hf.decode.openvino_cached import open_openvino
+            from fastdraft_hf.decode.openvino.stateful import open_openvino
 
             return open_openvino(model)
         import torch

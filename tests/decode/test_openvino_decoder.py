@@ -8,9 +8,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf.decode.assisted import decode
-from fastdraft_hf.decode.openvino import OpenVINODecoder, openvino_pipeline, record_result
-from fastdraft_hf.decode.record_list import DecodingRecords
-from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder, openvino_pipeline, record_result
+from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 
 pytest.importorskip("openvino_genai")

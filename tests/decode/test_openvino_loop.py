@@ -94,7 +94,7 @@ def test_batches_and_compaction(
     compacts: bool,
 ) -> None:
     from fastdraft_hf.decode.cached import TorchModel
-    from fastdraft_hf.decode.openvino_cached import OpenVINOModel
+    from fastdraft_hf.decode.openvino.stateful import OpenVINOModel
 
     if compacts:
         for backend in (TorchModel, OpenVINOModel):

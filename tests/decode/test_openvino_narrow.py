@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastdraft_hf.decode import openvino_narrow
-from fastdraft_hf.decode.openvino_cached import OpenVINOModel
-from fastdraft_hf.decode.openvino_narrow import EVERY_PLACE, STATE, narrow
+from fastdraft_hf.decode.openvino.narrow import EVERY_POSITION, STATE, narrow
+from fastdraft_hf.decode.openvino.stateful import OpenVINOModel
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
@@ -35,7 +35,7 @@ def states(model: Any) -> set[str]:
     return {state.name for state in model.request.query_state()}
 
 
-def test_the_last_places_are_those_of_the_whole(folder: Path) -> None:
+def test_the_last_positions_are_those_of_the_whole(folder: Path) -> None:
     whole = load(folder)(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits
     model = load(folder)
     cached = OpenVINOModel(model)
@@ -57,7 +57,7 @@ def test_who_does_not_ask_gets_every_place(folder: Path) -> None:
     place.state = openvino.Tensor(numpy.array([-1], dtype=numpy.int32))
     # A new sequence resets the states, ours with them.
     after = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits
-    assert place.state.data.tolist() == [EVERY_PLACE]
+    assert place.state.data.tolist() == [EVERY_POSITION]
     assert torch.allclose(before, after, atol=1e-5)
     request = model.request
     narrow(model)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf.decode import openvino_narrow
-from fastdraft_hf.decode.openvino_cached import OpenVINOModel, open_openvino
-from fastdraft_hf.decode.openvino_paged import PagedModel, Pages, paged
+from fastdraft_hf.decode.openvino.paged import PagedModel, Pages, paged
+from fastdraft_hf.decode.openvino.stateful import OpenVINOModel, open_openvino
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from fastdraft_hf.data.target_logits import StoredLogits, write_target_logits
 from fastdraft_hf.decode import openvino_reader
-from fastdraft_hf.decode.openvino_reader import OpenVINOReader
+from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")

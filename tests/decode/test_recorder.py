@@ -16,8 +16,8 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 import fastdraft_hf
 from fastdraft_hf.decode.assisted import decode, record_rounds, set_draft_length
-from fastdraft_hf.decode.record_list import DecodingRecords
 from fastdraft_hf.decode.recorder import record_decoding
+from fastdraft_hf.decode.records import DecodingRecords
 
 TinyModel = Callable[..., LlamaForCausalLM]
 PROMPTS = st.lists(st.integers(3, 287), min_size=1, max_size=12)
@@ -255,7 +255,7 @@ def test_totals_alone_have_no_rounds(target: LlamaForCausalLM, neighbour: LlamaF
     with record_decoding(target) as records:
         write(target, [[40, 41]], neighbour)
     records[0].rounds = []
-    with pytest.raises(ValueError, match="record 0: ours does not tell its rounds"):
+    with pytest.raises(ValueError, match="record 0: ours does not report its rounds"):
         records.columns(by_round=True)
 
 

@@ -232,7 +232,7 @@ def test_rows_of_an_int8_head_are_the_whole_heads(openvino_models: Any) -> None:
 def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model: TinyModel) -> None:
     from optimum.intel import OVModelForCausalLM
 
-    from fastdraft_hf.decode.openvino import OpenVINODecoder
+    from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 
     whole, reduced = openvino_models.target, openvino_models.reduced
     alone = OpenVINODecoder(whole, properties=EXACT)

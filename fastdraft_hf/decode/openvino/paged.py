@@ -1,32 +1,31 @@
 """``OVModelForCausalLM`` with its cache in pages, for the decoding loop.
 
 OpenVINO can turn the stateful graph that optimum-intel exports into one whose attention reads the
-cache from blocks (pages) that the caller owns; OpenVINO GenAI runs every model so. Each row has
-its own list of blocks and its own length: what was rejected is taken back by a smaller length,
-nothing is masked or copied, and rows of a batch need no padding. A pass is faster too: no mask is
-computed, and the attention kernel is another one (benchmarks/openvino_pass.py).
+cache from blocks (pages) that the caller owns. OpenVINO GenAI runs every model this way. Each row
+has its own list of blocks and its own length: rejected tokens are taken back by a smaller length,
+nothing is masked or copied, and rows of a batch need no padding. A pass is faster too, since no
+mask is computed and another attention kernel runs (benchmarks/openvino_pass.py).
 
-The transformation is reached through ``openvino._offline_transformations``, which is not a public
-module; tests/decode/test_openvino_paged.py fails when it moves. A model it cannot change, or
-that does not run on a CPU, keeps its stateful graph (`fastdraft_hf.decode.openvino_cached`).
+The transformation comes from ``openvino._offline_transformations``, a private module;
+tests/decode/test_openvino_paged.py fails when it moves. A model that it cannot change, or that does
+not run on a CPU, keeps its stateful graph (`fastdraft_hf.decode.openvino.stateful`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
 import torch
 
 from fastdraft_hf.decode.cached import CachedModel
-from fastdraft_hf.decode.openvino_narrow import wide_head
-from fastdraft_hf.decode.openvino_request import run_request
+from fastdraft_hf.decode.openvino.narrow import wide_head
 
-# Extra input of the changed graph: which of the tokens fed get logits.
-PLACES = "fastdraft_places"
+# Extra input of the changed graph: the indices of the tokens that get logits.
+POSITIONS = "fastdraft_positions"
 _INPUTS = {
     "input_ids",
     "position_ids",
@@ -35,12 +34,30 @@ _INPUTS = {
     "block_indices",
     "block_indices_begins",
     "max_context_len",
-    PLACES,
+    POSITIONS,
 }
 _CACHES = ("key_cache.", "value_cache.")
 _MARK = "_fastdraft_pages"
 
 logger = logging.getLogger(__name__)
+
+
+def run_request(request: Any, given: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
+    """Run a request over C-contiguous inputs and return its logits, which the next pass overwrites.
+
+    ``start_async(given)`` does the same at more than the cost of everything else between passes.
+    """
+    import openvino
+
+    tensors = {name: openvino.Tensor(a, shared_memory=True) for name, a in given.items()}
+    for name, tensor in tensors.items():
+        request.set_tensor(name, tensor)
+    # The request reads the arrays in place and does not keep them alive.
+    request.fastdraft_inputs = tensors
+    request.start_async()
+    request.wait()
+    logits: numpy.ndarray = request.get_tensor("logits").data
+    return logits
 
 
 class Pages:
@@ -52,18 +69,18 @@ class Pages:
     Attributes:
         request: its infer request.
         block_size: tokens a block holds.
-        narrow: whether the graph has the input `PLACES`.
+        narrow: whether the graph has the input `POSITIONS`.
         vocab_size: tokens it scores.
     """
 
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
         names = {port.get_any_name(): port for port in compiled.inputs}
-        self.narrow = PLACES in names
+        self.narrow = POSITIONS in names
         self.vocab_size = int(compiled.output("logits").get_partial_shape()[-1].get_length())
         self.inputs = _INPUTS & set(names)
-        # name: shape of one block, element type. How a block is laid out is the plug-in's affair;
-        # only values' third dimension is known to be the tokens.
+        # name: shape of one block, element type. The plug-in lays blocks out; only the third
+        # dimension of values is known to be the tokens.
         self._kinds = {
             name: ([d.get_length() for d in list(port.get_partial_shape())[1:]], port.element_type)
             for name, port in names.items()
@@ -76,11 +93,11 @@ class Pages:
         self.free: list[int] = []
 
     def reset(self) -> None:
-        """Give every block back."""
+        """Free every block."""
         self.free = list(range(self._count))[::-1]
 
     def take(self) -> int:
-        """Return the number of a block nobody uses; make more when there is none."""
+        """Return the number of a free block; allocate more when there is none."""
         if not self.free:
             self._grow(max(8, 2 * self._count))
         return self.free.pop()
@@ -90,7 +107,7 @@ class Pages:
 
         for name, (shape, kind) in self._kinds.items():
             block = math.prod(shape) * kind.bitwidth // 8
-            # Zeros: whole blocks are read, and what lies behind the last token must be finite.
+            # Zeros: whole blocks are read, and values after the last token must be finite.
             memory = numpy.zeros(count * block, numpy.uint8)
             if name in self._memory:
                 memory[: self._memory[name].size] = self._memory[name]
@@ -100,7 +117,7 @@ class Pages:
         self._count = count
 
     def infer(self, given: dict[str, numpy.ndarray]) -> numpy.ndarray:
-        """Run the graph and return the logits [places, V], which the next pass writes over."""
+        """Run the graph and return the logits [positions, V], which the next pass overwrites."""
         logits = run_request(self.request, {name: given[name] for name in self.inputs})
         return logits.reshape(-1, logits.shape[-1])
 
@@ -109,7 +126,7 @@ class PagedModel(CachedModel):
     """An ``OVModelForCausalLM`` in pages.
 
     Args:
-        pages: what `paged` returned. All its blocks are taken over.
+        pages: of `paged`. All its blocks are freed first.
         token_ids: see `CachedModel`.
     """
 
@@ -117,7 +134,7 @@ class PagedModel(CachedModel):
         super().__init__(torch.device("cpu"), token_ids)
         self._pages = pages
         pages.reset()
-        # For each row its length and its blocks, which may be more than its length needs.
+        # Each row's length and its blocks, which may be more than its length needs.
         self._past: list[int] = []
         self._blocks: list[list[int]] = []
 
@@ -133,43 +150,43 @@ class PagedModel(CachedModel):
             self._past, self._blocks = [0] * rows, [[] for _ in range(rows)]
         if valid is None:
             widths = [width] * rows
-            ids, places = tokens.reshape(-1), positions.expand(rows, -1).reshape(-1)
+            ids, positions = tokens.reshape(-1), positions.expand(rows, -1).reshape(-1)
         else:
             valid = valid.bool()
             widths = valid.sum(1).tolist()
-            ids, places = tokens[valid], positions.expand(rows, -1)[valid]
+            ids, positions = tokens[valid], positions.expand(rows, -1)[valid]
         ends = numpy.cumsum(widths)[:, None] + numpy.arange(-keep, 0)
-        logits = self._pass(ids.numpy(), places.numpy(), widths, ends.reshape(-1))
+        logits = self._pass(ids.numpy(), positions.numpy(), widths, ends.reshape(-1))
         self.slots = max(self._past)
         return torch.from_numpy(logits).reshape(rows, keep, -1).clone()
 
     def read(self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read whole texts, a row each, and return the logits at some of their places.
+        """Read whole texts, one per row, and return the logits at some of their positions.
 
         Args:
             texts: token ids; nothing may have been fed before.
-            wanted: for each text its places, from 0 on.
+            wanted: for each text its positions, from 0.
 
         Returns:
-            [places of all texts, V'], in order. The next pass writes over it.
+            [positions of all texts, V'], in order. The next pass overwrites it.
         """
         self._past, self._blocks = [0] * len(texts), [[] for _ in texts]
         widths = [len(text) for text in texts]
         begins = numpy.cumsum([0, *widths])
         scored = [numpy.array(w, numpy.int64) + b for w, b in zip(wanted, begins[:-1], strict=True)]
         ids = numpy.concatenate([numpy.array(text, numpy.int64) for text in texts])
-        places = numpy.concatenate([numpy.arange(width) for width in widths])
-        return torch.from_numpy(self._pass(ids, places, widths, numpy.concatenate(scored)))
+        positions = numpy.concatenate([numpy.arange(width) for width in widths])
+        return torch.from_numpy(self._pass(ids, positions, widths, numpy.concatenate(scored)))
 
     def _pass(
-        self, ids: numpy.ndarray, places: numpy.ndarray, widths: list[int], scored: numpy.ndarray
+        self, ids: numpy.ndarray, positions: numpy.ndarray, widths: list[int], scored: numpy.ndarray
     ) -> numpy.ndarray:
-        """Feed the rows' tokens, one row after another, and return the logits [scored, V'].
+        """Feed the tokens of all rows, row after row, and return the logits [scored, V'].
 
         Args:
-            ids, places: tokens and their positions, of all rows.
-            widths: tokens of each row.
-            scored: which of the tokens are scored.
+            ids, positions: tokens and their positions, of all rows.
+            widths: number of tokens of each row.
+            scored: indices of the tokens that are scored.
         """
         before = self._past
         self._past = [past + new for past, new in zip(before, widths, strict=True)]
@@ -177,7 +194,7 @@ class PagedModel(CachedModel):
         logits = self._pages.infer(
             {
                 "input_ids": numpy.ascontiguousarray(ids),
-                "position_ids": numpy.ascontiguousarray(places),
+                "position_ids": numpy.ascontiguousarray(positions),
                 "past_lens": numpy.array(before, numpy.int32),
                 "subsequence_begins": numpy.cumsum([0, *widths], dtype=numpy.int32),
                 "block_indices": numpy.array(
@@ -187,7 +204,7 @@ class PagedModel(CachedModel):
                     [0, *map(len, self._blocks)], dtype=numpy.int32
                 ),
                 "max_context_len": numpy.array(max(self._past), numpy.int32),
-                PLACES: scored.astype(numpy.int64),
+                POSITIONS: scored.astype(numpy.int64),
             }
         )
         return logits if self._pages.narrow else logits[scored]
@@ -199,7 +216,7 @@ class PagedModel(CachedModel):
                 blocks.append(self._pages.take())
 
     def rollback(self, fed: int, kept: Sequence[int]) -> None:
-        # Whatever lies behind a row's length is written over.
+        # Later tokens overwrite what lies after a row's length.
         self._past = [past - fed + k for past, k in zip(self._past, kept, strict=True)]
         self.slots = max(self._past)
 
@@ -214,12 +231,12 @@ class PagedModel(CachedModel):
 
 
 def paged(model: Any) -> Pages | None:
-    """Return an ``OVModelForCausalLM``'s graph in pages; ``None`` where that cannot be had.
+    """Return the graph of an ``OVModelForCausalLM`` in pages, or ``None`` where it is impossible.
 
-    The first call compiles a changed copy of the graph. The compiled stateful graph is let go, for
-    each of the two holds the weights in the plug-in's own layout; optimum-intel compiles it again
-    when the model is called by itself, and then both stay. What ``save_pretrained`` writes is as
-    it was. A model with the attribute ``fastdraft_pages = False`` is left alone.
+    The first call compiles a changed copy of the graph and releases the compiled stateful one,
+    since each holds the weights in the plug-in's own layout. optimum-intel compiles it again when
+    the model is called by itself; then both stay. ``save_pretrained`` writes the original. A model
+    with the attribute ``fastdraft_pages = False`` is left alone.
     """
     if not getattr(model, "fastdraft_pages", True):
         return None
@@ -234,7 +251,7 @@ def _compile(model: Any) -> Pages | None:
     import openvino
 
     graph, device = model.model, str(getattr(model, "_device", "")).upper()
-    # A model that was loaded compiled has no graph; other devices lay blocks out in other ways.
+    # A model that was loaded compiled has no graph; other devices have other block layouts.
     if device != "CPU" or not isinstance(graph, openvino.Model):
         return None
     try:
@@ -242,7 +259,7 @@ def _compile(model: Any) -> Pages | None:
 
         changed = graph.clone()
         paged_attention_transformation(changed)
-        _score_places(changed)
+        _score_positions(changed)
         if not _is_understood(changed):
             return None
         model.clear_requests()
@@ -253,7 +270,7 @@ def _compile(model: Any) -> Pages | None:
 
 
 def _is_understood(graph: Any) -> bool:
-    """Whether the graph keeps nothing to itself and asks for the inputs that we give alone."""
+    """Return whether the graph has no hidden state and no inputs beside those we feed."""
     if any(node.get_type_name() == "ReadValue" for node in graph.get_ops()):
         logger.debug("no pages: part of the cache stays in the graph")
         return False
@@ -267,8 +284,8 @@ def _is_understood(graph: Any) -> bool:
     return any(n.startswith(_CACHES[0]) for n in ports) and "logits" in graph.outputs[0].get_names()
 
 
-def _score_places(graph: Any) -> None:
-    """Let the head see the tokens that `PLACES` names only, where the head is worth it."""
+def _score_positions(graph: Any) -> None:
+    """Let the head read only the tokens in `POSITIONS`, where the head is large enough."""
     import openvino
     from openvino import opset13 as ops
 
@@ -279,9 +296,9 @@ def _score_places(graph: Any) -> None:
     shape = hidden.get_partial_shape()
     if shape.rank.get_length() != 3 or not shape[0].is_dynamic or shape[1].is_dynamic:
         return
-    places = ops.parameter(openvino.PartialShape([-1]), openvino.Type.i64, name=PLACES)
-    places.output(0).set_names({PLACES})
+    positions = ops.parameter(openvino.PartialShape([-1]), openvino.Type.i64, name=POSITIONS)
+    positions.output(0).set_names({POSITIONS})
     axis = ops.constant(numpy.array(0, dtype=numpy.int64))
-    head.input(0).replace_source_output(ops.gather(hidden, places, axis).output(0))
-    graph.add_parameters([places])
+    head.input(0).replace_source_output(ops.gather(hidden, positions, axis).output(0))
+    graph.add_parameters([positions])
     graph.validate_nodes_and_infer_types()

@@ -1,7 +1,7 @@
-"""The target over OpenVINO, reading texts for their logits: stage logits on a CPU.
+"""Stage logits on a CPU: the target's logits over whole texts, through OpenVINO.
 
-The graph in pages takes texts of any lengths in one pass without padding, and its head scores only
-the places whose logits are asked for.
+The graph in pages reads texts of any lengths in one pass without padding, and its head scores only
+the positions that are needed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from fastdraft_hf.data.target_logits import LogitsReader
-from fastdraft_hf.decode.openvino_paged import PagedModel, paged
+from fastdraft_hf.decode.openvino.paged import PagedModel, paged
 
-# Numbers that the table of logits of one pass may have (a quarter of a GiB); a text that alone has
-# more is read alone.
+# Most elements of the logits of one pass (a quarter of a GiB). A longer text is read alone.
 _PASS_NUMBERS = 2**26
 
 
@@ -28,7 +27,7 @@ class OpenVINOReader(LogitsReader):
         properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
 
     Raises:
-        NotImplementedError: its graph cannot be brought into pages.
+        NotImplementedError: its graph cannot be changed to pages.
     """
 
     def __init__(self, folder: Path, properties: dict[str, Any] | None = None) -> None:

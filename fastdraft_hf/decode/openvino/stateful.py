@@ -1,9 +1,9 @@
 """``OVModelForCausalLM`` with its cache, for the decoding loop.
 
-A stateful OpenVINO model keeps its cache inside the infer request, where nothing can be cropped
-for free: reading the state, slicing it and setting it again costs more than a pass. So rejected
-tokens stay, attention_mask 0 hides them and position_ids of what follows count past them; only
-when much of the cache is hidden is it compacted, by that copy.
+A stateful OpenVINO model keeps its cache inside the infer request, where cropping is expensive:
+reading the state, slicing it and setting it again costs more than a pass. So rejected tokens stay,
+attention_mask 0 hides them, and the position_ids of later tokens skip them. The cache is compacted
+by such a copy only when much of it is hidden.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy
 import torch
 
 from fastdraft_hf.decode.cached import CachedModel, SlotModel
-from fastdraft_hf.decode.openvino_narrow import EVERY_PLACE, STATE, narrow
-from fastdraft_hf.decode.openvino_paged import PagedModel, paged
-from fastdraft_hf.decode.openvino_request import run_request
+from fastdraft_hf.decode.openvino.narrow import EVERY_POSITION, STATE, narrow
+from fastdraft_hf.decode.openvino.paged import PagedModel, paged, run_request
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 # Below this many tokens, scoring all of them costs less than telling the model not to.
@@ -24,13 +23,13 @@ _PROMPT = 16
 
 
 def open_openvino(model: Any) -> CachedModel:
-    """Return an ``OVModelForCausalLM`` with an empty cache: in pages where that can be had."""
+    """Return an ``OVModelForCausalLM`` with an empty cache, in pages where possible."""
     pages = paged(model)
     return OpenVINOModel(model) if pages is None else PagedModel(pages)
 
 
 class OpenVINOModel(SlotModel):
-    """A stateful ``OVModelForCausalLM``; its infer request is used directly.
+    """A stateful ``OVModelForCausalLM``, run through its infer request.
 
     Args:
         model: the model. Its cache is emptied.
@@ -43,8 +42,8 @@ class OpenVINOModel(SlotModel):
 
     def __init__(self, model: Any, token_ids: torch.Tensor | None = None) -> None:
         super().__init__(torch.device("cpu"), token_ids)
-        self._places = narrow(model)
-        self._told = EVERY_PLACE
+        self._positions_state = narrow(model)
+        self._scored_from = EVERY_POSITION
         self._request = model.request
         self._request.reset_state()
         self._inputs = [name for name in INPUTS if name in model.input_names]
@@ -52,8 +51,8 @@ class OpenVINOModel(SlotModel):
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
         rows, width = tokens.shape
-        if self._places is not None:
-            self._score(-keep if width > _PROMPT else EVERY_PLACE)
+        if self._positions_state is not None:
+            self._score(-keep if width > _PROMPT else EVERY_POSITION)
         mask = self.mask
         if mask is None:
             mask = torch.ones(rows, self.slots, dtype=torch.bool)
@@ -70,12 +69,12 @@ class OpenVINOModel(SlotModel):
         return torch.from_numpy(logits)[:, -keep:].clone()
 
     def _score(self, start: int) -> None:
-        """Let passes from here on score the places from ``start`` on, counted from the end."""
+        """Make passes score the positions from ``start``, counted from the end."""
         import openvino
 
-        if start != self._told:
-            self._places.state = openvino.Tensor(numpy.array([start], dtype=numpy.int32))
-            self._told = start
+        if start != self._scored_from:
+            self._positions_state.state = openvino.Tensor(numpy.array([start], dtype=numpy.int32))
+            self._scored_from = start
 
     def _crop(self, count: int) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Decoding through OpenVINO GenAI's `LLMPipeline`, alone and with a draft."""
+"""Decode through OpenVINO GenAI's `LLMPipeline`, alone and with a draft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.settings import read_draft_tokens
 
-# γ of a draft that was not measured: the paper's.
+# γ of a draft without a measured one: the paper's.
 _UNMEASURED = 3
 # Longest run of tokens that prompt lookup searches for: transformers' default.
 _LOOKUP_NGRAM = 2
@@ -24,25 +24,25 @@ def openvino_pipeline(
     """Return OpenVINO GenAI's ``LLMPipeline`` of a target with its draft.
 
     γ comes from ``num_assistant_tokens`` of the draft's generation config (3 when it has none) and
-    stands in the pipeline's own generation config, so that ``pipeline.generate(prompt,
-    max_new_tokens=64)`` drafts as measured. A ``GenerationConfig`` made from nothing does not
-    have it; take ``pipeline.get_generation_config()`` and change that.
+    goes into the pipeline's own generation config, so that ``pipeline.generate(prompt,
+    max_new_tokens=64)`` drafts as measured. A new ``GenerationConfig`` lacks it; change a copy of
+    ``pipeline.get_generation_config()`` instead.
 
     Args:
-        target_dir: the target's OpenVINO folder, as `fastdraft export` or optimum-intel write it.
+        target_dir: the target's OpenVINO folder, written by `fastdraft export` or optimum-intel.
         draft_dir: the draft's.
-        device: an OpenVINO device such as ``CPU`` or ``GPU``; of both models.
+        device: the OpenVINO device of both models, such as ``CPU`` or ``GPU``.
         **properties: further properties of the pipeline, such as ``scheduler_config``.
 
     Raises:
-        FastDraftError: OpenVINO is missing, or a folder holds no OpenVINO model.
+        FastDraftError: OpenVINO is missing, or a folder has no OpenVINO model.
     """
     if not openvino_available():
         raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
     for folder in (target_dir, draft_dir):
         if not (Path(folder) / "openvino_model.xml").is_file():
             raise FastDraftError(
-                f"{folder} holds no openvino_model.xml; export the model first (fastdraft export)"
+                f"{folder} has no openvino_model.xml; export the model first (fastdraft export)"
             )
     import openvino_genai
 
@@ -66,9 +66,9 @@ class OpenVINODecoder:
         target: the target's OpenVINO folder.
         draft: the draft's; ``None`` decodes with the target alone.
         device: an OpenVINO device such as ``CPU`` or ``GPU``.
-        cache_gigabytes: size of the KV cache.
-        prompt_lookup: draft by copying from the text, as stock prompt lookup of transformers does;
-            without a draft.
+        cache_gigabytes: size of the key-value cache, in GB.
+        prompt_lookup: draft by copying from the text, as transformers' prompt lookup does, without
+            a draft.
         properties: of both models, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
 
     All kinds run on the same scheduler (continuous batching), so that a ratio between them
@@ -141,7 +141,7 @@ class OpenVINODecoder:
             drafted = metrics.get_num_draft_tokens()
             accepted = metrics.get_num_accepted_tokens()
         elif self._lookup:
-            # How much was drafted is not told, only how many passes there were.
+            # GenAI reports the number of passes, not the number of drafted tokens.
             passes = len(result.perf_metrics.raw_metrics.m_batch_sizes)
             accepted = max(0, len(tokens) - passes)
         return DecodingRecord(
@@ -152,7 +152,7 @@ class OpenVINODecoder:
             num_assistant_tokens=num_assistant_tokens if assisted else 0,
             tokens=tokens,
             seconds=seconds,
-            # Every pass of the target gives one token of its own beside the accepted ones.
+            # Every pass of the target emits one token of its own beside the accepted ones.
             target_passes=max(1, len(tokens) - accepted),
             drafted=drafted,
             accepted=accepted,
@@ -168,11 +168,11 @@ def record_result(
     task: str = "",
     key: str = "",
 ) -> DecodingRecord:
-    """Return the record of what an OpenVINO GenAI pipeline returned.
+    """Return the record of an OpenVINO GenAI pipeline's result.
 
     ``LLMPipeline.generate`` returns such a result for a list of prompts or for token ids; for a
-    plain string it returns the text alone. GenAI tells the totals of a call and not its rounds, so
-    a call with several prompts gives one record of them all.
+    plain string it returns the text alone. GenAI reports the totals of a call and not its rounds,
+    so a call with several prompts gives one record of them all.
 
     Example:
         >>> result = pipeline.generate(["def add(a, b):"], max_new_tokens=64)
@@ -181,13 +181,11 @@ def record_result(
     Args:
         result: ``DecodedResults`` (the number of tokens is known, their ids are not) or
             ``EncodedResults``.
-        num_assistant_tokens: γ of the call; a pipeline without a draft has 0 whatever is given.
-        temperature: written into the record; 0 is greedy.
-        task: written into the record.
-        key: written into the record.
+        num_assistant_tokens: γ of the call; ignored for a pipeline without a draft.
+        temperature, task, key: written into the record; temperature 0 is greedy.
 
     Raises:
-        FastDraftError: this is not such a result.
+        FastDraftError: ``result`` is not such a result.
     """
     metrics = getattr(result, "perf_metrics", None)
     if metrics is None:

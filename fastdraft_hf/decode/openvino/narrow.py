@@ -1,9 +1,9 @@
-"""Logits of the last places only, from OpenVINO models that compute them for every place fed.
+"""Logits of the last positions only, from OpenVINO models that score every position.
 
-An exported model scores every place of a prompt, and only the last is looked at. Of a draft the
-head is most of the work, of a small target a good part. GenAI cuts the graph for itself; here a
-slice is put before the head whose start is a state of the infer request, so that the same compiled
-model still gives every place to whoever does not ask for less.
+An exported model scores every position of a prompt, although only the last is needed. The head is
+most of a draft's work and a good part of a small target's. GenAI cuts the graph for itself. Here a
+slice before the head has its start in a state of the infer request, so that the same compiled model
+still scores every position by default.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# The state's name, and its value for "every place".
-STATE = "fastdraft_last_places"
-EVERY_PLACE = -(2**31) + 1
-# A head that is a smaller part of the model's weights is not worth compiling the model again.
+# The state's name, and its value for every position.
+STATE = "fastdraft_last_positions"
+EVERY_POSITION = -(2**31) + 1
+# A head with a smaller share of the weights is not worth compiling the model again.
 LEAST_SHARE = 0.1
 
 _MARK = "_fastdraft_narrow_request"
-# What may stand between the head's product and the logits: casts, biases, scales, soft caps.
+# Operations between the head's product and the logits: casts, biases, scales, soft caps.
 _BEHIND = {"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape"}
 
 
 def narrow(model: Any) -> Any:
-    """Prepare an ``OVModelForCausalLM`` and return the state that says how many places to score.
+    """Prepare an ``OVModelForCausalLM`` and return the state that limits the scored positions.
 
-    The first call compiles a changed copy of the model's graph in place of the compiled one; what
-    ``save_pretrained`` writes stays as it was.
+    The first call compiles a changed copy of the model's graph in place of the compiled one.
+    ``save_pretrained`` writes the original.
 
     Returns:
-        the infer request's state: set it to -n for the last n places. ``reset_state`` brings it
-        back to every place. ``None`` for a model that is left as it is: its head is a small part
-        of it, or not found, or it does not run on a CPU.
+        the infer request's state: -n scores the last n positions, and ``reset_state`` restores all.
+        ``None`` for a model that is left alone: its head is a small part of it or not found, or it
+        does not run on a CPU.
     """
     import openvino
 
@@ -75,7 +75,7 @@ def _put_slice(graph: Any) -> bool:
     def constant(value: int) -> Any:
         return ops.constant(numpy.array([value], dtype=numpy.int32))
 
-    start = ops.read_value(constant(EVERY_PLACE), variable)
+    start = ops.read_value(constant(EVERY_POSITION), variable)
     last = ops.slice(head.input_value(0), start, constant(2**31 - 1), constant(1), constant(1))
     head.input(0).replace_source_output(last.output(0))
     graph.add_variables([variable])
@@ -85,7 +85,7 @@ def _put_slice(graph: Any) -> bool:
 
 
 def wide_head(graph: Any) -> Any:
-    """Return the product that gives the logits where it is worth narrowing, else ``None``."""
+    """Return the product that gives the logits where narrowing it pays, else ``None``."""
     head = _head(graph)
     return head if head is not None and _head_share(graph, head) >= LEAST_SHARE else None
 
@@ -104,7 +104,7 @@ def _head(graph: Any) -> Any:
 
 
 def _head_share(graph: Any, head: Any) -> float:
-    """Return the head's part of all stored weights, counted in numbers."""
+    """Return the head's share of all stored weights, by number of elements."""
 
     def size(node: Any) -> int:
         if node.get_type_name() == "Constant":

@@ -1,0 +1,1 @@
+"""OpenVINO: GenAI's pipeline, and `OVModelForCausalLM` in our decoding loop."""
