@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from fastdraft_hf.decode import openvino_narrow
+from fastdraft_hf.decode.openvino import narrow as openvino_narrow
 from fastdraft_hf.decode.openvino.narrow import EVERY_POSITION, STATE, narrow
 from fastdraft_hf.decode.openvino.stateful import OpenVINOModel
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from fastdraft_hf.decode import openvino_narrow
+from fastdraft_hf.decode.openvino import narrow as openvino_narrow
 from fastdraft_hf.decode.openvino.paged import PagedModel, Pages, paged
 from fastdraft_hf.decode.openvino.stateful import OpenVINOModel, open_openvino
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf.data.target_logits import StoredLogits, write_target_logits
-from fastdraft_hf.decode import openvino_reader
+from fastdraft_hf.decode.openvino import reader as openvino_reader
 from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 
 pytest.importorskip("openvino")
