@@ -13,24 +13,24 @@ logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write the newest draft again, with ``reduced_vocabulary.json``; report what it costs."""
+    """Write the newest draft again, with ``reduced_vocabulary.json``; return its cost."""
     from fastdraft_hf.recipe import reduced_vocabulary_sets
-    from fastdraft_hf.tune.reduced_vocabulary import reduce_into, sentences
-    from fastdraft_hf.tune.texts import texts_of
+    from fastdraft_hf.tune.reduced_vocabulary import reduce_draft, sentences
+    from fastdraft_hf.tune.texts import sampled_completions
 
     config = run.recipe.reduced_vocabulary
     assert config is not None  # the stage is planned only with its section
-    rows = [run.stage_folder("generate") / name for name in reduced_vocabulary_sets(run.recipe)]
+    sets = [run.stage_folder("generate") / name for name in reduced_vocabulary_sets(run.recipe)]
     texts = config.texts
     if texts:
         try:
-            texts_of(rows, texts, run.recipe.seed)
-        except FastDraftError as error:  # a few rows, or all of them greedy
+            sampled_completions(sets, texts, run.recipe.seed)
+        except FastDraftError as error:  # few rows, or all of them greedy
             logger.warning("reduced_vocabulary: acceptance is not measured: %s", error)
             texts = 0
-    facts = reduce_into(
+    facts = reduce_draft(
         run.latest_model(),
-        rows,
+        sets,
         config.draft_vocab_size,
         folder,
         target=run.target.path,
@@ -44,7 +44,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def check(run: Run) -> None:
-    """Refuse a size that the target's vocabulary cannot have; before any work, for it comes late.
+    """Refuse a size that the target's vocabulary cannot be reduced to, before any work.
 
     Raises:
         FastDraftError: naming ``reduced_vocabulary.draft_vocab_size``.
@@ -55,6 +55,5 @@ def check(run: Run) -> None:
     try:
         check_size(run.look_at_target().path, run.recipe.reduced_vocabulary.draft_vocab_size)
     except FastDraftError as error:
-        message = str(error)
-        where = "reduced_vocabulary." if message.startswith("draft_vocab_size") else ""
-        raise FastDraftError(f"{where}{message}") from None
+        where = "reduced_vocabulary." if str(error).startswith("draft_vocab_size") else ""
+        raise FastDraftError(f"{where}{error}") from None

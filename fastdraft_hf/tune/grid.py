@@ -18,24 +18,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 DEPTHS = (1, 2, 4, 8, 12)
-# Feed-forward widths that models have, as multiples of the width; a shallow draft of a small
-# budget needs far more than the usual 2 to 8 to fill it.
+# Feed-forward sizes as multiples of the width. A shallow draft of a small budget needs far more
+# than the usual 2 to 8 to fill it.
 NARROWEST, WIDEST = 1, 24
-# Feed-forward widths are multiples of the first, where that fills a budget closely enough.
+# Feed-forward sizes are multiples of the first, where that fills a budget closely enough.
 _STEPS = (32, 8)
-# Designs may miss the budget by this share at most, to be of one budget; those cut from the target
-# have feed-forward layers no wider than the target's, and miss it by more.
+# How far a design may miss the budget. Those cut from the target have feed-forward layers no wider
+# than the target's and miss it by more.
 _TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
 class Design:
-    """One shape.
-
-    Attributes:
-        layers, width, feed_forward: its sizes.
-        params: exact number of parameters.
-    """
+    """One shape: layers, width, feed-forward size and exact number of parameters."""
 
     layers: int
     width: int
@@ -47,7 +42,7 @@ class Design:
         return f"{self.layers}x{self.width}"
 
     def section(self, config: TuneConfig) -> dict[str, Any]:
-        """Return the fields of a recipe's section ``design`` that give this shape."""
+        """Return the section ``design`` of a recipe that gives this shape."""
         return {
             "params": config.params,
             "num_hidden_layers": self.layers,
@@ -66,41 +61,38 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
     """Return the shapes to time, by depth and then from wide to narrow.
 
     Raises:
-        FastDraftError: a depth that was asked for cannot be had, or nothing fits the budget.
+        FastDraftError: a requested depth is impossible, or nothing fits the budget.
     """
     text = target.get_text_config()
-    asked = config.depths is not None
-    depths = config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]
     found: list[Design] = []
-    for depth in depths:
+    for depth in config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]:
         if depth > text.num_hidden_layers:
             raise FastDraftError(
-                f"depths: {depth} is deeper than the target's {text.num_hidden_layers}"
+                f"depths: {depth} is deeper than the target's {text.num_hidden_layers} layers"
             )
-        fitting = [
-            design
-            for width in range(config.width_multiple, text.hidden_size + 1, config.width_multiple)
-            if (design := _filled(target, config, depth, width)) is not None
-        ]
-        if not fitting and asked:
+        widths = range(config.width_multiple, text.hidden_size + 1, config.width_multiple)
+        filled = [_filled(target, config, depth, width) for width in reversed(widths)]
+        fitting = [design for design in filled if design is not None]
+        if not fitting and config.depths is not None:
             raise FastDraftError(
                 f"depths: no draft of {depth} layers fills {config.params:,} parameters with "
                 f"feed-forward layers of {NARROWEST} to {WIDEST} times its width"
             )
-        found += _spread(fitting[::-1], config.widths_per_depth)
+        # Evenly spaced, the widest and the narrowest included.
+        count = min(config.widths_per_depth, len(fitting))
+        found += [fitting[n * (len(fitting) - 1) // max(count - 1, 1)] for n in range(count)]
     if not found:
-        # The design's own message says what the least is.
+        # The design's own message names the smallest budget.
         design_draft(target, DesignConfig(params=config.params, init=config.init))
         raise FastDraftError(f"params: no draft of {config.params:,} parameters can be designed")
     return found
 
 
 def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
-    """Return the design of this depth and width that fills the budget; ``None`` without one."""
+    """Return the design of this depth and width that fills the budget, or ``None``."""
 
     def params(feed_forward: int) -> int:
-        section = Design(depth, width, feed_forward, 0)
-        return count_parameters(draft_config(target, section, config))
+        return count_parameters(draft_config(target, Design(depth, width, feed_forward, 0), config))
 
     for unit in _STEPS:
         try:
@@ -115,19 +107,9 @@ def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design |
             continue
         try:
             exact = params(feed_forward)
-        except FastDraftError:  # initialization that are cut from the target cannot be wider
+        except FastDraftError:  # cut from the target, it cannot be wider
             feed_forward = int(target.get_text_config().intermediate_size)
             exact, tolerance = params(feed_forward), _CUT_TOLERANCE
         if abs(exact - config.params) <= tolerance * config.params:
             return Design(depth, width, feed_forward, exact)
     return None
-
-
-def _spread(designs: list[Design], count: int) -> list[Design]:
-    """Return ``count`` of them, evenly spaced, the first and last included."""
-    if len(designs) <= count:
-        return designs
-    if count == 1:
-        return designs[:1]
-    places = [round(n * (len(designs) - 1) / (count - 1)) for n in range(count)]
-    return [designs[place] for place in places]

@@ -1,48 +1,39 @@
-"""Trims a trained draft's head and says what that costs: coverage and expected acceptance."""
+"""Reduce a trained draft's vocabulary, and measure the cost: coverage and expected acceptance."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import read_kept_rows
-from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.draft.reduced_vocabulary import (
     ReducedVocabulary,
     choose_token_ids,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
 )
-from fastdraft_hf.eval.expected import (
-    TextAcceptance,
-    expected_rounds,
-    rounds_acceptance_rate,
-)
+from fastdraft_hf.eval.expected import TextAcceptance, expected_rounds, rounds_acceptance_rate
 from fastdraft_hf.eval.metrics import bootstrap
-from fastdraft_hf.tune.texts import MAX_NEW_TOKENS, Reader, held_out, texts_of
+from fastdraft_hf.tune.texts import MAX_NEW_TOKENS, held_out, read_acceptance, sampled_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
-# What a stage writes beside the draft and what is no part of it.
+# Files of a stage that do not belong to the draft.
 _NOT_COPIED = ("facts.json", "log.json", "provenance.json", "config.yaml", "*.tmp", "work", "data")
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
-    """Return the ids that stay whatever their count: special, added and end tokens.
+    """Return the ids that always stay: special, added and end tokens.
 
     Args:
         tokenizer: the target's.
-        *folders: of target and draft; their generation configs name end tokens.
+        *folders: of target and draft, whose generation configs name end tokens.
     """
     found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for folder in folders:
@@ -54,65 +45,17 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
 
 
 def check_size(target: Path, size: int) -> None:
-    """Raise unless a head of ``size`` tokens can be: checked before a draft is made for it.
-
-    Raises:
-        FastDraftError: naming ``draft_vocab_size``.
-    """
+    """Raise `FastDraftError` unless the target's vocabulary can be reduced to ``size`` tokens."""
     from transformers import AutoConfig, AutoTokenizer
 
     vocabulary = AutoConfig.from_pretrained(target).get_text_config().vocab_size
-    choose_token_ids(
-        {}, special_ids(AutoTokenizer.from_pretrained(target), target), size, vocabulary
-    )
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    choose_token_ids({}, special_ids(tokenizer, target), size, vocabulary)
 
 
-def reduce_head(
+def reduce_draft(
     draft: Path,
-    rows: Sequence[Path],
-    size: int,
-    output: Path,
-    *,
-    target: Path,
-    texts: int = 24,
-    num_assistant_tokens: int = 3,
-    seed: int = 0,
-    provenance: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write ``output``: the draft, and the ids that its reduced vocabulary scores.
-
-    Args:
-        draft, rows, size, target, texts, num_assistant_tokens, seed: see `reduce_into`.
-        output: the folder to make; it must not exist.
-        provenance: written beside the draft with the facts, if given.
-
-    Returns:
-        facts: see `reduce_into`.
-
-    Raises:
-        FastDraftError: a folder is not what it should be, or the size cannot be.
-    """
-    if output.exists():
-        raise FastDraftError(f"output_dir: {output} exists; delete it or name another")
-    with atomic_folder(output) as temporary:
-        facts = reduce_into(
-            draft,
-            rows,
-            size,
-            temporary,
-            target=target,
-            texts=texts,
-            num_assistant_tokens=num_assistant_tokens,
-            seed=seed,
-        )
-        if provenance is not None:
-            write_json(temporary / "provenance.json", {**provenance, "facts": facts})
-    return facts
-
-
-def reduce_into(
-    draft: Path,
-    rows: Sequence[Path],
+    sets: Sequence[Path],
     size: int,
     folder: Path,
     *,
@@ -121,28 +64,29 @@ def reduce_into(
     num_assistant_tokens: int = 3,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fill a folder with the draft, and the ids that its reduced vocabulary scores.
+    """Fill a folder with the draft and the ids that its reduced vocabulary scores.
 
-    The ids are the most frequent ones of the target's own completions; special and end tokens
-    always stay. One row in five is not counted: coverage and acceptance are of those.
+    The ids are the most frequent ones of the target's completions; special and end tokens always
+    stay. One row in five is not counted: coverage and acceptance are measured on those.
 
     Args:
-        draft: the trained draft's folder; it is copied whole, so stock engines read a full head.
-        rows: folders of sets that the target wrote.
-        size: tokens to keep, K.
-        folder: what lies there of an earlier, killed call is written over.
+        draft: folder of the trained draft. It is copied unchanged, so that other engines read a
+            full head.
+        sets: folders of generated sets.
+        size: K, tokens to keep.
+        folder: output; files of an earlier, killed call are overwritten.
         target: the target's folder.
-        texts: held-out texts that acceptance is read from; 0 leaves that out.
+        texts: held-out completions that acceptance is measured on; 0 for none.
         num_assistant_tokens: γ of the acceptance rate.
-        seed: draws the texts.
+        seed: draws the completions.
 
     Returns:
-        facts: ``coverage`` of held-out tokens (``None`` if there are none) and, from texts,
-        ``acceptance_rate`` full and reduced and their ``difference``, each with a 95% interval
-        over texts.
+        facts: ``coverage`` of held-out tokens (``None`` if there are none) and, with texts,
+        ``acceptance_rate`` with the full and the reduced head and their ``difference``, each with
+        a 95% interval over texts.
 
     Raises:
-        FastDraftError: a folder is not what it should be, or the size cannot be; nothing is
+        FastDraftError: a folder is not what it should be, or the size is impossible; nothing is
             written then.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -150,53 +94,39 @@ def reduce_into(
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 
     if not (draft / "config.json").is_file() or not any(draft.glob("*.safetensors")):
-        raise FastDraftError(f"draft: {draft} is no folder of a PyTorch draft")
+        raise FastDraftError(f"draft: {draft} is not a folder of a PyTorch draft")
     if read_reduced_vocabulary(draft) is not None:
-        raise FastDraftError(f"draft: the head of {draft} is reduced already; trim the original")
-    if not rows:
-        raise FastDraftError("rows: folders of text that the target wrote are needed")
-    for place in rows:
-        if not (place / MANIFEST).is_file():
-            raise FastDraftError(f"rows: {place} is no finished set of generated text")
+        raise FastDraftError(
+            f"draft: the vocabulary of {draft} is reduced already; use the full one"
+        )
     tokenizer = AutoTokenizer.from_pretrained(target)
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     vocabulary = AutoConfig.from_pretrained(draft).get_text_config().vocab_size
 
-    counts, measured = _counts(rows)
-    always = special_ids(tokenizer, target, draft)
-    ids = choose_token_ids(counts, always, size, vocabulary)
-    kept = set(ids)
-    total = sum(measured.values())
-    covered = sum(n for token, n in measured.items() if token in kept)
-    facts: dict[str, Any] = {
-        "draft_vocab_size": size,
-        "vocabulary": vocabulary,
-        "counted_tokens": sum(counts.values()),
-        "counted_different_tokens": len(counts),
-        "rows": [str(place) for place in rows],
-        "held_out_tokens": total,
-        "coverage": covered / total if total else None,
-    }
-    chosen = texts_of(rows, texts, seed) if texts else []
-    ignored = shutil.ignore_patterns(*_NOT_COPIED)
-    shutil.copytree(draft, folder, ignore=ignored, dirs_exist_ok=True)
-    write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
-    if chosen:
-        full, reduced = Reader(target, chosen).read(draft, folder)
-        facts |= acceptance_cost(full, reduced, num_assistant_tokens)
-        write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
-    return facts
-
-
-def _counts(rows: Sequence[Path]) -> tuple[Counter[int], Counter[int]]:
-    """Return how often each id was written, in rows that are counted and in held-out ones."""
     counts, measured = Counter[int](), Counter[int]()
-    for place in rows:
+    for place in sets:
         for row in read_kept_rows(place)[0]:
             (measured if held_out(row["index"]) else counts).update(row["completion_ids"])
     if not counts:
-        raise FastDraftError("rows: they hold no text")
-    return counts, measured
+        raise FastDraftError("reduced_vocabulary: the generated sets hold no completions")
+    ids = choose_token_ids(counts, special_ids(tokenizer, target, draft), size, vocabulary)
+    total, covered = measured.total(), sum(measured[token] for token in ids)
+    facts: dict[str, Any] = {
+        "draft_vocab_size": size,
+        "vocabulary": vocabulary,
+        "counted_tokens": counts.total(),
+        "counted_different_tokens": len(counts),
+        "held_out_tokens": total,
+        "coverage": covered / total if total else None,
+    }
+    chosen = sampled_completions(sets, texts, seed) if texts else []
+    shutil.copytree(draft, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
+    write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
+    if chosen:
+        full, reduced = read_acceptance(target, [draft, folder], chosen)
+        facts |= acceptance_cost(full, reduced, num_assistant_tokens)
+        write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
+    return facts
 
 
 def acceptance_cost(
@@ -208,37 +138,32 @@ def acceptance_cost(
         for both in zip(full, reduced, strict=True)
     ]
 
-    def rate(which: int) -> Any:
-        return lambda chosen: rounds_acceptance_rate([pair[which] for pair in chosen])
-
-    def difference(chosen: Any) -> float:
-        return float(rate(1)(chosen) - rate(0)(chosen))
+    def rate(which: int, chosen: Any) -> float:
+        return rounds_acceptance_rate([pair[which] for pair in chosen])
 
     return {
         "num_assistant_tokens": num_assistant_tokens,
         "texts": len(pairs),
         "acceptance_rate": {
-            "full": bootstrap(pairs, rate(0)).triple(),
-            "reduced": bootstrap(pairs, rate(1)).triple(),
-            "difference": bootstrap(pairs, difference).triple(),
+            "full": bootstrap(pairs, lambda chosen: rate(0, chosen)).triple(),
+            "reduced": bootstrap(pairs, lambda chosen: rate(1, chosen)).triple(),
+            "difference": bootstrap(pairs, lambda c: rate(1, c) - rate(0, c)).triple(),
         },
     }
 
 
 def sentences(facts: dict[str, Any]) -> list[str]:
-    """Return what the facts say, in words."""
-    lines = [f"head: {facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"]
+    """Return the facts as sentences."""
+    lines = [f"{facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"]
     if facts["coverage"] is not None:
         lines[0] += (
-            f"; they cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} tokens that "
-            "were not counted"
+            f" cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} held-out tokens"
         )
-    rates = facts.get("acceptance_rate")
-    if rates:
+    if rates := facts.get("acceptance_rate"):
         words = {k: f"{v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for k, v in rates.items()}
         lines.append(
             f"expected acceptance rate at γ = {facts['num_assistant_tokens']} over "
-            f"{facts['texts']} texts: {words['full']} with the full head, {words['reduced']} "
-            f"reduced; difference {words['difference']}"
+            f"{facts['texts']} completions: {words['full']} with the full head, "
+            f"{words['reduced']} reduced; difference {words['difference']}"
         )
     return lines

@@ -1,17 +1,18 @@
-"""The search: design, time, predict, choose.
+"""Search for the best draft shape and γ: design, time, predict, choose.
 
-Everything lies in one folder and is taken up again by the next run: the untrained drafts
-(``designs/``), their OpenVINO exports (``openvino-<format>/``), ``timings.json`` by design and
-repeat, ``probes.json``; ``results.json`` and ``figures/`` are written anew each time.
+The folder keeps everything, and the next run resumes from it: untrained drafts (``designs/``),
+their OpenVINO exports (``openvino-<format>/``), ``timings.json`` by design and repeat,
+``probes.json``. ``results.json`` is written each time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
+import random
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,34 +22,21 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design, designs_of, draft_config
-from fastdraft_hf.tune.predict import (
-    Acceptance,
-    RoundCost,
-    fit_law,
-    predict,
-)
-from fastdraft_hf.tune.timing import (
-    LoopTimer,
-    Timer,
-    Timing,
-    keeps_drafts,
-    median_and_quartiles,
-    round_costs,
-)
+from fastdraft_hf.tune.predict import Acceptance, fit_law
+from fastdraft_hf.tune.timing import KEPT_BYTES, LoopTimer, Timer, median_and_quartiles
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
 
 logger = logging.getLogger(__name__)
 
-# Taken where neither an acceptance nor a probe is asked for; all designs alike.
+# Used for all designs where neither an acceptance nor a probe is given.
 DEFAULT_ACCEPTANCE = 0.4
-# Words of settings that are no part of what a timing depends on.
-_NOT_TIMED = {"acceptance", "probe_tokens", "rows", "probe_texts", "repeats", "depths"}
-_NOT_TIMED |= {"widths_per_depth", "width_multiple", "params"}
+# Settings that change no timing.
+_NOT_TIMED = {"acceptance", "probe_tokens", "rows", "repeats", "depths", "widths_per_depth"}
+_NOT_TIMED |= {"width_multiple", "params"}
 
-MakeTimer = Callable[[], Timer]
-# Designs -> acceptance of each, by name; the real one trains.
+# Designs -> acceptance of each, by name.
 Prober = Callable[[list[Design]], Mapping[str, Acceptance]]
 
 
@@ -57,105 +45,90 @@ def search(
     target: Target,
     folder: Path,
     *,
-    make_timer: MakeTimer | None = None,
+    make_timer: Callable[[], Timer] | None = None,
     prober: Prober | None = None,
 ) -> dict[str, Any]:
-    """Return the best design and γ on this machine, and all that led there.
+    """Return the best design and γ on this machine, and all measurements.
 
     Args:
         config: what is searched, and how.
         target: the model to draft for.
-        folder: keeps everything; what a killed run finished is not done again.
+        folder: keeps everything; what a killed run finished is not measured again.
         make_timer: another way to time; by default rounds of our loop.
         prober: another way to measure acceptance; by default short trainings.
 
     Returns:
-        what ``results.json`` holds; see docs/search.md.
+        the content of ``results.json``; see docs/search.md.
 
     Raises:
-        FastDraftError: a setting that cannot be, said before any work.
+        FastDraftError: a setting is impossible; raised before any work.
     """
     from transformers import AutoConfig
 
     target_config = AutoConfig.from_pretrained(target.path)
-    text = target_config.get_text_config()
+    _check(config, target_config.get_text_config(), real=make_timer is None)
     gammas = list(range(1, config.max_num_assistant_tokens + 1))
+    designs = designs_of(target_config, config)
+    if prober is None and config.probe_tokens:
+        from fastdraft_hf.tune.probe import Probes
+
+        prober = Probes(config, target, folder, gammas)
+    acceptances = None if prober else given_acceptances(config, designs)
+    logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
+    make_timer = make_timer or (lambda: _loop_timer(config, target, len(designs), gammas))
+    seconds = _time(config, target, target_config, designs, folder, make_timer)
+    if acceptances is None:
+        assert prober is not None
+        acceptances = prober(designs)
+    results = {"target": target.name, **results_of(config, designs, seconds, acceptances)}
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _check(config: TuneConfig, text: Any, real: bool) -> None:
+    gammas = range(1, config.max_num_assistant_tokens + 1)
     reach = config.context + (config.rounds + 1) * sum(g + 1 for g in gammas) + 64
     if reach > text.max_position_embeddings:
         raise FastDraftError(
             f"context: timing from {config.context} tokens reads up to {reach}, and the target "
-            f"reads {text.max_position_embeddings}"
+            f"reads {text.max_position_embeddings}; lower context or rounds"
         )
     if config.draft_vocab_size is not None and config.draft_vocab_size >= text.vocab_size:
         raise FastDraftError(
             f"draft_vocab_size: {config.draft_vocab_size:,} must be below the vocabulary of "
             f"{text.vocab_size:,}"
         )
-    if make_timer is None:
-        _check_machine(config)
-    designs = designs_of(target_config, config)
-    scenarios = None if config.probe_tokens else given_acceptances(config, designs)
-    if config.probe_tokens and prober is None:
-        prober = _trainer_prober(config, target, folder, gammas)
-
-    timed_names = [d.name for d in designs]
-    logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
-    key = _timing_key(config, target, text.vocab_size)
-    timings = _time(config, target, target_config, designs, folder, key, gammas, make_timer)
-    costs = round_costs({n: timings[n] for n in timed_names}, pooled=config.measure != "cuda")
-    if scenarios is None:
-        assert prober is not None
-        scenarios = [dict(prober(designs))]
-    results = results_of(config, designs, timings, costs, scenarios, gammas)
-    results["target"] = target.name
-    write_json(folder / "results.json", results)
-    return results
-
-
-def _check_machine(config: TuneConfig) -> None:
-    if config.measure == "openvino":
+    if real and config.measure == "openvino":
         from fastdraft_hf.export.openvino import require_openvino
 
         require_openvino()
-    if config.measure == "cuda":
+    if real and config.measure == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
 
 
-def given_acceptances(config: TuneConfig, designs: list[Design]) -> list[dict[str, Acceptance]]:
-    """Return the acceptance of every design, once for each number of a list.
+def given_acceptances(config: TuneConfig, designs: list[Design]) -> dict[str, Acceptance]:
+    """Return the acceptance of every design.
 
     Raises:
-        FastDraftError: a mapping names no design or depth there is, or leaves one out.
+        FastDraftError: a mapping names no existing design or depth, or leaves one out.
     """
     given = config.acceptance
     if not isinstance(given, dict):
-        alphas = config.acceptances or [DEFAULT_ACCEPTANCE]
-        return [{d.name: Acceptance(alpha) for d in designs} for alpha in alphas]
-    known = {d.name for d in designs} | {str(d.layers) for d in designs}
-    for name in given:
-        if name not in known:
-            raise FastDraftError(
-                f"acceptance.{name}: no such design or depth; there are "
-                + ", ".join(d.name for d in designs)
-            )
-    found = {}
-    for design in designs:
-        alpha = given.get(design.name, given.get(str(design.layers)))
+        alpha = DEFAULT_ACCEPTANCE if given is None else given
+        return {d.name: Acceptance(alpha) for d in designs}
+    names = [d.name for d in designs]
+    for name in given.keys() - {*names, *(str(d.layers) for d in designs)}:
+        raise FastDraftError(
+            f"acceptance.{name}: no such design or depth; there are {', '.join(names)}"
+        )
+    found = {d.name: given.get(d.name, given.get(str(d.layers))) for d in designs}
+    for name, alpha in found.items():
         if alpha is None:
-            raise FastDraftError(f"acceptance: none for design {design.name}")
-        found[design.name] = Acceptance(alpha)
-    return [found]
-
-
-def _timing_key(config: TuneConfig, target: Target, vocabulary: int) -> str:
-    """Return what timings depend on besides the design, as a short hash."""
-    facts = {k: v for k, v in config.model_dump().items() if k not in _NOT_TIMED}
-    facts |= {"target": target.name, "revision": target.revision, "vocabulary": vocabulary}
-    facts |= {"path": str(target.path.resolve())}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+            raise FastDraftError(f"acceptance: none for design {name}")
+    return {name: Acceptance(alpha) for name, alpha in found.items() if alpha is not None}
 
 
 def _time(
@@ -164,38 +137,37 @@ def _time(
     target_config: Any,
     designs: list[Design],
     folder: Path,
-    key: str,
-    gammas: list[int],
-    make_timer: MakeTimer | None,
-) -> dict[str, list[Timing]]:
-    """Time all designs, one after the other and then again, in changing directions."""
+    make_timer: Callable[[], Timer],
+) -> dict[str, dict[int, list[float]]]:
+    """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
+    facts = config.model_dump(exclude=_NOT_TIMED)
+    facts |= {"target": str(target.path.resolve()), "revision": target.revision}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "timings.json"
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def label(design: Design, repeat: int) -> str:
         return f"{key}/{design.name}/{design.feed_forward}/{repeat}"
 
-    plan = [
-        (design, repeat)
-        for repeat in range(config.repeats)
-        for design in (designs if repeat % 2 == 0 else designs[::-1])
-    ]
-    due = [(d, r) for d, r in plan if label(d, r) not in saved]
+    rng = random.Random(config.seed)
+    order = [(d, r) for r in range(config.repeats) for d in rng.sample(designs, len(designs))]
+    due = [(d, r) for d, r in order if label(d, r) not in saved]
     if due:
         drafts = dict(zip(designs, _drafts(config, target_config, designs, folder), strict=True))
-        timer = (make_timer or _real_timer(config, target, designs, gammas))()
-        with Progress("tune timing", len(plan), "drafts", done=len(plan) - len(due)) as progress:
+        timer = make_timer()
+        with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
             for design, repeat in due:
-                timing = timer.measure(drafts[design], repeat)
-                saved[label(design, repeat)] = timing.to_dict()
+                saved[label(design, repeat)] = timer.measure(drafts[design], repeat)
                 write_json(path, saved)
                 progress.advance(1)
+        saved = json.loads(path.read_text(encoding="utf-8"))
     else:
-        logger.info("tune: timings of an earlier run are used; delete %s to time again", path)
-    return {
-        d.name: [Timing.from_dict(saved[label(d, r)]) for r in range(config.repeats)]
-        for d in designs
-    }
+        logger.info("tune: uses the timings of an earlier run; delete %s to time again", path)
+    found: dict[str, dict[int, list[float]]] = {d.name: {} for d in designs}
+    for design, repeat in order:
+        for gamma, times in saved[label(design, repeat)].items():
+            found[design.name].setdefault(int(gamma), []).extend(times)
+    return found
 
 
 def _drafts(
@@ -205,21 +177,18 @@ def _drafts(
     from fastdraft_hf.draft.init import init
     from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 
-    trim = "" if config.draft_vocab_size is None else f"-v{config.draft_vocab_size}"
-    paths = [folder / "designs" / f"{d.name}x{d.feed_forward}{trim}" for d in designs]
-    random_weights = DesignConfig(init="scratch")
-    with Progress("tune designs", len(designs), "drafts") as progress:
-        for design, path in zip(designs, paths, strict=True):
-            if not path.exists():
-                shape = draft_config(target_config, design, config)
-                model, _ = init(Path(), shape, random_weights, config.seed)
-                with atomic_folder(path) as temporary:
-                    model.save_pretrained(temporary)
-                    if config.draft_vocab_size is not None:
-                        # Which tokens do not matter for time.
-                        head = ReducedVocabulary(tuple(range(config.draft_vocab_size)))
-                        write_reduced_vocabulary(temporary, head)
-            progress.advance(1)
+    size = "" if config.draft_vocab_size is None else f"-v{config.draft_vocab_size}"
+    paths = [folder / "designs" / f"{d.name}x{d.feed_forward}{size}" for d in designs]
+    for design, path in zip(designs, paths, strict=True):
+        if not path.exists():
+            shape = draft_config(target_config, design, config)
+            model, _ = init(Path(), shape, DesignConfig(init="scratch"), config.seed)
+            with atomic_folder(path) as temporary:
+                model.save_pretrained(temporary)
+                if config.draft_vocab_size is not None:
+                    # Which tokens does not matter for the time.
+                    head = ReducedVocabulary(tuple(range(config.draft_vocab_size)))
+                    write_reduced_vocabulary(temporary, head)
     if config.measure != "openvino":
         return paths
     from fastdraft_hf.export.openvino import export_several
@@ -231,101 +200,104 @@ def _drafts(
     return exports
 
 
-def _real_timer(
-    config: TuneConfig, target: Target, designs: list[Design], gammas: list[int]
-) -> MakeTimer:
-    def make() -> Timer:
-        path = target.path
-        if config.measure == "openvino":
-            from fastdraft_hf.export.openvino import cached_openvino
+def _loop_timer(config: TuneConfig, target: Target, designs: int, gammas: list[int]) -> LoopTimer:
+    path = target.path
+    if config.measure == "openvino":
+        from fastdraft_hf.export.openvino import cached_openvino
 
-            logger.info("tune: the target in OpenVINO %s (exported once)", config.weight_format)
-            path = cached_openvino(path, config.weight_format)
-        return LoopTimer(
-            path,
-            config.measure,
-            gammas,
-            config.context,
-            config.rounds,
-            config.seed,
-            config.threads,
-            keeps_drafts(config.params, len(designs), config.measure),
-        )
-
-    return make
-
-
-def _trainer_prober(config: TuneConfig, target: Target, folder: Path, gammas: list[int]) -> Prober:
-    from fastdraft_hf.tune.probe import Probes
-
-    return Probes(config, target, folder, gammas)
+        logger.info("tune: exporting the target to OpenVINO %s (once)", config.weight_format)
+        path = cached_openvino(path, config.weight_format)
+    keep = 4 * config.params * designs < KEPT_BYTES
+    settings = config.context, config.rounds, config.seed, keep
+    return LoopTimer(path, config.measure, gammas, *settings)
 
 
 def results_of(
     config: TuneConfig,
     designs: list[Design],
-    timings: Mapping[str, list[Timing]],
-    costs: Mapping[str, RoundCost],
-    scenarios: list[dict[str, Acceptance]],
-    gammas: list[int],
+    seconds: Mapping[str, Mapping[int, list[float]]],
+    acceptances: Mapping[str, Acceptance],
 ) -> dict[str, Any]:
-    """Return predictions for every design, γ and acceptance, the best of them, and the law."""
-    law = fit_law([(d.layers, d.width, costs[d.name].next) for d in designs])
-    rows = []
+    """Return the times and predicted speeds of every design, the best one, and the law."""
+    rows, points, speeds = [], [], {}
     for design in designs:
-        cost = costs[design.name]
-        firsts = [r.drafts[0] for t in timings[design.name] for r in t.rounds if r.drafts]
-        nexts = [s for t in timings[design.name] for r in t.rounds for s in r.drafts[1:]]
+        times = {g: median_and_quartiles(found) for g, found in seconds[design.name].items()}
+        first, last = min(times), max(times)
+        each = (times[last][0] - times[first][0]) / max(last - first, 1)
+        points.append((design.layers, design.width, each))
+        acceptance = acceptances[design.name]
+        predicted = {g: acceptance.block_efficiency(g) / t[0] for g, t in times.items()}
+        speeds |= {(design, g): speed for g, speed in predicted.items()}
         rows.append(
             {
                 "design": design.name,
-                **dataclasses.asdict(design),
-                "first_pass_seconds": [*median_and_quartiles(firsts)],
-                "next_pass_seconds": [*median_and_quartiles(nexts or firsts)],
-                "catch_up_seconds": cost.catch_up,
-                "verify_seconds": {str(g): cost.verify[g] for g in gammas},
-                "outside_seconds": {str(g): cost.outside[g] for g in gammas},
-                "predictions": [
-                    {
-                        "acceptance": scenario[design.name].alpha,
-                        "tokens_per_second": {
-                            str(g): predict(cost, scenario[design.name], g) for g in gammas
-                        },
-                        "block_efficiency": {
-                            str(g): scenario[design.name].block_efficiency(g) for g in gammas
-                        },
-                    }
-                    for scenario in scenarios
-                ],
+                **asdict(design),
+                "drafted_token_seconds": each,
+                "round_seconds": {str(g): [*t] for g, t in times.items()},
+                "acceptance": acceptance.alpha,
+                "tokens_per_second": {str(g): speed for g, speed in predicted.items()},
             }
         )
-    bests = [_best(rows, number, gammas) for number in range(len(scenarios))]
-    by_name = {d.name: d for d in designs}
-    chosen = by_name[bests[0]["design"]]
-    alike = all(len({a.alpha for a in s.values()}) == 1 for s in scenarios)
+    best, gamma = max(speeds, key=lambda one: speeds[one])
     return {
         "settings": config.model_dump(),
         "designs": rows,
-        "best": {**bests[0], "section": chosen.section(config)},
-        "best_by_acceptance": bests,
-        "one_acceptance_for_all": alike,
-        "probed": bool(config.probe_tokens),
-        "law": {**dataclasses.asdict(law), "holds": law.holds, "sentence": law.sentence()},
+        "best": {
+            "design": best.name,
+            "num_assistant_tokens": gamma,
+            "tokens_per_second": speeds[best, gamma],
+            "acceptance": acceptances[best.name].alpha,
+            "section": best.section(config),
+        },
+        "law": fit_law(points),
     }
 
 
-def _best(rows: list[dict[str, Any]], scenario: int, gammas: list[int]) -> dict[str, Any]:
-    speed, row, gamma = max(
-        (
-            (row["predictions"][scenario]["tokens_per_second"][str(gamma)], row, gamma)
-            for row in rows
-            for gamma in gammas
-        ),
-        key=lambda found: found[0],
-    )
-    return {
-        "design": row["design"],
-        "num_assistant_tokens": gamma,
-        "tokens_per_second": speed,
-        "acceptance": row["predictions"][scenario]["acceptance"],
-    }
+def table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a row for each design: its shape, round times, best γ and speed."""
+    rows = []
+    for found in results["designs"]:
+        speeds = found["tokens_per_second"]
+        gamma = max(speeds, key=lambda g: speeds[g])
+        middle, low, high = (1e3 * value for value in found["round_seconds"][gamma])
+        rows.append(
+            {
+                "": "→" if found["design"] == results["best"]["design"] else "",
+                "design": found["design"],
+                "feed-forward": f"{found['feed_forward']:,}",
+                "parameters": f"{found['params'] / 1e6:.2f}M",
+                "drafted token, ms": f"{1e3 * found['drafted_token_seconds']:.2f}",
+                "acceptance": f"{found['acceptance']:.3f}",
+                "best γ": gamma,
+                "its round, ms": f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                "predicted tokens/s": f"{speeds[gamma]:.1f}",
+            }
+        )
+    return rows
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """Return the conclusions as sentences."""
+    best = results["best"]
+    lines = [
+        f"best at acceptance {best['acceptance']:.3f}: design {best['design']}, γ = "
+        f"{best['num_assistant_tokens']}, {best['tokens_per_second']:.1f} tokens/s predicted"
+    ]
+    if results["settings"]["probe_tokens"]:
+        lines.append("Acceptances are of short trainings; a full one reaches more.")
+    elif len({row["acceptance"] for row in results["designs"]}) == 1:
+        lines.append(
+            "One acceptance for all designs: the cheapest draft wins. Deeper drafts have a higher "
+            "acceptance rate; give acceptance by depth, or probe_tokens, to compare depths."
+        )
+    return [*lines, results["law"]["sentence"]]
+
+
+def recipe_snippet(results: dict[str, Any]) -> str:
+    """Return the sections of a recipe with the best design, and γ around the best to bench."""
+    import yaml
+
+    gamma = results["best"]["num_assistant_tokens"]
+    near = [g for g in (gamma - 1, gamma, gamma + 1) if g >= 1]
+    sections = {"design": results["best"]["section"], "bench": {"num_assistant_tokens": near}}
+    return str(yaml.safe_dump(sections, sort_keys=False, default_flow_style=None))

@@ -1,123 +1,84 @@
-"""Rows the target wrote, as texts that a draft's acceptance is read from."""
+"""Completions that a draft's acceptance is measured on, and the measurement."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.eval.expected import Continuation, TextAcceptance, text_acceptance
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# Texts are cut to this; the target reads them once for each draft.
-MAX_NEW_TOKENS = 128
-_LONGEST_PROMPT = 512
-# One row in so many is measured on and never counted or trained on.
+# One row in so many is held out: no probe trains on it and no vocabulary counts it.
 _ONE_IN = 5
+# What is read of a completion, and the longest prompt before it, in tokens.
+MAX_NEW_TOKENS, _LONGEST_PROMPT = 128, 512
+
+# A completion and the temperature it was sampled at.
+Sampled = tuple[Continuation, float]
 
 
 def held_out(index: int) -> bool:
-    """Return whether the row of this index is measured on only."""
+    """Return whether the row of this index is held out."""
     return index % _ONE_IN == 0
 
 
-def texts_of(sets: Sequence[Path], count: int, seed: int) -> list[tuple[Continuation, float]]:
-    """Return up to ``count`` held-out texts, in turn of the sets, with their own temperatures.
+def sampled_completions(sets: Sequence[Path], count: int, seed: int) -> list[Sampled]:
+    """Return up to ``count`` held-out completions, from the sets in turn.
 
-    Greedy rows are left out: at temperature 0 there is no distribution to compare.
+    Greedy ones are left out: at temperature 0 there is no distribution to compare.
 
     Raises:
-        FastDraftError: there is none.
+        FastDraftError: there is none, or a folder is not a finished set.
     """
     pools = []
-    for place in sets:
-        rows, _ = read_kept_rows(place)
-        rows = [
-            row
-            for row in rows
-            if held_out(row["index"])
-            and row["temperature"] > 0
-            and len(row["prompt_ids"]) <= _LONGEST_PROMPT
-        ]
-        random.Random(seed).shuffle(rows)
-        pools.append([(place.name, row) for row in rows])
-    found: list[tuple[Continuation, float]] = []
-    for number in range(max(map(len, pools), default=0)):
-        for pool in pools:
-            if number < len(pool) and len(found) < count:
-                name, row = pool[number]
+    for folder in sets:
+        pool = []
+        for row in read_kept_rows(folder)[0]:
+            short = len(row["prompt_ids"]) <= _LONGEST_PROMPT
+            if held_out(row["index"]) and row["temperature"] > 0 and short:
                 ids = tuple(row["completion_ids"][:MAX_NEW_TOKENS])
-                text = Continuation(name, tuple(row["prompt_ids"]), ids)
-                found.append((text, round(float(row["temperature"]), 4)))
+                text = Continuation(folder.name, tuple(row["prompt_ids"]), ids)
+                pool.append((text, round(float(row["temperature"]), 4)))
+        random.Random(seed).shuffle(pool)
+        pools.append(pool)
+    most = max(map(len, pools), default=0)
+    found = [pool[n] for n in range(most) for pool in pools if n < len(pool)][:count]
     if not found:
+        names = ", ".join(map(str, sets))
         raise FastDraftError(
-            f"rows: {', '.join(map(str, sets))}: no held-out text written at a temperature above 0"
+            f"rows: {names}: no held-out completion was sampled at a temperature above 0"
         )
     return found
 
 
-class Reader:
-    """The target's reading of some texts, beside which drafts are held.
+def read_acceptance(
+    target: Path, drafts: Sequence[Path], texts: Sequence[Sampled], device: str = "cpu"
+) -> list[list[TextAcceptance]]:
+    """Return each draft's acceptance along every completion, read by both models in float32.
 
     Args:
-        target: its folder.
-        texts: texts and their temperatures.
+        target: the target's folder.
+        drafts: folders of drafts; a reduced vocabulary is used.
+        texts: completions and their temperatures.
         device: cpu or cuda.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
 
-    def __init__(
-        self, target: Path, texts: Sequence[tuple[Continuation, float]], device: str = "cpu"
-    ) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-        self._model: PreTrainedModel = model.to(device).eval()
-        self._texts, self._device = list(texts), device
-        eos = self._model.generation_config.eos_token_id
-        self._ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-
-    def read(self, *drafts: Path) -> Any:
-        """Return what the drafts' acceptance is along every text.
-
-        Args:
-            *drafts: folders; a reduced vocabulary is used as such.
-
-        Returns:
-            a list of `TextAcceptance` for one draft; a list of such lists for several. The
-            target reads each text once.
-        """
-        import torch
-
-        from fastdraft_hf.draft.reduced_vocabulary import load_draft
-
-        models = [
-            load_draft(folder, dtype=torch.float32).to(self._device).eval() for folder in drafts
-        ]
-        found: list[list[TextAcceptance]] = [[] for _ in models]
-        with Progress("reading texts", len(self._texts), "texts") as progress:
-            for text, temperature in self._texts:
-                once: Any = _ReadOnce(self._model)
-                for readings, model in zip(found, models, strict=True):
-                    readings.append(text_acceptance(once, model, text, temperature, self._ends))
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).to(device).eval()
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    found: list[list[TextAcceptance]] = []
+    with Progress("reading completions", len(drafts) * len(texts), "completions") as progress:
+        for folder in drafts:
+            draft = load_draft(folder, dtype=torch.float32).to(device).eval()
+            found.append([])
+            for text, temperature in texts:
+                found[-1].append(text_acceptance(model, draft, text, temperature, ends))
                 progress.advance(1)
-        return found[0] if len(found) == 1 else found
-
-
-class _ReadOnce:
-    """A model that answers the same call again from memory."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._known = model, None
-        self.config, self.device = model.config, model.device
-
-    def __call__(self, **inputs: Any) -> Any:
-        if self._known is None:
-            self._known = self._model(**inputs)
-        return self._known
+    return found
