@@ -29,10 +29,6 @@ COMMANDS = {
     "card": ("card", "assemble the draft's folder with its model card"),
     "report": ("stage", "draw the figures and write report.html"),
     "tune": ("tune", "find the best draft shape and γ on this machine"),
-    "reduced_vocabulary": (
-        "reduced_vocabulary",
-        "let a draft score the most frequent tokens only",
-    ),
     "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
     "push": ("push", "send a draft to the Hub, in one commit"),

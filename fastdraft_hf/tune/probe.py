@@ -1,147 +1,119 @@
-"""Short trainings that say how much of the target each design learns.
+"""Short trainings that measure how much of the target each design learns.
 
-A probe starts from the initialization the draft will start from, reads the same rows the target
-wrote in the same order, for the same number of tokens, with the real trainer; its acceptance is
-expected acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short
-training ranks designs by how fast they learn, which favours what learns fast: take as many tokens
-as time allows.
+A probe starts from the initialization the draft will start from and trains on the same rows in the
+same order, for the same number of tokens, with the real trainer. Its acceptance is expected
+acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short training favours
+designs that learn fast: use as many tokens as time allows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.expected import expected_rounds, rounds_block_efficiency
 from fastdraft_hf.train.config import TrainConfig
 from fastdraft_hf.tune.config import TuneConfig
-from fastdraft_hf.tune.grid import Design, draft_config
+from fastdraft_hf.tune.grid import Design
 from fastdraft_hf.tune.predict import Acceptance
-from fastdraft_hf.tune.texts import MAX_NEW_TOKENS, Reader, held_out, texts_of
+from fastdraft_hf.tune.texts import (
+    MAX_NEW_TOKENS,
+    held_out,
+    read_acceptance,
+    sampled_completions,
+)
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
 
-logger = logging.getLogger(__name__)
-
-_SEQUENCE, _BATCH = 512, 4
+# Tokens of a sequence, sequences of a step, and held-out completions.
+_SEQUENCE, _BATCH, _TEXTS = 512, 4, 24
 
 
 class Probes:
-    """Trains every design shortly and measures it; finished ones are kept in ``probes.json``.
+    """Train every design briefly and measure it; finished ones are kept in ``probes.json``.
 
     Args:
-        config: of the search.
-        target: who wrote the rows.
+        config: settings of the search.
+        target: the model that generated the rows.
         folder: of the search.
-        gammas: γ that block efficiencies are wanted for.
+        gammas: values of γ.
 
     Raises:
-        FastDraftError: a folder of rows is no finished set, or holds no text to measure on.
+        FastDraftError: a folder of rows is not a finished set, or has nothing to measure on.
     """
 
     def __init__(self, config: TuneConfig, target: Target, folder: Path, gammas: list[int]) -> None:
-        assert config.probe_tokens is not None
         self._config, self._target, self._folder = config, target, folder
-        self._gammas = gammas
-        self._sets = [Path(row) for row in config.rows]
-        for place in self._sets:
-            if not (place / MANIFEST).is_file():
-                raise FastDraftError(f"rows: {place} is no finished set of generated text")
-        if config.probe_tokens < _SEQUENCE * _BATCH:
-            raise FastDraftError(
-                f"probe_tokens: {config.probe_tokens:,} is below one step of "
-                f"{_SEQUENCE * _BATCH:,} tokens"
-            )
+        self._gammas, self._sets = gammas, [Path(row) for row in config.rows]
+        self._device = "cuda" if config.measure == "cuda" else "cpu"
         self._train = TrainConfig(
-            sources=[Source(kind="generated", name=place.name) for place in self._sets],
+            sources=[Source(kind="generated", name=folder.name) for folder in self._sets],
             max_train_tokens=config.probe_tokens,
             max_length=_SEQUENCE,
             per_device_train_batch_size=_BATCH,
             eval_sequences=0,
-            save_steps=50,
         )
+        self._texts = sampled_completions(self._sets, _TEXTS, config.seed)
+        # Whatever a probe depends on besides its design.
+        facts = [config.init, config.probe_tokens, config.seed, gammas]
+        facts += [str(target.path.resolve()), target.revision]
+        facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
+        self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
-    def __call__(self, designs: list[Design]) -> Mapping[str, Acceptance]:
-        """Return the acceptance of every design."""
+    def __call__(self, designs: list[Design]) -> dict[str, Acceptance]:
+        """Return the acceptance of every design, by name."""
         path = self._folder / "probes.json"
         saved: dict[str, Any] = (
             json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         )
-        texts = texts_of(self._sets, self._config.probe_texts, self._config.seed)
-        reader: Reader | None = None
         found = {}
         with Progress("tune probes", len(designs), "drafts") as progress:
             for design in designs:
-                label = self._label(design)
+                label = f"{self._key}-{design.name}x{design.feed_forward}"
                 if label not in saved:
-                    draft = self._trained(design, label)
-                    reader = reader or Reader(self._target.path, texts, self._device)
-                    readings = reader.read(draft)
+                    draft = self._trained(design, self._folder / "probes" / label)
+                    (texts,) = read_acceptance(
+                        self._target.path, [draft], self._texts, self._device
+                    )
                     saved[label] = {
                         str(gamma): rounds_block_efficiency(
-                            [expected_rounds(r, gamma, MAX_NEW_TOKENS) for r in readings]
+                            [expected_rounds(text, gamma, MAX_NEW_TOKENS) for text in texts]
                         )
                         for gamma in self._gammas
                     }
                     write_json(path, saved)
                     shutil.rmtree(self._folder / "probes" / label, ignore_errors=True)
-                found[design.name] = Acceptance.of_efficiencies(
-                    {gamma: saved[label][str(gamma)] for gamma in self._gammas}
-                )
+                efficiency = {int(gamma): value for gamma, value in saved[label].items()}
+                found[design.name] = Acceptance.of_efficiencies(efficiency)
                 progress.advance(1, f"{design.name}: α {found[design.name].alpha:.3f}")
         return found
 
-    @property
-    def _device(self) -> str:
-        return "cuda" if self._config.measure == "cuda" else "cpu"
-
-    def _label(self, design: Design) -> str:
-        config = self._config
-        return (
-            f"{design.name}x{design.feed_forward}-{config.init}-{config.probe_tokens}-"
-            f"{self._rows_key()}-{config.probe_texts}-{config.seed}-{max(self._gammas)}"
-        )
-
-    def _rows_key(self) -> str:
-        """Return a short hash of the target and of what the sets hold."""
-        digest = hashlib.sha256(f"{self._target.path.resolve()}{self._target.revision}".encode())
-        for place in self._sets:
-            digest.update((place / MANIFEST).read_bytes())
-        return digest.hexdigest()[:12]
-
-    def _trained(self, design: Design, label: str) -> Path:
-        """Train one design, going on from its last checkpoint; return the draft's folder."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        from fastdraft_hf.draft.init import init
+    def _trained(self, design: Design, work: Path) -> Path:
+        """Train one design, resuming from its last checkpoint; return the draft's folder."""
+        from fastdraft_hf.draft.build import build, save_draft
+        from fastdraft_hf.target.resolve import load_tokenizer
         from fastdraft_hf.train.loop import train
 
-        config = self._config
-        work = self._folder / "probes" / label
-        tokenizer = AutoTokenizer.from_pretrained(self._target.path)
-        start = work / "start"
+        config, start = self._config, work / "start"
         if not start.exists():
-            shape = draft_config(AutoConfig.from_pretrained(self._target.path), design, config)
             section = DesignConfig(**design.section(config))
-            model, _ = init(self._target.path, shape, section, config.seed)
+            model, _ = build(self._target.path, section, config.seed)
             with atomic_folder(start) as temporary:
-                model.save_pretrained(temporary)
+                save_draft(model, temporary)
+        tokenizer = load_tokenizer(self._target.path)
         train(
             start,
             tokenizer,
-            self._data(tokenizer),
+            self._rows(tokenizer),
             work / "work",
             self._train,
             seed=config.seed,
@@ -150,18 +122,17 @@ class Probes:
         )
         return work / "work" / "model"
 
-    def _data(self, tokenizer: Any) -> Path:
-        """Write the rows all probes read, once, without held-out rows and evaluation text."""
+    def _rows(self, tokenizer: Any) -> Path:
+        """Write the rows that all probes read, once, without held-out rows and evaluation text."""
         import datasets
 
         from fastdraft_hf.data.corpora import build_completions
         from fastdraft_hf.data.decontaminate import Decontaminator
 
-        data = self._folder / "probes" / f"data-{self._rows_key()}-{self._config.seed}"
-        if data.exists():
-            return data
-        overlaps = Decontaminator.of_task_sets().overlaps
-        examples = []
+        folder = self._folder / "probes" / f"rows-{self._key}"
+        if folder.exists():
+            return folder
+        overlaps, examples = Decontaminator.of_task_sets().overlaps, []
         for source, place in zip(self._train.sources, self._sets, strict=True):
             made, rows, _ = build_completions(
                 [source],
@@ -171,13 +142,10 @@ class Probes:
                 max_length=_SEQUENCE,
                 seed=self._config.seed,
             )
-            examples += [
-                example
-                for example, (_, index) in zip(made, rows, strict=True)
-                if not held_out(index)
-            ]
+            pairs = zip(made, rows, strict=True)
+            examples += [example for example, (_, index) in pairs if not held_out(index)]
         if not examples:
-            raise FastDraftError("rows: nothing is left to train probes on")
-        with atomic_folder(data) as temporary:
+            raise FastDraftError("rows: no row is left to train probes on")
+        with atomic_folder(folder) as temporary:
             datasets.Dataset.from_list(examples).save_to_disk(str(temporary / "train"))
-        return data
+        return folder

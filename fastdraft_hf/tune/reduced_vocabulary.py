@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from fastdraft_hf.draft.reduced_vocabulary import (
 )
 from fastdraft_hf.eval.expected import TextAcceptance, expected_rounds, rounds_acceptance_rate
 from fastdraft_hf.eval.metrics import bootstrap
+from fastdraft_hf.target.resolve import all_end_ids, load_tokenizer
 from fastdraft_hf.tune.texts import MAX_NEW_TOKENS, held_out, read_acceptance, sampled_completions
 
 if TYPE_CHECKING:
@@ -29,27 +29,17 @@ _NOT_COPIED = ("facts.json", "log.json", "provenance.json", "config.yaml", "*.tm
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
-    """Return the ids that always stay: special, added and end tokens.
-
-    Args:
-        tokenizer: the target's.
-        *folders: of target and draft, whose generation configs name end tokens.
-    """
+    """Return the ids that always stay: special and added tokens, and the folders' end tokens."""
     found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for folder in folders:
-        path = folder / "generation_config.json"
-        if path.exists():
-            ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            found |= set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    return {int(token) for token in found}
+    return found.union(*(all_end_ids(folder, tokenizer) for folder in folders))
 
 
 def check_size(target: Path, size: int) -> None:
     """Raise `FastDraftError` unless the target's vocabulary can be reduced to ``size`` tokens."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     vocabulary = AutoConfig.from_pretrained(target).get_text_config().vocab_size
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = load_tokenizer(target, "target")
     choose_token_ids({}, special_ids(tokenizer, target), size, vocabulary)
 
 
@@ -89,7 +79,7 @@ def reduce_draft(
         FastDraftError: a folder is not what it should be, or the size is impossible; nothing is
             written then.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 
@@ -99,7 +89,7 @@ def reduce_draft(
         raise FastDraftError(
             f"draft: the vocabulary of {draft} is reduced already; use the full one"
         )
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = load_tokenizer(target, "target")
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     vocabulary = AutoConfig.from_pretrained(draft).get_text_config().vocab_size
 

@@ -21,7 +21,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.tune.config import TuneConfig
-from fastdraft_hf.tune.grid import Design, designs_of, draft_config
+from fastdraft_hf.tune.grid import Design, designs_of
 from fastdraft_hf.tune.predict import Acceptance, fit_law
 from fastdraft_hf.tune.timing import KEPT_BYTES, LoopTimer, Timer, median_and_quartiles
 
@@ -76,7 +76,7 @@ def search(
     acceptances = None if prober else given_acceptances(config, designs)
     logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
     make_timer = make_timer or (lambda: _loop_timer(config, target, len(designs), gammas))
-    seconds = _time(config, target, target_config, designs, folder, make_timer)
+    seconds = _time(config, target, designs, folder, make_timer)
     if acceptances is None:
         assert prober is not None
         acceptances = prober(designs)
@@ -134,7 +134,6 @@ def given_acceptances(config: TuneConfig, designs: list[Design]) -> dict[str, Ac
 def _time(
     config: TuneConfig,
     target: Target,
-    target_config: Any,
     designs: list[Design],
     folder: Path,
     make_timer: Callable[[], Timer],
@@ -153,7 +152,7 @@ def _time(
     order = [(d, r) for r in range(config.repeats) for d in rng.sample(designs, len(designs))]
     due = [(d, r) for d, r in order if label(d, r) not in saved]
     if due:
-        drafts = dict(zip(designs, _drafts(config, target_config, designs, folder), strict=True))
+        drafts = dict(zip(designs, _drafts(config, target, designs, folder), strict=True))
         timer = make_timer()
         with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
             for design, repeat in due:
@@ -170,21 +169,19 @@ def _time(
     return found
 
 
-def _drafts(
-    config: TuneConfig, target_config: Any, designs: list[Design], folder: Path
-) -> list[Path]:
+def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: Path) -> list[Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
-    from fastdraft_hf.draft.init import init
+    from fastdraft_hf.draft.build import build, save_draft
     from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 
     size = "" if config.draft_vocab_size is None else f"-v{config.draft_vocab_size}"
     paths = [folder / "designs" / f"{d.name}x{d.feed_forward}{size}" for d in designs]
     for design, path in zip(designs, paths, strict=True):
         if not path.exists():
-            shape = draft_config(target_config, design, config)
-            model, _ = init(Path(), shape, DesignConfig(init="scratch"), config.seed)
+            section = DesignConfig(**{**design.section(config), "init": "scratch"})
+            model, _ = build(target.path, section, config.seed)
             with atomic_folder(path) as temporary:
-                model.save_pretrained(temporary)
+                save_draft(model, temporary)
                 if config.draft_vocab_size is not None:
                     # Which tokens does not matter for the time.
                     head = ReducedVocabulary(tuple(range(config.draft_vocab_size)))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import fastdraft_hf.stages.registry  # noqa: F401  (registers the stages)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli
@@ -85,10 +86,8 @@ def test_the_reduced_draft_lies_beside_the_whole_one(
     run = make_run()
     with caplog.at_level(logging.INFO):
         execute(run, ["design", "reduced_vocabulary"])
-    assert (
-        "reduced_vocabulary: head: 60 of 288 tokens; they cover 100.00% of 80 tokens" in caplog.text
-    )
-    assert "expected acceptance rate at γ = 3 over 3 texts" in caplog.text
+    assert "reduced_vocabulary: 60 of 288 tokens cover 100.00% of 80 held-out tokens" in caplog.text
+    assert "expected acceptance rate at γ = 3 over 3 completions" in caplog.text
     folder = run.stage_folder("reduced_vocabulary")
     head = read_reduced_vocabulary(folder)
     assert head is not None
@@ -116,7 +115,7 @@ def test_a_killed_trim_goes_on(
 
     run = make_run()
     with monkeypatch.context() as patch:
-        patch.setattr("fastdraft_hf.tune.reduced_vocabulary.Reader.read", killed)
+        patch.setattr("fastdraft_hf.tune.reduced_vocabulary.read_acceptance", killed)
         with pytest.raises(KeyboardInterrupt):
             execute(run, ["design", "reduced_vocabulary"])
     assert not run.stage_folder("reduced_vocabulary").exists()
@@ -169,39 +168,6 @@ def test_a_size_that_cannot_be_is_refused_before_any_work(
     assert cli.main(["run", str(file)]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_the_command_is_the_stages_without_rows(
-    make_run: Callable[..., Run],
-    tiny_target_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = make_run(target=str(tiny_target_folder))
-    execute(run, ["design"])
-    words = [
-        "reduced_vocabulary",
-        "--target",
-        str(tiny_target_folder),
-        "--output-dir",
-        str(run.folder),
-    ]
-    sets = ["generate.sets={chat: {rows: 20}}", "device=cpu", "design.hidden_size=16"]
-    sets += ["design.num_hidden_layers=1", "design.params=1k"]
-    assert cli.main([*words, "--draft-vocab", "70", "--texts", "0", *sets]) == 0
-    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
-    assert head is not None
-    assert len(head.token_ids) == 70
-    for further, said in (
-        (
-            ["--config", "r.yaml", "--rows", "x"],
-            "rows: with a recipe the sets are reduced_vocabulary.sets",
-        ),
-        (["--rows", "x"], "draft: needed with --rows"),
-        (["--rows", "x", "--draft", "d", "--sets", "[chat]"], "sets: they are a run's"),
-    ):
-        assert cli.main([*words, *further]) == 2
-        assert said in capsys.readouterr().err
 
 
 def test_it_is_exported_as_well_but_not_in_int4(

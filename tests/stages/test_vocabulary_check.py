@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli import export as export_command
 from fastdraft_hf.cli import main as cli
-from fastdraft_hf.data.shards import MANIFEST
 from fastdraft_hf.draft import vocabulary
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, evaluate, train
@@ -23,7 +22,7 @@ from fastdraft_hf.stages.target_engine import open_target_engine
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.arguments import DraftDistillationConfig
 from fastdraft_hf.train.checks import open_target
-from fastdraft_hf.tune.reduced_vocabulary import reduce_head
+from fastdraft_hf.tune.reduced_vocabulary import reduce_draft
 
 TRAIN = {"sources": [{"kind": "python"}]}
 
@@ -59,10 +58,7 @@ class Pair:
         bench.run(self.run(bench={"drafts": {"x": str(self.draft)}, "paths": ["ours"]}), self.work)
 
     def reduced_vocabulary(self) -> None:
-        rows = self.work / "rows"
-        rows.mkdir()
-        (rows / MANIFEST).write_text("{}", encoding="utf-8")
-        reduce_head(self.draft, [rows], 50, self.work / "out", target=self.target)
+        reduce_draft(self.draft, [], 50, self.work / "out", target=self.target)
 
     def export(self) -> None:
         words = ["export", "gguf", str(self.draft), "--target", str(self.target)]

@@ -1,4 +1,4 @@
-"""Trimming a draft's head: what is kept, what it costs, and the folder that comes out."""
+"""Reducing a draft's vocabulary: the kept ids, the cost, and the folder; and probes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.cli import main as cli
 from fastdraft_hf.data.engines import Completion
 from fastdraft_hf.data.generated import read_rows, write_rows
 from fastdraft_hf.data.requests import Request
-from fastdraft_hf.draft.reduced_vocabulary import FILE, load_draft, read_reduced_vocabulary
+from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 from fastdraft_hf.eval.expected import TextAcceptance
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
 from fastdraft_hf.tune.probe import Probes
-from fastdraft_hf.tune.reduced_vocabulary import acceptance_cost, reduce_head, special_ids
-from fastdraft_hf.tune.texts import held_out, texts_of
+from fastdraft_hf.tune.reduced_vocabulary import acceptance_cost, reduce_draft, special_ids
+from fastdraft_hf.tune.texts import held_out, sampled_completions
 
 ROWS = 40
 # What the target "writes": few of its 288 tokens, and one that only held-out rows have.
@@ -78,9 +77,7 @@ def test_a_reduced_folder_and_its_facts(
     rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "reduced"
-    facts = reduce_head(
-        draft, [rows], 50, output, target=tiny_target_folder, texts=6, provenance={"by": "a test"}
-    )
+    facts = reduce_draft(draft, [rows], 50, output, target=tiny_target_folder, texts=6)
     head = read_reduced_vocabulary(output)
     assert head is not None
     assert len(head.token_ids) == 50
@@ -96,12 +93,11 @@ def test_a_reduced_folder_and_its_facts(
     # A draft whose tokens the target never takes loses nothing by leaving them out, but its
     # probabilities grow where they are left.
     assert rates["difference"][0] > -rates["full"][0]
-    assert json.loads((output / "provenance.json").read_text()) == {"by": "a test", "facts": facts}
+    assert not (output / "provenance.json").exists()  # the original's
     full = AutoModelForCausalLM.from_pretrained(output).state_dict()
     for name, tensor in AutoModelForCausalLM.from_pretrained(draft).state_dict().items():
         assert torch.equal(tensor, full[name])
     assert load_draft(output).get_output_embeddings().weight.shape[0] == 50
-    assert [p.name for p in tmp_path.iterdir()] == ["reduced"]
 
 
 def test_special_and_end_tokens_always_stay(
@@ -109,7 +105,7 @@ def test_special_and_end_tokens_always_stay(
 ) -> None:
     always = special_ids(tiny_tokenizer, tiny_target_folder)
     assert {0, 1, 2} <= always
-    reduce_head(draft, [rows], len(always) + 1, tmp_path / "t", target=tiny_target_folder, texts=0)
+    reduce_draft(draft, [rows], len(always) + 1, tmp_path / "t", target=tiny_target_folder, texts=0)
     head = read_reduced_vocabulary(tmp_path / "t")
     assert head is not None
     assert always < set(head.token_ids)
@@ -132,14 +128,14 @@ def test_the_cost_is_that_of_what_is_left_out() -> None:
 
 
 def test_texts_are_held_out_and_sampled(rows: Path) -> None:
-    texts = texts_of([rows], 100, 0)
+    texts = sampled_completions([rows], 100, 0)
     assert texts
     for text, temperature in texts:
         number = text.prompt_ids[1] - 40
         assert held_out(number)
         assert temperature in (0.6, 1.0)
         assert text.ids[0] == RARE
-    assert texts_of([rows], 2, 0) == texts[:2]
+    assert sampled_completions([rows], 2, 0) == texts[:2]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +143,9 @@ def test_texts_are_held_out_and_sampled(rows: Path) -> None:
     [
         ({"size": 3}, "draft_vocab_size: 3 must be more than"),
         ({"size": 288}, "below the vocabulary of 288"),
-        ({"rows": []}, "rows: folders of text"),
-        ({"rows": [Path("nowhere")]}, "rows: nowhere is no finished set"),
-        ({"draft": Path("nowhere")}, "draft: nowhere is no folder"),
+        ({"sets": []}, "the generated sets hold no completions"),
+        ({"sets": [Path("nowhere")]}, "nowhere"),
+        ({"draft": Path("nowhere")}, "draft: nowhere is not a folder"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(
@@ -160,40 +156,18 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     change: dict[str, Any],
     words: str,
 ) -> None:
-    given: dict[str, Any] = {"draft": draft, "rows": [rows], "size": 50, **change}
+    given: dict[str, Any] = {"draft": draft, "sets": [rows], "size": 50, **change}
     with pytest.raises(FastDraftError, match=words):
-        reduce_head(**given, output=tmp_path / "t", target=tiny_target_folder)
+        reduce_draft(**given, folder=tmp_path / "t", target=tiny_target_folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reduced_draft_is_not_reduced_again(
     rows: Path, draft: Path, tiny_target_folder: Path, tmp_path: Path
 ) -> None:
-    reduce_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder, texts=0)
+    reduce_draft(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder, texts=0)
     with pytest.raises(FastDraftError, match="reduced already"):
-        reduce_head(tmp_path / "a", [rows], 40, tmp_path / "b", target=tiny_target_folder)
-    with pytest.raises(FastDraftError, match=r"output_dir: .* exists"):
-        reduce_head(draft, [rows], 50, tmp_path / "a", target=tiny_target_folder)
-
-
-def test_the_command_prints_coverage_and_cost(
-    rows: Path,
-    draft: Path,
-    tiny_target_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = ["reduced_vocabulary", "--draft", str(draft), "--target", str(tiny_target_folder)]
-    words += ["--rows", str(rows), "--draft-vocab", "50", "--texts", "3"]
-    assert cli.main([*words, "--output-dir", str(tmp_path / "t")]) == 0
-    printed = capsys.readouterr().out
-    assert "50 of 288 tokens; they cover 96.67%" in printed
-    assert "expected acceptance rate at γ = 3 over 3 texts" in printed
-    assert (tmp_path / "t" / FILE).is_file()
-    provenance = json.loads((tmp_path / "t" / "provenance.json").read_text())
-    assert provenance["facts"]["draft_vocab_size"] == 50
-    assert cli.main([*words, "--output-dir", str(tmp_path / "u"), "--draft-vocab", "many"]) == 2
-    assert "draft_vocab_size: expected a whole number, got 'many'" in capsys.readouterr().err
+        reduce_draft(tmp_path / "a", [rows], 40, tmp_path / "b", target=tiny_target_folder)
 
 
 @pytest.mark.slow
@@ -208,7 +182,6 @@ def test_probes_train_and_are_kept(
         width_multiple=8,
         probe_tokens=4096,
         rows=[str(rows)],
-        probe_texts=4,
         max_num_assistant_tokens=2,
     )
     target = Target(tiny_target_folder, "tiny")
