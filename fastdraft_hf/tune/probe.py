@@ -64,7 +64,7 @@ class Probes:
         )
         self._texts = sampled_completions(self._sets, _TEXTS, config.seed)
         # Whatever a probe depends on besides its design.
-        facts = [config.init, config.probe_tokens, config.seed, gammas]
+        facts: list[Any] = [config.init, config.probe_tokens, config.seed, gammas]
         facts += [str(target.path.resolve()), target.revision]
         facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

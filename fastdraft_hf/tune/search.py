@@ -73,13 +73,12 @@ def search(
         from fastdraft_hf.tune.probe import Probes
 
         prober = Probes(config, target, folder, gammas)
-    acceptances = None if prober else given_acceptances(config, designs)
+    given = None if prober else given_acceptances(config, designs)
     logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
     make_timer = make_timer or (lambda: _loop_timer(config, target, len(designs), gammas))
     seconds = _time(config, target, designs, folder, make_timer)
-    if acceptances is None:
-        assert prober is not None
-        acceptances = prober(designs)
+    acceptances = given if prober is None else prober(designs)
+    assert acceptances is not None
     results = {"target": target.name, **results_of(config, designs, seconds, acceptances)}
     write_json(folder / "results.json", results)
     return results
@@ -124,11 +123,13 @@ def given_acceptances(config: TuneConfig, designs: list[Design]) -> dict[str, Ac
         raise FastDraftError(
             f"acceptance.{name}: no such design or depth; there are {', '.join(names)}"
         )
-    found = {d.name: given.get(d.name, given.get(str(d.layers))) for d in designs}
-    for name, alpha in found.items():
-        if alpha is None:
-            raise FastDraftError(f"acceptance: none for design {name}")
-    return {name: Acceptance(alpha) for name, alpha in found.items() if alpha is not None}
+    found = {}
+    for design in designs:
+        alphas = [given[key] for key in (design.name, str(design.layers)) if key in given]
+        if not alphas:
+            raise FastDraftError(f"acceptance: none for design {design.name}")
+        found[design.name] = Acceptance(alphas[0])
+    return found
 
 
 def _time(
@@ -216,7 +217,8 @@ def results_of(
     acceptances: Mapping[str, Acceptance],
 ) -> dict[str, Any]:
     """Return the times and predicted speeds of every design, the best one, and the law."""
-    rows, points, speeds = [], [], {}
+    rows, points = [], []
+    speeds: dict[tuple[Design, int], float] = {}
     for design in designs:
         times = {g: median_and_quartiles(found) for g, found in seconds[design.name].items()}
         first, last = min(times), max(times)
