@@ -193,12 +193,15 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
 
 
 def _tokenizer_of(target: Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """Return a target's tokenizer; None for a loaded model that did not come from a folder."""
+    """Return a target's tokenizer, None for a loaded model whose tokenizer is not found."""
     from fastdraft_hf.target.resolve import load_tokenizer
 
     if isinstance(target, Path):
         return load_tokenizer(target, "target")
-    return load_tokenizer(target.name_or_path, "target") if target.name_or_path else None
+    try:
+        return load_tokenizer(target.name_or_path) if target.name_or_path else None
+    except FastDraftError:
+        return None
 
 
 def _copy_special_tokens(draft: PreTrainedModel, target: Path | PreTrainedModel) -> None:

@@ -1,13 +1,12 @@
-"""A draft whose head scores the most frequent tokens only (FR-Spec, Zhao et al. 2025, 2502.14856).
+"""Drafts whose head scores only the most frequent tokens (FR-Spec, Zhao et al. 2025, 2502.14856).
 
-For a small draft the head is most of the work of a step. A token that the head does not score is
-never drafted; the target still writes it, so the output stays the target's.
+The head is most of a small draft's work. A token that the head does not score is never drafted; the
+target still produces it, so the output stays the target's.
 
-On disk a reduced draft is the ordinary checkpoint, whole, beside a file of token ids
-(`FILE`). Stock ``from_pretrained`` reads the checkpoint and scores every token; `load_draft` and
-the OpenVINO export read the ids as well and leave the other rows of the head out.
-
-The ids stand in JSON: some engines read every ``*.safetensors`` of a folder as weights.
+On disk a reduced draft is an ordinary checkpoint with the full head, and a file of token ids
+(`FILE`). ``from_pretrained`` scores every token; `load_draft` and the OpenVINO export read the ids
+and leave out the other rows of the head. The file is JSON, because some engines load every
+``*.safetensors`` file of a folder as weights.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ FILE = "reduced_vocabulary.json"
 
 @dataclass(frozen=True)
 class ReducedVocabulary:
-    """Which tokens a head scores.
+    """The tokens that a head scores.
 
     Attributes:
-        token_ids: [K] ids, ascending: column k of the logits is token ``token_ids[k]``, and of two
-            equal logits the first is the one that the full head would take.
-        facts: how it was made (coverage, acceptance), as stored.
+        token_ids: [K] ascending ids; column k of the logits is token ``token_ids[k]``, and of two
+            equal logits the first is the one that the full head would choose.
+        facts: how they were chosen (coverage, acceptance).
     """
 
     token_ids: tuple[int, ...]
@@ -45,16 +44,16 @@ class ReducedVocabulary:
 def choose_token_ids(
     counts: Mapping[int, int], always: Collection[int], size: int, vocabulary: int
 ) -> list[int]:
-    """Return the ``size`` ids to score, ascending: those of ``always``, then the most frequent.
+    """Return ``size`` ids, ascending: those of ``always``, then the most frequent.
 
-    Of equally frequent tokens, and of those never seen, the lower ids are taken: byte-pair
-    vocabularies are in the order of their merges, the commonest first.
+    Among equally frequent tokens, the lower ids are taken: byte-pair vocabularies are in the order
+    of their merges, the most common first.
 
     Args:
-        counts: how often each id occurs in the target's own text.
-        always: ids that stay whatever their count: special and end tokens.
-        size: K.
-        vocabulary: V.
+        counts: how often each id occurs in the target's completions.
+        always: ids that are always kept: special and end tokens.
+        size: K, the number of ids.
+        vocabulary: V, the number of tokens.
 
     Raises:
         FastDraftError: ``size`` is not between the number of ``always`` and the vocabulary.
@@ -74,13 +73,13 @@ def choose_token_ids(
 
 
 def write_reduced_vocabulary(folder: Path, head: ReducedVocabulary) -> None:
-    """Write the ids beside the checkpoint in ``folder``."""
+    """Write the ids to the folder of the checkpoint."""
     value = {"token_ids": list(head.token_ids), "facts": head.facts}
     write_text(folder / FILE, json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
-    """Return the ids that lie in a draft's folder; ``None`` when its head is whole.
+    """Return the reduced vocabulary of a draft's folder, None where the head is full.
 
     Raises:
         FastDraftError: the file is damaged.
@@ -94,36 +93,38 @@ def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
         facts = dict(value.get("facts") or {})
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FastDraftError(
-            f"{path}: no list of token ids; delete it to use the full head"
+            f"{path}: not a list of token ids; delete the file to use the full head"
         ) from None
-    whole = all(type(token) is int and token >= 0 for token in ids)
-    if not ids or not whole or any(a >= b for a, b in itertools.pairwise(ids)):
-        raise FastDraftError(f"{path}: token_ids must be ascending ids; delete it to use all")
+    valid = all(type(token) is int and token >= 0 for token in ids)
+    if not ids or not valid or any(a >= b for a, b in itertools.pairwise(ids)):
+        raise FastDraftError(
+            f"{path}: token_ids must be ascending ids; delete the file to use the full head"
+        )
     return ReducedVocabulary(ids, facts)
 
 
 def check_token_ids(token_ids: Sequence[int], rows: int) -> None:
-    """Raise `FastDraftError` unless every id, ascending, is one of a draft's ``rows``."""
+    """Raise `FastDraftError` unless all ids (ascending) are below a draft's ``rows``."""
     if token_ids[-1] >= rows:
         raise FastDraftError(
-            f"{FILE}: token {token_ids[-1]} is none of the draft's {rows:,}; these ids belong to "
-            "another vocabulary"
+            f"{FILE}: token {token_ids[-1]} is not among the draft's {rows:,} rows; the ids belong "
+            "to another vocabulary"
         )
 
 
 def reduce_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Replace a model's head in place by the rows of ``token_ids``; its logits become [..., K].
+    """Reduce a model's head in place to the rows of ``token_ids``; its logits become [..., K].
 
-    `fastdraft_hf.assisted_decoding` reads which column is which token from
-    ``model.head_token_ids``. Nothing else does: a reduced model is a draft for our loop only, and
-    saving it is refused, since its folder would be no checkpoint any more.
+    `fastdraft_hf.assisted_decoding` reads the token of each column from ``model.head_token_ids``.
+    Nothing else does, so the model is a draft for that loop only. It cannot be saved: its folder
+    would not be a checkpoint.
 
     Args:
-        model: a causal language model, its embeddings tied or not; they stay whole.
+        model: a causal language model; its embeddings keep every row, tied or not.
         token_ids: ascending ids.
 
     Raises:
-        FastDraftError: an id lies outside the head.
+        FastDraftError: an id is outside the head.
     """
     import torch
 
@@ -150,31 +151,30 @@ def reduce_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
 
 def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     raise FastDraftError(
-        f"this draft's head is reduced in memory; its folder holds the whole head and {FILE}, "
-        "copy that instead of saving it"
+        f"this draft's head is reduced in memory; its folder has the full head and {FILE}, so copy "
+        "that instead of saving the model"
     )
 
 
 def whole_parameters(model: PreTrainedModel) -> int:
-    """Return the parameters of a draft as its folder has them, whatever of its head is loaded."""
+    """Return the parameters of a draft's checkpoint, with the full head."""
     if getattr(model, "head_token_ids", None) is None:
         return int(model.num_parameters())
     from fastdraft_hf.draft.sizes import count_parameters
 
-    # The rows of a reduced vocabulary are in memory twice where embeddings are tied.
+    # With tied embeddings, the rows of a reduced head are in memory twice.
     return count_parameters(model.config)
 
 
 def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a draft for `fastdraft_hf.assisted_decoding`, with its reduced vocabulary if it has one.
 
-    A folder without `FILE` loads as ``AutoModelForCausalLM.from_pretrained`` loads it. To use a
-    reduced draft with stock assisted generation, load it with that: the folder is an ordinary
-    checkpoint with a full head.
+    For transformers' own assisted generation load it with ``AutoModelForCausalLM``, which reads the
+    full head.
 
     Args:
         folder: the draft's folder.
-        **kwargs: of ``from_pretrained``, such as ``dtype``.
+        **kwargs: arguments of ``from_pretrained``, such as ``dtype``.
     """
     from transformers import AutoModelForCausalLM
 

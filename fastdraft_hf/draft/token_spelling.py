@@ -1,8 +1,7 @@
-"""What a token's text is, however its tokenizer writes it, and which tokens of another spell it.
+"""Match the tokens of two tokenizers by their text.
 
-Byte-level tokenizers write each byte as a printable character (``Ġ`` is a space), SentencePiece
-ones write ``▁`` for a space and ``<0x0A>`` for a byte. Both are read back to bytes, so that two
-vocabularies can be compared.
+Byte-level tokenizers spell each byte as a printable character (``Ġ`` is a space), SentencePiece
+ones use ``▁`` for a space and ``<0x0A>`` for a byte. Both are converted to bytes to be compared.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
 
 _BYTE_TOKEN = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 
-# Tokens that mark a turn, by what they do; the first that a tokenizer has is its own.
+# Tokens that mark a turn, by role; a tokenizer's own is the first that it has.
 _TURN_ROLES = {
     "start of turn": ("<|im_start|>", "<start_of_turn>", "<|start_header_id|>", "<|start|>"),
     "end of turn": ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|eot|>"),
 }
-_ATTRIBUTES = ("bos", "eos", "pad", "unk")
 
 
 @dataclass
@@ -33,11 +31,11 @@ class TokenMatches:
     """For each id of the target, the donor's ids whose embeddings are averaged.
 
     Attributes:
-        pieces: target id -> donor ids, at least one; an id that is missing has no match.
-        how: target id -> ``same`` (one donor token of the same bytes), ``pieces``, ``special``
-            (by role) or ``given``.
-        special: target token -> donor token, of those matched by role or given.
         total: number of tokens of the target.
+        pieces: target id -> donor ids, at least one; unmatched ids are missing.
+        how: target id -> ``same`` (one donor token of the same bytes), ``pieces``, ``special``
+            (by spelling or role) or ``given``.
+        special: target token -> donor token, of the special and given ones.
     """
 
     total: int
@@ -47,19 +45,59 @@ class TokenMatches:
 
     def counts(self) -> dict[str, int]:
         """Return how many tokens were matched in which way."""
-        found = dict.fromkeys(("same", "pieces", "special", "given"), 0)
-        for kind in self.how.values():
-            found[kind] += 1
-        return {**found, "none": self.total - len(self.how)}
+        kinds = list(self.how.values())
+        found = {kind: kinds.count(kind) for kind in ("same", "pieces", "special", "given")}
+        return {**found, "none": self.total - len(kinds)}
+
+
+def match_tokens(
+    target: PreTrainedTokenizerBase,
+    donor: PreTrainedTokenizerBase,
+    given: Mapping[str, str] | None = None,
+) -> TokenMatches:
+    """Find the donor's tokens for every token of the target.
+
+    An ordinary token is matched with the donor's token of the same bytes, else with the pieces into
+    which the donor's tokenizer splits its text, else (the donor normalizes that text, or it is part
+    of a character) with the donor's longest tokens from left to right. A special token is matched
+    by ``given``, else by spelling, else by role (bos, eos, pad, unk, start and end of turn).
+
+    Raises:
+        FastDraftError: ``given`` names a token that one of the two does not have.
+    """
+    ours, theirs = token_bytes(target), token_bytes(donor)
+    by_bytes: dict[bytes, int] = {}
+    # Where several tokens have one text, prefer pieces over bytes, then the lowest id.
+    names = {index: token for token, index in donor.get_vocab().items()}
+    for index in sorted(theirs, key=lambda i: (not _BYTE_TOKEN.match(names[i]), -i)):
+        by_bytes[theirs[index]] = index
+    matches = TokenMatches(len(target.get_vocab()))
+    _match_special(target, donor, given or {}, set(ours), matches)
+    unmatched = []
+    for index, text in ours.items():
+        if index in matches.pieces:
+            continue
+        if text in by_bytes:
+            matches.pieces[index], matches.how[index] = [by_bytes[text]], "same"
+        else:
+            unmatched.append((index, text))
+    longest = max(map(len, by_bytes), default=0)
+    spelled = _spelled([text for _, text in unmatched], donor, theirs)
+    for index, text in unmatched:
+        ids = spelled.get(text) or _longest_pieces(text, by_bytes, longest)
+        if ids:
+            matches.pieces[index], matches.how[index] = ids, "pieces"
+    return matches
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
-    """Return the bytes that each ordinary token stands for, by id; special ones are left out."""
+    """Return the bytes of each token by id, without special tokens."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     decoder = json.dumps(json.loads(_backend(tokenizer).to_str()).get("decoder"))
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     added = tokenizer.added_tokens_decoder
-    byte_of = _byte_alphabet() if "ByteLevel" in decoder else None
+    special = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+    byte_of = {c: b for b, c in bytes_to_unicode().items()} if "ByteLevel" in decoder else None
     result = {}
     for token, index in tokenizer.get_vocab().items():
         if index in special:
@@ -75,53 +113,12 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     return result
 
 
-def match_tokens(
-    target: PreTrainedTokenizerBase,
-    donor: PreTrainedTokenizerBase,
-    given: Mapping[str, str] | None = None,
-) -> TokenMatches:
-    """Find the donor's tokens for every token of the target.
-
-    Ordinary tokens: the donor's token of the same bytes, else the pieces the donor's tokenizer
-    makes of the text, else (text it spells with more, or half a character) the longest of its
-    tokens one after another. Special tokens: ``given``, else the same spelling, else the same role
-    (bos, eos, pad, unk, start and end of turn).
-
-    Raises:
-        FastDraftError: ``given`` names a token that one of the two does not have.
-    """
-    ours, theirs = token_bytes(target), token_bytes(donor)
-    by_bytes: dict[bytes, int] = {}
-    # Of several spellings of one text a piece comes before a byte, then the first id.
-    names = {index: token for token, index in donor.get_vocab().items()}
-    for index in sorted(theirs, key=lambda i: (not _BYTE_TOKEN.match(names[i]), -i)):
-        by_bytes[theirs[index]] = index
-    matches = TokenMatches(len(target.get_vocab()))
-    _match_special(target, donor, given or {}, matches)
-    asked = []
-    for index, text in ours.items():
-        if index in matches.pieces:
-            continue
-        if text in by_bytes:
-            matches.pieces[index], matches.how[index] = [by_bytes[text]], "same"
-        else:
-            asked.append((index, text))
-    longest = max(map(len, by_bytes), default=0)
-    spelt = _spelt([text for _, text in asked], donor, theirs)
-    for index, text in asked:
-        ids = spelt.get(text) or _longest_pieces(text, by_bytes, longest)
-        if ids:
-            matches.pieces[index], matches.how[index] = ids, "pieces"
-    return matches
-
-
-def _spelt(
+def _spelled(
     texts: list[bytes], tokenizer: PreTrainedTokenizerBase, known: Mapping[int, bytes]
 ) -> dict[bytes, list[int]]:
-    """Return the ids a tokenizer gives each text, of those that spell just that text."""
+    """Return the ids of each text that a tokenizer encodes without changing it."""
     found: dict[bytes, list[int]] = {}
-    # Many SentencePiece tokenizers put a space before every text; without its own, a text that
-    # begins with one is then spelt exactly.
+    # Many SentencePiece tokenizers add a space before every text, so try without its own too.
     for cut in (0, 1):
         left = [t for t in texts if t not in found and (not cut or t[:1] == b" ")]
         asked = [t[cut:].decode(errors="replace") for t in left]
@@ -136,9 +133,15 @@ def _match_special(
     target: PreTrainedTokenizerBase,
     donor: PreTrainedTokenizerBase,
     given: Mapping[str, str],
+    ordinary: set[int],
     matches: TokenMatches,
 ) -> None:
     ours, theirs = target.get_vocab(), donor.get_vocab()
+
+    def match(token: str, other: str, how: str) -> None:
+        matches.pieces[ours[token]], matches.how[ours[token]] = [theirs[other]], how
+        matches.special[token] = other
+
     for token, other in given.items():
         for name, vocabulary, whose in ((token, ours, "target"), (other, theirs, "donor")):
             if name not in vocabulary:
@@ -146,35 +149,32 @@ def _match_special(
                     f"design.token_map: the {whose} has no token '{name}'"
                     f"{nearest(name, [t for t in vocabulary if t.startswith(name[:1])])}"
                 )
-        matches.pieces[ours[token]], matches.how[ours[token]] = [theirs[other]], "given"
-        matches.special[token] = other
-    ordinary = token_bytes(target)
+        match(token, other, "given")
     roles, other_roles = _roles(target), _roles(donor)
     for token, index in ours.items():
         if index in ordinary or index in matches.pieces:
             continue
-        role = next((r for r, t in roles.items() if t == token and r in other_roles), None)
-        other = token if token in theirs else other_roles[role] if role else ""
-        if other:
-            matches.pieces[index], matches.how[index] = [theirs[other]], "special"
-            matches.special[token] = other
+        if token in theirs:
+            match(token, token, "special")
+        elif role := next((r for r, t in roles.items() if t == token and r in other_roles), None):
+            match(token, other_roles[role], "special")
 
 
 def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the token of each role that a tokenizer has. A turn's marks come first."""
+    """Return the token of each role that a tokenizer has, the marks of a turn first."""
     vocabulary = tokenizer.get_vocab()
     found = {}
     for role, spellings in _TURN_ROLES.items():
         own = next((s for s in spellings if s in vocabulary), None)
         if own is not None:
             found[role] = own
-    for name in _ATTRIBUTES:
+    for name in ("bos", "eos", "pad", "unk"):
         token = getattr(tokenizer, f"{name}_token", None)
         if token is not None and token in vocabulary:
             found[name] = token
-    # A model that was never taught turns ends what it says with its end of text.
-    if "end of turn" not in found and "eos" in found:
-        found["end of turn"] = found["eos"]
+    # A model without a mark for it ends a turn with its end of text.
+    if "eos" in found:
+        found.setdefault("end of turn", found["eos"])
     return found
 
 
@@ -190,20 +190,6 @@ def _longest_pieces(text: bytes, by_bytes: Mapping[bytes, int], longest: int) ->
         else:
             return []
     return ids
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (as in GPT-2).
-
-    Printable characters of Latin-1 stand for themselves; the rest were given the characters from
-    256 on, in their order.
-    """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(plain)]
-    return {
-        **{chr(byte): byte for byte in plain},
-        **{chr(256 + place): byte for place, byte in enumerate(rest)},
-    }
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:

