@@ -39,7 +39,7 @@ class CardConfig(Section):
     language: list[str] = Field([], description="language codes for the card, such as [en, de]")
 
     def check_values(self) -> None:
-        from fastdraft_hf.hub import metadata
+        from fastdraft_hf import _metadata as metadata
 
         if self.license is not None:
             metadata.check_license(self.license, "license")

@@ -1,4 +1,4 @@
-"""``fastdraft push DIR --repo user/name``: a draft to the Hub, in one commit."""
+"""``fastdraft push DIR --repo-id user/name``: a draft to the Hub or into a folder."""
 
 from __future__ import annotations
 
@@ -9,36 +9,75 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or a draft's")
+    parser.add_argument("--repo-id", metavar="USER/NAME", help="the draft's repository on the Hub")
     parser.add_argument(
-        "--repo", required=True, metavar="USER/NAME", help="the draft's repository on the Hub"
+        "--to-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="write the repository's files here and send nothing; the card then loads the draft "
+        "from --repo-id (default: the last two parts of FOLDER)",
     )
     parser.add_argument(
-        "--private", action="store_true", help="make new repositories private; old ones stay as is"
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        help="store the weights in this type, checked with the target (default: as they are)",
     )
-    parser.add_argument(
-        "--dataset", metavar="USER/NAME", help="also push what the target wrote, to this dataset"
-    )
+    parser.add_argument("--target", metavar="ID", help="for that check (default: the run's target)")
+    parser.add_argument("--no-check", action="store_true", help="leave that check out")
     parser.add_argument(
         "--openvino", action="store_true", help="also push the draft's OpenVINO folders"
     )
+    parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what a repository of that name holds"
+        "--overwrite", action="store_true", help="replace what the repository or FOLDER holds"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be sent; the Hub is not asked"
+        "--dry-run", action="store_true", help="list the files and end; the Hub is not reached"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    from fastdraft_hf.hub.push import plan_push, push
+    import tempfile
 
-    plans = plan_push(args.folder, args.repo, dataset=args.dataset, openvino=args.openvino)
-    for plan in plans:
-        print(f"{plan.repo_type} {plan.repo}, {plan.size / 1e6:.1f} MB:", file=sys.stderr)
-        for file in plan.files:
-            print(f"  {file.size:>12,}  {file.path}", file=sys.stderr)
-    if args.dry_run:
-        return
-    pages = push(plans, private=args.private, revision=args.revision, overwrite=args.overwrite)
-    print("\n".join(pages))
+    from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.hub.folder import write_folder
+    from fastdraft_hf.hub.push import push
+    from fastdraft_hf.stages.publishing import prepare
+
+    to_folder = args.to_folder
+    if args.repo_id is None and to_folder is None:
+        raise FastDraftError("push: give --repo-id USER/NAME, or --to-folder FOLDER")
+    if to_folder is not None and (args.private or args.revision):
+        raise FastDraftError("--to-folder: --private and --revision are for the Hub")
+    if to_folder is not None and to_folder.exists() and not args.overwrite:
+        raise FastDraftError(f"{to_folder} exists; replace it with --overwrite")
+    repo_id = args.repo_id or "/".join(to_folder.resolve().parts[-2:])
+    with tempfile.TemporaryDirectory(prefix="fastdraft-push-") as scratch:
+        files = prepare(
+            args.folder,
+            repo_id,
+            Path(scratch),
+            openvino=args.openvino,
+            dtype=args.dtype,
+            target=args.target,
+            check=not (args.no_check or args.dry_run),
+        )
+        for path, content in sorted(files.items()):
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            print(f"  {size:>12,}  {path}", file=sys.stderr)
+        if args.dry_run:
+            return
+        if to_folder is not None:
+            write_folder(files, to_folder, overwrite=args.overwrite)
+            print(to_folder)
+        else:
+            print(
+                push(
+                    files,
+                    repo_id,
+                    private=args.private,
+                    revision=args.revision,
+                    overwrite=args.overwrite,
+                )
+            )

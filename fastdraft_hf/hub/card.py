@@ -1,13 +1,14 @@
-"""The model card, filled from the run's own records."""
+"""The card of a measured draft, filled from its run's records."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._card import fill_card, template_path
+from fastdraft_hf._card import fill_card, markdown, python
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import redacted
 from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
@@ -23,13 +24,12 @@ from fastdraft_hf.eval.summary import (
     speed_rows,
     stage_rows,
     verdict,
+    with_interval,
 )
-from fastdraft_hf.hub.metadata import check_metadata
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-_PYTHON_LICENSE = "Python standard library (PSF-2.0)"
 # The id that a task set has on the Hub; a set of the user's own keeps its name.
 _HUB_IDS = {
     "humaneval": "openai/openai_humaneval",
@@ -40,26 +40,12 @@ _HUB_IDS = {
 }
 
 
-@dataclass(frozen=True)
-class OpenVINOCopy:
-    """Where the card's snippets find the draft as OpenVINO IR.
-
-    Attributes:
-        folder: its name, such as ``openvino-int8``.
-        path: where it lies on this machine; ``None`` when it lies in the draft's repository.
-    """
-
-    folder: str
-    path: str | None = None
-
-
 def best_num_assistant_tokens(summary: RunSummary, default: int) -> int:
     """Return the γ that was fastest through the paths that read it from a PyTorch draft.
 
-    Stock transformers comes before our own loop: who imports this package can set it anew.
+    Stock transformers comes before our own loop, whose users can pass another γ.
     """
-    best = best_of_paths(summary.bench, ("transformers", "ours"))
-    return default if best is None else best
+    return best_of_paths(summary.bench, ("transformers", "ours")) or default
 
 
 def best_of_paths(bench: dict[str, Any] | None, order: Sequence[str]) -> int | None:
@@ -73,90 +59,128 @@ def best_of_paths(bench: dict[str, Any] | None, order: Sequence[str]) -> int | N
 
 def render_card(
     summary: RunSummary,
+    facts: Mapping[str, Any],
     *,
-    model_name: str,
-    target_name: str,
-    target_revision: str | None,
-    license: str | None,
     draft_location: str,
-    num_assistant_tokens: int,
-    base_model: str | None = None,
-    language: Sequence[str] = (),
+    openvino: str | None = None,
     datasets: Sequence[str] = (),
-    openvino: OpenVINOCopy | None = None,
     weights_note: str = "",
 ) -> ModelCard:
     """Render the card.
 
     Args:
         summary: the run's records; stage evaluate must have run.
-        model_name: the heading.
-        target_name: the target's model id.
-        target_revision: its commit or file digest, when known.
-        license: license identifier of the draft.
-        draft_location: where the snippet loads the draft from.
-        num_assistant_tokens: γ that the draft's generation config holds.
-        base_model: the target's id on the Hub where ``target_name`` is not that.
-        language: codes of the languages it was trained on.
+        facts: ``target`` and ``num_assistant_tokens``; ``model_name``, ``target_revision``,
+            ``license``, ``base_model`` and ``language`` as far as they are known. Stage card
+            records them.
+        draft_location: what the snippets load the draft from.
+        openvino: the draft's OpenVINO folder: a path, or its name (without ``/``) in the draft's
+            repository.
         datasets: ids of the datasets it was trained on.
-        openvino: the draft's OpenVINO copy, if there is one.
         weights_note: how the weights were changed after they were measured.
 
     Raises:
-        ValueError: the run has no evaluation.
-        FastDraftError: the metadata breaks a rule of the Hub.
+        FastDraftError: the run has no evaluation, or the metadata breaks a rule of the Hub.
     """
-    evaluation = summary.evaluation
+    evaluation, bench = summary.evaluation, summary.bench
     if evaluation is None:
-        raise ValueError("a card needs the results of stage evaluate")
+        raise FastDraftError("a card needs the results of stage evaluate")
     settings = settings_of(evaluation)
     design = summary.provenance.get("design", {}).get("facts", {})
-    sources = _data_rows(summary, license)
+    align = summary.provenance.get("align")
+    objective = (align["facts"].get("objective") or {"ce": 1}) if align else ""
+    if isinstance(objective, dict):
+        objective = ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
+    gamma = int(facts["num_assistant_tokens"])
     card = fill_card(
-        model_name=model_name,
-        target_name=target_name,
+        model_name=facts["model_name"],
+        target_name=facts["target"],
         draft_location=draft_location,
-        license=license,
-        base_model=base_model,
-        datasets=list(datasets),
-        language=list(language),
-        eval_results=_eval_results(evaluation) + _speed_results(summary.bench),
+        num_assistant_tokens=gamma,
+        license=facts.get("license"),
+        base_model=facts.get("base_model"),
+        language=facts.get("language") or (),
+        datasets=datasets,
+        eval_results=[*_acceptance_results(evaluation), *_speed_results(bench)],
         measured=True,
-        target_revision=target_revision,
+        target_revision=markdown(facts.get("target_revision") or ""),
         draft_parameters=f"{evaluation['draft_parameters']:,}",
         target_parameters=f"{evaluation['target_parameters']:,}",
         size_ratio=f"{1 / evaluation['cost_ratio']:.1f}",
-        num_assistant_tokens=num_assistant_tokens,
+        headline=_headline(bench),
         weights_note=weights_note,
-        gamma=" or ".join(
-            str(g) for g in dict.fromkeys(s["num_assistant_tokens"] for s in settings)
-        ),
-        tasks=", ".join(evaluation["tasks"]),
+        gamma=" or ".join(dict.fromkeys(str(s["num_assistant_tokens"]) for s in settings)),
+        tasks=markdown(", ".join(evaluation["tasks"])),
         not_held_out=held_out_sentence(evaluation),
         acceptance_table=markdown_table(acceptance_rows(evaluation)),
         greedy_identical=evaluation["greedy_identical"],
         greedy_prompts=evaluation["greedy_prompts"],
-        machine=_machines(summary),
-        speed_table=_speed_table(summary.bench) if summary.bench else "",
-        verdict=verdict(summary.bench),
+        machine=markdown(_machines(summary)),
+        kernels_table=markdown_table(_kernel_rows(bench)) if bench else "",
+        speed_table=_speed_table(bench) if bench else "",
+        verdict=verdict(bench),
         stages_table=markdown_table(stage_rows(summary.provenance)),
-        # What it was trained on before stands in the table of stages.
-        design=", ".join(
-            f"{key} {_plain(value)}" for key, value in design.items() if key != "earlier"
-        ),
-        objective=_objective(summary),
-        cost=_cost(summary),
-        data_table=markdown_table(sources),
+        # The table of stages says what the draft was trained on before.
+        design=markdown(", ".join(f"{k} {_plain(v)}" for k, v in design.items() if k != "earlier")),
+        objective=markdown(objective),
+        cost=_cost(list(summary.provenance.values())),
+        data_table=markdown_table(_data_rows(summary, facts.get("license"))),
         limits=budget_sentence(summary),
         provenance=True,
-        openvino_folder=openvino.folder if openvino else None,
-        openvino_path=openvino.path if openvino else None,
-        openvino_num_assistant_tokens=best_of_paths(summary.bench, ("openvino", "ours-openvino"))
-        or num_assistant_tokens,
+        openvino_folder=openvino.rpartition("/")[2] if openvino else None,
+        openvino_python=python(openvino) if openvino and "/" in openvino else None,
+        openvino_num_assistant_tokens=best_of_paths(bench, ("openvino", "ours-openvino")) or gamma,
     )
     card.text = redacted(card.text)
-    check_metadata(card.data.to_dict())
     return card
+
+
+def same_kernels_ratio(figures: Mapping[str, Any]) -> list[float]:
+    """Return the speed-up over the target alone through the same kernels, with its interval."""
+    plain = figures.get("without_draft")
+    ratio: list[float] = plain["best_over_this"] if plain else judged_ratio(dict(figures))
+    return ratio
+
+
+def _headline(bench: dict[str, Any] | None) -> str:
+    """Say the speed-up of the fastest path over the target alone through the same kernels."""
+    if not bench or not bench["paths"]:
+        return ""
+    paths = bench["paths"]
+    best = bench.get("best")
+    if best:
+        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
+    else:
+        name = max(paths, key=lambda path: judged_ratio(paths[path]["overall"])[0])
+    overall = paths[name]["overall"]
+    value, low, high = same_kernels_ratio(overall)
+    words = (
+        f"**{value:.2f}x** the speed of the target alone through the same kernels (95% interval "
+        f"{low:.2f} to {high:.2f}; {path_words(name)}, γ = {overall['best_num_assistant_tokens']})."
+    )
+    plain = overall.get("without_draft")
+    if plain:
+        words += (
+            f"\n\nThe kernels of `fastdraft_hf` alone, without a draft: {plain['ratio'][0]:.2f}x."
+        )
+    return words
+
+
+def _kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, found in bench["paths"].items():
+        overall = found["overall"]
+        plain = overall.get("without_draft")
+        rows.append(
+            {
+                "path": path_words(name),
+                "γ": str(overall["best_num_assistant_tokens"]),
+                "draft, same kernels": with_interval(same_kernels_ratio(overall)),
+                "kernels alone": with_interval(plain["ratio"]) if plain else "",
+                "together": with_interval(judged_ratio(overall)),
+            }
+        )
+    return rows
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -170,94 +194,81 @@ def describe_machine(machine: dict[str, Any]) -> str:
 def _machines(summary: RunSummary) -> str:
     """Name the machine of the last stage, and the others where stages ran elsewhere."""
     found = [describe_machine(r["machine"]) for r in reversed(summary.provenance.values())]
-    first, *others = dict.fromkeys(found)
+    first, *others = dict.fromkeys(found) or ["unknown"]
     return f"{first} (other stages: {'; '.join(others)})" if others else first
-
-
-def _cost(summary: RunSummary) -> str:
-    """Say what the run took: wall time, and energy as far as every stage's was measured."""
-    records = list(summary.provenance.values())
-    seconds = sum(record["wall_seconds"] for record in records)
-    return f"Wall time {seconds / 3600:.2f} hours in all. {_energy(records)}"
 
 
 _PROCESSORS = {"cpu": "CPUs", "gpu": "GPUs"}
 
 
-def _energy(records: Sequence[dict[str, Any]]) -> str:
-    """Say the energy of the processors that every stage knows, and which they are."""
+def _cost(records: Sequence[dict[str, Any]]) -> str:
+    """Return wall time, and the energy of those processors that every stage measured."""
+    words = f"Wall time {sum(r['wall_seconds'] for r in records) / 3600:.2f} hours in all."
     if records and all(record.get("energy_joules") for record in records):
         names = [n for n in _PROCESSORS if any(n in r.get("energy_joules_of", {}) for r in records)]
         whose = " and ".join(_PROCESSORS[name] for name in names) or "processors"
-        joules = sum(record["energy_joules"] for record in records)
-        return f"Energy {joules / 3.6e6:.3g} kWh ({whose}, by their own counters)."
+        kwh = sum(record["energy_joules"] for record in records) / 3.6e6
+        return f"{words} Energy {kwh:.3g} kWh ({whose}, by their own counters)."
     for name in ("gpu", "cpu"):
         parts = [record.get("energy_joules_of", {}).get(name) for record in records]
         if parts and all(parts):
             kwh = sum(part for part in parts if part) / 3.6e6
-            return f"Energy of the {_PROCESSORS[name]} alone {kwh:.3g} kWh; the rest is not known."
-    return "Energy was not measured."
-
-
-def _objective(summary: RunSummary) -> str:
-    facts = summary.provenance.get("align", {}).get("facts")
-    if facts is None:
-        return ""
-    objective = facts.get("objective") or {"ce": 1}
-    if isinstance(objective, str):
-        return objective
-    return ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
+            return f"{words} Energy of the {_PROCESSORS[name]} {kwh:.3g} kWh; the rest is unknown."
+    return f"{words} Energy was not measured."
 
 
 def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _eval_results(evaluation: dict[str, Any]) -> list[EvalResult]:
+def _acceptance_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     results = []
     for setting in settings_of(evaluation):
-        if not setting["temperature"]:  # greedy acceptance is another figure than the paper's
+        if not setting["temperature"]:  # the paper's acceptance rate is of sampled text
             continue
-        gamma, temperature = setting["num_assistant_tokens"], setting["temperature"]
+        how = f"γ = {setting['num_assistant_tokens']}, T = {setting['temperature']:g}"
         for task, figures in setting["tasks"].items():
             for name, key in (
                 ("Acceptance rate", "acceptance_rate"),
                 ("Block efficiency", "block_efficiency"),
             ):
                 if figures is not None:
-                    how = f"γ = {gamma}, T = {temperature:g}"
-                    results.append(_result(task, key, name, how, figures[key], 4))
+                    results += _result(task, key, name, how, figures[key], 4)
     return results
 
 
 def _speed_results(bench: dict[str, Any] | None) -> list[EvalResult]:
-    """Return the ratio of speeds for every path and task set, the judged one."""
+    """Return every path's speed-up over the target alone through the same kernels."""
     results = []
     for path, found in (bench["paths"] if bench else {}).items():
         for task, figures in found["tasks"].items():
-            how = f"{path_words(path)}, greedy, γ = {figures['best_num_assistant_tokens']}"
-            ratio = judged_ratio(figures)
-            results.append(_result(task, "speed_up", "Speed-up", how, ratio, 3))
+            gamma = figures["best_num_assistant_tokens"]
+            how = f"{path_words(path)}, greedy, γ = {gamma}, same kernels"
+            results += _result(task, "speed_up", "Speed-up", how, same_kernels_ratio(figures), 3)
     return results
 
 
 def _result(
     task: str, key: str, name: str, how: str, triple: Sequence[float], digits: int
-) -> EvalResult:
-    """Return one entry of the model index; the Hub shows its name and value, so both say all."""
+) -> list[EvalResult]:
+    """Return one entry of the model index, none for NaN; its name says the interval too."""
     from huggingface_hub import EvalResult
 
+    if not all(math.isfinite(number) for number in triple):
+        return []
     value, low, high = (round(number, digits) for number in triple)
-    return EvalResult(
-        task_type="text-generation",
-        task_name="Speculative decoding",
-        dataset_type=_HUB_IDS.get(task) or re.sub(r"[^A-Za-z0-9_.-]+", "-", task) or "prompts",
-        dataset_name=task,
-        metric_type=key,
-        metric_name=f"{name} ({how}; 95% {low:g} to {high:g})",
-        metric_value=value,
-        metric_args={"confidence_level": 0.95, "low": low, "high": high},
-    )
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Speculative decoding",
+            dataset_type=_HUB_IDS.get(task) or re.sub(r"[^A-Za-z0-9_.-]+", "-", task) or "prompts",
+            dataset_name=task,
+            metric_type=key,
+            metric_name=f"{name} ({how}; 95% {low:g} to {high:g})",
+            metric_value=value,
+            metric_args={"confidence_level": 0.95, "low": low, "high": high},
+        )
+    ]
 
 
 def _speed_table(bench: dict[str, Any]) -> str:
@@ -274,32 +285,23 @@ def _data_rows(summary: RunSummary, license: str | None) -> list[dict[str, str]]
         for source, counts in facts.get("data", {}).get("sources", {}).items():
             known = counts if isinstance(counts, dict) else {}
             if source.split(" #")[0] in generated:
-                words = f"{source}: text the target wrote itself"
+                words = f"{source}: generated by the target"
                 terms = f"the target's ({license})" if license else "the target's"
             elif source == "python":
-                words, terms = _PYTHON_LICENSE, "PSF-2.0"
+                words, terms = "Python standard library", "PSF-2.0"
             else:
                 # A file's path says things about a machine that a card should not.
                 words = source if not source.startswith(("/", "~", ".")) else source.split("/")[-1]
                 terms = known.get("license") or "see its source"
-            what = ", ".join(
+            read = ", ".join(
                 f"{known[key]:,} {name}"
                 for key, name in (
-                    ("kept", "answers"),
+                    ("kept", "completions"),
                     ("documents", "documents"),
                     ("completion_tokens", "tokens"),
                 )
                 if isinstance(known.get(key), int)
             )
-            rows.append({"stage": stage, "source": words, "read": what, "license": terms})
+            row = {"stage": stage, "source": words, "read": read, "license": str(terms)}
+            rows.append({key: markdown(value) for key, value in row.items()})
     return rows
-
-
-__all__ = [
-    "OpenVINOCopy",
-    "best_num_assistant_tokens",
-    "best_of_paths",
-    "describe_machine",
-    "render_card",
-    "template_path",
-]

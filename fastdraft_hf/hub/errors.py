@@ -9,125 +9,90 @@ from collections.abc import Iterator
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._redact import redacted
 
-# A server that answers nothing must not hold the command for ever; the client's default is no
-# limit. It is a limit between two packets, not of a whole upload.
+# The client waits without a limit by default. This one is between two packets, not for an upload.
 TIMEOUT_SECONDS = 60.0
 
-# The client stands on httpx (huggingface_hub 1) or httpx2 (2): the package tells a network fault.
-_NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
-
-
-def limit_waiting() -> None:
-    """Give the client's session a timeout."""
-    from huggingface_hub import get_session
-
-    get_session().timeout = TIMEOUT_SECONDS
+# huggingface_hub 1 uses httpx, version 2 uses httpx2: the package marks a network fault.
+_NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet"}
 
 
 @contextlib.contextmanager
-def hub_errors(doing: str, repo: str, *, after: str = "") -> Iterator[None]:
-    """Turn what the Hub's client raises into `FastDraftError`.
+def hub_errors(doing: str, repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into `FastDraftError`, and set the client's timeout.
 
     Args:
-        doing: what was tried, such as ``"push"``; begins the message.
-        repo: the repository's id.
-        after: what to tell besides when the same command may simply be given again.
+        doing: the command, such as ``"push"``; starts the message.
+        repo_id: the repository.
     """
+    from huggingface_hub import get_session, get_token
+
     try:
+        get_session().timeout = TIMEOUT_SECONDS
         yield
     except FastDraftError:
         raise
     except Exception as error:
-        message = _message(error, repo, after)
-        if message is None:
+        line = _line(_chain(error), repo_id)
+        if line is None:
             raise
-        # No cause: its text may hold a request's headers.
-        raise FastDraftError(f"{doing}: {redacted(message, _token())}") from None
+        # No cause: its text may contain a request's headers.
+        raise FastDraftError(f"{doing}: {redacted(line, get_token())}") from None
 
 
-def _token() -> str | None:
-    from huggingface_hub import get_token
+def _line(chain: list[BaseException], repo_id: str) -> str | None:
+    """Return the message for an exception and its causes; ``None``: it is not the client's."""
+    from huggingface_hub import errors
 
-    token: str | None = get_token()
-    return token
-
-
-def _message(error: Exception, repo: str, after: str) -> str | None:
-    """Return the line for an exception of the client's, ``None`` for one that is not."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    again = "give the same command again" + (f"; {after}" if after else "")
-    chain = _chain(error)
-
-    def first(*kinds: type[BaseException]) -> BaseException | None:
-        return next((one for one in chain if isinstance(one, kinds)), None)
-
-    if first(LocalTokenNotFoundError):
-        return "no token: run `hf auth login`, or set HF_TOKEN"
-    if first(OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so the Hub is not asked"
-    if first(HFValidationError):
-        return f"'{repo}' is no id of the Hub, such as user/name"
-    if first(GatedRepoError):
-        return f"{repo} is gated; accept its terms on its page and run `hf auth login`"
-    if first(RevisionNotFoundError):
-        return f"{repo} has no such revision"
-    if first(EntryNotFoundError) and not first(LocalEntryNotFoundError):
-        return f"{repo} does not hold a file that is needed"
-    if first(RepositoryNotFoundError):
-        return f"the Hub has no {repo}, or the token may not see it (`hf auth login`)"
-    http = first(HfHubHTTPError)
-    if isinstance(http, HfHubHTTPError):
-        return _of_status(http, repo, again)
-    if first(OSError, EOFError) or any(_of_network(one) for one in chain):
-        cause = next((one for one in reversed(chain) if str(one)), chain[-1])
+    known: dict[type[BaseException], str] = {
+        errors.LocalTokenNotFoundError: "no token: run `hf auth login`, or set HF_TOKEN",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; unset it to reach the Hub",
+        errors.HFValidationError: f"'{repo_id}' is not a repository id such as user/name",
+        errors.GatedRepoError: f"{repo_id} is gated: accept its terms on its page, then run "
+        "`hf auth login`",
+        errors.RevisionNotFoundError: f"{repo_id} has no such revision",
+        errors.RepositoryNotFoundError: f"the Hub has no {repo_id}, or the token may not see it "
+        "(`hf auth login`)",
+    }
+    for kind, message in known.items():
+        if any(isinstance(error, kind) for error in chain):
+            return message
+    again = "run the same command again; files already transferred are kept"
+    for error in chain:
+        if isinstance(error, errors.HfHubHTTPError):
+            status = int(getattr(error.response, "status_code", 0))
+            return {
+                400: f"the Hub refuses the content ({_short(error)})",
+                401: "the Hub refuses the token (401); run `hf auth login` with a write token",
+                403: f"the token may not write to {repo_id} (403); it needs write access there",
+                409: f"somebody else changed {repo_id} meanwhile (409); {again}",
+                412: f"somebody else changed {repo_id} meanwhile (412); {again}",
+            }.get(status, f"the Hub answered {status} ({_short(error)}); {again}")
+    if any(
+        isinstance(error, (OSError, EOFError))
+        or type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
+        for error in chain
+    ):
+        cause = next((error for error in reversed(chain) if str(error)), chain[-1])
         return f"the Hub could not be reached or broke off ({_short(cause)}); {again}"
-    if first(json.JSONDecodeError):
+    if any(isinstance(error, json.JSONDecodeError) for error in chain):
         return f"the Hub's answer could not be read; {again}"
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        return _short(error)
+    if isinstance(chain[0], ValueError) and "README.md" in str(chain[0]):
+        return _short(chain[0])
     return None
 
 
-def _of_status(error: object, repo: str, again: str) -> str:
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status == 401:
-        return "the Hub refuses the token (401); run `hf auth login` with one that may write"
-    if status == 403:
-        return f"the token may not write to {repo} (403): it needs write access there"
-    if status in (409, 412):
-        return f"{repo} was changed by somebody else meanwhile ({status}); {again}"
-    if status == 400:
-        return f"the Hub does not take this ({_short(error)})"
-    return f"the Hub answered {status} ({_short(error)}); {again}"
-
-
-def _chain(error: BaseException) -> list[BaseException]:
+def _chain(error: BaseException | None) -> list[BaseException]:
     found: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in found:
-        found.append(one)
-        one = one.__cause__ or one.__context__
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
     return found
 
 
-def _of_network(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] in _NETWORK_PACKAGES
-
-
-def _short(error: object) -> str:
+def _short(error: BaseException) -> str:
     """Return an exception's text as one line of at most 200 characters."""
-    # Before it is cut: half of a token is not known for one any more.
-    text = redacted(" ".join(str(error).split()), _token()) or type(error).__name__
+    from huggingface_hub import get_token
+
+    # Redact before cutting: half of a token is not recognized.
+    text = redacted(" ".join(str(error).split()), get_token()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

@@ -2,78 +2,79 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastdraft_hf._atomic import sha256_file
-from fastdraft_hf._card import DRAFT_FILES
+from fastdraft_hf._card import CARD, DRAFT_FILES, PROVENANCE
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.hub.errors import hub_errors, limit_waiting
-from fastdraft_hf.hub.files import CARD, PROVENANCE
+from fastdraft_hf.hub.errors import hub_errors
 
-logger = logging.getLogger(__name__)
-
-_PATTERNS = [*DRAFT_FILES, CARD, PROVENANCE, "openvino-*/*"]
+_PATTERNS = [*DRAFT_FILES, CARD, PROVENANCE, "custom_generate/*", "openvino-*/*"]
 
 
-def pull_draft(repo: str, folder: Path | None = None, revision: str | None = None) -> Path:
+def pull_draft(repo_id: str, folder: Path | None = None, revision: str | None = None) -> Path:
     """Download a draft: weights, tokenizer, configuration, card, provenance and OpenVINO folders.
 
     Args:
-        repo: its id, ``user/name``.
-        folder: where to; by default the Hub's cache, where ``from_pretrained`` looks as well.
+        repo_id: its id, ``user/name``.
+        folder: where to; by default the Hub's cache, where ``from_pretrained`` looks too.
         revision: branch, tag or commit.
 
     Returns:
-        the folder that holds it.
+        the folder.
 
     Raises:
-        FastDraftError: there is no such draft, it has no safetensors weights, the Hub is out of
-            reach, or a file is not what the Hub says it is. The same call goes on where it was.
+        FastDraftError: there is no such draft, it has no safetensors weights or a file name that
+            leads out of the folder, the Hub is out of reach, or a file is not what the Hub says it
+            is. The same call then fetches what is missing.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise FastDraftError(f"pull: {folder} is a file")
-    if folder is not None and (folder / "config.json").exists() and not _pulled(folder):
-        raise FastDraftError(f"pull: {folder} holds a model already; give another folder")
-    with hub_errors("pull", repo, after="what was received is not asked for again"):
-        limit_waiting()
+    # The client keeps its notes in .cache/ of a folder that it filled.
+    pulled_before = folder is not None and (folder / ".cache" / "huggingface").is_dir()
+    if folder is not None and (folder / "config.json").exists() and not pulled_before:
+        raise FastDraftError(f"pull: {folder} already holds a model; give another folder")
+    with hub_errors("pull", repo_id):
         info = HfApi(library_name="fastdraft_hf").model_info(
-            repo, revision=revision, files_metadata=True
+            repo_id, revision=revision, files_metadata=True
         )
-        names = {s.rfilename for s in info.siblings or []}
-        if not any(n.endswith(".safetensors") and "/" not in n for n in names):
-            raise FastDraftError(f"pull: {repo} holds no .safetensors weights; nothing is loaded")
-        given: dict[str, Any] = {"revision": info.sha, "allow_patterns": _PATTERNS}
-        if folder is not None:
-            given["local_dir"] = folder
-        place = Path(snapshot_download(repo, **given))
-        wrong = _differing(place, info)
-        if wrong:  # a disk or a proxy; once more, past every cache
-            logger.warning("%s: %s is damaged; downloaded again", repo, ", ".join(wrong))
-            given["allow_patterns"] = wrong
-            snapshot_download(repo, **given, force_download=True)
-            wrong = _differing(place, info)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        for name in names:
+            if not _is_inside(name):
+                raise FastDraftError(f"pull: {repo_id} has a file named {name!r}; not downloaded")
+        if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+            raise FastDraftError(f"pull: {repo_id} holds no .safetensors weights; not downloaded")
+        given: dict[str, Any] = {"revision": info.sha, "local_dir": folder}
+        place = Path(snapshot_download(repo_id, allow_patterns=_PATTERNS, **given))
+        wrong = _damaged(place, info)
+        if wrong:  # a disk or a proxy: once more, past every cache
+            snapshot_download(repo_id, allow_patterns=wrong, force_download=True, **given)
+            wrong = _damaged(place, info)
         if wrong:
             raise FastDraftError(
-                f"pull: {wrong[0]} of {repo} is not what the Hub says it is (sha256); give the "
+                f"pull: {wrong[0]} of {repo_id} is not what the Hub says it is (sha256); run the "
                 "same command again"
             )
     return place
 
 
-def _pulled(folder: Path) -> bool:
-    """Whether the client downloaded into this folder before; it keeps its notes there."""
-    return (folder / ".cache" / "huggingface").is_dir()
+def _is_inside(name: str) -> bool:
+    """Return whether a name in a repository stays in its folder, on every system."""
+    return name.isprintable() and not any(
+        path.is_absolute() or path.drive or path.root or ".." in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
-def _differing(place: Path, info: Any) -> list[str]:
+def _damaged(place: Path, info: Any) -> list[str]:
     """Return the large files whose content is not the Hub's."""
-    wrong = []
-    for sibling in info.siblings:
-        path = place / sibling.rfilename
-        if sibling.lfs is not None and path.is_file() and sha256_file(path) != sibling.lfs.sha256:
-            wrong.append(sibling.rfilename)
-    return wrong
+    return [
+        sibling.rfilename
+        for sibling in info.siblings
+        if sibling.lfs is not None
+        and (place / sibling.rfilename).is_file()
+        and sha256_file(place / sibling.rfilename) != sibling.lfs.sha256
+    ]

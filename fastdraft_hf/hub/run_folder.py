@@ -1,7 +1,7 @@
-"""A run's folder, read as it lies: its draft, its records, its exports and generated sets.
+"""A run's folder as the Hub's commands read it: the draft, its records and exports.
 
-It knows folders by name and imports nothing of the pipeline, so that a folder copied from another
-machine can be put on a card and pushed as well.
+It goes by the names of folders and imports no stage, so that a folder copied from another machine
+can be pushed too.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, read_summary
-from fastdraft_hf.hub.card import OpenVINOCopy, best_num_assistant_tokens, render_card
 
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
-
-# Stage to folder, in the order of a run; `tests/hub/test_run_folder.py` compares it with the
-# pipeline's own.
+# Stage to folder, in the order of a run; a test compares it with the stages' own.
 FOLDERS = {
     "design": "design",
     "generate": "generate",
@@ -40,14 +35,14 @@ FOLDERS = {
 
 @dataclass
 class RunFolder:
-    """What a user names: a run's folder, or a draft's.
+    """A draft and the run that made it.
 
     Attributes:
-        draft: the folder of the checkpoint, ``None`` when the run has none yet.
-        run: the run's folder, ``None`` when the draft stands alone.
+        draft: the checkpoint's folder.
+        run: the run's folder, ``None`` for a draft without its run.
     """
 
-    draft: Path | None
+    draft: Path
     run: Path | None
 
     @functools.cached_property
@@ -56,38 +51,41 @@ class RunFolder:
         run = self.run
         return read_summary({} if run is None else {s: run / name for s, name in FOLDERS.items()})
 
-    def openvino_folders(self) -> list[Path]:
-        """Return the draft's OpenVINO folders, beside it or in the run's export."""
-        places = [p for p in (self.draft, self.run and self.run / "export") if p is not None]
-        found = [f for place in places for f in sorted(place.glob("openvino-*"))]
-        return [f for f in found if (f / "openvino_model.xml").is_file()]
+    @functools.cached_property
+    def records(self) -> dict[str, Any]:
+        """The provenance of every stage; for a draft without its run, what it came with."""
+        record = read_record(self.draft)
+        alone = {record["stage"]: record} if "stage" in record else record
+        return dict(self.summary.provenance) or alone
 
-    def generated_sets(self) -> list[Path]:
-        """Return the finished sets that the target wrote."""
-        if self.run is None or not (self.run / "generate" / "provenance.json").is_file():
-            return []
-        sets = sorted((self.run / "generate").iterdir())
-        return [s for s in sets if (s / "manifest.json").is_file()]
+    def openvino_folders(self) -> list[Path]:
+        """Return the draft's finished OpenVINO folders, beside it or in the run's export."""
+        parents = [self.draft, *([self.run / "export"] if self.run else [])]
+        found = [f for parent in parents for f in sorted(parent.glob("openvino-*"))]
+        named = [f for f in found if re.fullmatch(r"openvino-[\w.-]+", f.name)]
+        return [f for f in named if (f / "openvino_model.xml").is_file()]
 
 
 def find_run(folder: Path) -> RunFolder:
-    """Find the draft and the run that ``folder`` is or holds.
+    """Find the draft and the run that ``folder`` is or contains.
 
     Raises:
-        FastDraftError: it is neither a run's folder nor a checkpoint's.
+        FastDraftError: there is no finished draft.
     """
     if not folder.is_dir():
         raise FastDraftError(f"there is no folder {folder}")
     if (folder / "config.json").is_file():
         parent = folder.resolve().parent
-        return RunFolder(folder, parent if _is_run(parent) and folder.name == "draft" else None)
+        return RunFolder(folder, parent if folder.name == "draft" and _is_run(parent) else None)
     draft = folder / FOLDERS["card"]
     if (draft / "config.json").is_file():
         return RunFolder(draft, folder)
     if _is_run(folder):
-        return RunFolder(None, folder)
+        raise FastDraftError(
+            f"{folder} holds no finished draft yet; finish the run with `fastdraft run`"
+        )
     raise FastDraftError(
-        f"{folder} is neither a run's folder nor a draft's: no config.json, no draft/"
+        f"{folder} is neither a run's folder nor a draft's: it has no config.json and no draft/"
     )
 
 
@@ -97,91 +95,39 @@ def _is_run(folder: Path) -> bool:
     )
 
 
-def card_of_run(
-    found: RunFolder,
-    *,
-    draft_location: str,
-    openvino: OpenVINOCopy | None = None,
-    datasets: list[str] | None = None,
-    weights_note: str = "",
-) -> ModelCard:
-    """Render the card of a run from its records alone.
-
-    Names, license and language are those of the card that the run has; without one they come from
-    ``recipe.yaml`` and the stages' provenance.
-
-    Raises:
-        FastDraftError: the run has no records or no evaluation, or breaks a rule of the Hub.
-    """
-    summary = found.summary
-    if summary.evaluation is None or not summary.provenance:
-        raise FastDraftError(
-            f"{found.run or found.draft}: a card needs the records of a run with evaluate/ finished"
-        )
-    made = _card_settings(found)
-    record = next(reversed(summary.provenance.values()))
-    target = record.get("target") or "the target"
-    gamma = summary.provenance.get("card", {}).get("facts", {}).get("num_assistant_tokens")
-    return render_card(
-        summary,
-        model_name=made.get("model_name") or default_name(target, summary.evaluation),
-        target_name=target,
-        target_revision=record.get("target_revision"),
-        license=made.get("license"),
-        base_model=made.get("base_model"),
-        language=made.get("language") or (),
-        draft_location=draft_location,
-        num_assistant_tokens=gamma
-        or best_num_assistant_tokens(summary, summary.evaluation["num_assistant_tokens"]),
-        openvino=openvino,
-        datasets=datasets or (),
-        weights_note=weights_note,
-    )
-
-
 def default_name(target: str, evaluation: dict[str, Any] | None) -> str:
-    """Return the name a draft gets: its target's, and its size where that is known."""
+    """Return a draft's default name: its target's, and its size where that is known."""
     base = re.sub(r"[^A-Za-z0-9._-]", "-", target.split("/")[-1])
     if evaluation is None:
         return f"{base}-FastDraft"
     return f"{base}-FastDraft-{evaluation['draft_parameters'] / 1e6:.0f}M"
 
 
-def _card_settings(found: RunFolder) -> dict[str, Any]:
-    import yaml
-
-    recipe = found.run / "recipe.yaml" if found.run else None
-    made: dict[str, Any] = {}
-    if recipe is not None and recipe.is_file():
-        resolved = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-        made = {k: v for k, v in (resolved.get("card") or {}).items() if v}
-    facts = found.summary.provenance.get("card", {}).get("facts", {})
-    keys = ("model_name", "license", "base_model", "language")
-    return {**made, **{key: facts[key] for key in keys if facts.get(key)}}
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """Return a folder's provenance record, empty when it has none."""
     path = folder / "provenance.json"
-    if not path.is_file():
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    except ValueError as error:
+        raise FastDraftError(f"{path} is not JSON ({error})") from None
+    return record if isinstance(record, dict) else {}
 
 
 def earlier_training(draft: Path) -> dict[str, Any] | None:
-    """Return what a draft was trained on before, of one that this package made.
+    """Return how long a draft was trained that this package made.
 
     Args:
         draft: a published draft's folder, a run's ``draft``, or the folder of one of its stages.
 
     Returns:
-        ``tokens`` and ``seconds`` of its training stages and of those before them; ``None`` where
-        no records say it.
+        ``tokens`` and ``seconds`` of its training stages and of the training before them; ``None``
+        where no record says it.
     """
     record = read_record(draft)
     stages = list(FOLDERS)
-    if record.get("stage") in stages:  # of a run: its own stage and those before
+    if record.get("stage") in stages:  # in a run: its own stage and those before
         before = stages[: stages.index(record["stage"]) + 1]
         records = {stage: read_record(draft.parent / FOLDERS[stage]) for stage in before}
     else:  # published: the records of all stages in one file

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._metadata import read_source
 from fastdraft_hf.target.embedded import EMBEDDED_ID, embedded_target
 
 if TYPE_CHECKING:
@@ -158,8 +159,7 @@ def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
     _check_added_tokens(folder, config, f"{key}: {folder}")
     source = folder / "fastdraft_source.json"
     if source.is_file():
-        facts = json.loads(source.read_text(encoding="utf-8"))
-        return Target(folder, facts["model_id"], f"sha256:{facts['sha256']}", facts["license"])
+        return Target(folder, *read_source(source))
     return Target(folder, folder.resolve().name)
 
 

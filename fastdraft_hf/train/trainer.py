@@ -86,7 +86,6 @@ class DraftDistillationTrainer(SFTTrainer):
     _signature_columns: Any
     _tag_names = ["trl", "fastdraft", "speculative-decoding"]
     _name = "FastDraft"
-    _paper = publish.PAPER
 
     def __init__(
         self,

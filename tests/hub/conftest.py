@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.eval.summary import RunSummary
-from fastdraft_hf.hub.custom_generate import write_custom_generate
+from fastdraft_hf.hub.folder import write_custom_generate
 
 SYNTHETIC = Path(__file__).parents[1] / "synthetic_run.json"
 
@@ -61,7 +61,7 @@ def finished_run(
     tiny_model: Callable[..., LlamaForCausalLM],
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> Path:
-    """A run's folder with a real tiny draft, records and a generated set. Copy it to change it."""
+    """A run's folder with a real tiny draft and records. Copy it to change it."""
     run = tmp_path_factory.mktemp("hub") / "run"
     summary = json.loads(SYNTHETIC.read_text(encoding="utf-8"))
     for stage, record in summary["provenance"].items():
@@ -78,7 +78,6 @@ def finished_run(
     make_draft(run / "draft", tiny_model, tiny_tokenizer)
     facts = {"model_name": "Target-FastDraft", "num_assistant_tokens": 3, "license": "apache-2.0"}
     write(run / "draft" / "provenance.json", {**record, "stage": "card", "facts": facts})
-    make_set(run / "generate" / "chat")
     return run
 
 
@@ -95,17 +94,6 @@ def make_draft(
     draft.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_custom_generate(folder)
-
-
-def make_set(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    for number in range(2):
-        table = pa.table({"prompt_ids": [[1, 2]] * 3, "completion_ids": [[3, number]] * 3})
-        pq.write_table(table, folder / f"part-{number:05}.parquet")
-    write(folder / "manifest.json", {"rows": 6, "completion_tokens": 12, "shards": {}})
 
 
 @pytest.fixture

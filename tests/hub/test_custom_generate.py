@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft_hf.decode import speculative
-from fastdraft_hf.hub.custom_generate import write_custom_generate
+from fastdraft_hf.hub.folder import write_custom_generate
 
 TinyModel = Callable[..., LlamaForCausalLM]
 IDS = torch.tensor([[40, 41, 42]])

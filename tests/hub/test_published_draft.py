@@ -15,7 +15,7 @@ from hub_server import TOKEN, HubServer, client_environment, hub_server
 from huggingface_hub import ModelCard
 
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.hub.metadata import check_metadata
+from fastdraft_hf._metadata import check_metadata
 
 REPO = "user/SmolLM2-135M-draft"
 TARGET = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -101,8 +101,7 @@ def test_trained_exported_pushed_pulled_and_used(tmp_path: Path, target_folder: 
         offline = client_environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
         run([*fastdraft, "run", "recipe.yaml", "output_dir=run"], offline, tmp_path)
         online = client_environment(hub, tmp_path / "home")
-        words = ["--repo", REPO, "--dataset", "user/rows", "--openvino"]
-        run([*fastdraft, "push", "run", *words], online, tmp_path)
+        run([*fastdraft, "push", "run", "--repo-id", REPO, "--openvino"], online, tmp_path)
         check_repository(hub, tmp_path / "run")
 
         # Another machine: its own cache, and nothing of the run.
@@ -130,7 +129,6 @@ def check_repository(hub: HubServer, folder: Path) -> None:
     for exported in ("fp32", "int8"):
         name = f"openvino-{exported}/openvino_model.bin"
         assert files[name].content == (folder / "export" / name).read_bytes()
-    assert "text/part-00000.parquet" in hub.datasets["user/rows"].history()[0].files
 
     card = ModelCard(files["README.md"].content.decode())
     data = card.data
@@ -138,7 +136,6 @@ def check_repository(hub: HubServer, folder: Path) -> None:
     assert data.base_model == TARGET
     assert data.license == "apache-2.0"
     assert data.language == ["en", "code"]
-    assert data.datasets == ["user/rows"]
     evaluation = json.loads((folder / "evaluate" / "results.json").read_text(encoding="utf-8"))
     figures = evaluation["tasks"]["humaneval"]["sampled"]
     shown = {(r.dataset_name, r.metric_type): r.metric_value for r in reversed(data.eval_results)}

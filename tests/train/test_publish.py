@@ -56,7 +56,7 @@ def test_the_card_is_ours_and_says_what_the_trainer_knows(
     assert card.data.datasets == ["user/rows"]
     assert {"fastdraft", "trl", "extra"} <= set(card.data.tags)
     assert card.data.eval_results is None
-    for words in ("# Mine", "0.5 ce, 0.5 kl", "tokens in 2 steps", "Nothing yet: neither"):
+    for words in ("# Mine", "0.5 ce, 0.5 kl", "tokens in 2 steps", "Neither acceptance nor speed"):
         assert words in card.text, words
     assert "None" not in card.text
     assert "{{" not in card.text

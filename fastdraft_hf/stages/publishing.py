@@ -1,0 +1,131 @@
+"""`fastdraft push`: the files of a draft's repository, rounded weights measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastdraft_hf._card import Files, check_texts
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._metadata import is_model_id
+from fastdraft_hf.decode.settings import read_draft_tokens
+from fastdraft_hf.hub.folder import cast_weights, repository_files
+from fastdraft_hf.hub.run_folder import RunFolder, find_run
+
+
+def prepare(
+    folder: Path,
+    repo_id: str,
+    scratch: Path,
+    *,
+    openvino: bool = False,
+    dtype: str | None = None,
+    target: str | None = None,
+    check: bool = True,
+) -> Files:
+    """Gather what a push sends, without reaching the Hub.
+
+    Args:
+        folder: a run's folder, or a draft's.
+        repo_id: the draft's repository, ``user/name``; the card loads the draft from it.
+        scratch: an empty folder for rounded weights; the result refers to files in it.
+        openvino: add the draft's OpenVINO folders.
+        dtype: store the weights in this type; ``None`` keeps theirs.
+        target: what rounded weights are measured with; by default the run's target.
+        check: after rounding, measure the expected acceptance before and after it.
+
+    Raises:
+        FastDraftError: something is missing or not fit to be published, or the target's vocabulary
+            is another one.
+    """
+    from huggingface_hub import get_token
+
+    from fastdraft_hf.stages.provenance import describe
+
+    if not is_model_id(repo_id, owner=True):
+        raise FastDraftError(f"--repo-id: '{repo_id}' is not a repository id such as user/name")
+    found = find_run(folder)
+    gamma = read_draft_tokens(found.draft)
+    if gamma is None:
+        raise FastDraftError(
+            f"{found.draft}: generation_config.json has no num_assistant_tokens, so transformers "
+            "would draft 20 tokens per round; set it, such as to 3"
+        )
+    files = repository_files(found, repo_id, openvino=openvino)  # refuse before any work
+    types = cast_weights(found.draft, scratch, dtype) if dtype else [dtype]
+    if dtype is not None and types != [dtype]:
+        facts: dict[str, Any] = {"dtype": dtype, "cast_from": types}
+        if check:
+            given = target or _target_of(found)
+            facts["acceptance"] = _measure(given, found.draft, scratch, gamma)
+        facts["note"] = _note(facts)
+        files = repository_files(
+            found,
+            repo_id,
+            cast=scratch,
+            openvino=openvino,
+            weights_note=facts["note"],
+            records={"push": {"stage": "push", **describe(facts=facts)}},
+        )
+    check_texts(files, get_token())
+    return files
+
+
+def _target_of(found: RunFolder) -> str:
+    """Return what the run's recipe or records name as the target."""
+    import yaml
+
+    recipe = found.run / "recipe.yaml" if found.run else None
+    if recipe is not None and recipe.is_file():
+        named = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("target")
+        if named:
+            return str(named)
+    for record in reversed(found.records.values()):
+        if record.get("target"):
+            return str(record["target"])
+    raise FastDraftError(
+        "--target: no record names this draft's target, with which rounded weights are measured; "
+        "give it, or --no-check"
+    )
+
+
+def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:
+    """Return the expected acceptance of a draft before and after rounding."""
+    from transformers import AutoModelForCausalLM
+
+    from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+    from fastdraft_hf.stages import exporting
+    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target, stop_ids
+
+    path = resolve_target(target).path
+    tokenizer = load_tokenizer(path, "target")
+    check_vocabulary(Vocabulary.of_folder(path, "the target", tokenizer), draft)
+
+    def rounded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            cast, dtype="auto", use_safetensors=True, trust_remote_code=False
+        ).eval()
+
+    return exporting.read_acceptance(
+        path,
+        {"before": lambda: exporting.load_pytorch(draft), "after": rounded},
+        ends=stop_ids(path, tokenizer),
+        num_assistant_tokens=gamma,
+    ).facts()
+
+
+def _note(facts: dict[str, Any]) -> str:
+    """Return what the card says about the rounding."""
+    words = (
+        f"The weights are stored in {facts['dtype']}; the figures below were measured with "
+        f"{' and '.join(facts['cast_from'])}."
+    )
+    reading = facts.get("acceptance")
+    if reading is None:
+        return f"{words} The effect of rounding on acceptance was not measured."
+    before, after = (one["acceptance_rate"] for one in reading["drafts"])
+    return (
+        f"{words} Over {reading['texts']} texts of the target (γ = "
+        f"{reading['num_assistant_tokens']}, T = {reading['temperature']:g}) the expected "
+        f"acceptance rate is {before:.4f} before rounding and {after:.4f} after it."
+    )
