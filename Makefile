@@ -72,7 +72,6 @@ docs: $(VENV)/.docs
 	$(VENV)/bin/mkdocs build --strict
 
 bench: $(VENV)/.run
-	$(VENV)/bin/python benchmarks/cli_start.py
 	$(VENV)/bin/python benchmarks/head.py
 
 clean:

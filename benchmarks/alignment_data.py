@@ -1,23 +1,22 @@
-"""Does a draft accept better aligned on what the target writes than on a dataset's own answers?
+"""Compare a draft aligned on the target's completions with one aligned on a dataset's own answers.
 
     python benchmarks/alignment_data.py --draft runs/smollm2-quickstart/continue \\
         [--functions 1500] [--tokens 300k] [--work runs/alignment-data]
 
-FastDraft (arXiv 2411.11055) found that target-written answers beat the datasets' own on every
-task. The dataset here is the Python standard library: signature and docstring of a function are
-the prompt ("complete this function", as in HumanEval), and its body is the dataset's own answer,
-in the form the target answers in.
+FastDraft (arXiv 2411.11055) found that the target's completions are better on every task. The
+dataset here is the Python standard library: a function's signature and docstring are the prompt
+("complete this function", as in HumanEval), and its body is the dataset's own answer, in the form
+the target answers in.
 
-Two drafts start from --draft. One is aligned on the target's answers, the other on the library's:
-the same prompts in the same order, and of each pair of answers the longer one is cut to the length
-of the shorter, so that every step has the same number of tokens; steps, seed and settings are the
-same too. Functions that overlap HumanEval, IFBench or the held-out functions by 13 words are left
-out.
+Two drafts start from --draft, one aligned on the target's completions and one on the library's
+answers: the same prompts in the same order, steps, seed and settings. Of each pair of answers the
+longer one is cut to the length of the shorter, so that every step has the same number of tokens.
+Functions that share 13 words with HumanEval, IFBench or the held-out functions are left out.
 
-Measured on the target's answers, T = 0.6, to HumanEval prompts and to held-out functions: the
-expected acceptance rate and block efficiency of decoding, teacher-forced
-(`fastdraft_hf.eval.expected`), with 95% bootstrap intervals over prompts; the difference of
-the two drafts is paired by prompt. What is finished in --work is kept; a killed run goes on.
+Measured on the target's completions at T = 0.6 of HumanEval prompts and of held-out functions: the
+expected, teacher-forced acceptance rate and block efficiency (`fastdraft_hf.eval.expected`), with
+95% bootstrap intervals over prompts; the difference of the drafts is paired by prompt. Finished
+work is kept in --work, and a killed run resumes.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ STDLIB, HUMANEVAL = "standard library", "humaneval"
 
 @dataclass(frozen=True)
 class Function:
-    """A documented function: what is asked, and what the library answers."""
+    """A documented function: the prompt and the library's own answer."""
 
     head: str
     whole: str
@@ -86,7 +85,7 @@ class Function:
 
 
 def functions(longest: int = 3000) -> list[Function]:
-    """Return every documented function of the standard library, each head once, sorted."""
+    """Return the documented functions of the standard library, each signature once, sorted."""
     found: dict[str, Function] = {}
     for node, lines in documented_functions():
         first, docstring, last = node.lineno - 1, node.body[0].end_lineno, node.end_lineno
@@ -98,7 +97,7 @@ def functions(longest: int = 3000) -> list[Function]:
 
 
 def split(held_out: int, count: int, seed: int) -> tuple[list[Function], list[Function]]:
-    """Return held-out functions, and functions to train on that overlap nothing measured."""
+    """Return held-out functions, and functions to train on that overlap no evaluation text."""
     clean = Decontaminator.of_task_sets()
     every = functions()
     random.Random(seed).shuffle(every)
@@ -131,7 +130,7 @@ def ask(
     temperatures: tuple[float, ...],
     longest: int,
 ) -> list[dict[str, Any]]:
-    """Let the target answer, once: what stands in ``folder`` is kept."""
+    """Let the target answer; answers already in ``folder`` are kept."""
     requests = requests_for(
         prompts, temperatures=temperatures, max_new_tokens=longest, seed=0, source=folder.name
     )
@@ -146,7 +145,7 @@ def ask(
 def pairs(
     rows: list[dict[str, Any]], trained: list[Function], tokenizer: Any, length: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
-    """Return examples of the target's and of the library's answers, pair by pair of one length."""
+    """Return examples of the target's and the library's answers; those of a pair are equally long."""
     kept, _ = keep_rows(rows)
     clean = Decontaminator.of_task_sets()
     target_written, own = [], []
@@ -190,7 +189,7 @@ def rounds(
     label: str,
     longest: int = ANSWER,
 ) -> list[ExpectedRounds]:
-    """Return what decoding each text is expected to count."""
+    """Return the expected counts of decoding each text."""
     found = []
     with Progress(f"{label}: acceptance", len(texts), "answers") as progress:
         for text in texts:
@@ -207,7 +206,7 @@ def rate_gain(pairs: list[Any]) -> float:
 
 
 def table(found: dict[str, list[ExpectedRounds]], tasks: list[str]) -> str:
-    """Return the result as a table: drafts by rows, sets of prompts by columns."""
+    """Return the result as a table with a row for each draft and a column for each prompt set."""
     start, own, written = found
     lines = []
     for task in (HUMANEVAL, STDLIB):
@@ -258,7 +257,7 @@ def main() -> None:
             opened.append(open_target(folder, tokenizer))
         return opened[0]
 
-    # Held out by number, so that another --prompts does not move what is trained on.
+    # Held out by number, so that --prompts does not change the training rows.
     measured, trained = split(200, args.functions, args.seed)
     prompts = [chat_ids(tokenizer, f.instruction) for f in trained]
     name = f"target-answers-{args.functions}-{args.answer_tokens}-{args.seed}"

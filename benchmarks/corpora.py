@@ -74,7 +74,7 @@ def encoding(megabytes: float, rounds: int, tokenizer: Any, check: Decontaminato
 
 
 class Waiting(DraftDistillationTrainer):
-    """Notes how long it waits for its batches, and when it has each."""
+    """Record how long the trainer waits for its batches, and when it has each."""
 
     waited: list[float]
     ends: list[float]

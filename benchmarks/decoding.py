@@ -1,11 +1,11 @@
-"""Our decoding loop against stock assisted generation, the target alone and OpenVINO GenAI.
+"""Compare our decoding loop with stock assisted generation, the target alone and OpenVINO GenAI.
 
     python benchmarks/decoding.py --draft DIR [--draft-openvino DIR] [--only pytorch,openvino,batch]
 
 The draft is any PyTorch folder for the embedded target, and its int8 export for the OpenVINO rows
-(`fastdraft export`). Everything runs in one process, greedily, every way in turn on one prompt
-before the next prompt comes; the first prompt warms up and is not kept. Ratios are of tokens per
-second over all prompts, with 95% bootstrap intervals over prompts and repeats.
+(`fastdraft export`). Everything runs in one process, greedily, each prompt in all ways in turn; the
+first prompt warms up and is not kept. Ratios are of tokens per second over all prompts, with 95%
+bootstrap intervals over prompts and repeats.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def timed_forward(*models: Any) -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def no_collections() -> Iterator[None]:
-    """Keep the garbage collector out of it, as `timeit` does: a run of it outlasts a round."""
+    """Disable the garbage collector, as `timeit` does: one collection takes longer than a round."""
     gc.collect()
     gc.disable()
     try:
@@ -100,7 +100,7 @@ def no_collections() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_linears() -> Iterator[None]:
-    """Leave linear layers as PyTorch computes them, to see what the loop alone gives."""
+    """Use PyTorch's own linear layers, to measure the loop alone."""
     kept = cached.with_skinny_linears
     cached.with_skinny_linears = lambda model: model
     try:
@@ -276,7 +276,7 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
             f"of GenAI alone, ours / GenAI {spread(speed_ratio(own, genais))}; block efficiency "
             f"{block_efficiency(own):.2f} and {block_efficiency(genais):.2f}"
         )
-        # Rounded to int8 and bfloat16, texts part at near-ties with whatever is computed together.
+        # In int8 and bfloat16, near-ties round differently with whatever is computed together.
         print(
             f"    answers that are the target's alone: ours {same(f'ours {gamma}', 'alone')}, with "
             f"the stateful graphs {same(f'stateful {gamma}', 'alone')}, GenAI's "

@@ -1,13 +1,13 @@
-"""Which of several drafts of one target is accepted most, prompt by prompt.
+"""Compare several drafts of one target by expected acceptance, prompt by prompt.
 
     python benchmarks/drafts.py DRAFT OTHER ... [--average 0.5] [--prompts 60] [--skip 20]
 
-The target answers held-out prompts of HumanEval and IFBench once at T = 0.6, and every draft reads
-the answers: the expected acceptance rate of decoding them at γ = 3 (teacher-forced, no coins are
-thrown), with 95% bootstrap intervals over prompts; differences to the first draft are paired by
-prompt. `--average s` also reads the average of each other draft with the first, s of it the first's
+The target completes held-out prompts of HumanEval and IFBench once at T = 0.6, and every draft
+reads the completions: the expected, teacher-forced acceptance rate at γ = 3, with 95% bootstrap
+intervals over prompts; differences to the first draft are paired by prompt. `--average s` also
+reads the average of each other draft with the first, with a share s of the first
 (`align.start_weight`). `--skip n` leaves out the first n prompts of each set, which stage evaluate
-reads, so that what is chosen by this is not judged on the same prompts.
+uses, so that a choice made here is not evaluated on the same prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 from fastdraft_hf.train.loop import average_weights
 
-# As long as `held_out_answers` lets them be.
+# The longest answer of `held_out_answers`.
 TOKENS = 64
 
 
@@ -40,7 +40,7 @@ def load(folder: Path) -> Any:
 
 
 def averaged(first: Path, other: Path, share: float) -> Any:
-    """Return ``share`` of the first draft's weights and the rest of the other's."""
+    """Return the average of two drafts' weights, with ``share`` of the first."""
     model = load(other)
     average_weights(model, first, share)
     return model

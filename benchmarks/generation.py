@@ -1,13 +1,12 @@
-"""How fast the target writes: OpenVINO against transformers, with a draft against without.
+"""Compare how fast the target generates: OpenVINO and transformers, with a draft and without.
 
     python benchmarks/generation.py [--draft DIR --draft-openvino DIR] [--only engines,draft,logits]
 
 The target is the embedded one; prompts are instructions to complete functions of the standard
-library. Every way writes the same prompts in turn, round after round and each round in the other
-order, in one process; the first round warms up and is not kept. Ratios are taken within a round
-and given as median with least and greatest. `logits` reads texts of the target through OpenVINO
-and through transformers in turn, and measures files: what stored distributions take on disk for a
-token.
+library. All ways generate the same prompts in turn in one process, in alternating order; the first
+round warms up and is not kept. Ratios are taken within a round and given as median, least and
+greatest. `logits` reads completions through OpenVINO and through transformers in turn, and measures
+the bytes per token that stored distributions take on disk.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Rows = list[tuple[str, str, str, str]]
 
 @dataclass
 class Round:
-    """What one way did in one round."""
+    """Rows, tokens and seconds of one way in one round."""
 
     seconds: float
     texts: int
@@ -65,7 +64,7 @@ def write(engine: Engine, requests: list[Request]) -> Round:
 def in_turn(
     ways: dict[str, Engine], requests: list[Request], rounds: int
 ) -> dict[str, list[Round]]:
-    """Let every way write the requests, A B, B A, A B; return the rounds after the first."""
+    """Let all ways generate the requests, A B, B A, A B; return the rounds after the first."""
     found: dict[str, list[Round]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         names = list(ways) if number % 2 == 0 else list(ways)[::-1]

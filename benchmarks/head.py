@@ -1,12 +1,12 @@
-"""The head of a small draft, forward and backward: one pass over chunks against full logits.
+"""Compare the head of a small draft, forward and backward: one pass over chunks and full logits.
 
     python benchmarks/head.py [--tokens 512] [--vocab 49152] [--hidden 192] [--runs 7]
                               [--objectives ce,ce_kl] [--top-k 32]
 
-Every objective (a term's or a preset's name) is compared with full logits under the same objective.
-Those that need the target's distribution are measured twice: over its stored top k, and over its
-whole distribution made from hidden states as wide as the draft's. All run in one process in turn;
-figures are medians with the range, ratios are paired run by run.
+Every objective (the name of a term or a preset) is compared with full logits under the same
+objective. Those that need the target's distribution are measured twice: with its stored top k, and
+with its entire distribution computed from hidden states as wide as the draft's. All run in turn in
+one process; figures are medians with the range, and ratios are paired run by run.
 """
 
 from __future__ import annotations

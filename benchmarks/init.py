@@ -1,18 +1,18 @@
-"""What each kind of initialization is worth, at equal training budget.
+"""Compare the kinds of initialization at equal training budget.
 
     python benchmarks/init.py --run runs/smollm2-quickstart [--tokens 300k] [--only prune]
 
-Needs a finished `generate` stage in --run. Every draft has the same parameter budget and depth, the
-same rows in the same order and the same number of tokens, of pre-training and then of alignment;
-only `design.init` (and where its layers come from) differs. The measure is the
-teacher-forced expected acceptance at T = 0.6 and γ = 3 on answers the target wrote to held-out
-prompts, with 95% bootstrap intervals over prompts: before any training, and after it. The gain over
-`scratch` is paired prompt by prompt.
+Needs a finished stage `generate` in --run. All drafts have the same parameter budget and depth and
+train on the same rows in the same order for the same number of tokens, first `pretrain`, then
+`align`; only `design.init` (and where its layers come from) differs. Measured is the expected,
+teacher-forced acceptance at T = 0.6 and γ = 3 on the target's completions of held-out prompts, with
+95% bootstrap intervals over prompts, before and after training. The gain over `scratch` is paired
+by prompt.
 
 `--donor` adds a transplant from that model (an id or a folder), such as a Gemma-3-270M.
-`--depths 2,3,4 --only "prune, first layers"` compares depths: each kind that is named, at each.
+`--depths 2,3,4 --only "prune, first layers"` compares each named kind at several depths.
 
-What is finished is kept in --work; a killed run goes on.
+Finished work is kept in --work, and a killed run resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def slug(name: str) -> str:
 
 
 def recipe_for(base: Recipe, design: dict[str, Any], tokens: tuple[int, int]) -> Recipe:
-    """Return ``base`` with other initialization and both training stages cut to ``tokens``."""
+    """Return ``base`` with another initialization and both training stages cut to ``tokens``."""
     data = base.resolved()
     plain = {"hidden_size": None, "intermediate_size": None, "layers": "even"}
     data["design"] = {**data["design"], **plain, **design}

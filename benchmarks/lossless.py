@@ -1,13 +1,13 @@
-"""Greedy output with a draft against the target alone, token for token, on every path.
+"""Compare greedy output with a draft to the target alone, token for token, on every path.
 
     python benchmarks/lossless.py --draft runs/smollm2-quickstart/align [--prompts 100]
 
-Held-out prompts of HumanEval and IFBench; prompt n is decoded with γ = n mod 8 + 1. Everything in
-float32 (OpenVINO's weights, products and KV cache too), each path against the target alone in the
-same engine. Where two outputs differ, the target's own logits at that place are asked for: the
-margin between its first and second choice shows whether two kernels rounded a tie apart (below
-0.001) or something is wrong. Finished answers are kept in --work; a killed run goes on. The exit
-status is 1 if a difference is no tie.
+Prompts are held-out ones of HumanEval and IFBench; prompt n is decoded with γ = n mod 8 + 1.
+Everything is float32 (OpenVINO's weights, products and KV cache too), and each path is compared
+with the target alone in the same engine. Where two outputs differ, the margin between the target's
+first and second choice at that position shows whether two kernels rounded a tie differently or
+something is wrong. Finished answers are kept in --work, and a killed run resumes. The exit status
+is 1 if a difference is not a tie.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
-# Path -> the target alone that it is compared with.
+# Path -> its baseline, the target alone.
 PATHS = {
     "transformers": "alone",
     "ours": "alone",
@@ -84,7 +84,7 @@ def genai(target: Path, draft: Path | None, ends: set[int], tokens: int) -> Run:
 
 
 def open_path(name: str, folder: Path, draft: Path, target: Any, tokens: int) -> Run:
-    """Return what decodes by a path, or by the target alone that belongs to one."""
+    """Return a function that decodes by a path or its baseline."""
     if name in ("alone", "transformers", "ours"):
         model = None if name == "alone" else AutoModelForCausalLM.from_pretrained(draft).eval()
         return pytorch(target, model, "transformers" if name == "alone" else name, tokens)

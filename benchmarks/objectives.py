@@ -1,15 +1,15 @@
-"""Which objective of alignment gives the most acceptance, at equal budget, on the real target.
+"""Compare objectives of alignment by acceptance, at equal budget, on the real target.
 
     fastdraft run recipes/smollm2-135m/objectives.yaml
     python benchmarks/objectives.py --run runs/smollm2-objectives [--tokens 300k] [--only kl,tvd]
 
-Every objective trains a copy of the run's pre-trained draft by the recipe's `align` stage: the same
-rows in the same order, the same tokens and steps, only `align.objective` differs. Two measures at
-T = 0.6 and γ = 3, with 95% bootstrap intervals over prompts: the acceptance rate that real decoding
-counts, and the teacher-forced expected one on answers the target wrote, which needs no decoding and
-so takes many more prompts. The difference to `ce` is paired prompt by prompt.
+Every objective trains a copy of the run's pre-trained draft with the recipe's stage `align`: the
+same rows in the same order, the same tokens and steps; only `align.objective` differs. Two measures
+at T = 0.6 and γ = 3, with 95% bootstrap intervals over prompts: the acceptance rate of real
+decoding, and the expected, teacher-forced one on the target's completions, which needs no decoding
+and so uses many more prompts. The difference to `ce` is paired by prompt.
 
-What is finished is kept in --work; a killed run goes on.
+Finished work is kept in --work, and a killed run resumes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def align(recipe_path: Path, run: Path, work: Path, objective: Any, tokens: int)
     )
     assert recipe.align is not None
     recipe.align.max_train_tokens, recipe.align.max_minutes = tokens, None
-    if objective == "ce":  # the acceptance in its log comes from what is stored
+    if objective == "ce":  # its log takes acceptance from the stored distribution
         recipe.align.target_distribution = "stored"
     work.mkdir(parents=True, exist_ok=True)
     for stage in BASE:
@@ -80,7 +80,7 @@ def align(recipe_path: Path, run: Path, work: Path, objective: Any, tokens: int)
 def held_out_answers(
     recipe: Recipe, folder: Path, prompts: list[EvaluationPrompt]
 ) -> list[Continuation]:
-    """Let the target answer held-out prompts at T = 0.6."""
+    """Return the target's completions of held-out prompts at T = 0.6."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     name = choose_engine("auto", "cpu")
     engine = open_engine(
@@ -107,7 +107,7 @@ def held_out_answers(
 def held_out(
     recipe: Recipe, folder: Path, target: Any, prompts: list[EvaluationPrompt], work: Path
 ) -> tuple[list[Continuation], list[torch.Tensor]]:
-    """Return the answers and the target's distributions over them, made once and kept."""
+    """Return the completions and the target's distributions over them; both are stored."""
     work.mkdir(parents=True, exist_ok=True)
     path, tables = work / f"answers-{len(prompts)}.json", work / f"answers-{len(prompts)}"
     if not path.exists():
@@ -144,7 +144,7 @@ def alphas_of(
 def decoded(
     target: Any, draft: Any, prompts: list[EvaluationPrompt], tokens: int, label: str
 ) -> list[tuple[int, int]]:
-    """Return (accepted, drafted) of each prompt, really decoded."""
+    """Return (accepted, drafted) tokens of each prompt, from decoding."""
     counts = []
     with Progress(f"{label}: decode", len(prompts), "answers") as progress:
         for number, prompt in enumerate(prompts):

@@ -1,12 +1,12 @@
-"""A pass of the target over a few tokens: OVModelForCausalLM's graph against OpenVINO GenAI's.
+"""Compare passes of the target through OVModelForCausalLM's graph and OpenVINO GenAI's.
 
     python benchmarks/openvino_pass.py --draft-openvino DIR [--rounds 5]
 
-The embedded target in int8 behind ``--context`` tokens, in one process and in turn: the stateful
+The embedded target in int8 after ``--context`` tokens, in one process and in turn: the stateful
 graph that `optimum-intel` runs, with its cache in several precisions, over one and over three
-tokens; the same graph with its cache in pages, as our loop runs it; and GenAI's own measure of the
-target's passes over three (two drafted and one more). Medians and quartiles in milliseconds. Last,
-which kinds of operations the stateful graph's time goes into, over one token and over four.
+tokens; the same graph with its cache in pages, as our loop runs it; and GenAI's own measurement of
+passes over three tokens (two drafted and one more). Medians and quartiles in milliseconds. Then how
+the stateful graph's time divides into kinds of operations, over one token and over four.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "stateful, cache in bf16": {"KV_CACHE_PRECISION": "bf16"},
     "stateful, cache in f32": {"KV_CACHE_PRECISION": "f32"},
 }
-# The first passes of a width prepare it.
+# The first passes of each width compile kernels.
 WARM = 3
 PASSES = 12
 
@@ -50,7 +50,7 @@ def feed(ids: numpy.ndarray, total: int) -> dict[str, numpy.ndarray]:
 
 
 def stateful(request: Any, prompt: numpy.ndarray, width: int) -> Iterator[float]:
-    """Yield the milliseconds of each pass over ``width`` tokens behind the prompt, as it ends."""
+    """Yield the milliseconds of each pass over ``width`` tokens after the prompt."""
     request.reset_state()
     total = prompt.shape[1]
     request.infer(feed(prompt, total), share_inputs=True)
@@ -65,7 +65,7 @@ def stateful(request: Any, prompt: numpy.ndarray, width: int) -> Iterator[float]
 
 
 def in_pages(pages: Pages, prompt: numpy.ndarray, width: int) -> Iterator[float]:
-    """Yield the same of the graph in pages."""
+    """Yield the same for the graph with its cache in pages."""
     model = PagedModel(pages)
     total = prompt.shape[1]
     model.feed(torch.from_numpy(prompt), torch.arange(total)[None], None, 1)

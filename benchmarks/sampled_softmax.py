@@ -1,12 +1,12 @@
-"""What sampled softmax saves, and what it costs.
+"""Measure what sampled softmax saves and what it costs.
 
     python benchmarks/sampled_softmax.py --run runs/smollm2-quickstart [--tokens 600k] [--held 400]
 
-Copies of the run's continued-pre-trained draft are aligned on the rows its target wrote, with the
-same rows in the same order and the same token budget; only what a step scores of the vocabulary
-differs, and whether the layers' products are bfloat16. Then the loss on held-out rows,
-the whole vocabulary scored in float32; its difference to the first way is paired row by row, with
-95% bootstrap intervals over rows. Times are of training alone.
+Copies of the run's continued-pre-trained draft are aligned on the same rows in the same order with
+the same token budget. They differ in how much of the vocabulary a step scores, and in whether the
+layers' products are bfloat16. Then the loss on held-out rows is measured over the entire vocabulary
+in float32; its difference to the first way is paired by row, with 95% bootstrap intervals over
+rows. Times are of training alone.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def train(
 
 
 def losses(draft: Any, rows: list[dict[str, list[int]]]) -> list[float]:
-    """Return every row's mean loss in nats, the whole vocabulary scored in float32."""
+    """Return each row's mean loss in nats over the entire vocabulary, in float32."""
     found = []
     head = head_of(draft)
     with torch.no_grad():

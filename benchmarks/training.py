@@ -1,12 +1,12 @@
-"""Training a draft: our trainer against TRL's, plain PyTorch, and our own dearer objectives.
+"""Compare training a draft: our trainer, TRL's, plain PyTorch, and our objectives besides ce.
 
     python benchmarks/training.py [--rounds 3] [--steps 3] [--skip-memory]
 
-The same draft of 11M parameters (vocabulary 49,152, 8 rows of 512 tokens a step, AdamW, no gradient
-checkpointing) is trained by each way in turn, round after round, in one process; ratios are taken
-within a round. A step is timed from the end of one to the end of the next, data loading included.
-The loss's memory is measured in a process of its own for every way: the growth of the peak over
-what model and inputs take. On a GPU the same runs with a draft of 50M parameters in bfloat16.
+The same draft of 11M parameters (vocabulary 49,152, 8 rows of 512 tokens per step, AdamW, no
+gradient checkpointing) is trained by all ways in turn, round after round, in one process; ratios
+are taken within a round. A step is timed from the end of one to the end of the next, data loading
+included. The loss's memory is measured in a process of its own for each way: how far the peak
+exceeds what model and inputs take. On a GPU the draft has 50M parameters in bfloat16.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def speed(rounds: int, steps: int) -> None:
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         print(f"| {name} | {rate:,.0f} | {statistics.median(ratios):.2f}x ({spread}) |")
     if CUDA:
-        # Forward and backward of a dense layer: 6 operations a parameter and token.
+        # Forward and backward of a dense layer: 6 FLOPs per parameter and token.
         rate = ROWS * LENGTH / statistics.median(medians[ours])
         operations = 6 * make_draft().num_parameters() * rate
         peak = product_peak()
@@ -216,7 +216,7 @@ def product_peak(size: int = 8192) -> float:
 
 
 def measure_memory(way: str, vocabulary: int) -> None:
-    """Print what one pass of a head's loss adds to the peak of this process, in MB."""
+    """Print the MB that one pass of a head's loss adds to this process's peak memory."""
     tokens, width = ROWS * LENGTH, 192
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, width, generator=generator).mul_(0.05).requires_grad_()
@@ -245,14 +245,14 @@ def measure_memory(way: str, vocabulary: int) -> None:
     weight.grad = hidden.grad = None
     # Not getrusage: its peak is inherited from the process that started this one.
     with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # the peak starts anew
+        refs.write("5")  # reset the peak
     before = _status("VmRSS")
     loss(slice(None)).backward()
     print(json.dumps({"extra_mb": _status("VmHWM") - before}))
 
 
 def _status(name: str) -> float:
-    """Return a line of this process's memory in MB: VmRSS is what it has, VmHWM its peak."""
+    """Return a line of this process's memory in MB: VmRSS is its size, VmHWM its peak."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith(name))
     return int(line.split()[1]) / 1024

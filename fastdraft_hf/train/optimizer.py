@@ -1,8 +1,8 @@
 """Muon for the matrices and AdamW for the rest, as one optimizer that a checkpoint can hold.
 
 At the few hundred thousand tokens that a small machine can afford, a draft trained with Muon
-(Jordan et al. 2024; ``torch.optim.Muon``) accepts more than with AdamW
-(`benchmarks/quickstart_choices.py`). Muon is made for matrices between hidden states; embeddings,
+(Jordan et al. 2024; ``torch.optim.Muon``) has a higher acceptance rate than with AdamW
+(benchmarks/README.md). Muon is made for matrices between hidden states; embeddings,
 head, norms and biases stay with AdamW, as its authors advise.
 """
 

@@ -33,10 +33,9 @@ from fastdraft_hf.hub.card import render_card
 from fastdraft_hf.hub.folder import write_custom_generate
 
 ROOT = Path(__file__).parents[2]
-# That page shows what a model wrote, and nobody shall run that.
 PAGES = [
     ROOT / "README.md",
-    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "magpie-sample.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "recipes").rglob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
