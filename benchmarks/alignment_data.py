@@ -145,7 +145,7 @@ def ask(
 def pairs(
     rows: list[dict[str, Any]], trained: list[Function], tokenizer: Any, length: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
-    """Return examples of the target's and the library's answers; those of a pair are equally long."""
+    """Return examples of the target's and the library's answers, equally long in each pair."""
     kept, _ = keep_rows(rows)
     clean = Decontaminator.of_task_sets()
     target_written, own = [], []
