@@ -60,9 +60,6 @@ class TuneConfig(Section):
             "timed drafts have random weights"
         ),
     )
-    draft_vocab_size: Count | None = Field(
-        None, description="time drafts with a reduced vocabulary of this many tokens"
-    )
     max_num_assistant_tokens: Count = Field(5, description="largest γ")
     context: Count = Field(256, description="tokens in the caches when timing starts")
     rounds: Count = Field(5, description="rounds timed for each draft and γ in a repeat")
@@ -70,8 +67,8 @@ class TuneConfig(Section):
     acceptance: dict[Key, Number] | Number | None = Field(
         None,
         description=(
-            "chance that a drafted token is accepted: a number, or by design or depth, {2: 0.4, "
-            "4x192: 0.47}; by default 0.4, or from probes"
+            "chance that a drafted token is accepted: a number, or by depth, {2: 0.4, 4: 0.47}; by "
+            "default 0.4, or from probes"
         ),
     )
     probe_tokens: Count | None = Field(

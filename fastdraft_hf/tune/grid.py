@@ -21,8 +21,7 @@ DEPTHS = (1, 2, 4, 8, 12)
 # Feed-forward sizes as multiples of the width. A shallow draft of a small budget needs far more
 # than the usual 2 to 8 to fill it.
 NARROWEST, WIDEST = 1, 24
-# Feed-forward sizes are multiples of the first, where that fills a budget closely enough.
-_STEPS = (32, 8)
+_STEP = 8  # feed-forward sizes are multiples of this
 # How far a design may miss the budget. Those cut from the target have feed-forward layers no wider
 # than the target's and miss it by more.
 _TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
@@ -91,25 +90,21 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
 def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
     """Return the design of this depth and width that fills the budget, or ``None``."""
 
+    text = target.get_text_config()
+    widest = WIDEST * width if config.init != "prune" else text.intermediate_size
+
     def params(feed_forward: int) -> int:
         return count_parameters(draft_config(target, Design(depth, width, feed_forward, 0), config))
 
-    for unit in _STEPS:
-        try:
-            least = params(unit)
-            step = params(2 * unit) - least
-        except FastDraftError:  # this family has no such width
-            return None
-        if least > config.params or step <= 0:
-            continue
-        feed_forward, tolerance = unit * (1 + (config.params - least) // step), _TOLERANCE
-        if not NARROWEST * width <= feed_forward <= WIDEST * width:
-            continue
-        try:
-            exact = params(feed_forward)
-        except FastDraftError:  # cut from the target, it cannot be wider
-            feed_forward = int(target.get_text_config().intermediate_size)
-            exact, tolerance = params(feed_forward), _CUT_TOLERANCE
-        if abs(exact - config.params) <= tolerance * config.params:
-            return Design(depth, width, feed_forward, exact)
-    return None
+    try:
+        least = params(_STEP)
+        step = params(2 * _STEP) - least
+    except FastDraftError:  # this family has no such width
+        return None
+    feed_forward = min(_STEP * (1 + (config.params - least) // step), widest)
+    if not NARROWEST * width <= feed_forward <= WIDEST * width:
+        return None
+    exact = params(feed_forward)
+    tolerance = _TOLERANCE if config.init != "prune" else _CUT_TOLERANCE
+    close = abs(exact - config.params) <= tolerance * config.params
+    return Design(depth, width, feed_forward, exact) if close else None

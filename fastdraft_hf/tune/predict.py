@@ -11,9 +11,8 @@ tokens (Leviathan et al. 2023, arXiv 2211.17192, equation 1), so the speed after
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 def expected_block_efficiency(alpha: float, num_assistant_tokens: int) -> float:
@@ -60,41 +59,3 @@ class Acceptance:
         """Return the acceptance of block efficiencies measured by γ."""
         gamma = max(efficiency)
         return cls(acceptance_of_rate((efficiency[gamma] - 1) / gamma, gamma), dict(efficiency))
-
-
-def fit_law(points: Sequence[tuple[int, int, float]]) -> dict[str, Any]:
-    """Fit t = base + layer·layers + width·hidden_size to drafts of one parameter budget.
-
-    The paper (section 3.1) finds that latency grows with layers and hardly with width.
-
-    Args:
-        points: (layers, width, seconds of a drafted token) of each draft.
-
-    Returns:
-        ``layer`` and ``width`` in seconds per unit, ``explained`` (R²), ``holds`` (``None`` if the
-        designs do not vary in both) and a ``sentence``.
-    """
-    import numpy
-
-    data = numpy.array(points, float)
-    shape, seconds = data[:, :2], data[:, 2]
-    ranges = numpy.ptp(shape, axis=0)
-    if len(points) < 4 or not ranges.all() or abs(numpy.corrcoef(shape.T)[0, 1]) > 0.98:
-        sentence = "These designs do not vary enough in both layers and width to compare the two."
-        return {"layer": None, "width": None, "holds": None, "sentence": sentence}
-    columns = numpy.column_stack([numpy.ones(len(points)), shape])
-    weights = numpy.linalg.lstsq(columns, seconds, rcond=None)[0]
-    explained = (
-        1 - ((seconds - columns @ weights) ** 2).sum() / ((seconds - seconds.mean()) ** 2).sum()
-    )
-    over = weights[1:] * ranges
-    holds = bool(over[0] > 0.1 * seconds.mean() and over[0] > 3 * abs(over[1]))
-    begin = "This machine follows" if holds else "This machine differs from"
-    sentence = (
-        f"{begin} the paper's law (latency grows with layers, hardly with width): from the fewest "
-        f"layers to the most a drafted token takes {1e3 * over[0]:+.2f} ms, from the narrowest to "
-        f"the widest {1e3 * over[1]:+.2f} ms, of {1e3 * seconds.mean():.2f} ms on average (R² "
-        f"{explained:.2f})."
-    )
-    law = {"layer": float(weights[1]), "width": float(weights[2]), "explained": float(explained)}
-    return {**law, "holds": holds, "sentence": sentence}

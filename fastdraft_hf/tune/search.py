@@ -22,8 +22,8 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design, designs_of
-from fastdraft_hf.tune.predict import Acceptance, fit_law
-from fastdraft_hf.tune.timing import KEPT_BYTES, LoopTimer, Timer, median_and_quartiles
+from fastdraft_hf.tune.predict import Acceptance
+from fastdraft_hf.tune.timing import LoopTimer, Timer, median_and_quartiles
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
@@ -75,7 +75,7 @@ def search(
         prober = Probes(config, target, folder, gammas)
     given = None if prober else given_acceptances(config, designs)
     logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
-    make_timer = make_timer or (lambda: _loop_timer(config, target, len(designs), gammas))
+    make_timer = make_timer or (lambda: _loop_timer(config, target, gammas))
     seconds = _time(config, target, designs, folder, make_timer)
     acceptances = given if prober is None else prober(designs)
     assert acceptances is not None
@@ -92,11 +92,6 @@ def _check(config: TuneConfig, text: Any, real: bool) -> None:
             f"context: timing from {config.context} tokens reads up to {reach}, and the target "
             f"reads {text.max_position_embeddings}; lower context or rounds"
         )
-    if config.draft_vocab_size is not None and config.draft_vocab_size >= text.vocab_size:
-        raise FastDraftError(
-            f"draft_vocab_size: {config.draft_vocab_size:,} must be below the vocabulary of "
-            f"{text.vocab_size:,}"
-        )
     if real and config.measure == "openvino":
         from fastdraft_hf.export.openvino import require_openvino
 
@@ -109,27 +104,16 @@ def _check(config: TuneConfig, text: Any, real: bool) -> None:
 
 
 def given_acceptances(config: TuneConfig, designs: list[Design]) -> dict[str, Acceptance]:
-    """Return the acceptance of every design.
-
-    Raises:
-        FastDraftError: a mapping names no existing design or depth, or leaves one out.
-    """
+    """Return the acceptance of every design, as the settings give it."""
     given = config.acceptance
     if not isinstance(given, dict):
         alpha = DEFAULT_ACCEPTANCE if given is None else given
         return {d.name: Acceptance(alpha) for d in designs}
-    names = [d.name for d in designs]
-    for name in given.keys() - {*names, *(str(d.layers) for d in designs)}:
-        raise FastDraftError(
-            f"acceptance.{name}: no such design or depth; there are {', '.join(names)}"
-        )
-    found = {}
-    for design in designs:
-        alphas = [given[key] for key in (design.name, str(design.layers)) if key in given]
-        if not alphas:
-            raise FastDraftError(f"acceptance: none for design {design.name}")
-        found[design.name] = Acceptance(alphas[0])
-    return found
+    depths = {str(d.layers) for d in designs}
+    if given.keys() != depths:
+        wrong = ", ".join(sorted(given.keys() ^ depths))
+        raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
+    return {d.name: Acceptance(given[str(d.layers)]) for d in designs}
 
 
 def _time(
@@ -173,20 +157,14 @@ def _time(
 def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: Path) -> list[Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
     from fastdraft_hf.draft.build import build, save_draft
-    from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 
-    size = "" if config.draft_vocab_size is None else f"-v{config.draft_vocab_size}"
-    paths = [folder / "designs" / f"{d.name}x{d.feed_forward}{size}" for d in designs]
+    paths = [folder / "designs" / f"{d.name}x{d.feed_forward}" for d in designs]
     for design, path in zip(designs, paths, strict=True):
         if not path.exists():
             section = DesignConfig(**{**design.section(config), "init": "scratch"})
             model, _ = build(target.path, section, config.seed)
             with atomic_folder(path) as temporary:
                 save_draft(model, temporary)
-                if config.draft_vocab_size is not None:
-                    # Which tokens does not matter for the time.
-                    head = ReducedVocabulary(tuple(range(config.draft_vocab_size)))
-                    write_reduced_vocabulary(temporary, head)
     if config.measure != "openvino":
         return paths
     from fastdraft_hf.export.openvino import export_several
@@ -198,16 +176,14 @@ def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: P
     return exports
 
 
-def _loop_timer(config: TuneConfig, target: Target, designs: int, gammas: list[int]) -> LoopTimer:
+def _loop_timer(config: TuneConfig, target: Target, gammas: list[int]) -> LoopTimer:
     path = target.path
     if config.measure == "openvino":
         from fastdraft_hf.export.openvino import cached_openvino
 
         logger.info("tune: exporting the target to OpenVINO %s (once)", config.weight_format)
         path = cached_openvino(path, config.weight_format)
-    keep = 4 * config.params * designs < KEPT_BYTES
-    settings = config.context, config.rounds, config.seed, keep
-    return LoopTimer(path, config.measure, gammas, *settings)
+    return LoopTimer(path, config.measure, gammas, config.context, config.rounds, config.seed)
 
 
 def results_of(
@@ -216,14 +192,13 @@ def results_of(
     seconds: Mapping[str, Mapping[int, list[float]]],
     acceptances: Mapping[str, Acceptance],
 ) -> dict[str, Any]:
-    """Return the times and predicted speeds of every design, the best one, and the law."""
-    rows, points = [], []
+    """Return the times and predicted speeds of every design, and the best one."""
+    rows: list[dict[str, Any]] = []
     speeds: dict[tuple[Design, int], float] = {}
     for design in designs:
         times = {g: median_and_quartiles(found) for g, found in seconds[design.name].items()}
         first, last = min(times), max(times)
         each = (times[last][0] - times[first][0]) / max(last - first, 1)
-        points.append((design.layers, design.width, each))
         acceptance = acceptances[design.name]
         predicted = {g: acceptance.block_efficiency(g) / t[0] for g, t in times.items()}
         speeds |= {(design, g): speed for g, speed in predicted.items()}
@@ -248,7 +223,6 @@ def results_of(
             "acceptance": acceptances[best.name].alpha,
             "section": best.section(config),
         },
-        "law": fit_law(points),
     }
 
 
@@ -289,7 +263,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
             "One acceptance for all designs: the cheapest draft wins. Deeper drafts have a higher "
             "acceptance rate; give acceptance by depth, or probe_tokens, to compare depths."
         )
-    return [*lines, results["law"]["sentence"]]
+    return lines
 
 
 def recipe_snippet(results: dict[str, Any]) -> str:

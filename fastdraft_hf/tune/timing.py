@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from fastdraft_hf.decode.cached import CachedModel
 
-# Drafts stay loaded between repeats while all of them take less than this, in bytes.
-KEPT_BYTES = 2 << 30
-
 
 class Timer(Protocol):
     """What the search times drafts with."""
@@ -51,7 +48,6 @@ class LoopTimer:
         context: tokens in the caches at the start.
         rounds: rounds kept for each γ; one more before them warms up.
         seed: draws the prompt and the order of γ.
-        keep: keep drafts in memory between repeats.
     """
 
     def __init__(
@@ -62,11 +58,9 @@ class LoopTimer:
         context: int,
         rounds: int,
         seed: int = 0,
-        keep: bool = True,
     ) -> None:
         self._measure, self._gammas, self._rounds = measure, list(gammas), rounds
-        self._seed, self._keep = seed, keep
-        self._loaded: dict[Path, Any] = {}
+        self._seed = seed
         self._target = self._load(target)
         self._vocabulary = self._target.config.get_text_config().vocab_size
         rng = random.Random(seed)
@@ -83,9 +77,7 @@ class LoopTimer:
 
         from fastdraft_hf.decode.speculative import one_torch_thread
 
-        model = self._loaded.get(draft) or self._load(draft)
-        if self._keep:
-            self._loaded[draft] = model
+        model = self._load(draft)
         order = random.Random(f"{self._seed} {repeat}").sample(self._gammas, len(self._gammas))
         openvino = self._measure == "openvino"
         with torch.inference_mode(), one_torch_thread() if openvino else contextlib.nullcontext():

@@ -13,10 +13,7 @@ from fastdraft_hf.tune.predict import (
     acceptance_of_rate,
     expected_acceptance_rate,
     expected_block_efficiency,
-    fit_law,
 )
-
-SHAPES = [(1, 192), (2, 192), (4, 192), (4, 144), (8, 192), (8, 144), (12, 96)]
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.3, 1), (0.45, 3), (0.8, 5), (0.97, 8)])
@@ -48,19 +45,3 @@ def test_measured_efficiencies_are_used_as_they_are() -> None:
     found = Acceptance.of_efficiencies({1: 1.5, 2: 1.75})
     assert found.alpha == pytest.approx(0.5)
     assert [found.block_efficiency(gamma) for gamma in (1, 2)] == [1.5, 1.75]
-
-
-def test_the_law_of_a_machine_where_layers_cost() -> None:
-    law = fit_law([(n, w, 1e-3 * (0.5 + 0.2 * n + 0.0001 * w)) for n, w in SHAPES])
-    assert law["layer"] == pytest.approx(2e-4)
-    assert law["width"] == pytest.approx(1e-7)
-    assert law["explained"] == pytest.approx(1)
-    assert law["holds"]
-    assert "follows the paper's law" in law["sentence"]
-
-
-def test_a_machine_that_differs_and_designs_that_cannot_tell() -> None:
-    law = fit_law([(n, w, 1e-3 * (0.5 + 0.001 * n + 0.01 * w)) for n, w in SHAPES])
-    assert law["holds"] is False
-    assert "differs" in law["sentence"]
-    assert fit_law([(n, 192, 1e-3 * n) for n in (1, 2, 4, 8)])["holds"] is None

@@ -115,7 +115,6 @@ def test_the_best_is_the_best_of_a_known_machine(
     assert wanted[1] == layers
     assert best["tokens_per_second"] == pytest.approx(wanted[0])
     assert (best["section"]["num_hidden_layers"], best["num_assistant_tokens"]) == wanted[1:]
-    assert results["law"]["layer"] == pytest.approx(5e-4)
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
@@ -178,12 +177,11 @@ def test_a_probers_acceptance_is_used(target: Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"acceptance": {"9": 0.4}}, "acceptance.9: no such design or depth"),
-        ({"acceptance": {"1": 0.4}}, "acceptance: none for design 2x"),
+        ({"acceptance": {"1": 0.4, "2": 0.4}}, "acceptance: needs one number .* see 4"),
+        ({"acceptance": {"1": 0.4, "2": 0.4, "4": 0.4, "9": 0.4}}, "acceptance: needs .* see 9"),
         ({"depths": [9]}, "depths: 9 is deeper than the target's 8"),
         ({"params": 1000, "depths": None}, "design.params: 1,000 cannot hold a vocabulary"),
         ({"context": 1000}, "context: timing from 1000 tokens reads up to"),
-        ({"draft_vocab_size": 288}, "draft_vocab_size: 288 must be below the vocabulary of 288"),
         ({"probe_tokens": 5000, "rows": ["nowhere"]}, "nowhere"),
     ],
 )
@@ -203,7 +201,6 @@ def test_what_cannot_be_is_said_before_any_work(
         ({"depths": [2, 2]}, "depths: needs different numbers"),
         ({"depths": []}, "depths: needs different numbers"),
         ({"repeats": 0}, "repeats: must be at least 1"),
-        ({"draft_vocab_size": 0}, "draft_vocab_size: must be at least 1"),
         ({"probe_tokens": 100}, "rows: probes need"),
         ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
     ],
@@ -220,10 +217,9 @@ def test_without_a_gpu_cuda_is_refused(target: Target, tmp_path: Path) -> None:
         search(settings(measure="cuda"), target, tmp_path / "out")
 
 
-@pytest.mark.parametrize("vocab", [None, 100])
-def test_real_rounds_are_timed(target: Target, tmp_path: Path, vocab: int | None) -> None:
-    """Every γ as often as requested, with a full head and a reduced one."""
-    config = settings(depths=[1, 2], acceptance=0.5, draft_vocab_size=vocab, rounds=2)
+def test_real_rounds_are_timed(target: Target, tmp_path: Path) -> None:
+    """Every γ as often as requested."""
+    config = settings(depths=[1, 2], acceptance=0.5, rounds=2)
     results = search(config, target, tmp_path)
     saved = json.loads((tmp_path / "timings.json").read_text())
     assert len(saved) == 2 * len(results["designs"])
