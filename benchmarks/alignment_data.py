@@ -32,6 +32,7 @@ from typing import Any
 
 import datasets
 import torch
+from fastdraft_hf.data.corpora import IGNORED
 from objectives import _show, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,15 +40,14 @@ from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.data.corpora import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
-from fastdraft_hf.data.filters import keep_rows
-from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.filters import KEPT, judge_rows
+from fastdraft_hf.data.generations import Requests, read_rows, write_rows
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
+from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.data.python_source import documented_functions
-from fastdraft_hf.data.requests import requests_for
 from fastdraft_hf.eval.expected import (
     Continuation,
     ExpectedRounds,
@@ -131,10 +131,10 @@ def ask(
     longest: int,
 ) -> list[dict[str, Any]]:
     """Let the target answer; answers already in ``folder`` are kept."""
-    requests = requests_for(
+    requests = Requests(
         prompts, temperatures=temperatures, max_new_tokens=longest, seed=0, source=folder.name
     )
-    if not (folder / "manifest.json").exists():
+    if len(stored_indices(folder)) < len(requests):
         with Progress(folder.name, len(requests), "rows") as progress:
             write_rows(
                 engine(), requests, folder, on_progress=lambda rows, _: progress.advance(rows)
@@ -146,7 +146,8 @@ def pairs(
     rows: list[dict[str, Any]], trained: list[Function], tokenizer: Any, length: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
     """Return examples of the target's and the library's answers, equally long in each pair."""
-    kept, _ = keep_rows(rows)
+    judged = zip(rows, judge_rows(rows), strict=True)
+    kept = [row for row, (_, reason) in judged if reason == KEPT]
     clean = Decontaminator.of_task_sets()
     target_written, own = [], []
     for row in kept:

@@ -1,6 +1,6 @@
 """Compare how fast the target generates: OpenVINO and transformers, with a draft and without.
 
-    python benchmarks/generation.py [--draft DIR --draft-openvino DIR] [--only engines,draft,logits]
+    python benchmarks/generation.py [--draft-openvino DIR] [--only engines,draft,logits]
 
 The target is the embedded one; prompts are instructions to complete functions of the standard
 library. All ways generate the same prompts in turn in one process, in alternating order; the first
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import embedded_target
-from fastdraft_hf.data.engines import Drafting, Engine
-from fastdraft_hf.data.engines.faster import LEAST_GAIN
+from fastdraft_hf.data.engines import Drafting, Engine, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
-from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
-from fastdraft_hf.data.requests import Request, requests_for
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.decode.openvino.reader import OpenVINOReader
-from fastdraft_hf.decode.speculative import assisted_decoding
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
@@ -54,7 +53,7 @@ class Round:
     ids: dict[int, tuple[int, ...]]
 
 
-def write(engine: Engine, requests: list[Request]) -> Round:
+def write(engine: Engine, requests: Sequence[Request]) -> Round:
     start = time.perf_counter()
     ids = {c.request.index: c.ids for c in engine.generate(requests, lambda tokens: None)}
     seconds = time.perf_counter() - start
@@ -62,7 +61,7 @@ def write(engine: Engine, requests: list[Request]) -> Round:
 
 
 def in_turn(
-    ways: dict[str, Engine], requests: list[Request], rounds: int
+    ways: dict[str, Engine], requests: Sequence[Request], rounds: int
 ) -> dict[str, list[Round]]:
     """Let all ways generate the requests, A B, B A, A B; return the rounds after the first."""
     found: dict[str, list[Round]] = {name: [] for name in ways}
@@ -113,7 +112,7 @@ def agreement(ours: list[Round], other: list[Round]) -> str:
     return f"{same} of {len(ours[0].ids)} greedy texts are the same"
 
 
-def make_requests(args: argparse.Namespace, count: int) -> list[Request]:
+def make_requests(args: argparse.Namespace, count: int) -> Sequence[Request]:
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
     prompts: list[tuple[int, ...]] = []
     for text in code_instructions(0):
@@ -122,7 +121,7 @@ def make_requests(args: argparse.Namespace, count: int) -> list[Request]:
             prompts.append(ids)
         if len(prompts) == count:
             break
-    return requests_for(
+    return Requests(
         prompts,
         temperatures=[args.temperature],
         max_new_tokens=args.new,
@@ -155,42 +154,24 @@ def engines(args: argparse.Namespace, rows: Rows) -> None:
 
 
 def draft(args: argparse.Namespace, rows: Rows) -> None:
-    if args.draft_openvino is None and args.draft is None:
-        print("draft: left out, there is no --draft-openvino and no --draft")
+    if args.draft_openvino is None:
+        print("draft: left out, there is no --draft-openvino")
         return
+    folder = cached_openvino(Path(embedded_target()), "int8")
     for batch in args.batches:
         requests = make_requests(args, max(args.draft_prompts, batch))
-        if args.draft_openvino is not None:
-            draft_way(args, rows, "openvino int8", batch, requests)
-        if args.draft is not None:
-            draft_way(args, rows, "transformers fp32", batch, requests)
-
-
-def draft_way(
-    args: argparse.Namespace, rows: Rows, kind: str, batch: int, requests: list[Request]
-) -> None:
-    target = Path(embedded_target())
-
-    def open_engine(gamma: int | None) -> Engine:
-        if kind == "openvino int8":
-            used = None if gamma is None else Drafting(args.draft_openvino, gamma)
-            folder = cached_openvino(target, "int8")
-            return OpenVINOEngine(folder, ends(), batch, draft=used)
-        used = None if gamma is None else Drafting(args.draft, gamma, assisted_decoding)
-        return TransformersEngine(target, ends(), batch, draft=used)
-
-    ways = {"alone": open_engine(None)}
-    for gamma in args.gammas:
-        ways[f"γ = {gamma}"] = open_engine(gamma)
-    print(f"{kind}, batch {batch}", file=sys.stderr, flush=True)
-    found = in_turn(ways, requests, args.rounds)
-    alone = found.pop("alone")
-    for name, rounds in found.items():
-        ratio = compare(rounds, alone, "tokens")
-        used = "would be used" if ratio[0] > LEAST_GAIN else "would not be used"
-        note = used if args.temperature else f"{used}; {agreement(rounds, alone)}"
-        what = f"{kind}, batch {batch}, with the draft ({name}) / without"
-        rows.append((what, spread(ratio), pair(rounds, alone, "tokens", "tok/s"), note))
+        ways: dict[str, Engine] = {"alone": OpenVINOEngine(folder, ends(), batch)}
+        for gamma in args.gammas:
+            used = Drafting(args.draft_openvino, gamma)
+            ways[f"γ = {gamma}"] = OpenVINOEngine(folder, ends(), batch, draft=used)
+        print(f"batch {batch}", file=sys.stderr, flush=True)
+        found = in_turn(ways, requests, args.rounds)
+        alone = found.pop("alone")
+        for name, rounds in found.items():
+            ratio = compare(rounds, alone, "tokens")
+            note = "" if args.temperature else agreement(rounds, alone)
+            what = f"openvino int8, batch {batch}, with the draft ({name}) / without"
+            rows.append((what, spread(ratio), pair(rounds, alone, "tokens", "tok/s"), note))
 
 
 def logits(args: argparse.Namespace, rows: Rows) -> None:
@@ -206,14 +187,16 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
         folder = Path(name)
         engine = OpenVINOEngine(cached_openvino(target, "int8"), ends(), 16)
         write_rows(engine, make_requests(args, args.logits_rows), folder / "rows")
-        texts = read_rows(folder / "rows")
+        texts, _ = read_kept_rows(folder / "rows")
         tokens = sum(len(row["completion_ids"]) for row in texts)
         for number in range(args.rounds + 1):
             names = list(readers) if number % 2 == 0 else list(readers)[::-1]
             for name in names:
                 shutil.rmtree(folder / name, ignore_errors=True)
                 start = time.perf_counter()
-                write_target_logits(readers[name], texts, folder / name, top_k=32, temperature=1.0)
+                write_target_logits(
+                    readers[name], folder / "rows", folder / name, top_k=32, temperature=1.0
+                )
                 seconds = time.perf_counter() - start
                 print(f"round {number}: {name}: {tokens / seconds:.0f} tokens/s", file=sys.stderr)
                 if number:
@@ -226,14 +209,13 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
     bytes_a_token = size / tokens
     goal = "≤ 200: " + ("yes" if bytes_a_token <= 200 else "no")
     what = f"stored logits on disk, k = 32, {tokens:,} tokens"
-    rows.append((what, f"{bytes_a_token:.1f} bytes a token", f"{size:,} bytes", goal))
+    rows.append((what, f"{bytes_a_token:.1f} bytes per token", f"{size:,} bytes", goal))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="engines,draft,logits")
-    parser.add_argument("--draft", type=Path, help="a trained draft's PyTorch folder")
-    parser.add_argument("--draft-openvino", type=Path, help="its int8 OpenVINO folder")
+    parser.add_argument("--draft-openvino", type=Path, help="a draft's int8 OpenVINO folder")
     parser.add_argument("--prompts", type=int, default=64, help="of engines, all at once")
     parser.add_argument("--draft-prompts", type=int, default=16, help="of draft, at least")
     parser.add_argument("--logits-rows", type=int, default=32)

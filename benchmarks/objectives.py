@@ -31,7 +31,7 @@ from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.engines import choose_engine, open_engine
-from fastdraft_hf.data.requests import requests_for
+from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import (
     Continuation,
@@ -91,7 +91,7 @@ def held_out_answers(
         batch_size=48,
         device="cpu",
     )
-    requests = requests_for(
+    requests = Requests(
         [p.ids for p in prompts],
         temperatures=[TEMPERATURE],
         max_new_tokens=64,

@@ -33,7 +33,7 @@ from fastdraft_hf._redact import redacted
 from fastdraft_hf.data.columns import column_names
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import FILTERS
-from fastdraft_hf.data.generated import MANIFEST
+from fastdraft_hf.data.parts import PARTS, has_parts
 from fastdraft_hf.train.checkpoints import AlreadyTrainedError, StopAtTheEnd, shared_checkpoint
 from fastdraft_hf.train.checks import mean_length
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
@@ -100,7 +100,7 @@ class Parser(TrlParser):  # type: ignore[misc]
 def open_dataset(script: ScriptArguments, split: str) -> Any:
     """Return a split, streamed or not."""
     path = Path(script.dataset)
-    if script.generated_sets or list(path.glob(f"*/{MANIFEST}")):
+    if script.generated_sets or list(path.glob(f"*/{PARTS}")):
         return open_generated(path, script.generated_sets)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = datasets.load_from_disk(str(path))
@@ -127,7 +127,7 @@ def open_generated(folder: Path, wanted: list[str]) -> Any:
 
     Magpie's instructions are prompts of another set and no answers, so only a wish reads them.
     """
-    finished = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    finished = sorted(path.name for path in folder.iterdir() if has_parts(path))
     answers = [n for n in finished if n.removesuffix("-instructions") not in {*finished} - {n}]
     parts = []
     for name in wanted or answers:

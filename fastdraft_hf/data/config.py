@@ -1,4 +1,4 @@
-"""What a recipe says about text: what the target writes, and what a training stage reads."""
+"""Settings of the sections ``generate`` and ``logits``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FOLDER = re.compile(r"\w[\w.-]*")
 
 
 class GeneratedSet(Section):
-    """One set of target-written texts."""
+    """One set of generated rows."""
 
     kind: Literal["free", "magpie", "code", "passages", "dataset"] = Field(
         "magpie",
         description=(
-            "free: text from the start of a document; magpie: the target writes the instruction, "
+            "free: text from the start of a document; magpie: the target generates an instruction, "
             "then answers it; code: it completes functions of the standard library; passages: it "
             "does tasks about passages of the installed packages' documentation; dataset: it "
             "answers the prompts of a dataset"
@@ -31,45 +31,40 @@ class GeneratedSet(Section):
     )
     rows: Count = Field(
         256,
-        description=(
-            "prompts to answer (magpie: instructions to write before filtering; free: texts)"
-        ),
+        description=("prompts to answer (magpie: instructions before filtering; free: documents)"),
     )
-    max_new_tokens: Count = Field(256, description="longest text, in tokens")
+    max_new_tokens: Count = Field(256, description="length limit of a completion, in tokens")
     max_prompt_tokens: Count = Field(
         1024,
-        description=(
-            "longest prompt, in tokens, template included; longer ones are left out and counted"
-        ),
+        description=("longest prompt, in tokens, chat template included; longer ones are left out"),
     )
     temperatures: list[Number] = Field(
         [0.0, 0.6, 0.8, 1.0],
-        description="temperatures of the texts; 0 is greedy (paper, section 3.3)",
+        description="sampling temperatures; 0 is greedy (paper, section 3.3)",
     )
     temperatures_per_prompt: Literal["one", "all"] = Field(
-        "one", description="one: dealt out prompt by prompt; all: every prompt at every temperature"
+        "one",
+        description="one: one temperature per prompt, in turn; all: every prompt at every one",
     )
     samples: Count = Field(
-        1, description="texts of one prompt at one temperature; greedy there is always one"
+        1, description="completions per prompt and temperature; greedy always one"
     )
-    top_p: Number = Field(1.0, description="nucleus that texts are sampled from; 1 is everything")
+    top_p: Number = Field(1.0, description="nucleus to sample from; 1 is the whole distribution")
     system_prompt: str | None = Field(
         None,
-        description=(
-            "magpie, code, passages, dataset: system turn of every chat that has none of its own"
-        ),
+        description=("magpie, code, passages, dataset: system turn of chats without one"),
     )
     system_prompt_in_answers: StrictBool = Field(
         True,
         description=(
-            "magpie: whether the answers too are written under system_prompt; if not, it says "
-            "what is asked about, and the answers are those of a chat without it"
+            "magpie: whether the answers have the system_prompt too; if not, only the instructions "
+            "have it"
         ),
     )
     dataset: str | None = Field(
         None,
         description=(
-            "dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder"
+            "dataset: id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
         ),
     )
     name: str | None = Field(None, description="dataset: its configuration")
@@ -83,20 +78,16 @@ class GeneratedSet(Section):
     )
     context_columns: list[str] = Field(
         [],
-        description=(
-            "dataset: columns of text that are put after a prompt that is text (Alpaca: input)"
-        ),
+        description=("dataset: text columns to append to a prompt that is text (Alpaca: input)"),
     )
-    revision: str | None = Field(
-        None, description="dataset: branch, tag or commit of one of the Hub"
-    )
-    max_instruction_tokens: Count = Field(96, description="magpie: longest instruction, in tokens")
+    revision: str | None = Field(None, description="dataset: branch, tag or commit on the Hub")
+    max_instruction_tokens: Count = Field(96, description="magpie: length limit of an instruction")
     instruction_temperatures: list[Number] = Field(
         [0.7, 0.8, 0.9, 1.0],
-        description="magpie: temperatures of the instructions, dealt out row by row",
+        description="magpie: temperatures of the instructions, in turn",
     )
     instruction_top_p: Number = Field(
-        0.95, description="magpie: nucleus that instructions are sampled from; 1 is everything"
+        0.95, description="magpie: nucleus of the instructions; 1 is the whole distribution"
     )
     filters: RowFilters = Field(
         default_factory=RowFilters, description="which rows training leaves out"
@@ -104,8 +95,8 @@ class GeneratedSet(Section):
     max_minutes: Number | None = Field(
         None,
         description=(
-            "stop starting new texts after this time and go on with what there is; for magpie it "
-            "holds for the instructions and again for the answers"
+            "stop after this time and continue with the finished rows; for magpie once for the "
+            "instructions and once for the answers"
         ),
     )
 
@@ -113,69 +104,77 @@ class GeneratedSet(Section):
         self.require_positive("rows", "max_new_tokens", "max_prompt_tokens", "samples")
         self.require_positive("max_instruction_tokens")
         if not self.temperatures or not all(0 <= t < math.inf for t in self.temperatures):
-            raise FastDraftError("temperatures: a list of numbers of at least 0 is needed")
+            raise FastDraftError("temperatures: needs a list of numbers of at least 0")
         if self.temperatures_per_prompt == "all" and len(set(self.temperatures)) < len(
             self.temperatures
         ):
             raise FastDraftError(
-                "temperatures: one stands twice, and every prompt gets every temperature once; "
-                "samples asks for several texts"
+                "temperatures: one is there twice, and temperatures_per_prompt is all; set samples "
+                "for several completions"
             )
         if not self.instruction_temperatures or not all(
             0 < t < math.inf for t in self.instruction_temperatures
         ):
             raise FastDraftError(
-                "instruction_temperatures: a list of numbers above 0 is needed; greedy "
-                "instructions would all be the same"
+                "instruction_temperatures: needs a list of numbers above 0; greedy instructions "
+                "would all be equal"
             )
         for name in ("top_p", "instruction_top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise FastDraftError(
-                    f"{name}: above 0 and at most 1 is needed, got {getattr(self, name)}"
+                    f"{name}: must be above 0 and at most 1, got {getattr(self, name)}"
                 )
         if self.kind == "dataset" and not self.dataset:
-            raise FastDraftError("dataset: needed for kind dataset; an id of the Hub, or a file")
+            raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
         if self.kind != "dataset" and self.dataset:
-            raise FastDraftError(f"dataset: only kind dataset reads one, and kind is {self.kind}")
+            raise FastDraftError(f"dataset: only for kind dataset, and kind is {self.kind}")
         if not self.system_prompt_in_answers and (
             self.kind != "magpie" or self.system_prompt is None
         ):
             raise FastDraftError(
-                "system_prompt_in_answers: false is for kind magpie with a system_prompt"
+                "system_prompt_in_answers: false needs kind magpie and a system_prompt"
             )
         if self.kind == "free" and self.system_prompt is not None:
-            raise FastDraftError("system_prompt: kind free writes no chats")
+            raise FastDraftError("system_prompt: kind free has no chats")
 
 
 class GenerateConfig(Section):
-    """The target writes text, kept as the token ids it emitted."""
+    """The target generates rows, kept as token ids."""
 
-    RUNTIME_ONLY = ("server", "server_model", "draft", "num_assistant_tokens")
+    RUNTIME_ONLY = (
+        "server",
+        "server_model",
+        "draft",
+        "num_assistant_tokens",
+        "rows_per_shard",
+    )
 
-    sets: dict[Key, GeneratedSet] = Field({}, description="name of a set, and what it holds")
+    sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
         "auto",
-        description="vllm where a server is named, else openvino on a CPU, transformers on a GPU",
+        description=(
+            "auto: server if one is named, else openvino on a CPU, transformers on a GPU; vllm: in "
+            "this process"
+        ),
     )
     server: str | list[str] | None = Field(
-        None, description="URL of a vLLM server, or several; a key comes from VLLM_API_KEY only"
+        None,
+        description="URL of an OpenAI-compatible server, or several; the key: VLLM_API_KEY",
     )
     server_model: str | None = Field(
-        None, description="the target's name on the servers, where it is another"
+        None, description="the target's name on the servers, if it is another"
     )
     draft: str | None = Field(
         None,
-        description=(
-            "folder of a trained draft; it drafts while the target writes, if that is faster"
-        ),
+        description=("folder of a trained draft that speeds up engine openvino"),
     )
-    num_assistant_tokens: Count = Field(3, description="tokens it drafts a round")
-    batch_size: Count = Field(64, description="texts written at once")
-    rows_per_shard: Count = Field(
-        128, description="rows a parquet shard; a killed run loses at most the last"
+    num_assistant_tokens: Count = Field(3, description="tokens that it drafts per round")
+    batch_size: Count = Field(
+        64, description="completions generated at once (per process, or per server)"
     )
+    rows_per_shard: Count = Field(1024, description="rows of a parquet file")
     openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = Field(
-        "int8", description="weights of the target while it writes through OpenVINO"
+        "int8", description="weights of the target in engine openvino"
     )
 
     def check_values(self) -> None:
@@ -184,9 +183,9 @@ class GenerateConfig(Section):
         for name, wanted in self.sets.items():
             if not _FOLDER.fullmatch(name):
                 raise FastDraftError(
-                    f"sets: '{name}' is no name of a folder; letters, digits, '.', '_' and '-' are"
+                    f"sets: '{name}' cannot be a folder name; use letters, digits, '.', '_' and '-'"
                 )
-            # Where magpie's instructions go, another set cannot.
+            # The folder of magpie's instructions is taken too.
             for folder in (name, f"{name}-instructions")[: 2 if wanted.kind == "magpie" else 1]:
                 if folder in folders:
                     raise FastDraftError(
@@ -197,27 +196,27 @@ class GenerateConfig(Section):
 
     @property
     def servers(self) -> list[str]:
-        """The URLs of ``server``, one or several or none."""
+        """The URLs of ``server``."""
         if self.server is None:
             return []
         return [self.server] if isinstance(self.server, str) else self.server
 
 
 class LogitsConfig(Section):
-    """The target reads what it wrote, and its most probable tokens are stored with it."""
+    """The target's distribution over the generated rows is stored."""
 
-    sets: list[str] = Field(
-        [], description="generated sets to read; by default those that align reads"
-    )
+    RUNTIME_ONLY = ("batch_tokens", "rows_per_shard")
+
+    sets: list[str] = Field([], description="generated sets to read; by default those of align")
     engine: Literal["auto", "openvino", "transformers"] = Field(
-        "auto", description="openvino on a CPU where it is installed, else transformers"
+        "auto", description="auto: openvino on a CPU if it is installed, else transformers"
     )
-    top_k: Count = Field(32, description="tokens to keep; the rest's mass is kept as one number")
+    top_k: Count = Field(32, description="tokens to store; the tail's mass is one number")
     temperature: Number = Field(
-        1.0, description="of the distribution; align.temperature must be the same"
+        1.0, description="of the distribution; align.temperature must be equal"
     )
-    batch_tokens: Count = Field(4096, description="tokens read at once, padding included")
-    rows_per_shard: Count = Field(256, description="rows a shard; a killed run repeats at most one")
+    batch_tokens: Count = Field(4096, description="tokens of a batch, padding included")
+    rows_per_shard: Count = Field(1024, description="rows of a parquet file")
 
     def check_values(self) -> None:
         self.require_positive("top_k", "batch_tokens", "rows_per_shard")

@@ -1,11 +1,11 @@
-"""The card of a finished set: a README.md that the Hub and `datasets.load_dataset` read."""
+"""The dataset card of a set: a README.md for the Hub and `datasets.load_dataset`."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_text
 from fastdraft_hf.data.filters import FILTERS, KEPT, Decode
-from fastdraft_hf.data.shards import MANIFEST
+from fastdraft_hf.data.generations import check_set
+from fastdraft_hf.data.parts import iter_rows, stored_indices
 
 README = "README.md"
 SAMPLES, SAMPLE_CHARACTERS = 3, 600
@@ -21,12 +22,12 @@ SAMPLES, SAMPLE_CHARACTERS = 3, 600
 _COLUMNS = {
     "index": "number of the row in the set",
     "source": "name of the set",
-    "prompt_ids": "token ids the target read, chat template included",
-    "completion_ids": "token ids the target wrote, as it wrote them, the stop token included",
-    "finish_reason": "`stop`, or `length`: it hit the length limit",
+    "prompt_ids": "token ids of the prompt, chat template included",
+    "completion_ids": "token ids as generated, stop token included",
+    "finish_reason": "`stop`, or `length` at the length limit",
     "temperature": "sampling temperature; 0 is greedy",
-    "top_p": "nucleus that was sampled from",
-    "sample": "which of several texts of one prompt at one temperature",
+    "top_p": "nucleus of the sampling",
+    "sample": "number among the completions of one prompt at one temperature",
     "seed": "seed of the row",
     "prompt_hash": "digest of `prompt_ids`: rows of one prompt share it",
 }
@@ -39,15 +40,15 @@ class SetFacts:
 
     Attributes:
         name: of the set.
-        about: one sentence, what its prompts and completions are.
-        target: name of the model that wrote.
-        revision: its revision, when known.
+        about: one sentence about its prompts and completions.
+        target: name of the model.
+        revision: its revision, if known.
         engine: what ran it.
-        license: its license identifier, when known.
-        settings: what was asked for, by name.
-        prompts: how many prompts were left out, by reason.
-        kept: how many rows are kept or left out in training, by reason; empty when not judged.
-        language: ISO 639-1 code, when the set was filtered by language.
+        license: its license identifier, if known.
+        settings: of the set, by name.
+        prompts: number of prompts left out, by reason.
+        kept: number of rows kept and left out in training, by reason; empty if not judged.
+        language: ISO 639-1 code, if the set was filtered by language.
     """
 
     name: str
@@ -62,45 +63,80 @@ class SetFacts:
     language: str | None = None
 
 
-def write_dataset_card(
-    folder: Path, rows: Sequence[dict[str, Any]], facts: SetFacts, decode: Decode
-) -> None:
-    """Write ``README.md`` into a finished set's folder.
+@dataclass(frozen=True)
+class SetStats:
+    """What a card says about the rows.
+
+    Attributes:
+        rows: number of rows.
+        tokens: number of completion tokens.
+        ends: how many rows have which ``finish_reason``.
+        digest: of the rows, whatever parts they are in.
+        samples: rows drawn at random.
+        columns: of the rows.
+    """
+
+    rows: int
+    tokens: int
+    ends: Mapping[str, int]
+    digest: str
+    samples: Sequence[dict[str, Any]]
+    columns: Sequence[str]
+
+
+def read_stats(folder: Path) -> SetStats:
+    """Read a set once, part by part.
+
+    Raises:
+        FastDraftError: it is not a set, or a part is damaged.
+    """
+    check_set(folder)
+    count = len(stored_indices(folder))
+    chosen = set(random.Random(0).sample(range(count), min(SAMPLES, count)))
+    tokens, ends, samples = 0, Counter[str](), []
+    columns: Sequence[str] = list(_COLUMNS)
+    digest = hashlib.sha256()
+    for number, row in enumerate(iter_rows(folder)):
+        tokens += len(row["completion_ids"])
+        ends[row["finish_reason"]] += 1
+        digest.update(f"{row['index']}{row['source']}{row['completion_ids']}".encode())
+        columns = list(row)
+        if number in chosen:
+            samples.append(row)
+    return SetStats(count, tokens, ends, digest.hexdigest()[:16], samples, columns)
+
+
+def write_dataset_card(folder: Path, facts: SetFacts, decode: Decode) -> SetStats:
+    """Write ``README.md`` into a set's folder and return what was read for it.
 
     Args:
-        folder: holds the shards.
-        rows: of `generated.read_rows`.
+        folder: of the set.
         facts: what the rows do not say.
         decode: ids to text, for the samples.
     """
-    digest = _digest(folder)
-    head, body = _metadata(rows, facts, digest), _body(rows, facts, decode)
+    stats = read_stats(folder)
+    head, body = _metadata(stats, facts), _body(stats, facts, decode)
     write_text(folder / README, f"---\n{head}\n---\n\n{body}")
+    return stats
 
 
-def _digest(folder: Path) -> str:
-    """Return what tells these rows from any others: a digest of the shards' own."""
-    shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
-    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts, digest: str) -> str:
+def _metadata(stats: SetStats, facts: SetFacts) -> str:
     from huggingface_hub import DatasetCardData
 
     data = DatasetCardData(
-        pretty_name=f"{facts.name}, written by {facts.target}",
+        pretty_name=f"{facts.name}, generated by {facts.target}",
         license=facts.license,
         language=[facts.language] if facts.language else None,
         tags=["synthetic", "speculative-decoding", "fastdraft"],
         task_categories=["text-generation"],
-        size_categories=[next((name for top, name in _SIZES if len(rows) < top), "n>1M")],
-        # Only the shards: the other files of the folder are no rows.
+        size_categories=[next((name for top, name in _SIZES if stats.rows < top), "n>1M")],
+        # Only the parts: the other files of the folder are not rows.
         configs=[
             {
                 "config_name": "default",
-                # `datasets` (5.0) takes a local folder of the same name and metadata for the same
-                # dataset and gives the cached rows of the other: no two sets may look alike.
-                "description": f"rows {digest}",
+                # `datasets` (5.0) takes two local folders with the same name and metadata for one
+                # dataset and returns the cached rows of the first, so the digest must differ.
+                "description": f"rows {stats.digest}",
                 "data_files": [{"split": "train", "path": "part-*.parquet"}],
             }
         ],
@@ -108,19 +144,16 @@ def _metadata(rows: Sequence[dict[str, Any]], facts: SetFacts, digest: str) -> s
     return str(data.to_yaml()).strip()
 
 
-def _body(rows: Sequence[dict[str, Any]], facts: SetFacts, decode: Decode) -> str:
+def _body(stats: SetStats, facts: SetFacts, decode: Decode) -> str:
     revision = f" ({facts.revision})" if facts.revision else ""
-    tokens = sum(len(row["completion_ids"]) for row in rows)
-    reasons: dict[str, int] = {}
-    for row in rows:
-        reasons[row["finish_reason"]] = reasons.get(row["finish_reason"], 0) + 1
-    ends = ", ".join(f"{count:,} {name}" for name, count in sorted(reasons.items()))
+    ends = ", ".join(f"{count:,} {name}" for name, count in sorted(stats.ends.items()))
     parts = [
         f"# {facts.name}\n\n{facts.about}",
-        f"Written by **{facts.target}**{revision} through {facts.engine}, for training a draft "
-        "model that speaks as it does (FastDraft, arXiv 2411.11055). Token ids are kept as they "
-        "were generated and were never tokenised from text.",
-        f"{len(rows):,} rows, {tokens:,} completion tokens; finished by: {ends or 'none'}.",
+        f"Generated by **{facts.target}**{revision} with {facts.engine}, to train a draft model "
+        "for it (FastDraft, arXiv 2411.11055). Token ids are kept as generated; they were never "
+        "tokenized from text.",
+        f"{stats.rows:,} rows, {stats.tokens:,} completion tokens; finish reasons: "
+        f"{ends or 'none'}.",
         "## Settings\n\n" + _table(("setting", "value"), facts.settings.items()),
     ]
     if facts.prompts:
@@ -128,21 +161,18 @@ def _body(rows: Sequence[dict[str, Any]], facts: SetFacts, decode: Decode) -> st
         parts.append("## Prompts left out\n\n" + _table(head, facts.prompts.items()))
     if facts.kept:
         parts.append(
-            f"## Rows left out in training\n\nNothing is missing here: `{FILTERS}` lists, by "
-            "`index`, which rows fastdraft_hf leaves out and why.\n\n"
+            f"## Rows left out in training\n\nAll rows are here. `{FILTERS}` lists, by `index`, "
+            "which rows fastdraft_hf leaves out and why.\n\n"
             + _table(("rows", "count"), facts.kept.items())
         )
-    columns = list(rows[0]) if rows else list(_COLUMNS)
-    parts.append(
-        "## Columns\n\n"
-        + _table(("column", "what"), ((f"`{name}`", _COLUMNS.get(name, "")) for name in columns))
-    )
+    columns = ((f"`{name}`", _COLUMNS.get(name, "")) for name in stats.columns)
+    parts.append("## Columns\n\n" + _table(("column", "meaning"), columns))
     parts.append(_text_back(facts.target))
-    parts.append(_samples(rows, decode))
+    parts.append(_samples(stats.samples, decode))
     license = (
-        f"The target's license, {facts.license}, holds for what it wrote."
+        f"The target's license, {facts.license}, applies to its generations."
         if facts.license
-        else "The target declares no license that was found; its own terms hold for what it wrote."
+        else "No license of the target was found; its own terms apply to its generations."
     )
     source = facts.settings.get("dataset")
     if source:
@@ -158,16 +188,14 @@ def _text_back(target: str) -> str:
         'rows = load_dataset("path/to/this/folder", split="train")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{target}")\n'
         'print(tokenizer.decode(rows[0]["prompt_ids"] + rows[0]["completion_ids"]))\n```\n\n'
-        "Train on the ids, not on this text: tokenising it again may give others than the target "
-        "emitted."
+        "Train on the ids, not on this text: tokenizing it may give other ids than the target "
+        "generated."
     )
 
 
 def _samples(rows: Sequence[dict[str, Any]], decode: Decode) -> str:
-    chosen = random.Random(0).sample(range(len(rows)), min(SAMPLES, len(rows)))
-    parts = ["## Samples\n\nDrawn by chance, before any filter."]
-    for number in sorted(chosen):
-        row = rows[number]
+    parts = ["## Samples\n\nDrawn at random, before any filter."]
+    for row in rows:
         for what in ("prompt", "completion"):
             text = shortened(decode(row[f"{what}_ids"]), SAMPLE_CHARACTERS)
             head = f"Row {row['index']}, {what}"
@@ -178,12 +206,12 @@ def _samples(rows: Sequence[dict[str, Any]], decode: Decode) -> str:
 
 
 def shortened(text: str, characters: int) -> str:
-    """Return the text, cut with an ellipsis when it is longer than so many characters."""
+    """Return the text, cut with an ellipsis if it is longer than ``characters``."""
     return text if len(text) <= characters else text[:characters].rstrip() + " […]"
 
 
 def fenced(text: str) -> str:
-    """Return the text in a code fence that nothing in it can close."""
+    """Return the text in a code fence that it cannot close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
@@ -198,7 +226,7 @@ def _table(head: Sequence[str], rows: Any) -> str:
 
 
 def kept_first(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return counts with what was kept first, then the reasons from the most frequent one down."""
+    """Return counts with ``kept`` first, then the reasons by falling count."""
     others = {name: count for name, count in counts.items() if name != KEPT}
     ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
     return {KEPT: counts.get(KEPT, 0), **dict(ordered)}

@@ -1,78 +1,126 @@
-"""What of the target's writing is not worth training on, with counted reasons.
+"""Which generated rows training leaves out, with a counted reason for each.
 
-Nothing is thrown away on disk. When a set is finished, `write_filters` puts into its folder which
-rows were left out and why, and `read_kept_rows` gives every later stage the same rows, without the
-recipe, the tokenizer or the language classifier.
+All rows stay on disk. `write_filters` lists the dropped rows in a set's folder when the set is
+complete, so `read_kept_rows` gives every later stage the same rows without the recipe, the
+tokenizer or the language classifier.
+
+Languages are told apart by py3langid (an optional extra), the maintained fork of langid.py (Lui and
+Baldwin 2012): a naive Bayes classifier over byte n-grams, without network access. It is unsure of
+short and mixed texts, so only a text that is surely in another language is dropped.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._config import Number, Section
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.generated import read_rows
-from fastdraft_hf.data.languages import in_another_language
+from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf.data.generations import check_set
 from fastdraft_hf.data.near_duplicates import NearDuplicates
+from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.prompts import shared_ends
 
 FILTERS = "filters.json"
 KEPT = "kept"
 
-# A text whose last 60 tokens repeat with a period of at most 20 has fallen into a loop, and so has
-# one that ends with three times the same 80 tokens or fewer.
+# A completion is a loop if its last 60 tokens repeat with a period of at most 20, or if it ends
+# with three repeats of at most 80 tokens.
 LOOP_TAIL, LOOP_PERIOD = 60, 20
 LONG_LOOP_PERIOD, LONG_LOOP_TIMES = 80, 3
-# A text of at least 100 tokens repeats itself when more than half of its runs of six tokens stood
-# in it before: lists that count on and say the same thing again.
+# A completion of at least 100 tokens is repetitive if more than half of its runs of six tokens
+# occur earlier in it, as in a list that counts on and says the same thing again.
 REPETITIVE_LENGTH, REPETITIVE_RUN, REPETITIVE_SHARE = 100, 6, 0.5
+# Prompts that decide what all prompts of a set share. A fixed number, so that a verdict does not
+# change when the set grows.
+_SHARED_BY = 256
+
+# The language of a text with fewer letters, code left out, is not judged.
+LETTERS = 20
+# How sure the classifier must be of another language.
+CONFIDENCE = 0.8
 
 _CODE = re.compile(r"[a-z]{2,3}")
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class RowFilters(Section):
-    """Which rows a training stage leaves out, besides empty ones, loops and duplicates."""
+    """Which rows training leaves out, besides empty ones, loops and duplicates."""
 
     cut_off: Literal["keep", "drop"] = Field(
-        "keep", description="texts that hit max_new_tokens: their beginning is as good as any"
+        "keep", description="completions that reached max_new_tokens"
     )
     near_duplicates: Number | None = Field(
         0.8,
         description=(
-            "similarity from which a later row counts as a near duplicate (Jaccard index of runs "
-            "of five tokens, prompt and answer together); empty: they are not looked for"
+            "similarity from which a later row is a near duplicate (Jaccard index of runs of five "
+            "tokens, prompt and completion together); empty: near duplicates are kept"
         ),
     )
     language: str | None = Field(
         None,
         description=(
-            "ISO 639-1 code: texts that are surely in another language are left out (needs the "
-            "extra fastdraft_hf[language])"
+            "ISO 639-1 code; completions that are surely in another language are dropped (needs "
+            "the extra fastdraft_hf[language])"
         ),
     )
 
     def check_values(self) -> None:
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise FastDraftError(
-                f"near_duplicates: above 0 and at most 1, or empty; got {self.near_duplicates}"
+                f"near_duplicates: must be above 0 and at most 1, or empty; got "
+                f"{self.near_duplicates}"
             )
-        # Whether it is known, the stage finds out (`languages.check_language`): a recipe is read on
-        # machines without the classifier, too.
+        # The stage checks that the classifier knows the code (`check_language`): recipes are also
+        # read on machines without the classifier.
         if self.language is not None and not _CODE.fullmatch(self.language):
             raise FastDraftError(
-                f"language: '{self.language}' is no language code; ISO 639-1 has two letters (en, "
+                f"language: '{self.language}' is not a language code; use one of ISO 639-1 (en, "
                 "de, zh)"
             )
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def check_language(code: str) -> None:
+    """Raise `FastDraftError` if the extra is not installed or does not know the code."""
+    if importlib.util.find_spec("py3langid") is None:
+        raise FastDraftError(
+            "language: py3langid is not installed; `pip install fastdraft_hf[language]`"
+        )
+    labels = _identifier().labels
+    if code not in labels:
+        raise FastDraftError(
+            f"language: py3langid does not know '{code}'{nearest(code, labels)}. Most codes have "
+            "two letters (ISO 639-1: en, de, zh)"
+        )
+
+
+def in_another_language(text: str, code: str) -> bool:
+    """Return whether a text, without its fenced code, is surely not in the language ``code``."""
+    prose = _FENCED.sub(" ", text)
+    if sum(map(str.isalpha, prose)) < LETTERS:
+        return False
+    found, confidence = _identifier().classify(prose)
+    return bool(found != code and confidence >= CONFIDENCE)
 
 
 def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = LOOP_PERIOD) -> bool:
@@ -84,49 +132,48 @@ def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = L
 
 
 def in_a_long_loop(ids: Sequence[int]) -> bool:
-    """Return whether the text ends with ``LONG_LOOP_TIMES`` repeats of up to 80 ids."""
+    """Return whether the ids end with ``LONG_LOOP_TIMES`` repeats of up to 80 ids."""
     return any(
         in_a_loop(ids[-LONG_LOOP_TIMES * period :], LONG_LOOP_TIMES * period, period)
         for period in range(LOOP_PERIOD + 1, LONG_LOOP_PERIOD + 1)
-        # A cheap look first: most texts part here.
+        # A cheap test first: it rules out most.
         if len(ids) >= LONG_LOOP_TIMES * period and ids[-1] == ids[-1 - period]
     )
 
 
 def repeats_itself(ids: Sequence[int]) -> bool:
-    """Return whether more than half of the runs of ``REPETITIVE_RUN`` ids came before."""
+    """Return whether more than half of the runs of ``REPETITIVE_RUN`` ids occur earlier."""
     if len(ids) < REPETITIVE_LENGTH:
         return False
-    runs = list(zip(*(ids[place:] for place in range(REPETITIVE_RUN)), strict=False))
+    runs = list(zip(*(ids[start:] for start in range(REPETITIVE_RUN)), strict=False))
     return len(set(runs)) < (1 - REPETITIVE_SHARE) * len(runs)
 
 
 def judge_rows(
-    rows: Sequence[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
     filters: RowFilters | None = None,
     decode: Decode | None = None,
-    on_row: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """Return for every row ``kept`` or why it is left out.
+) -> Iterator[tuple[int, str]]:
+    """Yield every row's index with ``kept`` or the reason why it is dropped.
 
-    Reasons, in the order they are looked for: ``empty`` (nothing but a stop token), ``cut off``
-    (it hit the length limit; when asked), ``loop`` (see `in_a_loop` and `in_a_long_loop`),
-    ``repetition`` (see `repeats_itself`), ``duplicate`` (the same prompt and completion again;
-    greedy repeats of one prompt are that too), ``wrong language`` (when asked), ``near duplicate``
-    (see `near_duplicates`; what all prompts of the set begin or end with does not count into the
+    Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``cut off`` (if
+    asked for), ``loop`` (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`),
+    ``duplicate`` (the same prompt and completion), ``wrong language`` (if asked for), ``near
+    duplicate`` (`near_duplicates`; what all prompts of the set begin or end with is left out of the
     similarity).
 
     Args:
-        rows: of `generated.read_rows`.
-        filters: what to look for besides empty texts, loops and duplicates; nothing when missing.
+        rows: of a set, by increasing index.
+        filters: what to check besides empty rows, loops and duplicates.
         decode: ids to text, needed for ``filters.language``.
-        on_row: called once a row.
     """
     wanted = filters or RowFilters(near_duplicates=None)
     if wanted.language is not None and decode is None:
         raise ValueError("a language needs decode")
     near = None if wanted.near_duplicates is None else NearDuplicates(wanted.near_duplicates)
-    first, last = shared_ends([row["prompt_ids"] for row in rows]) if near is not None else (0, 0)
+    rows = iter(rows)
+    ahead = list(itertools.islice(rows, _SHARED_BY if near is not None else 0))
+    first, last = shared_ends([row["prompt_ids"] for row in ahead])
     seen: set[tuple[Any, ...]] = set()
 
     def judge(row: dict[str, Any]) -> str:
@@ -137,7 +184,7 @@ def judge_rows(
             return "empty"
         if not stopped and wanted.cut_off == "drop":
             return "cut off"
-        text = ids[:-1] if stopped else ids  # one that looped and then stopped has looped
+        text = ids[:-1] if stopped else ids
         if in_a_loop(text) or in_a_long_loop(text):
             return "loop"
         if repeats_itself(text):
@@ -154,62 +201,69 @@ def judge_rows(
         seen.add(identity)
         return KEPT
 
-    reasons = []
-    for row in rows:
-        reasons.append(judge(row))
-        on_row()
-    return reasons
+    for row in itertools.chain(ahead, rows):
+        yield row["index"], judge(row)
 
 
-def keep_rows(
-    rows: Iterable[dict[str, Any]],
-    filters: RowFilters | None = None,
-    decode: Decode | None = None,
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return the rows worth training on, and how many went for which reason (`judge_rows`)."""
-    listed = list(rows)
-    reasons = judge_rows(listed, filters, decode)
-    kept = [row for row, reason in zip(listed, reasons, strict=True) if reason == KEPT]
-    return kept, Counter(reasons)
-
-
-def write_filters(
-    folder: Path, rows: Sequence[dict[str, Any]], reasons: Sequence[str], filters: RowFilters
-) -> None:
-    """Write into a finished set's folder which rows are left out, by their ``index``."""
+def write_filters(folder: Path, filters: RowFilters, decode: Decode | None = None) -> Counter[str]:
+    """Judge a complete set's rows, list the dropped ones in its folder, and return the counts."""
+    counts: Counter[str] = Counter()
     dropped: dict[str, list[int]] = {}
-    for row, reason in zip(rows, reasons, strict=True):
+    for index, reason in judge_rows(iter_rows(folder), filters, decode):
+        counts[reason] += 1
         if reason != KEPT:
-            dropped.setdefault(reason, []).append(row["index"])
+            dropped.setdefault(reason, []).append(index)
     write_json(
         folder / FILTERS,
         {
             "settings": filters.model_dump(),
-            "rows": len(rows),
-            "counts": dict(Counter(reasons)),
+            "rows": counts.total(),
+            "counts": dict(counts),
             "dropped": dropped,
         },
     )
+    return counts
+
+
+def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
+    """Return the sorted indices of a set's kept rows, and how many rows have which reason.
+
+    Raises:
+        FastDraftError: it is not a complete set, or a part is damaged or missing.
+    """
+    check_set(folder)
+    path = folder / FILTERS
+    if not path.exists():  # a set that was written in Python and not judged
+        judged = list(judge_rows(iter_rows(folder)))
+        kept = np.array([index for index, reason in judged if reason == KEPT], np.int64)
+        return kept, Counter(reason for _, reason in judged)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    indices = stored_indices(folder)
+    dropped = [index for some in found["dropped"].values() for index in some]
+    kept = np.setdiff1d(indices, np.array(dropped, np.int64))
+    counts = Counter(found["counts"])
+    if found["rows"] != len(indices) or counts[KEPT] != len(kept):
+        raise FastDraftError(
+            f"{folder}: it has {len(indices):,} of {found['rows']:,} rows. Run stage generate "
+            "again to generate the missing ones"
+        )
+    return kept, +counts
+
+
+def iter_kept_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a complete set that its filters keep, by increasing index.
+
+    Raises:
+        FastDraftError: it is not a complete set, or a part is damaged or missing.
+    """
+    kept = set(kept_indices(folder)[0].tolist())
+    return (row for row in iter_rows(folder, columns) if row["index"] in kept)
 
 
 def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return the rows of a finished set that its filters keep, and the count of every reason.
-
-    A set without filters of its own (made by an earlier version) gets those of `keep_rows`.
+    """Return the kept rows of a complete set as a list, and the count of every reason.
 
     Raises:
-        FastDraftError: the set is unfinished or damaged, or its filters belong to other rows.
+        FastDraftError: it is not a complete set, or a part is damaged or missing.
     """
-    rows = read_rows(folder)
-    path = folder / FILTERS
-    if not path.exists():
-        return keep_rows(rows)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    dropped = {index for indices in found["dropped"].values() for index in indices}
-    kept = [row for row in rows if row["index"] not in dropped]
-    counts: Counter[str] = Counter({k: len(v) for k, v in found["dropped"].items()})
-    if found["rows"] != len(rows) or len(kept) + sum(counts.values()) != len(rows):
-        raise FastDraftError(f"{path}: it belongs to other rows; delete the set's folder and rerun")
-    if kept:
-        counts[KEPT] = len(kept)
-    return kept, counts
+    return list(iter_kept_rows(folder)), kept_indices(folder)[1]

@@ -1,4 +1,4 @@
-"""Which of the instructions that the target wrote (Magpie) are worth answering."""
+"""Which of the target's own instructions (Magpie) are worth answering."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
-from fastdraft_hf.data.filters import KEPT, Decode, in_a_loop
-from fastdraft_hf.data.languages import in_another_language
+from fastdraft_hf.data.filters import KEPT, Decode, in_a_loop, in_another_language
 from fastdraft_hf.data.near_duplicates import NearDuplicates
 from fastdraft_hf.data.prompts import written_instruction
 
 SHORTEST = 5
-# English prose takes 1.2 to 1.5 tokens a word; made-up words fall apart into many.
+# English prose has 1.2 to 1.5 tokens per word; made-up words have many more.
 TOKENS_PER_WORD = 2.5
 LONGEST_WORD = 30
 
-# Words that ask, anywhere: of questions, wishes and offers to talk.
+# Words that ask, anywhere in a sentence.
 _ASKING = re.compile(
     r"\?|\b(?:please|help|how|what|what's|why|which|who|whose|where|can you|could you|would you|"
     r"will you|do you|i need|i want|i wish|i'd like|i would like|i'm looking|i am looking|"
     r"i'm trying|i am trying|tell me|show me|give me|let's|let us|teach me|make me)\b",
     re.IGNORECASE,
 )
-# Verbs that ask at the start of a sentence.
+# Verbs that ask, at the start of a sentence.
 _ORDERS = re.compile(
     r"(?:^|[.!:;,\n]\s*)(?:also |then |now |first |and |or |to )?(?:add|analy[sz]e|answer|arrange|"
     r"assess|build|calculate|change|check|choose|classify|clean|combine|come up|compare|complete|"
@@ -47,20 +46,19 @@ _ASSISTANT = re.compile(
 
 
 def asks(text: str) -> bool:
-    """Return whether an English text asks for something, by its words alone."""
+    """Return whether an English text asks for something, judged by its words."""
     return bool(_ASKING.search(text) or _ORDERS.search(text.strip()))
 
 
 def no_words(text: str, tokens: int) -> bool:
-    """Return whether an English text is made of what are no words.
+    """Return whether an English text consists of made-up words.
 
-    Such a text takes many tokens a word, or has words of more than ``LONGEST_WORD`` characters
-    outside of code and addresses.
+    Such a text has many tokens per word, or words of more than ``LONGEST_WORD`` letters.
     """
     words = text.split()
     if any(len(word) > LONGEST_WORD and word.isalpha() for word in words):
         return True
-    # Code, numbers and formulas take many tokens too, and are no nonsense.
+    # Code, numbers and formulas have many tokens per word too.
     letters = sum(c.isalpha() or c.isspace() for c in text)
     return letters >= 0.9 * len(text) and tokens > TOKENS_PER_WORD * max(1, len(words))
 
@@ -75,22 +73,21 @@ def keep_instructions(
     language: str | None = None,
     near_duplicates: float | None = None,
 ) -> tuple[list[tuple[int, ...]], Counter[str]]:
-    """Return Magpie instructions worth answering, as ids without what ends the turn.
+    """Return the instructions worth answering, as ids without the end of the turn, and counts.
 
-    Reasons, in the order they are looked for: ``cut off`` (the turn did not end), ``special token``
-    (a turn within a turn), ``too short`` (fewer than ``SHORTEST`` tokens), ``loop``, ``duplicate``,
+    Reasons, in the order of the checks: ``cut off`` (the turn did not end), ``special token`` (a
+    turn within a turn), ``too short`` (fewer than ``SHORTEST`` tokens), ``loop``, ``duplicate``,
     ``overlaps held-out text``, ``wrong language`` and, for English, ``speaks as the assistant``,
     ``asks nothing`` and ``no words``; last ``near duplicate``.
 
     Args:
-        rows: what the target wrote in the user's place.
+        rows: completions of the template's start, by increasing index.
         decode: ids to text.
         overlaps: whether a text overlaps held-out text (`Decontaminator.overlaps`).
-        suffix: the template's ids after the user's words (`prompts.template_ends`).
+        suffix: the template's ids after the user's message (`prompts.template_ends`).
         special_ids: the tokenizer's special tokens.
-        language: what instructions must be written in. The three checks of English know its words
-            only, so they are made when ``en`` is asked for.
-        near_duplicates: similarity from which a later instruction is left out.
+        language: ISO 639-1 code that instructions must have. The checks for English need ``en``.
+        near_duplicates: similarity from which a later instruction is dropped.
     """
     near = None if near_duplicates is None else NearDuplicates(near_duplicates)
     seen: set[tuple[int, ...]] = set()

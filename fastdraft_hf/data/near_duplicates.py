@@ -1,15 +1,14 @@
-"""Texts that are nearly one another: MinHash finds candidates, exact similarity decides.
+"""Near duplicates of texts: MinHash finds candidates, exact similarity decides.
 
 The similarity of two texts is the Jaccard index of their sets of runs of ``RUN`` token ids.
 MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
-chapter 3): the chance that two sets agree in one of ``HASHES`` minima is their similarity s, and
-they become candidates when all ``r`` minima of one of ``HASHES / r`` bands agree. A pair is so
-missed with probability (1 - s^r)^(HASHES / r); r is the largest power of two that keeps this at or
-below ``MISSED`` at the threshold, and more similar pairs are missed less. Every candidate is then
-compared exactly, so nothing is called near that is not.
+chapter 3): two sets of similarity s agree in each of ``HASHES`` minima with probability s, and are
+candidates if all ``r`` minima of one of ``HASHES / r`` bands agree. A pair is missed with
+probability (1 - s^r)^(HASHES / r); r is the largest power of two that keeps this at or below
+``MISSED`` at the threshold. Every candidate is then compared exactly.
 
-It is numpy only: of the libraries, datasketch brings scipy, and rensa takes lists of texts, not
-ids, and both give candidates whose exact similarity is left to the caller.
+It needs numpy only. datasketch requires scipy, rensa takes texts instead of ids, and both leave
+the exact comparison to the caller.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ MISSED = 1e-3
 
 
 class NearDuplicates:
-    """Remembers texts and finds, for a new one, an earlier text that is nearly the same.
+    """Finds, for a new text, an earlier text that is nearly the same.
 
     Args:
-        threshold: similarity from which two texts count as near, above 0 and at most 1.
+        threshold: similarity of near duplicates, above 0 and at most 1.
         seed: of the hash functions.
     """
 
     def __init__(self, threshold: float, seed: int = 0) -> None:
-        import numpy as np  # late: a recipe is read without it
+        import numpy as np  # lazy: recipes are read without it
 
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold: above 0 and at most 1, got {threshold}")
+            raise ValueError(f"threshold: must be above 0 and at most 1, got {threshold}")
         self.threshold = threshold
         self.rows_per_band = rows_per_band(threshold)
         random = np.random.default_rng(seed)
-        # Odd factors: multiplying by them loses nothing modulo 2^64.
+        # Odd factors: multiplication by them is one to one modulo 2^64.
         self._factors = random.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
         self._terms = random.integers(0, 2**64, HASHES, np.uint64)
         self._bands: dict[tuple[int, bytes], list[int]] = {}
@@ -51,13 +50,13 @@ class NearDuplicates:
         return len(self._runs)
 
     def find_or_add(self, ids: Sequence[int]) -> int | None:
-        """Return the number of an earlier text this one is near to, or remember it.
+        """Return the number of an earlier text that this one is near to, or store it.
 
         Args:
-            ids: token ids of one text; an empty one is near to no other.
+            ids: token ids of one text. An empty one is near to no other.
 
         Returns:
-            how many texts had been remembered before the one found, or ``None``.
+            the number of texts stored before the one found, or ``None``.
         """
         runs = hashed_runs(ids)
         if not len(runs):
@@ -79,7 +78,7 @@ class NearDuplicates:
 
 
 def rows_per_band(threshold: float) -> int:
-    """Return the largest r = 2^i at which a pair at the threshold is missed rarely enough."""
+    """Return the largest r = 2^i that misses a pair at the threshold rarely enough."""
     rows = 1
     while rows < HASHES and missed(threshold, 2 * rows) <= MISSED:
         rows *= 2
@@ -92,10 +91,7 @@ def missed(similarity: float, rows: int) -> float:
 
 
 def hashed_runs(ids: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Return the sorted 64-bit hashes of the set of runs of ``RUN`` ids.
-
-    A text shorter than that is one run.
-    """
+    """Return the sorted 64-bit hashes of the set of runs of ``RUN`` ids; a shorter text is one."""
     import numpy as np
 
     values = np.asarray(ids, np.uint64)
@@ -103,13 +99,13 @@ def hashed_runs(ids: Sequence[int]) -> np.ndarray[Any, Any]:
         return np.zeros(0, np.uint64)
     length = min(RUN, len(values))
     hashes = np.full(len(values) - length + 1, length, np.uint64)
-    for place in range(length):
-        hashes = _mixed(hashes ^ values[place : len(values) - length + 1 + place])
+    for start in range(length):
+        hashes = _mixed(hashes ^ values[start : len(values) - length + 1 + start])
     return np.unique(hashes)
 
 
 def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Scramble 64-bit numbers one to one (the finaliser of splitmix64, Steele et al. 2014)."""
+    """Scramble 64-bit numbers one to one (the finalizer of splitmix64, Steele et al. 2014)."""
     import numpy as np
 
     values = values + np.uint64(0x9E3779B97F4A7C15)

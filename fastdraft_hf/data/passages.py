@@ -1,8 +1,8 @@
-"""Tasks about a passage of text: what users paste, and what they want done with it.
+"""Tasks about a passage of text, which the prompt contains.
 
-Much of what a target answers repeats words of its prompt, and a draft has to learn to copy them.
-Magpie seldom writes a prompt that holds a text; here the passages are paragraphs of the
-documentation of installed packages and of the standard library, each asked about once.
+Answers repeat much of such prompts, and a draft has to learn to copy. Magpie seldom gives prompts
+that contain a text. The passages are paragraphs of the documentation of installed packages and of
+the standard library; each is used once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastdraft_hf.data import installed, python_source
 
-# What a user says, where the passage goes, and, in some, what is said behind it.
+# The user's message with a place for the passage.
 TASKS = (
     "Rewrite this text in simpler words:\n\n{}",
     "Rewrite the following so that it sounds more formal.\n\n{}",
@@ -42,31 +42,30 @@ TASKS = (
     "Turn the text below into a dialogue between a student and a teacher.\n\n{}",
 )
 _SHORTEST, _LONGEST = 25, 140  # words
-# Markup, tables, lists, code and links are no prose.
+# Markup, tables, lists, code and links are not prose.
 _MARKUP = re.compile(r"[`|<>{}\\=#*_]|https?:|::|>>>|\.\. |---|\[|\]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*")
 
 
 def passages(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the paragraphs of documents that are prose, on one line each."""
+    """Yield the paragraphs of documents that are prose, one line each."""
     for text in texts:
         for paragraph in re.split(r"\n\s*\n", text):
             line = " ".join(paragraph.split())
             words = _WORD.findall(line)
             if not _SHORTEST <= len(words) <= _LONGEST or _MARKUP.search(line):
                 continue
-            # A sentence begins with a capital letter and ends with a stop; names and numbers in a
-            # row (lists of authors, versions) have few short words.
+            # Prose starts with a capital letter and ends with a stop. Lists of names and versions
+            # have few short words.
             short = sum(len(word) <= 4 for word in words)
             if line[0].isupper() and line[-1] in ".!?" and short >= 0.3 * len(words):
                 yield line
 
 
 def passage_instructions(seed: int) -> Iterator[str]:
-    """Yield a task about every passage this machine has, in the seed's order.
+    """Yield a task about every passage on this machine, in the seed's order.
 
-    Packages and files come in the seed's order and are read when they are asked for. What there is
-    changes with the installed packages.
+    The passages depend on the installed packages. Files are read as they are needed.
     """
     chosen = random.Random(seed)
     places: list[str | Path] = [name for name, _, _ in installed.packages()[0]]

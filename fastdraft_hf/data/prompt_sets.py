@@ -1,7 +1,6 @@
 """Prompts of any dataset: a column of texts, or of chats up to the user's last turn.
 
-The dataset is one of the Hub, or a local file or folder; `datasets` reads it as a stream, so that
-only what is taken is fetched.
+`datasets` streams the dataset, from the Hub or from local files, so only what is used is fetched.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from typing import Any
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data.rows import check_local, read_dataset
 
-# Columns that are taken when none is named, the first that is there.
+# Columns to look for if none is named; the first that exists is used.
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
-# So many rows of a stream are shuffled at a time: sorted datasets are common, and a stream cannot
-# jump.
+# Rows shuffled at a time: sorted datasets are common, and a stream has no random access.
 SHUFFLED = 10_000
 
-# The two common forms of a turn, and the names that speakers have in the second.
+# The two common forms of a turn, and the speakers' names in the second.
 _FORMS = (("role", "content"), ("from", "value"))
 _ROLES = {
     "human": "user",
@@ -42,16 +40,15 @@ Conversation = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Where prompts are.
+    """A dataset with prompts.
 
     Attributes:
-        dataset: id of the Hub, or a local jsonl, json, parquet, csv or txt file or a folder.
+        dataset: id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder.
         name: the dataset's configuration.
         split: the split.
-        column: the column of the prompt; found by its name when missing.
-        revision: branch, tag or commit of a dataset of the Hub.
-        context_columns: further columns of text, put after a prompt that is text, each after a
-            blank line; empty ones are left out.
+        column: the column of the prompt; by default found by its name.
+        revision: branch, tag or commit on the Hub.
+        context_columns: text columns to append to a prompt that is text, separated by blank lines.
     """
 
     dataset: str
@@ -62,10 +59,10 @@ class PromptSet:
     context_columns: tuple[str, ...] = ()
 
     def check(self) -> str:
-        """Read the first row and return the column that is taken.
+        """Read the first row and return the column of the prompt.
 
         Raises:
-            FastDraftError: the set cannot be read or is empty, or has no column of prompts.
+            FastDraftError: the dataset cannot be read, is empty, or has no column of prompts.
         """
         first = next(self._rows(), None)
         if first is None:
@@ -76,7 +73,7 @@ class PromptSet:
             column = next((name for name in known if name in first), None)
             if column is None:
                 raise FastDraftError(
-                    f"column: none of {', '.join(known)} is in {self.dataset}; name one of its "
+                    f"column: {self.dataset} has none of {', '.join(known)}; name one of its "
                     f"columns: {', '.join(first)}"
                 )
         if column not in first:
@@ -92,7 +89,7 @@ class PromptSet:
                 )
         if self.context_columns and isinstance(first[column], list):
             raise FastDraftError(
-                f"context_columns: '{column}' holds chats; they are for a column of texts"
+                f"context_columns: '{column}' holds chats; they need a column of texts"
             )
         if not isinstance(first[column], (str, list)):
             raise FastDraftError(
@@ -104,9 +101,8 @@ class PromptSet:
     def conversations(self, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
         """Yield each row's chat up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
 
-        A column of texts is what a user says in one turn. Rows that hold no prompt are counted:
-        ``empty``, ``no user turn``, ``no chat`` (roles or forms that are not understood, or
-        content that is not text).
+        A text is one turn of the user. Rows without a prompt are counted: ``empty``, ``no user
+        turn``, ``no chat`` (unknown roles or forms, or content that is not text).
         """
         column = self.check()
         for row in _shuffled(self._rows(), seed):
@@ -135,7 +131,7 @@ class PromptSet:
 def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     """Yield rows in the seed's order, ``SHUFFLED`` at a time.
 
-    The streams of `datasets` have a shuffle; over parquet (5.0) it sleeps for seconds at its end.
+    The shuffle of `datasets` streams (5.0) sleeps for seconds at the end of a parquet file.
     """
     source = random.Random(seed)
     while chunk := list(itertools.islice(rows, SHUFFLED)):
@@ -144,11 +140,11 @@ def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, A
 
 
 def conversation(value: Any) -> Conversation | str:
-    """Return a cell's chat up to the user's last turn, or why it has none.
+    """Return a cell's chat up to the user's last turn, or the reason why it has none.
 
     Args:
         value: a text, or a list of turns with ``role`` and ``content``, or ``from`` and ``value``.
-            Content may be a list of parts as long as all are text.
+            Content may be a list of text parts.
     """
     if isinstance(value, str):
         return (("user", value.strip()),) if value.strip() else "empty"
@@ -174,7 +170,7 @@ def _turn(turn: Any) -> tuple[str, str] | None:
     if not isinstance(turn, dict):
         return None
     for speaker, words in _FORMS:
-        # A row of a table has every column of any row: those it lacks are None.
+        # A table gives every row the columns of all; missing ones are None.
         if turn.get(speaker) is not None and turn.get(words) is not None:
             role, content = _ROLES.get(turn[speaker]), turn[words]
             if isinstance(content, list) and all(

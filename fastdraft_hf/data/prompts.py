@@ -1,4 +1,4 @@
-"""What the target is asked to write: free text, its own instructions (Magpie), code to finish."""
+"""Prompts for the target: chats, the start of free text, Magpie, functions to complete."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 Conversation = Sequence[tuple[str, str]]
 Prompts = list[tuple[int, ...]]
 
-# What a user might begin and end with, all different: what the rendered ids of these chats share
-# is the template's, and what tokens merge across its border is not. None begins with a digit: some
-# tokenizers cut before one, and then also what stands before it, as they do nowhere else.
+# Messages with different starts and ends: the ids that all rendered chats share are the template's.
+# None starts with a digit: some tokenizers split differently before one.
 _PROBES = (
     "What is 5?",
     "Give me (x)",
@@ -36,15 +35,15 @@ def chat_ids(
     instruction: str | Conversation,
     system_prompt: str | None = None,
 ) -> tuple[int, ...]:
-    """Return the ids of a chat up to where the assistant speaks.
+    """Return the ids of a chat up to the assistant's turn.
 
     Args:
-        tokenizer: the target's; one without a chat template gets plain text.
-        instruction: what the user says, or a conversation as (role, content).
-        system_prompt: put before a conversation that has no system turn of its own.
+        tokenizer: the target's. Without a chat template the chat is plain text.
+        instruction: the user's message, or a conversation as (role, content).
+        system_prompt: first turn of a conversation without a system turn.
 
     Raises:
-        FastDraftError: the chat template refuses such a conversation.
+        FastDraftError: the chat template refuses the conversation.
     """
     turns = [("user", instruction)] if isinstance(instruction, str) else list(instruction)
     if system_prompt is not None and all(role != "system" for role, _ in turns):
@@ -70,94 +69,82 @@ def chat_ids(
 def template_ends(
     tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of the chat template before the user's words, and those after them.
+    """Return the ids of the chat template before the user's message, and those after it.
 
-    After them stand the end of the user's turn and what opens the answer. Magpie (Xu et al. 2024,
-    arXiv 2406.08464) gives the first to the target, which then writes as the user.
+    Those after it end the user's turn and open the answer. Magpie (Xu et al. 2024, arXiv
+    2406.08464) prompts the target with those before it, so that it continues as the user.
 
-    The ids are those that chats with different words share, so a space that a word's first token
-    takes along (``[INST] Hello``) belongs to the word, as the target learned it.
+    They are the ids that chats with different messages share, so a space that belongs to a word's
+    first token (``[INST] Hello``) is not among them.
 
     Raises:
-        FastDraftError: there is no chat template, or it drops the user's words.
+        FastDraftError: there is no chat template, or it drops the user's message.
     """
     if tokenizer.chat_template is None:
         raise FastDraftError(
-            "kind: Magpie needs a chat template, and the target's tokenizer has none; "
+            "kind: magpie needs a chat template, and the target's tokenizer has none; "
             "use kind: free"
         )
     chats = [chat_ids(tokenizer, words, system_prompt) for words in _PROBES]
     if len(set(chats)) < len(chats):
-        raise FastDraftError("kind: the target's chat template drops the user's words")
+        raise FastDraftError("kind: the target's chat template drops the user's message")
     first, last = shared_ends(chats)
     if not first:
         raise FastDraftError(
-            "kind: the target's chat template has nothing before the user's words for Magpie "
-            "to start from; use kind: free"
+            "kind: the target's chat template has nothing before the user's message, which magpie "
+            "needs; use kind: free"
         )
     return chats[0][:first], chats[0][len(chats[0]) - last :]
 
 
 def shared_ends(texts: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Return how many ids all texts share at their start, and how many at their end after that."""
+    """Return how many ids all texts share at their start, and how many of the rest at their end."""
 
     def shared(lists: list[list[int]]) -> int:
-        # In alphabetical order the first and the last differ the most.
+        # In lexicographic order the first and the last share the least.
         low, high = min(lists, default=[]), max(lists, default=[])
-        place = first_difference(low, high)
-        return len(low) if place is None else place
+        position = first_difference(low, high)
+        return len(low) if position is None else position
 
     first = shared([list(ids) for ids in texts])
     return first, shared([list(ids[first:])[::-1] for ids in texts])
 
 
-def magpie_prefix(
-    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
-) -> tuple[int, ...]:
-    """Return the chat template's ids up to where the user would speak (`template_ends`)."""
-    return template_ends(tokenizer, system_prompt)[0]
-
-
-def answer_suffix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the template's ids from the end of the user's words to where the answer starts."""
-    return template_ends(tokenizer)[1]
-
-
 def written_instruction(
     ids: Sequence[int], finish_reason: str, suffix: Sequence[int], special_ids: Set[int]
 ) -> tuple[int, ...] | None:
-    """Return what the target wrote in the user's place, or ``None`` when it did not end.
+    """Return the instruction that the target generated, or ``None`` if it did not end.
 
-    A turn ends where the target stopped, or where it wrote the template's own end of the turn: not
-    every template ends the user's turn with a token that ends a text (Mistral's ``[/INST]``).
+    An instruction ends where the target stopped, or where it generated the template's own end of
+    the turn: not every template ends the user's turn with a stop token (Mistral's ``[/INST]``).
 
     Args:
-        ids: what it wrote.
+        ids: of the completion.
         finish_reason: ``stop`` or ``length``.
         suffix: of `template_ends`.
         special_ids: the tokenizer's special tokens.
     """
     written = tuple(ids)
-    # The whole suffix, or its first token where that can be nothing else.
+    # The whole suffix, or only its first token if that is special.
     end = tuple(suffix[:1] if suffix and suffix[0] in special_ids else suffix)
     if end:
-        for place in range(len(written) - len(end) + 1):
-            if written[place : place + len(end)] == end:
-                return written[:place]
+        for position in range(len(written) - len(end) + 1):
+            if written[position : position + len(end)] == end:
+                return written[:position]
     return written[:-1] if finish_reason == "stop" else None
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of every special token, also of those that have no role such as EOS."""
+    """Return the ids of every special token, including those without a role such as EOS."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(token for token, what in added if what.special)}
 
 
 def free_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return what opens a document in pre-training: ``<|endoftext|>`` or BOS.
+    """Return what starts a document in pre-training: ``<|endoftext|>`` or BOS.
 
-    Chat models of the ChatML kind name a turn marker as BOS; their documents were divided by
-    ``<|endoftext|>``, so that is preferred where the vocabulary has it.
+    The BOS of ChatML models is a turn marker; their documents were separated by ``<|endoftext|>``,
+    so that is preferred if the vocabulary has it.
     """
     vocabulary = tokenizer.get_vocab()
     if "<|endoftext|>" in vocabulary:
@@ -165,7 +152,7 @@ def free_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     for special in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if special is not None:
             return (special,)
-    raise FastDraftError("kind: the tokenizer has neither BOS nor EOS to start free text from")
+    raise FastDraftError("kind: free needs a tokenizer with BOS or EOS to start a document with")
 
 
 def code_instructions(seed: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows of any dataset: a local file or folder, or a set of the Hub that is streamed."""
+"""Rows of any dataset: a local file or folder, or a dataset on the Hub that is streamed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 
-# Ending of a local file -> the reader of `datasets` for it.
+# Suffix of a local file -> its reader in `datasets`.
 FORMATS = {
     ".jsonl": "json",
     ".json": "json",
@@ -19,10 +19,10 @@ FORMATS = {
 
 
 def check_local(dataset: str, where: str) -> None:
-    """Refuse a local path that is not there, or a file of no known kind.
+    """Raise `FastDraftError` for a local path that does not exist or a file of unknown kind.
 
     Args:
-        dataset: an id of the Hub, a file or a folder.
+        dataset: an id on the Hub, a file or a folder.
         where: the setting that names it, for the error (``"tasks.mine.dataset"``).
     """
     path = Path(dataset).expanduser()
@@ -30,21 +30,23 @@ def check_local(dataset: str, where: str) -> None:
     if local and not path.exists():
         raise FastDraftError(f"{where}: there is no file or folder {dataset}")
     if path.is_file() and path.suffix not in FORMATS:
-        raise FastDraftError(f"{where}: {dataset} is of no known kind; known: {', '.join(FORMATS)}")
+        raise FastDraftError(
+            f"{where}: {dataset} has an unknown suffix; known: {', '.join(FORMATS)}"
+        )
 
 
 def read_dataset(
     dataset: str, name: str | None, split: str, revision: str | None, where: str, advice: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows as they come; a set of the Hub is streamed, so only what is read is fetched.
+    """Yield rows. A dataset on the Hub is streamed, so only what is read is fetched.
 
     Args:
-        dataset: an id of the Hub, a file, a folder of files or one that ``save_to_disk`` wrote.
+        dataset: an id on the Hub, a file, a folder of files or one written by ``save_to_disk``.
         name: its configuration.
         split: the split.
-        revision: branch, tag or commit of a set of the Hub.
-        where: the setting that asks for it, for errors (``"tasks.mine"``).
-        advice: what to do when a set of the Hub cannot be read.
+        revision: branch, tag or commit on the Hub.
+        where: the setting that names it, for errors (``"tasks.mine"``).
+        advice: what to do if a dataset on the Hub cannot be read.
 
     Raises:
         FastDraftError: it cannot be read.
@@ -71,7 +73,7 @@ def read_dataset(
             )
         for row in stream:
             yield dict(row)
-    # Whatever the reader, the network or the file system calls it: the set cannot be had.
+    # Readers, networks and file systems have many exceptions; all mean that it cannot be read.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         what = "check the file" if path.exists() else advice

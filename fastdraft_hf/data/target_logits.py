@@ -1,14 +1,13 @@
-"""The target's distribution over text it wrote: the k most probable tokens and the rest's mass.
+"""The target's distribution over generated rows: the k most probable tokens and the tail's mass.
 
-A finished set of generated rows is read once by the target, teacher-forced, and for every token
-of a completion k ids, k log-probabilities and the logarithm of the remaining mass are kept: with a
-vocabulary of 49k and k = 32 that is 130 bytes a token instead of 98,000.
+The target reads every row once, teacher-forced. For every token of a completion, k ids, k
+log-probabilities and the logarithm of the remaining mass are stored: with a vocabulary of 49k and
+k = 32, 130 bytes per token instead of 98,000. A stored row is what the trainer reads:
+``input_ids``, ``labels`` and the columns of `columns`.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,38 +15,47 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastdraft_hf._atomic import atomic_file, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
-from fastdraft_hf.data.columns import smallest_id_type
+from fastdraft_hf._processes import barrier, on_main, rank, world
+from fastdraft_hf.data.columns import IGNORED, distribution_table, smallest_id_type
+from fastdraft_hf.data.filters import kept_indices
+from fastdraft_hf.data.parts import (
+    FLUSH_SECONDS,
+    PartWriter,
+    iter_rows,
+    room_to_write,
+    stored_indices,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MANIFEST = "manifest.json"
-# Logarithm of the least mass the rest may have: float32's least normal number is exp(-87.3), and a
+# Logarithm of the least mass of a tail: float32's least normal number is exp(-87.3), and a
 # logarithm of zero would make divergences infinite.
 FLOOR = -87.0
-# Tokens whose logits are made at a time: on a CPU few enough that their memory is used again and
-# again instead of being asked of the system anew; a GPU wants larger products.
+# Tokens whose logits are computed at a time: on a CPU few, so that their memory is reused; a GPU
+# wants larger products.
 _HEAD_TOKENS = 128
 _HEAD_TOKENS_GPU = 1024
+# Rows that are sorted by length together, so that batches have little padding.
+_WINDOW = 512
 
 
 def top_k_of(
     logits: torch.Tensor, k: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids [N, k] (most probable first), log-probabilities [N, k] and the rest's [N].
+    """Return ids [N, k] (most probable first), log-probabilities [N, k] and the tail's [N].
 
     Args:
         logits: [N, V].
         k: tokens to keep, at most V.
-        temperature: logits are divided by it first.
+        temperature: divides the logits.
     """
     import torch
 
-    # A copy: it is changed in place, and every pass over [N, V] counts.
+    # A copy, changed in place: every pass over [N, V] counts.
     scores = (
         logits.float() / temperature if temperature != 1 else logits.to(torch.float32, copy=True)
     )
@@ -55,7 +63,7 @@ def top_k_of(
     values = values - values[:, :1]
     scores -= scores.gather(1, ids[:, :1])
     total = scores.exp_().sum(-1, keepdim=True)
-    # Summed over the rest itself: total − Σ would lose a small rest to rounding.
+    # Summed over the tail itself: total minus the top k would lose a small tail to rounding.
     rest = scores.scatter_(1, ids, 0.0).sum(-1)
     log_total = total.log()
     tail = (rest.log() - log_total[:, 0]).clamp(min=FLOOR)
@@ -63,7 +71,7 @@ def top_k_of(
 
 
 def stored_bytes(tokens: int, k: int, vocab_size: int) -> int:
-    """Return what ``tokens`` stored distributions take, in bytes."""
+    """Return the size of ``tokens`` stored distributions, in bytes."""
     id_bytes = np.dtype(smallest_id_type(vocab_size)).itemsize
     return tokens * (k * (id_bytes + 2) + 2)
 
@@ -72,7 +80,7 @@ class LogitsReader(ABC):
     """The target, reading texts teacher-forced.
 
     Attributes:
-        vocab_size: V, tokens that it scores.
+        vocab_size: V, the tokens that it scores.
     """
 
     vocab_size: int
@@ -81,20 +89,18 @@ class LogitsReader(ABC):
     def read(
         self, texts: Sequence[Sequence[int]], begins: Sequence[int]
     ) -> Iterator[Iterator[torch.Tensor]]:
-        """Yield for each text the logits that its last tokens were drawn from.
+        """Yield for each text the logits that predict its last tokens.
 
-        They come in pieces [n, V], in order. A piece is used before the next one is asked for, and
-        the next one may be written over it.
+        They come in pieces [n, V], in order. A piece may be overwritten by the next one.
 
         Args:
             texts: token ids.
-            begins: for each text the first token that is scored, at least 1: nothing predicts the
-                token at 0.
+            begins: for each text the first token to score, at least 1: nothing predicts token 0.
         """
 
 
 class ModelReader(LogitsReader):
-    """A PyTorch model that reads one padded batch.
+    """A PyTorch model that reads a padded batch.
 
     Args:
         model: the target.
@@ -128,78 +134,88 @@ class ModelReader(LogitsReader):
 
 def write_target_logits(
     target: PreTrainedModel | LogitsReader,
-    rows: Sequence[dict[str, Any]],
+    generated: Path,
     folder: Path,
     *,
     top_k: int,
     temperature: float,
     batch_tokens: int = 4096,
-    rows_per_shard: int = 256,
-    on_progress: Callable[[int], None] = lambda tokens: None,
-) -> None:
-    """Store the target's distribution for every completion token of ``rows``.
+    rows_per_part: int = 1024,
+    seconds: float = FLUSH_SECONDS,
+    on_progress: Callable[[int], None] = lambda rows: None,
+    on_found: Callable[[int, int], None] = lambda rows, wanted: None,
+) -> dict[str, int]:
+    """Store the target's distribution for every completion token of a set's kept rows.
 
-    Shard k holds rows [k·n, (k+1)·n) and is renamed into place when whole; a killed run goes on
-    after the last one.
+    Every process calls this, reads its share of the rows that are in no part of ``folder`` yet,
+    and returns when all are stored.
 
     Args:
-        target: a PyTorch model, or whatever else reads as the target.
-        rows: of `filters.read_kept_rows`, so that what training leaves out costs nothing.
-        folder: where shards go; made if missing.
-        top_k: how many tokens to keep.
+        target: a PyTorch model, or another reader of the target.
+        generated: the set, as stage generate writes it.
+        folder: of the parts; created if missing.
+        top_k: tokens to keep.
         temperature: of the distribution.
-        batch_tokens: longest batch, padding included.
-        rows_per_shard: n.
-        on_progress: called with the completion tokens done since the last call.
+        batch_tokens: tokens of a batch, padding included.
+        rows_per_part: rows of a parquet file.
+        seconds: longest time between two writes of a part.
+        on_progress: called with the rows finished since the last call.
+        on_found: called once, before any row is read, with (rows that exist, rows that exist when
+            this process is done).
+
+    Returns:
+        the ``rows`` of the set, and how many of them are ``new``.
+
+    Raises:
+        FastDraftError: a part is damaged, or the disk is full.
     """
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).exists():
-        return
     reader = target if isinstance(target, LogitsReader) else ModelReader(target)
     if top_k > reader.vocab_size:
-        raise FastDraftError(f"top_k: {top_k} of a vocabulary of {reader.vocab_size}")
-    start = time.monotonic()
-    paths = []
-    for number, first in enumerate(range(0, len(rows), rows_per_shard)):
-        shard = rows[first : first + rows_per_shard]
-        path = folder / f"part-{number:05d}.parquet"
-        paths.append(path)
-        if path.exists():
-            on_progress(sum(len(row["completion_ids"]) for row in shard))
-            continue
-        # A row without a completion is in no batch and stores nothing.
-        found = {row["index"]: _nothing(top_k) for row in shard}
-        with torch.inference_mode():
-            for batch in _batches(shard, batch_tokens):
-                found |= _distributions(reader, batch, top_k, temperature)
-                on_progress(sum(len(row["completion_ids"]) for row in batch))
-        _write_shard(
-            path, [(row["index"], *found[row["index"]]) for row in shard], reader.vocab_size
+        raise FastDraftError(
+            f"top_k: {top_k} is more than the target's vocabulary of {reader.vocab_size}"
         )
-    write_json(
-        folder / MANIFEST,
-        {
-            "rows": len(rows),
-            "tokens": sum(len(row["completion_ids"]) for row in rows),
-            "top_k": top_k,
-            "temperature": temperature,
-            "vocab_size": reader.vocab_size,
-            "seconds_of_last_run": round(time.monotonic() - start, 1),
-            "shards": {path.name: sha256_file(path) for path in paths},
-        },
-    )
+
+    def look() -> tuple[int, np.ndarray]:
+        with room_to_write(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        kept, _ = kept_indices(generated)
+        return len(kept), np.setdiff1d(kept, stored_indices(folder))
+
+    rows, missing = on_main(look)
+    mine = set(missing[rank() :: world()].tolist())
+    on_found(rows - len(missing), rows - len(missing) + len(mine))
+    with PartWriter(folder, rows_per_part=rows_per_part, seconds=seconds) as writer:
+        for window in _windows(generated, mine):
+            for batch in _batches(window, batch_tokens):
+                with torch.inference_mode():
+                    writer.add(_stored_table(reader, batch, top_k, temperature))
+                on_progress(len(batch))
+    barrier()
+    return {"rows": rows, "new": len(missing)}
+
+
+def _windows(generated: Path, wanted: set[int]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the wanted rows of a set, `_WINDOW` at a time."""
+    window: list[dict[str, Any]] = []
+    for row in iter_rows(generated, ["prompt_ids", "completion_ids"]) if wanted else ():
+        if row["index"] in wanted:
+            window.append(row)
+        if len(window) == _WINDOW:
+            yield window
+            window = []
+    yield window
 
 
 def _batches(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Group rows of similar length so that a batch, padded, has at most ``tokens`` tokens."""
+    """Group rows of similar length so that a padded batch has at most ``tokens`` tokens."""
 
     def length(row: dict[str, Any]) -> int:
         return len(row["prompt_ids"]) + len(row["completion_ids"])
 
     batch: list[dict[str, Any]] = []
-    for row in sorted((r for r in rows if r["completion_ids"]), key=length):
+    for row in sorted(rows, key=length):
         if batch and length(row) * (len(batch) + 1) > tokens:
             yield batch
             batch = []
@@ -208,103 +224,32 @@ def _batches(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[
         yield batch
 
 
-def _distributions(
+def _stored_table(
     reader: LogitsReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
-) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return ids, log-probabilities and tails of the completions of a batch, by row index."""
+) -> Any:
+    """Return the stored rows of a batch as an arrow table."""
+    import pyarrow as pa
     import torch
 
     texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
     # Nothing predicts a first token.
     begins = [max(1, len(row["prompt_ids"])) for row in rows]
-    found = {}
-    for row, pieces in zip(rows, reader.read(texts, begins), strict=True):
+    kind = smallest_id_type(reader.vocab_size)
+    stored = []
+    for text, pieces in zip(texts, reader.read(texts, begins), strict=True):
         parts = [top_k_of(piece, k, temperature) for piece in pieces]
-        if not parts:
-            found[row["index"]] = _nothing(k)
-            continue
-        kept, log_probs, tail = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        found[row["index"]] = (kept, log_probs.astype(np.float16), tail.astype(np.float16))
-    return found
-
-
-def _nothing(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what a row stores that has no token with a past."""
-    return np.zeros((0, k), np.int64), np.zeros((0, k), np.float16), np.zeros(0, np.float16)
-
-
-def _write_shard(
-    path: Path, rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], vocab_size: int
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kind = smallest_id_type(vocab_size)
-
-    def lists(values: Sequence[np.ndarray]) -> Any:
-        flat = np.concatenate([value.reshape(-1) for value in values])
-        offsets = np.cumsum([0, *(value.size for value in values)]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-
-    table = pa.table(
-        {
-            "index": pa.array([row[0] for row in rows], pa.int32()),
-            "top_k_ids": lists([row[1].astype(kind) for row in rows]),
-            "top_k_logprobs": lists([row[2] for row in rows]),
-            "tail_logprob": lists([row[3] for row in rows]),
-        }
-    )
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
-
-
-class StoredLogits:
-    """A finished set of stored distributions.
-
-    Args:
-        folder: what `write_target_logits` filled.
-
-    Raises:
-        FastDraftError: it is unfinished or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = folder / MANIFEST
-        if not path.exists():
-            raise FastDraftError(f"{folder}: no finished distributions ({MANIFEST} is missing)")
-        self.manifest = json.loads(path.read_text(encoding="utf-8"))
-        tables = [pa.table({"index": pa.array([], pa.int32())})]  # of a set without rows
-        for name, digest in self.manifest["shards"].items():
-            if not (folder / name).exists() or sha256_file(folder / name) != digest:
-                raise FastDraftError(
-                    f"{folder / name}: missing or damaged; delete the set's folder and rerun"
-                )
-            tables.append(pq.read_table(folder / name))
-        self._table = pa.concat_tables(tables[1:] or tables).combine_chunks()
-        self._row = {index: i for i, index in enumerate(self._table["index"].to_pylist())}
-
-    @property
-    def top_k(self) -> int:
-        return int(self.manifest["top_k"])
-
-    @property
-    def temperature(self) -> float:
-        return float(self.manifest["temperature"])
-
-    def of_row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids [n, k], log-probabilities [n, k] and tails [n] of a row's completion.
-
-        Raises:
-            FastDraftError: the row is not among them.
-        """
-        if index not in self._row:
-            raise FastDraftError(f"row {index} has no stored distribution; run stage logits again")
-        row = self._row[index]
-        ids, log_probs, tail = (
-            self._table[name][row].values.to_numpy(zero_copy_only=False)
-            for name in ("top_k_ids", "top_k_logprobs", "tail_logprob")
+        if not parts:  # one token without a past
+            parts = [(torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0))]
+        ids, log_probs, tail = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        stored.append(
+            (len(text), ids.astype(kind), log_probs.astype(np.float16), tail.astype(np.float16))
         )
-        return ids.reshape(-1, self.top_k), log_probs.reshape(-1, self.top_k), tail
+    labels = [[IGNORED] * len(row["prompt_ids"]) + list(row["completion_ids"]) for row in rows]
+    table = distribution_table(stored, temperature)
+    ids_type = pa.list_(pa.int32())
+    columns = {
+        "index": pa.array([row["index"] for row in rows], pa.int64()),
+        "input_ids": pa.array(texts, ids_type),
+        "labels": pa.array(labels, ids_type),
+    }
+    return pa.table({**columns, **{name: table[name] for name in table.column_names}})

@@ -124,13 +124,13 @@ def writing_rates(recipe: Recipe, folder: Path, target: Shape) -> dict[str, floa
     if not export.exists():
         return {}
     from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-    from fastdraft_hf.data.requests import requests_for
+    from fastdraft_hf.data.generations import Requests
 
     engine = OpenVINOEngine(export, set(), batch)  # no stop ids: every text has full length
     prompts = [_prompt(target.vocabulary, 96, row) for row in range(batch)]
 
     def seconds(tokens: int) -> float:
-        requests = requests_for(
+        requests = Requests(
             prompts, temperatures=[1.0], max_new_tokens=tokens, seed=0, source="calibrate"
         )
         start = time.perf_counter()

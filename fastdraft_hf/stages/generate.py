@@ -1,8 +1,7 @@
-"""Stage generate: the target writes the text that the draft will learn from."""
+"""Stage generate: the target generates the completions that the draft learns from."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -14,29 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._processes import this_process
+from fastdraft_hf._processes import on_main
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
-from fastdraft_hf.data.dataset_card import SetFacts, kept_first, write_dataset_card
+from fastdraft_hf.data.dataset_card import SetFacts, SetStats, kept_first, write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine
-from fastdraft_hf.data.filters import judge_rows, write_filters
-from fastdraft_hf.data.generated import read_rows, write_rows
+from fastdraft_hf.data.filters import check_language, write_filters
+from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.instructions import keep_instructions
-from fastdraft_hf.data.languages import check_language
+from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompt_sets import PromptSet
 from fastdraft_hf.data.prompts import (
     Conversation,
-    Prompts,
     chat_ids,
     code_instructions,
     free_prefix,
     special_ids,
     template_ends,
 )
-from fastdraft_hf.data.requests import requests_for
-from fastdraft_hf.stages.kept_sets import HELD_OUT
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.stages.target_engine import open_target_engine
 
@@ -45,14 +41,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Which held-out text the prompts of a folder were checked against.
+HELD_OUT = "held_out.json"
+
 _ABOUT = {
     "free": "Free text from the start of a document.",
-    "magpie": "Instructions the target thought up (Magpie, arXiv 2406.08464), and its answers.",
+    "magpie": "Instructions that the target generated (Magpie, arXiv 2406.08464), with answers.",
     "code": "Functions of the Python standard library, completed by the target.",
     "passages": "Tasks about passages of documentation, done by the target.",
     "dataset": "The target's answers to the prompts of a dataset.",
 }
-# Settings of kinds that others do not read; a card leaves them out.
+_ABOUT_INSTRUCTIONS = (
+    "Instructions that the target generated in the user's place (Magpie, arXiv 2406.08464)."
+)
+# Settings that only one kind uses; the cards of others leave them out.
 _ONLY = {
     "dataset": ("dataset", "name", "split", "column", "context_columns", "revision"),
     "magpie": (
@@ -65,64 +67,75 @@ _ONLY = {
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write every set of the recipe; one folder of parquet shards each."""
+    """Generate every set of the recipe, one folder each. All processes share the rows."""
     from transformers import AutoTokenizer
 
     config = run.recipe.generate
     assert config is not None  # the stage is planned only with its section
     if not config.sets:
         raise FastDraftError("generate.sets: at least one set is needed")
-    # First of all: a task set that cannot be read stops the run before any work.
+    # Before any work: a task set that cannot be read stops the run.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    _check_begun(folder / HELD_OUT, decontaminator.held_out)
+    on_main(lambda: _check_held_out(folder / HELD_OUT, decontaminator.held_out))
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    writers = [
-        _Writer(run, folder, name, wanted, tokenizer, decontaminator)
+    sets = [
+        _Set(run, folder, name, wanted, tokenizer, decontaminator)
         for name, wanted in config.sets.items()
     ]
-    # So does a dataset that cannot be read: prompts come before the model.
-    for writer in writers:
-        writer.prepare()
+    # A dataset that cannot be read stops the run before the model is loaded.
+    for one in sets:
+        one.prepare()
     engine = open_target_engine(run, tokenizer)
-    facts: dict[str, Any] = {"engine": engine.name, "sets": {}, "held_out": decontaminator.held_out}
-    for writer in writers:
-        facts["sets"][writer.name] = writer.write(engine)
-    return facts
+    return {
+        "engine": engine.name,
+        "sets": {one.name: one.generate(engine) for one in sets},
+        "held_out": decontaminator.held_out,
+    }
 
 
-def _check_begun(path: Path, held_out: dict[str, list[str]]) -> None:
-    """Refuse to go on with prompts that were chosen when other tasks were left out.
+def only_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether settings only add sets, or rows to sets, so that all existing rows stay.
 
-    Rows are found again by their number, and which prompts there are depends on the tasks.
+    The first rows of a larger set are those of the smaller one. That does not hold for a set with
+    ``max_minutes``: its rows depend on what was in flight when the time was up.
+    """
+    if {**old, "sets": None} != {**new, "sets": None}:
+        return False
+    return all(_more_of(had, new["sets"].get(name)) for name, had in old["sets"].items())
+
+
+def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
+    if new is None or {**old, "rows": None} != {**new, "rows": None}:
+        return False
+    grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
+    return grew or new["rows"] == old["rows"]
+
+
+def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return what of a folder stays valid: sets that did not change or only have more rows."""
+    if {**old, "sets": None} != {**new, "sets": None}:
+        return []
+    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
+    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
+    return [*same, *asked, HELD_OUT] if same else []
+
+
+def _check_held_out(path: Path, held_out: dict[str, list[str]]) -> None:
+    """Refuse to resume if other tasks were held out when the prompts were chosen.
+
+    Rows are found again by their index, and which prompts there are depends on the tasks.
     """
     if not path.exists():
         write_json(path, held_out)
     elif json.loads(path.read_text(encoding="utf-8")) != held_out:
         raise FastDraftError(
-            "generate: it was begun when evaluate.tasks and bench.tasks were others, or held other "
-            f"text; take them again, or delete {path.parent} to start anew"
+            "generate: evaluate.tasks, bench.tasks or their text changed since the stage started. "
+            f"Restore them, or delete {path.parent} to start again"
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """Prompts, told apart from others: how many, and their digest.
-
-    Attributes:
-        first: digest of as many of them as the set was begun with; ``None`` if there are fewer.
-    """
-
-    count: int
-    sha256: str
-    first: str | None
-
-
-def _digest_of(instructions: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(json.dumps(instructions).encode()).hexdigest()
-
-
-class _Writer:
-    """Writes one set: finds its prompts, lets the target answer, says what is kept."""
+class _Set:
+    """One set: finds its prompts, has the target answer them, and judges the rows."""
 
     def __init__(
         self,
@@ -136,59 +149,53 @@ class _Writer:
         assert run.recipe.generate is not None
         self.run, self.name, self.wanted, self.folder = run, name, wanted, folder
         self.tokenizer, self.decontaminator = tokenizer, decontaminator
-        self.rows_per_shard = run.recipe.generate.rows_per_shard
-        self.seed = run.recipe.seed
+        self.rows_per_part = run.recipe.generate.rows_per_shard
         self.facts: dict[str, Any] = {"kind": wanted.kind}
-        self.prompts: Prompts = []
-        # What the set was begun with; what was chosen now, where there was a choice.
-        self.begun = self._read_begun()
-        self.chosen: _Chosen | None = None
+        self.prompts: list[tuple[int, ...]] = []
 
     def prepare(self) -> None:
-        """Find the prompts, or check that the target can write them itself."""
+        """Find the prompts, or check that the target can generate them."""
         try:
             self._prepare()
         except FastDraftError as error:
             raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
-        if self.chosen is not None:
-            self._check_same(self.chosen)
 
     def _prepare(self) -> None:
-        kind, system_prompt = self.wanted.kind, self.wanted.system_prompt
-        if self.wanted.filters.language is not None:
+        wanted = self.wanted
+        if wanted.filters.language is not None:
             try:
-                check_language(self.wanted.filters.language)
+                check_language(wanted.filters.language)
             except FastDraftError as error:
                 raise FastDraftError(f"filters.{error}") from error
-        if system_prompt is not None:
+        if wanted.system_prompt is not None:
             try:
-                chat_ids(self.tokenizer, "Hello", system_prompt)
+                chat_ids(self.tokenizer, "Hello", wanted.system_prompt)
             except FastDraftError as error:
                 raise FastDraftError(f"system_prompt: {error}") from error
-        if kind == "free":
-            self.prompts = [free_prefix(self.tokenizer)] * self.wanted.rows
-        elif kind == "magpie":
-            template_ends(self.tokenizer, system_prompt)
-        elif kind in ("code", "passages"):
-            asked = code_instructions if kind == "code" else passage_instructions
-            self._choose(([("user", text)] for text in asked(self.seed)), Counter())
-        else:
-            assert self.wanted.dataset is not None  # checked by the settings
+        seed = self.run.recipe.seed
+        if wanted.kind == "free":
+            self.prompts = [free_prefix(self.tokenizer)] * wanted.rows
+        elif wanted.kind == "magpie":
+            template_ends(self.tokenizer, wanted.system_prompt)
+        elif wanted.kind == "dataset":
+            assert wanted.dataset is not None  # checked by the settings
             prompt_set = PromptSet(
-                self.wanted.dataset,
-                self.wanted.name,
-                self.wanted.split,
-                self.wanted.column,
-                self.wanted.revision,
-                tuple(self.wanted.context_columns),
+                wanted.dataset,
+                wanted.name,
+                wanted.split,
+                wanted.column,
+                wanted.revision,
+                tuple(wanted.context_columns),
             )
             counts: Counter[str] = Counter()
-            self._choose(prompt_set.conversations(self.seed, counts), counts)
+            self._choose(prompt_set.conversations(seed, counts), counts)
+        else:
+            instructions = code_instructions if wanted.kind == "code" else passage_instructions
+            self._choose(([("user", text)] for text in instructions(seed)), Counter())
 
     def _choose(self, conversations: Iterable[Conversation], counts: Counter[str]) -> None:
-        """Take the first ``rows`` conversations that may and can be asked."""
-        seen: set[tuple[int, ...]] = set()
-        digest, first = hashlib.sha256(), None
+        """Take the first ``rows`` conversations that are allowed and fit."""
+        chosen: dict[tuple[int, ...], str] = {}
         for turns in conversations:
             text = "\n".join(content for _, content in turns)
             if self.decontaminator.overlaps(text):
@@ -201,54 +208,50 @@ class _Writer:
                 continue
             if len(ids) > self.wanted.max_prompt_tokens:
                 counts["too long"] += 1
-            elif ids in seen:
+            elif ids in chosen:
                 counts["duplicate"] += 1
             else:
                 counts["kept"] += 1
-                seen.add(ids)
-                self.prompts.append(ids)
-                digest.update(json.dumps(list(turns)).encode())
-                if self.begun is not None and counts["kept"] == self.begun["prompts"]:
-                    first = digest.hexdigest()
+                # Resume compares the text, not the ids: some templates contain today's date.
+                chosen[ids] = json.dumps(list(turns))
             if counts["kept"] == self.wanted.rows:
                 break
         self.facts["prompts"] = dict(counts)
-        if not self.prompts:
+        if not chosen:
             why = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-            raise FastDraftError(
-                f"kind: {self.wanted.kind} gives no prompt that can be asked ({why})"
-            )
-        self.chosen = _Chosen(len(self.prompts), digest.hexdigest(), first)
+            raise FastDraftError(f"kind: {self.wanted.kind} gives no usable prompt ({why})")
+        self.prompts = list(chosen)
+        self._check_prompts(list(chosen.values()))
 
-    def _read_begun(self) -> dict[str, Any] | None:
+    def _check_prompts(self, texts: Sequence[str]) -> None:
+        """Refuse to resume with other prompts: rows are found again by their index."""
         path = self.folder / self.name / "prompts.json"
-        if not path.exists():
-            return None
-        begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return begun
 
-    def _check_same(self, chosen: _Chosen) -> None:
-        """Refuse to go on with other prompts: rows are found again by their number.
+        def digest(count: int) -> str:
+            return hashlib.sha256("\n".join(texts[:count]).encode()).hexdigest()
 
-        What is compared is the text, not the ids: some templates say today's date.
-        """
-        if self.begun is not None and self.begun["sha256"] != chosen.first:
-            raise FastDraftError(
-                f"generate.sets.{self.name}.kind: the set was begun with other prompts than there "
-                f"are now; bring them back, or delete {self.folder / self.name} to start anew"
-            )
-        # The first alone: a late process must not make a folder again that is finished.
-        if this_process().first and (self.begun is None or self.begun["prompts"] < chosen.count):
-            write_json(
-                self.folder / self.name / "prompts.json",
-                {"prompts": chosen.count, "sha256": chosen.sha256},
-            )
+        def compare() -> str:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if before is not None:
+                count = before["prompts"]
+                if count > len(texts) or before["sha256"] != digest(count):
+                    raise FastDraftError(
+                        "kind: the prompts are not those that the set started with. Restore them, "
+                        f"or delete {path.parent} to start again"
+                    )
+            if before is None or before["prompts"] < len(texts):
+                write_json(path, {"prompts": len(texts), "sha256": digest(len(texts))})
+            return digest(len(texts))
 
-    def write(self, engine: Engine) -> dict[str, Any]:
+        if on_main(compare) != digest(len(texts)):
+            raise FastDraftError("kind: this process finds other prompts than the main process")
+
+    def generate(self, engine: Engine) -> dict[str, Any]:
+        """Generate the set and return its facts."""
         wanted = self.wanted
         if wanted.kind == "magpie":
             self._instructions(engine)
-        rows = self._ask(
+        self._write(
             engine,
             self.name,
             self.prompts,
@@ -258,34 +261,33 @@ class _Writer:
             samples=wanted.samples,
             top_p=wanted.top_p,
         )
-        if not this_process().first:  # the first counts, for all
-            return self.facts
-        with Progress(f"filter {self.name}", len(rows), "rows") as progress:
-            reasons = judge_rows(rows, wanted.filters, self.tokenizer.decode, progress.advance)
-        write_filters(self.folder / self.name, rows, reasons, wanted.filters)
-        counts = kept_first(Counter(reasons))
-        self.facts["rows"] = len(rows)
-        self.facts["completion_tokens"] = sum(len(r["completion_ids"]) for r in rows)
-        self.facts["filter"] = counts
-        self._card(engine, self.name, rows, _ABOUT[wanted.kind], counts)
+
+        def finish() -> dict[str, Any]:
+            logger.info("filtering %s", self.name)
+            folder = self.folder / self.name
+            counts = kept_first(write_filters(folder, wanted.filters, self.tokenizer.decode))
+            stats = self._card(engine, self.name, _ABOUT[wanted.kind], counts)
+            return {"rows": stats.rows, "completion_tokens": stats.tokens, "filter": counts}
+
+        self.facts |= on_main(finish)
         logger.info("%s: %s", self.name, self.facts)
         return self.facts
 
-    def _ask(
+    def _write(
         self,
         engine: Engine,
         name: str,
-        prompts: Prompts,
+        prompts: Sequence[tuple[int, ...]],
         temperatures: Sequence[float],
         max_new_tokens: int,
         **how: Any,
-    ) -> list[dict[str, Any]]:
-        requests = requests_for(
+    ) -> None:
+        requests = Requests(
             prompts,
             temperatures=temperatures,
             max_new_tokens=max_new_tokens,
-            # Two sets must not draw the same stream from the same prompt.
-            seed=self.seed * 97 + zlib.crc32(name.encode()) % 1_000_000,
+            # Two sets must not sample the same stream from the same prompt.
+            seed=self.run.recipe.seed * 97 + zlib.crc32(name.encode()) % 1_000_000,
             source=name,
             **how,
         )
@@ -301,18 +303,17 @@ class _Writer:
                 engine,
                 requests,
                 self.folder / name,
-                rows_per_shard=self.rows_per_shard,
+                rows_per_part=self.rows_per_part,
                 max_minutes=self.wanted.max_minutes,
                 on_progress=on_progress,
                 on_found=progress.found,
             )
-        return read_rows(self.folder / name)
 
     def _instructions(self, engine: Engine) -> None:
-        """Let the target write instructions, and keep the usable ones as prompts."""
+        """Have the target generate instructions, and keep the usable ones as prompts."""
         wanted, name = self.wanted, f"{self.name}-instructions"
         prefix, suffix = template_ends(self.tokenizer, wanted.system_prompt)
-        rows = self._ask(
+        self._write(
             engine,
             name,
             [prefix] * wanted.rows,
@@ -321,7 +322,7 @@ class _Writer:
             top_p=wanted.instruction_top_p,
         )
         kept, reasons = keep_instructions(
-            rows,
+            iter_rows(self.folder / name),
             self.tokenizer.decode,
             self.decontaminator.overlaps,
             suffix=suffix,
@@ -337,21 +338,13 @@ class _Writer:
             reasons["too long"] = len(whole) - len(self.prompts)
             reasons["kept"] = len(self.prompts)
         self.facts["instructions"] = kept_first(reasons)
-        begun = 0 if self.begun is None else self.begun["prompts"]
-        first = _digest_of(kept[:begun]) if begun <= len(kept) else None
-        self._check_same(_Chosen(len(kept), _digest_of(kept), first))
-        about = "Instructions that the target wrote in the user's place (Magpie, arXiv 2406.08464)."
-        if this_process().first:
-            self._card(engine, name, rows, about, {})
+        try:
+            self._check_prompts([json.dumps(ids) for ids in kept])
+        except FastDraftError as error:
+            raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
+        on_main(lambda: self._card(engine, name, _ABOUT_INSTRUCTIONS, {}))
 
-    def _card(
-        self,
-        engine: Engine,
-        name: str,
-        rows: Sequence[dict[str, Any]],
-        about: str,
-        kept: dict[str, int],
-    ) -> None:
+    def _card(self, engine: Engine, name: str, about: str, kept: dict[str, int]) -> SetStats:
         left_out = [key for kind, keys in _ONLY.items() if kind != self.wanted.kind for key in keys]
         settings = {
             key: value
@@ -359,12 +352,11 @@ class _Writer:
             if key not in left_out and value not in (None, [])
         }
         local = Path(self.wanted.dataset or "").expanduser()
-        if self.wanted.dataset and local.exists():  # cards are published: no folders of one's own
+        if self.wanted.dataset and local.exists():  # cards are published: no private paths
             settings["dataset"] = local.name
         target = self.run.target
-        write_dataset_card(
+        return write_dataset_card(
             self.folder / name,
-            rows,
             SetFacts(
                 name=name,
                 about=about,

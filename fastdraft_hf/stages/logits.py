@@ -1,4 +1,4 @@
-"""Stage logits: the target's top-k distribution over the text it wrote."""
+"""Stage logits: store the target's top-k distribution over its generations."""
 
 from __future__ import annotations
 
@@ -8,57 +8,48 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf._processes import on_main
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import LogitsConfig
-from fastdraft_hf.data.filters import read_kept_rows
-from fastdraft_hf.data.target_logits import (
-    LogitsReader,
-    ModelReader,
-    stored_bytes,
-    write_target_logits,
-)
+from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import logits_sets, resolve_device
 from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.target_engine import process_device
 
 logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Store one folder of shards for every set."""
+    """Store the distributions of every set, one folder each. All processes share the rows."""
     config = run.recipe.logits
     assert config is not None  # the stage is planned only with its section
     reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
     if config.top_k > reader.vocab_size:
-        raise FastDraftError(f"logits.top_k: {config.top_k} of a vocabulary of {reader.vocab_size}")
+        raise FastDraftError(
+            f"logits.top_k: {config.top_k} is more than the target's vocabulary of "
+            f"{reader.vocab_size}"
+        )
     generated = run.stage_folder("generate")
-    sets = {name: read_kept_rows(generated / name)[0] for name in logits_sets(run.recipe)}
-    tokens = {name: sum(len(r["completion_ids"]) for r in rows) for name, rows in sets.items()}
-    size = stored_bytes(sum(tokens.values()), config.top_k, reader.vocab_size)
-    logger.info(
-        "logits: %s tokens, top %d of %s: %.1f MB; the time left is shown as it goes",
-        f"{sum(tokens.values()):,}",
-        config.top_k,
-        f"{reader.vocab_size:,}",
-        size / 1e6,
-    )
-    with Progress("logits", sum(tokens.values()), "tokens") as progress:
-        for name, rows in sets.items():
-            write_target_logits(
+    sets = {}
+    for name in logits_sets(run.recipe):
+        with Progress(f"logits {name}", None, "rows") as progress:
+            sets[name] = write_target_logits(
                 reader,
-                rows,
+                generated / name,
                 folder / name,
                 top_k=config.top_k,
                 temperature=config.temperature,
                 batch_tokens=config.batch_tokens,
-                rows_per_shard=config.rows_per_shard,
+                rows_per_part=config.rows_per_shard,
                 on_progress=progress.advance,
+                on_found=progress.found,
             )
-    return {"tokens": tokens, "bytes": size, **how}
+    return {"sets": sets, "top_k": config.top_k, **how}
 
 
 def may_read_openvino(config: LogitsConfig, device: str) -> bool:
-    """Return whether OpenVINO reads, if it can read this target."""
+    """Return whether OpenVINO is to read the target."""
     automatic = config.engine == "auto" and device == "cpu" and openvino_available()
     return automatic or config.engine == "openvino"
 
@@ -66,7 +57,7 @@ def may_read_openvino(config: LogitsConfig, device: str) -> bool:
 def _open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
-    """Load the target, and say what reads it and in which type.
+    """Load the target; return its reader and the engine and type for the record.
 
     Raises:
         FastDraftError: OpenVINO is asked for and is not installed, or cannot read this target.
@@ -82,16 +73,17 @@ def _open_reader(
         except (FastDraftError, NotImplementedError) as error:
             if wanted:
                 raise FastDraftError(
-                    f"logits.engine: not openvino for this target: {error}"
+                    f"logits.engine: openvino cannot read this target: {error}"
                 ) from error
-            logger.warning("logits: transformers reads, as OpenVINO cannot: %s", error)
+            logger.warning("logits: using transformers, as OpenVINO cannot read it: %s", error)
     import torch
     from transformers import AutoModelForCausalLM
 
     from fastdraft_hf.train.arguments import has_fast_bf16
 
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)
+    model = model.to(process_device(device)).eval()
     how = {"engine": "transformers", "dtype": str(dtype).removeprefix("torch.")}
     return ModelReader(model), how
 
@@ -99,7 +91,7 @@ def _open_reader(
 def _openvino_reader(target: Path) -> LogitsReader:
     from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 
-    # Half precision is as exact as bfloat16 in PyTorch; int8, in which the target may have written,
-    # moves its distribution twice as far.
+    # Half precision is as exact as bfloat16 in PyTorch. int8, in which the target may have
+    # generated, changes its distribution twice as much.
     logger.info("exporting the target to OpenVINO fp16 (once)")
-    return OpenVINOReader(cached_openvino(target, "fp16"))
+    return OpenVINOReader(on_main(lambda: cached_openvino(target, "fp16")))

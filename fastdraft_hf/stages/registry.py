@@ -9,7 +9,6 @@ from fastdraft_hf.stages import (
     evaluate,
     export,
     generate,
-    kept_sets,
     logits,
     reduced_vocabulary,
     report,
@@ -36,8 +35,8 @@ register(
         (),
         "generate",
         parallel=True,
-        grows=kept_sets.only_more,
-        keeps=kept_sets.unchanged,
+        grows=generate.only_more,
+        keeps=generate.unchanged,
     ),
 )
 register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits", parallel=True))

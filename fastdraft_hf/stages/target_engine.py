@@ -1,17 +1,16 @@
-"""Opens the engine through which the target writes, as the recipe asks for it."""
+"""Open the engine through which the target generates, as the recipe asks for it."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GenerateConfig
 from fastdraft_hf.data.engines import Drafting, Engine, choose_engine, open_engine
-from fastdraft_hf.data.engines.faster import FasterEngine
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
@@ -22,6 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+
+def process_device(device: str) -> str:
+    """Return the GPU of this process (LOCAL_RANK) if the device is ``cuda``."""
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{local}" if device == "cuda" and local.isdecimal() else device
 
 
 def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
@@ -36,67 +41,56 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
     name = choose_engine(config.engine, device, config.servers)
     path = run.target.path
     ends = stop_ids(path, tokenizer)
-    if name == "vllm":
-        if config.draft is not None:
-            raise FastDraftError(
-                "generate.draft: a vllm server drafts by settings of its own "
-                "(vllm serve --speculative-config)"
-            )
-        from fastdraft_hf.data.engines.vllm import VLLMEngine
+    if config.draft is not None and name != "openvino":
+        raise FastDraftError(
+            f"generate.draft: only engine openvino generates with a draft, not {name}. A vLLM "
+            "server drafts by its own settings (vllm serve --speculative-config)"
+        )
+    if name == "server":
+        from fastdraft_hf.data.engines.server import ServerEngine
 
-        return VLLMEngine(
+        return ServerEngine(
             config.servers,
             ends,
             config.batch_size,
+            vocab_size=_vocab_size(path, tokenizer),
             model=config.server_model,
             target=run.target.name,
         )
-    draft = None if config.draft is None else _drafting(config, name, path, tokenizer)
+    draft = None if config.draft is None else _drafting(config, path, tokenizer)
     openvino_target = None
     if name == "openvino":
         logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
-        openvino_target = cached_openvino(path, config.openvino_weight_format)
-    open_with = functools.partial(
-        open_engine,
+        openvino_target = on_main(lambda: cached_openvino(path, config.openvino_weight_format))
+    return open_engine(
         name,
         target=path,
         openvino_target=openvino_target,
         stop_ids=ends,
         batch_size=config.batch_size,
-        device=_own_device(device),
+        device=process_device(device),
+        draft=draft,
     )
-    if draft is None:
-        return open_with()
-    return FasterEngine(open_with, functools.partial(open_with, draft=draft), config.batch_size)
 
 
-def _own_device(device: str) -> str:
-    """Return the GPU of this process, where several share a machine (LOCAL_RANK)."""
-    local = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{local}" if device == "cuda" and local.isdecimal() else device
+def _vocab_size(path: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows of the target's head, which may be more than its tokenizer has ids."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    return int(getattr(config, "vocab_size", None) or len(tokenizer))
 
 
-def _drafting(
-    config: GenerateConfig, name: str, target: Path, tokenizer: PreTrainedTokenizerBase
-) -> Drafting:
-    """Check the draft and bring it into the engine's format."""
+def _drafting(config: GenerateConfig, target: Path, tokenizer: PreTrainedTokenizerBase) -> Drafting:
+    """Check the draft and export it for OpenVINO."""
     assert config.draft is not None
     folder = Path(config.draft).expanduser()
     if not (folder / "config.json").is_file():
-        raise FastDraftError(f"generate.draft: {folder} is no folder of a draft")
+        raise FastDraftError(f"generate.draft: {folder} is not a draft (it has no config.json)")
     check_vocabulary(
         Vocabulary.of_folder(target, "the target", tokenizer), folder, "generate.draft"
     )
-    exported = (folder / "openvino_model.xml").exists()
-    if name == "openvino":
-        if not exported:
-            folder = cached_openvino(folder, config.openvino_weight_format)
-        return Drafting(folder, config.num_assistant_tokens)
-    if exported:
-        raise FastDraftError(
-            f"generate.draft: {folder} is an OpenVINO export; engine transformers wants the "
-            "draft's PyTorch folder"
-        )
-    from fastdraft_hf.decode.speculative import assisted_decoding
-
-    return Drafting(folder, config.num_assistant_tokens, assisted_decoding)
+    if not (folder / "openvino_model.xml").exists():
+        weight_format, source = config.openvino_weight_format, folder
+        folder = on_main(lambda: cached_openvino(source, weight_format))
+    return Drafting(folder, config.num_assistant_tokens)

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.columns import distribution_table
-from fastdraft_hf.data.corpora import IGNORED, Example, build_completions
+from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.corpus import Corpus, open_corpus, summary_lines
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.target_logits import StoredLogits
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -127,47 +123,23 @@ def _prepare_completions(
     *,
     stored: bool,
 ) -> None:
-    import datasets
-
     check = _held_out(run)
-    examples, rows, summary = build_completions(
-        config.sources,
-        tokenizer,
-        generated=run.stage_folder("generate"),
-        overlaps=check.overlaps,
-        max_length=config.max_length,
-        seed=run.recipe.seed,
-    )
-    if not examples:
-        raise FastDraftError(f"align.sources: nothing is left to train on ({summary})")
-    held_out = min(config.eval_sequences, len(examples) // 5)
     with atomic_folder(data) as temporary:
-        for split, part in (("eval", slice(held_out)), ("train", slice(held_out, None))):
-            if not examples[part]:
-                continue
-            dataset = datasets.Dataset.from_list(examples[part])
-            if stored:
-                dataset = _with_distribution(
-                    dataset, examples[part], rows[part], run.stage_folder("logits")
-                )
-            dataset.save_to_disk(str(temporary / split))
-        facts = {"sources": summary, "examples": len(examples)}
+        train, evaluated, summary = open_completions(
+            config.sources,
+            folder=temporary / "rows",
+            generated=run.stage_folder("generate"),
+            logits=run.stage_folder("logits") if stored else None,
+            tokenizer=tokenizer,
+            decontaminator=check,
+            max_length=config.max_length,
+            eval_rows=config.eval_sequences,
+            seed=run.recipe.seed,
+        )
+        train.save_to_disk(str(temporary / "train"))
+        if evaluated is not None:
+            evaluated.save_to_disk(str(temporary / "eval"))
+        shutil.rmtree(temporary / "rows")
+        examples = len(train) + (0 if evaluated is None else len(evaluated))
+        facts = {"sources": summary, "examples": examples}
         write_json(temporary / "summary.json", {**facts, "held_out": check.held_out})
-
-
-def _with_distribution(
-    dataset: Dataset, examples: list[Example], rows: list[tuple[str, int]], folder: Path
-) -> Dataset:
-    """Add the columns of the stored distribution to the rows they belong to."""
-    import datasets
-
-    sets = {name: StoredLogits(folder / name) for name in dict.fromkeys(name for name, _ in rows)}
-    parts = []
-    for example, (name, index) in zip(examples, rows, strict=True):
-        # A row may have been cut at its end; what is stored begins at the completion.
-        labelled = sum(label != IGNORED for label in example["labels"][1:])
-        ids, log_probs, tail = (part[:labelled] for part in sets[name].of_row(index))
-        parts.append((len(example["input_ids"]), ids, log_probs, tail))
-    temperature = next(iter(sets.values())).temperature
-    table = datasets.table.InMemoryTable(distribution_table(parts, temperature))
-    return datasets.concatenate_datasets([dataset, datasets.Dataset(table)], axis=1)

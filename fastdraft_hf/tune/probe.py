@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.draft.config import DesignConfig
@@ -126,26 +125,29 @@ class Probes:
         """Write the rows that all probes read, once, without held-out rows and evaluation text."""
         import datasets
 
-        from fastdraft_hf.data.corpora import build_completions
+        from fastdraft_hf.data.completions import open_completions
         from fastdraft_hf.data.decontaminate import Decontaminator
 
         folder = self._folder / "probes" / f"rows-{self._key}"
         if folder.exists():
             return folder
-        overlaps, examples = Decontaminator.of_task_sets().overlaps, []
-        for source, place in zip(self._train.sources, self._sets, strict=True):
-            made, rows, _ = build_completions(
-                [source],
-                tokenizer,
-                generated=place.parent,
-                overlaps=overlaps,
-                max_length=_SEQUENCE,
-                seed=self._config.seed,
-            )
-            pairs = zip(made, rows, strict=True)
-            examples += [example for example, (_, index) in pairs if not held_out(index)]
-        if not examples:
-            raise FastDraftError("rows: no row is left to train probes on")
+        decontaminator, parts = Decontaminator.of_task_sets(), []
         with atomic_folder(folder) as temporary:
-            datasets.Dataset.from_list(examples).save_to_disk(str(temporary / "train"))
+            for number, (source, place) in enumerate(
+                zip(self._train.sources, self._sets, strict=True)
+            ):
+                rows, _, _ = open_completions(
+                    [source],
+                    folder=temporary / f"rows-{number}",
+                    generated=place.parent,
+                    logits=None,
+                    tokenizer=tokenizer,
+                    decontaminator=decontaminator,
+                    max_length=_SEQUENCE,
+                    eval_rows=0,
+                    seed=self._config.seed,
+                    keep=lambda index: not held_out(index),
+                )
+                parts.append(rows)
+            datasets.concatenate_datasets(parts).save_to_disk(str(temporary / "train"))
         return folder

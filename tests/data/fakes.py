@@ -1,17 +1,20 @@
-"""An engine that writes known texts in any order and dies when it is told to."""
+"""An engine that generates known rows in any order and dies on request, and simulated processes."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
-from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.requests import Request
+import pytest
+
+from fastdraft_hf.data import generations, parts, target_logits
+from fastdraft_hf.data.engines import Completion, Request
 
 
 class Killed(BaseException):
-    """Stands for a kill: no `except Exception` may swallow it."""
+    """Stands for a kill: no `except Exception` may catch it."""
 
 
 def make_requests(count: int, source: str = "fake") -> list[Request]:
@@ -33,7 +36,7 @@ class FakeEngine:
         self.on_begin: Callable[[], None] = lambda: None
 
     def generate(
-        self, requests: Iterable[Request], on_tokens: Callable[[int], None]
+        self, requests: Iterable[Request], on_tokens: Callable[[int], bool | None]
     ) -> Iterator[Completion]:
         waiting = iter(requests)
         running: list[Request] = []
@@ -48,6 +51,38 @@ class FakeEngine:
                 raise Killed
             request = running.pop(self.random.randrange(len(running)))
             ids = written_ids(request)
-            on_tokens(len(ids))
             self.finished.append(request.index)
             yield Completion(request, ids, "stop")
+            if on_tokens(len(ids)):
+                return
+
+
+def in_processes(count: int, work: Callable[[int], None]) -> list[BaseException | None]:
+    """Call ``work(rank)`` for every rank, one after the other, as processes that share a start.
+
+    What the main process computes is the same for all, though the others run later.
+    """
+    values: list[Any] = []
+    ended: list[BaseException | None] = []
+    for rank in range(count):
+        calls = iter(range(1000))
+
+        def on_main(function: Callable[[], Any], calls: Iterator[int] = calls) -> Any:
+            call = next(calls)
+            if call == len(values):
+                values.append(function())
+            return values[call]
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (generations, target_logits):
+                patch.setattr(module, "on_main", on_main)
+                patch.setattr(module, "barrier", lambda: None)
+                patch.setattr(module, "world", lambda: count)
+            for module in (generations, target_logits, parts):
+                patch.setattr(module, "rank", lambda rank=rank: rank)
+            try:
+                work(rank)
+                ended.append(None)
+            except Killed as kill:
+                ended.append(kill)
+    return ended

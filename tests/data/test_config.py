@@ -16,28 +16,34 @@ from fastdraft_hf.data.config import GenerateConfig
         ({"samples": 0}, "samples: must be at least 1, got 0"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens: must be at least 1"),
         ({"max_instruction_tokens": 0}, "max_instruction_tokens: must be at least 1"),
-        ({"temperatures": []}, "temperatures: a list of numbers of at least 0"),
-        ({"temperatures": [-0.1]}, "temperatures: a list of numbers of at least 0"),
-        ({"temperatures": [float("nan")]}, "temperatures: a list of numbers of at least 0"),
-        ({"temperatures": [float("inf")]}, "temperatures: a list of numbers of at least 0"),
+        ({"temperatures": []}, "temperatures: needs a list of numbers of at least 0"),
+        ({"temperatures": [-0.1]}, "temperatures: needs a list of numbers of at least 0"),
+        ({"temperatures": [float("nan")]}, "temperatures: needs a list of numbers of at least 0"),
+        ({"temperatures": [float("inf")]}, "temperatures: needs a list of numbers of at least 0"),
         (
             {"temperatures": [1.0, 1.0], "temperatures_per_prompt": "all"},
-            "temperatures: one stands twice",
+            "temperatures: one is there twice",
         ),
-        ({"instruction_temperatures": [0.0]}, "instruction_temperatures: a list of numbers above"),
-        ({"instruction_temperatures": []}, "instruction_temperatures: a list of numbers above 0"),
-        ({"top_p": 0.0}, "top_p: above 0 and at most 1 is needed, got 0.0"),
-        ({"instruction_top_p": 1.1}, "instruction_top_p: above 0 and at most 1"),
-        ({"kind": "dataset"}, "dataset: needed for kind dataset"),
-        ({"dataset": "x"}, "dataset: only kind dataset reads one, and kind is magpie"),
-        ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free writes no chats"),
-        ({"system_prompt_in_answers": False}, "system_prompt_in_answers: false is for kind magpie"),
+        (
+            {"instruction_temperatures": [0.0]},
+            "instruction_temperatures: needs a list of numbers above",
+        ),
+        (
+            {"instruction_temperatures": []},
+            "instruction_temperatures: needs a list of numbers above 0",
+        ),
+        ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, got 0.0"),
+        ({"instruction_top_p": 1.1}, "instruction_top_p: must be above 0"),
+        ({"kind": "dataset"}, "dataset: kind dataset needs"),
+        ({"dataset": "x"}, "dataset: only for kind dataset, and kind is magpie"),
+        ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free has no chats"),
+        ({"system_prompt_in_answers": False}, "system_prompt_in_answers: false needs kind magpie"),
         (
             {"system_prompt_in_answers": False, "kind": "code", "system_prompt": "x"},
-            "system_prompt_in_answers: false is for kind magpie with a system_prompt",
+            "system_prompt_in_answers: false needs kind magpie and a system_prompt",
         ),
-        ({"filters": {"near_duplicates": 2}}, "filters.near_duplicates: above 0 and at most 1"),
-        ({"filters": {"language": "xyzzy"}}, "filters.language: 'xyzzy' is no language code"),
+        ({"filters": {"near_duplicates": 2}}, "filters.near_duplicates: must be above 0"),
+        ({"filters": {"language": "xyzzy"}}, "filters.language: 'xyzzy' is not a language code"),
         ({"filters": {"lang": "en"}}, r"filters.lang: unknown key \(did you mean 'language'\?\)"),
     ],
 )
@@ -48,7 +54,7 @@ def test_wrong_settings_are_named_with_their_path(settings: dict[str, Any], mess
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
 def test_a_name_that_is_no_folder(name: str) -> None:
-    with pytest.raises(FastDraftError, match=r"generate\.sets: .* is no name of a folder"):
+    with pytest.raises(FastDraftError, match=r"generate\.sets: .* cannot be a folder name"):
         load(GenerateConfig, {"sets": {name: {}}}, "generate")
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import documents, packing, stream
 from fastdraft_hf.data.corpus import Corpus, open_corpus, summary_lines
-from fastdraft_hf.data.generated import write_rows
+from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.packing import Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.stream import BlockStream

@@ -3,12 +3,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import logging
+import os
 import random
 import shutil
-import warnings
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Drafting, choose_engine, open_engine
-from fastdraft_hf.data.engines.faster import FasterEngine
+from fastdraft_hf.data.engines import Completion, Drafting, Request, choose_engine, open_engine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
-from fastdraft_hf.data.requests import Request
-from fastdraft_hf.decode.records import listener
-from fastdraft_hf.decode.speculative import assisted_decoding
+from fastdraft_hf.data.engines.vllm import VLLMEngine
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,7 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], device: str, c
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert choose_engine("auto", device) == chosen
-    assert choose_engine("auto", device, ["http://host"]) == "vllm"
+    assert choose_engine("auto", device, ["http://host"]) == "server"
     assert choose_engine("transformers", device) == "transformers"
     if missing:
         with pytest.raises(FastDraftError, match="openvino is not installed; `pip install"):
@@ -127,7 +125,7 @@ def by_index(done: Iterable[Completion]) -> dict[int, tuple[int, ...]]:
 
 
 def test_a_seed_belongs_to_its_row(tiny_target_folder: Path) -> None:
-    """So a run that was killed, and goes on in other batches, writes what it would have."""
+    """So a killed run that resumes with other batches generates the same rows."""
     requests = sampled(37)
     whole = by_index(
         TransformersEngine(tiny_target_folder, {0, 2}, 64).generate(requests, lambda n: None)
@@ -175,44 +173,29 @@ def test_a_models_own_generation_config_changes_nothing(
     assert by_index(ours) == by_index(plain)
 
 
-@pytest.fixture(scope="module")
-def draft_folder(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any
-) -> Path:
-    """The target's own first layer, so that some drafts are accepted."""
-    folder = tmp_path_factory.mktemp("draft") / "draft"
-    tiny_model(seed=0, num_hidden_layers=1).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+class Stop:
+    """`on_tokens` of a caller whose time is up after a number of tokens."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.tokens = limit, 0
+
+    def __call__(self, tokens: int) -> bool:
+        self.tokens += tokens
+        return self.tokens >= self.limit
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_transformers_with_a_draft(
-    tiny_target_folder: Path, draft_folder: Path, batch_size: int
-) -> None:
+@pytest.mark.parametrize("limit", [1, 20, 60])
+def test_the_time_is_up_inside_a_batch(tiny_target_folder: Path, limit: int) -> None:
+    """Rows that are finished by then are whole; the others are dropped."""
     requests = sampled(20)
-    rounds: list[tuple[int, int, int]] = []
-    drafting = Drafting(draft_folder, 3, assisted_decoding)
-    engine = TransformersEngine(tiny_target_folder, {0, 2}, batch_size, draft=drafting)
-    token = listener.set(lambda *of_a_round: rounds.append(of_a_round))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # what our loop says when it gives up
-            done = list(engine.generate(requests, lambda n: None))
-    finally:
-        listener.reset(token)
-    check(done, requests, {0, 2})
-    assert max(row for row, _, _ in rounds) == batch_size - 1
-    drafted, accepted = (sum(part) for part in list(zip(*rounds, strict=True))[1:])
-    assert 0 < accepted < drafted
-    assert max(drafted for _, drafted, _ in rounds) == 3
-    plain = by_index(
-        TransformersEngine(tiny_target_folder, {0, 2}, 4).generate(requests, lambda n: None)
-    )
-    greedy = {r.index for r in requests if r.temperature == 0}
-    assert {i: ids for i, ids in by_index(done).items() if i in greedy} == {
-        i: plain[i] for i in greedy
-    }
+    engine = TransformersEngine(tiny_target_folder, {0, 2}, 16)
+    whole = by_index(engine.generate(requests, lambda n: None))
+    stop = Stop(limit)
+    done = by_index(engine.generate(requests, stop))
+    assert stop.tokens < limit + 16
+    assert sum(map(len, done.values())) <= stop.tokens
+    assert done.items() <= whole.items()
+    assert len(done) < 20
 
 
 def check(done: list[Completion], requests: list[Request], stop: set[int]) -> None:
@@ -307,48 +290,75 @@ def test_openvino_with_a_draft(openvino_models: Any, openvino_folder: Path, draf
     }
 
 
-class Steady:
-    """An engine that takes so many seconds a text."""
-
-    def __init__(self, name: str, seconds: float, now: list[float]) -> None:
-        self.name, self.seconds, self.now = name, seconds, now
-        self.texts: list[int] = []
-
-    def generate(self, requests: Any, on_tokens: Any) -> Any:
-        for request in requests:
-            self.now[0] += self.seconds
-            self.texts.append(request.index)
-            on_tokens(3)
-            yield Completion(request, (5, 6, 2), "stop")
+def test_openvino_when_the_time_is_up(openvino_folder: Path) -> None:
+    requests = sampled(20)
+    engine = OpenVINOEngine(openvino_folder, {0, 2}, 8, properties=EXACT)
+    whole = by_index(engine.generate(requests, lambda n: None))
+    done = by_index(engine.generate(requests, Stop(20)))
+    assert done.items() <= whole.items()
+    assert len(done) < 20
+    # What was in flight does not disturb the next set.
+    assert by_index(engine.generate(requests, lambda n: None)) == whole
 
 
-@pytest.mark.parametrize(
-    ("drafting", "faster"), [(0.5, True), (1.0, False), (0.97, False), (3.0, False)]
-)
-def test_the_draft_is_used_where_it_is_faster(
-    caplog: pytest.LogCaptureFixture, drafting: float, faster: bool
-) -> None:
-    now = [0.0]
-    plain, draft = Steady("it", 1.0, now), Steady("it", drafting, now)
-    engine = FasterEngine(lambda: plain, lambda: draft, 4, clock=lambda: now[0])
-    requests = make_requests(20)
-    # A first set that is too small to decide leaves the question open.
-    first = list(engine.generate(requests[:6], lambda n: None))
-    assert (plain.texts, draft.texts) == ([0, 1, 2, 3], [4, 5])
-    with caplog.at_level(logging.INFO):
-        done = [*first, *engine.generate(requests[6:], lambda n: None)]
-    assert [c.request.index for c in done] == list(range(20))
-    chosen, other = (draft, plain) if faster else (plain, draft)
-    assert chosen.texts[-12:] == list(range(8, 20))
-    assert len(other.texts) == 4
-    assert f"going on {'with' if faster else 'without'} it" in caplog.text
-    assert engine.name == "it"
+class FakeVLLM:
+    """Stands in for the ``vllm`` package: an engine that writes two tokens per step."""
+
+    def __init__(self, write: Any) -> None:
+        self.write, self.running, self.made, self.aborted = write, {}, {}, list[str]()
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 288)
+        self.llm_engine = self
+
+    def LLM(self, **given: Any) -> Any:
+        self.made = {**given, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return self
+
+    @staticmethod
+    def SamplingParams(**given: Any) -> Any:
+        return SimpleNamespace(**given)
+
+    def add_request(self, name: str, prompt: Any, sampling: Any) -> None:
+        self.running[name] = [self.write(prompt["prompt_token_ids"], sampling), 0]
+
+    def step(self) -> list[Any]:
+        outputs = []
+        for name, (ids, shown) in list(self.running.items()):
+            shown = self.running[name][1] = min(len(ids), shown + 2)
+            stopped = ids[-1] in (0, 2)
+            result = SimpleNamespace(
+                token_ids=ids[:shown],
+                finish_reason="stop" if stopped else "length",
+                stop_reason=ids[-1] if stopped else None,
+            )
+            done = shown == len(ids)
+            outputs.append(SimpleNamespace(request_id=name, outputs=[result], finished=done))
+            if done:
+                del self.running[name]
+        return outputs
+
+    def abort_request(self, names: list[str]) -> None:
+        self.aborted += names
 
 
-def test_the_time_of_whoever_reads_the_texts_does_not_count() -> None:
-    now = [0.0]
-    plain, draft = Steady("it", 1.0, now), Steady("it", 0.5, now)
-    engine = FasterEngine(lambda: plain, lambda: draft, 3, clock=lambda: now[0])
-    for completion in engine.generate(make_requests(12), lambda n: None):
-        now[0] += 100.0 if completion.request.index in (3, 4, 5) else 0.0
-    assert len(draft.texts) == 9
+def test_vllm_in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def write(prompt: list[int], sampling: Any) -> list[int]:
+        ids = [3 + (sampling.seed + n) % 90 for n in range(sampling.max_tokens)]
+        return [*ids[:4], 2] if len(ids) > 4 else ids
+
+    fake = FakeVLLM(write)
+    with pytest.raises(FastDraftError, match=r"generate\.engine: vllm is not installed"):
+        VLLMEngine(tmp_path, {0, 2})
+    monkeypatch.setitem(sys.modules, "vllm", fake)  # type: ignore[arg-type]
+    fake.__spec__ = object()  # type: ignore[attr-defined]
+    engine = VLLMEngine(tmp_path, {0, 2}, 4, "cuda:3")
+    assert fake.made["gpus"] == "3"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    requests, tokens = sampled(20), list[int]()
+    done = list(engine.generate(requests, tokens.append))
+    check(done, requests, {0, 2})
+    assert sum(tokens) == sum(len(c.ids) for c in done)
+    assert len(list(engine.generate(requests, Stop(8)))) < 20
+    assert fake.aborted
+    fake.write = lambda prompt, sampling: [288]
+    with pytest.raises(FastDraftError, match="it returned token id 288, and the target's vocab"):
+        list(engine.generate(requests, lambda n: None))

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.languages import check_language, in_another_language
+from fastdraft_hf.data.filters import check_language, in_another_language
 
 TEXTS = {
     "en": "The river runs through the old town and past the mill where nobody works any more.",

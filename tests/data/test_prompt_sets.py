@@ -174,7 +174,7 @@ def test_no_column_that_is_known(tmp_path: Path) -> None:
 
 def test_context_of_chats(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"messages": ROLES, "input": "x"}])
-    with pytest.raises(FastDraftError, match="holds chats; they are for a column of texts"):
+    with pytest.raises(FastDraftError, match="holds chats; they need a column of texts"):
         PromptSet(path, context_columns=("input",)).check()
 
 
@@ -182,7 +182,7 @@ def test_context_of_chats(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("none.jsonl", None, "there is no file or folder"),
-        ("rows.xml", "<a/>", "is of no known kind; known: .jsonl"),
+        ("rows.xml", "<a/>", "has an unknown suffix; known: .jsonl"),
         ("empty.jsonl", "", "empty.jsonl"),
         ("bad.jsonl", "{no json\n", "cannot read .*bad.jsonl .*; check the file"),
     ],

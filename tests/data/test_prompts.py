@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import prompts
+from fastdraft_hf.data.engines import Request
+from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.data.prompts import (
-    answer_suffix,
     chat_ids,
     code_instructions,
     free_prefix,
-    magpie_prefix,
     shared_ends,
     special_ids,
     template_ends,
     written_instruction,
 )
-from fastdraft_hf.data.requests import Request, requests_for
 
 
 @pytest.mark.parametrize(
@@ -29,13 +28,15 @@ from fastdraft_hf.data.requests import Request, requests_for
 )
 def test_magpie_pieces_make_the_chat(target_tokenizer: Any, instruction: str) -> None:
     ids = tuple(target_tokenizer(instruction, add_special_tokens=False)["input_ids"])
-    whole = magpie_prefix(target_tokenizer) + ids + answer_suffix(target_tokenizer)
+    whole = template_ends(target_tokenizer)[0] + ids + template_ends(target_tokenizer)[1]
     assert whole == chat_ids(target_tokenizer, instruction)
 
 
 def test_what_magpie_starts_and_ends_with(target_tokenizer: Any) -> None:
-    assert target_tokenizer.decode(magpie_prefix(target_tokenizer)).endswith("<|im_start|>user\n")
-    suffix = target_tokenizer.decode(answer_suffix(target_tokenizer))
+    assert target_tokenizer.decode(template_ends(target_tokenizer)[0]).endswith(
+        "<|im_start|>user\n"
+    )
+    suffix = target_tokenizer.decode(template_ends(target_tokenizer)[1])
     assert suffix == "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -43,15 +44,15 @@ def test_without_a_chat_template(tiny_tokenizer: Any) -> None:
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = None
     assert chat_ids(plain, "the cat") == tuple(plain("the cat")["input_ids"])
-    with pytest.raises(FastDraftError, match="Magpie needs a chat template"):
-        magpie_prefix(plain)
+    with pytest.raises(FastDraftError, match="magpie needs a chat template"):
+        template_ends(plain)[0]
 
 
 def test_a_template_that_drops_the_user(tiny_tokenizer: Any) -> None:
     deaf = copy.deepcopy(tiny_tokenizer)
     deaf.chat_template = "hello"
-    with pytest.raises(FastDraftError, match="drops the user's words"):
-        answer_suffix(deaf)
+    with pytest.raises(FastDraftError, match="drops the user's message"):
+        template_ends(deaf)[1]
 
 
 def test_free_text_starts_with_the_separator(target_tokenizer: Any, tiny_tokenizer: Any) -> None:
@@ -73,7 +74,7 @@ def test_free_text_without_a_separator() -> None:
     bare.bos_token_id = None
     assert free_prefix(bare) == (8,)
     bare.eos_token_id = None
-    with pytest.raises(FastDraftError, match="neither BOS nor EOS"):
+    with pytest.raises(FastDraftError, match="needs a tokenizer with BOS or EOS"):
         free_prefix(bare)
 
 
@@ -98,7 +99,7 @@ def test_every_prompt_temperature_and_sample_once(
     texts: list[tuple[int]], temperatures: list[float], per_prompt: Any, samples: int, seed: int
 ) -> None:
     def ask() -> list[Request]:
-        return requests_for(
+        return Requests(
             texts,
             temperatures=temperatures,
             max_new_tokens=5,
@@ -127,9 +128,7 @@ def test_every_prompt_temperature_and_sample_once(
 
 
 def test_temperatures_may_be_dealt_out_unevenly() -> None:
-    made = requests_for(
-        [(1,)] * 6, temperatures=[1.0, 1.0, 0.0], max_new_tokens=5, seed=0, source="s"
-    )
+    made = Requests([(1,)] * 6, temperatures=[1.0, 1.0, 0.0], max_new_tokens=5, seed=0, source="s")
     assert [r.temperature for r in made] == [1.0, 1.0, 0.0] * 2
 
 
@@ -271,7 +270,7 @@ def test_an_instruction_ends_where_the_target_or_the_template_says(styled: Any) 
 def test_a_template_that_begins_with_the_user(tiny_tokenizer: Any) -> None:
     bare = copy.deepcopy(tiny_tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
-    with pytest.raises(FastDraftError, match="nothing before the user's words"):
+    with pytest.raises(FastDraftError, match="nothing before the user's message"):
         template_ends(bare)
 
 

@@ -284,7 +284,7 @@ def test_a_task_that_cannot_be_is_refused_before_any_reading(tasks: Any, message
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"x")
-    with pytest.raises(FastDraftError, match=r"of no known kind; known: \.jsonl, "):
+    with pytest.raises(FastDraftError, match=r"has an unknown suffix; known: \.jsonl, "):
         check_tasks({"mine": TaskSet(dataset=str(tmp_path / "a.pdf"))})
 
 

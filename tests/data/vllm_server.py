@@ -112,6 +112,7 @@ class VLLMServer:
         handler.send_response(status)
         for name, text in headers.items():
             handler.send_header(name.replace("_", "-"), text)
+        handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
@@ -168,7 +169,8 @@ class VLLMServer:
         if fault == "truncated":  # a whole HTTP answer whose JSON is not
             data = data[: len(data) // 2]
         if fault == "short":  # less than Content-Length says, then the end
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + data)
+            head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999"
+            handler.wfile.write(f"{head}\r\n\r\n".encode() + data)
             handler.wfile.flush()
             return reset(handler.connection)
         self._send(handler, 200, data)

@@ -13,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from fastdraft_hf.data.target_logits import StoredLogits, write_target_logits
+from fastdraft_hf.data import columns
+from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.target_logits import write_target_logits
 from fastdraft_hf.decode.openvino import reader as openvino_reader
 from fastdraft_hf.decode.openvino.reader import OpenVINOReader
 
@@ -60,25 +64,35 @@ def test_what_is_stored_is_what_the_torch_model_stores(
     reader: OpenVINOReader, target: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    rows = [
-        {
-            "index": number,
-            "prompt_ids": torch.randint(3, 288, (prompt,), generator=generator).tolist(),
-            "completion_ids": torch.randint(3, 288, (count,), generator=generator).tolist(),
-        }
-        for number, (prompt, count) in enumerate([(5, 9), (0, 4), (0, 1), (30, 70), (3, 0), (1, 1)])
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 288, (count,), generator=generator).tolist())
+
+    class Writer:
+        name = "writer"
+
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for request in requests:
+                yield Completion(request, ids(request.max_new_tokens), "length")
+
+    shapes = [(5, 9), (0, 4), (0, 1), (30, 70), (1, 1)]
+    requests = [
+        Request(number, ids(prompt), 0.0, number, count, "s")
+        for number, (prompt, count) in enumerate(shapes)
     ]
+    write_rows(Writer(), requests, tmp_path / "rows")
     for name, model in (("openvino", reader), ("torch", target)):
-        write_target_logits(model, rows, tmp_path / name, top_k=5, temperature=0.7)
-    ours, wanted = StoredLogits(tmp_path / "openvino"), StoredLogits(tmp_path / "torch")
-    assert ours.manifest["vocab_size"] == wanted.manifest["vocab_size"]
-    for row in rows:
-        for one, other in zip(ours.of_row(row["index"]), wanted.of_row(row["index"]), strict=True):
-            assert one.shape == other.shape
-            if one.dtype == np.uint16:  # ids; nearly equal ones may change places
-                assert (one == other).mean() > 0.95 if one.size else True
-            else:
-                np.testing.assert_allclose(one, other, atol=2e-3, rtol=2e-3)
+        write_target_logits(model, tmp_path / "rows", tmp_path / name, top_k=5, temperature=0.7)
+    stored = [list(iter_rows(tmp_path / name)) for name in ("openvino", "torch")]
+    for ours, wanted in zip(*stored, strict=True):
+        assert ours["input_ids"] == wanted["input_ids"]
+        found, expected = columns.stored(ours), columns.stored(wanted)
+        np.testing.assert_array_equal(found[0], expected[0])
+        if found[1].size:  # nearly equal ids may change places
+            assert (found[1] == expected[1]).mean() > 0.95
+        np.testing.assert_allclose(found[2], expected[2], atol=2e-3, rtol=2e-3)
+        tails = [np.array(row[columns.TAIL]) for row in (ours, wanted)]
+        np.testing.assert_allclose(*tails, atol=2e-3, rtol=2e-3)
 
 
 def test_a_graph_without_pages_is_refused(

@@ -15,14 +15,16 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion
+from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import FILTERS, read_kept_rows
-from fastdraft_hf.data.generated import read_rows
+from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.heldout import load_task
 from fastdraft_hf.data.prompts import chat_ids, template_ends
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import generate, train
+from fastdraft_hf.stages import generate
 from fastdraft_hf.stages.runner import Run, choose, execute
 from fastdraft_hf.target.resolve import Target
 
@@ -210,7 +212,7 @@ def test_a_data_set_that_changed_in_between_is_refused(
     Path(prompts).write_text("".join(lines[:-1]))
     run, writer = make(settings)
     with pytest.raises(
-        FastDraftError, match=r"^generate\.sets\.mine\.kind: the set was begun with"
+        FastDraftError, match=r"^generate\.sets\.mine\.kind: the prompts are not those"
     ):
         run_generate(run)
     assert not writer.asked
@@ -224,11 +226,11 @@ def test_a_data_set_that_changed_in_between_is_refused(
     [
         ({"column": "message"}, r"column: .* \(did you mean 'messages'\?\); it has: id, messages"),
         ({"column": "id"}, "column: 'id' of .* holds neither text nor chat messages but int"),
-        ({"filters": {"language": "qq"}}, "filters.language: 'qq' is no language code that py3"),
+        ({"filters": {"language": "qq"}}, "filters.language: py3langid does not know 'qq'"),
         ({"context_columns": ["id"]}, "context_columns: 'messages' holds chats"),
         (
             {"max_prompt_tokens": 3},
-            r"kind: dataset gives no prompt that can be asked \(.*too long: 5",
+            r"kind: dataset gives no usable prompt \(.*too long: 5",
         ),
     ],
 )
@@ -379,9 +381,13 @@ def test_instructions_that_are_chosen_otherwise_after_a_kill_are_refused(
         run_generate(run)
     real = generate.keep_instructions
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "keep_instructions", lambda rows, *a, **k: real(rows[1:], *a, **k))
+        patch.setattr(
+            generate, "keep_instructions", lambda rows, *a, **k: real(list(rows)[1:], *a, **k)
+        )
         run, writer = make({"kind": "magpie", "rows": 6}, write)
-        with pytest.raises(FastDraftError, match=r"^generate\.sets\.mine\.kind: the set was begun"):
+        with pytest.raises(
+            FastDraftError, match=r"^generate\.sets\.mine\.kind: the prompts are not"
+        ):
             run_generate(run)
     assert not writer.asked
     run, _ = make({"kind": "magpie", "rows": 6}, write)
@@ -437,7 +443,7 @@ def test_raised_rows_with_other_prompts_are_refused(
     lines = Path(prompts).read_text().splitlines(keepends=True)
     Path(prompts).write_text("".join(reversed(lines)))
     run, writer = make({**settings, "rows": 3})
-    with pytest.raises(FastDraftError, match="the set was begun with other prompts"):
+    with pytest.raises(FastDraftError, match="the prompts are not those that the set started with"):
         run_generate(run)
     assert not writer.asked
 
@@ -467,12 +473,12 @@ def test_a_finished_set_says_what_it_is_and_what_is_kept(
     card = (folder / "README.md").read_text()
     assert "| dataset | prompts.jsonl |" in card  # and no folder of this machine
     assert str(tmp_path) not in card
-    assert "mit, holds for what it wrote" in card
+    assert "mit, applies to its generations" in card
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.to_list() == read_rows(folder)
 
 
-def test_align_and_pretrain_read_what_the_filters_keep(
+def test_align_reads_what_the_filters_keep(
     make: Callable[..., tuple[Run, Writer]],
     prompts: str,
     tmp_path: Path,
@@ -488,18 +494,19 @@ def test_align_and_pretrain_read_what_the_filters_keep(
 
     run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
     assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
-    sources = {"sources": [{"name": "mine"}], "max_length": 64, "max_train_tokens": 6400}
-    sets = {"sets": {"mine": {**settings}}}
-    recipe = build_recipe({"generate": sets, "align": sources, "pretrain": sources})
-    reader = Run(recipe, run.folder, run.target)
-    for name, stage in recipe.training_stages().items():
-        data = tmp_path / name
-        train._prepare(reader, data, name, stage, tiny_tokenizer, stored=False)
-        summary = json.loads((data / "summary.json").read_text())["sources"]["mine"]
-        if name == "align":
-            assert (summary["kept"], summary["near duplicate"]) == (1, 2)
-        else:
-            assert summary["documents"] == 1
+    train, _, summary = open_completions(
+        [Source(name="mine")],
+        folder=tmp_path / "rows",
+        generated=run.stage_folder("generate"),
+        logits=None,
+        tokenizer=tiny_tokenizer,
+        decontaminator=Decontaminator([]),
+        max_length=64,
+        eval_rows=0,
+        seed=0,
+    )
+    assert len(train) == 1
+    assert (summary["mine"]["kept"], summary["mine"]["near duplicate"]) == (1, 2)
 
 
 def test_a_run_made_before_a_setting_of_its_sets_is_not_made_again(

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import TaskSet
 from fastdraft_hf.recipe import build_recipe
@@ -174,7 +173,9 @@ def test_a_killed_generate_goes_on_with_the_same_tasks_only(
     first = generate.run(run, folder)
     assert generate.run(run, folder) == first
     run.recipe.bench.tasks = ["humaneval"]
-    with pytest.raises(FastDraftError, match=r"begun when evaluate\.tasks and bench\.tasks"):
+    with pytest.raises(
+        FastDraftError, match=r"evaluate\.tasks, bench\.tasks or their text changed"
+    ):
         generate.run(run, folder)
 
 

@@ -15,9 +15,8 @@ import datasets
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.generated import write_rows
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import train
 from fastdraft_hf.stages.runner import Run
@@ -67,7 +66,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
     # Prompts, too, are spelled as no tokenizer would.
     the = [tiny_tokenizer.convert_tokens_to_ids(c) for c in "the"]
     requests = [Request(i, (1, *the, 60 + i), 0.0, i, 64, "mine") for i in range(12)]
-    write_rows(engine, requests, run.stage_folder("generate") / "mine", rows_per_shard=5)
+    write_rows(engine, requests, run.stage_folder("generate") / "mine", rows_per_part=5)
     for prompt, ids in engine.written.items():  # the trap is there
         for spelled in (ids[:-2], prompt[1:4]):
             again = tiny_tokenizer(tiny_tokenizer.decode(spelled), add_special_tokens=False)

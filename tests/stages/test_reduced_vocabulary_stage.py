@@ -17,9 +17,8 @@ import fastdraft_hf.stages.registry  # noqa: F401  (registers the stages)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli
-from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.generated import write_rows
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
     ReducedVocabulary,

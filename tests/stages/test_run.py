@@ -15,7 +15,7 @@ import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES, which the fixt
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.recipe import Recipe, build_recipe
 from fastdraft_hf.stages import runner as module
-from fastdraft_hf.stages.kept_sets import only_more, unchanged
+from fastdraft_hf.stages.generate import only_more, unchanged
 from fastdraft_hf.stages.runner import Run, Stage, choose, execute, grows, planned
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.config import TrainConfig

@@ -13,9 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data.engines import Completion
-from fastdraft_hf.data.generated import read_rows, write_rows
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.generations import read_rows, write_rows
 from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 from fastdraft_hf.eval.expected import TextAcceptance
 from fastdraft_hf.tune.config import TuneConfig

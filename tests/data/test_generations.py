@@ -1,0 +1,304 @@
+"""A set of generated rows: written, killed, resumed, grown, damaged, and limited in time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data import generations, parts
+from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.generations import Requests, read_rows, write_rows
+from fastdraft_hf.data.parts import PARTS, iter_rows, stored_indices
+
+from .fakes import FakeEngine, Killed, in_processes, make_requests, written_ids
+
+
+def check_complete(folder: Path, requests: list[Request]) -> None:
+    rows = read_rows(folder)
+    assert [row["index"] for row in rows] == [r.index for r in requests]
+    assert sum(pyarrow.parquet.read_metadata(p).num_rows for p in folder.glob(PARTS)) == len(rows)
+    for row, request in zip(rows, requests, strict=True):
+        assert tuple(row["completion_ids"]) == written_ids(request)
+        assert tuple(row["prompt_ids"]) == request.prompt_ids
+        assert (row["seed"], row["source"]) == (request.seed, request.source)
+        assert row["temperature"] == pytest.approx(request.temperature)
+        assert (row["prompt_hash"], row["finish_reason"]) == (request.prompt_hash, "stop")
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.lists(st.integers(0, 20), min_size=1, max_size=3).map(sorted),
+    sizes=st.lists(st.integers(1, 7), min_size=3, max_size=3),
+    worlds=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    kills=st.lists(st.integers(0, 9), max_size=3),
+    in_flight=st.integers(1, 6),
+)
+def test_killed_resumed_and_grown_by_any_number_of_processes(
+    rows: list[int], sizes: list[int], worlds: list[int], kills: list[int], in_flight: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "set"
+        for count, size, world in zip(rows, sizes, worlds, strict=False):
+            requests = make_requests(count)
+            for seed, kill in enumerate([*kills, None]):
+                before = set(stored_indices(folder).tolist())
+                begun: list[int] = []
+
+                def work(rank: int, seed: int = seed, kill: int | None = kill) -> None:
+                    engine = FakeEngine(in_flight=in_flight, seed=seed + rank, dies_after=kill)
+                    try:
+                        write_rows(engine, requests, folder, rows_per_part=size)  # noqa: B023
+                    finally:
+                        begun.extend(engine.begun)  # noqa: B023
+
+                in_processes(world if kill is None else 1 + world % 3, work)
+                assert before.isdisjoint(begun)  # a stored row is not generated again
+                assert len(set(begun)) == len(begun)  # nor by two processes
+            check_complete(folder, requests)
+
+
+def test_a_part_that_is_not_full_is_written_now_and_then(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+
+    class Watched(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for number, completion in enumerate(super().generate(requests, on_tokens)):
+                yield completion
+                assert len(stored_indices(folder)) == number + 1
+                assert len(list(folder.glob(PARTS))) == 1 + number // 4
+
+    write_rows(Watched(), make_requests(11), folder, rows_per_part=4, seconds=0.0)
+    check_complete(folder, make_requests(11))
+
+
+def test_an_error_loses_no_finished_row(tmp_path: Path) -> None:
+    class Failing(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for number, completion in enumerate(super().generate(requests, on_tokens)):
+                if number == 5:
+                    raise FastDraftError("the server died")
+                yield completion
+
+    with pytest.raises(FastDraftError, match="the server died"):
+        write_rows(Failing(), make_requests(12), tmp_path / "set")
+    again = FakeEngine()
+    write_rows(again, make_requests(12), tmp_path / "set")
+    assert len(again.begun) == 7
+    check_complete(tmp_path / "set", make_requests(12))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
+    tmp_path: Path, damage: str
+) -> None:
+    folder, requests = tmp_path / "set", make_requests(60)
+    write_rows(FakeEngine(), requests, folder, rows_per_part=20)
+    part = folder / "part-00000-00001.parquet"
+    lost = stored_indices(folder).tolist()
+    part.write_bytes(part.read_bytes()[:-9] if damage == "cut" else b"other")
+    message = r"part-00000-00001\.parquet: damaged \(.*Delete this file and run again"
+    with pytest.raises(FastDraftError, match=message):
+        read_rows(folder)
+    part.unlink()
+    lost = sorted(set(lost) - set(stored_indices(folder).tolist()))
+    again = FakeEngine(in_flight=1)
+    write_rows(again, requests, folder, rows_per_part=20)
+    assert again.begun == lost
+    assert len(lost) == 20
+    check_complete(folder, requests)
+
+
+def test_a_flipped_bit_in_a_page_is_found(tmp_path: Path) -> None:
+    write_rows(FakeEngine(), make_requests(60), tmp_path)
+    (part,) = tmp_path.glob(PARTS)
+    good, rows = part.read_bytes(), read_rows(tmp_path)
+    column = pyarrow.parquet.read_metadata(part).row_group(0).column(3)
+    start, found = column.dictionary_page_offset, 0
+    for position in range(start, start + column.total_compressed_size, 3):
+        data = bytearray(good)
+        data[position] ^= 1
+        part.write_bytes(data)
+        try:
+            assert read_rows(tmp_path) == rows  # unused bits of a page's header
+        except FastDraftError:
+            found += 1
+    assert found > 50
+
+
+def test_a_folder_without_parts_is_not_a_set(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match="not a generated set"):
+        read_rows(tmp_path)
+    write_rows(FakeEngine(), [], tmp_path)
+    assert read_rows(tmp_path) == []
+
+
+@pytest.mark.parametrize("faulty", ["twice", "left out"])
+def test_an_engine_that_breaks_its_contract_is_found(tmp_path: Path, faulty: str) -> None:
+    class Faulty(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            done = list(super().generate(requests, on_tokens))
+            yield from done[:-1] if faulty == "left out" else [*done, done[0]]
+
+    message = "generated row 0 twice" if faulty == "twice" else "left out 1 rows"
+    with pytest.raises(RuntimeError, match=message):
+        write_rows(Faulty(in_flight=1), make_requests(6), tmp_path / "set")
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [9]
+
+    def write_table(*args: Any, **given: Any) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args, **given)
+
+    real = pyarrow.parquet.write_table
+    monkeypatch.setattr(pyarrow.parquet, "write_table", write_table)
+    requests, folder = make_requests(60), tmp_path / "set"
+    for _ in range(2):
+        with pytest.raises(FastDraftError, match=r"set: no space left to write .*run again"):
+            write_rows(FakeEngine(), requests, folder, rows_per_part=4)
+        room[0] = 0
+    room[0] = 100
+    again = FakeEngine()
+    write_rows(again, requests, folder, rows_per_part=4)
+    assert len(again.begun) == 60 - 9 * 4
+    check_complete(folder, requests)
+
+
+def test_rows_come_in_order_with_few_parts_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(rank: int) -> None:
+        engine = FakeEngine(in_flight=8, seed=rank)
+        write_rows(engine, make_requests(600), tmp_path / "set", rows_per_part=16)
+
+    in_processes(2, work)
+    read: list[int] = []
+    real = parts.iter_tables
+
+    def counted(*args: Any) -> Any:
+        for table in real(*args):
+            read.append(len(table))
+            yield table
+
+    monkeypatch.setattr(parts, "iter_tables", counted)
+    for number, row in enumerate(iter_rows(tmp_path / "set", ["seed"])):
+        assert (row["index"], row["seed"]) == (number, 100 + number)
+        assert sum(read) - number < 150
+
+
+class Clock:
+    """Time that passes only while rows are generated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(generations, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def engine(self, seconds: float, **given: Any) -> FakeEngine:
+        engine = FakeEngine(**given)
+        engine.on_begin = lambda: setattr(self, "now", self.now + seconds)
+        return engine
+
+
+def test_when_the_time_is_up_finished_rows_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    engine = clock.engine(30, in_flight=3)
+    write_rows(engine, make_requests(40), tmp_path / "set", max_minutes=5)
+    # 5 minutes are 10 rows of half a minute. Those in flight at the end are dropped.
+    assert len(engine.begun) == 10
+    assert 7 < len(engine.finished) < 10
+    assert [row["index"] for row in read_rows(tmp_path / "set")] == sorted(engine.finished)
+    again = clock.engine(30)
+    write_rows(again, make_requests(40), tmp_path / "set", max_minutes=5)
+    assert again.begun == []
+
+
+def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    first = clock.engine(60, in_flight=1, dies_after=4)
+    given = {"rows_per_part": 2, "seconds": 0.0, "max_minutes": 6}
+    with pytest.raises(Killed):
+        write_rows(first, make_requests(40), tmp_path / "set", **given)
+    clock.now += 10_000  # the time between two runs does not count
+    second = clock.engine(60, in_flight=1)
+    write_rows(second, make_requests(40), tmp_path / "set", **given)
+    assert first.begun + second.begun == [0, 1, 2, 3, 4, 4]
+    assert json.loads((tmp_path / "set" / "clock-00000.json").read_text())["seconds"] == 360
+
+
+def test_no_time_generates_nothing(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    write_rows(engine, make_requests(5), tmp_path / "set", max_minutes=0)
+    assert engine.begun == read_rows(tmp_path / "set") == []
+
+
+def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    letters = tiny_tokenizer.convert_tokens_to_ids(["t", "h", "e"])
+    assert tiny_tokenizer.encode(tiny_tokenizer.decode(letters)) != letters  # it would merge them
+
+    class Spelling(FakeEngine):
+        def generate(self, requests: Any, on_tokens: Any) -> Any:
+            for request in requests:
+                yield Completion(request, tuple(letters), "length")
+
+    write_rows(Spelling(), make_requests(2), tmp_path / "set")
+    assert [row["completion_ids"] for row in read_rows(tmp_path / "set")] == [letters, letters]
+
+
+def test_datasets_reads_the_parts(tmp_path: Path) -> None:
+    requests = make_requests(5)
+    write_rows(FakeEngine(in_flight=1), requests, tmp_path / "set", rows_per_part=2)
+    files = sorted(map(str, (tmp_path / "set").glob(PARTS)))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.to_list() == read_rows(tmp_path / "set")
+
+
+@given(
+    prompts=st.integers(0, 9),
+    temperatures=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=4, unique=True),
+    each=st.sampled_from(["one", "all"]),
+    samples=st.integers(1, 3),
+)
+def test_requests_are_every_combination_once(
+    prompts: int, temperatures: list[float], each: Any, samples: int
+) -> None:
+    requests = Requests(
+        [(number,) for number in range(prompts)],
+        temperatures=temperatures,
+        temperatures_per_prompt=each,
+        samples=samples,
+        max_new_tokens=5,
+        seed=7,
+        source="s",
+        top_p=0.9,
+    )
+    wanted = [
+        (number, temperature, sample)
+        for number in range(prompts)
+        for temperature in (
+            temperatures if each == "all" else [temperatures[number % len(temperatures)]]
+        )
+        for sample in range(samples if temperature else 1)
+    ]
+    found = list(requests)
+    assert [(r.prompt_ids[0], r.temperature, r.sample) for r in found] == wanted
+    assert [r.index for r in found] == list(range(len(requests)))
+    assert len({r.seed for r in found}) == len(found)
+    assert all(r.top_p == (0.9 if r.temperature else 1.0) for r in found)

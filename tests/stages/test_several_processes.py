@@ -1,0 +1,150 @@
+"""Stages generate and logits in two real processes, killed and resumed by another number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.generations import read_rows
+from fastdraft_hf.data.parts import PARTS, iter_rows
+from fastdraft_hf.data.sources import Source
+from fastdraft_hf.recipe import build_recipe
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fastdraft_hf.recipe import read_recipe
+import fastdraft_hf.stages.registry
+from fastdraft_hf.stages.runner import Run, execute
+recipe = read_recipe(Path(sys.argv[1]))
+execute(Run(recipe, Path(recipe.output_dir)), ["generate", "logits"])
+"""
+SETS = {
+    "chat": {"kind": "magpie", "rows": 30, "max_new_tokens": 12, "instruction_temperatures": [0.7]},
+    "text": {"kind": "free", "rows": 60, "max_new_tokens": 60, "temperatures": [1.0, 0.5]},
+}
+
+
+class Launch:
+    """Processes that run the stages of a recipe together."""
+
+    def __init__(self, folder: Path, target: Path, world: int) -> None:
+        recipe = folder.with_suffix(".yaml")
+        sections: dict[str, Any] = {
+            "target": str(target),
+            "device": "cpu",
+            "output_dir": str(folder),
+            "generate": {
+                "engine": "transformers",
+                "sets": SETS,
+                "batch_size": 3,
+                "rows_per_shard": 4,
+            },
+            "logits": {"engine": "transformers", "top_k": 4, "rows_per_shard": 4},
+        }
+        recipe.write_text(yaml.safe_dump(build_recipe(sections).resolved()))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(recipe)],
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                if world > 1
+                else common,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+
+    def finish(self) -> None:
+        for process in self.processes:
+            said, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, said
+
+    def kill(self, rank: int, folder: Path, parts: int) -> None:
+        """SIGKILL one process once there are parts; the others are stopped, as launchers do."""
+        end = time.monotonic() + 200
+        while len(list(folder.glob(PARTS))) < parts:
+            assert time.monotonic() < end
+            assert self.processes[rank].poll() is None, self.processes[rank].communicate()[0]
+            time.sleep(0.01)
+        self.processes[rank].send_signal(signal.SIGKILL)
+        time.sleep(0.2)
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "alone"
+    Launch(folder, tiny_target_folder, 1).finish()
+    return folder
+
+
+@pytest.mark.parametrize("killed", ["generate", "logits"])
+def test_killed_and_resumed_by_another_number_of_processes(
+    tmp_path: Path, tiny_target_folder: Path, alone: Path, killed: str
+) -> None:
+    folder = tmp_path / "shared"
+    first, second = (2, 3) if killed == "generate" else (3, 1)
+    launch = Launch(folder, tiny_target_folder, first)
+    launch.kill(1, folder / f".{killed}.partial" / "text", 3)
+    assert not (folder / killed).exists()
+    Launch(folder, tiny_target_folder, second).finish()
+    for name in ("chat-instructions", "chat", "text"):
+        rows = read_rows(folder / "generate" / name)
+        assert rows == read_rows(alone / "generate" / name)
+        assert [row["index"] for row in rows] == list(range(len(rows)))
+        files = [(f / "generate" / name / "README.md").read_text() for f in (folder, alone)]
+        assert files[0] == files[1]
+    assert len(rows) == 60
+    ranks = {path.name.split("-")[1] for path in (folder / killed / "text").glob(PARTS)}
+    assert len(ranks) > 1
+    stored = [list(iter_rows(run / "logits" / "text")) for run in (folder, alone)]
+    names = ["index", "input_ids", "labels", "target_top_k_ids"]
+    assert [[row[n] for n in names] for row in stored[0]] == [
+        [row[n] for n in names] for row in stored[1]
+    ]
+    opened = []
+    for run in (folder, alone):
+        train, evaluated, summary = open_completions(
+            [Source(name="text"), Source(name="chat")],
+            folder=tmp_path / f"rows-{run.name}",
+            generated=run / "generate",
+            logits=run / "logits",
+            tokenizer=_Words(),  # type: ignore[arg-type]
+            decontaminator=Decontaminator([]),
+            max_length=64,
+            eval_rows=5,
+            seed=1,
+        )
+        assert evaluated is not None
+        opened.append([train["input_ids"][:], evaluated["labels"][:], summary])
+    assert opened[0] == opened[1]
+
+
+class _Words:
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
