@@ -4,8 +4,8 @@
         **inputs, assistant_model=draft, custom_generate="THIS/REPOSITORY", trust_remote_code=True
     )
 
-Without fastdraft_hf it is transformers' own assisted generation: the same text, more slowly, and
-one prompt at a time.
+Without fastdraft_hf this is transformers' own assisted generation: the same text, slower, and one
+prompt at a time.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import warnings
 
 def generate(model, custom_generate=None, **kwargs):  # type: ignore[no-untyped-def]
     """Generate with ``model``; the arguments are those of ``generate``."""
-    # The class's method: a model loaded with trust_remote_code has this function as its own.
+    # The class's method: with trust_remote_code the model's own `generate` is this function.
     stock = type(model).generate
     if kwargs.get("assistant_model") is None:
         return stock(model, **kwargs)
