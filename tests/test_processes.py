@@ -22,10 +22,10 @@ def fail():
     raise ValueError("no room")
 try:
     on_main(fail)
-except ValueError as error:
-    assert is_main() and str(error) == "no room"
 except MainProcessError as error:
     assert not is_main() and str(error) == "no room"
+except ValueError as error:
+    assert is_main() and str(error) == "no room"
 else:
     raise AssertionError
 barrier()
