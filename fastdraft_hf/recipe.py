@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -226,6 +226,17 @@ def reduced_vocabulary_sets(recipe: Recipe) -> list[str]:
     if recipe.align is None:
         return list(recipe.generate.sets) if recipe.generate else []
     return list(dict.fromkeys(source.name for source in recipe.align.sources))
+
+
+def sections(recipe: type[Recipe]) -> dict[str, type[Section]]:
+    """Return the sections of a recipe by their keys."""
+    found = {}
+    for name, field in recipe.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found[field.alias or name] = kind
+    return found
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""What every command that runs stages shares."""
+"""What commands share: running stages, printing settings and results."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import is_main, stop
 
 if TYPE_CHECKING:
+    from fastdraft_hf._config import Section
     from fastdraft_hf.recipe import Recipe
     from fastdraft_hf.stages.runner import Run
 
@@ -75,8 +77,31 @@ def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
                 raise FastDraftError(f"{name}.{error}") from None
 
 
+def settings_text(section: type[Section]) -> str:
+    """Return a section's settings, their defaults and descriptions, for a terminal."""
+    lines = ["settings:"]
+    for name, field in section.model_fields.items():
+        text = field.description or ""
+        default = field.get_default(call_default_factory=True)
+        if not field.is_required() and default not in (None, {}, []):
+            text += f" (default: {default})"
+        lines += textwrap.wrap(text, 98, initial_indent=f"  {name:<28}", subsequent_indent=" " * 30)
+    return "\n".join(lines)
+
+
+def print_results(folder: Path) -> None:
+    """Print the results of a finished stage evaluate, if there are any."""
+    import json
+
+    from fastdraft_hf.eval.terminal import print_evaluation
+
+    path = folder / "evaluate" / "results.json"
+    if is_main() and path.exists():
+        print_evaluation(json.loads(path.read_text(encoding="utf-8")))
+
+
 def quiet_libraries() -> None:
-    """Leave the terminal to our own progress; warnings that matter still come through."""
+    """Leave the terminal to our own progress bars and messages."""
     import warnings
 
     import datasets
@@ -86,5 +111,5 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    # TRL marks parts of itself as experimental at import; nothing a user of ours can act on.
+    # TRL warns at import that parts of it are experimental; a user of ours cannot act on that.
     warnings.filterwarnings("ignore", module="trl")

@@ -17,31 +17,23 @@ from fastdraft_hf._redact import redacted
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {
     "run": ("run", "run a recipe: every stage that is not finished"),
-    "design": ("stage", "the draft's shape and initialization"),
-    "generate": ("stage", "let the target write the training text"),
-    "logits": ("stage", "store the target's top-k distribution over that text"),
-    "pretrain": ("stage", "train the draft on text (PT)"),
-    "continue": ("stage", "train it further, usually with code (CP)"),
-    "align": ("stage", "train it on the target's own answers (FT)"),
-    "export": ("export", "write a draft or a target for OpenVINO or llama.cpp"),
-    "evaluate": ("stage", "measure acceptance on held-out prompts"),
-    "bench": ("stage", "measure wall clock with and without the draft"),
-    "card": ("stage", "assemble the draft's folder with its model card"),
-    "report": ("stage", "draw the figures and write report.html"),
+    "plan": ("plan", "estimate what a recipe costs on some hardware, and what it gains"),
     "tune": ("tune", "find the best draft shape and γ on this machine"),
-    "vocabulary": ("vocabulary", "say whether two models' vocabularies are the same"),
+    "evaluate": ("evaluate", "measure a draft's acceptance rate on held-out prompts"),
+    "bench": ("evaluate", "measure wall-clock time with and without a draft"),
+    "export": ("export", "export a draft or a target for OpenVINO or llama.cpp"),
+    "push": ("push", "push a draft to the Hub or into a folder"),
+    "pull": ("pull", "download a draft from the Hub"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
-    "push": ("push", "send a draft to the Hub in one commit, or write the same files to a folder"),
-    "pull": ("pull", "fetch a draft from the Hub"),
-    "plan": ("plan", "what a recipe costs on some hardware, and what the draft should bring"),
-    "schema": ("schema", "print the JSON schema of a recipe"),
+    "vocabulary": ("vocabulary", "compare two models' vocabularies, or reduce a draft's"),
+    "schema": ("schema", "print the settings of a recipe"),
 }
 
 EPILOG = """\
 start here:
   fastdraft run recipes/smollm2-135m/quickstart.yaml      a draft for a real target, measured
-  fastdraft run RECIPE.yaml --dry-run                     what would be done
-  fastdraft COMMAND --help                                the settings of one stage
+  fastdraft run RECIPE.yaml --dry-run                     print what would be done
+  fastdraft schema align                                  the settings of a stage
 """
 
 
@@ -49,7 +41,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser; only ``command``'s own arguments are filled in."""
     parser = argparse.ArgumentParser(
         prog="fastdraft",
-        description="Make a language model its own draft, so that it decodes faster with the same "
+        description="Give a language model its own draft, so that it decodes faster with the same "
         "output (FastDraft, arXiv 2411.11055).",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,32 +58,17 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
-    """Blot credentials out of a log line, which may quote a library's message."""
+    """Redact credentials in a log line, which may quote a library's message."""
     record.msg, record.args = redacted(record.getMessage()), ()
     return True
 
 
-def _report(error: FastDraftError) -> None:
-    """Print one line; an error that all processes share is printed once."""
-    prefix = "fastdraft: "
-    if not is_main():
-        if isinstance(error, MainProcessError) or not started():
-            return
-        # If the main process failed as well, the launcher ends this one before it speaks.
-        time.sleep(2)
-        prefix += f"process {rank()} of {world()}: "
-    print(f"{prefix}{redacted(str(error))}", file=sys.stderr, flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status (2 for input a user can mend)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def _parse(words: list[str]) -> argparse.Namespace:
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(command if command in COMMANDS else None)
     args, rest = parser.parse_known_args(words)
-    # argparse gives key=value words that follow an option back as unknown.
-    free = getattr(args, "free_words", False)  # the command judges words without = itself
-    unknown = [word for word in rest if word.startswith("-") or not (free or "=" in word)]
+    # argparse returns key=value arguments that follow an option as unknown.
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and not hasattr(args, "overrides")):
         word = redacted((unknown or rest)[0])
         parser.error(f"unknown argument {word}; see fastdraft {command} --help")
@@ -99,11 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = [*args.overrides, *rest]
     if args.command is None:
         parser.print_help()
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    This is the only place that turns errors into lines: 2 for input that the user can fix, 1 for
+    a failure of the machine (a full disk, no memory), 130 for Ctrl-C. Any other exception is a
+    bug and keeps its traceback.
+    """
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    if args.command is None:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_secrets)
-    # Of several processes, the main one speaks.
+    # Of several processes, the main one reports.
     logging.getLogger("fastdraft_hf").setLevel(logging.INFO if is_main() else logging.ERROR)
     module = importlib.import_module(f"fastdraft_hf.cli.{COMMANDS[args.command][0]}")
     try:
@@ -112,11 +101,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(error)
         return 2
     except KeyboardInterrupt:
-        print("\nfastdraft: interrupted; the same command goes on where it was", file=sys.stderr)
+        if is_main():
+            print("\nfastdraft: interrupted; the same command resumes", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (`head`) has gone
         sys.stderr.close()
         return 0
+    except (OSError, ImportError, MemoryError) as error:
+        _report(error)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported
+            raise
+        _report(error)
+        return 1
+
+
+def _report(error: BaseException) -> None:
+    """Print one line; an error that all processes share is printed once."""
+    prefix = "fastdraft: "
+    if not is_main():
+        if isinstance(error, MainProcessError) or not started():
+            return
+        # If the main process fails as well, the launcher ends this one before it reports.
+        time.sleep(2)
+        prefix += f"process {rank()} of {world()}: "
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        line = f"{error.filename}: {error.strerror}"
+    print(f"{prefix}{redacted(line)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``fastdraft schema``: the JSON schema of a recipe, for editors."""
+"""``fastdraft schema [SECTION]``: the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.description = (
-        "Print the JSON schema of a recipe. Save it and name it in the first line of a recipe: "
+        "Print the settings of a section, or the JSON schema of a recipe for editors. Save the "
+        "schema and name it in the first line of a recipe: "
         "# yaml-language-server: $schema=recipe.schema.json"
     )
+    parser.add_argument("section", nargs="?", metavar="SECTION", help="such as design or align")
 
 
 def run(args: argparse.Namespace) -> None:
     import json
 
-    from fastdraft_hf.recipe import recipe_schema
+    from fastdraft_hf._errors import FastDraftError, nearest
+    from fastdraft_hf.cli._running import settings_text
+    from fastdraft_hf.recipe import Recipe, recipe_schema, sections
 
-    print(json.dumps(recipe_schema(), indent=2))
+    if args.section is None:
+        print(json.dumps(recipe_schema(), indent=2))
+        return
+    found = sections(Recipe)
+    if args.section not in found:
+        hint = nearest(args.section, found)
+        raise FastDraftError(
+            f"schema: no section '{args.section}'{hint}; sections: {', '.join(found)}"
+        )
+    print(settings_text(found[args.section]))

@@ -44,7 +44,7 @@ def refused(*words: str) -> str:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["align", "--help"], ["evaluate", "--help"]],
+    [["--help"], ["--version"], ["run", "--help"], ["evaluate", "--help"]],
     ids=" ".join,
 )
 def test_asking_for_help_imports_nothing_heavy(words: list[str]) -> None:
@@ -93,12 +93,13 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert f"fastdraft {name}" in text
-    recipe = build_recipe({}).resolved()
-    trained = build_recipe({"pretrain": {"sources": [{"kind": "python"}]}}).resolved()["pretrain"]
-    generated = build_recipe({"generate": {}}).resolved()["generate"]
-    section = {"pretrain": trained, "continue": trained, "align": trained, "generate": generated}
-    for key in section.get(name) or recipe.get(name) or {}:
-        assert f"--{key.replace('_', '-')} " in text, key
+    if name in ("evaluate", "bench"):
+        for key in build_recipe({}).resolved()[name]:
+            assert f"\n  {key} " in text, key
+
+
+def test_there_are_at_most_twelve_commands() -> None:
+    assert len(COMMANDS) <= 12
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,9 +126,11 @@ def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
     [
         (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
         (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
-        (["evaluate"], "evaluate: give --config RECIPE.yaml, or --target and --output-dir"),
-        (["evaluate", "--config", "none.yaml"], "there is no recipe file none.yaml"),
-        (["design", "--output-dir", "x", "--params", "ten"], "design.params: expected a whole"),
+        (["run"], "run: give a recipe file, the folder of a run, or settings such as target=ID"),
+        (["run", "."], ". is not the folder of a run: it holds no recipe.yaml"),
+        (["run", "output_dir=x", "design.params=ten"], "design.params: expected a whole"),
+        (["evaluate", "--target", "T", "--draft", "none"], "draft: "),
+        (["schema", "algin"], "schema: no section 'algin' (did you mean 'align'?)"),
     ],
 )
 def test_bad_input_is_status_two(
@@ -191,7 +194,7 @@ def test_options_and_overrides_stand_in_any_order(
     assert yaml.safe_load(capsys.readouterr().out)["seed"] == 5
 
 
-def test_a_dry_run_tells_finished_from_begun(
+def test_a_dry_run_tells_finished_from_started(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "design").mkdir()
@@ -203,7 +206,7 @@ def test_a_dry_run_tells_finished_from_begun(
     lines = capsys.readouterr().err.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [
         ["design", "finished"],
-        ["generate", "begun"],
+        ["generate", "started"],
         ["align", "to"],
     ]
 
@@ -215,44 +218,61 @@ def test_settings_that_a_finished_stage_refuses_are_not_kept(
     (tmp_path / "design" / "provenance.json").write_text('{"id": "design-1"}', encoding="utf-8")
     (tmp_path / "design" / "config.yaml").write_text("design: {params: 5}\n", encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text("seed: 7\n", encoding="utf-8")
-    assert cli.main(["design", "--output-dir", str(tmp_path), "--params", "6"]) == 2
+    words = ["run", str(tmp_path), "--stages", "design", "design.params=6"]
+    assert cli.main(words) == 2
     assert "was made with other settings" in capsys.readouterr().err
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == "seed: 7\n"
 
 
-def test_a_stage_takes_its_settings_as_options(
+def test_the_folder_of_a_run_stands_for_its_recipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["--target", "org/model", "--output-dir", str(tmp_path / "run"), "--dry-run"]
-    options = ["--sources", "[{kind: python, weight: 2}]", "--learning-rate", "1e-4"]
-    assert cli.main(["pretrain", *words, *options, "--draft", "some/draft", "seed=3"]) == 0
+    """Also of one that was moved: its recipe names the old folder."""
+    (tmp_path / "recipe.yaml").write_text("seed: 7\noutput_dir: elsewhere\n", encoding="utf-8")
+    assert cli.main(["run", str(tmp_path), "--dry-run", "design.params=6M"]) == 0
+    recipe = yaml.safe_load(capsys.readouterr().out)
+    assert (recipe["seed"], recipe["output_dir"]) == (7, str(tmp_path))
+    assert recipe["design"]["params"] == 6_000_000
+
+
+def test_settings_alone_make_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["target=org/model", "output_dir=none", "pretrain.sources=[{kind: python}]"]
+    assert cli.main(["run", *settings, "--stages", "design,pretrain", "--dry-run"]) == 0
     captured = capsys.readouterr()
     recipe = build_recipe(yaml.safe_load(captured.out))
     assert recipe.target == "org/model"
-    assert recipe.design.draft == "some/draft"
-    assert recipe.seed == 3
     assert recipe.pretrain is not None
-    assert recipe.pretrain.learning_rate == 1e-4
-    assert recipe.pretrain.sources[0].weight == 2
     planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]
     assert planned == ["design", "pretrain"]
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stage_of_a_recipe_is_that_recipes(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("evaluate", ["design", "evaluate"]), ("bench", ["design", "export", "bench"])],
+)
+def test_a_draft_is_measured_outside_a_run(
+    name: str,
+    stages: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["--config", str(QUICKSTART), "--output-dir", str(tmp_path), "--dry-run"]
-    assert cli.main(["align", *words, "--max-length", "128"]) == 0
+    monkeypatch.chdir(tmp_path)
+    draft = tmp_path / "mine" / "draft"  # of a run
+    draft.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (draft / file).write_text('{"model_type": "llama"}', encoding="utf-8")
+    words = [name, "--target", "org/model", "--draft", "mine", "--dry-run"]
+    assert cli.main([*words, "max_new_tokens=9", "seed=3"]) == 0
     captured = capsys.readouterr()
-    given = yaml.safe_load(captured.out)
-    expected = build_recipe(
-        yaml.safe_load(QUICKSTART.read_text(encoding="utf-8")),
-        [f"output_dir={tmp_path}", "align.max_length=128"],
-    )
-    assert given == expected.resolved()
+    recipe = build_recipe(yaml.safe_load(captured.out))
+    assert (recipe.target, recipe.seed) == ("org/model", 3)
+    assert recipe.design.draft is not None
+    assert (tmp_path / recipe.design.draft).resolve() == draft
+    assert recipe.output_dir == "runs/model/mine-draft"
+    assert getattr(recipe, name).max_new_tokens == 9
     planned = [line.split()[0] for line in captured.err.splitlines() if line.startswith("  ")]
-    assert planned == ["align"]
+    assert planned == stages
 
 
 def test_evaluate_prints_what_it_found(
@@ -264,7 +284,7 @@ def test_evaluate_prints_what_it_found(
     (tmp_path / "evaluate").mkdir()
     text = json.dumps(run["evaluation"])
     (tmp_path / "evaluate" / "results.json").write_text(text, encoding="utf-8")
-    words = ["evaluate", "--output-dir", str(tmp_path)]
+    words = ["run", f"output_dir={tmp_path}", "--stages", "evaluate"]
     cli.main(words)
     shown = capsys.readouterr().err
     assert re.search(r"humaneval +T = 0\.6 +3 +2 +0\.400 \(0\.300 to 0\.500\)", shown)
@@ -280,14 +300,45 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "continue" in schema["properties"]
 
 
-def test_an_interrupt_is_no_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_settings_of_a_section(capsys: pytest.CaptureFixture[str]) -> None:
+    for section, key in (("align", "learning_rate"), ("generate", "sets"), ("design", "params")):
+        assert cli.main(["schema", section]) == 0
+        assert f"\n  {key} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "\nfastdraft: interrupted; the same command resumes\n"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "runs/x: No space left on device"),
+        (OSError("two\nlines"), 1, "fastdraft: two lines\n"),
+        (ModuleNotFoundError("No module named 'gguf'"), 1, "fastdraft: No module named 'gguf'"),
+        (fastdraft_hf.FastDraftError("x: hf_abcdefghijklmnopqrst"), 2, "fastdraft: x: [redacted]"),
+    ],
+)
+def test_an_error_is_one_line(
+    error: BaseException,
+    status: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import fastdraft_hf.cli.schema as schema
 
-    def interrupted(args: object) -> None:
-        raise KeyboardInterrupt
+    def failing(args: object) -> None:
+        raise error
 
-    monkeypatch.setattr(schema, "run", interrupted)
-    assert cli.main(["schema"]) == 130
-    assert "the same command goes on where it was" in capsys.readouterr().err
+    monkeypatch.setattr(schema, "run", failing)
+    assert cli.main(["schema"]) == status
+    assert line in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fastdraft_hf.cli.schema as schema
+
+    def failing(args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(schema, "run", failing)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["schema"])
