@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 fastdraft run recipes/smollm2-135m/quickstart.yaml
 fastdraft run RECIPE.yaml --stages design,generate align.learning_rate=2e-3
-fastdraft run runs/mine --stages evaluate evaluate.gammas=[3,5]     the recipe of that run
+fastdraft run runs/mine --stages evaluate evaluate.num_assistant_tokens=5    the recipe of that run
 fastdraft run --stages design target=ID output_dir=runs/mine design.params=50M
 
 In several processes, the same recipe:
@@ -59,7 +59,8 @@ def _read(source: str | None, overrides: list[str]) -> Recipe:
     from fastdraft_hf.stages.runner import RECIPE
 
     if source is not None and "=" in source and not Path(source).exists():
-        source, overrides = None, [source, *overrides]
+        overrides = [source, *overrides]
+        source = None
     if source is None:
         if not overrides:
             raise FastDraftError(

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{report.verdict}")
     for problem in report.problems():
         print(f"- {problem}")
-    print(report.conclusion())
+    print(report.conclusion)
     return int(report.verdict == "different")
 
 

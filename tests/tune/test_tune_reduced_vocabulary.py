@@ -195,3 +195,30 @@ def test_probes_train_and_are_kept(
     assert not [p for p in (tmp_path / "probes").iterdir() if p.name.startswith("1x32")]
     monkeypatch.setattr(Probes, "_trained", None)
     assert Probes(config, target, tmp_path, [1, 2])(designs) == found
+
+
+def test_the_command_reduces_any_draft(
+    rows: Path,
+    draft: Path,
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from fastdraft_hf.cli.main import main
+
+    output = tmp_path / "reduced"
+    words = ["vocabulary", str(tiny_target_folder), str(draft)]
+    for further, said in (
+        (["--reduce", "many"], "draft_vocab_size: expected a whole number, got 'many'"),
+        (["--reduce", "50"], "--reduce needs --sets"),
+        (["--output", str(output)], "--sets and --output need --reduce N"),
+    ):
+        assert main([*words, *further]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*words, "--reduce", "50", "--sets", str(rows), "--output", str(output)]) == 0
+    assert f"written to {output}" in capsys.readouterr().out
+    head = read_reduced_vocabulary(output)
+    assert head is not None
+    assert len(head.token_ids) == 50
+    record = json.loads((output / "provenance.json").read_text(encoding="utf-8"))
+    assert record["draft"] == str(draft)
