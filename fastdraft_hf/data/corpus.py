@@ -17,6 +17,7 @@ import numpy as np
 
 from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import on_main
 from fastdraft_hf.data import installed
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.documents import Documents
@@ -90,7 +91,7 @@ def open_corpus(
     writer = _Writer(
         list(sources), encode, folder, tokens // max_length, max_length, eval_rows, seed, generated
     )
-    writer.write(streaming)
+    on_main(lambda: writer.write(streaming))
     summary = _read(folder / "summary.json")
     summary["held_out"] = {} if decontaminator is None else decontaminator.held_out
     eval_file = folder / "eval.arrow"

@@ -1,7 +1,7 @@
-"""Keeps evaluation text out of training text: any shared run of 13 words drops the document.
+"""Keeps evaluation text out of training text: a shared run of 13 words drops the document.
 
-Thirteen words is the overlap that GPT-3's data check used (Brown et al. 2020, appendix C).
-A held-out text shorter than that is matched whole.
+GPT-3's check used 13 words (Brown et al. 2020, appendix C). Shorter held-out texts are matched
+whole.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ _WORD = re.compile(r"[a-z0-9_]+")
 
 
 class Decontaminator:
-    """Answers whether a text shares a run of words with any held-out text.
+    """Finds texts that share a run of words with a held-out text.
 
     Args:
-        held_out: the texts that must not be trained on.
-        n: the length of the run, in words.
+        held_out: texts that must not be trained on.
+        n: length of the run, in words.
 
     Attributes:
-        held_out: digests of the task sets it was built of, by name.
+        held_out: digests of its task sets, by name.
     """
 
     def __init__(self, held_out: Iterable[str], n: int = NGRAM) -> None:
         self.n = n
         self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
-        # Looked up at every `_step`-th word only: any shared run of `n` words covers one of these.
+        # Looked up at every `_step`-th word only: a shared run of `n` words contains one of these.
         self._parts: set[tuple[str, ...]] = set()
         self._step = max(1, (n + 1) // 2)
-        # By their first words: one pass finds short texts of every length.
+        # By their first words, so that one pass finds short texts of every length.
         self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
             words = _words(text)
             if not words:
                 continue
             if len(words) < n:
-                # Fewer than five words ("return True") say nothing about where a text is from.
+                # Fewer than five words ("return True") are no sign of contamination.
                 if len(words) >= SHORTEST:
                     first = tuple(words[:SHORTEST])
                     self._short.setdefault(first, set()).add(tuple(words))
@@ -53,11 +53,11 @@ class Decontaminator:
 
     @classmethod
     def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
-        """Build the check for whole task sets: prompts, reference solutions and tests.
+        """Return the check for whole task sets: prompts, reference solutions and tests.
 
         Args:
-            *evaluated: the tasks that a draft will be measured on (those of ``evaluate`` and of
-                ``bench``). HumanEval and IFBench are always kept out, whichever are named.
+            *evaluated: the tasks of ``evaluate`` and ``bench``. HumanEval and IFBench are always
+                held out.
         """
         texts: list[str] = []
         held_out: dict[str, list[str]] = {}
@@ -87,7 +87,7 @@ class Decontaminator:
         )
 
     def _may_overlap(self, words: list[str]) -> bool:
-        """Return whether a part of a held-out run occurs; without one, no whole run can."""
+        """Return whether a part of a held-out run occurs. Without one, no run can."""
         length = self.n + 1 - self._step
         parts = self._parts
         return any(tuple(words[i : i + length]) in parts for i in range(0, len(words), self._step))

@@ -82,7 +82,7 @@ class Documents:
             self.dropped = {reason: n for reason, n in reasons.items() if reason != "kept"}
             return [partial(_generated, rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
         if source.kind == "package_docs":
-            names = [name for name, _, _ in installed.packages(source.name)[0]]
+            names = installed.licenses(source.name)
             units: list[Unit] = [partial(_description, name) for name in names]
             files = installed.source_files(source.name)
             return units + [partial(installed.docstrings, path) for path in files]

@@ -1,7 +1,6 @@
-"""The held-out prompts: what drafts are measured on and nothing is ever trained on.
+"""The held-out prompts that come from packages, so that they are the same without the Hub.
 
-These two come from packages, so they are the same with and without the Hub (`targets.packages`);
-`data.task_sets` has those of the Hub and of local files.
+`data.task_sets` has those on the Hub and in local files.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ IFBENCH_FILE = PackagedFile(
     license="apache-2.0",
 )
 
-# One wording for every code prompt, held out or trained on: what is measured is the target's own
-# way of answering, not a template's.
+# The same wording for every code prompt, held out or trained on.
 CODE_INSTRUCTION = "Complete this Python function:\n\n```python\n{}\n```"
 
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """One evaluation prompt: ``text`` is the dataset's own, ``instruction`` what a user says."""
+    """An evaluation prompt: ``text`` is the dataset's own, ``instruction`` is what a user says."""
 
     task: str
     key: str
@@ -74,10 +72,10 @@ TASK_NAMES = tuple(_TASKS)
 
 
 def load_task(name: str) -> list[HeldOutPrompt]:
-    """Return every prompt of a held-out task set, in the set's own order.
+    """Return every prompt of a packaged task set, in its own order.
 
     Raises:
-        FastDraftError: no such task set, or its package cannot be had.
+        FastDraftError: there is no such task set, or its package cannot be downloaded.
     """
     if name not in _TASKS:
         raise FastDraftError(

@@ -1,16 +1,14 @@
 """Installed packages as a corpus: their Python source, descriptions and docstrings, by license.
 
-Read are packages whose metadata name a permissive license; the others are left out and counted.
-What a package's metadata say is taken at its word: a vendored file may have another license.
+Only packages whose metadata name a permissive license are read. The metadata are trusted: a
+vendored file may have another license.
 """
 
 from __future__ import annotations
 
 import ast
 import fnmatch
-import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator
 from email.message import Message
 from functools import lru_cache
@@ -24,24 +22,23 @@ _PERMISSIVE = {
     "ZPL-2.1",
 }  # fmt: skip
 # Trove classifiers and free text of older metadata, by what they contain.
-_WORDINGS = [
-    (re.compile(r"\bapache\b", re.I), "Apache-2.0"),
-    (re.compile(r"\b(?:mit|expat)\b", re.I), "MIT"),
-    (re.compile(r"\bbsd\b", re.I), "BSD"),
-    (re.compile(r"\bisc\b", re.I), "ISC"),
-    (re.compile(r"\bpython software foundation\b|\bpsf", re.I), "PSF-2.0"),
-    (re.compile(r"\bunlicense\b", re.I), "Unlicense"),
-    (re.compile(r"\bzlib\b", re.I), "Zlib"),
-    (re.compile(r"\bhpnd\b", re.I), "HPND"),
-]
+_WORDINGS = {
+    r"\bapache\b": "Apache-2.0",
+    r"\b(?:mit|expat)\b": "MIT",
+    r"\bbsd\b": "BSD",
+    r"\bisc\b": "ISC",
+    r"\bpython software foundation\b|\bpsf": "PSF-2.0",
+    r"\bunlicense\b": "Unlicense",
+    r"\bzlib\b": "Zlib",
+    r"\bhpnd\b": "HPND",
+}
 _RESTRICTIVE = re.compile(r"gpl|copyleft|mozilla|\bmpl|proprietary|commercial|eula|nvidia", re.I)
 _SHORTEST_DOC = 80  # characters; shorter docstrings are labels
-
-_LEFT_OUT_FOLDERS = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
+_SKIPPED = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
 
 
 def license_of(package: Message) -> str | None:
-    """Return the license a package names, if it is a permissive one.
+    """Return the license that a package's metadata name, if it is a permissive one.
 
     ``License-Expression`` (SPDX) goes before classifiers, and these before the free text.
     """
@@ -60,33 +57,29 @@ def license_of(package: Message) -> str | None:
         texts = [first_line[0]]
     found = []
     for text in texts:
-        name = next((name for wording, name in _WORDINGS if wording.search(text)), None)
-        if name is None or _RESTRICTIVE.search(text):
+        wording = next((w for w in _WORDINGS if re.search(w, text, re.I)), None)
+        if wording is None or _RESTRICTIVE.search(text):
             return None
-        found.append(name)
+        found.append(_WORDINGS[wording])
     return " AND ".join(dict.fromkeys(found)) or None
-
-
-def _message(found: metadata.PackageMetadata) -> Message:
-    """Return metadata as the mail message that they are."""
-    return cast(Message, found)
 
 
 def _permits(expression: str) -> bool:
     """Return whether an SPDX expression is permissive; one choice of ``OR`` is enough."""
-    if re.search(r"\bWITH\b", expression):
-        expression = re.sub(r"\s+WITH\s+\S+", "", expression)
-    words = re.findall(r"[\w.+-]+", expression)
-    names = [word.upper() for word in words if word.upper() not in ("AND", "OR")]
-    known = [name in _PERMISSIVE for name in names]
+    words = re.findall(r"[\w.+-]+", re.sub(r"\s+WITH\s+\S+", "", expression))
+    known = [word.upper() in _PERMISSIVE for word in words if word.upper() not in ("AND", "OR")]
     if all(known):
         return bool(known)
     return "AND" not in words and "(" not in expression and any(known)
 
 
+def _message(found: metadata.PackageMetadata) -> Message:
+    return cast(Message, found)  # importlib's type hides that it is one
+
+
 @lru_cache(maxsize=8)
 def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
-    """Return the permissively licensed packages and how many were left out.
+    """Return the permissively licensed packages and the number of the others.
 
     Args:
         pattern: a glob of their names; empty for all.
@@ -95,48 +88,43 @@ def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
         (name, version, license) of each, sorted; and the number of the others.
     """
     found: dict[str, tuple[str, str, str]] = {}
-    left_out: set[str] = set()
+    skipped: set[str] = set()
     for package in metadata.distributions():
         name = str(package.metadata["Name"] or "").lower()
         if not name or (pattern and not fnmatch.fnmatch(name, pattern.lower())):
             continue
         license = license_of(_message(package.metadata))
         if license is None:
-            left_out.add(name)
+            skipped.add(name)
         else:
             found.setdefault(name, (name, package.version, license))
-    return tuple(found[name] for name in sorted(found)), len(left_out - found.keys())
-
-
-def packages_digest(pattern: str = "") -> str:
-    """Return what changes when the packages, their versions or their licenses do."""
-    return hashlib.sha256(repr(packages(pattern)[0]).encode()).hexdigest()
+    return tuple(found[name] for name in sorted(found)), len(skipped - found.keys())
 
 
 def licenses(pattern: str = "") -> dict[str, str]:
-    """Return the license of every package that is read."""
+    """Return the license of every package that is read, by name."""
     return {name: license for name, _, license in packages(pattern)[0]}
 
 
 def source_files(pattern: str = "") -> list[Path]:
     """Return the Python files of the packages, without their tests and what they vendor."""
     files: set[Path] = set()
-    for name, _, _ in packages(pattern)[0]:
+    for name in licenses(pattern):
         for file in metadata.distribution(name).files or []:
-            parts = set(file.parts[:-1])
-            if file.suffix == ".py" and ".." not in parts and not parts & _LEFT_OUT_FOLDERS:
+            folders = set(file.parts[:-1])
+            if file.suffix == ".py" and ".." not in folders and not folders & _SKIPPED:
                 files.add(Path(str(file.locate())))
     return sorted(path for path in files if path.is_file())
 
 
 def description(name: str) -> str:
-    """Return a package's long description: what its page in the registry shows."""
+    """Return a package's long description, which is its page in the registry."""
     found = _message(metadata.metadata(name))
     return str(found.get("Description") or found.get_payload() or "")
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """Yield the docstrings of a Python file, of modules, classes and functions."""
+    """Yield the docstrings of a Python file's modules, classes and functions."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError, RecursionError):
@@ -146,8 +134,3 @@ def docstrings(path: Path) -> Iterator[str]:
             text = ast.get_docstring(node)
             if text and len(text) >= _SHORTEST_DOC:
                 yield text
-
-
-def license_counts(pattern: str = "") -> dict[str, int]:
-    """Return how many packages have which license."""
-    return dict(Counter(licenses(pattern).values()).most_common())

@@ -1,14 +1,11 @@
-"""Near duplicates of texts: MinHash finds candidates, exact similarity decides.
+"""Near duplicates among token sequences: MinHash finds candidates, exact similarity decides.
 
-The similarity of two texts is the Jaccard index of their sets of runs of ``RUN`` token ids.
-MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
-chapter 3): two sets of similarity s agree in each of ``HASHES`` minima with probability s, and are
-candidates if all ``r`` minima of one of ``HASHES / r`` bands agree. A pair is missed with
-probability (1 - s^r)^(HASHES / r); r is the largest power of two that keeps this at or below
-``MISSED`` at the threshold. Every candidate is then compared exactly.
-
-It needs numpy only. datasketch requires scipy, rensa takes texts instead of ids, and both leave
-the exact comparison to the caller.
+The similarity of two texts is the Jaccard index of their sets of runs of ``RUN`` token ids. With
+MinHash and locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets,
+chapter 3), two sets agree in one of ``HASHES`` minima with probability s, their similarity, and
+become candidates when all r minima of one of ``HASHES / r`` bands agree. A pair is missed with
+probability (1 - s^r)^(HASHES / r). r is the largest power of two that keeps this at or below
+``MISSED`` at the threshold. Every candidate is compared exactly, so there are no false positives.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 RUN = 5
 HASHES = 128
@@ -25,56 +23,56 @@ MISSED = 1e-3
 
 
 class NearDuplicates:
-    """Finds, for a new text, an earlier text that is nearly the same.
+    """Remembers texts and finds, for a new one, an earlier text that is nearly the same.
 
     Args:
-        threshold: similarity of near duplicates, above 0 and at most 1.
+        threshold: similarity from which two texts are near duplicates, above 0 and at most 1.
         seed: of the hash functions.
     """
 
     def __init__(self, threshold: float, seed: int = 0) -> None:
-        import numpy as np  # lazy: recipes are read without it
+        import numpy as np  # late: a recipe is read without it
 
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold: must be above 0 and at most 1, got {threshold}")
+            raise ValueError(f"threshold: above 0 and at most 1, got {threshold}")
         self.threshold = threshold
         self.rows_per_band = rows_per_band(threshold)
         random = np.random.default_rng(seed)
-        # Odd factors: multiplication by them is one to one modulo 2^64.
+        # Odd factors: multiplying by them loses nothing modulo 2^64.
         self._factors = random.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
         self._terms = random.integers(0, 2**64, HASHES, np.uint64)
         self._bands: dict[tuple[int, bytes], list[int]] = {}
-        self._runs: list[np.ndarray[Any, Any]] = []
+        self._runs: list[NDArray[np.uint64]] = []
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def find_or_add(self, ids: Sequence[int]) -> int | None:
-        """Return the number of an earlier text that this one is near to, or store it.
+        """Return the number of an earlier text that this one is near to, or remember it.
 
         Args:
             ids: token ids of one text. An empty one is near to no other.
 
         Returns:
-            the number of texts stored before the one found, or ``None``.
+            how many texts had been remembered before the one found, or ``None``.
         """
+        import numpy as np
+
         runs = hashed_runs(ids)
         if not len(runs):
             return None
-        keys = self._keys(runs)
-        candidates = dict.fromkeys(n for key in keys for n in self._bands.get(key, ()))
-        for number in candidates:
-            if _jaccard(runs, self._runs[number]) >= self.threshold:
+        minima = (runs[:, None] * self._factors + self._terms).min(0)
+        bands = minima.reshape(-1, self.rows_per_band)
+        keys = [(number, band.tobytes()) for number, band in enumerate(bands)]
+        for number in dict.fromkeys(n for key in keys for n in self._bands.get(key, ())):
+            other = self._runs[number]
+            both = len(np.intersect1d(runs, other, assume_unique=True))
+            if both / (len(runs) + len(other) - both) >= self.threshold:
                 return number
         for key in keys:
             self._bands.setdefault(key, []).append(len(self._runs))
         self._runs.append(runs)
         return None
-
-    def _keys(self, runs: np.ndarray[Any, Any]) -> list[tuple[int, bytes]]:
-        minima = (runs[:, None] * self._factors + self._terms).min(0)
-        bands = minima.reshape(-1, self.rows_per_band)
-        return [(number, band.tobytes()) for number, band in enumerate(bands)]
 
 
 def rows_per_band(threshold: float) -> int:
@@ -86,37 +84,24 @@ def rows_per_band(threshold: float) -> int:
 
 
 def missed(similarity: float, rows: int) -> float:
-    """Return the chance that a pair of this similarity shares no band of ``rows`` minima."""
+    """Return the probability that a pair shares no band of ``rows`` minima."""
     return float((1 - similarity**rows) ** (HASHES // rows))
 
 
-def hashed_runs(ids: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Return the sorted 64-bit hashes of the set of runs of ``RUN`` ids; a shorter text is one."""
+def hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
+    """Return the sorted 64-bit hashes of the runs of ``RUN`` ids; a shorter text is one run."""
     import numpy as np
 
     values = np.asarray(ids, np.uint64)
     if not len(values):
-        return np.zeros(0, np.uint64)
+        return values
     length = min(RUN, len(values))
     hashes = np.full(len(values) - length + 1, length, np.uint64)
-    for start in range(length):
-        hashes = _mixed(hashes ^ values[start : len(values) - length + 1 + start])
+    for offset in range(length):
+        # The finalizer of splitmix64 (Steele et al. 2014), a bijection of 64 bits.
+        hashes ^= values[offset : len(values) - length + 1 + offset]
+        hashes += np.uint64(0x9E3779B97F4A7C15)
+        hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        hashes ^= hashes >> np.uint64(31)
     return np.unique(hashes)
-
-
-def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Scramble 64-bit numbers one to one (the finalizer of splitmix64, Steele et al. 2014)."""
-    import numpy as np
-
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray[Any, Any] = values ^ (values >> np.uint64(31))
-    return mixed
-
-
-def _jaccard(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    import numpy as np
-
-    both = len(np.intersect1d(first, second, assume_unique=True))
-    return both / (len(first) + len(second) - both)

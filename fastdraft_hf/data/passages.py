@@ -1,8 +1,8 @@
-"""Tasks about a passage of text, which the prompt contains.
+"""Instructions about a passage of text: what users paste, and what they want done with it.
 
-Answers repeat much of such prompts, and a draft has to learn to copy. Magpie seldom gives prompts
-that contain a text. The passages are paragraphs of the documentation of installed packages and of
-the standard library; each is used once.
+Much of what a target answers repeats words of its prompt, and a draft has to learn to copy them.
+Magpie seldom generates a prompt that holds a text. The passages are paragraphs of the documentation
+of installed packages and of the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastdraft_hf.data import installed, python_source
 
-# The user's message with a place for the passage.
+# What a user says; {} is the passage.
 TASKS = (
     "Rewrite this text in simpler words:\n\n{}",
     "Rewrite the following so that it sounds more formal.\n\n{}",
@@ -48,36 +48,33 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*")
 
 
 def passages(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the paragraphs of documents that are prose, one line each."""
+    """Yield the paragraphs that are prose, each on one line."""
     for text in texts:
         for paragraph in re.split(r"\n\s*\n", text):
             line = " ".join(paragraph.split())
             words = _WORD.findall(line)
             if not _SHORTEST <= len(words) <= _LONGEST or _MARKUP.search(line):
                 continue
-            # Prose starts with a capital letter and ends with a stop. Lists of names and versions
-            # have few short words.
+            # A sentence begins with a capital letter and ends with a stop; names and numbers in a
+            # row (lists of authors, versions) have few short words.
             short = sum(len(word) <= 4 for word in words)
             if line[0].isupper() and line[-1] in ".!?" and short >= 0.3 * len(words):
                 yield line
 
 
 def passage_instructions(seed: int) -> Iterator[str]:
-    """Yield a task about every passage on this machine, in the seed's order.
+    """Yield an instruction about every passage on this machine, in the seed's order.
 
-    The passages depend on the installed packages. Files are read as they are needed.
+    Files are read when they are needed. The passages change with the installed packages.
     """
     chosen = random.Random(seed)
-    places: list[str | Path] = [name for name, _, _ in installed.packages()[0]]
-    places += [*installed.source_files(), *python_source.source_files()]
-    chosen.shuffle(places)
-    for place in places:
-        for passage in passages(_texts(place)):
+    documents: list[str | Path] = list(installed.licenses())
+    documents += [*installed.source_files(), *python_source.source_files()]
+    chosen.shuffle(documents)
+    for document in documents:
+        if isinstance(document, str):
+            texts: Iterable[str] = [installed.description(document)]
+        else:
+            texts = installed.docstrings(document)
+        for passage in passages(texts):
             yield chosen.choice(TASKS).format(passage)
-
-
-def _texts(place: str | Path) -> Iterable[str]:
-    """Return a package's description, or the docstrings of a file."""
-    if isinstance(place, str):
-        return [installed.description(place)]
-    return installed.docstrings(place)

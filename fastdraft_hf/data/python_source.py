@@ -1,4 +1,4 @@
-"""The standard library's own Python source: a code corpus every machine has (PSF license)."""
+"""The standard library's own Python source: code that every machine has (PSF license)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-# Test code repeats itself and its data tables are no code; site-packages differ by machine.
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
+# Tests repeat themselves, and site-packages differ from machine to machine.
+_SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
 
 
 def source_files() -> list[Path]:
@@ -18,25 +18,17 @@ def source_files() -> list[Path]:
     return sorted(
         path
         for path in root.rglob("*.py")
-        if not _LEFT_OUT & set(path.relative_to(root).parts) and path.is_file()
+        if not _SKIPPED & set(path.relative_to(root).parts) and path.is_file()
     )
 
 
-def documents() -> Iterator[str]:
-    """Yield the text of every source file."""
+def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
+    """Yield every function that has a docstring and a body after it, with its file's lines."""
     for path in source_files():
         try:
-            yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-
-
-def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
-    """Yield every function with a docstring and a body after it, and its file's lines."""
-    for text in documents():
-        try:
+            text = path.read_text(encoding="utf-8")
             tree = ast.parse(text)
-        except SyntaxError:
+        except (UnicodeDecodeError, SyntaxError):
             continue
         lines = text.split("\n")
         for node in ast.walk(tree):
@@ -49,7 +41,7 @@ def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunction
 def function_heads(min_chars: int = 60, max_chars: int = 900) -> Iterator[str]:
     """Yield signature and docstring of every documented function, dedented.
 
-    They are the shape of a "complete this function" prompt; the body is left to the target.
+    They make "complete this function" prompts; the target writes the body.
     """
     for node, lines in documented_functions():
         head = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]))

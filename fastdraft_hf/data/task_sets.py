@@ -1,12 +1,12 @@
-"""Task sets by name, and any dataset by column, as held-out prompts.
+"""Task sets: the held-out prompts that drafts are measured on, by name or from any dataset.
 
-Two come from packages (`data.heldout`), three from the Hub: with HumanEval, the four that FastDraft
-measures on (arXiv 2411.11055: summarization, text completion, instructions, code completion). It
-has no public code, so rows and wording are this package's own.
+Two come from packages (`data.heldout`), three from the Hub. With HumanEval these three are the sets
+FastDraft measures on (arXiv 2411.11055). It has no public code, so rows and wording are this
+package's own.
 
-A dataset may hold millions of rows, and what a draft is measured on must be kept out of what it
-reads. So a task is the first ``rows`` rows of its split, in the set's order, whatever the seed and
-however many prompts are drawn: all of them are held out, and the index of them stays small.
+A dataset may hold millions of rows, and training must not see what a draft is measured on. So a
+task is the first ``rows`` rows of its split, in the dataset's order. All of them are held out,
+however many are drawn and whatever the seed, and their index stays small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import itertools
 import random
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +42,22 @@ def _check_template(template: str) -> None:
         fields = _fields(template)
     except ValueError as error:
         raise FastDraftError(
-            f"instruction: '{template}' is no template ({error}); write {{{{ for a brace"
+            f"instruction: '{template}' is not a template ({error}); write {{{{ for a brace"
         ) from None
     if "" not in fields:
         raise FastDraftError("instruction: {} is needed, it stands for the column")
     for field in fields:
         if re.search(r"[.\[\]]", field) or field.isdecimal():
-            raise FastDraftError(f"instruction: '{{{field}}}' is no column's name")
+            raise FastDraftError(f"instruction: '{{{field}}}' is not the name of a column")
 
 
 class TaskSet(Section):
-    """Any dataset as a task: where it is, and which column is the prompt.
-
-    Under a known name, what is left empty is the known set's.
-    """
+    """Any dataset as a task. Under a known name, empty settings are the known set's."""
 
     dataset: str | None = Field(
         None,
         description=(
-            "dataset id of the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+            "dataset id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
         ),
     )
     name: str | None = Field(None, description="the dataset's configuration")
@@ -123,7 +121,11 @@ Tasks = Mapping[str, TaskSet] | Sequence[str]
 
 
 def check_tasks(tasks: Tasks) -> None:
-    """Raise `FastDraftError` naming the task when it cannot exist; reads nothing."""
+    """Refuse tasks that cannot exist, by their settings; nothing is read.
+
+    Raises:
+        FastDraftError: naming the task.
+    """
     for name in tasks:
         given = tasks[name] if isinstance(tasks, Mapping) else None
         resolve_task(name, given)
@@ -132,7 +134,7 @@ def check_tasks(tasks: Tasks) -> None:
 
 
 def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
-    """Return a task's settings with everything written out; ``None`` for one of a package.
+    """Return a task's settings with every default filled in; ``None`` for one from a package.
 
     Raises:
         FastDraftError: the name is not known and no dataset is given, or the file is not there.
@@ -143,11 +145,13 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
         if settings:
             raise FastDraftError(
                 f"{where}.{next(iter(settings))}: {name} comes from a package and has no settings; "
-                "give another name to a dataset of your own"
+                "use another name for your own dataset"
             )
         return None
     if not _NAME.fullmatch(name):
-        raise FastDraftError(f"tasks: '{name}' is no name; letters, digits, '.', '_' and '-' are")
+        raise FastDraftError(
+            f"tasks: '{name}' is not a valid name; use letters, digits, '.', '_' and '-'"
+        )
     known = HUB_SETS.get(name)
     if known is None and "dataset" not in settings:
         if given is None:
@@ -155,7 +159,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
                 f"tasks: no task set '{name}'{nearest(name, KNOWN)}; {', '.join(KNOWN)}"
             )
         hint = nearest(name, KNOWN) or f"; without one: {', '.join(KNOWN)}"
-        raise FastDraftError(f"{where}.dataset: needed, {name} is no known task set{hint}")
+        raise FastDraftError(f"{where}.dataset: needed, {name} is not a known task set{hint}")
     base: dict[str, Any] = {"split": "train", "column": "text", "instruction": "{}", "rows": ROWS}
     if known is not None:
         base |= _stated(known)
@@ -167,7 +171,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
 
 
 def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt]:
-    """Return every prompt of a task, in the set's own order.
+    """Return every prompt of a task, in the dataset's order.
 
     Raises:
         FastDraftError: the set cannot be read, has no such column, or is empty.
@@ -175,7 +179,7 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     wanted = resolve_task(name, given)
     if wanted is None:
         return heldout.load_task(name)
-    # Several stages of one run ask for the same set; a local file is cheap and may change.
+    # Several stages of a run ask for the same set. A local file is cheap to read and may change.
     once = (name, *wanted.model_dump().values())
     if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
         _read[once] = _load(name, wanted)
@@ -186,20 +190,27 @@ _read: dict[tuple[Any, ...], list[HeldOutPrompt]] = {}
 
 
 def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
-    rows = list(itertools.islice(_rows(name, wanted), wanted.rows))
+    stream = read_dataset(
+        str(wanted.dataset),
+        wanted.name,
+        str(wanted.split),
+        wanted.revision,
+        where=f"tasks.{name}",
+        advice="check the id, the network and that the dataset is not gated, or name a local copy: "
+        f"tasks: {{{name}: {{dataset: FILE}}}}",
+    )
+    rows = list(itertools.islice(stream, wanted.rows))
     if not rows:
         raise FastDraftError(f"tasks.{name}: {wanted.dataset} has no rows ({wanted.split})")
-    prompts = [_prompt(name, wanted, number, row) for number, row in enumerate(rows)]
-    prompts = [prompt for prompt in prompts if prompt.text.strip()]
+    found = (_prompt(name, wanted, number, row) for number, row in enumerate(rows))
+    prompts = [prompt for prompt in found if prompt.text.strip()]
     if not prompts:
         raise FastDraftError(f"tasks.{name}.column: '{wanted.column}' is empty in every row")
-    keys = set()
-    for prompt in prompts:
-        if prompt.key in keys:
+    for key, count in Counter(prompt.key for prompt in prompts).items():
+        if count > 1:
             raise FastDraftError(
-                f"tasks.{name}.key_column: '{prompt.key}' stands twice in '{wanted.key_column}'"
+                f"tasks.{name}.key_column: '{key}' occurs {count} times in '{wanted.key_column}'"
             )
-        keys.add(prompt.key)
     return prompts
 
 
@@ -217,30 +228,12 @@ def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet | None]]:
 
 
 def digest(prompts: Iterable[HeldOutPrompt]) -> str:
-    """Return what tells one set of prompts from another, whatever their order."""
+    """Return a digest of the prompts that does not depend on their order."""
     return hashlib.sha256("\0".join(sorted(p.text for p in prompts)).encode()).hexdigest()[:16]
 
 
 def _stated(task: TaskSet) -> dict[str, Any]:
     return task.model_dump(exclude_none=True)
-
-
-def _rows(name: str, wanted: TaskSet) -> Iterator[dict[str, Any]]:
-    return read_dataset(
-        str(wanted.dataset),
-        wanted.name,
-        str(wanted.split),
-        wanted.revision,
-        where=f"tasks.{name}",
-        advice=_hub_advice(name),
-    )
-
-
-def _hub_advice(name: str) -> str:
-    return (
-        "check the id, the network and that the set needs no gate, or name a local copy: "
-        f"tasks: {{{name}: {{dataset: FILE}}}}"
-    )
 
 
 def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> HeldOutPrompt:
@@ -263,7 +256,7 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
         )
     others = {f: str(cell(f, "instruction")) for f in _fields(str(wanted.instruction)) if f}
     instruction = str(wanted.instruction).format(_first_words(value, wanted.words), **others)
-    # Held out is all that was read, also what `words` leaves out of the prompt.
+    # The whole column is held out, also what `words` cuts off the prompt.
     return HeldOutPrompt(name, key, value, instruction.rstrip(), also="\n".join(others.values()))
 
 
@@ -277,23 +270,24 @@ def _first_words(text: str, count: int | None) -> str:
 def _chat(name: str, wanted: TaskSet, key: str, number: int, messages: list[Any]) -> HeldOutPrompt:
     """Return a conversation up to its last user turn; the answer after it is held out too."""
     where = f"tasks.{name}.column: '{wanted.column}'"
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(part), str) for part in ("role", "content")
-        ):
-            raise FastDraftError(f"{where} holds no messages of role and content in row {number}")
     if wanted.instruction != "{}" or wanted.words is not None:
         raise FastDraftError(f"{where} holds messages; instruction and words are for texts")
-    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-    last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=None)
+    turns: list[tuple[str, str]] = []
+    for message in messages:
+        turn = message if isinstance(message, dict) else {}
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise FastDraftError(f"{where} holds no messages with role and content in row {number}")
+        turns.append((role, content))
+    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
     if last is None:
-        raise FastDraftError(f"{where} has no user's turn in row {number}")
+        raise FastDraftError(f"{where} has no user turn in row {number}")
     asked, answer = turns[: last + 1], turns[last + 1 :]
     return HeldOutPrompt(
         name,
         key,
-        "\n".join(m["content"] for m in asked),
-        asked[-1]["content"],
-        also="\n".join(m["content"] for m in answer),
-        messages=tuple((m["role"], m["content"]) for m in asked),
+        "\n".join(content for _, content in asked),
+        asked[-1][1],
+        also="\n".join(content for _, content in answer),
+        messages=tuple(asked),
     )

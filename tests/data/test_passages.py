@@ -51,7 +51,7 @@ def test_tasks_follow_their_seed_and_the_first_stay_the_first(
         yield PROSE.replace("file", path.stem)
 
     files = [Path(f"f{n}.py") for n in range(40)]
-    monkeypatch.setattr(module.installed, "packages", lambda: ((("one", "1", "MIT"),), 0))
+    monkeypatch.setattr(module.installed, "licenses", lambda: {"one": "MIT"})
     monkeypatch.setattr(module.installed, "description", lambda name: PROSE)
     monkeypatch.setattr(module.installed, "source_files", lambda: files[:20])
     monkeypatch.setattr(module.python_source, "source_files", lambda: files[20:])

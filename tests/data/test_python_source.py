@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
 
 from fastdraft_hf.data import python_source
 
@@ -13,12 +11,6 @@ def test_files_are_the_library_and_no_tests() -> None:
     names = {f.name for f in files}
     assert {"textwrap.py", "json", "decoder.py"} & names == {"textwrap.py", "decoder.py"}
     assert not any({"test", "site-packages", "idle_test"} & set(f.parts) for f in files)
-
-
-def test_documents_are_those_files() -> None:
-    texts = list(python_source.documents())
-    assert inspect.getsource(textwrap) in texts
-    assert len(texts) <= len(python_source.source_files())
 
 
 def test_heads_are_signature_and_docstring(heads: list[str]) -> None:

@@ -223,7 +223,7 @@ def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(
         ({"column": "aks"}, "tasks.mine.column: .* has no column 'aks' .did you mean 'ask'"),
         ({"column": "qqqqq"}, "no column 'qqqqq'; it has: id, ask, topic"),
         ({"column": "ask", "key_column": "idd"}, "tasks.mine.key_column: .*did you mean 'id'"),
-        ({"column": "ask", "key_column": "topic"}, "tasks.mine.key_column: 'sums' stands twice"),
+        ({"column": "ask", "key_column": "topic"}, "tasks.mine.key_column: 'sums' occurs 8 times"),
         ({"column": "ask", "instruction": "{} {topc}"}, "tasks.mine.instruction: .*'topic'"),
         ({"column": "ask", "split": "a b"}, "tasks.mine: cannot read .*; check the file"),
     ],
@@ -238,8 +238,8 @@ def test_a_wrong_setting_is_named(questions: Path, given: dict[str, Any], messag
     [
         ([{"text": "  "}, {"text": None}], "tasks.mine.column: 'text' is empty in every row"),
         ([{"text": 3}], "tasks.mine.column: 'text' holds neither text nor chat messages in row 0"),
-        ([{"text": ["a"]}], "holds no messages of role and content in row 0"),
-        ([{"text": [{"role": "assistant", "content": "x"}]}], "has no user's turn in row 0"),
+        ([{"text": ["a"]}], "holds no messages with role and content in row 0"),
+        ([{"text": [{"role": "assistant", "content": "x"}]}], "has no user turn in row 0"),
     ],
 )
 def test_rows_that_are_no_prompts(tmp_path: Path, rows: list[Any], message: str) -> None:
@@ -270,10 +270,10 @@ def test_files_without_rows(tmp_path: Path) -> None:
         ({}, "tasks: at least one is needed"),
         ([], "tasks: at least one is needed"),
         (["doly"], "no task set 'doly' .did you mean 'dolly'"),
-        ({"mine": TaskSet()}, "tasks.mine.dataset: needed, mine is no known task set"),
+        ({"mine": TaskSet()}, "tasks.mine.dataset: needed, mine is not a known task set"),
         ({"mine": TaskSet(dataset="gone.jsonl")}, "tasks.mine.dataset: there is no file or folder"),
         ({"mine": TaskSet(dataset="./gone")}, "tasks.mine.dataset: there is no file or folder"),
-        ({"a/b": TaskSet(dataset="org/x")}, "tasks: 'a/b' is no name"),
+        ({"a/b": TaskSet(dataset="org/x")}, "tasks: 'a/b' is not a valid name"),
         ({"ifbench": TaskSet(rows=3)}, "tasks.ifbench.rows: ifbench comes from a package"),
     ],
 )

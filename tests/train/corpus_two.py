@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         corpus = open_corpus(
             [source],
             tokenizer,
-            folder=folder / ("data" if name == "blocks" else f"stream-{rank}"),
+            folder=folder / ("data" if name == "blocks" else "streamed"),
             tokens=24 * 8,
             max_length=8,
             eval_rows=0,
