@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import installed, python_source
-from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.filters import KEPT, iter_kept_rows, kept_indices
 from fastdraft_hf.data.sources import Source
 
 # A document: its text, or the token ids that the target emitted.
@@ -32,7 +32,6 @@ Unit = Callable[[], Iterator[Document]]
 
 # Bytes of a jsonl file that are one unit: few enough to shuffle well, enough to read fast.
 _STRETCH = 1 << 20
-_ROWS = 64  # generated rows of one unit
 
 
 class Documents:
@@ -41,7 +40,7 @@ class Documents:
     Args:
         source: what to read.
         generated: folder of the generated sets.
-        order: seed of the order of a local source. A dataset on the Hub keeps its own order.
+        order: seed of the order of local text. Generated sets and datasets on the Hub keep theirs.
 
     Attributes:
         dropped: rows that the filters of a generated set left out, by reason.
@@ -78,9 +77,10 @@ class Documents:
         source = self._source
         if source.kind == "generated":
             assert self._generated is not None
-            rows, reasons = read_kept_rows(self._generated / source.name)
-            self.dropped = {reason: n for reason, n in reasons.items() if reason != "kept"}
-            return [partial(_generated, rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
+            folder = self._generated / source.name
+            counts = kept_indices(folder)[1]
+            self.dropped = {reason: n for reason, n in counts.items() if reason != KEPT}
+            return [partial(_generated, folder)]
         if source.kind == "package_docs":
             names = installed.licenses(source.name)
             units: list[Unit] = [partial(_description, name) for name in names]
@@ -138,8 +138,8 @@ def _hub_error(source: Source, error: Exception) -> FastDraftError:
     return FastDraftError(f"source hub '{source.name}': {reason}")
 
 
-def _generated(rows: list[dict[str, Any]]) -> Iterator[Document]:
-    for row in rows:
+def _generated(folder: Path) -> Iterator[Document]:
+    for row in iter_kept_rows(folder, ["prompt_ids", "completion_ids"]):
         yield row["prompt_ids"] + row["completion_ids"]
 
 
