@@ -106,29 +106,19 @@ class TestCache:
         monkeypatch.setattr(openvino, "export_openvino", export)
         return made
 
-    def test_the_second_call_does_not_export(
+    def test_weights_configs_and_formats_decide(
         self, model: Path, exports: list[tuple[Path, str]]
     ) -> None:
         first = cached_openvino(model, "int8")
+        (model / "README.md").write_text("a note", encoding="utf-8")
         assert cached_openvino(model, "int8") == first
         assert exports == [(first, "int8")]
-        assert first.is_dir()
-
-    def test_other_weights_and_formats_have_folders_of_their_own(
-        self, model: Path, exports: list[tuple[Path, str]]
-    ) -> None:
-        folders = [cached_openvino(model, "int8"), cached_openvino(model, "fp16")]
+        folders = [first, cached_openvino(model, "fp16")]
         (model / "model.safetensors").write_bytes(b"1" * 9)
         folders.append(cached_openvino(model, "int8"))
         (model / "config.json").write_text('{"a": 1}', encoding="utf-8")
         folders.append(cached_openvino(model, "int8"))
         assert len(set(folders)) == len(exports) == 4
-
-    def test_a_readme_changes_nothing(self, model: Path, exports: list[tuple[Path, str]]) -> None:
-        first = cached_openvino(model, "int8")
-        (model / "README.md").write_text("a note", encoding="utf-8")
-        assert cached_openvino(model, "int8") == first
-        assert len(exports) == 1
 
     def test_two_processes_may_export_at_once(
         self, model: Path, exports: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
