@@ -22,7 +22,6 @@ import numpy
 import torch
 
 from fastdraft_hf.decode.cached import CachedModel
-from fastdraft_hf.decode.openvino.narrow import wide_head
 
 # Extra input of the changed graph: the indices of the tokens that get logits.
 POSITIONS = "fastdraft_positions"
@@ -36,6 +35,10 @@ _INPUTS = {
     "max_context_len",
     POSITIONS,
 }
+# A head with a smaller share of the weights scores every position.
+LEAST_SHARE = 0.1
+# Operations between the head's product and the logits: casts, biases, scales, soft caps.
+_BEHIND = {"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape"}
 _CACHES = ("key_cache.", "value_cache.")
 _MARK = "_fastdraft_pages"
 
@@ -260,28 +263,30 @@ def _compile(model: Any) -> Pages | None:
         changed = graph.clone()
         paged_attention_transformation(changed)
         _score_positions(changed)
-        if not _is_understood(changed):
-            return None
-        model.clear_requests()
-        return Pages(openvino.Core().compile_model(changed, device, model.ov_config))
-    except (ImportError, RuntimeError) as error:
-        logger.debug("no pages for %s: %s", type(model).__name__, error)
-        return None
+        reason = _not_understood(changed)
+        if reason is None:
+            model.clear_requests()
+            return Pages(openvino.Core().compile_model(changed, device, model.ov_config))
+    except (ImportError, RuntimeError) as error:  # such as a cache precision the CPU does not have
+        reason = " ".join(str(error).split())[:300]
+    name = type(model).__name__
+    logger.warning("OpenVINO: %s decodes without pages, which is slower: %s", name, reason)
+    return None
 
 
-def _is_understood(graph: Any) -> bool:
-    """Return whether the graph has no hidden state and no inputs beside those we feed."""
+def _not_understood(graph: Any) -> str | None:
+    """Return what the changed graph has beside the inputs that we feed, or ``None``."""
     if any(node.get_type_name() == "ReadValue" for node in graph.get_ops()):
-        logger.debug("no pages: part of the cache stays in the graph")
-        return False
+        return "part of the cache stays in the graph"
     ports = {port.get_any_name(): port for port in graph.inputs}
     for name, port in ports.items():
         if name not in _INPUTS and not name.startswith(_CACHES):
-            logger.debug("no pages: the graph has an input %s", name)
-            return False
+            return f"the graph has an input {name}"
         if name == "position_ids" and port.get_partial_shape().rank.get_length() != 1:
-            return False
-    return any(n.startswith(_CACHES[0]) for n in ports) and "logits" in graph.outputs[0].get_names()
+            return "positions have several dimensions"
+    if not any(name.startswith(_CACHES[0]) for name in ports):
+        return "the graph has no cache"
+    return None if "logits" in graph.outputs[0].get_names() else "the graph has no logits"
 
 
 def _score_positions(graph: Any) -> None:
@@ -302,3 +307,37 @@ def _score_positions(graph: Any) -> None:
     head.input(0).replace_source_output(ops.gather(hidden, positions, axis).output(0))
     graph.add_parameters([positions])
     graph.validate_nodes_and_infer_types()
+
+
+def wide_head(graph: Any) -> Any:
+    """Return the product that gives the logits where narrowing it pays, else ``None``."""
+    head = _head(graph)
+    return head if head is not None and _head_share(graph, head) >= LEAST_SHARE else None
+
+
+def _head(graph: Any) -> Any:
+    """Return the product that gives the logits [B, n, V], or ``None``."""
+    results = [r for r in graph.get_results() if "logits" in r.input_value(0).get_names()]
+    if len(results) != 1 or len(results[0].input_value(0).get_partial_shape()) != 3:
+        return None
+    node = results[0].input_value(0).get_node()
+    if node.get_type_name() == "ScatterUpdate":  # see export/reduced_vocabulary.py
+        node = node.input_value(2).get_node()
+    while node.get_type_name() in _BEHIND:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "MatMul" else None
+
+
+def _head_share(graph: Any, head: Any) -> float:
+    """Return the head's share of all stored weights, by number of elements."""
+
+    def size(node: Any) -> int:
+        if node.get_type_name() == "Constant":
+            return math.prod(node.shape)
+        if node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
+            return max(size(value.get_node()) for value in node.input_values())
+        return 0
+
+    constants = [n for n in graph.get_ops() if n.get_type_name() == "Constant"]
+    everything = sum(math.prod(node.shape) for node in constants)
+    return float(size(head.input_value(1).get_node()) / max(1, everything))

@@ -14,12 +14,9 @@ import numpy
 import torch
 
 from fastdraft_hf.decode.cached import CachedModel, SlotModel
-from fastdraft_hf.decode.openvino.narrow import EVERY_POSITION, STATE, narrow
 from fastdraft_hf.decode.openvino.paged import PagedModel, paged, run_request
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
-# Below this many tokens, scoring all of them costs less than telling the model not to.
-_PROMPT = 16
 
 
 def open_openvino(model: Any) -> CachedModel:
@@ -42,17 +39,14 @@ class OpenVINOModel(SlotModel):
 
     def __init__(self, model: Any, token_ids: torch.Tensor | None = None) -> None:
         super().__init__(torch.device("cpu"), token_ids)
-        self._positions_state = narrow(model)
-        self._scored_from = EVERY_POSITION
+        model.compile()
         self._request = model.request
         self._request.reset_state()
         self._inputs = [name for name in INPUTS if name in model.input_names]
         self._beam: Any = None
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        rows, width = tokens.shape
-        if self._positions_state is not None:
-            self._score(-keep if width > _PROMPT else EVERY_POSITION)
+        rows = tokens.shape[0]
         mask = self.mask
         if mask is None:
             mask = torch.ones(rows, self.slots, dtype=torch.bool)
@@ -68,14 +62,6 @@ class OpenVINOModel(SlotModel):
         )
         return torch.from_numpy(logits)[:, -keep:].clone()
 
-    def _score(self, start: int) -> None:
-        """Make passes score the positions from ``start``, counted from the end."""
-        import openvino
-
-        if start != self._scored_from:
-            self._positions_state.state = openvino.Tensor(numpy.array([start], dtype=numpy.int32))
-            self._scored_from = start
-
     def _crop(self, count: int) -> int:
         return 0
 
@@ -84,8 +70,6 @@ class OpenVINOModel(SlotModel):
 
         index = order.numpy()[:, None, :, None]
         for state in self._request.query_state():
-            if state.name == STATE:
-                continue
             data = state.state.data  # [B, heads, slots, width]
             packed = numpy.take_along_axis(data, index, axis=2)
             state.state = openvino.Tensor(numpy.ascontiguousarray(packed))
