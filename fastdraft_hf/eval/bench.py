@@ -1,11 +1,13 @@
-"""Which settings a benchmark times, and the order in which it does.
+"""What a benchmark times, and in which order.
 
-A *setting* is a path, a draft and γ. Settings of one runtime share its models and take turns on
-every prompt, so that the ratio of any two of them is over pairs that lie seconds apart.
+A *setting* is a path, a draft and γ. The settings of one runtime share its models and take turns on
+every prompt, so that any two of them are compared over pairs that are seconds apart.
 """
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,37 +17,39 @@ from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
-# The target alone, as each engine decodes it; what a path's speed is divided by.
+# The target alone, through the kernels of the path: our own loop is compared to itself with
+# nothing drafted, so that a speed-up is the draft's and not the loop's.
 BASELINES: Mapping[str, str] = {
     "transformers": "alone",
-    "ours": "alone",
+    "ours": "ours",
     "prompt-lookup": "alone",
     "openvino": "openvino-alone",
     "openvino-prompt-lookup": "openvino-alone",
-    "ours-openvino": "ours-openvino-alone",
+    "ours-openvino": "ours-openvino",
 }
+# The target alone as the library decodes it by itself; over this a path's baseline shows what our
+# loop's kernels bring.
+STOCK: Mapping[str, str] = {"ours": "alone", "ours-openvino": "ours-openvino-alone"}
 
-# The two are timed one after the other, each with the other's models gone. Both keep threads of
-# their own (OpenMP's, TBB's) that go on spinning for a while after a call, which would slow down
-# the other's next one; and the target would be in memory twice.
+# The runtimes are timed one after the other, each with the other's models released. Both keep
+# threads (OpenMP's, TBB's) that spin for a while after a call and would slow down the other's next
+# one, and the target would be in memory twice.
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "pytorch": ("transformers", "ours", "prompt-lookup"),
     "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
 }
-
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
 
-# Paths that take any draft, and those whose loop can run without drafting.
+# Paths that take any draft.
 _ANY_DRAFT = ("transformers", "ours")
-_OWN_LOOP = ("ours", "ours-openvino")
-# Paths that map the columns of a reduced vocabulary back to ids: our loop by itself, GenAI by
-# the scatter in the exported graph. Stock assisted generation reads the whole head.
+# Paths that map the columns of a reduced vocabulary back to ids: our loop by itself, GenAI by the
+# scatter in the exported graph. Stock assisted generation reads the unreduced head.
 _MAPS_BACK = ("ours", "openvino", "ours-openvino")
-# The name of the draft that a recipe's section ``reduced_vocabulary`` makes.
+# The name of the draft that stage ``reduced_vocabulary`` makes.
 REDUCED = "reduced"
 
-# Tokens of a warm-up answer: every setting compiles, allocates and times its kernels once.
+# Length of a warm-up answer: every setting compiles, allocates and times its kernels once.
 _WARM_UP_TOKENS = 16
 
 
@@ -55,8 +59,8 @@ class Setting:
 
     Attributes:
         path: a path of `BASELINES`, or one of its baselines.
-        draft: name of another draft; empty for the run's own, and where none is used.
-        num_assistant_tokens: γ; 0 for a baseline, and for our own loop without drafting.
+        draft: name of another draft; empty for the draft that is measured, and where none is used.
+        num_assistant_tokens: γ; 0 decodes with the target alone.
     """
 
     path: str
@@ -70,20 +74,23 @@ class Setting:
 
     @property
     def baseline(self) -> Setting:
+        """The target alone through the same kernels."""
         return Setting(BASELINES[self.path])
 
     @property
-    def without_draft(self) -> Setting | None:
-        """Our own loop with nothing drafted; ``None`` where there is no such thing."""
-        return Setting(self.path) if self.path in _OWN_LOOP else None
+    def stock(self) -> Setting | None:
+        """The target alone as the library decodes it, if the baseline is another one."""
+        return Setting(STOCK[self.path]) if self.path in STOCK else None
 
     def label(self, repeat: int, prompt: EvaluationPrompt) -> str:
         """Return the journal's key of one timing."""
         return f"{self.name}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
 
 
-# (setting, prompt, longest answer) -> record.
+# An engine: (setting, prompt, length limit) -> record.
 Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
+# One timing of all settings.
+Block = tuple[int, EvaluationPrompt]
 
 
 def assisted_settings(
@@ -92,14 +99,14 @@ def assisted_settings(
     drafts: Sequence[str] = (),
     reduced: Sequence[str] = (),
 ) -> list[Setting]:
-    """Return every setting that drafts, those of one γ beside one another.
+    """Return every setting that drafts, those with the same γ next to each other.
 
     Args:
-        paths: what is timed with the run's own draft, or with none.
+        paths: what is timed with the draft that is measured, or without a draft model.
         gammas: values of γ.
         drafts: names of other drafts.
-        reduced: those of ``paths`` on which the recipe's reduced draft is timed, if they can map
-            its columns back.
+        reduced: those of ``paths`` on which the draft with the reduced vocabulary is timed, if
+            they can map its columns back.
     """
     ways = [Setting(path) for path in paths]
     ways += [Setting(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
@@ -108,10 +115,9 @@ def assisted_settings(
 
 
 def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
-    """Return the settings with what they are compared to: baselines and loops without drafts."""
-    needed = [s.baseline for s in assisted]
-    needed += [s.without_draft for s in assisted if s.without_draft is not None]
-    return [*dict.fromkeys(needed), *assisted]
+    """Return the settings, preceded by what they are compared to: stock decoding and baselines."""
+    stock = [s.stock for s in assisted if s.stock is not None]
+    return [*dict.fromkeys([*stock, *(s.baseline for s in assisted)]), *assisted]
 
 
 def collect(
@@ -121,32 +127,59 @@ def collect(
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
     journal: Journal,
+    deadline: float | None = None,
 ) -> None:
-    """Time every prompt in every setting, greedily, settings in turn within a prompt.
+    """Time every prompt in every setting, greedily; the settings take turns within a prompt.
 
-    A drift of the machine's speed falls on all settings alike. What stands before or after in
-    the row (caches, clock, heat) does too: the order is reversed on every second prompt, and for
-    every prompt on its second repeat.
+    A drift of the machine's speed affects all settings alike. So does the position in the turn
+    (caches, clock, heat): the order is reversed on every second prompt of a task set, and on the
+    second repeat of every prompt.
 
     Args:
         name: of the runtime, for the progress line.
-        decode: does the work.
+        decode: the engine.
         settings: what is timed, baselines included.
-        prompts: what is decoded.
+        prompts: in the order of `draw_prompts`, task sets in turn.
         config: repeats and length of answers.
-        journal: keeps what was timed; only what it lacks is.
+        journal: keeps the timings; only missing ones are made.
+        deadline: of ``time.monotonic``; after it no further prompt is started, once every task
+            set has one.
     """
-    plan = [
-        (setting, repeat, prompt)
-        for repeat in range(config.repeats)
-        for place, prompt in enumerate(prompts)
-        for setting in (settings if (repeat + place) % 2 == 0 else settings[::-1])
+    tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
+    seen: Counter[str] = Counter()
+    turns: list[tuple[list[tuple[Setting, Block]], bool]] = []
+    for repeat in range(config.repeats):
+        seen.clear()
+        for prompt in prompts:
+            place = repeat + seen[prompt.task] + tasks.index(prompt.task)
+            order = settings if place % 2 == 0 else settings[::-1]
+            needed = repeat == 0 and not seen[prompt.task]
+            seen[prompt.task] += 1
+            turns.append(([(setting, (repeat, prompt)) for setting in order], needed))
+    due = [
+        ([one for one in turn if one[0].label(*one[1]) not in journal], needed)
+        for turn, needed in turns
     ]
-    due = [(s, r, p) for s, r, p in plan if s.label(r, p) not in journal]
-    for setting in settings if due else ():  # not kept
+    missing = sum(len(turn) for turn, _ in due)
+    for setting in settings if missing else ():  # not kept
         decode(setting, prompts[0], min(_WARM_UP_TOKENS, config.max_new_tokens))
-    with Progress(f"bench {name}", len(plan), "answers", done=len(plan) - len(due)) as progress:
-        for setting, repeat, prompt in due:
-            record = decode(setting, prompt, config.max_new_tokens)
-            journal.add(setting.label(repeat, prompt), record)
-            progress.advance(1)
+    total = len(turns) * len(settings)
+    with Progress(f"bench {name}", total, "answers", done=total - missing) as progress:
+        for turn, needed in due:
+            if not needed and deadline is not None and time.monotonic() > deadline:
+                break
+            for setting, (repeat, prompt) in turn:
+                record = decode(setting, prompt, config.max_new_tokens)
+                journal.add(setting.label(repeat, prompt), record)
+                progress.advance(1)
+
+
+def complete_blocks(
+    journal: Journal,
+    settings: Sequence[Setting],
+    prompts: Sequence[EvaluationPrompt],
+    config: BenchConfig,
+) -> list[Block]:
+    """Return the repeats of prompts that were timed in every setting, in the order of time."""
+    blocks = [(repeat, prompt) for repeat in range(config.repeats) for prompt in prompts]
+    return [b for b in blocks if all(s.label(*b) in journal for s in settings)]

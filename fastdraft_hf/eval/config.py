@@ -1,4 +1,4 @@
-"""What a recipe says about measuring."""
+"""Sections ``evaluate`` and ``bench`` of a recipe."""
 
 from __future__ import annotations
 
@@ -15,33 +15,49 @@ from fastdraft_hf.export.openvino import WeightFormat
 
 _TASKS_HELP = (
     f"held-out task sets: a list of {', '.join(KNOWN)}; or a mapping of names to settings "
-    "(dataset, name, split, column, instruction, words, key_column, revision, rows) for any data "
-    "set of the Hub or local file"
+    "(dataset, name, split, column, instruction, words, key_column, revision, rows) for any "
+    "dataset on the Hub or local file"
+)
+_MAX_MINUTES_HELP = (
+    "stop measuring after so many minutes, with fewer prompts; every task set keeps at least one, "
+    "and the report says how many were measured"
 )
 
 
-class EvaluateConfig(Section):
-    """Acceptance on held-out prompts, and that greedy output does not change."""
+class _Measuring(Section):
+    """The settings that evaluate and bench share."""
 
     tasks: dict[Key, TaskSet] | list[str] = Field(list(TASK_NAMES), description=_TASKS_HELP)
     prompts_per_task: Count = Field(16, description="prompts of each, drawn by the recipe's seed")
-    max_prompt_tokens: Count = Field(400, description="longer prompts are passed over when drawing")
-    max_new_tokens: Count = Field(64, description="length of an answer")
+    max_prompt_tokens: Count = Field(400, description="longer prompts are skipped when drawing")
+    max_new_tokens: Count = Field(64, description="length limit of an answer")
+    max_minutes: Number | None = Field(None, description=_MAX_MINUTES_HELP)
+
+    def check_values(self) -> None:
+        check_tasks(self.tasks)
+        self.require_positive("prompts_per_task", "max_new_tokens")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise FastDraftError(f"max_minutes: must be above 0, got {self.max_minutes}")
+
+
+class EvaluateConfig(_Measuring):
+    """Measure acceptance on held-out prompts, and check that greedy output does not change."""
+
     num_assistant_tokens: list[Count] | Count = Field(
-        3, description="tokens drafted a round (γ), one number or several; the paper uses 3"
+        3, description="tokens drafted per round (γ), a number or a list; the paper uses 3"
     )
     temperature: list[Number] | Number = Field(
         0.6,
         description=(
-            "of the sampled runs, one number or several; 0 adds greedy runs at every γ beside "
-            "those at the first, which are always made; the paper uses 0.6"
+            "temperature of the sampled runs, a number or a list; the paper uses 0.6. 0 in the "
+            "list adds greedy runs at every γ; those at the first γ are always made"
         ),
     )
     path: Literal["ours", "transformers"] = Field(
         "ours",
         description=(
-            "how the draft is used: our own loop, or stock assisted generation (slower; the greedy "
-            "figures are the same)"
+            "how the draft is used: ours (our loop), or transformers (stock assisted generation: "
+            "slower, the same greedy acceptance)"
         ),
     )
     untrained_prompts_per_task: Count = Field(
@@ -49,8 +65,7 @@ class EvaluateConfig(Section):
     )
 
     def check_values(self) -> None:
-        check_tasks(self.tasks)
-        self.require_positive("prompts_per_task", "max_new_tokens")
+        super().check_values()
         if self.untrained_prompts_per_task < 0:
             raise FastDraftError("untrained_prompts_per_task: must be at least 0")
         _check_numbers("num_assistant_tokens", self.gammas)
@@ -61,12 +76,12 @@ class EvaluateConfig(Section):
             raise FastDraftError(f"temperature: must be at least 0, got {self.temperatures}")
         if not any(self.temperatures):
             raise FastDraftError(
-                "temperature: must be above 0, or one of several must; greedy runs are made beside"
+                "temperature: at least one must be above 0; greedy runs are always made"
             )
 
     @property
     def gammas(self) -> list[int]:
-        """Every γ; the first is the one that single figures are of."""
+        """Every γ; single figures are of the first."""
         value = self.num_assistant_tokens
         return list(value) if isinstance(value, list) else [value]
 
@@ -78,20 +93,20 @@ class EvaluateConfig(Section):
 
     @property
     def sampled(self) -> list[float]:
-        """The temperatures above 0; the first is the one that single figures are of."""
+        """The temperatures above 0; single figures are of the first."""
         return [t for t in self.temperatures if t > 0]
 
     @property
     def greedy_gammas(self) -> list[int]:
-        """The γ of greedy runs: the first, or all where temperature 0 is asked for."""
+        """The γ of greedy runs: the first, or all if temperature 0 is in the list."""
         return self.gammas if 0 in self.temperatures else self.gammas[:1]
 
 
 def _check_numbers(name: str, values: list[int] | list[float]) -> None:
     if not values:
-        raise FastDraftError(f"{name}: at least one is needed")
+        raise FastDraftError(f"{name}: the list is empty")
     if len(set(values)) < len(values):
-        raise FastDraftError(f"{name}: one stands twice in {values}")
+        raise FastDraftError(f"{name}: a value is repeated in {values}")
 
 
 BenchPath = Literal[
@@ -104,13 +119,10 @@ BenchPath = Literal[
 ]
 
 
-class BenchConfig(Section):
-    """Wall clock with and without the draft, in turn, over γ."""
+class BenchConfig(_Measuring):
+    """Measure wall clock with and without the draft, in turn, over γ."""
 
-    tasks: dict[Key, TaskSet] | list[str] = Field(list(TASK_NAMES), description=_TASKS_HELP)
-    prompts_per_task: Count = Field(4, description="prompts of each")
-    max_prompt_tokens: Count = Field(400, description="longer prompts are passed over when drawing")
-    max_new_tokens: Count = Field(64, description="length of an answer")
+    prompts_per_task: Count = Field(4, description="prompts of each, drawn by the recipe's seed")
     num_assistant_tokens: list[Count] = Field([1, 2, 3, 4, 5], description="values of γ to try")
     repeats: Count = Field(2, description="times every prompt is decoded in every setting")
     paths: list[BenchPath] = Field(
@@ -118,7 +130,7 @@ class BenchConfig(Section):
         description=(
             "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no "
             "draft), openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop "
-            "over OVModelForCausalLM); OpenVINO's are left out where it is not installed"
+            "over OVModelForCausalLM); OpenVINO's are skipped where it is not installed"
         ),
     )
     drafts: dict[Key, str] = Field(
@@ -138,14 +150,20 @@ class BenchConfig(Section):
     )
 
     def check_values(self) -> None:
-        check_tasks(self.tasks)
+        super().check_values()
+        self.require_positive("repeats")
         if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
-            raise FastDraftError("num_assistant_tokens: a list of numbers of at least 1 is needed")
-        for name in self.drafts:  # it becomes a part of labels and keys
+            raise FastDraftError(
+                "num_assistant_tokens: a list of whole numbers of at least 1 is needed, got "
+                f"{self.num_assistant_tokens}"
+            )
+        for name in self.drafts:  # it becomes part of labels and keys
             if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
                 raise FastDraftError(
-                    f"drafts: '{name}' is no name; letters, digits, '.', '_' and '-' are allowed"
+                    f"drafts: '{name}' is not a valid name; letters, digits, '.', '_' and '-' are "
+                    "allowed"
                 )
         if self.drafts and not {"transformers", "ours"} & set(self.paths):
-            raise FastDraftError("drafts: they are timed on transformers and ours; list one")
-        self.require_positive("prompts_per_task", "max_new_tokens", "repeats")
+            raise FastDraftError(
+                "drafts: they are timed on transformers and ours, and paths has neither; add one"
+            )

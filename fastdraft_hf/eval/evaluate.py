@@ -1,19 +1,25 @@
-"""Measures a draft on held-out prompts through transformers' ``generate``.
+"""Measure a draft on held-out prompts through transformers' ``generate``.
 
-Every prompt is decoded greedily by the target alone and with the draft, in turn, so that the two
-can be compared token for token and second for second; then with sampling, with the draft only, at
-every temperature and γ. The sampled texts are the target's own in distribution, so both models
-read them once more and say what acceptance was to be expected (`expected`). A few prompts also run
-with the draft as it was before training.
+Every prompt is decoded greedily by the target alone and with the draft, so that the two can be
+compared token for token; then sampled with the draft, at every temperature and γ. The sampled
+texts are distributed as the target's own, so both models read them once more for the acceptance
+that was to be expected (`expected`). A few prompts are also sampled with the draft as it was before
+training.
+
+Prompts are dealt out to the processes, each of which keeps its results in files of its own. The
+seed of a sampled answer is that of its prompt, so results do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf import _processes
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf._ties import greedy_margin
@@ -22,7 +28,6 @@ from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.expected import (
     Continuation,
-    ExpectedRounds,
     TextAcceptance,
     add_rounds,
     expected_rounds,
@@ -38,20 +43,18 @@ from fastdraft_hf.eval.metrics import (
     block_efficiency,
     bootstrap,
     mbsu,
-    paired_ratio,
-    tokens_per_second,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The kinds of runs of one prompt. Greedy alone and assisted stand side by side, so that a drift of
-# the machine's speed falls on both.
+# The kinds of runs of one prompt.
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
+RECORDS, READINGS = "records.jsonl", "readings.jsonl"
 
-# What both models say along the sampled texts of a prompt, by temperature and prompt.
-Readings = Mapping[tuple[float, EvaluationPrompt], Sequence[TextAcceptance]]
+Records = Mapping[str, DecodingRecord]
+Readings = Mapping[str, TextAcceptance]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Setting:
         return f"{self.prefix(prompt.task)}{prompt.key}"
 
     def prefix(self, task: str) -> str:
-        """Return what the labels of a task's records begin with."""
+        """Return the beginning of the labels of a task set's records."""
         return f"{self.run}/{self.num_assistant_tokens}/{self.temperature!r}/{task}/"
 
 
@@ -74,7 +77,7 @@ TARGET_ALONE = Setting(ALONE)
 
 
 def settings_of(config: EvaluateConfig) -> list[Setting]:
-    """Return the settings with the draft in the order of the results: sampled ones, then greedy."""
+    """Return the settings with the draft in the order of the results: sampled, then greedy."""
     sampled = [Setting(SAMPLED, g, t) for t in config.sampled for g in config.gammas]
     return sampled + [Setting(GREEDY, g) for g in config.greedy_gammas]
 
@@ -83,201 +86,247 @@ def _untrained(config: EvaluateConfig) -> Setting:
     return Setting(UNTRAINED, config.gammas[0], config.sampled[0])
 
 
-def collect(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    untrained: PreTrainedModel | None,
+@dataclass(frozen=True)
+class Models:
+    """The models of an evaluation.
+
+    Attributes:
+        target, draft: the pair to measure, on one device.
+        untrained: the draft before training; ``None`` leaves its runs out.
+        stop_ids: the target's end tokens.
+    """
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    untrained: PreTrainedModel | None = None
+    stop_ids: Collection[int] = ()
+
+
+def evaluate(
+    models: Models,
     prompts: Sequence[EvaluationPrompt],
     config: EvaluateConfig,
-    journal: Journal,
+    folder: Path,
+    *,
+    seed: int,
+    target_parameters: int,
+    draft_parameters: int,
+) -> dict[str, Any] | None:
+    """Measure a draft; several processes share the prompts.
+
+    Args:
+        models: the target and the draft.
+        prompts: from `draw_prompts`, the same in every process.
+        config: lengths, γ, temperatures and time limit.
+        folder: keeps the results of each prompt; what it holds is not measured again. In the end
+            it has ``records.jsonl`` (answers) and ``readings.jsonl`` (expected acceptance).
+        seed: of the sampling; each prompt adds its number.
+        target_parameters, draft_parameters: for the cost ratio c.
+
+    Returns:
+        the content of ``results.json`` on the main process, ``None`` on the others.
+    """
+    records, readings = _journals(folder)
+    _processes.barrier()  # every process has read what there is before one writes
+    _measure(models, prompts, config, records, readings, seed)
+    _processes.barrier()
+    if not _processes.is_main():
+        return None
+    records, readings = _journals(folder)
+    steps = [_steps(prompt, prompts, config, models.untrained is not None) for prompt in prompts]
+    # A time limit leaves prompts out, the last ones of each process.
+    complete = [all(label in records for label in one) for one in steps]
+    measured = [prompt for prompt, whole in zip(prompts, complete, strict=True) if whole]
+    texts = [[label for label in one if label in readings] for one in steps]
+    records.write(folder / RECORDS, itertools.chain(*itertools.compress(steps, complete)))
+    readings.write(folder / READINGS, itertools.chain(*itertools.compress(texts, complete)))
+    for part in (*folder.glob("records-*.jsonl"), *folder.glob("readings-*.jsonl")):
+        part.unlink()
+    results = summarize(
+        measured,
+        records,
+        readings,
+        config,
+        target_parameters=target_parameters,
+        draft_parameters=draft_parameters,
+        differences=compare_greedy(models.target, measured, config, records),
+    )
+    return {**results, "prompts": {"drawn": len(prompts), "measured": len(measured)}}
+
+
+def _journals(folder: Path) -> tuple[Journal[DecodingRecord], Journal[TextAcceptance]]:
+    """Open this process's journals; they know the results of all processes and starts."""
+    rank = _processes.rank()
+    records: Journal[DecodingRecord] = Journal(
+        folder / f"records-{rank}.jsonl", sorted(folder.glob("records*.jsonl"))
+    )
+    readings: Journal[TextAcceptance] = Journal(
+        folder / f"readings-{rank}.jsonl",
+        sorted(folder.glob("readings*.jsonl")),
+        TextAcceptance.from_dict,
+    )
+    return records, readings
+
+
+def _steps(
+    prompt: EvaluationPrompt,
+    prompts: Sequence[EvaluationPrompt],
+    config: EvaluateConfig,
+    untrained: bool,
+) -> dict[str, Setting]:
+    """Return the runs of a prompt by label: greedy ones first, the target alone before them."""
+    settings = [TARGET_ALONE, *sorted(settings_of(config), key=lambda s: s.run != GREEDY)]
+    firsts = [p for p in prompts if p.task == prompt.task][: config.untrained_prompts_per_task]
+    if untrained and prompt in firsts:
+        settings.append(_untrained(config))
+    return {setting.label(prompt): setting for setting in settings}
+
+
+def _measure(
+    models: Models,
+    prompts: Sequence[EvaluationPrompt],
+    config: EvaluateConfig,
+    records: Journal[DecodingRecord],
+    readings: Journal[TextAcceptance],
     seed: int,
 ) -> None:
-    """Decode every prompt in every setting that the journal does not hold yet.
+    """Decode and read this process's share of the prompts, as far as the journals lack them."""
+    drafts = {ALONE: None, UNTRAINED: models.untrained}
 
-    Args:
-        target, draft: the pair to measure.
-        untrained: the draft before training; ``None`` leaves its runs out.
-        prompts: as drawn; the first few of each task run with ``untrained``.
-        config: lengths, γ and temperatures.
-        journal: where records go.
-        seed: of the sampling; every prompt adds its place to it.
-    """
-    firsts = set()
-    for task in config.tasks:
-        firsts |= set([p for p in prompts if p.task == task][: config.untrained_prompts_per_task])
-    settings = settings_of(config)
-    order = [TARGET_ALONE, *(s for s in settings if s.run == GREEDY)]
-    order += [s for s in settings if s.run == SAMPLED]
-    plan: list[tuple[Setting, EvaluationPrompt, PreTrainedModel | None, int]] = []
+    def answer(setting: Setting, prompt: EvaluationPrompt, seed: int, tokens: int) -> Any:
+        return decode(
+            models.target,
+            prompt.ids,
+            task=prompt.task,
+            key=prompt.key,
+            max_new_tokens=tokens,
+            temperature=setting.temperature,
+            seed=seed,
+            draft=drafts.get(setting.run, models.draft),
+            num_assistant_tokens=setting.num_assistant_tokens,
+            path=config.path,
+        )
+
+    due = []
+    firsts: dict[str, EvaluationPrompt] = {}
     for number, prompt in enumerate(prompts):
-        for setting in order:
-            own_seed = seed + number if setting.run == SAMPLED else seed
-            plan.append((setting, prompt, None if setting.run == ALONE else draft, own_seed))
-        if untrained is not None and prompt in firsts:
-            plan.append((_untrained(config), prompt, untrained, seed + number))
-    due = [step for step in plan if step[0].label(step[1]) not in journal]
-    if due:
-        # The first calls of a process run slowly (threads, allocator); none of them is kept.
-        for model in (None, draft):
-            decode(
-                target,
-                prompts[0].ids,
-                task="warm-up",
-                key="",
-                max_new_tokens=8,
-                temperature=0.0,
-                seed=seed,
-                draft=model,
-                num_assistant_tokens=config.gammas[0],
-                path=config.path,
+        firsts.setdefault(prompt.task, prompt)
+        steps = _steps(prompt, prompts, config, models.untrained is not None)
+        sampled = [label for label, setting in steps.items() if setting.run == SAMPLED]
+        missing = sum(label not in records for label in steps)
+        if missing or any(label not in readings for label in sampled):
+            due.append((number, prompt, steps, missing))
+    due = due[_processes.rank() :: _processes.world()]
+    total = sum(missing for _, _, _, missing in due)
+    if total:  # the first calls of a process are slow (threads, allocator) and not kept
+        for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
+            answer(setting, EvaluationPrompt("warm-up", "", prompts[0].ids), seed, 8)
+    start = time.monotonic()
+    with Progress("evaluate", total, "answers") as progress:
+        for number, prompt, steps, _ in due:
+            over = config.max_minutes is not None and (
+                time.monotonic() - start > 60 * config.max_minutes
             )
-    with Progress("evaluate", len(plan), "answers", done=len(plan) - len(due)) as progress:
-        for setting, prompt, model, run_seed in due:
-            record = decode(
-                target,
-                prompt.ids,
-                task=prompt.task,
-                key=prompt.key,
-                max_new_tokens=config.max_new_tokens,
-                temperature=setting.temperature,
-                seed=run_seed,
-                draft=model,
-                num_assistant_tokens=setting.num_assistant_tokens,
-                path=config.path,
-            )
-            journal.add(setting.label(prompt), record)
-            progress.advance(1)
+            if over and firsts[prompt.task] != prompt:
+                break
+            for label, setting in steps.items():
+                if label not in records:
+                    found = answer(setting, prompt, seed + number, config.max_new_tokens)
+                    records.add(label, found)
+                    progress.advance(1)
+                if setting.run == SAMPLED and label not in readings:
+                    text = Continuation(prompt.task, prompt.ids, tuple(records[label].tokens))
+                    readings.add(label, _read(models, text, setting.temperature))
 
 
-def read_texts(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    prompts: Sequence[EvaluationPrompt],
-    config: EvaluateConfig,
-    journal: Journal,
-    ends: Collection[int],
-) -> Readings:
-    """Let both models read every sampled text, for the teacher-forced estimate.
-
-    Decoding with the draft samples from the target's own distribution, whatever γ is, so the texts
-    of all γ serve every γ. Nothing is decoded again, and no draft chose what is in them.
-
-    Args:
-        target, draft: the pair.
-        prompts, config, journal: as they were decoded.
-        ends: the target's end tokens.
-    """
-    sampled = [s for s in settings_of(config) if s.run == SAMPLED]
-    found: dict[tuple[float, EvaluationPrompt], list[TextAcceptance]] = {}
-    with Progress("read the texts", len(sampled) * len(prompts), "texts") as progress:
-        for setting in sampled:
-            for prompt in prompts:
-                tokens = tuple(journal[setting.label(prompt)].tokens)
-                read = found.setdefault((setting.temperature, prompt), [])
-                if tokens:
-                    text = Continuation(prompt.task, prompt.ids, tokens)
-                    read.append(text_acceptance(target, draft, text, setting.temperature, ends))
-                progress.advance(1)
-    return found
+def _read(models: Models, text: Continuation, temperature: float) -> TextAcceptance:
+    if not text.ids:
+        return TextAcceptance((), (), ())
+    return text_acceptance(models.target, models.draft, text, temperature, models.stop_ids)
 
 
 def compare_greedy(
     target: PreTrainedModel,
     prompts: Sequence[EvaluationPrompt],
     config: EvaluateConfig,
-    journal: Journal,
+    records: Records,
 ) -> list[dict[str, Any]]:
     """Return the prompts whose greedy tokens differ with the draft, and why.
 
-    Each entry names the prompt, γ, the first differing place, the target's margin there in logits,
-    and whether that margin explains it (``tie``). A prompt that differs at several γ has one entry,
-    of the first fault, else of the first tie.
+    Each entry names the prompt, γ, the first differing position, the target's margin there in
+    logits, and whether the margin is a near-tie that rounding explains (``tie``). If one answer is
+    a prefix of the other the position is ``None`` and no tie explains it. A prompt that differs at
+    several γ has one entry, of the first fault, else of the first tie.
     """
     differences: list[dict[str, Any]] = []
     for prompt in prompts:
-        alone = journal[TARGET_ALONE.label(prompt)].tokens
-        found = []
+        alone = records[TARGET_ALONE.label(prompt)].tokens
+        found: list[dict[str, Any]] = []
         for gamma in config.greedy_gammas:
-            assisted = journal[Setting(GREEDY, gamma).label(prompt)].tokens
-            if alone != assisted:
-                where = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
-                found.append({**where, **explain_difference(target, prompt, alone, assisted)})
+            assisted = records[Setting(GREEDY, gamma).label(prompt)].tokens
+            position = first_difference(alone, assisted)
+            if position is None:
+                continue
+            entry = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
+            if position == min(len(alone), len(assisted)):
+                found.append({**entry, "position": None, "tie": False})
+                continue
+            margin = greedy_margin(target, (*prompt.ids, *alone[:position]))
+            found.append(
+                {**entry, "position": position, "margin": margin.margin, "tie": margin.tie}
+            )
         differences += sorted(found, key=lambda entry: bool(entry["tie"]))[:1]
     return differences
 
 
-def explain_difference(
-    target: PreTrainedModel, prompt: EvaluationPrompt, alone: list[int], assisted: list[int]
-) -> dict[str, Any]:
-    """Return where two unequal greedy answers part, the target's margin there, and if it is a tie.
-
-    Where one is the other's beginning, ``place`` is ``None``: no tie explains that.
-    """
-    place = first_difference(alone, assisted)
-    if place is None or place == min(len(alone), len(assisted)):
-        return {"place": None, "tie": False}
-    margin = greedy_margin(target, (*prompt.ids, *alone[:place]))
-    return {"place": place, "margin": margin.margin, "tie": margin.tie}
-
-
 def summarize(
     prompts: Sequence[EvaluationPrompt],
-    journal: Journal,
+    records: Records,
+    readings: Readings,
     config: EvaluateConfig,
     *,
     target_parameters: int,
     draft_parameters: int,
     differences: list[dict[str, Any]],
-    readings: Readings | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of an evaluation as one JSON-ready mapping.
+    """Return the results of an evaluation as a mapping that JSON can hold.
 
-    ``tasks`` and ``overall`` hold the figures of the first γ and the first temperature;
+    ``tasks`` and ``overall`` hold the results at the first γ and the first temperature;
     ``settings`` holds one entry for each γ and temperature, with ``tasks`` and ``overall`` of its
-    own. Sampled figures have an ``expected`` part where ``readings`` (`read_texts`) are given.
+    own. Sampled results have a part ``expected``.
     """
     ratio = draft_parameters / target_parameters
-
-    def of(task: str | None) -> list[EvaluationPrompt]:
-        return [p for p in prompts if task in (None, p.task)]
+    tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
 
     def measured(setting: Setting, task: str | None) -> dict[str, Any] | None:
-        labels = [(p, setting.label(p)) for p in of(task)]
-        taken = [journal[label] for _, label in labels if label in journal]
-        if not taken:
+        chosen = [p for p in prompts if task in (None, p.task) and setting.label(p) in records]
+        if not chosen:
             return None
-        found = _decoded(taken, ratio, setting.num_assistant_tokens)
-        if readings is not None and setting.run == SAMPLED:
-            found["expected"] = _expected(
-                [readings[setting.temperature, prompt] for prompt in of(task)],
-                ratio,
-                setting.num_assistant_tokens,
-                config.max_new_tokens,
-            )
-            found["intervals_overlap"] = _overlap(
-                found["acceptance_rate"], found["expected"]["acceptance_rate"]
-            )
+        gamma = setting.num_assistant_tokens
+        found = _decoded([records[setting.label(p)] for p in chosen], ratio, gamma)
+        if setting.run == SAMPLED:
+            # Decoding with the draft samples from the target's own distribution, whatever γ is,
+            # so the texts of all γ serve every γ.
+            same = [Setting(SAMPLED, g, setting.temperature) for g in config.gammas]
+            texts = [[readings[one.label(p)] for one in same] for p in chosen]
+            expected = _expected(texts, ratio, gamma, config.max_new_tokens)
+            rates = found["acceptance_rate"], expected["acceptance_rate"]
+            found["expected"] = expected
+            found["intervals_overlap"] = rates[0][1] <= rates[1][2] and rates[1][1] <= rates[0][2]
         return found
 
-    def figures(task: str | None) -> dict[str, Any]:
-        first = {
-            SAMPLED: Setting(SAMPLED, config.gammas[0], config.sampled[0]),
-            GREEDY: Setting(GREEDY, config.gammas[0]),
-            UNTRAINED: _untrained(config),
-        }
-        result: dict[str, Any] = {}
-        for run, setting in first.items():
-            found = measured(setting, task)
-            if found is not None:
-                result[run] = found
-        alone = [journal[TARGET_ALONE.label(p)] for p in of(task)]
-        assisted = [journal[first[GREEDY].label(p)] for p in of(task)]
-        result["greedy_wall_clock"] = {
-            "alone_tokens_per_second": tokens_per_second(alone),
-            "assisted_tokens_per_second": tokens_per_second(assisted),
-            "ratio": paired_ratio(list(zip(assisted, alone, strict=True))).triple(),
-        }
-        return result
+    def of_all(setting: Setting) -> dict[str | None, Any]:
+        return {task: measured(setting, task) for task in (*tasks, None)}
+
+    everything = {setting: of_all(setting) for setting in settings_of(config)}
+    first = {
+        SAMPLED: everything[Setting(SAMPLED, config.gammas[0], config.sampled[0])],
+        GREEDY: everything[Setting(GREEDY, config.gammas[0])],
+        UNTRAINED: of_all(_untrained(config)),
+    }
+
+    def single(task: str | None) -> dict[str, Any]:
+        return {run: found[task] for run, found in first.items() if found[task] is not None}
 
     return {
         "num_assistant_tokens": config.gammas[0],
@@ -289,21 +338,21 @@ def summarize(
         "greedy_prompts": len(prompts),
         "greedy_identical": len(prompts) - len(differences),
         "greedy_differences": differences,
-        "tasks": {task: figures(task) for task in config.tasks},
-        "overall": figures(None),
+        "tasks": {task: single(task) for task in tasks},
+        "overall": single(None),
         "settings": [
             {
                 "num_assistant_tokens": setting.num_assistant_tokens,
                 "temperature": setting.temperature,
-                "tasks": {task: measured(setting, task) for task in config.tasks},
-                "overall": measured(setting, None),
+                "tasks": {task: found[task] for task in tasks},
+                "overall": found[None],
             }
-            for setting in settings_of(config)
+            for setting, found in everything.items()
         ],
     }
 
 
-def _decoded(taken: list[DecodingRecord], ratio: float, gamma: int) -> dict[str, Any]:
+def _decoded(taken: Sequence[DecodingRecord], ratio: float, gamma: int) -> dict[str, Any]:
     efficiency = bootstrap(taken, block_efficiency).triple()
     return {
         "prompts": len(taken),
@@ -318,11 +367,10 @@ def _decoded(taken: list[DecodingRecord], ratio: float, gamma: int) -> dict[str,
 def _expected(
     texts: Sequence[Sequence[TextAcceptance]], ratio: float, gamma: int, max_new_tokens: int
 ) -> dict[str, Any]:
-    # A prompt is what the interval draws, with all its texts: they are not independent of it.
-    parts: list[ExpectedRounds] = [
+    # The bootstrap draws prompts with all their texts, which are not independent of them.
+    parts = [
         add_rounds([expected_rounds(text, gamma, max_new_tokens) for text in of_prompt])
         for of_prompt in texts
-        if of_prompt
     ]
     efficiency = bootstrap(parts, rounds_block_efficiency).triple()
     return {
@@ -332,13 +380,3 @@ def _expected(
         "mbsu": [mbsu(v, ratio, gamma) for v in efficiency],
         "acceptance_by_position": rounds_by_position(parts),
     }
-
-
-def _overlap(one: list[float], other: list[float]) -> bool:
-    """Return whether two [value, low, high] share a value."""
-    return one[1] <= other[2] and other[1] <= one[2]
-
-
-def save_path(folder: Path) -> Path:
-    """Return where an evaluation keeps its records."""
-    return folder / "records.jsonl"

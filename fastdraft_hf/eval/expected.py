@@ -1,37 +1,32 @@
-"""Expected acceptance, teacher-forced: fast, without decoding.
+"""Expected acceptance, teacher-forced: both models read a text once and nothing is decoded.
 
-Given texts the target itself wrote at temperature T, the chance that a drafted token is accepted
-at a position is α = Σ_v min(p_v, q_v), p and q being the target's and the draft's distributions
-there at that temperature (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5).
+In a text that the target wrote at temperature T, let p and q be the target's and the draft's
+distributions at a position, at that temperature. A drafted token is accepted there with probability
+α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5).
 
-`expected_rounds` follows the rounds that decoding makes. Speculative sampling emits token v at a
-drafted position by acceptance with probability min(p_v, q_v) and in all with p_v. So, *given* the
-emitted text x, the drafted token of position t was the accepted one with probability
+`expected_rounds` follows the rounds of decoding. At a drafted position, speculative sampling emits
+token v by acceptance with probability min(p_v, q_v), and in all with probability p_v. Given the
+emitted text x, the drafted token of position t was therefore the accepted one with probability
 
     a_t = min(1, q(x_t) / p(x_t)),
 
-independently of other positions: a text of the target can be read as a decoded one whose
-coins are still to be thrown. The chance that a round starts at t follows from the a of earlier
-positions (a rejection or a whole accepted block ends a round), and a place of a block is reached
-with the product of the a before it. That product is the importance weight min(p_v, q_v) / (α p_v)
-that turns the target's texts into accepted ones, times the α of being accepted at all. Accepted
-tokens, rounds and emitted tokens so have exactly the expectation that decoding has: there is no
-bias to correct, for any γ. `expected_acceptance_rate` is the older, simpler figure: rounds from
-every position alike and α all along, which is neither.
+independently of other positions. The probability that a round starts at t follows from the a of
+earlier positions (a rejection or a fully accepted block ends a round), and a position of a block is
+reached with the product of the a before it. Accepted tokens, rounds and emitted tokens have exactly
+the expectation of decoding, for any γ.
 
-One thing is not exact: a draft that draws an end token stops its block early. That is counted as
-long as what it drafted before is accepted; a draft that ends its text after a token that will be
-rejected reads words nobody emitted, which no text shows. Drafted tokens are then overstated, by
-at most γ - 2 for such a round, and the acceptance rate is understated by as much. Logits
-processors besides temperature (a repetition penalty in the target's generation config) are not in
-the estimate at all.
+One thing is not exact. A draft that draws an end token stops its block early. This is counted as
+long as the tokens before it are accepted; a draft that ends its text after a token that will be
+rejected reads words nobody emitted, which no text shows. Drafted tokens are then overstated, by at
+most γ - 2 per such round, and the acceptance rate is a little too low. Logits processors other than
+temperature, such as a repetition penalty, are not considered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -40,83 +35,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text the target wrote: the prompt it read, and its own tokens."""
+    """A text that the target wrote: its prompt, and its own tokens."""
 
     task: str
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
 
 
-def log_probabilities(
-    model: PreTrainedModel, text: Continuation, temperature: float
-) -> torch.Tensor:
-    """Return the model's log distribution [len(text.ids), V] for every token of the text."""
-    import torch
-
-    with torch.inference_mode():
-        inputs = torch.tensor([[*text.prompt_ids, *text.ids]], device=model.device)
-        keep = len(text.ids) + 1
-        logits = model(input_ids=inputs, logits_to_keep=keep).logits[0, :-1].float()
-        return torch.log_softmax(logits / temperature, -1)
-
-
-def expected_acceptance(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
-    """Return α [T] from two log distributions [T, V]."""
-    import torch
-
-    return torch.minimum(target, draft).exp().sum(-1)
-
-
-def expected_acceptance_rate(alphas: Sequence[Sequence[float]], num_assistant_tokens: int) -> float:
-    """Return expected accepted / drafted tokens when a round may start at any position.
-
-    Args:
-        alphas: α of consecutive positions, one sequence a text.
-        num_assistant_tokens: γ.
-    """
-    accepted = drafted = 0.0
-    for text in alphas:
-        for start in range(len(text) - num_assistant_tokens + 1):
-            chance = 1.0
-            for alpha in text[start : start + num_assistant_tokens]:
-                chance *= alpha
-                accepted += chance
-            drafted += num_assistant_tokens
-    return accepted / drafted if drafted else 0.0
-
-
 @dataclass(frozen=True)
 class TextAcceptance:
-    """What draft and target say along one text the target wrote, position by position.
+    """Probabilities of draft and target along one text, position by position.
 
     Attributes:
-        alphas: chance that a token drafted here is accepted and the text goes on (an accepted end
-            token is not counted as accepted, as in the records of decoding).
-        kept: chance that, had this position been drafted, the text's own token was the draft's:
+        alphas: that a token drafted here is accepted and does not end the text (an accepted end
+            token does not count as accepted, as in the records of decoding).
+        kept: that, if this position was drafted, the text's own token was the drafted one:
             min(1, q/p) of that token.
-        draft_ends: chance that the draft draws an end token here.
+        draft_ends: that the draft draws an end token here.
     """
 
     alphas: tuple[float, ...]
     kept: tuple[float, ...]
     draft_ends: tuple[float, ...]
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TextAcceptance:
+        return cls(**{name: tuple(values) for name, values in data.items()})
+
 
 @dataclass(frozen=True)
 class ExpectedRounds:
-    """Expected counts of decoding one or several texts with γ tokens drafted a round.
+    """Expected counts of decoding one or several texts with γ tokens drafted per round.
 
     Attributes:
         tokens: emitted tokens.
         rounds: forward passes of the target.
-        drafted: for each place of a block, the rounds that drafted so far.
-        accepted: for each place, the rounds that accepted up to there.
+        drafted: for each position of a block, the rounds that drafted that far.
+        accepted: for each position, the rounds that accepted up to it.
     """
 
     tokens: float
     rounds: float
     drafted: tuple[float, ...]
     accepted: tuple[float, ...]
+
+
+def log_probabilities(
+    model: PreTrainedModel, text: Continuation, temperature: float
+) -> torch.Tensor:
+    """Return a model's log distributions [len(text.ids), V], one for every token of the text."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.log_softmax(_logits(model, text).float() / temperature, -1)
 
 
 def text_acceptance(
@@ -126,7 +97,7 @@ def text_acceptance(
     temperature: float,
     ends: Collection[int],
 ) -> TextAcceptance:
-    """Read a text with both models, one pass each.
+    """Read a text with both models, one forward pass each.
 
     Args:
         target, draft: the pair; the draft's head may score fewer tokens than the target's.
@@ -140,15 +111,16 @@ def text_acceptance(
         raw = [_logits(model, text) for model in (target, draft)]
         width = raw[0].shape[-1]
         parts: list[list[float]] = [[], [], []]
-        # A few positions at a time: [text, V] in float32 is gigabytes for a long text.
+        # In pieces: [text, V] in float32 is gigabytes for a long text.
         for start in range(0, len(text.ids), 128):
-            place = slice(start, start + 128)
-            own = torch.tensor(text.ids[place], device=target.device)[:, None]
-            scores = [
-                _widened(one[place].to(target.device), model, width) / temperature
+            piece = slice(start, start + 128)
+            own = torch.tensor(text.ids[piece], device=target.device)[:, None]
+            p, q = (
+                torch.log_softmax(
+                    _widened(one[piece].to(target.device), model, width) / temperature, -1
+                )
                 for one, model in zip(raw, (target, draft), strict=True)
-            ]
-            p, q = (torch.log_softmax(one, -1) for one in scores)
+            )
             both = torch.minimum(p, q).exp()
             end = [e for e in ends if e < width]
             parts[0] += (both.sum(-1) - both[:, end].sum(-1)).clamp(0, 1).tolist()
@@ -158,7 +130,7 @@ def text_acceptance(
 
 
 def _logits(model: PreTrainedModel, text: Continuation) -> torch.Tensor:
-    """Return the logits [len(text.ids), V] that each token of the text was drawn from."""
+    """Return the logits [len(text.ids), V] that the tokens of the text were drawn from."""
     import torch
 
     inputs = torch.tensor([[*text.prompt_ids, *text.ids]], device=model.device)
@@ -168,7 +140,7 @@ def _logits(model: PreTrainedModel, text: Continuation) -> torch.Tensor:
 
 
 def _widened(logits: torch.Tensor, model: PreTrainedModel, width: int) -> torch.Tensor:
-    """Return float32 logits of the target's width; tokens a head does not score get -inf."""
+    """Return float32 logits of the target's width; -inf for tokens that a head does not score."""
     import torch
 
     logits = logits.float()
@@ -185,12 +157,12 @@ def _widened(logits: torch.Tensor, model: PreTrainedModel, width: int) -> torch.
 def expected_rounds(
     text: TextAcceptance, num_assistant_tokens: int, max_new_tokens: int
 ) -> ExpectedRounds:
-    """Return what decoding a text is expected to count.
+    """Return the expected counts of decoding a text.
 
     Args:
         text: a text of the target's.
         num_assistant_tokens: γ.
-        max_new_tokens: the length the text was written under; a round leaves room for the
+        max_new_tokens: the length limit the text was written under; a round leaves room for the
             target's own token, so the last rounds draft less.
     """
     length = len(text.kept)
@@ -205,7 +177,7 @@ def expected_rounds(
         for place in range(limit):
             position = start + place
             drafted[place] += drafting
-            if position >= length:  # the text has ended: nothing is accepted any more
+            if position >= length:  # the text has ended: nothing more is accepted
                 continue
             accepted[place] += reached * text.alphas[position]
             drafting -= reached * text.draft_ends[position]
@@ -218,7 +190,7 @@ def expected_rounds(
 
 
 def add_rounds(parts: Sequence[ExpectedRounds]) -> ExpectedRounds:
-    """Return the sum of counts that were made with one γ."""
+    """Return the sum of counts of one γ."""
     return ExpectedRounds(
         sum(p.tokens for p in parts),
         sum(p.rounds for p in parts),
@@ -228,19 +200,19 @@ def add_rounds(parts: Sequence[ExpectedRounds]) -> ExpectedRounds:
 
 
 def rounds_acceptance_rate(parts: Sequence[ExpectedRounds]) -> float:
-    """Return expected accepted / drafted tokens; 0 when nothing was drafted."""
+    """Return expected accepted / drafted tokens; 0 if nothing was drafted."""
     drafted = sum(sum(p.drafted) for p in parts)
     return sum(sum(p.accepted) for p in parts) / drafted if drafted else 0.0
 
 
 def rounds_block_efficiency(parts: Sequence[ExpectedRounds]) -> float:
-    """Return emitted tokens per expected forward pass of the target; 1 when there are none."""
+    """Return emitted tokens per expected forward pass of the target; 1 if there are none."""
     rounds = sum(p.rounds for p in parts)
     return sum(p.tokens for p in parts) / rounds if rounds else 1.0
 
 
 def rounds_by_position(parts: Sequence[ExpectedRounds]) -> list[float]:
-    """Return, for each place of a block, the expected share accepted up to there."""
+    """Return, for each position of a block, the expected share accepted up to it."""
     if not parts:
         return []
     total = add_rounds(parts)

@@ -1,52 +1,70 @@
-"""Records kept as they come, one JSON line each, so that a killed run goes on where it was."""
+"""Results kept on disk as they are made, so that a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+from fastdraft_hf._atomic import write_text
 from fastdraft_hf.decode.records import DecodingRecord
 
+T = TypeVar("T")
 
-class Journal:
-    """A growing file of labelled records.
+
+class Journal(Mapping[str, T], Generic[T]):
+    """A growing JSON-lines file of labelled results, dataclass instances of one type.
 
     Args:
-        path: the file; what it holds is read, a line cut off by a kill is dropped.
+        path: the file, appended to. Its content is read; a line that a kill cut off is dropped.
+        others: further files to read, of other processes or of an earlier start.
+        read: makes a result from its fields.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        others: Iterable[Path] = (),
+        read: Callable[[dict[str, Any]], Any] = DecodingRecord.from_dict,
+    ) -> None:
         self.path = path
-        self._records: dict[str, DecodingRecord] = {}
+        self._results: dict[str, T] = {}
         if path.exists():
-            whole = path.read_bytes()
-            good = whole[: whole.rfind(b"\n") + 1]
-            if good != whole:
+            content = path.read_bytes()
+            good = content[: content.rfind(b"\n") + 1]
+            if good != content:
                 path.write_bytes(good)
-            for line in good.decode("utf-8").splitlines():
-                data = json.loads(line)
-                self._records[data["label"]] = DecodingRecord.from_dict(data["record"])
+        for file in dict.fromkeys([*others, path]):
+            if file.exists():
+                content = file.read_bytes()
+                for line in content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines():
+                    data = json.loads(line)
+                    self._results[data["label"]] = read(data["record"])
 
-    def __contains__(self, label: str) -> bool:
-        return label in self._records
+    def __getitem__(self, label: str) -> T:
+        return self._results[label]
 
-    def __getitem__(self, label: str) -> DecodingRecord:
-        return self._records[label]
-
-    def items(self) -> Iterable[tuple[str, DecodingRecord]]:
-        """Return labels and records in the order they were added."""
-        return self._records.items()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._results)
 
-    def add(self, label: str, record: DecodingRecord) -> None:
-        """Keep ``record`` under ``label``, on disk before this returns."""
-        line = json.dumps({"label": label, "record": record.to_dict()})
+    def add(self, label: str, result: T) -> None:
+        """Keep ``result`` under ``label``; it is on disk when this returns."""
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+            stream.write(_line(label, result))
             stream.flush()
             os.fsync(stream.fileno())
-        self._records[label] = record
+        self._results[label] = result
+
+    def write(self, path: Path, labels: Iterable[str]) -> None:
+        """Write some results to a file of their own, in the order of ``labels``."""
+        write_text(path, "".join(_line(label, self._results[label]) for label in labels))
+
+
+def _line(label: str, result: Any) -> str:
+    return json.dumps({"label": label, "record": dataclasses.asdict(result)}) + "\n"

@@ -1,7 +1,8 @@
-"""The drawn evaluation prompts as token ids."""
+"""Held-out prompts as token ids."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,19 +32,21 @@ def draw_prompts(
 ) -> list[EvaluationPrompt]:
     """Return ``per_task`` prompts of every task set, the same ones for the same seed.
 
+    The task sets take turns, so that a measurement that runs out of time has prompts of each.
+
     Args:
         tokenizer: the target's.
         tasks: names of task sets, or names and settings.
-        per_task: prompts of each; fewer where a set has fewer.
-        max_tokens: longer prompts are passed over.
+        per_task: prompts of each; fewer if a set has fewer.
+        max_tokens: longer prompts are skipped.
         seed: draws the prompts.
 
     Raises:
-        FastDraftError: a task set cannot be read, or has no prompt short enough.
+        FastDraftError: a task set cannot be read, or all its prompts are too long.
     """
     drawn = []
     for task, settings in settings_of(tasks):
-        chosen = []
+        chosen: list[EvaluationPrompt] = []
         for prompt in sample_task_set(task, settings, seed):
             ids = chat_ids(tokenizer, prompt.messages or prompt.instruction)
             if len(ids) <= max_tokens:
@@ -54,5 +57,6 @@ def draw_prompts(
             raise FastDraftError(
                 f"max_prompt_tokens: no prompt of {task} is as short as {max_tokens} tokens"
             )
-        drawn += chosen
-    return drawn
+        drawn.append(chosen)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    return [prompt for prompt in turns if prompt is not None]

@@ -1,20 +1,31 @@
-"""What the timings of a benchmark say: ratios over pairs, the best setting, and a verdict on it."""
+"""The results of a benchmark's timings: ratios over pairs, the best setting, and whether it pays."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import operator
 import random
 import statistics
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.bench import RUNTIMES, Setting
+from fastdraft_hf.eval.bench import (
+    RUNTIMES,
+    Block,
+    Setting,
+    all_settings,
+    collect,
+    complete_blocks,
+)
 from fastdraft_hf.eval.config import BenchConfig
+from fastdraft_hf.eval.engines import Models, load_engine, measure_memory
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
     Estimate,
@@ -32,18 +43,18 @@ from fastdraft_hf.eval.prompts import EvaluationPrompt
 Prompt = tuple[str, str]
 
 HALVES, SAME_RUNS = "other half of the prompts", "same runs"
-# Halvings of the prompts: all of them up to eight prompts, else this many at random.
+# Ways to halve the prompts: all of them up to eight prompts, else this many at random.
 _MOST_HALVINGS = 70
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A setting that was chosen, and the speed of choosing like that.
+    """A setting that was chosen, and the speed-up of choosing in this way.
 
     Attributes:
         best: the fastest setting over all prompts.
-        ratio: of what was chosen to the target alone.
-        judged_on: `HALVES`, or `SAME_RUNS` when there is only one prompt or one setting.
+        ratio: of the chosen settings over the target alone.
+        judged_on: `HALVES`, or `SAME_RUNS` if there is only one prompt or one setting.
         pairs: timings behind the ratio.
     """
 
@@ -54,7 +65,7 @@ class Judgement:
 
     @property
     def is_speed_up(self) -> bool:
-        # One pair has no spread, so nothing can be told apart from chance.
+        # One pair has no spread, so it cannot be told apart from chance.
         return self.pairs > 1 and self.ratio.low > 1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,19 +73,18 @@ class Judgement:
 
 
 def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
-    """Choose the fastest setting and say how fast such a choice is on prompts it has not seen.
+    """Choose the fastest setting and judge the choice on prompts it was not made on.
 
-    The best of several settings on some runs is partly the luckiest one, so its ratio on those
+    The best of several settings on some runs is partly the luckiest one, so its ratio on the same
     runs is too high. Here the setting is chosen on one half of the prompts and judged on the
-    other, and this is averaged over many ways of halving them: with four or eight prompts, the
-    outcome of a single halving is a lottery. A prompt's repeats stay together, since they accept
-    the same tokens. What is judged is a choice made from half the prompts, so where settings are
-    nearly level the figure is a little low, and it may lie below every single setting's ratio.
+    other, averaged over many ways to halve them: with four or eight prompts the outcome of a
+    single halving is a lottery. A prompt's repeats stay together, since they accept the same
+    tokens. A choice from half of the prompts is judged, so where settings are nearly equal the
+    ratio is a little low, and may be below every single setting's.
 
     Simulated with five settings of equal speed, prompts that differ by 10% and settings that
-    differ by 15% from prompt to prompt: the ratio of the best on its own runs is 0.09 too high
-    with four prompts and 0.06 with eight; judged like this it is right to 0.01, as it is when
-    each prompt is judged by the choice of all the others, which scatters by a third more.
+    differ by 15% from prompt to prompt, the ratio of the best setting on its own runs is 0.09 too
+    high with four prompts and 0.06 with eight; judged as here it is right to 0.01.
 
     Args:
         candidates: each setting's pairs (setting, target alone), the same prompts in all.
@@ -108,7 +118,7 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
 
 
 def _halves(prompts: Sequence[Prompt]) -> list[set[Prompt]]:
-    """Return the halves to choose on; the rest of the prompts is the half to judge on."""
+    """Return the halves to choose on; the other prompts are the half to judge on."""
     size = len(prompts) // 2
     if math.comb(len(prompts), size) <= _MOST_HALVINGS:
         halves = [set(half) for half in itertools.combinations(prompts, size)]
@@ -116,7 +126,7 @@ def _halves(prompts: Sequence[Prompt]) -> list[set[Prompt]]:
         rng = random.Random(0)
         halves = [set(rng.sample(list(prompts), size)) for _ in range(_MOST_HALVINGS // 2)]
     everything = set(prompts)
-    # Both ways, so that every prompt is judged, and as often as any other where that is possible.
+    # Both ways, so that every prompt is judged, and equally often where that is possible.
     return halves + [everything - half for half in halves]
 
 
@@ -127,60 +137,111 @@ def _mean(rows: Sequence[Row], weights: Sequence[int]) -> Row:
     return a, b, c, d
 
 
+@dataclass(frozen=True)
 class Timings:
-    """The journal of a benchmark, asked by setting."""
+    """The journal of a benchmark, read by setting over the blocks that all settings have."""
 
-    def __init__(
-        self, journal: Journal, prompts: Sequence[EvaluationPrompt], config: BenchConfig
-    ) -> None:
-        self._journal, self._prompts, self._repeats = journal, prompts, config.repeats
+    journal: Journal
+    blocks: Sequence[Block]
 
     def records(self, setting: Setting, task: str | None = None) -> list[DecodingRecord]:
-        """Return a setting's records of a task set, or of all, in the same order every time."""
-        return [
-            self._journal[setting.label(repeat, prompt)]
-            for repeat in range(self._repeats)
-            for prompt in self._prompts
-            if task in (None, prompt.task)
-        ]
+        """Return a setting's records of one task set, or of all, always in the same order."""
+        chosen = [block for block in self.blocks if task in (None, block[1].task)]
+        return [self.journal[setting.label(*block)] for block in chosen]
 
     def pairs(self, setting: Setting, other: Setting, task: str | None = None) -> list[Pair]:
         return list(zip(self.records(setting, task), self.records(other, task), strict=True))
 
+    def speed(self, setting: Setting, task: str | None = None) -> dict[str, Any]:
+        """Return tokens/s and the median time to the first token."""
+        records = self.records(setting, task)
+        firsts = [r.first_token_seconds for r in records if r.first_token_seconds is not None]
+        return {
+            "tokens_per_second": tokens_per_second(records),
+            "first_token_seconds": statistics.median(firsts) if firsts else None,
+        }
 
-def summarize(
-    timings: Timings,
+
+def run_bench(
+    models: Models,
     assisted: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
+    folder: Path,
 ) -> dict[str, Any]:
+    """Time the settings and measure their memory; return ``results.json``.
+
+    Args:
+        models: the folders of target and drafts.
+        assisted: from `assisted_settings`.
+        prompts: from `draw_prompts`.
+        config: repeats, length of answers, memory and time limit.
+        folder: keeps ``records.jsonl`` and ``memory.json``; what they hold is not measured again.
+    """
+    end = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    journal = Journal(folder / "records.jsonl")
+    runtimes = {
+        name: all_settings(chosen)
+        for name, paths in RUNTIMES.items()
+        if (chosen := [s for s in assisted if s.path in paths])
+    }
+    for number, (name, settings) in enumerate(runtimes.items()):
+        deadline = None
+        if end is not None:  # an equal share of the time that is left
+            now = time.monotonic()
+            deadline = now + (end - now) / (len(runtimes) - number)
+        decode = load_engine(models, settings)
+        collect(name, decode, settings, prompts, config, journal, deadline)
+        del decode  # and its models, before the next runtime loads its own
+        _release(models.device)
+    everything = all_settings(assisted)
+    blocks = complete_blocks(journal, everything, prompts, config)
+    measured = len({prompt for _, prompt in blocks})
+    results: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "prompts": {"drawn": len(prompts), "measured": measured if assisted else 0},
+    }
+    if config.memory and assisted:
+        results["memory"] = measure_memory(
+            models, everything, prompts, config.max_new_tokens, folder / "memory.json", end
+        )
+    return results | summarize(Timings(journal, blocks), assisted)
+
+
+def _release(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def summarize(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
     """Return ``paths``, ``best`` and ``comparisons`` of ``results.json``.
 
     Args:
-        timings: what was timed.
+        timings: at least one block of every task set.
         assisted: the settings that draft.
-        prompts, config: of the benchmark.
     """
     ways: dict[str, list[Setting]] = {}
     for setting in assisted:
         ways.setdefault(setting.name, []).append(setting)
+    tasks = list(dict.fromkeys(prompt.task for _, prompt in timings.blocks))
     paths = {}
     for name, settings in ways.items():
-        tasks = {task: _figures(timings, settings, task) for task in config.tasks}
         differing = sum(
             a.tokens != b.tokens
             for setting in settings
-            for a, b in timings.pairs(setting, setting.baseline)[: len(prompts)]
+            for a, b in timings.pairs(setting, setting.baseline)
         )
         paths[name] = {
             "path": settings[0].path,
             "draft": settings[0].draft,
-            "prompts": len(prompts),
-            "repeats": config.repeats,
-            # Greedy answers of one path must agree whatever drafts; int8 may round ties apart.
-            "answers_compared": len(prompts) * len(settings),
+            "prompts": len({prompt for _, prompt in timings.blocks}),
+            # Greedy answers of one path are the same with every draft, but for ties in int8.
+            "answers_compared": len(timings.blocks) * len(settings),
             "answers_differing": differing,
-            "tasks": tasks,
+            "tasks": {task: _figures(timings, settings, task) for task in tasks},
             "overall": _figures(timings, settings, None),
         }
     results: dict[str, Any] = {"paths": paths}
@@ -190,43 +251,33 @@ def summarize(
     return results
 
 
-def _speed(records: Sequence[DecodingRecord]) -> dict[str, Any]:
-    firsts = [r.first_token_seconds for r in records if r.first_token_seconds is not None]
-    return {
-        "tokens_per_second": tokens_per_second(records),
-        "first_token_seconds": statistics.median(firsts) if firsts else None,
-    }
-
-
 def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) -> dict[str, Any]:
-    """Return one path's figures on a task set, or on all of them."""
-    pairs = {s: timings.pairs(s, s.baseline, task) for s in settings}
+    """Return the results of one path on one task set, or on all of them."""
+    baseline, stock = settings[0].baseline, settings[0].stock
+    pairs = {s: timings.pairs(s, baseline, task) for s in settings}
     sweep: dict[str, dict[str, Any]] = {}
     for setting in settings:
         records = timings.records(setting, task)
-        told = any(r.drafted for r in records)  # GenAI's prompt lookup does not tell
+        known = any(r.drafted for r in records)  # GenAI's prompt lookup does not report it
         sweep[str(setting.num_assistant_tokens)] = {
-            **_speed(records),
+            **timings.speed(setting, task),
             "ratio": paired_ratio(pairs[setting]).triple(),
-            "acceptance_rate": acceptance_rate(records) if told else None,
+            "acceptance_rate": acceptance_rate(records) if known else None,
             "block_efficiency": block_efficiency(records),
         }
     judgement = judge(pairs)
-    alone = _speed(timings.records(settings[0].baseline, task))
     figures = {
-        **{f"alone_{key}": value for key, value in alone.items()},
+        **{f"alone_{key}": value for key, value in timings.speed(baseline, task).items()},
         "sweep": sweep,
         "best_num_assistant_tokens": judgement.best.num_assistant_tokens,
         "judged": judgement.to_dict(),
         "is_speed_up": judgement.is_speed_up,
     }
-    plain = settings[0].without_draft
-    if plain is not None:
-        # What of the ratio is our loop's (and its linear layers') and what is the draft's.
-        figures["without_draft"] = {
-            **_speed(timings.records(plain, task)),
-            "ratio": paired_ratio(timings.pairs(plain, plain.baseline, task)).triple(),
-            "best_over_this": paired_ratio(timings.pairs(judgement.best, plain, task)).triple(),
+    if stock is not None:
+        figures["stock"] = {
+            **timings.speed(stock, task),
+            "kernels_ratio": paired_ratio(timings.pairs(baseline, stock, task)).triple(),
+            "best_ratio": paired_ratio(timings.pairs(judgement.best, stock, task)).triple(),
         }
     return figures
 
@@ -234,52 +285,50 @@ def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) ->
 def _best(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
     """Return the fastest setting of all, judged, and the fastest engine for the target alone.
 
-    Tokens/s decide, since that is what a user waits for; weights of different formats meet here
-    (float32 through PyTorch, int8 through OpenVINO).
+    Tokens/s decide, because a user waits for them; weights of different formats meet here (float32
+    through PyTorch, int8 through OpenVINO).
     """
     judgement = judge({s: timings.pairs(s, s.baseline) for s in assisted})
+    alone = {engine for s in assisted for engine in (s.baseline, s.stock) if engine is not None}
+    speeds = {engine: tokens_per_second(timings.records(engine)) for engine in alone}
+    fastest = max(speeds, key=lambda engine: speeds[engine])
     best = judgement.best
-    alone = {s.baseline: timings.records(s.baseline) for s in assisted}
-    engine = max(alone, key=lambda setting: tokens_per_second(alone[setting]))
     return {
         "path": best.path,
         "draft": best.draft,
         "num_assistant_tokens": best.num_assistant_tokens,
-        **_speed(timings.records(best)),
+        **timings.speed(best),
         "judged": judgement.to_dict(),
         "is_speed_up": judgement.is_speed_up,
-        "fastest_alone": {
-            "engine": engine.path,
-            "tokens_per_second": tokens_per_second(alone[engine]),
-        },
+        "fastest_alone": {"engine": fastest.path, "tokens_per_second": speeds[fastest]},
     }
 
 
 def _comparisons(
     timings: Timings, ways: Mapping[str, Sequence[Setting]], paths: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return how fast one path is over another, for all of a runtime, each at its own best γ."""
+    """Return the ratio of each two paths of one runtime, each at its own best γ."""
+    best = {
+        name: next(
+            s
+            for s in settings
+            if s.num_assistant_tokens == paths[name]["overall"]["best_num_assistant_tokens"]
+        )
+        for name, settings in ways.items()
+    }
     found = []
-    for (first, ours), (second, theirs) in itertools.combinations(ways.items(), 2):
-        if not any(ours[0].path in r and theirs[0].path in r for r in RUNTIMES.values()):
+    for (first, one), (second, other) in itertools.combinations(best.items(), 2):
+        if not any(one.path in r and other.path in r for r in RUNTIMES.values()):
             continue  # timed one after the other: no pairs
-        if ours[0].path != theirs[0].path and ours[0].draft != theirs[0].draft:
+        if one.path != other.path and one.draft != other.draft:
             continue  # two things differ, so the ratio says nothing about either
-        chosen = [
-            next(
-                s
-                for s in settings
-                if s.num_assistant_tokens == paths[name]["overall"]["best_num_assistant_tokens"]
-            )
-            for name, settings in ((first, ours), (second, theirs))
-        ]
         found.append(
             {
                 "path": second,
-                "num_assistant_tokens": chosen[1].num_assistant_tokens,
+                "num_assistant_tokens": other.num_assistant_tokens,
                 "over": first,
-                "over_num_assistant_tokens": chosen[0].num_assistant_tokens,
-                "ratio": paired_ratio(timings.pairs(chosen[1], chosen[0])).triple(),
+                "over_num_assistant_tokens": one.num_assistant_tokens,
+                "ratio": paired_ratio(timings.pairs(other, one)).triple(),
             }
         )
     return found

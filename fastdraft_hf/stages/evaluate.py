@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf import _processes
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
@@ -18,14 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``records.jsonl`` and ``results.json``."""
+    """Write ``records.jsonl``, ``readings.jsonl`` and ``results.json``."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastdraft_hf.draft.reduced_vocabulary import load_draft, whole_parameters
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.eval import evaluate
-    from fastdraft_hf.eval.journal import Journal
+    from fastdraft_hf.eval.evaluate import Models, evaluate
     from fastdraft_hf.eval.prompts import draw_prompts
 
     config = run.recipe.evaluate
@@ -34,7 +34,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
-    # Before the models: a task set that cannot be read, or has no short prompt, says so at once.
+    # Before the models are loaded: a task set that cannot be read is reported at once.
     prompts = draw_prompts(
         tokenizer,
         config.tasks,
@@ -43,41 +43,38 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         run.recipe.seed,
     )
     trained_on = not_held_out(run)
-    if trained_on:
+    if trained_on and _processes.is_main():
         logger.warning(
-            "evaluate: training did not leave out the text of %s; these figures may flatter",
+            "evaluate: training did not leave out the text of %s; acceptance may be overstated",
             ", ".join(trained_on),
         )
 
     def load(path: Path) -> Any:
         # Stock assisted generation would take the columns of a reduced vocabulary for ids.
         read = load_draft if config.path == "ours" else AutoModelForCausalLM.from_pretrained
-        # float32: whether greedy output changes is asked of the models, not of a rounding.
+        # float32: whether greedy output changes is a question about the models, not rounding.
         return read(path, dtype=torch.float32).to(device).eval()
 
     target, draft = load(run.target.path), load(draft_folder)
     # A draft that was given is not untrained, and one that was only designed is measured anyway.
-    started = run.stage_folder("design")
+    designed = run.stage_folder("design")
     wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
-    untrained = load(started) if wanted and draft_folder != started else None
-    journal = Journal(evaluate.save_path(folder))
-    evaluate.collect(target, draft, untrained, prompts, config, journal, run.recipe.seed)
-    differences = evaluate.compare_greedy(target, prompts, config, journal)
+    untrained = load(designed) if wanted and draft_folder != designed else None
     ends = target.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    readings = evaluate.read_texts(target, draft, prompts, config, journal, ends)
-    results = evaluate.summarize(
+    results = evaluate(
+        Models(target, draft, untrained, ends if isinstance(ends, list) else [ends]),
         prompts,
-        journal,
         config,
+        folder,
+        seed=run.recipe.seed,
         target_parameters=target.num_parameters(),
         draft_parameters=whole_parameters(draft),
-        differences=differences,
-        readings=readings,
     )
+    if results is None:  # not the main process
+        return {}
     results["not_held_out"] = trained_on
     write_json(folder / "results.json", results)
-    faults = [d for d in differences if not d["tie"]]
+    faults = [d for d in results["greedy_differences"] if not d["tie"]]
     if faults:
         logger.error(
             "greedy output differs from the target's on %d prompts: %s", len(faults), faults
@@ -92,8 +89,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 def not_held_out(run: Run) -> list[str]:
     """Return the tasks whose text some training stage of this run did not leave out.
 
-    Tasks may be named after training (``fastdraft evaluate --tasks ...``), or a dataset may have
-    changed since. A draft that was given was trained elsewhere, on text nobody here has checked.
+    Tasks may be named after training, or a dataset may have changed since. A draft that was given
+    was trained elsewhere, on text that nobody checked here.
     """
     records = []
     for stage in ("pretrain", "continue", "align"):
