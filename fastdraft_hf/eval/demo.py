@@ -18,14 +18,12 @@ from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency, tokens_per_second
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-from fastdraft_hf.eval.report import accepted_pieces
+from fastdraft_hf.eval.report import Pieces, accepted_pieces
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SHIPPED = "SmolLM2-135M-Instruct-FastDraft"
-# (accepted, text) of an answer, in order.
-Pieces = Sequence[tuple[bool, str]]
 # On a terminal narrower than this the answers stand below each other.
 _TWO_COLUMNS = 100
 

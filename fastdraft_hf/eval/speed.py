@@ -1,4 +1,4 @@
-"""The results of a benchmark's timings: ratios over pairs, the best setting, and whether it pays."""
+"""Results of a benchmark: ratios over pairs, the best setting, and whether it pays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a run's own records say, gathered once for the card, the report and the terminal."""
+"""A run's records as rows and sentences, for the card, the report and the terminal."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ class RunSummary:
     """The results of a run, read from its stage folders.
 
     Attributes:
-        evaluation: ``results.json`` of stage evaluate, ``None`` when it has not run.
+        evaluation: ``results.json`` of stage evaluate, ``None`` if it has not run.
         bench: the same of stage bench.
         provenance: each finished stage's provenance record, in the order of the run.
         logs: each training stage's log history.
@@ -31,7 +32,7 @@ def read_summary(folders: dict[str, Path]) -> RunSummary:
     """Read a run.
 
     Args:
-        folders: stage name to stage folder; those that do not exist are left out.
+        folders: stage name to stage folder; missing folders are skipped.
     """
 
     def read(stage: str, name: str) -> Any:
@@ -50,41 +51,29 @@ def read_summary(folders: dict[str, Path]) -> RunSummary:
     )
 
 
-def with_interval(triple: list[float], digits: int = 2) -> str:
-    """Format [value, low, high]."""
+def with_interval(triple: Sequence[float], digits: int = 2) -> str:
+    """Format ``[value, low, high]``."""
     value, low, high = (f"{v:.{digits}f}" for v in triple)
     return f"{value} ({low} to {high})"
 
 
-def settings_of(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures of each γ and temperature; those of older results are of one."""
-    if "settings" in evaluation:
-        return list(evaluation["settings"])
-    return [
-        {
-            "num_assistant_tokens": evaluation["num_assistant_tokens"],
-            "temperature": temperature,
-            "tasks": {task: found.get(run) for task, found in evaluation["tasks"].items()},
-            "overall": evaluation["overall"].get(run),
-        }
-        for run, temperature in (("sampled", evaluation["temperature"]), ("greedy", 0.0))
-    ]
-
-
 def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row per task set, temperature and γ, and one for the draft before training.
+    """Return one row per task set, temperature and γ, and one of the draft before training.
 
-    ``expected`` is the teacher-forced acceptance rate; a star marks an interval that shares nothing
-    with that of decoding.
+    ``expected`` is the teacher-forced acceptance rate; a star marks an interval that does not
+    overlap that of decoding.
     """
-    settings = settings_of(evaluation)
+    settings = evaluation["settings"]
     expects = any("expected" in (s["overall"] or {}) for s in settings)
     rows = []
     for task in [*evaluation["tasks"], "overall"]:
-        own = [s["overall"] if task == "overall" else s["tasks"][task] for s in settings]
         taken = [
-            (_decoding(s["temperature"]), s["num_assistant_tokens"], figures)
-            for s, figures in zip(settings, own, strict=True)
+            (
+                _decoding(s["temperature"]),
+                s["num_assistant_tokens"],
+                s["overall"] if task == "overall" else s["tasks"][task],
+            )
+            for s in settings
         ]
         first = evaluation["overall"] if task == "overall" else evaluation["tasks"][task]
         untrained = f"untrained, {_decoding(evaluation['temperature'])}"
@@ -109,15 +98,6 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-# Under the rows of `speed_rows`, where γ was judged.
-SPEED_NOTE = (
-    "Ratios are to the target alone through the same engine, with 95% bootstrap intervals over "
-    "prompts and repeats. γ was chosen on one half of the prompts and judged on the other, "
-    "averaged over ways to halve them, so a ratio can be lower than that of the two speeds beside "
-    "it. First token: alone / with the draft, median."
-)
-
-
 def _decoding(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
@@ -130,35 +110,68 @@ def _expected_cell(figures: dict[str, Any]) -> str:
 
 
 def estimators_sentence(evaluation: dict[str, Any]) -> str:
-    """Say whether decoding and the teacher-forced estimate agree; "" where one was not made."""
+    """Say whether decoding and the teacher-forced estimate agree; "" if there is no estimate."""
     found = [
         figures["intervals_overlap"]
-        for setting in settings_of(evaluation)
+        for setting in evaluation["settings"]
         for figures in (*setting["tasks"].values(), setting["overall"])
         if figures is not None and "intervals_overlap" in figures
     ]
     if not found:
         return ""
     sentence = (
-        "Expected: the acceptance rate by the two models' distributions along the sampled texts, "
-        "read once and not decoded. Its interval overlaps that of decoding in "
-        f"{sum(found)} of {len(found)} rows."
+        "Expected: the acceptance rate computed from both models' distributions along the sampled "
+        f"texts. Its interval overlaps that of decoding in {sum(found)} of {len(found)} rows."
     )
     return sentence if all(found) else f"{sentence} A star marks the others."
 
 
 def held_out_sentence(evaluation: dict[str, Any]) -> str:
-    """Name the task sets that training did not leave out; "" when it left out all."""
+    """Name the task sets whose text was in the training data, as far as is known; else ""."""
     names = evaluation.get("not_held_out", [])
     if not names:
         return ""
-    return f"Training did not leave out the text of {', '.join(names)}: figures may flatter."
+    return (
+        f"Training did not leave out the text of {', '.join(names)}: acceptance may be overstated."
+    )
+
+
+def cut_sentence(results: dict[str, Any] | None) -> str:
+    """Say how many prompts a time limit left; "" if all were measured."""
+    prompts = (results or {}).get("prompts")
+    if not prompts or prompts["measured"] >= prompts["drawn"]:
+        return ""
+    return (
+        f"The time limit (max_minutes) was reached after {prompts['measured']} of "
+        f"{prompts['drawn']} prompts."
+    )
+
+
+def greedy_sentence(evaluation: dict[str, Any]) -> str:
+    """Say on how many prompts greedy output is the target's own, and why not on the others."""
+    same, total = evaluation["greedy_identical"], evaluation["greedy_prompts"]
+    text = f"Greedy output is identical to the target alone on {same} of {total} prompts."
+    ties = sum(d["tie"] for d in evaluation["greedy_differences"])
+    if ties:
+        text += f" On {ties} it differs at a near-tie of the target's logits."
+    if same + ties < total:
+        text += f" On {total - same - ties} it differs without one: a fault, please report it."
+    return text
+
+
+# Below the rows of `speed_rows`.
+SPEED_NOTE = (
+    "Ratios are to the target alone through the same engine and kernels, with 95% bootstrap "
+    "intervals over prompts and repeats. γ was chosen on one half of the prompts and judged on the "
+    "other, averaged over ways to halve them, so a ratio can be lower than that of the two speeds "
+    "beside it. First token: alone / with the draft, median."
+)
 
 
 def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     """Return one row per path and task set: speed alone and with the draft at its best γ.
 
-    The ratio is the judged one: of prompts that had no say in the choice of γ.
+    The ratio is the judged one: of prompts on which γ was not chosen.
     """
     rows = []
     for name, found in bench["paths"].items():
@@ -181,20 +194,37 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def path_words(name: str) -> str:
-    """Return a key of ``paths`` as words: the path, and the draft where it is another one."""
+    """Return a key of ``paths`` as words: the path, and the draft if it is another one."""
     path, _, draft = name.partition("/")
     return f"{path}, draft {draft}" if draft else path
 
 
 def judged_ratio(figures: dict[str, Any]) -> list[float]:
-    """Return a path's ratio and interval; of the best γ's own runs where no other was judged."""
-    best = figures["sweep"][str(figures["best_num_assistant_tokens"])]
-    ratio: list[float] = figures.get("judged", best)["ratio"]
+    """Return a path's speed-up over the target alone through the same kernels, with interval."""
+    ratio: list[float] = figures["judged"]["ratio"]
     return ratio
 
 
+def kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per path with kernels of our own: their speed over stock decoding.
+
+    ``kernels`` compares the target alone with itself; ``draft and kernels`` is the best γ over
+    stock decoding.
+    """
+    return [
+        {
+            "path": path_words(name),
+            "stock, tokens/s": f"{stock['tokens_per_second']:.1f}",
+            "kernels": with_interval(stock["kernels_ratio"]),
+            "draft and kernels": with_interval(stock["best_ratio"]),
+        }
+        for name, found in bench.get("paths", {}).items()
+        if (stock := found["overall"].get("stock")) is not None
+    ]
+
+
 def comparison_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row for every two paths that took turns, each at its best γ, over all prompts."""
+    """Return one row for each two paths that took turns, each at its best γ, over all prompts."""
     return [
         {
             "path": f"{path_words(found['path'])}, γ = {found['num_assistant_tokens']}",
@@ -210,50 +240,54 @@ def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     memory = bench.get("memory", {})
     columns = {"peak_bytes": "peak memory, GiB", "gpu_peak_bytes": "peak GPU memory, GiB"}
     known = [key for key in columns if any(peaks[key] is not None for peaks in memory.values())]
+
+    def cell(size: int | None) -> str:
+        return "" if size is None else f"{size / 2**30:.2f}"
+
     return [
-        {
-            "path": path_words(name),
-            **{
-                columns[key]: "" if peaks[key] is None else f"{peaks[key] / 2**30:.2f}"
-                for key in known
-            },
-        }
+        {"path": path_words(name), **{columns[key]: cell(peaks[key]) for key in known}}
         for name, peaks in memory.items()
         if known
     ]
 
 
+# Tables of a benchmark beside that of speeds: heading, rows.
+BENCH_TABLES = (
+    ("What our kernels bring, without and with the draft, over stock decoding:", kernel_rows),
+    ("Between paths, over all prompts:", comparison_rows),
+    ("Peak memory of a process that runs this path alone:", memory_rows),
+)
+
+
 def verdict(bench: dict[str, Any] | None) -> str:
-    """Say in plain words whether the draft is a speed-up on this machine, and which setting."""
+    """Say in plain words whether the draft is a speed-up on this machine, and in which setting.
+
+    Every ratio is to the target alone through the same kernels.
+    """
     if bench is None or not bench["paths"]:
         return "Wall clock was not measured."
-    sentences = []
-    best = bench.get("best")
-    if best is not None:
-        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
-        speed, alone = best["tokens_per_second"], best["fastest_alone"]
-        ratio = best["judged"]["ratio"]
+    best = bench["best"]
+    name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
+    alone, ratio = best["fastest_alone"], best["judged"]["ratio"]
+    sentences = [
+        f"{ratio[0]:.2f}x ({ratio[1]:.2f} to {ratio[2]:.2f}) the speed of the target alone through "
+        f"the same kernels, {_word(best['is_speed_up'], ratio[2])}: {path_words(name)} with "
+        f"γ = {best['num_assistant_tokens']}, {best['tokens_per_second']:.1f} tokens/s."
+    ]
+    if alone["tokens_per_second"] >= best["tokens_per_second"]:
         sentences.append(
-            f"The fastest setting is {path_words(name)} with γ = {best['num_assistant_tokens']}: "
-            f"{speed:.1f} tokens/s; choosing like that gives {ratio[0]:.2f}x ({ratio[1]:.2f} to "
-            f"{ratio[2]:.2f}) of the target alone there: {_word(best['is_speed_up'], ratio[2])}."
+            f"The target alone is faster than every setting with a draft: "
+            f"{alone['tokens_per_second']:.1f} tokens/s ({alone['engine']})."
         )
-        if alone["tokens_per_second"] >= speed:
-            sentences.append(
-                f"The target alone is faster than any of them: {alone['tokens_per_second']:.1f} "
-                f"tokens/s ({alone['engine']})."
-            )
     for name, found in bench["paths"].items():
         overall = found["overall"]
         value, low, high = judged_ratio(overall)
         sentence = (
-            f"Through {path_words(name)}, {value:.2f}x ({low:.2f} to {high:.2f}) at "
-            f"γ = {overall['best_num_assistant_tokens']}: {_word(overall['is_speed_up'], high)}"
+            f"Through {path_words(name)}: {value:.2f}x ({low:.2f} to {high:.2f}) at "
+            f"γ = {overall['best_num_assistant_tokens']}, {_word(overall['is_speed_up'], high)}"
         )
-        plain = overall.get("without_draft")
-        if plain is not None:
-            loop, drafting = plain["ratio"][0], with_interval(plain["best_over_this"])
-            sentence += f"; the loop without a draft gives {loop:.2f}x, drafting {drafting} of that"
+        if (stock := overall.get("stock")) is not None:
+            sentence += f"; our kernels without a draft bring {stock['kernels_ratio'][0]:.2f}x more"
         sentences.append(f"{sentence}.")
     return " ".join(sentences)
 
@@ -262,8 +296,8 @@ def _word(is_speed_up: bool, high: float) -> str:
     if is_speed_up:
         return "a speed-up"
     if high < 1:
-        return "no speed-up: the draft costs more time than it saves"
-    return "no clear speed-up: the interval holds 1"
+        return "no speed-up (the draft costs more time than it saves)"
+    return "no clear speed-up (the interval contains 1)"
 
 
 # "About 10 BT in all" (the paper, section 5).
@@ -271,40 +305,37 @@ PAPER_TOKENS = 10_000_000_000
 
 
 def trained_tokens(summary: RunSummary) -> int:
-    """Return the tokens that all training stages read, of the run and before it."""
+    """Return the tokens of all training stages, in the run and before it."""
     facts = [summary.provenance.get(stage, {}).get("facts", {}) for stage in TRAINING_STAGES]
     earlier = summary.provenance.get("design", {}).get("facts", {}).get("earlier") or {}
     return int(earlier.get("tokens", 0)) + sum(int(f.get("tokens", 0)) for f in facts)
 
 
 def budget_sentence(summary: RunSummary) -> str:
-    """Say how far the run's budget goes, against the paper's."""
+    """Compare the run's token budget with the paper's."""
     tokens = trained_tokens(summary)
-    sentence = f"The draft read {tokens:,} tokens in training."
+    sentence = f"The draft was trained on {tokens:,} tokens."
     if 0 < tokens < PAPER_TOKENS / 10:
         sentence += (
-            f" The paper's drafts read about ten billion, {PAPER_TOKENS / tokens:,.0f} times as "
+            f" The paper's drafts saw about ten billion, {PAPER_TOKENS / tokens:,.0f} times as "
             "many, and reach acceptance rates of 0.37 on instructions and 0.56 on code "
             "(Phi-3-mini 50M, T = 0.6). At a budget this small acceptance still rises with more "
-            "tokens; recipes/README.md lists the recipes that go further."
+            "tokens; recipes/README.md lists the recipes that train longer."
         )
     return sentence
 
 
 def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """Return one row per stage: what it read or wrote, and its wall time."""
-    rows = []
-    for stage, record in provenance.items():
-        facts = record["facts"]
-        rows.append(
-            {
-                "stage": stage,
-                "what": _what(stage, facts),
-                "wall time": f"{record['wall_seconds']:,.0f} s",
-                "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
-            }
-        )
-    return rows
+    """Return one row per stage: its product, wall time and peak memory."""
+    return [
+        {
+            "stage": stage,
+            "what": _what(stage, record["facts"]),
+            "wall time": f"{record['wall_seconds']:,.0f} s",
+            "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
+        }
+        for stage, record in provenance.items()
+    ]
 
 
 def _what(stage: str, facts: dict[str, Any]) -> str:
@@ -313,7 +344,7 @@ def _what(stage: str, facts: dict[str, Any]) -> str:
         if not facts.get("earlier"):
             return f"{what}, initialization: {facts['init']}"
         tokens, seconds = facts["earlier"]["tokens"], facts["earlier"]["seconds"]
-        return f"{what}, a draft that was trained before: {tokens:,} tokens in {seconds:,.0f} s"
+        return f"{what}, trained before on {tokens:,} tokens in {seconds:,.0f} s"
     if stage == "generate":
         tokens = sum(s["completion_tokens"] for s in facts["sets"].values())
         rows = sum(s["rows"] for s in facts["sets"].values())
