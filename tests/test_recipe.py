@@ -84,7 +84,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: must be above 0"),
-        ({"evaluate": {"temperature": []}}, "evaluate.temperature: at least one is needed"),
+        ({"evaluate": {"temperature": []}}, "evaluate.temperature: the list is empty"),
         ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
         ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),
         ({"evaluate": {"temperature": [0.6, "x"]}}, "evaluate.temperature[1]: expected a number"),
@@ -95,7 +95,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         (
             {"evaluate": {"num_assistant_tokens": [3, 3]}},
-            "evaluate.num_assistant_tokens: one stands twice",
+            "evaluate.num_assistant_tokens: a value is repeated",
         ),
         ({"evaluate": {"tasks": {}}}, "evaluate.tasks: at least one is needed"),
         ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks.mine.dataset: needed, mine is no"),

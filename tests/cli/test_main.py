@@ -278,7 +278,7 @@ def test_a_draft_is_measured_outside_a_run(
 def test_evaluate_prints_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also of a stage that was finished before, in the layout of older results."""
+    """Also of a stage that was finished before."""
     monkeypatch.setattr("fastdraft_hf.cli._running.run_stages", lambda *args: None)
     run = json.loads((ROOT / "tests" / "synthetic_run.json").read_text(encoding="utf-8"))
     (tmp_path / "evaluate").mkdir()
@@ -288,7 +288,7 @@ def test_evaluate_prints_what_it_found(
     cli.main(words)
     shown = capsys.readouterr().err
     assert re.search(r"humaneval +T = 0\.6 +3 +2 +0\.400 \(0\.300 to 0\.500\)", shown)
-    assert "greedy output identical to the target alone: 4 of 4 prompts" in shown
+    assert "Greedy output is identical to the target alone on 4 of 4 prompts" in shown
     cli.main([*words, "--dry-run"])
     assert capsys.readouterr().err == ""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,10 +48,10 @@ class FakeDecode:
         )
 
 
-def run(folder: Path, decode: FakeDecode) -> Journal:
+def run(folder: Path, decode: FakeDecode, deadline: float | None = None) -> Journal[Any]:
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / "records.jsonl")
-    bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal)
+    bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal, deadline)
     return journal
 
 
@@ -57,7 +59,7 @@ def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
     found = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
     assert found == [
         Setting("alone"),
-        Setting("ours"),  # our loop without drafting
+        Setting("ours"),  # our loop with nothing drafted
         Setting("transformers", "", 1),
         Setting("ours", "", 1),
         Setting("transformers", "", 2),
@@ -65,8 +67,8 @@ def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
     ]
     openvino = bench.assisted_settings(["openvino", "openvino-prompt-lookup", "ours-openvino"], [3])
     assert bench.all_settings(openvino)[:3] == [
-        Setting("openvino-alone"),
         Setting("ours-openvino-alone"),
+        Setting("openvino-alone"),
         Setting("ours-openvino"),
     ]
 
@@ -75,8 +77,11 @@ def test_another_draft_is_timed_on_the_paths_that_take_any() -> None:
     paths = ["transformers", "ours", "prompt-lookup", "openvino"]
     settings = bench.assisted_settings(paths, [2], ["big"])
     assert [s.name for s in settings] == [*paths, "transformers/big", "ours/big"]
-    assert settings[-1].baseline == Setting("alone")
-    assert settings[-1].without_draft == Setting("ours")  # the same, whatever does not draft
+    # Compared to the target alone through the same kernels, which has no draft.
+    assert settings[-1].baseline == Setting("ours")
+    assert settings[-1].stock == Setting("alone")
+    assert settings[0].baseline == Setting("alone")
+    assert settings[0].stock is None
 
 
 def test_every_path_belongs_to_one_runtime() -> None:
@@ -97,7 +102,7 @@ def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> N
     assert [block[0][1] for block in blocks] == ["H/0", "H/1", "7"] * 2
     forth, back = SETTINGS, SETTINGS[::-1]
     orders = [[s for s, _, _ in block] for block in blocks]
-    assert orders == [forth, back, forth, back, forth, back]
+    assert orders == [forth, back, back, back, forth, forth]
     # Over two repeats no setting has a better place than another on any prompt.
     places: Counter[tuple[Setting, str]] = Counter()
     for block in blocks:
@@ -122,6 +127,20 @@ def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
     assert finished.calls == []
 
 
+def test_after_the_deadline_one_prompt_of_each_task_is_timed(tmp_path: Path) -> None:
+    journal = run(tmp_path, FakeDecode(), deadline=time.monotonic() - 1)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[2]]
+    blocks = bench.complete_blocks(journal, SETTINGS, prompts, CONFIG)
+    assert blocks == [(0, PROMPTS[0])]  # the second prompt of humaneval ended it
+    turns = [PROMPTS[0], PROMPTS[2], PROMPTS[1]]
+    other = Journal[Any](tmp_path / "other.jsonl")
+    bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other, time.monotonic() - 1)
+    assert bench.complete_blocks(other, SETTINGS, turns, CONFIG) == [(0, turns[0]), (0, turns[1])]
+    # A later start without a limit completes it.
+    bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other)
+    assert len(bench.complete_blocks(other, SETTINGS, turns, CONFIG)) == 6
+
+
 def test_no_two_timings_share_a_label() -> None:
     settings = bench.all_settings(
         bench.assisted_settings(list(bench.BASELINES), [1, 12], ["a", "b.c"])
@@ -133,11 +152,12 @@ def test_no_two_timings_share_a_label() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is no name"),
-        ({"drafts": {"": "x"}}, "drafts: '' is no name"),
+        ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is not a valid name"),
+        ({"drafts": {"": "x"}}, "drafts: '' is not a valid name"),
         ({"drafts": {"a": "x"}, "paths": ["openvino"]}, "drafts: they are timed on transformers"),
         ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
         ({"repeats": 0}, "repeats: must be at least 1"),
+        ({"max_minutes": 0}, "max_minutes: must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_timed_are_refused(given: dict[str, object], message: str) -> None:

@@ -14,19 +14,21 @@ from fastdraft_hf.eval.summary import (
     acceptance_rows,
     budget_sentence,
     comparison_rows,
+    cut_sentence,
     estimators_sentence,
+    greedy_sentence,
     held_out_sentence,
+    kernel_rows,
     markdown_table,
     memory_rows,
     read_summary,
-    settings_of,
     speed_rows,
     stage_rows,
     trained_tokens,
     verdict,
     with_interval,
 )
-from fastdraft_hf.eval.terminal import print_evaluation
+from fastdraft_hf.eval.terminal import print_bench, print_evaluation
 
 
 def test_a_run_is_read_from_its_folders(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def several(run_summary: RunSummary) -> dict[str, Any]:
     """The made-up evaluation with a second γ, as if both estimates had been made."""
     assert run_summary.evaluation is not None
     evaluation: dict[str, Any] = run_summary.evaluation
-    settings = settings_of(evaluation)
+    settings = evaluation["settings"]
     expected = {"texts": 4, "acceptance_rate": [0.41, 0.35, 0.45]}
     second = copy.deepcopy({**settings[0], "num_assistant_tokens": 5})
     for setting in (settings[0], second):
@@ -119,7 +121,7 @@ def test_what_was_not_held_out_is_named(run_summary: RunSummary) -> None:
     assert held_out_sentence(run_summary.evaluation) == ""
     run_summary.evaluation["not_held_out"] = ["mine", "dolly"]
     assert held_out_sentence(run_summary.evaluation) == (
-        "Training did not leave out the text of mine, dolly: figures may flatter."
+        "Training did not leave out the text of mine, dolly: acceptance may be overstated."
     )
 
 
@@ -134,7 +136,7 @@ def test_the_terminal_says_all_of_it(
         assert all(cell in shown for cell in row.values())
     assert "5 of 6 rows" in shown
     assert "did not leave out the text of ifbench" in shown
-    assert "greedy output identical to the target alone: 4 of 4 prompts" in shown
+    assert "Greedy output is identical to the target alone on 4 of 4 prompts" in shown
 
 
 def test_speed_is_told_at_each_best_setting(run_summary: RunSummary) -> None:
@@ -154,22 +156,17 @@ def test_speed_is_told_at_each_best_setting(run_summary: RunSummary) -> None:
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [
-        ([1.5, 1.2, 1.8], "1.50x (1.20 to 1.80) at γ = 4: a speed-up."),
-        ([0.8, 0.7, 0.9], "0.80x (0.70 to 0.90) at γ = 4: no speed-up: the draft costs more"),
-        ([1.1, 0.9, 1.3], "1.10x (0.90 to 1.30) at γ = 4: no clear speed-up: the interval holds 1"),
+        ([1.5, 1.2, 1.8], "1.50x (1.20 to 1.80) at γ = 1, a speed-up."),
+        ([0.8, 0.7, 0.9], "0.80x (0.70 to 0.90) at γ = 1, no speed-up (the draft costs more"),
+        ([1.1, 0.9, 1.3], "1.10x (0.90 to 1.30) at γ = 1, no clear speed-up (the interval"),
     ],
 )
-def test_the_verdict_says_what_the_interval_shows(ratio: list[float], words: str) -> None:
-    overall = {
-        "best_num_assistant_tokens": 4,
-        "is_speed_up": ratio[1] > 1,
-        "sweep": {"2": {"ratio": [9, 9, 9]}, "4": {"ratio": ratio}},
-    }
-    text = verdict({"paths": {"openvino": {"overall": overall}}})
-    assert text.startswith(f"Through openvino, {words}")
-    assert text.endswith(".")
-    both = verdict({"paths": {"openvino": {"overall": overall}, "other": {"overall": overall}}})
-    assert both == f"{text} {text.replace('openvino', 'other')}"
+def test_the_verdict_says_what_the_interval_shows(
+    bench_results: dict[str, Any], ratio: list[float], words: str
+) -> None:
+    overall = bench_results["paths"]["openvino"]["overall"]
+    overall["judged"]["ratio"], overall["is_speed_up"] = ratio, ratio[1] > 1
+    assert f"Through openvino: {words}" in verdict(bench_results)
 
 
 def test_a_ratio_is_that_of_prompts_with_no_say_in_the_choice(
@@ -185,21 +182,55 @@ def test_a_ratio_is_that_of_prompts_with_no_say_in_the_choice(
 
 
 def test_the_verdict_begins_with_the_best_of_all(bench_results: dict[str, Any]) -> None:
+    """Every ratio is over the same kernels; what the kernels bring comes after it."""
     text = verdict(bench_results)
     assert text.startswith(
-        "The fastest setting is openvino with γ = 1: 130.0 tokens/s; choosing like that gives "
-        "1.25x (1.10 to 1.40) of the target alone there: a speed-up. Through transformers, 0.85x"
+        "1.25x (1.10 to 1.40) the speed of the target alone through the same kernels, a speed-up: "
+        "openvino with γ = 1, 130.0 tokens/s. Through transformers: 0.85x"
     )
     assert (
-        "Through ours, 1.38x (1.23 to 1.53) at γ = 3: a speed-up; the loop without a draft gives "
-        "1.10x, drafting 1.30 (1.20 to 1.40) of that."
+        "Through ours: 1.38x (1.23 to 1.53) at γ = 3, a speed-up; our kernels without a draft bring "
+        "1.10x more."
     ) in text
-    assert "Through transformers, draft big, 0.85x" in text
+    assert "Through transformers, draft big: 0.85x" in text
     assert "The target alone is faster" not in text
     bench_results["best"]["fastest_alone"]["tokens_per_second"] = 140.0
     assert (
-        "The target alone is faster than any of them: 140.0 tokens/s (openvino-alone)."
+        "The target alone is faster than every setting with a draft: 140.0 tokens/s "
+        "(openvino-alone)."
     ) in verdict(bench_results)
+    assert kernel_rows(bench_results) == [
+        {
+            "path": "ours",
+            "stock, tokens/s": "9.0",
+            "kernels": "1.10 (1.00 to 1.20)",
+            "draft and kernels": "1.60 (1.50 to 1.70)",
+        }
+    ]
+
+
+def test_a_time_limit_is_said(
+    bench_results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cut_sentence(bench_results) == cut_sentence(None) == ""
+    bench_results["prompts"] = {"drawn": 16, "measured": 3}
+    said = "The time limit (max_minutes) was reached after 3 of 16 prompts."
+    assert cut_sentence(bench_results) == said
+    print_bench(bench_results)
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "What our kernels bring" in shown
+    assert "1.25 (1.10 to 1.40)" in shown
+
+
+def test_greedy_differences_are_ties_or_faults(run_summary: RunSummary) -> None:
+    assert run_summary.evaluation is not None
+    evaluation: dict[str, Any] = run_summary.evaluation
+    assert greedy_sentence(evaluation).endswith("on 4 of 4 prompts.")
+    evaluation |= {"greedy_identical": 2, "greedy_differences": [{"tie": True}, {"tie": False}]}
+    text = greedy_sentence(evaluation)
+    assert "On 1 it differs at a near-tie" in text
+    assert "On 1 it differs without one: a fault" in text
 
 
 def test_paths_are_compared_and_their_memory_told(bench_results: dict[str, Any]) -> None:
@@ -249,16 +280,16 @@ def test_the_budget_is_told_against_the_papers(run_summary: RunSummary) -> None:
     }
     assert trained_tokens(run_summary) == 1_000_000
     text = budget_sentence(run_summary)
-    assert text.startswith("The draft read 1,000,000 tokens in training.")
+    assert text.startswith("The draft was trained on 1,000,000 tokens.")
     assert "10,000 times as many" in text
     run_summary.provenance["design"]["facts"]["earlier"] = {"tokens": 500_000, "seconds": 90.0}
     assert trained_tokens(run_summary) == 1_500_000
     assert stage_rows(run_summary.provenance)[0]["what"] == (
-        "10,000,000 parameters, a draft that was trained before: 500,000 tokens in 90 s"
+        "10,000,000 parameters, trained before on 500,000 tokens in 90 s"
     )
     del run_summary.provenance["design"]["facts"]["earlier"]
     run_summary.provenance["pretrain"]["facts"]["tokens"] = 5 * 10**9
-    assert budget_sentence(run_summary) == "The draft read 5,000,400,000 tokens in training."
+    assert budget_sentence(run_summary) == "The draft was trained on 5,000,400,000 tokens."
     assert trained_tokens(RunSummary(None, None, {}, {})) == 0
     assert "times" not in budget_sentence(RunSummary(None, None, {}, {}))
 
