@@ -23,10 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
+from fastdraft_hf._sequences import first_difference
+from fastdraft_hf._ties import Margin, greedy_margin
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.evaluate import first_difference
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import acceptance_rate
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
@@ -150,8 +151,12 @@ def main() -> int:
             theirs = records[-1].tokens
             if alone == theirs:
                 continue
-            found.append(first_difference(target, prompt, alone, theirs))
-        ties = [one["margin"] for one in found if one["tie"]]
+            position = first_difference(alone, theirs)
+            if position == min(len(alone), len(theirs)):  # cut short
+                found.append(Margin(float("inf"), 0.0))
+            else:
+                found.append(greedy_margin(target, [*prompt.ids, *alone[:position]]))
+        ties = [one.margin for one in found if one.tie]
         wrong = len(found) - len(ties)
         faults += wrong
         print(

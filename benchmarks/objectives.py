@@ -18,7 +18,7 @@ import argparse
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,6 @@ from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import (
     Continuation,
-    expected_acceptance,
-    expected_acceptance_rate,
     log_probabilities,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
@@ -58,6 +56,24 @@ OBJECTIVES: dict[str, Any] = {
     "rkl": "rkl",
 }
 BASE = ("design", "generate", "logits", "pretrain", "continue")
+
+
+def expected_acceptance(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
+    """Return α [T] from two log distributions [T, V]."""
+    return torch.minimum(target, draft).exp().sum(-1)
+
+
+def expected_acceptance_rate(alphas: Sequence[Sequence[float]], gamma: int) -> float:
+    """Return expected accepted / drafted tokens if a round may start at any position."""
+    accepted = drafted = 0.0
+    for text in alphas:
+        for start in range(len(text) - gamma + 1):
+            chance = 1.0
+            for alpha in text[start : start + gamma]:
+                chance *= alpha
+                accepted += chance
+            drafted += gamma
+    return accepted / drafted if drafted else 0.0
 
 
 def align(recipe_path: Path, run: Path, work: Path, objective: Any, tokens: int) -> Path:

@@ -287,7 +287,7 @@ def verdict(bench: dict[str, Any] | None) -> str:
             f"γ = {overall['best_num_assistant_tokens']}, {_word(overall['is_speed_up'], high)}"
         )
         if (stock := overall.get("stock")) is not None:
-            sentence += f"; our kernels without a draft bring {stock['kernels_ratio'][0]:.2f}x more"
+            sentence += f"; our kernels alone, {stock['kernels_ratio'][0]:.2f}x stock decoding"
         sentences.append(f"{sentence}.")
     return " ".join(sentences)
 

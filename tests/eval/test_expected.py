@@ -1,6 +1,9 @@
+"""The teacher-forced estimator against decoding itself, written out over every possible outcome."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,14 +11,274 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import (
     Continuation,
-    expected_acceptance,
-    expected_acceptance_rate,
+    ExpectedRounds,
+    TextAcceptance,
+    add_rounds,
+    expected_rounds,
     log_probabilities,
+    rounds_acceptance_rate,
+    rounds_block_efficiency,
+    rounds_by_position,
+    text_acceptance,
+)
+from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
+
+# A language of three tokens: the chance of the next depends on the last. Token 0 may end a text.
+Chain = list[list[float]]
+LONGEST = 4
+
+
+def rows(weights: list[list[int]]) -> Chain:
+    return [[w / sum(row) for w in row] for row in weights]
+
+
+CHAINS = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=3, max_size=3).map(
+    rows
 )
 
-ALPHAS = st.lists(st.floats(0, 1), min_size=5, max_size=9)
+
+def written(p: Chain, ends: set[int], text: tuple[int, ...] = ()) -> Iterator[tuple[float, tuple]]:
+    """Yield every text the target may write, with its chance."""
+    if len(text) == LONGEST or (text and text[-1] in ends):
+        yield 1.0, text
+        return
+    for token, chance in enumerate(p[text[-1] if text else 1]):
+        for rest, whole in written(p, ends, (*text, token)):
+            yield chance * rest, whole
+
+
+def seen(p: Chain, q: Chain, ends: set[int], text: tuple[int, ...]) -> TextAcceptance:
+    alphas, kept, draft_ends = [], [], []
+    for before, token in zip((1, *text), text, strict=False):
+        one, other = p[before], q[before]
+        alphas.append(sum(min(one[v], other[v]) for v in range(3) if v not in ends))
+        kept.append(min(1.0, other[token] / one[token]))
+        draft_ends.append(sum(other[v] for v in ends))
+    return TextAcceptance(tuple(alphas), tuple(kept), tuple(draft_ends))
+
+
+def teacher_forced(p: Chain, q: Chain, ends: set[int], gamma: int) -> ExpectedRounds:
+    """The estimator's mean over all texts of the target."""
+    parts = []
+    for chance, text in written(p, ends):
+        found = expected_rounds(seen(p, q, ends, text), gamma, LONGEST)
+        parts.append(
+            ExpectedRounds(
+                chance * found.tokens,
+                chance * found.rounds,
+                tuple(chance * d for d in found.drafted),
+                tuple(chance * a for a in found.accepted),
+            )
+        )
+    return add_rounds(parts)
+
+
+def decoded(p: Chain, q: Chain, ends: set[int], gamma: int) -> ExpectedRounds:
+    """The mean of real decoding: every draft, every coin and every correction, by its chance."""
+    totals = {"tokens": 0.0, "rounds": 0.0}
+    drafted, accepted = [0.0] * gamma, [0.0] * gamma
+
+    def block(last: int, limit: int, chosen: tuple[int, ...] = ()) -> Iterator[tuple[float, tuple]]:
+        if len(chosen) == limit or (chosen and chosen[-1] in ends):
+            yield 1.0, chosen
+            return
+        for token, chance in enumerate(q[last]):
+            for rest, whole in block(token, limit, (*chosen, token)):
+                yield chance * rest, whole
+
+    def play(text: tuple[int, ...], weight: float) -> None:
+        if len(text) == LONGEST or (text and text[-1] in ends):
+            totals["tokens"] += weight * len(text)
+            return
+        totals["rounds"] += weight
+        last = text[-1] if text else 1
+        for chance, tokens in block(last, min(gamma, LONGEST - len(text) - 1)):
+            for place in range(len(tokens)):
+                drafted[place] += weight * chance
+            so_far, before, kept = weight * chance, last, 0
+            for place, token in enumerate(tokens):
+                keep = min(1.0, p[before][token] / q[before][token])
+                rest = [max(0.0, p[before][v] - q[before][v]) for v in range(3)]
+                if keep < 1:
+                    for v in range(3):
+                        own = so_far * (1 - keep) * rest[v] / sum(rest)
+                        if own:
+                            play((*text, *tokens[:place], v), own)
+                so_far *= keep
+                if token in ends:  # the record counts the end as the target's own token
+                    play((*text, *tokens[: place + 1]), so_far)
+                    so_far = 0.0
+                    break
+                accepted[place] += so_far
+                before, kept = token, place + 1
+            if so_far:
+                for v in range(3):
+                    play((*text, *tokens[:kept], v), so_far * p[before][v])
+
+    play((), 1.0)
+    return ExpectedRounds(totals["tokens"], totals["rounds"], tuple(drafted), tuple(accepted))
+
+
+@given(CHAINS, CHAINS, st.integers(1, 4))
+def test_it_is_what_decoding_counts(p: Chain, q: Chain, gamma: int) -> None:
+    found, true = teacher_forced(p, q, set(), gamma), decoded(p, q, set(), gamma)
+    assert found.tokens == pytest.approx(true.tokens) == pytest.approx(LONGEST)
+    assert found.rounds == pytest.approx(true.rounds)
+    assert found.drafted == pytest.approx(true.drafted)
+    assert found.accepted == pytest.approx(true.accepted)
+
+
+@given(CHAINS, CHAINS, st.integers(1, 3))
+def test_texts_that_end_are_counted_to_their_end(p: Chain, q: Chain, gamma: int) -> None:
+    found, true = teacher_forced(p, q, {0}, gamma), decoded(p, q, {0}, gamma)
+    assert found.tokens == pytest.approx(true.tokens)
+    assert found.rounds == pytest.approx(true.rounds)
+    assert found.accepted == pytest.approx(true.accepted)
+    # What a draft writes after a rejected token is not in any text.
+    assert found.drafted[:2] == pytest.approx(true.drafted[:2])
+    assert all(a >= b - 1e-9 for a, b in zip(found.drafted, true.drafted, strict=True))
+
+
+def test_rounds_from_every_position_alike_are_not_what_decoding_counts() -> None:
+    """Why the simple estimator is not enough: here it is off by a fifth."""
+    p = rows([[8, 1, 1], [1, 1, 8], [1, 8, 1]])
+    q = rows([[1, 8, 1], [1, 1, 8], [8, 1, 1]])
+    true = rounds_acceptance_rate([decoded(p, q, set(), 3)])
+    assert rounds_acceptance_rate([teacher_forced(p, q, set(), 3)]) == pytest.approx(true)
+    accepted = total = 0.0
+    for chance, text in written(p, set()):
+        alphas = seen(p, q, set(), text).alphas
+        for start in range(len(alphas) - 2):
+            accepted += chance * sum(torch.tensor(alphas[start : start + 3]).cumprod(0).tolist())
+            total += 3 * chance
+    assert abs(accepted / total - true) > 0.2 * true
+
+
+SHARES = st.floats(0, 1)
+TEXTS = st.integers(1, 12).flatmap(
+    lambda n: st.builds(
+        TextAcceptance,
+        *(st.lists(SHARES, min_size=n, max_size=n).map(tuple) for _ in range(2)),
+        st.just((0.0,) * n),
+    )
+)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 6), st.integers(0, 5))
+def test_counts_stay_within_what_is_possible(
+    texts: list[TextAcceptance], gamma: int, room: int
+) -> None:
+    parts = [expected_rounds(text, gamma, len(text.kept) + room) for text in texts]
+    for part, text in zip(parts, texts, strict=True):
+        assert part.tokens == len(text.kept)
+        assert part.rounds + 1e-9 >= 1
+        assert part.rounds <= part.tokens + 1e-9
+        for place in range(gamma):
+            assert 0 <= part.accepted[place] <= part.drafted[place] + 1e-9
+            assert part.drafted[place] <= part.rounds + 1e-9
+    assert 0 <= rounds_acceptance_rate(parts) <= 1 + 1e-9
+    assert 1 - 1e-9 <= rounds_block_efficiency(parts) <= gamma + 1 + 1e-9
+    assert len(rounds_by_position(parts)) == gamma
+
+
+def test_nothing_read_is_nothing_expected() -> None:
+    assert (rounds_acceptance_rate([]), rounds_block_efficiency([])) == (0.0, 1.0)
+    assert rounds_by_position([]) == []
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model: Callable[..., LlamaForCausalLM]) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    return tiny_model(seed=0), tiny_model(seed=1, num_hidden_layers=1)
+
+
+def test_a_text_is_read_as_its_distributions_say(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM],
+) -> None:
+    target, draft = pair
+    text = Continuation("t", (40, 41, 42), (50, 51, 2))
+    found = text_acceptance(target, draft, text, 2.0, {2, 7})
+    p, q = (log_probabilities(model, text, 2.0) for model in pair)
+    shared = torch.minimum(p, q).exp()
+    wanted = shared.sum(-1) - shared[:, [2, 7]].sum(-1)
+    assert found.alphas == pytest.approx(wanted.tolist(), abs=1e-5)
+    own = torch.tensor(text.ids)[:, None]
+    ratio = (q.gather(1, own) - p.gather(1, own))[:, 0].exp().clamp(max=1)
+    assert found.kept == pytest.approx(ratio.tolist(), abs=1e-5)
+    assert found.draft_ends == pytest.approx(q[:, [2, 7]].exp().sum(-1).tolist(), abs=1e-5)
+    same = text_acceptance(target, target, text, 2.0, ())
+    assert same.alphas == pytest.approx((1.0,) * 3, abs=1e-5)
+    assert same.kept == (1.0,) * 3
+
+
+def test_a_narrower_head_is_read_over_the_targets_vocabulary(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM],
+    tiny_model: Callable[..., LlamaForCausalLM],
+) -> None:
+    """A draft whose head scores some tokens only never has the others accepted."""
+    target = pair[0]
+    draft = tiny_model(seed=1, num_hidden_layers=1, tie_word_embeddings=False)
+    scored = [50, 60, 70]
+    head = torch.nn.Linear(32, 3, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(draft.lm_head.weight[scored])
+    draft.lm_head, draft.head_token_ids = head, torch.tensor(scored)
+    text = Continuation("t", (40, 41), (50, 51))
+    found = text_acceptance(target, draft, text, 1.0, ())
+    assert found.kept[1] == 0.0  # 51 is not scored
+    p = log_probabilities(target, text, 1.0).exp()
+    assert all(a <= p[i, scored].sum() + 1e-6 for i, a in enumerate(found.alphas))
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_real_decoding_counts_what_its_own_texts_let_expect(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], gamma: int
+) -> None:
+    target, draft = pair
+    ends = {target.generation_config.eos_token_id}
+    records, parts = [], []
+    for number in range(60):
+        prompt = (30 + number, 41, 42)
+        record = decode(
+            target,
+            prompt,
+            task="t",
+            key=str(number),
+            max_new_tokens=16,
+            temperature=6.0,  # tiny models are sharp: warm enough that they agree now and then
+            seed=number,
+            draft=draft,
+            num_assistant_tokens=gamma,
+            path="ours",
+        )
+        records.append(record)
+        text = Continuation("t", prompt, tuple(record.tokens))
+        parts.append(expected_rounds(text_acceptance(target, draft, text, 6.0, ends), gamma, 16))
+    drafted = sum(r.drafted for r in records)
+    rate = rounds_acceptance_rate(parts)
+    # Three standard deviations of coins that are thrown alone; blocks make them dependent.
+    slack = 3 * (rate * (1 - rate) / drafted) ** 0.5 * 1.5
+    assert 0.05 < rate < 0.95
+    assert acceptance_rate(records) == pytest.approx(rate, abs=slack)
+    assert block_efficiency(records) == pytest.approx(
+        rounds_block_efficiency(parts), abs=slack * (gamma + 1)
+    )
+
+
+def test_every_coin_is_thrown_once() -> None:
+    """By hand: γ = 2, two positions drafted, the third is the target's own."""
+    text = TextAcceptance((0.5, 0.4, 0.3), (0.6, 1.0, 0.2), (0.0,) * 3)
+    found = expected_rounds(text, 2, 3)
+    # Round at 0 drafts two; its first is kept with 0.6, then its second for sure. Otherwise a round
+    # at 1 drafts one and keeps it.
+    assert found.drafted == pytest.approx((1 + 0.4, 1.0))
+    assert found.accepted == pytest.approx((0.5 + 0.4 * 0.4, 0.6 * 0.4))
+    assert found.rounds == pytest.approx(1 + 0.4)
+    whole = add_rounds([found, found])
+    assert whole.rounds == 2 * found.rounds
+    assert list(itertools.chain(whole.drafted)) == [2 * d for d in found.drafted]
 
 
 def test_log_probabilities_are_those_of_the_texts_own_tokens(
@@ -30,29 +293,3 @@ def test_log_probabilities_are_those_of_the_texts_own_tokens(
             logits = model(input_ids=torch.tensor([prefix])).logits[0, -1]
             expected = torch.log_softmax(logits / 0.5, -1)
             torch.testing.assert_close(found[place], expected, atol=1e-4, rtol=1e-4)
-
-
-def test_acceptance_is_what_two_distributions_share() -> None:
-    target = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
-    draft = torch.tensor([[0.5, 0.5, 0.0], [0.6, 0.2, 0.2], [0.0, 0.0, 1.0]])
-    found = expected_acceptance(target.log(), draft.log())
-    assert found.tolist() == pytest.approx([1.0, 0.6, 0.0])
-
-
-def test_a_rate_by_hand() -> None:
-    # Two rounds of two fit: 0.5 + 0.5·0.4 and 0.4 + 0.4·1 of four drafted tokens.
-    assert expected_acceptance_rate([[0.5, 0.4, 1.0]], 2) == pytest.approx(1.5 / 4)
-    assert expected_acceptance_rate([[0.5], [1.0, 1.0]], 2) == 1.0  # the first is too short
-    assert expected_acceptance_rate([], 2) == 0.0
-
-
-@given(st.lists(ALPHAS, min_size=1, max_size=3), st.integers(1, 5))
-def test_a_rate_lies_below_the_best_and_falls_with_longer_rounds(
-    alphas: list[list[float]], gamma: int
-) -> None:
-    rate = expected_acceptance_rate(alphas, gamma)
-    assert 0 <= rate <= max(max(text) for text in alphas) + 1e-12
-    constant = [[0.7] * 9]
-    assert expected_acceptance_rate(constant, gamma) == pytest.approx(
-        sum(0.7**k for k in range(1, gamma + 1)) / gamma
-    )

@@ -1,4 +1,4 @@
-"""Stage evaluate on a tiny pair: several settings, a task of one's own, a kill in the middle."""
+"""Stage evaluate on a tiny pair: several settings, a task of one's own, and the report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from typing import Any
 import pytest
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval import evaluate
 from fastdraft_hf.eval.summary import acceptance_rows, read_summary
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import report
 from fastdraft_hf.stages.runner import STAGES, Run, execute
 from fastdraft_hf.target.resolve import Target
-
-PROMPTS = 3
-# Alone, greedy at the first γ, and two temperatures at two γ.
-RUNS = PROMPTS * (1 + 1 + 4)
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
             "design": {"hidden_size": 16, "num_hidden_layers": 1, "params": "1k"},
             "evaluate": {
                 "tasks": {"mine": {"dataset": str(tmp_path / "asked.txt")}},
-                "prompts_per_task": PROMPTS,
+                "prompts_per_task": 3,
                 "max_new_tokens": 8,
                 "num_assistant_tokens": [2, 3],
                 "temperature": [2.0, 4.0],
@@ -46,24 +40,14 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
     return make
 
 
-def results(run: Run) -> dict[str, Any]:
-    path = run.stage_folder("evaluate") / "results.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def test_it_measures_every_setting_and_the_report_reads_it(make_run: Callable[..., Run]) -> None:
     run = make_run()
     execute(run, ["design", "evaluate"])
-    found = results(run)
+    path = run.stage_folder("evaluate") / "results.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     assert len(found["settings"]) == 5
     assert found["not_held_out"] == []
-    assert found["greedy_identical"] == PROMPTS
-    assert all(
-        0 <= s["overall"]["expected"]["acceptance_rate"][0] <= 1
-        for s in found["settings"]
-        if s["temperature"]
-    )
+    assert found["greedy_identical"] == 3
     summary = read_summary({name: run.stage_folder(name) for name in STAGES})
     assert summary.evaluation == found
     assert [(r["task set"], r["γ"]) for r in acceptance_rows(found)] == [
@@ -71,37 +55,6 @@ def test_it_measures_every_setting_and_the_report_reads_it(make_run: Callable[..
     ]
     headings = [heading for heading, _ in report._samples(run)]
     assert [h.split(":")[0].split(", ")[1] for h in headings] == ["greedy", "sampled"]
-
-
-def test_a_killed_evaluation_goes_on(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode, made = evaluate.decode, []
-
-    def dying(*args: Any, **kwargs: Any) -> DecodingRecord:
-        if kwargs["task"] != "warm-up":
-            if len(made) == 7:
-                raise KeyboardInterrupt
-            made.append(kwargs["key"])
-        return decode(*args, **kwargs)
-
-    run = make_run()
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "decode", dying)
-        with pytest.raises(KeyboardInterrupt):
-            execute(run, ["design", "evaluate"])
-
-    def counted(*args: Any, **kwargs: Any) -> DecodingRecord:
-        if kwargs["task"] != "warm-up":
-            made.append(kwargs["key"])
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(evaluate, "decode", counted)
-    execute(make_run(), ["design", "evaluate"])
-    assert len(made) == RUNS
-    lines = (run.stage_folder("evaluate") / "records.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["label"] for line in lines}) == len(lines) == RUNS
-    assert len(results(run)["settings"]) == 5
 
 
 def test_a_bad_task_stops_before_the_models_are_loaded(
