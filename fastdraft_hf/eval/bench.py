@@ -126,7 +126,7 @@ def collect(
     settings: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
-    journal: Journal,
+    journal: Journal[DecodingRecord],
     deadline: float | None = None,
 ) -> None:
     """Time every prompt in every setting, greedily; the settings take turns within a prompt.
@@ -175,7 +175,7 @@ def collect(
 
 
 def complete_blocks(
-    journal: Journal,
+    journal: Journal[DecodingRecord],
     settings: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,

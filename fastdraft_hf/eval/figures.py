@@ -47,7 +47,7 @@ def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
     return made
 
 
-def _panels(width: float, height: float, rows: int, columns: int, **share: bool) -> tuple[Any, Any]:
+def _panels(width: float, height: float, rows: int, columns: int, **share: Any) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")

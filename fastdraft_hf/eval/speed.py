@@ -141,7 +141,7 @@ def _mean(rows: Sequence[Row], weights: Sequence[int]) -> Row:
 class Timings:
     """The journal of a benchmark, read by setting over the blocks that all settings have."""
 
-    journal: Journal
+    journal: Journal[DecodingRecord]
     blocks: Sequence[Block]
 
     def records(self, setting: Setting, task: str | None = None) -> list[DecodingRecord]:
@@ -179,7 +179,7 @@ def run_bench(
         folder: keeps ``records.jsonl`` and ``memory.json``; what they hold is not measured again.
     """
     end = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    journal = Journal(folder / "records.jsonl")
+    journal: Journal[DecodingRecord] = Journal(folder / "records.jsonl")
     runtimes = {
         name: all_settings(chosen)
         for name, paths in RUNTIMES.items()

@@ -168,7 +168,7 @@ def _write(run: Run, results: dict[str, Any]) -> None:
     given = run.recipe.design.draft
     export, reduced = run.stage_folder("export"), bench.REDUCED
     own = [Path(given)] if given is not None else [run.latest_model()]
-    written = [
+    written: list[tuple[Sequence[str], Sequence[Path]]] = [
         (("transformers", "ours"), own),
         (("openvino", "ours-openvino"), sorted(export.glob("openvino-*"))),
         (
@@ -180,6 +180,8 @@ def _write(run: Run, results: dict[str, Any]) -> None:
         written.append(((f"ours/{reduced}",), [run.stage_folder("reduced_vocabulary")]))
     for paths, folders in written:
         gamma = best_of_paths(results, paths)
-        for folder in folders if gamma is not None else ():
+        if gamma is None:
+            continue
+        for folder in folders:
             store_draft_settings(folder, gamma)
             logger.info("bench: num_assistant_tokens %d written to %s", gamma, folder)
