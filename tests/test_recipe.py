@@ -83,7 +83,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"design": {"init": "projct"}}, "did you mean 'project'?"),
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
-        ({"evaluate": {"temperature": 0}}, "evaluate.temperature: must be above 0"),
+        ({"evaluate": {"temperature": 0}}, "evaluate.temperature: at least one must be above 0"),
         ({"evaluate": {"temperature": []}}, "evaluate.temperature: the list is empty"),
         ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
         ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),

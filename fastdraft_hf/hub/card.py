@@ -18,13 +18,12 @@ from fastdraft_hf.eval.summary import (
     budget_sentence,
     held_out_sentence,
     judged_ratio,
+    kernel_rows,
     markdown_table,
     path_words,
-    settings_of,
     speed_rows,
     stage_rows,
     verdict,
-    with_interval,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def render_card(
     evaluation, bench = summary.evaluation, summary.bench
     if evaluation is None:
         raise FastDraftError("a card needs the results of stage evaluate")
-    settings = settings_of(evaluation)
+    settings = evaluation["settings"]
     design = summary.provenance.get("design", {}).get("facts", {})
     align = summary.provenance.get("align")
     objective = (align["facts"].get("objective") or {"ce": 1}) if align else ""
@@ -116,7 +115,7 @@ def render_card(
         greedy_identical=evaluation["greedy_identical"],
         greedy_prompts=evaluation["greedy_prompts"],
         machine=markdown(_machines(summary)),
-        kernels_table=markdown_table(_kernel_rows(bench)) if bench else "",
+        kernels_table=markdown_table(kernel_rows(bench)) if bench else "",
         speed_table=_speed_table(bench) if bench else "",
         verdict=verdict(bench),
         stages_table=markdown_table(stage_rows(summary.provenance)),
@@ -135,52 +134,25 @@ def render_card(
     return card
 
 
-def same_kernels_ratio(figures: Mapping[str, Any]) -> list[float]:
-    """Return the speed-up over the target alone through the same kernels, with its interval."""
-    plain = figures.get("without_draft")
-    ratio: list[float] = plain["best_over_this"] if plain else judged_ratio(dict(figures))
-    return ratio
-
-
 def _headline(bench: dict[str, Any] | None) -> str:
     """Say the speed-up of the fastest path over the target alone through the same kernels."""
     if not bench or not bench["paths"]:
         return ""
-    paths = bench["paths"]
-    best = bench.get("best")
-    if best:
-        name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
-    else:
-        name = max(paths, key=lambda path: judged_ratio(paths[path]["overall"])[0])
-    overall = paths[name]["overall"]
-    value, low, high = same_kernels_ratio(overall)
+    best = bench["best"]
+    name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
+    overall = bench["paths"][name]["overall"]
+    value, low, high = judged_ratio(overall)
     words = (
         f"**{value:.2f}x** the speed of the target alone through the same kernels (95% interval "
         f"{low:.2f} to {high:.2f}; {path_words(name)}, γ = {overall['best_num_assistant_tokens']})."
     )
-    plain = overall.get("without_draft")
-    if plain:
+    stock = overall.get("stock")
+    if stock:
         words += (
-            f"\n\nThe kernels of `fastdraft_hf` alone, without a draft: {plain['ratio'][0]:.2f}x."
+            "\n\nThe kernels of `fastdraft_hf` alone, without a draft: "
+            f"{stock['kernels_ratio'][0]:.2f}x."
         )
     return words
-
-
-def _kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for name, found in bench["paths"].items():
-        overall = found["overall"]
-        plain = overall.get("without_draft")
-        rows.append(
-            {
-                "path": path_words(name),
-                "γ": str(overall["best_num_assistant_tokens"]),
-                "draft, same kernels": with_interval(same_kernels_ratio(overall)),
-                "kernels alone": with_interval(plain["ratio"]) if plain else "",
-                "together": with_interval(judged_ratio(overall)),
-            }
-        )
-    return rows
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -223,7 +195,7 @@ def _plain(value: Any) -> str:
 
 def _acceptance_results(evaluation: dict[str, Any]) -> list[EvalResult]:
     results = []
-    for setting in settings_of(evaluation):
+    for setting in evaluation["settings"]:
         if not setting["temperature"]:  # the paper's acceptance rate is of sampled text
             continue
         how = f"γ = {setting['num_assistant_tokens']}, T = {setting['temperature']:g}"
@@ -244,7 +216,7 @@ def _speed_results(bench: dict[str, Any] | None) -> list[EvalResult]:
         for task, figures in found["tasks"].items():
             gamma = figures["best_num_assistant_tokens"]
             how = f"{path_words(path)}, greedy, γ = {gamma}, same kernels"
-            results += _result(task, "speed_up", "Speed-up", how, same_kernels_ratio(figures), 3)
+            results += _result(task, "speed_up", "Speed-up", how, judged_ratio(figures), 3)
     return results
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.eval.summary import acceptance_rows, read_summary
 from fastdraft_hf.recipe import build_recipe
