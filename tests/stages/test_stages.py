@@ -225,7 +225,8 @@ def test_a_bench_of_nothing_is_finished(
     monkeypatch.setattr(bench, "draw_prompts", lambda *given: [])
     assert bench.run(make_run("bench.paths=[]"), tmp_path) == {}
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert results == {"max_new_tokens": 64, "paths": {}}
+    nothing = {"drawn": 0, "measured": 0}
+    assert results == {"max_new_tokens": 64, "prompts": nothing, "paths": {}}
 
 
 def test_without_openvino_its_paths_are_left_out(
