@@ -220,7 +220,7 @@ def test_paths_of_openvino_need_its_export(
     run = make_run()
     paths = ["transformers", "ours", "openvino", "ours-openvino"]
     assert bench._reduced_paths(run, paths) == ["transformers", "ours"]
-    assert "there is no reduced draft in OpenVINO int8" in caplog.text
+    assert "the reduced draft was not exported to OpenVINO int8" in caplog.text
     (run.stage_folder("export") / "reduced-openvino-int8").mkdir(parents=True)
     kept = bench._reduced_paths(run, paths)
     assert kept == paths
