@@ -7,18 +7,20 @@ import time
 from types import TracebackType
 from typing import Any
 
+from fastdraft_hf._processes import is_main
+
 # How often a log without a terminal gets a line.
 LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Shows how far a piece of work is, its rate and its remaining time.
+    """Shows progress, rate and remaining time, in the main process only.
 
     Args:
         label: what is being done.
-        total: how much there is to do, in ``unit``; ``None`` when nobody knows.
+        total: how much there is to do, in ``unit``; ``None`` if unknown.
         unit: what is counted (``"tokens"``, ``"prompts"``).
-        done: how much was done before, by an earlier run; it does not count into the rate.
+        done: how much an earlier run did; it does not count into the rate.
     """
 
     def __init__(self, label: str, total: float | None, unit: str, done: float = 0) -> None:
@@ -28,7 +30,8 @@ class Progress:
         self._note = ""
         self._bar: Any = None
         self._task: Any = None
-        if sys.stderr.isatty():
+        self._silent = not is_main()
+        if sys.stderr.isatty() and not self._silent:
             self._open_bar()
 
     def _open_bar(self) -> None:
@@ -59,7 +62,7 @@ class Progress:
         )
 
     def found(self, done: float, total: float) -> None:
-        """Say what an earlier run left, where that is known only after the display was opened."""
+        """Set what an earlier run did, if that is known only after the display was opened."""
         self._done = self._start_done = done
         self.total = total
         self._start = time.monotonic()
@@ -84,7 +87,7 @@ class Progress:
                 rate=f"{self.rate:,.1f} {self.unit}/s",
                 note=self._note,
             )
-        elif time.monotonic() - self._last > LOG_SECONDS:
+        elif not self._silent and time.monotonic() - self._last > LOG_SECONDS:
             self._last = time.monotonic()
             self._print()
 
@@ -112,5 +115,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and not self._silent:
             self._print()

@@ -23,98 +23,61 @@ class GeneratedSet(Section):
     kind: Literal["free", "magpie", "code", "passages", "dataset"] = Field(
         "magpie",
         description=(
-            "free: text from the start of a document; magpie: the target generates an instruction, "
-            "then answers it; code: it completes functions of the standard library; passages: it "
-            "does tasks about passages of the installed packages' documentation; dataset: it "
-            "answers the prompts of a dataset"
+            "free: text from the start of a document; magpie: instructions that the target "
+            "generates; code: functions of the standard library; passages: tasks about "
+            "documentation; dataset: prompts of a dataset"
         ),
     )
-    rows: Count = Field(
-        256,
-        description=("prompts to answer (magpie: instructions before filtering; free: documents)"),
-    )
+    rows: Count = Field(256, description="prompts to answer; of magpie, before filtering")
     max_new_tokens: Count = Field(256, description="length limit of a completion, in tokens")
-    max_prompt_tokens: Count = Field(
-        1024,
-        description=("longest prompt, in tokens, chat template included; longer ones are left out"),
-    )
-    temperatures: list[Number] = Field(
-        [0.0, 0.6, 0.8, 1.0],
-        description="sampling temperatures; 0 is greedy (paper, section 3.3)",
-    )
+    max_prompt_tokens: Count = Field(1024, description="longer prompts are left out")
+    temperatures: list[Number] = Field([0.0, 0.6, 0.8, 1.0], description="0 is greedy")
     temperatures_per_prompt: Literal["one", "all"] = Field(
-        "one",
-        description="one: one temperature per prompt, in turn; all: every prompt at every one",
+        "one", description="one: one per prompt, in turn; all: every prompt at every one"
     )
-    samples: Count = Field(
-        1, description="completions per prompt and temperature; greedy always one"
-    )
+    samples: Count = Field(1, description="completions per prompt and temperature above 0")
     top_p: Number = Field(1.0, description="nucleus to sample from; 1 is the whole distribution")
-    system_prompt: str | None = Field(
-        None,
-        description=("magpie, code, passages, dataset: system turn of chats without one"),
-    )
+    system_prompt: str | None = Field(None, description="system turn of chats without one")
     system_prompt_in_answers: StrictBool = Field(
-        True,
-        description=(
-            "magpie: whether the answers have the system_prompt too; if not, only the instructions "
-            "have it"
-        ),
+        True, description="magpie: false leaves the system_prompt out of the answers"
     )
     dataset: str | None = Field(
-        None,
-        description=(
-            "dataset: id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
-        ),
+        None, description="dataset: id on the Hub, or a jsonl, json, parquet, csv or txt file"
     )
     name: str | None = Field(None, description="dataset: its configuration")
     split: str = Field("train", description="dataset: the split")
     column: str | None = Field(
-        None,
-        description=(
-            "dataset: column of the prompt, texts or chats (role and content, or from and value); "
-            "empty: messages, conversations, conversation, prompt, instruction, question or text"
-        ),
+        None, description="dataset: column of texts or chats; by default found by its name"
     )
     context_columns: list[str] = Field(
-        [],
-        description=("dataset: text columns to append to a prompt that is text (Alpaca: input)"),
+        [], description="dataset: text columns to append to the prompt (Alpaca: input)"
     )
     revision: str | None = Field(None, description="dataset: branch, tag or commit on the Hub")
     max_instruction_tokens: Count = Field(96, description="magpie: length limit of an instruction")
     instruction_temperatures: list[Number] = Field(
-        [0.7, 0.8, 0.9, 1.0],
-        description="magpie: temperatures of the instructions, in turn",
+        [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"
     )
-    instruction_top_p: Number = Field(
-        0.95, description="magpie: nucleus of the instructions; 1 is the whole distribution"
-    )
+    instruction_top_p: Number = Field(0.95, description="magpie: nucleus of the instructions")
     filters: RowFilters = Field(
         default_factory=RowFilters, description="which rows training leaves out"
     )
     max_minutes: Number | None = Field(
-        None,
-        description=(
-            "stop after this time and continue with the finished rows; for magpie once for the "
-            "instructions and once for the answers"
-        ),
+        None, description="stop after this time; magpie: after twice this time"
     )
 
     def check_values(self) -> None:
         self.require_positive("rows", "max_new_tokens", "max_prompt_tokens", "samples")
         self.require_positive("max_instruction_tokens")
-        if not self.temperatures or not all(0 <= t < math.inf for t in self.temperatures):
+        temperatures = self.temperatures
+        if not temperatures or not all(0 <= t < math.inf for t in temperatures):
             raise FastDraftError("temperatures: needs a list of numbers of at least 0")
-        if self.temperatures_per_prompt == "all" and len(set(self.temperatures)) < len(
-            self.temperatures
-        ):
+        if self.temperatures_per_prompt == "all" and len({*temperatures}) < len(temperatures):
             raise FastDraftError(
                 "temperatures: one is there twice, and temperatures_per_prompt is all; set samples "
                 "for several completions"
             )
-        if not self.instruction_temperatures or not all(
-            0 < t < math.inf for t in self.instruction_temperatures
-        ):
+        temperatures = self.instruction_temperatures
+        if not temperatures or not all(0 < t < math.inf for t in temperatures):
             raise FastDraftError(
                 "instruction_temperatures: needs a list of numbers above 0; greedy instructions "
                 "would all be equal"
@@ -141,37 +104,19 @@ class GeneratedSet(Section):
 class GenerateConfig(Section):
     """The target generates rows, kept as token ids."""
 
-    RUNTIME_ONLY = (
-        "server",
-        "server_model",
-        "draft",
-        "num_assistant_tokens",
-        "rows_per_shard",
-    )
+    RUNTIME_ONLY = ("server", "server_model", "draft", "num_assistant_tokens", "rows_per_shard")
 
     sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
-        "auto",
-        description=(
-            "auto: server if one is named, else openvino on a CPU, transformers on a GPU; vllm: in "
-            "this process"
-        ),
+        "auto", description="auto: a server if named, openvino on a CPU, transformers on a GPU"
     )
     server: str | list[str] | None = Field(
-        None,
-        description="URL of an OpenAI-compatible server, or several; the key: VLLM_API_KEY",
+        None, description="URL of an OpenAI-compatible server, or several; the key: VLLM_API_KEY"
     )
-    server_model: str | None = Field(
-        None, description="the target's name on the servers, if it is another"
-    )
-    draft: str | None = Field(
-        None,
-        description=("folder of a trained draft that speeds up engine openvino"),
-    )
+    server_model: str | None = Field(None, description="the target's name on the servers")
+    draft: str | None = Field(None, description="folder of a draft that speeds up engine openvino")
     num_assistant_tokens: Count = Field(3, description="tokens that it drafts per round")
-    batch_size: Count = Field(
-        64, description="completions generated at once (per process, or per server)"
-    )
+    batch_size: Count = Field(64, description="completions at once, per process or per server")
     rows_per_shard: Count = Field(1024, description="rows of a parquet file")
     openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = Field(
         "int8", description="weights of the target in engine openvino"

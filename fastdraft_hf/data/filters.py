@@ -256,8 +256,7 @@ def iter_kept_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         FastDraftError: it is not a complete set, or a part is damaged or missing.
     """
-    kept = set(kept_indices(folder)[0].tolist())
-    return (row for row in iter_rows(folder, columns) if row["index"] in kept)
+    return iter_rows(folder, columns, only=kept_indices(folder)[0])
 
 
 def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:

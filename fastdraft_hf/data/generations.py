@@ -128,16 +128,17 @@ def write_rows(
 
     missing, seconds_before = on_main(look)
     clock = _Clock(folder, seconds_before, max_minutes)
-    mine = [] if clock.is_over() else missing[rank() :: world()].tolist()
+    mine = missing[:0] if clock.is_over() else missing[rank() :: world()]
     found = len(requests) - len(missing)
     on_found(found, found + len(mine))
-    left = set(mine)
+    left = np.zeros(len(requests), bool)
+    left[mine] = True
 
     def due() -> Iterator[Request]:
         for index in mine:
             if clock.is_over():
                 return
-            yield requests[index]
+            yield requests[int(index)]
 
     def on_tokens(tokens: int) -> bool:
         on_progress(0, tokens)
@@ -146,14 +147,14 @@ def write_rows(
     with clock, PartWriter(folder, rows_per_part=rows_per_part, seconds=seconds) as writer:
         for completion in engine.generate(due(), on_tokens):
             index = completion.request.index
-            if index not in left:
+            if not left[index]:
                 raise RuntimeError(f"engine {engine.name} generated row {index} twice")
-            left.remove(index)
+            left[index] = False
             writer.add(_table([completion]))
             clock.save(every=seconds)
             on_progress(1, 0)
-    if left and not clock.is_over():
-        raise RuntimeError(f"engine {engine.name} left out {len(left)} rows")
+    if left.any() and not clock.is_over():
+        raise RuntimeError(f"engine {engine.name} left out {left.sum()} rows")
     barrier()
     on_main(lambda: _finish(folder))
 

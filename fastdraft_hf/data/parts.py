@@ -158,19 +158,26 @@ def iter_tables(folder: Path, columns: Sequence[str] | None = None) -> Iterator[
         yield read_part(path, columns)
 
 
-def iter_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_rows(
+    folder: Path, columns: Sequence[str] | None = None, only: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield every row by increasing index, whoever wrote it, with few parts in memory at a time.
 
     Args:
         folder: of the parts.
         columns: what to read, all by default. Rows always have their ``index``.
+        only: indices of the rows to yield, all by default.
 
     Raises:
         FastDraftError: a part is damaged.
     """
+    import pyarrow as pa
+
     waiting: list[tuple[int, dict[str, Any]]] = []
     wanted = None if columns is None else list(dict.fromkeys(["index", *columns]))
     for table in iter_tables(folder, wanted):
+        if only is not None:
+            table = table.filter(pa.array(np.isin(table["index"].to_numpy(), only)))
         rows = table.to_pylist()
         # Parts are sorted and come by their first index, so no later row is before this one.
         while waiting and rows and waiting[0][0] < rows[0]["index"]:

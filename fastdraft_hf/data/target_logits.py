@@ -8,6 +8,7 @@ k = 32, 130 bytes per token instead of 98,000. A stored row is what the trainer 
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -184,7 +185,7 @@ def write_target_logits(
         return len(kept), np.setdiff1d(kept, stored_indices(folder))
 
     rows, missing = on_main(look)
-    mine = set(missing[rank() :: world()].tolist())
+    mine = missing[rank() :: world()]
     on_found(rows - len(missing), rows - len(missing) + len(mine))
     with PartWriter(folder, rows_per_part=rows_per_part, seconds=seconds) as writer:
         for window in _windows(generated, mine):
@@ -196,16 +197,11 @@ def write_target_logits(
     return {"rows": rows, "new": len(missing)}
 
 
-def _windows(generated: Path, wanted: set[int]) -> Iterator[list[dict[str, Any]]]:
+def _windows(generated: Path, wanted: np.ndarray) -> Iterator[list[dict[str, Any]]]:
     """Yield the wanted rows of a set, `_WINDOW` at a time."""
-    window: list[dict[str, Any]] = []
-    for row in iter_rows(generated, ["prompt_ids", "completion_ids"]) if wanted else ():
-        if row["index"] in wanted:
-            window.append(row)
-        if len(window) == _WINDOW:
-            yield window
-            window = []
-    yield window
+    rows = iter_rows(generated, ["prompt_ids", "completion_ids"], only=wanted)
+    while len(wanted) and (window := list(itertools.islice(rows, _WINDOW))):
+        yield window
 
 
 def _batches(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[str, Any]]]:

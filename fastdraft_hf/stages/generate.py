@@ -19,10 +19,10 @@ from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import SetFacts, SetStats, kept_first, write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine
-from fastdraft_hf.data.filters import check_language, write_filters
+from fastdraft_hf.data.filters import FILTERS, check_language, write_filters
 from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.instructions import keep_instructions
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompt_sets import PromptSet
 from fastdraft_hf.data.prompts import (
@@ -118,6 +118,14 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
     asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
     return [*same, *asked, HELD_OUT] if same else []
+
+
+def lacks_rows(folder: Path) -> bool:
+    """Return whether a finished stage has fewer rows than were judged."""
+    return any(
+        json.loads(path.read_text(encoding="utf-8"))["rows"] > len(stored_indices(path.parent))
+        for path in folder.glob(f"*/{FILTERS}")
+    )
 
 
 def _check_held_out(path: Path, held_out: dict[str, list[str]]) -> None:

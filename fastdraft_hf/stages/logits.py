@@ -11,6 +11,8 @@ from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import LogitsConfig
+from fastdraft_hf.data.filters import kept_indices
+from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import logits_sets, resolve_device
@@ -46,6 +48,16 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
                 on_found=progress.found,
             )
     return {"sets": sets, "top_k": config.top_k, **how}
+
+
+def lacks_rows(folder: Path) -> bool:
+    """Return whether a finished stage has fewer rows than the generated sets have kept rows."""
+    generated = folder.with_name("generate")
+    return any(
+        len(stored_indices(path)) < len(kept_indices(generated / path.name)[0])
+        for path in folder.iterdir()
+        if path.is_dir()
+    )
 
 
 def may_read_openvino(config: LogitsConfig, device: str) -> bool:

@@ -36,10 +36,22 @@ register(
         "generate",
         parallel=True,
         grows=generate.only_more,
+        lacks=generate.lacks_rows,
         keeps=generate.unchanged,
     ),
 )
-register("logits", Stage(logits.run, lambda r: r.logits, ("generate",), "logits", parallel=True))
+register(
+    "logits",
+    Stage(
+        logits.run,
+        lambda r: r.logits,
+        ("generate",),
+        "logits",
+        parallel=True,
+        follows=("generate",),
+        lacks=logits.lacks_rows,
+    ),
+)
 register(
     "pretrain",
     Stage(

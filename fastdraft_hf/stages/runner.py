@@ -106,6 +106,9 @@ class Stage:
         leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
         grows: whether settings (old, new) only ask for more of what was made with the old ones,
             so that what is there is gone on with.
+        follows: inputs that may grow; the stage then adds what is new to what it made.
+        lacks: whether rows are missing in a finished folder, because a damaged file was deleted.
+            They are made again.
         keeps: files and folders in its partial folder that settings (old, new) leave as good as
             they were, where some others have to be made again.
     """
@@ -117,6 +120,8 @@ class Stage:
     parallel: bool = False
     leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
+    follows: tuple[str, ...] = ()
+    lacks: Callable[[Path], bool] = lambda folder: False
     keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
 
 
@@ -200,22 +205,26 @@ def _inputs(recipe: Recipe, name: str) -> list[str]:
 
 
 def _identity(run: Run, name: str) -> str | None:
-    path = run.stage_folder(name) / PROVENANCE
-    if not path.exists():
-        return None
-    identity: str | None = json.loads(path.read_text(encoding="utf-8")).get("id")
+    identity: str | None = _record(run.stage_folder(name)).get("id")
     return identity
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return a folder's provenance; nothing if it has none."""
+    path = folder / PROVENANCE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:
     """Raise `FastDraftError` when a finished stage was made with other settings; makes nothing."""
     for name in stages:
         _check_finished(run, name)
-    growing = [name for name in stages if grows(run, name)]
+    growing = [name for name in stages if run.finished(name) and _grew(run, name)]
     stale: list[str] = []
     for name in stages:
-        if {*growing, *stale}.intersection(_inputs(run.recipe, name)) and run.finished(name):
-            stale.append(name)
+        changed = {*growing, *stale}.intersection(_inputs(run.recipe, name))
+        if changed and run.finished(name):
+            (growing if changed <= {*STAGES[name].follows} else stale).append(name)
     if stale:
         raise FastDraftError(
             f"{growing[0]} has to go on, as the recipe asks for more than it made, and these were "
@@ -225,18 +234,28 @@ def check_finished(run: Run, stages: Sequence[str]) -> None:
 
 
 def grows(run: Run, name: str) -> bool:
-    """Return whether the recipe asks a finished stage for more of what it made."""
+    """Return whether a finished stage resumes: the recipe asks for more, or rows are missing."""
     if not run.finished(name):
         return False
-    return _only_grew(name, _made(run, name, run.stage_folder(name)), _fingerprint(run, name))
+    return _grew(run, name) or STAGES[name].lacks(run.stage_folder(name))
 
 
-def _only_grew(name: str, made: Any, wanted: dict[str, Any]) -> bool:
+def _grew(run: Run, name: str) -> bool:
+    folder = run.stage_folder(name)
+    return _only_grew(run, name, _made(run, name, folder), _fingerprint(run, name))
+
+
+def _only_grew(run: Run, name: str, made: Any, wanted: dict[str, Any]) -> bool:
     """Return whether what was made with one fingerprint is asked for more by another."""
-    return (
-        made != wanted
-        and _only_settings(name, made, wanted)
-        and STAGES[name].grows(made[name], wanted[name])
+    if made == wanted or not isinstance(made, dict):
+        return False
+    inputs = dict(made.get("inputs") or {})
+    for other in STAGES[name].follows:
+        if inputs.get(other) in _record(run.stage_folder(other)).get("extends", []):
+            inputs[other] = wanted["inputs"][other]
+    made = {**made, "inputs": inputs}
+    return made == wanted or (
+        _only_settings(name, made, wanted) and STAGES[name].grows(made[name], wanted[name])
     )
 
 
@@ -318,10 +337,14 @@ def _open(run: Run, name: str, partial: Path) -> list[dict[str, Any]] | None:
             )
     fingerprint = _fingerprint(run, name)
     if run.finished(name):
+        record = _record(run.stage_folder(name))
+        if _grew(run, name):  # otherwise the same rows are made again, and the id stays
+            record = {"extends": [*record.get("extends", []), record["id"]]}
         reopen(run.stage_folder(name), partial)
+        write_json(partial / PROVENANCE, record)
     if partial.exists():
         made = _made(run, name, partial)
-        if made != fingerprint and not _only_grew(name, made, fingerprint):
+        if made != fingerprint and not _only_grew(run, name, made, fingerprint):
             same = _only_settings(name, made, fingerprint)
             keeps = stage.keeps(made[name], fingerprint[name]) if same else ()
             move_aside(partial, keeps, name)
@@ -360,10 +383,12 @@ def _finish(
 ) -> None:
     """Write the provenance and rename the folder."""
     target = run.look_at_target()  # a design may be made for a config without weights
+    record = _record(partial)  # of a stage that grew or was repaired
     write_json(
         partial / PROVENANCE,
         provenance.describe(
-            id=f"{name}-{time.time_ns():x}",
+            id=record.get("id") or f"{name}-{time.time_ns():x}",
+            extends=record.get("extends", []),
             stage=name,
             seed=run.recipe.seed,
             target=target.name,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import prompts
 from fastdraft_hf.data.engines import Request
-from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.data.prompts import (
     chat_ids,
     code_instructions,
@@ -86,50 +85,6 @@ def test_prompt_hash_is_of_the_prompt_only(first: list[int], second: list[int]) 
     assert a.prompt_hash == b.prompt_hash
     assert (a.prompt_hash == c.prompt_hash) == (first == second)
     assert len(a.prompt_hash) == 16
-
-
-@given(
-    texts=st.lists(st.tuples(st.integers(0, 9)), max_size=12),
-    temperatures=st.lists(st.sampled_from([0.0, 0.6, 1.0]), min_size=1, max_size=3, unique=True),
-    per_prompt=st.sampled_from(["one", "all"]),
-    samples=st.integers(1, 3),
-    seed=st.integers(0, 10**9),
-)
-def test_every_prompt_temperature_and_sample_once(
-    texts: list[tuple[int]], temperatures: list[float], per_prompt: Any, samples: int, seed: int
-) -> None:
-    def ask() -> list[Request]:
-        return Requests(
-            texts,
-            temperatures=temperatures,
-            max_new_tokens=5,
-            seed=seed,
-            source="s",
-            temperatures_per_prompt=per_prompt,
-            samples=samples,
-            top_p=0.9,
-        )
-
-    made = ask()
-    assert made == ask()
-    assert [r.index for r in made] == list(range(len(made)))
-    assert len({r.seed for r in made}) == len(made)
-    assert all(0 <= r.seed < 2**31 for r in made)
-    assert all(r.top_p == (0.9 if r.temperature else 1.0) for r in made)
-    # Prompt by prompt, so that what a time limit cuts off is whole prompts.
-    left = list(made)
-    for number, text in enumerate(texts):
-        chosen = temperatures if per_prompt == "all" else [temperatures[number % len(temperatures)]]
-        wanted = [(t, k) for t in chosen for k in range(samples if t else 1)]
-        taken, left = left[: len(wanted)], left[len(wanted) :]
-        assert [(r.temperature, r.sample) for r in taken] == wanted
-        assert {r.prompt_ids for r in taken} <= {text}
-    assert not left
-
-
-def test_temperatures_may_be_dealt_out_unevenly() -> None:
-    made = Requests([(1,)] * 6, temperatures=[1.0, 1.0, 0.0], max_new_tokens=5, seed=0, source="s")
-    assert [r.temperature for r in made] == [1.0, 1.0, 0.0] * 2
 
 
 def test_code_instructions_follow_their_seed(

@@ -6,19 +6,19 @@ often. Tokenised again, the draft would learn tokens that the target did not wri
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.sources import Source
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import train
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
@@ -72,10 +72,18 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
             again = tiny_tokenizer(tiny_tokenizer.decode(spelled), add_special_tokens=False)
             assert tuple(again["input_ids"]) != spelled
 
-    assert recipe.align is not None
-    train._prepare(run, tmp_path / "data", "align", recipe.align, tiny_tokenizer, stored=False)
-    summary = json.loads((tmp_path / "data" / "summary.json").read_text())
-    assert summary["examples"] == 12
+    rows, _, _ = open_completions(
+        [Source(name="mine")],
+        folder=tmp_path / "rows",
+        generated=run.stage_folder("generate"),
+        logits=None,
+        tokenizer=tiny_tokenizer,
+        decontaminator=Decontaminator([]),
+        max_length=64,
+        eval_rows=0,
+        seed=0,
+    )
+    assert len(rows) == 12
 
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -103,7 +111,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
     Watching(
         model=tiny_model(seed=1),
         args=arguments,
-        train_dataset=datasets.load_from_disk(str(tmp_path / "data" / "train")),
+        train_dataset=rows,
         processing_class=tiny_tokenizer,
     ).train()
     assert seen == engine.written

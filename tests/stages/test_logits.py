@@ -17,7 +17,8 @@ import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns, target_logits
 from fastdraft_hf.data.filters import read_kept_rows
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.generations import read_rows
+from fastdraft_hf.data.parts import iter_rows, read_part
 from fastdraft_hf.recipe import (
     build_recipe,
     distribution_source,
@@ -243,6 +244,45 @@ def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) ->
     execute(made, ["logits", "align"])
     facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
     assert facts["tokens"] >= 600
+
+
+def test_a_deleted_part_is_made_again_and_a_grown_set_is_continued(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run()
+    execute(made, ["logits"])
+    generated, stored = made.stage_folder("generate"), made.stage_folder("logits")
+    before = read_rows(generated / "more"), list(iter_rows(stored / "more"))
+    read: list[int] = []
+    real = target_logits._stored_table
+
+    def counted(reader: Any, rows: Any, *args: Any) -> Any:
+        read.extend(row["index"] for row in rows)
+        return real(reader, rows, *args)
+
+    monkeypatch.setattr(target_logits, "_stored_table", counted)
+    # Of generate: its rows are made again, and nothing after it has to be.
+    part = next((generated / "more").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(FastDraftError, match=r"damaged \(.*Delete this file and run again"):
+        execute(run(), ["generate", "logits"])
+    part.unlink()
+    execute(run(), ["generate", "logits"])
+    assert read_rows(generated / "more") == before[0]
+    assert read == []
+    # Of logits.
+    part = next((stored / "more").glob("*.parquet"))
+    lost = read_part(part)["index"].to_pylist()
+    part.unlink()
+    execute(run(), ["generate", "logits"])
+    assert sorted(read) == sorted(lost)
+    assert list(iter_rows(stored / "more")) == before[1]
+    # A larger set: only its new rows are read.
+    read.clear()
+    execute(run("generate.sets.more.rows=12"), ["generate", "logits"])
+    assert read
+    assert all(index >= 9 for index in read)
+    assert list(iter_rows(stored / "more"))[: len(before[1])] == before[1]
 
 
 def test_a_finished_stage_knows_what_it_was_made_of(run: Callable[..., Run]) -> None:
