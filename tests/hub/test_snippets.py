@@ -248,7 +248,7 @@ def test_every_page_with_openvino_is_run() -> None:
 # Commands of others, and the test that runs them.
 TRIED_ELSEWHERE = {
     "optimum-cli export openvino": "tests/export/test_openvino_export.py",
-    "accelerate launch": "tests/train/test_launch.py",
+    "accelerate launch": "tests/cli/test_plan_command.py",
     "torchrun": "tests/train/test_distributed.py",
 }
 
