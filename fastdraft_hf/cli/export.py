@@ -101,7 +101,7 @@ def _acceptance(name: str, draft: Path, output: Path, target: Path) -> None:
         ends=stop_ids(target, load_tokenizer(target, "target")),
         device=resolve_device("auto"),
     )
-    print("\n".join(reading.lines()), flush=True)
+    print("\n".join(exporting.acceptance_lines(reading)), flush=True)
 
 
 def _report(output: Path, found: Any) -> None:

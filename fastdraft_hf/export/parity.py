@@ -6,14 +6,13 @@ cache, which is a property of that machine and not of the file.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
@@ -35,16 +34,8 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Parting:
-    """Where a greedy text first differs from PyTorch's.
-
-    Attributes:
-        prompt: index of the prompt.
-        place: position of the token in the completion.
-        margin: PyTorch's logit of its own token minus that of the other one.
-        tie: whether the rounding of two kernels explains it.
-    """
+class Parting(NamedTuple):
+    """Where a greedy text first differs from PyTorch's, at PyTorch's margin of its own token."""
 
     prompt: int
     place: int
@@ -96,7 +87,7 @@ class Parity:
 
     def facts(self) -> dict[str, Any]:
         """Return the result for a record."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "partings": [parting._asdict() for parting in self.partings]}
 
 
 def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: int = 24) -> Parity:

@@ -99,8 +99,8 @@ def _acceptance(
             seed=run.recipe.seed,
             device=resolve_device(run.recipe.device),
         )
-        for line in reading.lines():
+        for line in exporting.acceptance_lines(reading):
             logger.info(line)
-        write_json(record, reading.facts())
+        write_json(record, reading)
     found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     return found

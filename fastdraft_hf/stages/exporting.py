@@ -7,9 +7,7 @@ with one forward pass per text (`fastdraft_hf.eval.expected`).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,57 +22,6 @@ PROMPTS = (
     "Three things are worth packing for a week in the mountains:",
 )
 NEW_TOKENS = 48
-
-
-@dataclass(frozen=True)
-class DraftAcceptance:
-    """The expected acceptance of one form of a draft.
-
-    Attributes:
-        name: the form.
-        acceptance_rate: expected accepted tokens per drafted token.
-        block_efficiency: expected tokens per forward pass of the target.
-    """
-
-    name: str
-    acceptance_rate: float
-    block_efficiency: float
-
-
-@dataclass(frozen=True)
-class AcceptanceReading:
-    """The expected acceptance of every form of a draft along the same texts.
-
-    Attributes:
-        texts, tokens: the target's texts, and their tokens.
-        temperature: of the texts and of the acceptance.
-        num_assistant_tokens: γ.
-        drafts: the forms, the uncompressed one first.
-    """
-
-    texts: int
-    tokens: int
-    temperature: float
-    num_assistant_tokens: int
-    drafts: tuple[DraftAcceptance, ...]
-
-    def lines(self) -> list[str]:
-        """Return the result for a terminal."""
-        width = max(len(one.name) for one in self.drafts)
-        head = (
-            f"expected acceptance rate (γ = {self.num_assistant_tokens}, T = {self.temperature:g}, "
-            f"{self.texts} texts of the target, {self.tokens} tokens):"
-        )
-        rows = [
-            f"  {one.name:<{width}}  {one.acceptance_rate:.3f}, "
-            f"{one.block_efficiency:.2f} tokens per pass of the target"
-            for one in self.drafts
-        ]
-        return [head, *rows]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the result for a record."""
-        return dataclasses.asdict(self)
 
 
 def load_pytorch(folder: Path) -> Any:
@@ -105,7 +52,7 @@ def read_acceptance(
     num_assistant_tokens: int = 3,
     seed: int = 0,
     device: str = "cpu",
-) -> AcceptanceReading:
+) -> dict[str, Any]:
     """Let the target write texts and return the expected acceptance of each form of a draft.
 
     Args:
@@ -117,6 +64,11 @@ def read_acceptance(
         num_assistant_tokens: γ.
         seed: of the sampling.
         device: the target's, cpu or cuda; drafts stay where they were loaded.
+
+    Returns:
+        ``texts`` and ``tokens`` of the target, ``temperature``, ``num_assistant_tokens``, and
+        ``drafts``: of each form the ``name``, ``acceptance_rate`` (accepted per drafted token) and
+        ``block_efficiency`` (tokens per forward pass of the target).
     """
     from fastdraft_hf.eval.expected import (
         expected_rounds,
@@ -144,15 +96,34 @@ def read_acceptance(
         ]
         del draft
         found.append(
-            DraftAcceptance(name, rounds_acceptance_rate(rounds), rounds_block_efficiency(rounds))
+            {
+                "name": name,
+                "acceptance_rate": rounds_acceptance_rate(rounds),
+                "block_efficiency": rounds_block_efficiency(rounds),
+            }
         )
-    return AcceptanceReading(
-        len(written),
-        sum(len(text.ids) for text in written),
-        temperature,
-        num_assistant_tokens,
-        tuple(found),
+    return {
+        "texts": len(written),
+        "tokens": sum(len(text.ids) for text in written),
+        "temperature": temperature,
+        "num_assistant_tokens": num_assistant_tokens,
+        "drafts": found,
+    }
+
+
+def acceptance_lines(reading: Mapping[str, Any]) -> list[str]:
+    """Return the result of `read_acceptance` for a terminal."""
+    width = max(len(one["name"]) for one in reading["drafts"])
+    head = (
+        f"expected acceptance rate (γ = {reading['num_assistant_tokens']}, T = "
+        f"{reading['temperature']:g}, {reading['texts']} texts of the target, {reading['tokens']} "
+        "tokens):"
     )
+    return [head] + [
+        f"  {one['name']:<{width}}  {one['acceptance_rate']:.3f}, "
+        f"{one['block_efficiency']:.2f} tokens per pass of the target"
+        for one in reading["drafts"]
+    ]
 
 
 def write_texts(

@@ -111,7 +111,7 @@ def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]
         {"before": lambda: exporting.load_pytorch(draft), "after": rounded},
         ends=stop_ids(path, tokenizer),
         num_assistant_tokens=gamma,
-    ).facts()
+    )
 
 
 def _note(facts: dict[str, Any]) -> str:
