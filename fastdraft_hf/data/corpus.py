@@ -168,15 +168,15 @@ class _Writer:
         samples = []
         for number, share in enumerate(shares):
             documents, sample = self._sample(number, max(5 * share, 2) * self.length)
-            held = min(share, sample["tokens_read"] // self.length // 5)
-            ids = [np.empty(0, self.encode.dtype)]
+            ids = documents[0].ids[:0]
+            wanted = min(share, sample["tokens_read"] // self.length // 5) * self.length
             for document in documents:
-                if sum(map(len, ids)) >= held * self.length:
+                if len(ids) >= wanted:
                     break
-                ids.append(document.ids)
+                ids = np.concatenate([ids, document.ids])
                 hashes.add(document.hash)
-            rows += list(np.concatenate(ids)[: held * self.length].reshape(held, self.length))
-            samples.append({**sample, "held_out_tokens": held * self.length})
+            rows += list(ids[:wanted].reshape(-1, self.length))
+            samples.append({**sample, "held_out_tokens": wanted})
         if rows:
             self._write_blocks("eval.arrow", rows)
         write_json(self.folder / "samples.json", samples)
@@ -204,11 +204,10 @@ class _Writer:
                 f"{self.length} to train on; lower max_length or leave the source out"
             )
         size = sum(document.size for document in found)
+        facts = {"documents": len(found), "bytes": size, "tokens_read": total}
         return found, {
-            "documents": len(found),
-            "bytes": size,
+            **facts,
             "bytes_per_token": round(size / total, 3),
-            "tokens_read": total,
             "dropped": dict(dropped),
         }
 

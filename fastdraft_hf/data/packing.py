@@ -6,6 +6,7 @@ Nothing is padded. A source that ends is read again in another order.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -118,7 +119,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 class SourceBlocks:
-    """Packed blocks of one source without end: pass after pass, each in another order.
+    """Packed blocks of one source without end: pass after pass, local text in another order each.
 
     Args:
         source: what to read.
@@ -128,11 +129,6 @@ class SourceBlocks:
         generated: folder of the generated sets.
         left_out: hashes of documents that are held out.
         unique: drop documents that were read before in the same pass.
-
-    Attributes:
-        passes: the pass it is in, counted from 1.
-        counts: tokens given; of the first pass the tokens, bytes and documents read, and the
-            documents dropped, by reason.
     """
 
     def __init__(
@@ -148,32 +144,36 @@ class SourceBlocks:
     ) -> None:
         self._source, self._encode, self._length, self._seed = source, encode, length, seed
         self._generated, self._left_out, self._unique = generated, left_out, unique
-        self.passes = 1
-        self.counts: dict[str, Any] = {"tokens": 0, "bytes": 0, "documents": 0, "tokens_read": 0}
-        self.counts["dropped"] = {}
-        # The position before the batch that is being given, what was left of the one before it, and
-        # how many blocks of both have been given.
-        self._position: dict[str, Any] = {}
-        self._carry: NDArray[Any] = np.empty(0, encode.dtype)
-        self._given = 0
         self._blocks: Iterator[NDArray[Any]] | None = None
+        self._state: dict[str, Any] = {
+            "passes": 1,
+            "position": {},  # before the batch whose blocks are being given
+            "carry": [],  # ids left from the batch before it
+            "given": 0,  # blocks given of both
+            "tokens": 0,
+            "read": {"documents": 0, "bytes": 0, "tokens": 0},  # in the first pass
+            "dropped": {},  # in the first pass
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last block, as JSON data."""
-        return {
-            "passes": self.passes,
-            "position": self._position,
-            "carry": self._carry.tolist(),
-            "given": self._given,
-            "counts": {**self.counts, "dropped": dict(self.counts["dropped"])},
-        }
+        return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.passes, self._position = state["passes"], state["position"]
-        self._carry = np.array(state["carry"], self._encode.dtype)
-        self._given = state["given"]
-        self.counts = {**state["counts"], "dropped": dict(state["counts"]["dropped"])}
-        self._blocks = None
+        """Continue at a position that `state_dict` returned."""
+        self._state, self._blocks = copy.deepcopy(state), None
+
+    def facts(self) -> dict[str, Any]:
+        """Return tokens given and passes; documents, bytes and drops of the first pass."""
+        state, read = self._state, self._state["read"]
+        return {
+            "tokens": state["tokens"],
+            "passes": state["passes"],
+            "documents": read["documents"],
+            "bytes": read["bytes"],
+            "bytes_per_token": round(read["bytes"] / max(1, read["tokens"]), 3),
+            "dropped": dict(state["dropped"]),
+        }
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return self
@@ -182,39 +182,33 @@ class SourceBlocks:
         if self._blocks is None:
             self._blocks = self._read()
         block = next(self._blocks)
-        self.counts["tokens"] += self._length
+        self._state["tokens"] += self._length
         return block
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a summary says about the source."""
-        counts = {**self.counts, "dropped": dict(self.counts["dropped"])}
-        read = counts.pop("tokens_read")
-        per_token = round(counts["bytes"] / max(1, read), 3)
-        return {**counts, "passes": self.passes, "bytes_per_token": per_token}
-
     def _read(self) -> Iterator[NDArray[Any]]:
+        state, length = self._state, self._length
         # A batch that is read again to resume inside it was counted before.
-        skip, counted = self._given, self._given == 0
+        skip, counted = state["given"], state["given"] == 0
         while True:
-            documents = Documents(self._source, self._generated, f"{self._seed}-{self.passes}")
-            documents.load_state_dict(self._position)
-            gave = bool(self._position)
+            documents = Documents(self._source, self._generated, f"{self._seed}-{state['passes']}")
+            documents.load_state_dict(state["position"])
+            gave = bool(state["position"])
             seen: set[int] | None = set() if self._unique else None
             for batch in _batches(documents):
-                if self.passes == 1 and not self._position and counted:
-                    self._drop(documents.dropped)
-                ids = self._ids(batch, seen, counted)
+                if counted and state["passes"] == 1 and not state["position"]:
+                    _add(state["dropped"], documents.dropped)
+                ids = self._ids(batch, seen, counted and state["passes"] == 1)
                 counted, gave = True, gave or len(ids) > 0
-                joined = np.concatenate([self._carry, ids])
-                whole = len(joined) // self._length
+                joined = np.concatenate([np.array(state["carry"], ids.dtype), ids])
+                whole = len(joined) // length
                 for number in range(skip, whole):
-                    self._given = number + 1
-                    yield joined[number * self._length : (number + 1) * self._length]
-                self._carry = joined[whole * self._length :].copy()
-                self._position, self._given, skip = documents.state_dict(), 0, 0
+                    state["given"] = number + 1
+                    yield joined[number * length : (number + 1) * length]
+                state["carry"] = joined[whole * length :].tolist()
+                state["position"], state["given"], skip = documents.state_dict(), 0, 0
             if not gave:
-                raise no_text(self._source, {**documents.dropped, **self.counts["dropped"]})
-            self.passes, self._position = self.passes + 1, {}
+                raise no_text(self._source, {**documents.dropped, **state["dropped"]})
+            state["passes"], state["position"] = state["passes"] + 1, {}
 
     def _ids(self, batch: list[Document], seen: set[int] | None, counted: bool) -> NDArray[Any]:
         encoded, dropped = self._encode(batch)
@@ -228,21 +222,21 @@ class SourceBlocks:
                 kept.append(document)
                 if seen is not None:
                     seen.add(document.hash)
-        if counted and self.passes == 1:
-            self._drop(dropped)
-            self.counts["documents"] += len(kept)
-            self.counts["bytes"] += sum(document.size for document in kept)
-            self.counts["tokens_read"] += sum(len(document.ids) for document in kept)
-        parts = [document.ids for document in kept]
-        return np.concatenate([np.empty(0, self._encode.dtype), *parts])
+        ids = np.concatenate([np.empty(0, self._encode.dtype), *(one.ids for one in kept)])
+        if counted:
+            _add(self._state["dropped"], dropped)
+            size = sum(document.size for document in kept)
+            _add(self._state["read"], {"documents": len(kept), "bytes": size, "tokens": len(ids)})
+        return ids
 
-    def _drop(self, reasons: dict[str, int]) -> None:
-        dropped = self.counts["dropped"]
-        for reason, count in reasons.items():
-            dropped[reason] = dropped.get(reason, 0) + count
+
+def _add(counts: dict[str, int], more: dict[str, int]) -> None:
+    for key, count in more.items():
+        counts[key] = counts.get(key, 0) + count
 
 
 def no_text(source: Source, dropped: dict[str, int]) -> FastDraftError:
+    """Return the error of a source that has no document to train on."""
     reasons = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "no document"
     return FastDraftError(
         f"source {source.kind} '{source.name}': it gave no text to train on ({reasons})"

@@ -21,10 +21,10 @@ _WINDOWS_KEPT = 1024  # of which a loader may have fetched ahead
 
 
 class BlockStream:
-    """Packed blocks of a mixture without end, resumable at every block.
+    """Packed blocks of a mixture without end. Iterating yields ``{"input_ids": …}``.
 
     Blocks come in windows. A window has of every source the blocks that its weight asks for,
-    counted over all windows so far, shuffled by the seed. Iterating yields ``{"input_ids": …}``.
+    counted over all windows so far, shuffled by the seed.
 
     Args:
         sources: what to read, with weights.
@@ -47,22 +47,23 @@ class BlockStream:
         left_out: frozenset[int] = frozenset(),
         window: int = WINDOW,
     ) -> None:
-        self._sources, self._seed, self._window = list(sources), seed, window
-        self._encode = encode
-        self._settings: dict[str, Any] = {
-            "length": length,
-            "generated": generated,
-            "left_out": left_out,
-        }
+        self._sources, self._encode = list(sources), encode
+        self._seed, self._window = seed, window
+        self._settings = {"length": length, "generated": generated, "left_out": left_out}
         self._start: dict[str, Any] = {"window": 0, "taken": 0, "given": [0] * len(self._sources)}
-        # States at the beginning of the last windows of the iteration that began last.
+        # At the beginning of the last windows of the latest iteration.
         self._states: deque[dict[str, Any]] = deque()
+
+    @property
+    def start(self) -> int:
+        """Number of blocks before the position at which iterations begin."""
+        return int(self._start["window"] * self._window + self._start["taken"])
 
     def state_dict(self, blocks: int) -> dict[str, Any]:
         """Return the position after ``blocks`` blocks, counted from the stream's beginning.
 
-        It is JSON data. Blocks that a loader fetched ahead and nobody trained on come again.
-        ``read`` in it has the facts of every source at the end of the window.
+        It is JSON data. Blocks that a loader fetched beyond it come again. Its ``read`` has the
+        facts of every source at the end of the window.
 
         Raises:
             ValueError: that position is too long ago.
@@ -73,21 +74,18 @@ class BlockStream:
         raise ValueError(f"block {blocks}: that position is too long ago")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make iterations begin at a position that `state_dict` returned."""
+        """Let iterations begin at a position that `state_dict` returned."""
         self._start = state
 
-    @property
-    def start(self) -> int:
-        """Blocks before the position at which iterations begin."""
-        return int(self._start["window"] * self._window + self._start["taken"])
-
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        start = self._start
-        streams = self._open()
-        for stream, state in zip(streams, start.get("sources", []), strict=False):
+        settings: dict[str, Any] = self._settings
+        streams = [
+            SourceBlocks(source, self._encode, seed=f"{self._seed}-{number}", **settings)
+            for number, source in enumerate(self._sources)
+        ]
+        for stream, state in zip(streams, self._start.get("sources", []), strict=False):
             stream.load_state_dict(state)
-        given = list(start["given"])
-        keys = summary_keys(self._sources)
+        given, keys = list(self._start["given"]), summary_keys(self._sources)
         states: deque[dict[str, Any]] = deque(maxlen=_WINDOWS_KEPT)
         self._states = states
 
@@ -101,7 +99,7 @@ class BlockStream:
 
         # One window ahead, so that training need not wait: encoding releases Python's lock.
         with ThreadPoolExecutor(1, "corpus") as pool:
-            window, skip = start["window"], start["taken"]
+            window, skip = self._start["window"], self._start["taken"]
             ahead = pool.submit(make, window)
             while True:
                 state, blocks = ahead.result()
@@ -112,12 +110,6 @@ class BlockStream:
                     yield {"input_ids": block.tolist()}
                 skip = 0
 
-    def _open(self) -> list[SourceBlocks]:
-        return [
-            SourceBlocks(source, self._encode, seed=f"{self._seed}-{number}", **self._settings)
-            for number, source in enumerate(self._sources)
-        ]
-
     def _deal(self, given: list[int]) -> list[int]:
         """Return the sources of a window's blocks: always the one that is furthest behind."""
         weights = [source.weight for source in self._sources]
@@ -125,9 +117,8 @@ class BlockStream:
         for _ in range(self._window):
             count = sum(given) + 1
             behind = [count * w / total - g for w, g in zip(weights, given, strict=True)]
-            chosen = behind.index(max(behind))
-            given[chosen] += 1
-            found.append(chosen)
+            found.append(behind.index(max(behind)))
+            given[found[-1]] += 1
         return found
 
     def as_dataset(self) -> IterableDataset:
