@@ -1,79 +1,50 @@
-"""One progress display for every stage: a bar in a terminal, a plain line now and then in a log."""
+"""One progress display for every stage: a bar in a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import Any
+
+from tqdm import tqdm
 
 from fastdraft_hf._processes import is_main
 
-# How often a log without a terminal gets a line.
+# How often a log gets a line.
 LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Shows progress, rate and remaining time, in the main process only.
+    """Shows how far a piece of work is, its rate and its remaining time, in the main process.
 
     Args:
-        label: what is being done.
-        total: how much there is to do, in ``unit``; ``None`` if unknown.
+        label: the work.
+        total: its amount in ``unit``; ``None`` if it is unknown.
         unit: what is counted (``"tokens"``, ``"prompts"``).
-        done: how much an earlier run did; it does not count into the rate.
+        done: the amount that an earlier run did; it does not count towards the rate.
     """
 
     def __init__(self, label: str, total: float | None, unit: str, done: float = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self._label, self._total, self._unit = label, total, unit
         self._done = self._start_done = done
         self._start = self._last = time.monotonic()
         self._note = ""
-        self._bar: Any = None
-        self._task: Any = None
-        self._silent = not is_main()
-        if sys.stderr.isatty() and not self._silent:
-            self._open_bar()
-
-    def _open_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(
-            self.label, total=self.total, completed=self._done, rate="", note=""
-        )
+        self._bar: tqdm[None] | None = None
+        if is_main() and sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=label, total=total, initial=done, unit=f" {unit}", dynamic_ncols=True
+            )
 
     def found(self, done: float, total: float) -> None:
-        """Set what an earlier run did, if that is known only after the display was opened."""
+        """Set what an earlier run did, if that becomes known after the display was opened."""
         self._done = self._start_done = done
-        self.total = total
+        self._total = total
         self._start = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    @property
-    def rate(self) -> float:
-        """Units a second since this display was opened."""
-        seconds = time.monotonic() - self._start
-        return (self._done - self._start_done) / seconds if seconds > 0 else 0.0
+            self._bar.initial, self._bar.total = done, total
+            self._bar.start_t = self._bar.last_print_t = time.time()
+            self._bar.n = done
+            self._bar.refresh()
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
         """Count ``amount`` more; ``note`` replaces the text at the end of the line."""
@@ -81,25 +52,26 @@ class Progress:
         if note is not None:
             self._note = note
         if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=self._done,
-                rate=f"{self.rate:,.1f} {self.unit}/s",
-                note=self._note,
-            )
-        elif not self._silent and time.monotonic() - self._last > LOG_SECONDS:
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(amount)
+        elif time.monotonic() - self._last > LOG_SECONDS:
             self._last = time.monotonic()
             self._print()
 
     def _print(self) -> None:
-        parts = [f"{self.label}: {self._done:,.0f}"]
-        if self.total:
-            parts[0] += f"/{self.total:,.0f}"
-        parts[0] += f" {self.unit}"
-        parts.append(f"{self.rate:,.1f} {self.unit}/s")
-        if self.total and self.rate > 0:
-            left = max(0.0, self.total - self._done) / self.rate
-            parts.append(f"about {left:,.0f} s left")
+        if not is_main():
+            return
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._start_done) / seconds
+        total = f"/{self._total:,.0f}" if self._total else ""
+        parts = [f"{self._label}: {self._done:,.0f}{total} {self._unit}"]
+        if 0 < rate < 1:  # as tqdm does
+            parts.append(f"{1 / rate:,.1f} s per {self._unit.removesuffix('s')}")
+        else:
+            parts.append(f"{rate:,.1f} {self._unit}/s")
+        if self._total and rate > 0:
+            left = max(0.0, self._total - self._done) / rate
+            parts.append(f"{tqdm.format_interval(left)} left")
         if self._note:
             parts.append(self._note)
         print(", ".join(parts), file=sys.stderr, flush=True)
@@ -114,6 +86,6 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
-        elif kind is None and not self._silent:
+            self._bar.close()
+        elif kind is None:
             self._print()
