@@ -234,7 +234,7 @@ class _Writer:
     ) -> None:
         """Write an arrow file that `Dataset.from_file` maps into memory."""
         import pyarrow as pa
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         ids = pa.list_(pa.from_numpy_dtype(self.encode.dtype), self.length)
         schema = pa.schema({"input_ids": ids})

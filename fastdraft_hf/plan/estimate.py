@@ -17,7 +17,7 @@ from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import mbsu
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source, logits_sets
-from fastdraft_hf.stages.partial import PROVENANCE
+from fastdraft_hf.stages.folders import PROVENANCE
 from fastdraft_hf.stages.runner import Run, grows, planned
 from fastdraft_hf.target.resolve import resolve_target
 from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency

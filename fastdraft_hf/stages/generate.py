@@ -93,15 +93,17 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def only_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether settings only add sets, or rows to sets, so that all existing rows stay.
+def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return what of a folder stays valid: sets that did not change or only get more rows.
 
     The first rows of a larger set are those of the smaller one. That does not hold for a set with
     ``max_minutes``: its rows depend on what was in flight when the time was up.
     """
     if {**old, "sets": None} != {**new, "sets": None}:
-        return False
-    return all(_more_of(had, new["sets"].get(name)) for name, had in old["sets"].items())
+        return []
+    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
+    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
+    return [*same, *asked, HELD_OUT] if same else []
 
 
 def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
@@ -109,15 +111,6 @@ def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
         return False
     grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
     return grew or new["rows"] == old["rows"]
-
-
-def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return what of a folder stays valid: sets that did not change or only have more rows."""
-    if {**old, "sets": None} != {**new, "sets": None}:
-        return []
-    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
-    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
-    return [*same, *asked, HELD_OUT] if same else []
 
 
 def lacks_rows(folder: Path) -> bool:

@@ -35,7 +35,6 @@ register(
         (),
         "generate",
         parallel=True,
-        grows=generate.only_more,
         lacks=generate.lacks_rows,
         keeps=generate.unchanged,
     ),

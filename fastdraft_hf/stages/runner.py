@@ -1,9 +1,8 @@
-"""Runs the stages of a recipe that are not finished, one folder a stage.
+"""Run the stages of a recipe that are not finished, one folder a stage.
 
-A stage works in ``.<stage>.partial`` and its folder is renamed to ``<stage>`` when it is whole, so
-a folder that exists is finished. What a killed run left in the partial folder is gone on with, as
-long as the stage's settings and inputs are the same. A stage that can *grow* also goes on when its
-settings ask for more of the same: its finished folder becomes the partial one again.
+A stage works in ``.<stage>.partial``, which is renamed to ``<stage>`` at the end: a folder that
+exists is finished. A stage resumes from its partial folder if its settings and inputs are the same.
+If new settings only ask for more of the same, its finished folder becomes the partial one again.
 """
 
 from __future__ import annotations
@@ -21,15 +20,20 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import barrier, is_main, on_main, rank, start, world
 from fastdraft_hf.recipe import Recipe, resolve_device
 from fastdraft_hf.stages import provenance
-from fastdraft_hf.stages.compare import CONFIG, deciding, differences, read_config, with_defaults
-from fastdraft_hf.stages.energy import EnergyMeter, Joules, energy_facts, open_counters
-from fastdraft_hf.stages.partial import (
+from fastdraft_hf.stages.energy import energy_facts, measured_energy
+from fastdraft_hf.stages.folders import (
+    CONFIG,
     PROVENANCE,
     SESSIONS,
+    contents,
+    deciding,
+    differences,
     locked,
     move_aside,
     open_sessions,
+    read_config,
     reopen,
+    with_defaults,
 )
 from fastdraft_hf.target.resolve import Target, resolve_target
 
@@ -41,7 +45,7 @@ RECIPE = "recipe.yaml"
 
 @dataclass
 class Run:
-    """A recipe, the folder it fills, and what stages ask it for."""
+    """A recipe, its folder, and the target."""
 
     recipe: Recipe
     folder: Path
@@ -49,16 +53,16 @@ class Run:
 
     @property
     def target(self) -> Target:
-        """The target, found (and downloaded or converted) when first asked for."""
+        """The target; downloaded or converted on first use."""
         if self._target is None:
             self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
         return self._target
 
     def look_at_target(self) -> Target:
-        """Find the target's config and tokenizer; its weights may be out of reach."""
+        """Return the target with its config and tokenizer; its weights may be missing."""
         if self._target is not None:
             return self._target
-        # Not kept: what is found may lack weights that a stage has yet to fetch.
+        # Not kept: a stage may still need the weights.
         return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
 
     def stage_folder(self, name: str) -> Path:
@@ -96,21 +100,19 @@ class Stage:
     """One step of a recipe.
 
     Attributes:
-        run: does the work in the given partial folder and returns facts for the provenance. It
-            may find what an earlier, killed call left there.
-        section: the recipe's part it depends on.
+        run: does the work in a partial folder, which may hold the files of a killed run, and
+            returns facts for the provenance.
+        section: returns the section of the recipe that it depends on.
         inputs: stages whose output it can read.
-        folder: where its output goes.
+        folder: name of its output folder.
         parallel: whether every process calls ``run``, with the same folder. Otherwise the main
             one does, and the others wait. Only the main one's facts count.
-        leaves_out: of ``inputs``, those that a recipe gives it nothing to read from.
-        grows: whether settings (old, new) only ask for more of what was made with the old ones,
-            so that what is there is gone on with.
-        follows: inputs that may grow; the stage then adds what is new to what it made.
-        lacks: whether rows are missing in a finished folder, because a damaged file was deleted.
-            They are made again.
-        keeps: files and folders in its partial folder that settings (old, new) leave as good as
-            they were, where some others have to be made again.
+        leaves_out: those of ``inputs`` that it does not read with this recipe.
+        follows: inputs that may be extended; the stage then adds what is new to what it made.
+        lacks: whether a finished folder lacks rows, because a damaged file was deleted. They are
+            made again.
+        keeps: files and folders in its folder that stay valid when its settings change from old
+            to new. If all do, a finished stage is extended instead of refused.
     """
 
     run: Callable[[Run, Path], dict[str, Any]]
@@ -119,7 +121,6 @@ class Stage:
     folder: str
     parallel: bool = False
     leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
-    grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
     follows: tuple[str, ...] = ()
     lacks: Callable[[Path], bool] = lambda folder: False
     keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
@@ -182,7 +183,7 @@ def _prepare_folder(run: Run, stages: Sequence[str]) -> None:
 
 
 def _fingerprint(run: Run, name: str) -> dict[str, Any]:
-    """Return what decides a stage's output: its settings, the run's, and its inputs' identity."""
+    """Return all that decides a stage's output: its settings, the run's, and its inputs' ids."""
     recipe = run.recipe.resolved()
     settings = recipe.get(name)
     if isinstance(settings, dict):
@@ -216,7 +217,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:
-    """Raise `FastDraftError` when a finished stage was made with other settings; makes nothing."""
+    """Raise `FastDraftError` if a finished stage was made with other settings; changes nothing."""
     for name in stages:
         _check_finished(run, name)
     growing = [name for name in stages if run.finished(name) and _grew(run, name)]
@@ -227,9 +228,9 @@ def check_finished(run: Run, stages: Sequence[str]) -> None:
             (growing if changed <= {*STAGES[name].follows} else stale).append(name)
     if stale:
         raise FastDraftError(
-            f"{growing[0]} has to go on, as the recipe asks for more than it made, and these were "
-            f"made from what it had: {', '.join(str(run.stage_folder(name)) for name in stale)}. "
-            "Delete these folders to make them again, or give another output_dir."
+            f"{growing[0]} must be extended, since the recipe asks for more than it made. These "
+            f"were made before: {', '.join(str(run.stage_folder(name)) for name in stale)}. Delete "
+            "these folders to make them again, or give another output_dir."
         )
 
 
@@ -241,29 +242,27 @@ def grows(run: Run, name: str) -> bool:
 
 
 def _grew(run: Run, name: str) -> bool:
+    """Return whether all that a finished stage made stays valid under changed settings."""
     folder = run.stage_folder(name)
-    return _only_grew(run, name, _made(run, name, folder), _fingerprint(run, name))
+    made, wanted = _made(run, name, folder), _fingerprint(run, name)
+    return made != wanted and contents(folder) <= {*_kept(run, name, folder, made, wanted)}
 
 
-def _only_grew(run: Run, name: str, made: Any, wanted: dict[str, Any]) -> bool:
-    """Return whether what was made with one fingerprint is asked for more by another."""
-    if made == wanted or not isinstance(made, dict):
-        return False
+def _kept(run: Run, name: str, folder: Path, made: Any, wanted: dict[str, Any]) -> Collection[str]:
+    """Return what stays valid of a folder that was made with another fingerprint."""
+    if not isinstance(made, dict):
+        return ()
     inputs = dict(made.get("inputs") or {})
     for other in STAGES[name].follows:
         if inputs.get(other) in _record(run.stage_folder(other)).get("extends", []):
             inputs[other] = wanted["inputs"][other]
     made = {**made, "inputs": inputs}
-    return made == wanted or (
-        _only_settings(name, made, wanted) and STAGES[name].grows(made[name], wanted[name])
-    )
-
-
-def _only_settings(name: str, made: Any, wanted: dict[str, Any]) -> bool:
-    """Return whether two fingerprints differ in nothing but the stage's own settings."""
-    if not isinstance(made, dict) or not isinstance(made.get(name), dict):
-        return False
-    return {**made, name: None} == {**wanted, name: None}
+    if made == wanted:
+        return contents(folder)
+    # Nothing stays if more than the stage's own settings changed.
+    if not isinstance(made.get(name), dict) or {**made, name: None} != {**wanted, name: None}:
+        return ()
+    return STAGES[name].keeps(made[name], wanted[name])
 
 
 def _check_finished(run: Run, name: str) -> None:
@@ -283,19 +282,13 @@ def _check_finished(run: Run, name: str) -> None:
 
 
 def _made(run: Run, name: str, folder: Path) -> Any:
-    """Return what a stage's folder was made with, as `_fingerprint` says it."""
+    """Return the fingerprint that a stage's folder was made with."""
     made = read_config(folder)
     section = STAGES[name].section(run.recipe)
     if isinstance(made, dict) and isinstance(made.get(name), dict):
         # A setting that is newer than the folder had its default when the folder was made.
         known = with_defaults(section, made[name])
         made[name] = {key: known[key] for key in known if key in deciding(section)}
-        # So had an input from which nothing was read: it is not looked at any more.
-        unread = set(STAGES[name].inputs).difference(_inputs(run.recipe, name))
-        if isinstance(made.get("inputs"), dict):
-            made["inputs"] = {
-                other: identity for other, identity in made["inputs"].items() if other not in unread
-            }
     return made
 
 
@@ -327,7 +320,6 @@ def _open(run: Run, name: str, partial: Path) -> list[dict[str, Any]] | None:
     """Make or find a stage's partial folder; return its earlier runs, ``None`` if finished."""
     import yaml
 
-    stage = STAGES[name]
     if run.finished(name) and not grows(run, name):
         return None
     for other in _inputs(run.recipe, name):
@@ -344,10 +336,8 @@ def _open(run: Run, name: str, partial: Path) -> list[dict[str, Any]] | None:
         write_json(partial / PROVENANCE, record)
     if partial.exists():
         made = _made(run, name, partial)
-        if made != fingerprint and not _only_grew(run, name, made, fingerprint):
-            same = _only_settings(name, made, fingerprint)
-            keeps = stage.keeps(made[name], fingerprint[name]) if same else ()
-            move_aside(partial, keeps, name)
+        if made != fingerprint:
+            move_aside(partial, _kept(run, name, partial, made, fingerprint), name)
     resumed = partial.exists()
     partial.mkdir(exist_ok=True)
     # Also when resuming: more may be wanted, or the folder may be older than a setting.
@@ -361,16 +351,11 @@ def _work(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run a stage in the main process; return its facts and all of its runs."""
     session: dict[str, Any] = {"started": time.time(), "seconds": None}
-
-    def keep(joules: Joules) -> None:
-        session["energy"] = joules
-        write_json(partial / SESSIONS, [*earlier, session])
-
     write_json(partial / SESSIONS, [*earlier, session])
     start = time.monotonic()
-    with EnergyMeter(open_counters(run.recipe, name), keep) as meter:
+    with measured_energy(run.recipe, name) as joules:
         facts = STAGES[name].run(run, partial)
-    session |= {"seconds": time.monotonic() - start, "energy": meter.joules}
+    session |= {"seconds": time.monotonic() - start, "energy": joules}
     return facts, [*earlier, session]
 
 

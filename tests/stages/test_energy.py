@@ -60,9 +60,7 @@ def test_a_failure_never_stops_a_stage(codecarbon: Any) -> None:
     assert measure(Recipe()) == {"cpu": None, "gpu": None}
 
 
-def test_work_elsewhere_is_not_measured(
-    codecarbon: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_elsewhere_is_not_measured(codecarbon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def served(server: str) -> Recipe:
         return build_recipe({"generate": {"server": server}})
 

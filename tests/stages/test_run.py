@@ -15,7 +15,7 @@ import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES, which the fixt
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.recipe import Recipe, build_recipe
 from fastdraft_hf.stages import runner as module
-from fastdraft_hf.stages.generate import only_more, unchanged
+from fastdraft_hf.stages.generate import unchanged
 from fastdraft_hf.stages.runner import Run, Stage, choose, execute, grows, planned
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.config import TrainConfig
@@ -42,7 +42,9 @@ class FakeStages:
     def stage(self, name: str) -> Callable[[Run, Path], dict[str, Any]]:
         def work(run: Run, folder: Path) -> dict[str, Any]:
             self.calls.append(name)
-            rows = folder / "rows.txt"
+            place = folder / "chat" if name == "generate" else folder  # a set of rows
+            place.mkdir(exist_ok=True)
+            rows = place / "rows.txt"
             with rows.open("a", encoding="utf-8") as stream:
                 stream.write("row\n")
             if name in self.killed:
@@ -62,7 +64,6 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
             lambda r: r.generate,
             (),
             "generate",
-            grows=only_more,
             keeps=unchanged,
         ),
         "pretrain": Stage(
@@ -284,7 +285,7 @@ def begin_generate(fakes: FakeStages, run: Run) -> Path:
     fakes.killed = set()
     partial = run.folder / ".generate.partial"
     for name in ("chat", "chat-instructions", "code"):
-        (partial / name).mkdir()
+        (partial / name).mkdir(exist_ok=True)
         (partial / name / "part-00000.parquet").write_text(name)
     (partial / "held_out.json").write_text("{}")
     return partial
@@ -311,7 +312,7 @@ def test_sets_that_did_not_change_stay_where_others_did(
     assert (made / "held_out.json").exists()
     assert rows_of_code(made) == 3
     (aside,) = run.folder.glob(".generate.partial-*")
-    assert {p.name for p in aside.iterdir()} == {"code", "config.yaml", "rows.txt"}
+    assert {p.name for p in aside.iterdir()} == {"code", "config.yaml"}
     assert rows_of_code(aside) == 4
 
 
@@ -323,7 +324,7 @@ def test_nothing_stays_where_all_sets_have_to_be_made_again(
     run = make_run(change)
     execute(run, ["generate"])
     assert record(run, "generate")["runs"] == 1
-    assert not (run.stage_folder("generate") / "chat").exists()
+    assert not (run.stage_folder("generate") / "chat" / "part-00000.parquet").exists()
     (aside,) = run.folder.glob(".generate.partial-*")
     assert (aside / "chat" / "part-00000.parquet").exists()
 
@@ -333,10 +334,11 @@ def test_killed_while_it_moves_what_changed(
 ) -> None:
     two = "generate.sets.code={kind: code, rows: 4}"
     partial = begin_generate(fakes, make_run(two))
+    (partial / "another").mkdir()
     rename = Path.rename
 
     def killed_after_one(path: Path, to: Path) -> Path:
-        if path.name == "rows.txt":
+        if path.name == "code":
             raise Killed
         return rename(path, to)
 
@@ -345,10 +347,11 @@ def test_killed_while_it_moves_what_changed(
         patch.setattr(Path, "rename", killed_after_one)
         with pytest.raises(Killed):
             execute(fewer, ["generate"])
-    assert not (partial / "code").exists()
+    assert not (partial / "another").exists()
+    assert (partial / "code").exists()
     execute(fewer, ["generate"])
     assert (fewer.stage_folder("generate") / "chat" / "part-00000.parquet").exists()
-    assert record(fewer, "generate")["facts"] == {"rows": 1}  # the fake's file is no set
+    assert not (fewer.stage_folder("generate") / "code").exists()
 
 
 def test_a_setting_newer_than_a_partial_folder_had_its_default(
@@ -431,11 +434,10 @@ def test_other_changes_are_not_more(make_run: Callable[..., Run], change: str) -
         execute(run, ["generate"])
 
 
-def test_a_set_that_is_gone_is_not_more() -> None:
-    chat = {"rows": 4, "max_minutes": None}
-    assert only_more({"sets": {"a": chat}}, {"sets": {"b": chat, "a": chat}})
-    assert not only_more({"sets": {"a": chat}}, {"sets": {"b": chat}})
-    assert not only_more({"sets": {}, "batch_size": 1}, {"sets": {"a": chat}, "batch_size": 2})
+def test_a_set_that_is_gone_is_not_kept() -> None:
+    chat = {"rows": 4, "max_minutes": None, "kind": "free"}
+    assert "a" in unchanged({"sets": {"a": chat}}, {"sets": {"b": chat, "a": chat}})
+    assert unchanged({"sets": {"a": chat}}, {"sets": {"b": chat}}) == []
 
 
 def test_what_was_made_from_less_is_named_before_any_work(
@@ -444,7 +446,7 @@ def test_what_was_made_from_less_is_named_before_any_work(
     run_all(make_run())
     run = make_run(MORE)
     calls = list(fakes.calls)
-    with pytest.raises(FastDraftError, match="asks for more than it made") as caught:
+    with pytest.raises(FastDraftError, match="generate must be extended") as caught:
         run_all(run)
     folders = [str(run.stage_folder(name)) for name in ("align", "evaluate", "card")]
     assert ", ".join(folders) in str(caught.value)
@@ -468,13 +470,6 @@ def test_a_stage_that_reads_no_generated_text_does_not_wait_for_it(
     assert fakes.calls.count("pretrain") == 1
     with pytest.raises(FastDraftError, match=r"inputs\.generate: None then"):
         run_all(make_run("pretrain={sources: [{name: chat}]}"))
-    # A folder of an earlier version names it all the same.
-    path = make_run().stage_folder("pretrain") / "config.yaml"
-    made = yaml.safe_load(path.read_text())
-    made["inputs"]["generate"] = "of-another-time"
-    path.write_text(yaml.safe_dump(made))
-    run_all(make_run(python))
-    assert fakes.calls.count("pretrain") == 1
 
 
 def test_temporary_files_of_a_kill_are_not_published(
@@ -583,72 +578,3 @@ def test_the_target_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == []
     assert run.target is run.target
     assert asked == [("a/b", "v1")]
-
-
-class TestTrainingStage:
-    """The last moves of a training stage, each cut off once; the training itself is faked."""
-
-    @pytest.fixture
-    def run(self, tmp_path: Path, tiny_target_folder: Path) -> Run:
-        recipe = build_recipe({"pretrain": {"sources": [{"kind": "python"}], "max_length": 64}})
-        run = Run(recipe, tmp_path / "run", _target=Target(tiny_target_folder, "t"))
-        design = run.stage_folder("design")
-        design.parent.mkdir()
-        design.symlink_to(tiny_target_folder)
-        return run
-
-    @pytest.mark.parametrize("cut_at", range(5))
-    def test_a_kill_while_the_folder_is_put_together(
-        self,
-        run: Run,
-        tmp_path: Path,
-        tiny_target_folder: Path,
-        cut_at: int,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        from fastdraft_hf.stages import train
-        from fastdraft_hf.train import loop
-
-        monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tiny_target_folder)
-
-        def prepare(run: Run, data: Path, *rest: object, stored: bool) -> None:
-            data.mkdir()
-            (data / "summary.json").write_text("{}", encoding="utf-8")
-
-        def trained(start: Path, tokenizer: object, data: Path, work: Path, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
-            if not (work / "model").exists():
-                (work / "model").mkdir(parents=True)
-                for name in ("config.json", "model.safetensors"):
-                    (work / "model" / name).write_text(name, encoding="utf-8")
-            return {"steps": 1, "log": []}
-
-        monkeypatch.setattr(train, "_prepare", prepare)
-        monkeypatch.setattr(loop, "train", trained)
-        calls = 0
-
-        def cut(real: Callable[..., Any]) -> Callable[..., Any]:
-            def step(*args: Any, **kwargs: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == cut_at + 1:
-                    raise Killed
-                return real(*args, **kwargs)
-
-            return step
-
-        folder = tmp_path / "partial"
-        folder.mkdir()
-        with monkeypatch.context() as patch:
-            patch.setattr(train.shutil, "copytree", cut(train.shutil.copytree))
-            patch.setattr(train.shutil, "rmtree", cut(train.shutil.rmtree))
-            patch.setattr(train, "write_json", cut(train.write_json))
-            with pytest.raises(Killed):
-                train.pretrain(run, folder)
-        train.pretrain(run, folder)
-        assert (folder / "model.safetensors").read_text(encoding="utf-8") == "model.safetensors"
-        assert {p.name for p in folder.iterdir()} == {
-            "config.json",
-            "model.safetensors",
-            "log.json",
-            "facts.json",
-        }
