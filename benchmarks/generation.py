@@ -1,6 +1,6 @@
-"""Compare how fast the target generates: OpenVINO and transformers, with a draft and without.
+"""Compare how fast the target generates and reads: OpenVINO and transformers.
 
-    python benchmarks/generation.py [--draft-openvino DIR] [--only engines,draft,logits]
+    python benchmarks/generation.py [--only engines,logits]
 
 The target is the embedded one; prompts are instructions to complete functions of the standard
 library. All ways generate the same prompts in turn in one process, in alternating order; the first
@@ -26,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import embedded_target
-from fastdraft_hf.data.engines import Drafting, Engine, Request
+from fastdraft_hf.data.engines import Engine, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
 from fastdraft_hf.data.filters import read_kept_rows
@@ -107,11 +107,6 @@ def verdict(ratio: tuple[float, float, float], wanted: float) -> str:
     return f"≥ {wanted:g}x: " + ("within the spread" if ratio[2] >= wanted else "no")
 
 
-def agreement(ours: list[Round], other: list[Round]) -> str:
-    same = sum(ours[0].ids[i] == other[0].ids[i] for i in ours[0].ids)
-    return f"{same} of {len(ours[0].ids)} greedy texts are the same"
-
-
 def make_requests(args: argparse.Namespace, count: int) -> Sequence[Request]:
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
     prompts: list[tuple[int, ...]] = []
@@ -151,27 +146,6 @@ def engines(args: argparse.Namespace, rows: Rows) -> None:
     )
     ratio = compare(ours, theirs, "tokens")
     rows.append((f"{name}, tokens", spread(ratio), pair(ours, theirs, "tokens", "tok/s"), ""))
-
-
-def draft(args: argparse.Namespace, rows: Rows) -> None:
-    if args.draft_openvino is None:
-        print("draft: left out, there is no --draft-openvino")
-        return
-    folder = cached_openvino(Path(embedded_target()), "int8")
-    for batch in args.batches:
-        requests = make_requests(args, max(args.draft_prompts, batch))
-        ways: dict[str, Engine] = {"alone": OpenVINOEngine(folder, ends(), batch)}
-        for gamma in args.gammas:
-            used = Drafting(args.draft_openvino, gamma)
-            ways[f"γ = {gamma}"] = OpenVINOEngine(folder, ends(), batch, draft=used)
-        print(f"batch {batch}", file=sys.stderr, flush=True)
-        found = in_turn(ways, requests, args.rounds)
-        alone = found.pop("alone")
-        for name, rounds in found.items():
-            ratio = compare(rounds, alone, "tokens")
-            note = "" if args.temperature else agreement(rounds, alone)
-            what = f"openvino int8, batch {batch}, with the draft ({name}) / without"
-            rows.append((what, spread(ratio), pair(rounds, alone, "tokens", "tok/s"), note))
 
 
 def logits(args: argparse.Namespace, rows: Rows) -> None:
@@ -214,19 +188,15 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="engines,draft,logits")
-    parser.add_argument("--draft-openvino", type=Path, help="a draft's int8 OpenVINO folder")
+    parser.add_argument("--only", default="engines,logits")
     parser.add_argument("--prompts", type=int, default=64, help="of engines, all at once")
-    parser.add_argument("--draft-prompts", type=int, default=16, help="of draft, at least")
     parser.add_argument("--logits-rows", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=200, help="longest prompt, in tokens")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--gammas", type=int, nargs="+", default=[2, 3, 5])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    sections: dict[str, Any] = {"engines": engines, "draft": draft, "logits": logits}
+    sections: dict[str, Any] = {"engines": engines, "logits": logits}
     wanted = args.only.split(",")
     for name in wanted:
         if name not in sections:

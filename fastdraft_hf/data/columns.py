@@ -15,10 +15,12 @@ no loss is taken (prompts) and at t = 0.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -31,10 +33,8 @@ LISTS = (IDS, LOG_PROBS, TAIL)
 
 IGNORED = -100  # label of a token without loss
 
-# Numbers checked before training starts (a few seconds). The rest is checked batch by batch.
-_SCANNED_NUMBERS = 50_000_000
-_ROWS_AT_ONCE = 512
-_STREAMED_ROWS = 64
+# Rows checked before training starts (a few seconds).
+_CHECKED_ROWS = 1000
 _ROWS_A_CHUNK = 1000
 
 
@@ -95,13 +95,13 @@ def has_distribution(dataset: Dataset | IterableDataset, name: str = "train") ->
     """Return whether a dataset stores the target's distribution.
 
     Raises:
-        ValueError: some of the columns are there and some are not.
+        FastDraftError: some of the columns are there and some are not.
     """
     columns = column_names(dataset)
     found = [column for column in LISTS if column in columns]
     if found and len(found) < len(LISTS):
         missing = ", ".join(column for column in LISTS if column not in columns)
-        raise ValueError(
+        raise FastDraftError(
             f"{name} dataset: it has {', '.join(found)} but not {missing}; a stored distribution "
             f"needs all of {', '.join(LISTS)}"
         )
@@ -118,10 +118,10 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 def check_distribution(
     dataset: Dataset | IterableDataset, *, vocab_size: int, temperature: float, name: str = "train"
 ) -> int:
-    """Check the stored distributions and return k.
+    """Check the stored distributions of the first rows and return k.
 
-    Of a dataset in memory or on disk, the first 50M numbers are checked. Of a streamed dataset,
-    the rows up to the first one that holds a distribution.
+    The collator checks the rows after them as they are read. Of a streamed dataset, rows up to the
+    first one that holds a distribution are read.
 
     Args:
         dataset: has the columns of this module.
@@ -130,179 +130,117 @@ def check_distribution(
         name: of the dataset, for messages.
 
     Raises:
-        ValueError: with the column, the row and the fault.
+        FastDraftError: with the column, the row and the fault.
     """
     import datasets
-    import pyarrow as pa
 
-    if isinstance(dataset, datasets.Dataset):
-        wanted = (*LISTS, TEMPERATURE, "input_ids", "labels")
-        present = column_names(dataset)
-        arrow = dataset.select_columns([c for c in wanted if c in present]).with_format("arrow")
-        tables: Any = (
-            (start, arrow[start : start + _ROWS_AT_ONCE])
-            for start in range(0, len(dataset), _ROWS_AT_ONCE)
-        )
-    else:
-        rows: list[dict[str, Any]] = []
-        for row in itertools.islice(dataset, _STREAMED_ROWS):
-            rows.append(row)
-            if not isinstance(row.get(IDS), list) or any(row[IDS]):
-                break
-        if not rows:
-            raise ValueError(f"{name} dataset: it has no rows")
-        tables = [(0, pa.Table.from_pylist(rows))]
-    k = seen = 0
-    for start, table in tables:
-        k = _check_rows(table, k, vocab_size, temperature, f"{name} dataset", start)
-        seen += k * sum(len(row) for row in table[IDS])
-        if seen > _SCANNED_NUMBERS:
+    streamed = not isinstance(dataset, datasets.Dataset)
+    k, number = 0, -1
+    for number, row in enumerate(itertools.islice(dataset, _CHECKED_ROWS)):
+        k = _check_row(row, k, vocab_size, temperature, f"{name} dataset, row {number}")
+        if streamed and k:
             break
     if not k:
-        raise ValueError(f"{name} dataset: {IDS} is empty in every row")
+        what = "has no rows" if number < 0 else f"has an empty {IDS} in every row"
+        raise FastDraftError(f"{name} dataset: it {what}")
     return k
 
 
-def _check_rows(
-    table: Any, k: int, vocab_size: int, temperature: float, where: str, start: int
-) -> int:
-    """Check an arrow table whose first row has number ``start``. Return k."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    def array(column: str) -> Any:
-        found = table[column].combine_chunks()
-        if not (pa.types.is_list(found.type) or pa.types.is_large_list(found.type)):
-            raise ValueError(f"{where}: column {column} is {found.type}; every row needs a list")
-        return found
-
-    def lengths(lists: Any) -> np.ndarray:
-        return np.asarray(pc.fill_null(pc.list_value_length(lists), 0), dtype=np.int64)
-
-    if "input_ids" not in table.column_names:
-        raise ValueError(
+def _check_row(row: dict[str, Any], k: int, vocab_size: int, temperature: float, where: str) -> int:
+    """Check a row and return k; a known k is not 0."""
+    if "input_ids" not in row:
+        raise FastDraftError(
             f"{where}: {IDS} without input_ids. A stored distribution belongs to the token ids the "
             "target generated; text is not tokenized again"
         )
-    made_at = table[TEMPERATURE].to_pylist() if TEMPERATURE in table.column_names else [1.0]
-    for number, value in enumerate(made_at):
-        if abs(float(value) - temperature) > 1e-6:
-            raise ValueError(
-                f"{where}, row {start + number}: {TEMPERATURE} is {float(value):g}, "
-                f"temperature is {temperature:g}; run stage logits again or change temperature"
-            )
-    sizes = lengths(array("input_ids"))
-    row_of = start + np.repeat(np.arange(len(sizes)), sizes)
-    for column in LISTS:
-        for number in np.flatnonzero(lengths(array(column)) != sizes)[:1]:
-            raise ValueError(
-                f"{where}, row {start + number}: {column} has {lengths(array(column))[number]} "
-                f"entries for {sizes[number]} input_ids"
-            )
-    inner = {}
-    for column in (IDS, LOG_PROBS):
-        flat = array(column).flatten()
-        if not (pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type)):
-            raise ValueError(
-                f"{where}: column {column} holds {flat.type}; every token needs a list"
-            )
-        inner[column] = flat
-    counts = lengths(inner[IDS])
-    for position in np.flatnonzero(counts != lengths(inner[LOG_PROBS]))[:1]:
-        raise ValueError(
-            f"{where}, row {row_of[position]}: {IDS} has {counts[position]} ids where "
-            f"{LOG_PROBS} has {lengths(inner[LOG_PROBS])[position]}"
+    made_at = float(row.get(TEMPERATURE) or 1.0)
+    if abs(made_at - temperature) > 1e-6:
+        raise FastDraftError(
+            f"{where}: {TEMPERATURE} is {made_at:g}, temperature is {temperature:g}; run stage "
+            "logits again or change temperature"
         )
-    positions = np.flatnonzero(counts)
-    k = k or (int(counts[positions[0]]) if len(positions) else 0)
-    for position in positions[counts[positions] != k][:1]:
-        raise ValueError(
-            f"{where}, row {row_of[position]}: {IDS} has {counts[position]} ids for a token, "
-            f"{k} before"
-        )
-    if "labels" in table.column_names:
-        for number in np.flatnonzero(lengths(array("labels")) != sizes)[:1]:
-            raise ValueError(
-                f"{where}, row {start + number}: labels has {lengths(array('labels'))[number]} "
-                f"entries for {sizes[number]} input_ids"
+    size = len(row["input_ids"])
+    for column in (*LISTS, "labels"):
+        values = row.get(column)
+        if column == "labels" and values is None:
+            continue
+        if not isinstance(values, list):
+            raise FastDraftError(f"{where}: {column} is {type(values).__name__}; it must be a list")
+        if len(values) != size:
+            raise FastDraftError(
+                f"{where}: {column} has {len(values)} entries for {size} input_ids"
             )
-        labelled = np.asarray(array("labels").flatten()) != IGNORED
-        labelled[(np.cumsum(sizes) - sizes)[sizes > 0]] = False  # nothing predicts a first token
-        for position in np.flatnonzero(labelled & (counts == 0))[:1]:
-            raise ValueError(
-                f"{where}, row {row_of[position]}: a labelled token has no stored distribution "
-                f"({IDS} is empty)"
-            )
+        if column in (IDS, LOG_PROBS) and not all(isinstance(entry, list) for entry in values):
+            raise FastDraftError(f"{where}: {column} must have a list for every token")
+    positions, ids, log_probs = stored(row, where)
+    check_covered(row.get("labels"), positions, where)
     if not len(positions):
         return k
-    ids = np.asarray(inner[IDS].flatten()).astype(np.int64).reshape(-1, k)
-    log_probs = np.asarray(inner[LOG_PROBS].flatten()).astype(np.float32).reshape(-1, k)
-    tail = np.asarray(array(TAIL).flatten()).astype(np.float32)[positions]
-    check_entries(
-        ids, log_probs, tail, vocab_size, lambda entry: f"{where}, row {row_of[positions[entry]]}"
-    )
-    return k
+    if k and k != ids.shape[1]:
+        raise FastDraftError(f"{where}: {IDS} has {ids.shape[1]} ids for a token, {k} before")
+    tail = np.asarray(row[TAIL], dtype=np.float32)[positions]
+    check_entries(ids, log_probs, tail, vocab_size, where)
+    return int(ids.shape[1])
 
 
-def stored(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stored(row: dict[str, Any], where: str = "a row") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the positions [m] with a stored distribution, their ids and log-probabilities [m, k].
 
+    Args:
+        row: with `IDS` and `LOG_PROBS`.
+        where: names the row, for messages.
+
     Raises:
-        ValueError: entries of unequal lengths.
+        FastDraftError: entries of unequal lengths.
     """
     lengths = np.fromiter((len(entry) for entry in row[IDS]), np.int64, len(row[IDS]))
     positions = np.flatnonzero(lengths)
     others = np.fromiter((len(entry) for entry in row[LOG_PROBS]), np.int64, len(row[LOG_PROBS]))
-    if len(positions) and ((lengths[positions] != lengths[positions[0]]).any()):
-        raise ValueError(f"{IDS} has entries of {sorted(set(lengths[positions]))} ids")
     if len(lengths) != len(others) or (lengths != others).any():
-        raise ValueError(f"{IDS} and {LOG_PROBS} have entries of different lengths")
-    k = int(lengths[positions[0]]) if len(positions) else 0
-    ids = np.fromiter(itertools.chain.from_iterable(row[IDS]), np.int64).reshape(-1, k or 1)
+        raise FastDraftError(f"{where}: {IDS} and {LOG_PROBS} have entries of different lengths")
+    if len(set(lengths[positions])) > 1:
+        counts = sorted(set(lengths[positions].tolist()))
+        raise FastDraftError(f"{where}: {IDS} has entries of {counts} ids")
+    k = int(lengths[positions[0]]) if len(positions) else 1
+    ids = np.fromiter(itertools.chain.from_iterable(row[IDS]), np.int64)
     log_probs = np.fromiter(itertools.chain.from_iterable(row[LOG_PROBS]), np.float32)
-    return positions, ids[: len(positions)], log_probs.reshape(-1, k or 1)[: len(positions)]
+    return positions, ids.reshape(-1, k), log_probs.reshape(-1, k)
 
 
 def check_entries(
-    ids: np.ndarray,
-    log_probs: np.ndarray,
-    tail: np.ndarray,
-    vocab_size: int,
-    where: Callable[[int], str],
+    ids: np.ndarray, log_probs: np.ndarray, tail: np.ndarray, vocab_size: int, where: str
 ) -> None:
-    """Raise `ValueError` unless every entry is a distribution over ids of the vocabulary.
+    """Raise `FastDraftError` unless every entry is a distribution over ids of the vocabulary.
 
     Args:
         ids: [m, k].
         log_probs: [m, k].
         tail: [m].
         vocab_size: ids are below it.
-        where: names the row of an entry, for messages.
+        where: names the row, for messages.
     """
-    for entry, column in np.argwhere((ids < 0) | (ids >= vocab_size))[:1]:
-        raise ValueError(
-            f"{where(entry)}: {IDS} holds {ids[entry, column]}, the vocabulary has {vocab_size} ids"
-        )
+    for outside in ids[(ids < 0) | (ids >= vocab_size)][:1]:
+        raise FastDraftError(f"{where}: {IDS} holds {outside}, the vocabulary has {vocab_size} ids")
     ordered = np.sort(ids, 1)
-    for entry in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))[:1]:
-        raise ValueError(f"{where(entry)}: {IDS} holds an id twice in one entry")
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise FastDraftError(f"{where}: {IDS} holds an id twice in one entry")
     mass = np.exp(log_probs).sum(1) + np.exp(tail)
     # float16 rounds each of them; anything further off is not a distribution.
-    for entry in np.flatnonzero(~(np.abs(mass - 1) < 0.02))[:1]:
-        raise ValueError(
-            f"{where(entry)}: exp of {LOG_PROBS} and {TAIL} sums to {mass[entry]:.3g}, not to 1; "
-            "natural logarithms of probabilities are needed"
+    for wrong in mass[~(np.abs(mass - 1) < 0.02)][:1]:
+        raise FastDraftError(
+            f"{where}: exp of {LOG_PROBS} and {TAIL} sums to {wrong:.3g}, not to 1; natural "
+            "logarithms of probabilities are needed"
         )
 
 
 def check_covered(labels: Any, positions: np.ndarray, where: str) -> None:
-    """Raise `ValueError` if a labelled token other than the first has no stored distribution."""
+    """Raise `FastDraftError` if a labelled token but the first has no stored distribution."""
     if labels is None:
         return
     labelled = np.flatnonzero(np.asarray(labels) != IGNORED)
     missing = np.setdiff1d(labelled[labelled > 0], positions)
     if len(missing):
-        raise ValueError(
+        raise FastDraftError(
             f"{where}: token {missing[0]} is labelled and has no stored distribution "
             f"({IDS} is empty)"
         )

@@ -104,7 +104,7 @@ class GeneratedSet(Section):
 class GenerateConfig(Section):
     """The target generates rows, kept as token ids."""
 
-    RUNTIME_ONLY = ("server", "server_model", "draft", "num_assistant_tokens", "rows_per_shard")
+    RUNTIME_ONLY = ("server", "server_model", "rows_per_shard")
 
     sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
@@ -114,8 +114,6 @@ class GenerateConfig(Section):
         None, description="URL of an OpenAI-compatible server, or several; the key: VLLM_API_KEY"
     )
     server_model: str | None = Field(None, description="the target's name on the servers")
-    draft: str | None = Field(None, description="folder of a draft that speeds up engine openvino")
-    num_assistant_tokens: Count = Field(3, description="tokens that it drafts per round")
     batch_size: Count = Field(64, description="completions at once, per process or per server")
     rows_per_shard: Count = Field(1024, description="rows of a parquet file")
     openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = Field(
@@ -123,7 +121,7 @@ class GenerateConfig(Section):
     )
 
     def check_values(self) -> None:
-        self.require_positive("batch_size", "rows_per_shard", "num_assistant_tokens")
+        self.require_positive("batch_size", "rows_per_shard")
         folders: dict[str, str] = {}
         for name, wanted in self.sets.items():
             if not _FOLDER.fullmatch(name):

@@ -73,7 +73,6 @@ class SetStats:
         ends: how many rows have which ``finish_reason``.
         digest: of the rows, whatever parts they are in.
         samples: rows drawn at random.
-        columns: of the rows.
     """
 
     rows: int
@@ -81,7 +80,6 @@ class SetStats:
     ends: Mapping[str, int]
     digest: str
     samples: Sequence[dict[str, Any]]
-    columns: Sequence[str]
 
 
 def read_stats(folder: Path) -> SetStats:
@@ -94,16 +92,14 @@ def read_stats(folder: Path) -> SetStats:
     count = len(stored_indices(folder))
     chosen = set(random.Random(0).sample(range(count), min(SAMPLES, count)))
     tokens, ends, samples = 0, Counter[str](), []
-    columns: Sequence[str] = list(_COLUMNS)
     digest = hashlib.sha256()
     for number, row in enumerate(iter_rows(folder)):
         tokens += len(row["completion_ids"])
         ends[row["finish_reason"]] += 1
         digest.update(f"{row['index']}{row['source']}{row['completion_ids']}".encode())
-        columns = list(row)
         if number in chosen:
             samples.append(row)
-    return SetStats(count, tokens, ends, digest.hexdigest()[:16], samples, columns)
+    return SetStats(count, tokens, ends, digest.hexdigest()[:16], samples)
 
 
 def write_dataset_card(folder: Path, facts: SetFacts, decode: Decode) -> SetStats:
@@ -165,7 +161,7 @@ def _body(stats: SetStats, facts: SetFacts, decode: Decode) -> str:
             "which rows fastdraft_hf leaves out and why.\n\n"
             + _table(("rows", "count"), facts.kept.items())
         )
-    columns = ((f"`{name}`", _COLUMNS.get(name, "")) for name in stats.columns)
+    columns = ((f"`{name}`", meaning) for name, meaning in _COLUMNS.items())
     parts.append("## Columns\n\n" + _table(("column", "meaning"), columns))
     parts.append(_text_back(facts.target))
     parts.append(_samples(stats.samples, decode))

@@ -7,11 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
-from fastdraft_hf.data.config import GenerateConfig
-from fastdraft_hf.data.engines import Drafting, Engine, choose_engine, open_engine
-from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.runner import Run
@@ -41,11 +38,6 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
     name = choose_engine(config.engine, device, config.servers)
     path = run.target.path
     ends = stop_ids(path, tokenizer)
-    if config.draft is not None and name != "openvino":
-        raise FastDraftError(
-            f"generate.draft: only engine openvino generates with a draft, not {name}. A vLLM "
-            "server drafts by its own settings (vllm serve --speculative-config)"
-        )
     if name == "server":
         from fastdraft_hf.data.engines.server import ServerEngine
 
@@ -57,7 +49,6 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
             model=config.server_model,
             target=run.target.name,
         )
-    draft = None if config.draft is None else _drafting(config, path, tokenizer)
     openvino_target = None
     if name == "openvino":
         logger.info("exporting the target to OpenVINO %s (once)", config.openvino_weight_format)
@@ -69,7 +60,6 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
         stop_ids=ends,
         batch_size=config.batch_size,
         device=process_device(device),
-        draft=draft,
     )
 
 
@@ -79,18 +69,3 @@ def _vocab_size(path: Path, tokenizer: PreTrainedTokenizerBase) -> int:
 
     config = AutoConfig.from_pretrained(path).get_text_config()
     return int(getattr(config, "vocab_size", None) or len(tokenizer))
-
-
-def _drafting(config: GenerateConfig, target: Path, tokenizer: PreTrainedTokenizerBase) -> Drafting:
-    """Check the draft and export it for OpenVINO."""
-    assert config.draft is not None
-    folder = Path(config.draft).expanduser()
-    if not (folder / "config.json").is_file():
-        raise FastDraftError(f"generate.draft: {folder} is not a draft (it has no config.json)")
-    check_vocabulary(
-        Vocabulary.of_folder(target, "the target", tokenizer), folder, "generate.draft"
-    )
-    if not (folder / "openvino_model.xml").exists():
-        weight_format, source = config.openvino_weight_format, folder
-        folder = on_main(lambda: cached_openvino(source, weight_format))
-    return Drafting(folder, config.num_assistant_tokens)

@@ -87,8 +87,8 @@ def check_sources(
         for name, has in stored.items():
             if not has:
                 raise ValueError(
-                    f"objective {objective} needs the target's distribution and the {name} data "
-                    f"set has no {', '.join(columns.LISTS)}: store them, give target_model, or "
+                    f"objective {objective} needs the target's distribution and the {name} "
+                    f"dataset has no {', '.join(columns.LISTS)}: store them, give target_model, or "
                     "train with objective ce"
                 )
     if len(set(stored.values())) > 1:

@@ -49,7 +49,7 @@ class DraftCollator(DataCollatorForLanguageModeling):
             where = f"row {number} of a batch"
             # TRL cuts a row's ids to max_length; the columns beside them are cut here.
             cut = {column: self._cut(example[column], size, column) for column in columns.LISTS}
-            positions, ids, log_probs = columns.stored(cut)
+            positions, ids, log_probs = columns.stored(cut, where)
             columns.check_covered(example.get("labels"), _with_starts(positions, example), where)
             if len(positions):
                 if k and k != ids.shape[1]:
@@ -59,7 +59,7 @@ class DraftCollator(DataCollatorForLanguageModeling):
                 k = ids.shape[1]
                 arrays = arrays or _zeros(rows, length, k)
                 tail = np.asarray(cut[columns.TAIL], dtype=np.float32)[positions]
-                columns.check_entries(ids, log_probs, tail, self.vocab_size, lambda _: where)  # noqa: B023
+                columns.check_entries(ids, log_probs, tail, self.vocab_size, where)
                 row, at = (0, start) if self.padding_free else (number, 0)
                 places = torch.from_numpy(positions + at)
                 arrays[columns.IDS][row, places] = torch.from_numpy(ids)

@@ -79,7 +79,6 @@ LENGTHS = st.lists(
     vocab_size=st.sampled_from([9, 300, 2**16, 2**16 + 1]),
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
     rows_a_chunk=st.sampled_from([1, 2, 1000]),
-    rows_at_once=st.sampled_from([1, 3, 512]),
     flattened=st.booleans(),
     multiple=st.sampled_from([None, 4]),
     seed=st.integers(0, 99),
@@ -90,7 +89,6 @@ def test_from_the_table_to_the_batch_nothing_changes(
     vocab_size: int,
     temperature: float,
     rows_a_chunk: int,
-    rows_at_once: int,
     flattened: bool,
     multiple: int | None,
     seed: int,
@@ -100,7 +98,6 @@ def test_from_the_table_to_the_batch_nothing_changes(
     parts = parts_of(lengths, k, vocab_size, seed)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ROWS_A_CHUNK", rows_a_chunk)
-        patch.setattr(module, "_ROWS_AT_ONCE", rows_at_once)
         dataset_of(parts, temperature, vocab_size, seed).save_to_disk(folder)
         dataset = datasets.load_from_disk(folder)
         assert has_distribution(dataset)
@@ -181,10 +178,9 @@ def test_a_set_that_is_read_part_by_part_is_not_looked_through_for_ever(
     rows = dataset_of(parts_of([(4, 2)] * 6, 3, 300, 0), 1.0, 300, 0).to_list()
     rows[5][IDS][-1][0] = 999
     dataset = datasets.Dataset.from_list(rows)
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 2)
     with pytest.raises(ValueError, match="row 5: target_top_k_ids holds 999"):
         check_distribution(dataset, vocab_size=300, temperature=1.0)
-    monkeypatch.setattr(module, "_SCANNED_NUMBERS", 30)  # two rows are 24 of them
+    monkeypatch.setattr(module, "_CHECKED_ROWS", 2)
     assert check_distribution(dataset, vocab_size=300, temperature=1.0) == 3
     # What lies beyond is looked at when it is read.
     collator = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)
@@ -211,7 +207,7 @@ def test_has_distribution_by_what_there_is() -> None:
 
 def test_an_empty_set() -> None:
     rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
-    with pytest.raises(ValueError, match="train dataset: target_top_k_ids is empty in every row"):
+    with pytest.raises(ValueError, match="train dataset: it has no rows"):
         check_distribution(rows.select([]), vocab_size=300, temperature=1.0)
     stream = rows.to_iterable_dataset().take(0)
     with pytest.raises(ValueError, match="train dataset: it has no rows"):

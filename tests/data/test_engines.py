@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Drafting, Request, choose_engine, open_engine
+from fastdraft_hf.data.engines import Completion, Request, choose_engine, open_engine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
 from fastdraft_hf.data.engines.vllm import VLLMEngine
@@ -272,22 +272,6 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(engine.generate(hot, lambda n: None)) == greedy
     plain = TransformersEngine(tiny_target_folder, {0, 2}, 4)
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
-
-
-@pytest.mark.parametrize("draft", ["target", "draft"], ids=["itself", "another"])
-def test_openvino_with_a_draft(openvino_models: Any, openvino_folder: Path, draft: str) -> None:
-    requests = sampled(20)
-    drafting = Drafting(getattr(openvino_models, draft), 3)
-    engine = OpenVINOEngine(openvino_folder, {0, 2}, 4, draft=drafting, properties=EXACT)
-    tokens: list[int] = []
-    done = list(engine.generate(requests, tokens.append))
-    check(done, requests, {0, 2})
-    plain = OpenVINOEngine(openvino_folder, {0, 2}, 4, properties=EXACT)
-    alone = by_index(plain.generate(requests, lambda n: None))
-    greedy = {r.index for r in requests if r.temperature == 0}
-    assert {i: ids for i, ids in by_index(done).items() if i in greedy} == {
-        i: alone[i] for i in greedy
-    }
 
 
 def test_openvino_when_the_time_is_up(openvino_folder: Path) -> None:

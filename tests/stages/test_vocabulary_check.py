@@ -18,7 +18,6 @@ from fastdraft_hf.draft import vocabulary
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, evaluate, train
 from fastdraft_hf.stages.runner import Run
-from fastdraft_hf.stages.target_engine import open_target_engine
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.arguments import DraftDistillationConfig
 from fastdraft_hf.train.checks import open_target
@@ -42,11 +41,6 @@ class Pair:
     def donor(self) -> None:
         section = {"donor": str(self.draft), "hidden_size": 16, "num_hidden_layers": 1}
         design.run(self.run(design=section), self.work)
-
-    def generate(self) -> None:
-        section = {"engine": "transformers", "draft": str(self.draft)}
-        tokenizer = AutoTokenizer.from_pretrained(self.target)
-        open_target_engine(self.run(generate=section), tokenizer)
 
     def pretrain(self) -> None:
         train.pretrain(self.run(pretrain=TRAIN), self.work)
@@ -74,7 +68,6 @@ class Pair:
 STAGES = [
     "given",
     "donor",
-    "generate",
     "pretrain",
     "evaluate",
     "bench",

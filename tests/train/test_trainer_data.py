@@ -562,20 +562,20 @@ def nothing_at_all(rows: list[Row]) -> None:
 # Row 2 has a length of 4 + 10 % 9 = 5 tokens and row 3 of 10.
 MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
     (drop_one, r"train dataset, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
-    (one_more_id, r"row 2: target_top_k_ids has 6 ids where target_top_k_logprobs has 5"),
-    (another_k, r"row 2: target_top_k_ids has 4 ids for a token, 5 before"),
-    (nothing_for_a_label, r"row 2: a labelled token has no stored distribution"),
+    (one_more_id, r"row 2: .* have entries of different lengths"),
+    (another_k, r"row 2: target_top_k_ids has entries of \[4, 5\] ids"),
+    (nothing_for_a_label, r"row 2: token \d+ is labelled and has no stored distribution"),
     (outside, r"row 2: target_top_k_ids holds 288, the vocabulary has 288 ids"),
     (below, r"row 2: target_top_k_ids holds -1, the vocabulary has 288 ids"),
     (twice, r"row 2: target_top_k_ids holds an id twice in one entry"),
     (base_two, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not"),
     (no_number, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan"),
     (hotter, r"row 2: target_temperature is 2, temperature is 1; run stage"),
-    (flat_ids, r"column target_top_k_ids holds int64; every token needs a list"),
-    (no_list, r"column target_tail_logprob is double; every row needs a list"),
+    (flat_ids, r"row 0: target_top_k_ids must have a list for every token"),
+    (no_list, r"row 0: target_tail_logprob is float; it must be a list"),
     (short_labels, r"row 2: labels has 4 entries for 5 input_ids"),
     (without_ids, r"target_top_k_ids without input_ids\. A stored distribution belongs to the"),
-    (nothing_at_all, r"target_top_k_ids is empty in every row"),
+    (nothing_at_all, r"it has an empty target_top_k_ids in every row"),
 ]
 
 
@@ -593,9 +593,9 @@ def test_misshapen_columns_are_refused(
 
 def test_the_row_is_counted_over_the_whole_data_set(target: Any) -> None:
     rows = entries(with_columns(completions(), target))
-    many = [row for _ in range(120) for row in rows]
-    many[1102] = {**many[1102], columns.TAIL: [0.0]}
-    with pytest.raises(ValueError, match=r"train dataset, row 1102: target_tail_logprob has 1 "):
+    many = [row for _ in range(60) for row in rows]
+    many[502] = {**many[502], columns.TAIL: [0.0]}
+    with pytest.raises(ValueError, match=r"train dataset, row 502: target_tail_logprob has 1 "):
         check_distribution(datasets.Dataset.from_list(many), vocab_size=V, temperature=1.0)
     assert (
         check_distribution(with_columns(completions(), target, k=3), vocab_size=V, temperature=1.0)
@@ -676,7 +676,7 @@ class TestRefused:
             trainer(dataset, objective="kl")
         # A set that does not say it was made at 1.
         plain = dataset.remove_columns([columns.TEMPERATURE])
-        with pytest.raises(ValueError, match=r"eval dataset, row 0: target_temperature is 1, d"):
+        with pytest.raises(ValueError, match=r"eval dataset, row 0: target_temperature is 1, t"):
             trainer(dataset, eval_dataset=plain, objective="kl", temperature=0.5)
 
     def test_heads_of_different_vocabularies(self, trainer: Make, tiny_model: Make) -> None:

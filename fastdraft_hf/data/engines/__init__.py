@@ -50,14 +50,6 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class Drafting:
-    """A draft model in the engine's own format, and the tokens it drafts per round."""
-
-    folder: Path
-    num_assistant_tokens: int
-
-
 class Engine(Protocol):
     """Generates completions and yields them in any order, one per request."""
 
@@ -174,7 +166,6 @@ def open_engine(
     stop_ids: set[int],
     batch_size: int,
     device: str,
-    draft: Drafting | None = None,
 ) -> Engine:
     """Load the target into an engine of this process.
 
@@ -185,14 +176,13 @@ def open_engine(
         stop_ids: token ids that end a completion.
         batch_size: completions generated at once.
         device: ``cpu``, ``cuda`` or ``cuda:N``. OpenVINO runs on the CPU.
-        draft: drafts for the target, with ``openvino`` only.
     """
     if name == "openvino":
         from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 
         if openvino_target is None:
             raise ValueError("the openvino engine needs openvino_target")
-        return OpenVINOEngine(openvino_target, stop_ids, batch_size, draft=draft)
+        return OpenVINOEngine(openvino_target, stop_ids, batch_size)
     if name == "vllm":
         from fastdraft_hf.data.engines.vllm import VLLMEngine
 

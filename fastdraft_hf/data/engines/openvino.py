@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Drafting, Request, completed
+from fastdraft_hf.data.engines import Completion, Request, completed
 
 
 class OpenVINOEngine:
@@ -22,7 +22,6 @@ class OpenVINOEngine:
         stop_ids: token ids that end a completion.
         batch_size: completions in flight.
         cache_gigabytes: size of the KV cache. If it is full, completions wait.
-        draft: an OpenVINO folder that drafts.
         properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
     """
 
@@ -34,7 +33,6 @@ class OpenVINOEngine:
         stop_ids: set[int],
         batch_size: int = 64,
         cache_gigabytes: int = 1,
-        draft: Drafting | None = None,
         properties: dict[str, Any] | None = None,
     ) -> None:
         import openvino_genai
@@ -43,17 +41,8 @@ class OpenVINOEngine:
         scheduler.cache_size = cache_gigabytes
         scheduler.max_num_seqs = batch_size
         scheduler.max_num_batched_tokens = 256
-        given = dict(properties or {})
-        self._gamma = 0
-        if draft is not None:
-            self._gamma = draft.num_assistant_tokens
-            # γ + 1 positions of every completion must fit into one step.
-            scheduler.max_num_batched_tokens = max(256, batch_size * (self._gamma + 1))
-            given["draft_model"] = openvino_genai.draft_model(
-                str(draft.folder), "CPU", **(properties or {})
-            )
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, "CPU", given
+            str(folder), scheduler, "CPU", properties or {}
         )
         self._stop_ids = stop_ids
         self._batch_size = batch_size
@@ -116,7 +105,5 @@ class OpenVINOEngine:
             config.temperature = request.temperature
             config.top_p = request.top_p
             config.rng_seed = request.seed
-        if self._gamma:
-            config.num_assistant_tokens = self._gamma
         config.stop_token_ids = self._stop_ids
         return config
