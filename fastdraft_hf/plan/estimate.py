@@ -70,11 +70,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's costs on some hardware, and what its draft should bring.
-
-    ``gains`` has an entry for every γ: ``num_assistant_tokens``, ``block_efficiency``, ``mbsu`` and
-    ``speed``, the ratio to the target alone by path.
-    """
+    """A recipe's costs on some hardware, and for every γ what its draft should bring."""
 
     machine: Machine
     target: Shape
@@ -92,17 +88,12 @@ class Plan:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def read_config(path: Path | str, key: str) -> Any:
-    """Return the config of a model's folder.
-
-    Raises:
-        FastDraftError: it cannot be read, naming ``key``.
-    """
+def _config(path: Path | str, key: str) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FastDraftError(f"{key}: cannot read {path}/config.json ({reason})") from error
 
@@ -116,8 +107,8 @@ def make_plan(recipe: Recipe, machine: Machine | None, acceptance: float | None 
         acceptance: rate at γ = 3, above 0 and below 1; by default from the token budget.
     """
     folder = resolve_target(recipe.target, recipe.target_revision, weights=False).path
-    config, given = read_config(folder, "target"), recipe.design.draft
-    draft = read_config(given, "design.draft") if given else design_draft(config, recipe.design)
+    config, given = _config(folder, "target"), recipe.design.draft
+    draft = _config(given, "design.draft") if given else design_draft(config, recipe.design)
     shapes, notes = (shape_of(config), shape_of(draft)), list[str]()
     if acceptance is None:
         acceptance = assumed_acceptance(recipe)

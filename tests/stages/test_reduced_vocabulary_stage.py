@@ -227,10 +227,6 @@ def test_paths_of_openvino_need_its_export(
     settings = bench.bench.assisted_settings(paths, [1], (), kept)
     timed = [s.name for s in settings if s.draft]
     assert timed == ["ours/reduced", "openvino/reduced", "ours-openvino/reduced"]
-    models = bench.Models("t", {"": "d"}, drafts_openvino={"": "e"})
-    found = bench._with_reduced(run, models, kept)
-    assert Path(found.drafts["reduced"]).name == "reduced"
-    assert Path(found.drafts_openvino["reduced"]).name == "reduced-openvino-int8"
 
 
 @pytest.mark.parametrize("path", ["ours", "transformers"])
