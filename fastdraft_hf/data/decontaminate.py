@@ -13,6 +13,7 @@ from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
+PART = 7
 SHORTEST = 5
 
 _WORD = re.compile(r"[a-z0-9_]+")
@@ -23,33 +24,30 @@ class Decontaminator:
 
     Args:
         held_out: texts that must not be trained on.
-        n: length of the run, in words.
 
     Attributes:
         held_out: digests of its task sets, by name.
     """
 
-    def __init__(self, held_out: Iterable[str], n: int = NGRAM) -> None:
-        self.n = n
+    def __init__(self, held_out: Iterable[str]) -> None:
         self.held_out: dict[str, list[str]] = {}
         self._grams: set[tuple[str, ...]] = set()
-        # Looked up at every `_step`-th word only: a shared run of `n` words contains one of these.
+        # A shared run contains one of these at every seventh word of a text.
         self._parts: set[tuple[str, ...]] = set()
-        self._step = max(1, (n + 1) // 2)
         # By their first words, so that one pass finds short texts of every length.
         self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
             words = _words(text)
             if not words:
                 continue
-            if len(words) < n:
+            if len(words) < NGRAM:
                 # Fewer than five words ("return True") are no sign of contamination.
                 if len(words) >= SHORTEST:
                     first = tuple(words[:SHORTEST])
                     self._short.setdefault(first, set()).add(tuple(words))
                 continue
-            self._grams.update(_runs(words, n))
-            self._parts.update(_runs(words, n + 1 - self._step))
+            self._grams.update(_runs(words, NGRAM))
+            self._parts.update(_runs(words, PART))
 
     @classmethod
     def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
@@ -74,9 +72,9 @@ class Decontaminator:
         return found
 
     def overlaps(self, text: str) -> bool:
-        """Return whether ``text`` shares ``n`` words in a row with a held-out text."""
+        """Return whether ``text`` shares `NGRAM` words in a row with a held-out text."""
         words = _words(text)
-        if self._may_overlap(words) and any(run in self._grams for run in _runs(words, self.n)):
+        if self._may_overlap(words) and any(run in self._grams for run in _runs(words, NGRAM)):
             return True
         if not self._short:
             return False
@@ -88,9 +86,8 @@ class Decontaminator:
 
     def _may_overlap(self, words: list[str]) -> bool:
         """Return whether a part of a held-out run occurs. Without one, no run can."""
-        length = self.n + 1 - self._step
-        parts = self._parts
-        return any(tuple(words[i : i + length]) in parts for i in range(0, len(words), self._step))
+        starts = range(0, len(words), NGRAM + 1 - PART)
+        return any(tuple(words[i : i + PART]) in self._parts for i in starts)
 
 
 def _words(text: str) -> list[str]:

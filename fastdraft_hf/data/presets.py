@@ -1,7 +1,7 @@
-"""Mixtures with a name: what ``{preset: …}`` in a recipe's sources stands for.
+"""Named mixtures of sources, for ``{preset: …}`` in a recipe.
 
-The shares of ``paper-cp`` are the paper's (5 billion tokens of code to 2.5 billion of text).
-A preset is data: its entries are ordinary sources, written out in the run's resolved recipe.
+The shares of ``paper-cp`` are the paper's (5 billion tokens of code to 2.5 billion of text). The
+entries are ordinary sources, listed in the run's ``config.yaml``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _FINEWEB = {
     "column": "text",
 }
 _FINEWEB_EDU = {**_FINEWEB, "name": "HuggingFaceFW/fineweb-edu"}
-# Gated: its terms have to be accepted on the Hub, and a token be at hand (`hf auth login`). Without
-# a directory it would be read language by language, from the alphabet's start.
+# Gated: accept its terms on the Hub and log in with `hf auth login`. Without a folder it would be
+# read language by language, in the order of the alphabet.
 _THE_STACK = {
     "kind": "hub",
     "name": "bigcode/the-stack-dedup",
     "data_dir": "data/python",
     "column": "content",
 }
-# Not gated: Python files of GitHub, deduplicated and filtered.
+# Not gated: Python files from GitHub, deduplicated and filtered.
 _CODEPARROT = {"kind": "hub", "name": "codeparrot/codeparrot-clean", "column": "content"}
 
 PRESETS: dict[str, list[dict[str, Any]]] = {
@@ -35,7 +35,7 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     "paper-pt": [_FINEWEB],
     "paper-cp": [{**_THE_STACK, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
     "paper-cp-open": [{**_CODEPARROT, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
-    # From what every machine has that can run this: no download.
+    # Without a download: from what is installed.
     "offline-pt": [{"kind": "package_docs"}],
     "offline-cp": [
         {"kind": "python", "weight": 2},

@@ -38,12 +38,12 @@ def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunction
                 yield node, lines
 
 
-def function_heads(min_chars: int = 60, max_chars: int = 900) -> Iterator[str]:
+def function_heads() -> Iterator[str]:
     """Yield signature and docstring of every documented function, dedented.
 
-    They make "complete this function" prompts; the target writes the body.
+    Those of 60 to 900 characters make "complete this function" prompts; the target writes the body.
     """
     for node, lines in documented_functions():
         head = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
-        if min_chars <= len(head) <= max_chars:
+        if 60 <= len(head) <= 900:
             yield head

@@ -1,4 +1,4 @@
-"""What a recipe says about one source of training text, and what is refused before any work."""
+"""Sources of training text in a recipe, and their checks before any work."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Source(Section):
             raise FastDraftError(f"extensions: for kind files only, not {self.kind}")
 
     def matching_files(self) -> list[Path]:
-        """Return the files of a source of kind files: of a file, a folder or a glob, sorted."""
+        """Return the files that ``name`` stands for (a file, a folder or a glob), sorted."""
         path = Path(self.name)
         names: Iterable[Path]
         if path.is_dir():
@@ -90,12 +90,12 @@ class Source(Section):
 
 
 def _hidden(relative: Path) -> bool:
-    """Return whether a path leads through a hidden folder or file (``.git``)."""
+    """Return whether a file is hidden or in a hidden folder such as ``.git``."""
     return any(part.startswith(".") for part in relative.parts)
 
 
 def expand_presets(sources: Sequence[Source]) -> list[Source]:
-    """Return the sources with every preset replaced by its entries, which share its weight."""
+    """Replace every preset by its entries, which share its weight."""
     found: list[Source] = []
     for source in sources:
         if source.preset is None:
@@ -148,9 +148,9 @@ def summary_keys(sources: Sequence[Source]) -> list[str]:
 
 
 def token_shares(weights: Sequence[float], blocks: int) -> list[int]:
-    """Return how many of ``blocks`` each weight gets: its share, rounded so that the sum is exact.
+    """Return each weight's share of ``blocks``, rounded so that the sum is exact.
 
-    A weight gets at least one block where there are as many blocks as weights.
+    Every share is at least one block if there are as many blocks as weights.
     """
     total = sum(weights)
     exact = [blocks * weight / total for weight in weights]

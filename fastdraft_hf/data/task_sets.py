@@ -115,7 +115,6 @@ HUB_SETS = {
     ),
 }
 KNOWN = (*heldout.TASK_NAMES, *HUB_SETS)
-PAPER = ("cnn_dailymail", "tinystories", "dolly", "humaneval")
 
 Tasks = Mapping[str, TaskSet] | Sequence[str]
 

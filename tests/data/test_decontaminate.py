@@ -31,16 +31,10 @@ def test_thirteen_words_are_too_many(
     assert check.overlaps(text) == (shared >= NGRAM)
 
 
-def test_the_words_must_stand_in_a_row() -> None:
-    check = Decontaminator([" ".join(WORDS)])
-    assert not check.overlaps(" ".join([*WORDS[:12], "x", *WORDS[12:24]]))
-    assert not check.overlaps(" ".join(reversed(WORDS)))
-
-
-def test_runs_do_not_reach_over_two_texts() -> None:
+def test_runs_are_contiguous_words_of_one_text() -> None:
     check = Decontaminator([" ".join(WORDS[:20]), " ".join(WORDS[20:])])
-    assert not check.overlaps(" ".join(WORDS[14:26]))
-    assert not check.overlaps(" ".join(WORDS[8:20] + WORDS[20:32]))
+    assert not check.overlaps(" ".join([*WORDS[:12], "x", *WORDS[12:20]]))
+    assert not check.overlaps(" ".join(WORDS[8:32]))
 
 
 @pytest.mark.parametrize(("words", "found"), [(4, False), (5, True), (12, True)])
@@ -66,12 +60,6 @@ def test_it_is_what_the_rule_says(held_out: list[str], text: str) -> None:
         )
 
     assert Decontaminator(held_out).overlaps(text) == any(map(shared, held_out))
-
-
-@given(st.text())
-def test_nothing_overlaps_nothing(text: str) -> None:
-    assert not Decontaminator([]).overlaps(text)
-    assert not Decontaminator(["", "!!!"]).overlaps(text)
 
 
 def test_held_out_texts_overlap_themselves(real: Decontaminator) -> None:

@@ -66,11 +66,6 @@ def test_tasks_follow_their_seed_and_the_first_stay_the_first(
     assert len(used) > 10
 
 
-def test_every_task_has_one_place_for_its_passage() -> None:
-    assert len(set(TASKS)) == len(TASKS)
-    assert all(task.count("{}") == 1 and task.format("x").count("x") for task in TASKS)
-
-
 def test_this_machine_has_passages() -> None:
     found = list(itertools.islice(passage_instructions(0), 200))
     assert len(found) == 200
