@@ -20,10 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--dtype",
         choices=["bfloat16", "float16", "float32"],
-        help="store the weights in this type, checked with the target (default: as they are)",
+        help="store the weights in this type (default: as they are)",
     )
-    parser.add_argument("--target", metavar="ID", help="for that check (default: the run's target)")
-    parser.add_argument("--no-check", action="store_true", help="leave that check out")
+    parser.add_argument(
+        "--target",
+        metavar="ID",
+        help="with --dtype: measure with this target what rounding costs in acceptance",
+    )
     parser.add_argument(
         "--openvino", action="store_true", help="also push the draft's OpenVINO folders"
     )
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
         raise FastDraftError("push: give --repo-id USER/NAME, or --to-folder FOLDER")
     if to_folder is not None and (args.private or args.revision):
         raise FastDraftError("--to-folder: --private and --revision are for the Hub")
+    if args.target is not None and args.dtype is None:
+        raise FastDraftError("--target: needs --dtype")
     if to_folder is not None and to_folder.exists() and not args.overwrite:
         raise FastDraftError(f"{to_folder} exists; replace it with --overwrite")
     repo_id = args.repo_id or "/".join(to_folder.resolve().parts[-2:])
@@ -60,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
             Path(scratch),
             openvino=args.openvino,
             dtype=args.dtype,
-            target=args.target,
-            check=not (args.no_check or args.dry_run),
+            target=None if args.dry_run else args.target,
         )
         for path, content in sorted(files.items()):
             size = len(content) if isinstance(content, bytes) else content.stat().st_size

@@ -10,7 +10,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._metadata import is_model_id
 from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.hub.folder import cast_weights, repository_files
-from fastdraft_hf.hub.run_folder import RunFolder, find_run
+from fastdraft_hf.hub.run_folder import find_run
 
 
 def prepare(
@@ -21,7 +21,6 @@ def prepare(
     openvino: bool = False,
     dtype: str | None = None,
     target: str | None = None,
-    check: bool = True,
 ) -> Files:
     """Gather what a push sends, without reaching the Hub.
 
@@ -31,8 +30,7 @@ def prepare(
         scratch: an empty folder for rounded weights; the result refers to files in it.
         openvino: add the draft's OpenVINO folders.
         dtype: store the weights in this type; ``None`` keeps theirs.
-        target: what rounded weights are measured with; by default the run's target.
-        check: after rounding, measure the expected acceptance before and after it.
+        target: measure the expected acceptance with this target before and after rounding.
 
     Raises:
         FastDraftError: something is missing or not fit to be published, or the target's vocabulary
@@ -55,9 +53,8 @@ def prepare(
     types = cast_weights(found.draft, scratch, dtype) if dtype else [dtype]
     if dtype is not None and types != [dtype]:
         facts: dict[str, Any] = {"dtype": dtype, "cast_from": types}
-        if check:
-            given = target or _target_of(found)
-            facts["acceptance"] = _measure(given, found.draft, scratch, gamma)
+        if target is not None:
+            facts["acceptance"] = _measure(target, found.draft, scratch, gamma)
         facts["note"] = _note(facts)
         files = repository_files(
             found,
@@ -69,24 +66,6 @@ def prepare(
         )
     check_texts(files, get_token())
     return files
-
-
-def _target_of(found: RunFolder) -> str:
-    """Return what the run's recipe or records name as the target."""
-    import yaml
-
-    recipe = found.run / "recipe.yaml" if found.run else None
-    if recipe is not None and recipe.is_file():
-        named = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("target")
-        if named:
-            return str(named)
-    for record in reversed(found.records.values()):
-        if record.get("target"):
-            return str(record["target"])
-    raise FastDraftError(
-        "--target: no record names this draft's target, with which rounded weights are measured; "
-        "give it, or --no-check"
-    )
 
 
 def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -107,7 +107,6 @@ class HubServer:
 
     def __init__(self, chunk_size: int | None = None) -> None:
         self.models: dict[str, Repo] = {}
-        self.datasets: dict[str, Repo] = {}
         self.log: list[tuple[str, str]] = []
         self.uploaded: list[str] = []  # sha256 of every large file that was received whole
         self.fault: Fault | None = None
@@ -118,9 +117,6 @@ class HubServer:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def repos(self, kind: str) -> dict[str, Repo]:
-        return self.datasets if kind == "datasets" else self.models
 
     def break_at(self, kind: str, number: int, times: int = 1) -> None:
         """Break the ``number``-th request from now on, and ``times - 1`` after it."""
@@ -170,19 +166,17 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create"),
-        ("DELETE", r"/api/repos/delete", "delete"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", "tree"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
-        ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-        ("PUT", r"/storage/(models|datasets)/([^/]+/[^/]+)/(\w{64})(?:/(\d+))?", "upload"),
-        ("POST", r"/storage/(models|datasets)/([^/]+/[^/]+)/(\w{64})/complete", "complete"),
-        ("POST", r"/storage/(models|datasets)/([^/]+/[^/]+)/(\w{64})/verify", "verify"),
-        ("HEAD", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
-        ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("POST", r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
+        ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
+        ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", "tree"),
+        ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
+        ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", r"/storage/([^/]+/[^/]+)/(\w{64})(?:/(\d+))?", "upload"),
+        ("POST", r"/storage/([^/]+/[^/]+)/(\w{64})/complete", "complete"),
+        ("POST", r"/storage/([^/]+/[^/]+)/(\w{64})/verify", "verify"),
+        ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     # -------------------------------------------------------------------------------- transport
@@ -300,8 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------------------ repositories
 
-    def _repo(self, kind: str | None, name: str) -> Repo:
-        repo = self.hub.repos((kind or "models").rstrip("/")).get(name)
+    def _repo(self, name: str) -> Repo:
+        repo = self.hub.models.get(name)
         if repo is None or (repo.private and self._token() not in (TOKEN, READ_TOKEN)):
             raise _Answer(404, "Repository not found", "RepoNotFound")
         return repo
@@ -315,28 +309,19 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self) -> Any:
         asked = json.loads(self.body)
         owner = asked.get("organization") or self._user()
-        name, kind = f"{owner}/{asked['name']}", f"{asked.get('type') or 'model'}s"
+        name = f"{owner}/{asked['name']}"
         self._writer(name)
-        prefix = "datasets/" if kind == "datasets" else ""
-        url = f"{self.hub.url}/{prefix}{name}"
-        if name in self.hub.repos(kind):
+        url = f"{self.hub.url}/{name}"
+        if name in self.hub.models:
             raise _Answer(409, "You already created this repo", url=url)
         private = asked.get("private") or asked.get("visibility") == "private"
-        repo = self.hub.repos(kind)[name] = Repo(bool(private))
+        repo = self.hub.models[name] = Repo(bool(private))
         repo.add("main", "initial commit", {".gitattributes": Entry(ATTRIBUTES)})
         return {"url": url, "name": name, "id": "0" * 24}
 
-    def delete(self) -> Any:
-        asked = json.loads(self.body)
-        name = f"{asked.get('organization') or self._user()}/{asked['name']}"
+    def branch(self, name: str, branch: str) -> Any:
         self._writer(name)
-        self._repo(f"{asked.get('type') or 'model'}s", name)
-        del self.hub.repos(f"{asked.get('type') or 'model'}s")[name]
-        return {}
-
-    def branch(self, kind: str, name: str, branch: str) -> Any:
-        self._writer(name)
-        repo = self._repo(kind, name)
+        repo = self._repo(name)
         if branch in repo.branches:
             raise _Answer(409, "Reference already exists")
         repo.branches[branch] = repo.branches["main"]
@@ -347,8 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return read_metadata(files["README.md"].content.decode())
 
-    def info(self, kind: str, name: str, revision: str | None) -> Any:
-        repo = self._repo(kind, name)
+    def info(self, name: str, revision: str | None) -> Any:
+        repo = self._repo(name)
         commit = self._at(repo, revision)
         card = self._card(commit.files)
         found: dict[str, Any] = {
@@ -380,22 +365,13 @@ class _Handler(BaseHTTPRequestHandler):
                 found["lfs"] = {"sha256": entry.lfs, "size": size, "pointerSize": 134}
         return found
 
-    def tree(self, kind: str, name: str, revision: str) -> Any:
-        commit = self._at(self._repo(kind, name), revision)
+    def tree(self, name: str, revision: str) -> Any:
+        commit = self._at(self._repo(name), revision)
         found: list[dict[str, Any]] = []
         folders = {p.rsplit("/", 1)[0] for p in commit.files if "/" in p}
         for folder in sorted(folders):
             found.append({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0})
         return found + [_tree_file(p, e) for p, e in sorted(commit.files.items())]
-
-    def paths_info(self, kind: str, name: str, revision: str) -> Any:
-        commit = self._at(self._repo(kind, name), revision)
-        asked = (
-            json.loads(self.body)["paths"]
-            if "json" in self.headers.get("Content-Type", "")
-            else parse_qs(self.body.decode()).get("paths", [])
-        )
-        return [_tree_file(p, commit.files[p]) for p in asked if p in commit.files]
 
     # -------------------------------------------------------------------------------- uploading
 
@@ -411,9 +387,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(400, "Invalid metadata", errors=listed, warnings=[])
         return {"errors": [], "warnings": []}
 
-    def preupload(self, kind: str, name: str, revision: str) -> Any:
+    def preupload(self, name: str, revision: str) -> Any:
         self._writer(name)
-        commit = self._at(self._repo(kind, name), revision)
+        commit = self._at(self._repo(name), revision)
         files = []
         for file in json.loads(self.body)["files"]:
             base64.b64decode(file["sample"], validate=True)
@@ -428,17 +404,16 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return {"files": files}
 
-    def lfs_batch(self, kind: str | None, name: str) -> Any:
+    def lfs_batch(self, name: str) -> Any:
         self._writer(name)
-        kind = (kind or "models/").rstrip("/")
-        repo, asked = self._repo(kind, name), json.loads(self.body)
+        repo, asked = self._repo(name), json.loads(self.body)
         assert asked["operation"] == "upload"
         assert asked["hash_algo"] == "sha256"
         objects = []
         for wanted in asked["objects"]:
             oid, size = wanted["oid"], wanted["size"]
             found: dict[str, Any] = {"oid": oid, "size": size}
-            place = f"{self.hub.url}/storage/{kind}/{name}/{oid}"
+            place = f"{self.hub.url}/storage/{name}/{oid}"
             chunk = self.hub.chunk_size
             if oid not in repo.storage:
                 upload: dict[str, Any] = {"href": place}
@@ -453,19 +428,16 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(found)
         return {"transfer": "multipart" if self.hub.chunk_size else "basic", "objects": objects}
 
-    def upload(self, kind: str, name: str, oid: str, part: str | None) -> Any:
+    def upload(self, name: str, oid: str, part: str | None) -> Any:
         # Storage is reached by signed addresses: a token must not be sent there.
         if self._token() is not None:
             raise _Answer(400, "a token was sent to the storage")
-        repo = self._repo_of_storage(kind, name)
+        repo = self.hub.models[name]
         if part is not None:
             repo.parts.setdefault(oid, {})[int(part)] = self.body
             return 200, b"", {"ETag": hashlib.md5(self.body).hexdigest()}
         self._store(repo, oid, self.body)
         return 200, b"", {}
-
-    def _repo_of_storage(self, kind: str, name: str) -> Repo:
-        return self.hub.repos(kind)[name]
 
     def _store(self, repo: Repo, oid: str, content: bytes) -> None:
         if hashlib.sha256(content).hexdigest() != oid:
@@ -473,8 +445,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo.storage[oid] = content
         self.hub.uploaded.append(oid)
 
-    def complete(self, kind: str, name: str, oid: str) -> Any:
-        repo, asked = self._repo_of_storage(kind, name), json.loads(self.body)
+    def complete(self, name: str, oid: str) -> Any:
+        repo, asked = self.hub.models[name], json.loads(self.body)
         parts = repo.parts.get(oid, {})
         content = b""
         for part in asked["parts"]:
@@ -485,16 +457,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._store(repo, oid, content)
         return {}
 
-    def verify(self, kind: str, name: str, oid: str) -> Any:
+    def verify(self, name: str, oid: str) -> Any:
         asked = json.loads(self.body)
-        content = self._repo_of_storage(kind, name).storage.get(oid)
+        content = self.hub.models[name].storage.get(oid)
         if content is None or len(content) != asked["size"]:
             raise _Answer(422, "the file is not there")
         return {}
 
-    def commit(self, kind: str, name: str, revision: str) -> Any:
+    def commit(self, name: str, revision: str) -> Any:
         self._writer(name)
-        repo = self._repo(kind, name)
+        repo = self._repo(name)
         head = self._at(repo, revision)
         lines = [json.loads(line) for line in self.body.splitlines() if line]
         header = lines[0]["value"]
@@ -521,14 +493,13 @@ class _Handler(BaseHTTPRequestHandler):
         if errors:
             raise _Answer(400, "; ".join(errors))
         commit = repo.add(revision, header["summary"], files)
-        prefix = "datasets/" if kind == "datasets" else ""
-        url = f"{self.hub.url}/{prefix}{name}/commit/{commit.oid}"
+        url = f"{self.hub.url}/{name}/commit/{commit.oid}"
         return {"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""}
 
     # ------------------------------------------------------------------------------ downloading
 
-    def resolve(self, kind: str | None, name: str, revision: str, path: str) -> Any:
-        commit = self._at(self._repo(kind, name), revision)
+    def resolve(self, name: str, revision: str, path: str) -> Any:
+        commit = self._at(self._repo(name), revision)
         entry = commit.files.get(path)
         if entry is None:
             raise _Answer(404, "Entry not found", "EntryNotFound")
@@ -580,9 +551,6 @@ def metadata_errors(data: dict[str, Any]) -> list[str]:
     if tags is not None and not all(isinstance(tag, str) for tag in tags):
         errors.append('"tags" must be an array of strings')
     return errors
-
-
-ServerMaker = Callable[..., HubServer]
 
 
 def client_environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,9 +47,7 @@ def write(run_folder: Path, shelf: Path, fastdraft: Command) -> Write:
 def test_the_folder_is_what_a_push_would_send(
     run_folder: Path, shelf: Path, tiny_target_folder: Path, write: Write
 ) -> None:
-    recipe = {"target": str(tiny_target_folder)}
-    (run_folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert write("--dtype", "bfloat16") == ""
+    assert write("--dtype", "bfloat16", "--target", str(tiny_target_folder)) == ""
     assert [p.name for p in shelf.parent.iterdir()] == [shelf.name]
     files = prepare(run_folder, "model_cards/Tiny-FastDraft", shelf.parent / "unused")
     assert {p.relative_to(shelf).as_posix() for p in shelf.rglob("*") if p.is_file()} == set(files)
@@ -81,7 +78,7 @@ def test_the_folder_is_what_a_push_would_send(
 
 def test_what_was_written_can_be_pushed(shelf: Path, write: Write, tmp_path: Path) -> None:
     """The card then names the repository, the records go along, and weights stay as they are."""
-    assert write("--dtype", "bfloat16", "--no-check") == ""
+    assert write("--dtype", "bfloat16") == ""
     files = prepare(shelf, "user/draft", tmp_path / "scratch")
     card = bytes(files["README.md"]).decode()
     assert 'from_pretrained("user/draft")' in card
@@ -103,7 +100,7 @@ def test_sharded_weights_and_a_reduced_vocabulary(
     (draft / "model.safetensors").unlink()
     model.save_pretrained(draft, max_shard_size="20KB")
     assert len(list(draft.glob("*.safetensors"))) > 1
-    assert write("--dtype", "bfloat16", "--no-check") == ""
+    assert write("--dtype", "bfloat16") == ""
     loaded = AutoModelForCausalLM.from_pretrained(shelf)
     for name, parameter in model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter.to(torch.bfloat16))
@@ -121,7 +118,7 @@ def test_a_folder_is_replaced_only_when_asked(run_folder: Path, shelf: Path, wri
     left = shelf.with_name(f".{shelf.name}.partial")  # of a killed run
     left.mkdir()
     (left / "model.bin").write_bytes(b"half")
-    assert write("--overwrite", "--dtype", "bfloat16", "--no-check") == ""
+    assert write("--overwrite", "--dtype", "bfloat16") == ""
     assert not (shelf / "notes.txt").exists()
     assert not (shelf / "model.bin").exists()
     assert [p.name for p in shelf.parent.iterdir()] == [shelf.name]
@@ -153,8 +150,8 @@ def test_weights_that_are_not_finite_are_refused(run_folder: Path, tmp_path: Pat
         cast_weights(run_folder / "draft", tmp_path, "float16")
 
 
-def test_what_rounded_weights_are_measured_with(
-    run_folder: Path, shelf: Path, tiny_target_folder: Path, tmp_path: Path, write: Write
+def test_rounded_weights_are_measured_with_their_own_target(
+    shelf: Path, tiny_target_folder: Path, tmp_path: Path, write: Write
 ) -> None:
     other = Path(shutil.copytree(tiny_target_folder, tmp_path / "other"))
     tokenizer = AutoTokenizer.from_pretrained(other)
@@ -162,10 +159,5 @@ def test_what_rounded_weights_are_measured_with(
     tokenizer.save_pretrained(other)
     said = write("--dtype", "bfloat16", "--target", str(other))
     assert "its vocabulary is not the target's" in said
-    alone = Path(shutil.copytree(run_folder / "draft", tmp_path / "alone"))
-    (alone / "provenance.json").unlink()
-    card = "---\nbase_model: org/Target\n---\n# Mine\n"
-    (alone / "README.md").write_text(card, encoding="utf-8")
-    said = write("--dtype", "bfloat16", source=alone)
-    assert "--target: no record names this draft's target" in said
+    assert "--target: needs --dtype" in write("--target", str(other))
     assert not shelf.exists()
