@@ -86,16 +86,11 @@ def show(
 
     Returns:
         For each prompt the records without and with the draft.
-
-    Raises:
-        FastDraftError: a prompt has no tokens.
     """
     read = []
-    for number, (kind, text) in enumerate(prompts):
+    for kind, text in prompts:
         ids = chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"])
-        if not ids:
-            raise FastDraftError("prompt: it is empty")
-        read.append(EvaluationPrompt("demo", str(number), ids))
+        read.append(EvaluationPrompt("demo", "", ids))
     sides = Setting(path), Setting(path, "", num_assistant_tokens)
     for side in sides:  # compilation and first allocations belong to neither side
         engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)

@@ -72,16 +72,17 @@ def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
 class _Engine:
     """A target and drafts that decode through ``generate``."""
 
+    target: Any = None
+
     def __init__(self, models: Models) -> None:
-        self.target: Any = None
         self._models = models
 
     def _set_target(self, target: Any) -> None:
-        self.target = target
+        self.target, config = target, target.generation_config
         if self._models.stop_ids:
-            target.generation_config.eos_token_id = self._models.stop_ids
-            if target.generation_config.pad_token_id is None:
-                target.generation_config.pad_token_id = self._models.stop_ids[0]
+            config.eos_token_id = self._models.stop_ids
+            if config.pad_token_id is None:
+                config.pad_token_id = self._models.stop_ids[0]
 
     def _generate(
         self,

@@ -98,7 +98,7 @@ def bootstrap(
 ) -> Estimate:
     """Return ``statistic`` with its percentile bootstrap interval over records (prompts)."""
     value = statistic(records)
-    if len(records) < 2:
+    if len(records) < 2 or not samples:
         return Estimate(value, value, value)
     rng = random.Random(seed)
     drawn = sorted(statistic(rng.choices(records, k=len(records))) for _ in range(samples))

@@ -217,7 +217,7 @@ def _release(device: str) -> None:
 
 
 def summarize(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
-    """Return ``paths``, ``best`` and ``comparisons`` of ``results.json``.
+    """Return ``paths`` and ``best`` of ``results.json``.
 
     Args:
         timings: at least one block of every task set.
@@ -247,7 +247,6 @@ def summarize(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
     results: dict[str, Any] = {"paths": paths}
     if assisted:
         results["best"] = _best(timings, assisted)
-        results["comparisons"] = _comparisons(timings, ways, paths)
     return results
 
 
@@ -302,33 +301,3 @@ def _best(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
         "is_speed_up": judgement.is_speed_up,
         "fastest_alone": {"engine": fastest.path, "tokens_per_second": speeds[fastest]},
     }
-
-
-def _comparisons(
-    timings: Timings, ways: Mapping[str, Sequence[Setting]], paths: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the ratio of each two paths of one runtime, each at its own best γ."""
-    best = {
-        name: next(
-            s
-            for s in settings
-            if s.num_assistant_tokens == paths[name]["overall"]["best_num_assistant_tokens"]
-        )
-        for name, settings in ways.items()
-    }
-    found = []
-    for (first, one), (second, other) in itertools.combinations(best.items(), 2):
-        if not any(one.path in r and other.path in r for r in RUNTIMES.values()):
-            continue  # timed one after the other: no pairs
-        if one.path != other.path and one.draft != other.draft:
-            continue  # two things differ, so the ratio says nothing about either
-        found.append(
-            {
-                "path": second,
-                "num_assistant_tokens": other.num_assistant_tokens,
-                "over": first,
-                "over_num_assistant_tokens": one.num_assistant_tokens,
-                "ratio": paired_ratio(timings.pairs(other, one)).triple(),
-            }
-        )
-    return found

@@ -223,18 +223,6 @@ def kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def comparison_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row for each two paths that took turns, each at its best γ, over all prompts."""
-    return [
-        {
-            "path": f"{path_words(found['path'])}, γ = {found['num_assistant_tokens']}",
-            "over": f"{path_words(found['over'])}, γ = {found['over_num_assistant_tokens']}",
-            "ratio": with_interval(found["ratio"]),
-        }
-        for found in bench.get("comparisons", [])
-    ]
-
-
 def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     """Return one row per path: the peak memory of a process that does nothing else."""
     memory = bench.get("memory", {})
@@ -254,7 +242,6 @@ def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
 # Tables of a benchmark beside that of speeds: heading, rows.
 BENCH_TABLES = (
     ("What our kernels bring, without and with the draft, over stock decoding:", kernel_rows),
-    ("Between paths, over all prompts:", comparison_rows),
     ("Peak memory of a process that runs this path alone:", memory_rows),
 )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import sha256_file, write_json
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.decode.settings import store_draft_settings
@@ -39,7 +37,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     paths = _available(config.paths)
     reduced = _reduced_paths(run, paths)
     models = _models(run, paths, reduced, tokenizer)
-    _check_drafts(folder / "drafts.json", models, list(config.drafts))
     prompts = draw_prompts(
         tokenizer,
         config.tasks,
@@ -139,49 +136,20 @@ def _models(
     )
 
 
-def _check_drafts(path: Path, models: Models, names: Sequence[str]) -> None:
-    """Refuse to resume with other weights than the first prompts were timed with.
-
-    Drafts of ``bench.drafts`` can be anywhere, unlike the run's own.
-    """
-    found = {name: _digest(Path(models.drafts[name])) for name in names}
-    if not path.exists():
-        write_json(path, found)
-        return
-    first = json.loads(path.read_text(encoding="utf-8"))
-    for name, digest in found.items():
-        if first.get(name) != digest:
-            raise FastDraftError(
-                f"bench.drafts.{name}: its weights are not those that the first prompts were timed "
-                f"with; restore them, or delete {path.parent} to time everything again"
-            )
-
-
-def _digest(folder: Path) -> str:
-    """Return one digest of a model's config and weights."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
-
-
 def _write(run: Run, results: dict[str, Any]) -> None:
     """Store the best γ beside the weights of each draft, in its generation config."""
-    given = run.recipe.design.draft
-    export, reduced = run.stage_folder("export"), bench.REDUCED
-    own = [Path(given)] if given is not None else [run.latest_model()]
-    written: list[tuple[Sequence[str], Sequence[Path]]] = [
-        (("transformers", "ours"), own),
-        (("openvino", "ours-openvino"), sorted(export.glob("openvino-*"))),
-        (
-            (f"openvino/{reduced}", f"ours-openvino/{reduced}"),
-            sorted(export.glob(f"{reduced}-openvino-*")),
-        ),
-    ]
-    if run.recipe.reduced_vocabulary is not None:
-        written.append(((f"ours/{reduced}",), [run.stage_folder("reduced_vocabulary")]))
-    for paths, folders in written:
-        gamma = best_of_paths(results, paths)
-        if gamma is None:
-            continue
-        for folder in folders:
-            store_draft_settings(folder, gamma)
-            logger.info("bench: num_assistant_tokens %d written to %s", gamma, folder)
+    given, export = run.recipe.design.draft, run.stage_folder("export")
+    reduced = run.stage_folder("reduced_vocabulary")
+    for suffix, folder, exports in (
+        ("", Path(given) if given is not None else run.latest_model(), "openvino-*"),
+        (f"/{bench.REDUCED}", reduced, f"{bench.REDUCED}-openvino-*"),
+    ):
+        for paths, folders in (
+            (("transformers", "ours"), [folder]),
+            (("openvino", "ours-openvino"), sorted(export.glob(exports))),
+        ):
+            gamma = best_of_paths(results, [path + suffix for path in paths])
+            if gamma is not None:
+                for written in folders:
+                    store_draft_settings(written, gamma)
+                    logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)

@@ -128,13 +128,4 @@ def bench_results() -> dict[str, Any]:
             "is_speed_up": True,
             "fastest_alone": {"engine": "openvino-alone", "tokens_per_second": 100.0},
         },
-        "comparisons": [
-            {
-                "path": "ours",
-                "num_assistant_tokens": 3,
-                "over": "transformers/big",
-                "over_num_assistant_tokens": 1,
-                "ratio": [1.5, 1.4, 1.6],
-            }
-        ],
     }

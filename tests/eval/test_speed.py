@@ -265,7 +265,7 @@ def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:
     }
 
 
-def test_the_best_of_all_paths_and_the_ratios_between_them(tmp_path: Path) -> None:
+def test_the_best_of_all_paths(tmp_path: Path) -> None:
     speeds = {"alone": 10.0, "openvino-alone": 50.0, "transformers": 12.0, "ours": 16.0}
 
     def at(setting: Setting) -> float:
@@ -286,18 +286,6 @@ def test_the_best_of_all_paths_and_the_ratios_between_them(tmp_path: Path) -> No
         "engine": "openvino-alone",
         "tokens_per_second": pytest.approx(50),
     }
-    compared = {(c["path"], c["over"]): c["ratio"][0] for c in results["comparisons"]}
-    # OpenVINO's path has no partner: PyTorch's were not timed in turn with it.
-    assert {name for pair in compared for name in pair} == set(results["paths"]) - {"openvino"}
-    # A path against a path with the same draft, or two drafts through one path.
-    assert set(compared) == {
-        ("ours", "transformers"),
-        ("ours/other", "transformers/other"),
-        ("transformers/other", "transformers"),
-        ("ours/other", "ours"),
-    }
-    assert compared["ours", "transformers"] == pytest.approx(17 / 13)
-    assert compared["ours/other", "ours"] == pytest.approx(8 / 17)
 
 
 def test_nothing_to_time_is_no_fault(tmp_path: Path) -> None:

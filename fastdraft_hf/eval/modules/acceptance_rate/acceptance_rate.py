@@ -23,11 +23,4 @@ class AcceptanceRate(base.SpeculativeMetric):
     metric = "acceptance_rate"
     columns = ("drafted", "accepted")
     configs = ("default", "rounds")
-
-    def statistic(self, records, **arguments):  # type: ignore[no-untyped-def]
-        return metrics.acceptance_rate(records)
-
-    def check(self, answer, record, **arguments):  # type: ignore[no-untyped-def]
-        for drafted, accepted in record.rounds:
-            if accepted > drafted:
-                raise ValueError(f"answer {answer}: {drafted} tokens drafted, {accepted} accepted")
+    formula = metrics.acceptance_rate

@@ -17,6 +17,4 @@ class BlockEfficiency(base.SpeculativeMetric):
     """
 
     metric = "block_efficiency"
-
-    def statistic(self, records, **arguments):  # type: ignore[no-untyped-def]
-        return metrics.block_efficiency(records)
+    formula = metrics.block_efficiency

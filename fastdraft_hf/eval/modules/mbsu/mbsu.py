@@ -21,14 +21,6 @@ class MBSU(base.SpeculativeMetric):
     metric = "mbsu"
     arguments = ("cost_ratio", "num_assistant_tokens")
 
-    def statistic(self, records, **arguments):  # type: ignore[no-untyped-def]
-        return metrics.mbsu(metrics.block_efficiency(records), **arguments)
-
-    def check(self, answer, record, **arguments):  # type: ignore[no-untyped-def]
-        super().check(answer, record)
-        longest = (arguments["num_assistant_tokens"] + 1) * record.target_passes
-        if record.counted_tokens > longest:
-            raise ValueError(
-                f"answer {answer}: {record.counted_tokens} tokens in {record.target_passes} passes "
-                f"are more than γ + 1 = {arguments['num_assistant_tokens'] + 1} per pass"
-            )
+    def formula(records, cost_ratio, num_assistant_tokens):  # type: ignore[no-untyped-def]
+        efficiency = metrics.block_efficiency(records)
+        return metrics.mbsu(efficiency, cost_ratio, num_assistant_tokens)
