@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf.draft.basis import project_vocabulary, vocabulary_basis
 from fastdraft_hf.draft.config import DesignConfig
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
     Built = tuple[PreTrainedModel, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What to build: the target (a folder or a model), the draft's config, the section, a seed."""
+class _Request(NamedTuple):
+    """The arguments of `init`."""
 
     target: Path | PreTrainedModel
     config: PretrainedConfig

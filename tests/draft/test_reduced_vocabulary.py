@@ -152,27 +152,6 @@ def test_stock_decoding_is_never_given_a_reduced_vocabulary(
     assert torch.equal(output.sequences, alone)
 
 
-@pytest.mark.slow
-def test_the_real_target_writes_what_it_writes_alone(target_folder: Path) -> None:
-    """With itself as a draft that scores a sixth of its 49,152 tokens."""
-    target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
-    draft = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
-    ids = choose_token_ids({}, {0, 1, 2, 17}, 8192, 49152)
-    reduce_model(draft, ids)
-    accepted = drafted = 0
-    for first in (504, 788, 1604):
-        prompt = torch.tensor([[1, first, 314, 260]])
-        given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12}
-        alone = target.generate(prompt, do_sample=False, **given)
-        set_draft_length(draft, 3)
-        given |= {"assistant_model": draft, "custom_generate": assisted_decoding}
-        with record_rounds(target) as rounds:
-            assert torch.equal(target.generate(prompt, do_sample=False, **given), alone)
-        accepted += sum(a for _, a in rounds)
-        drafted += sum(d for d, _ in rounds)
-    assert accepted > drafted / 2
-
-
 def test_an_export_that_fails_says_which_and_the_others_stay(
     openvino_models: Any, tiny_target_folder: Path, reduced_draft_folder: Path
 ) -> None:

@@ -30,16 +30,12 @@ def fields(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_ids_follow_the_merges() -> None:
+def test_ids_special_tokens_and_template_are_the_files() -> None:
     tokenizer = build_tokenizer(fields())
     ids = tokenizer("the the<|end|>")["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["the", "Ġthe", "<|end|>"]
     assert len(tokenizer) == len(TOKENS)
     assert [tokenizer.convert_tokens_to_ids(t) for t in TOKENS] == list(range(len(TOKENS)))
-
-
-def test_special_tokens_and_template() -> None:
-    tokenizer = build_tokenizer(fields())
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 0, 0)
     assert tokenizer.unk_token is None
     assert tokenizer.decode([1, 2, 0], skip_special_tokens=True) == tokenizer.decode([2])
@@ -47,17 +43,11 @@ def test_special_tokens_and_template() -> None:
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "hi"
 
 
-def test_smollm_splits_digits_and_gpt2_does_not() -> None:
-    one_by_one = build_tokenizer(fields())
-    together = build_tokenizer(fields(pre="gpt-2"))
-    assert len(one_by_one("12")["input_ids"]) == 2
-    assert together.convert_ids_to_tokens(together("12")["input_ids"]) == ["12"]
-
-
-def test_gpt2_is_meant_when_nothing_is_said() -> None:
-    given_fields = fields()
-    del given_fields["tokenizer.ggml.pre"]
-    assert len(build_tokenizer(given_fields)("12")["input_ids"]) == 1
+def test_smollm_splits_digits_and_gpt2_the_default_does_not() -> None:
+    unnamed = fields()
+    del unnamed["tokenizer.ggml.pre"]
+    for given_fields, pieces in ((fields(), 2), (fields(pre="gpt-2"), 1), (unnamed, 1)):
+        assert len(build_tokenizer(given_fields)("12")["input_ids"]) == pieces
 
 
 @given(st.text())
