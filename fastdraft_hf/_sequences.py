@@ -7,14 +7,11 @@ from typing import Any
 
 
 def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int | None:
-    """Return the first place where two sequences differ, ``None`` where none does.
+    """Return the first position at which two sequences differ, ``None`` if they are equal.
 
-    Where one is the other's beginning, that is the place after its end.
+    If one is a prefix of the other, that is the position after its end.
     """
     shorter = min(len(one), len(other))
     pairs = enumerate(zip(one, other, strict=False))
     at_end = None if len(one) == len(other) else shorter
-    return next((place for place, (a, b) in pairs if a != b), at_end)
-
-
-__all__ = ["first_difference"]
+    return next((position for position, (a, b) in pairs if a != b), at_end)

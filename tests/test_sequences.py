@@ -1,4 +1,4 @@
-"""Where two sequences part."""
+"""The first difference of two sequences."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def test_examples(one: list[int], other: list[int], place: int | None) -> None:
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_what_lies_before_is_the_same_and_what_lies_there_is_not(
-    one: list[int], other: list[int]
-) -> None:
+def test_everything_before_is_equal(one: list[int], other: list[int]) -> None:
     place = first_difference(one, other)
     if place is None:
         assert one == other
