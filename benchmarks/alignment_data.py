@@ -32,7 +32,6 @@ from typing import Any
 
 import datasets
 import torch
-from fastdraft_hf.data.corpora import IGNORED
 from objectives import _show, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,6 +39,7 @@ from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
 from fastdraft_hf.data.filters import KEPT, judge_rows
