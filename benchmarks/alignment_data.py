@@ -35,7 +35,7 @@ import torch
 from objectives import _show, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf._atomic import atomic_folder, write_json
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
@@ -59,8 +59,8 @@ from fastdraft_hf.eval.expected import (
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
-from fastdraft_hf.train.config import TrainConfig
 from fastdraft_hf.train.loop import train
+from fastdraft_hf.train.section import training_section
 
 TARGET = "embedded:smollm2-135m-instruct"
 TEMPERATURE, GAMMA, ANSWER = 0.6, 3, 96
@@ -171,11 +171,15 @@ def align(
     """Train a copy of the draft; return steps and tokens."""
     facts = work / "facts.json"
     if not facts.exists():
-        if not (work / "data").exists():
-            with atomic_folder(work / "data") as temporary:
-                datasets.Dataset.from_list(examples).save_to_disk(str(temporary / "train"))
         found = train(
-            start, tokenizer, work / "data", work, config, seed=0, device="cpu", label=work.name
+            start,
+            work,
+            config,
+            train_dataset=datasets.Dataset.from_list(examples),
+            tokenizer=tokenizer,
+            seed=0,
+            device="cpu",
+            label=work.name,
         )
         found.pop("log")
         write_json(facts, found)
@@ -268,12 +272,12 @@ def main() -> None:
     count = sum(len(e["input_ids"]) for e in written)
     print(f"{len(written):,} pairs of {len(rows):,} rows, {count:,} tokens each way")
 
-    config = TrainConfig(
+    config = training_section()(
         max_train_tokens=args.tokens,
         max_length=length,
         per_device_train_batch_size=args.batch_size,
         objective="ce",
-        eval_sequences=0,
+        eval_rows=0,
         logging_steps=20,
         save_steps=200,
     )

@@ -29,7 +29,6 @@ from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
-from fastdraft_hf.train.loop import average_weights
 
 # The longest answer of `held_out_answers`.
 TOKENS = 64
@@ -40,9 +39,11 @@ def load(folder: Path) -> Any:
 
 
 def averaged(first: Path, other: Path, share: float) -> Any:
-    """Return the average of two drafts' weights, with ``share`` of the first."""
-    model = load(other)
-    average_weights(model, first, share)
+    """Return ``share`` of the first draft's weights and the rest of the other's."""
+    model, start = load(other), load(first).state_dict()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.lerp_(start[name], share)
     return model
 
 

@@ -38,7 +38,7 @@ from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import stop_ids
-from fastdraft_hf.train.arguments import has_fast_bf16
+from fastdraft_hf.train.config import has_fast_bf16
 
 Rows = list[tuple[str, str, str, str]]
 

@@ -20,7 +20,7 @@ import torch
 
 from fastdraft_hf._head import Head
 from fastdraft_hf.data.target_logits import top_k_of
-from fastdraft_hf.train.arguments import has_fast_bf16
+from fastdraft_hf.train.config import has_fast_bf16
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective

@@ -28,15 +28,14 @@ from fastdraft_hf._config import parse_count
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.generations import read_rows
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.head import fused_head_loss
-from fastdraft_hf.train.loop import training_arguments
 from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
 WAYS: dict[str, dict[str, Any]] = {
     "whole vocabulary, layers in float32": {
         "sampled_softmax": None,
-        "trainer_args": {"bf16": False},
+        "bf16": False,
     },
     "whole vocabulary": {"sampled_softmax": None},
     "16,384 drawn": {"sampled_softmax": 16384},
@@ -63,18 +62,19 @@ def train(
     draft: Path, rows: list[dict[str, list[int]]], tokens: int, settings: dict[str, Any]
 ) -> tuple[Any, float]:
     """Return the trained draft and the seconds that its training took."""
-    config = TrainConfig(
-        max_train_tokens=tokens,
-        max_length=LENGTH,
-        per_device_train_batch_size=ROWS,
-        **settings,
-    )
-    config.trainer_args = config.trainer_args | {"save_strategy": "no", "disable_tqdm": True}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as work:
         trainer = DraftDistillationTrainer(
             model=AutoModelForCausalLM.from_pretrained(draft, dtype=torch.float32),
-            args=training_arguments(config, Path(work), seed=0, device=device),
+            args=DraftDistillationConfig(
+                work,
+                max_train_tokens=tokens,
+                max_length=LENGTH,
+                per_device_train_batch_size=ROWS,
+                save_strategy="no",
+                disable_tqdm=True,
+                seed=0,
+                **settings,
+            ),
             train_dataset=datasets.Dataset.from_list(rows),
         )
         start = time.monotonic()

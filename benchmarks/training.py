@@ -30,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.columns import distribution_table
-from fastdraft_hf.train.arguments import has_fast_bf16
+from fastdraft_hf.train.config import has_fast_bf16
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
@@ -107,6 +107,9 @@ def trainer_way(kind: str, steps: int, **settings: Any) -> Callable[[], list[flo
         "dataloader_pin_memory": CUDA,
         **settings,
     }
+    if kind == "ours":
+        arguments = {"sampled_softmax": None, "use_muon": False, **arguments}
+        arguments.setdefault("objective", "ce")
     tokenizer = _tokenizer()
 
     def run() -> list[float]:

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DraftDistillationTrainer": "fastdraft_hf.train.trainer",
-    "DraftDistillationConfig": "fastdraft_hf.train.arguments",
+    "DraftDistillationConfig": "fastdraft_hf.train.config",
     "fused_head_loss": "fastdraft_hf.train.head",
     "Objective": "fastdraft_hf.train.objectives",
     "Pair": "fastdraft_hf.train.objectives",
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from fastdraft_hf.eval.modules import metric_path as metric_path
     from fastdraft_hf.target.embedded import embedded_target as embedded_target
     from fastdraft_hf.target.resolve import resolve_target as resolve_target
-    from fastdraft_hf.train.arguments import DraftDistillationConfig as DraftDistillationConfig
+    from fastdraft_hf.train.config import DraftDistillationConfig as DraftDistillationConfig
     from fastdraft_hf.train.failures import NonFiniteLossError as NonFiniteLossError
     from fastdraft_hf.train.head import fused_head_loss as fused_head_loss
     from fastdraft_hf.train.objectives import Objective as Objective

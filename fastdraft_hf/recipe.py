@@ -1,8 +1,8 @@
 """A recipe: one YAML file that says which draft is made, from what and how.
 
-Sections are the config dataclasses of the packages they configure; the keys of the file are their
-fields. ``when`` holds changes that apply on some machines (``cuda``: more tokens), and
-``key=value`` words on the command line apply last.
+Its sections are the configs of the packages they configure; the keys of the file are their fields.
+``when`` holds changes for some machines (``cuda``: more tokens), and ``key=value`` arguments on the
+command line apply last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
 from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 
@@ -49,7 +49,7 @@ class CardConfig(Section):
 
 
 class Recipe(Section):
-    """Everything one run needs. Training stages that are absent are left out."""
+    """Everything one run needs. Training stages that are absent are skipped."""
 
     target: str = Field(
         "embedded:smollm2-135m-instruct",
@@ -64,18 +64,20 @@ class Recipe(Section):
     design: DesignConfig = Field(
         default_factory=DesignConfig, description="the draft's shape and initialization"
     )
-    generate: GenerateConfig | None = Field(None, description="what the target writes")
+    generate: GenerateConfig | None = Field(None, description="the target's generations")
     logits: LogitsConfig | None = Field(
         None,
-        description="the target's top-k distribution over what it wrote, for objectives besides ce",
+        description="the target's top-k distribution, for objectives besides ce",
     )
-    pretrain: TrainConfig | None = Field(
+    pretrain: TrainingField | None = Field(
         None, description="PT: next-token training from the initialization"
     )
-    continue_: TrainConfig | None = Field(
+    continue_: TrainingField | None = Field(
         None, description="CP: continued pre-training, usually with code", alias="continue"
     )
-    align: TrainConfig | None = Field(None, description="FT: training on the target's own answers")
+    align: TrainingField | None = Field(
+        None, description="FT: training on the target's own answers"
+    )
     reduced_vocabulary: ReducedVocabularyConfig | None = Field(
         None, description="beside the draft, one whose head scores the most frequent tokens only"
     )
@@ -117,11 +119,11 @@ class Recipe(Section):
                     )
             if name == "align" and stage.streaming:
                 raise FastDraftError("align.streaming: for pretrain and continue only")
-            if stage.objective == "auto":  # written out, so that a run says what it trained with
+            if stage.objective == "auto":  # written out, so that a run records what it trained with
                 stage = stage.model_copy(update={"objective": self._auto_objective(name, stage)})
                 setattr(self, "continue_" if name == "continue" else name, stage)
             self._check_distribution(name, stage)
-        # Written out, so that these stages know what they were made of.
+        # Written out, so that the run records what these stages read.
         if self.logits is not None:
             self.logits = self.logits.model_copy(update={"sets": logits_sets(self)})
         if self.reduced_vocabulary is not None:
@@ -145,10 +147,10 @@ class Recipe(Section):
         if REDUCED in self.bench.drafts:
             raise FastDraftError(
                 f"bench.drafts.{REDUCED}: the section reduced_vocabulary times a draft "
-                "of that name; take another"
+                "of that name; choose another"
             )
 
-    def _auto_objective(self, name: str, stage: TrainConfig) -> str:
+    def _auto_objective(self, name: str, stage: TrainingSection) -> str:
         """Return ``nla`` where an alignment knows the target's distribution, else ``ce``.
 
         The choice is measured: docs/objectives.md.
@@ -157,7 +159,7 @@ class Recipe(Section):
         known = stored or stage.target_distribution in ("stored", "online")
         return "nla" if name == "align" and known else "ce"
 
-    def _check_distribution(self, name: str, stage: TrainConfig) -> None:
+    def _check_distribution(self, name: str, stage: TrainingSection) -> None:
         source = distribution_source(self, name)
         if source != "stored":
             if source == "none" and stage.needs_distribution:
@@ -186,7 +188,7 @@ class Recipe(Section):
                     f"align.sources[{number}]: set '{read.name}' is not among logits.sets"
                 )
 
-    def training_stages(self) -> dict[str, TrainConfig]:
+    def training_stages(self) -> dict[str, TrainingSection]:
         """Return the training stages the recipe has, by name, in order."""
         stages = {"pretrain": self.pretrain, "continue": self.continue_, "align": self.align}
         return {name: stage for name, stage in stages.items() if stage is not None}
@@ -230,11 +232,14 @@ def reduced_vocabulary_sets(recipe: Recipe) -> list[str]:
 
 def sections(recipe: type[Recipe]) -> dict[str, type[Section]]:
     """Return the sections of a recipe by their keys."""
-    found = {}
+    found: dict[str, type[Section]] = {}
     for name, field in recipe.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
         for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, Section):
+            kind = getattr(kind, "__origin__", kind)  # of an annotated type
+            if kind is TrainingSection:
+                found[field.alias or name] = training_section()
+            elif isinstance(kind, type) and issubclass(kind, Section):
                 found[field.alias or name] = kind
     return found
 
@@ -242,6 +247,9 @@ def sections(recipe: type[Recipe]) -> dict[str, type[Section]]:
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe file."""
     schema = Recipe.model_json_schema()
+    training = training_section().model_json_schema()
+    schema["$defs"] |= training.pop("$defs")
+    schema["$defs"]["TrainingSection"] = training
     schema["properties"]["when"] = {
         "type": "object",
         "description": "changes by machine: cpu or cuda, each a mapping of key paths to values",
@@ -257,7 +265,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``when`` and the overrides.
 
     Raises:
-        FastDraftError: the file is missing, is no YAML, or says something a recipe cannot.
+        FastDraftError: the file is missing, is not YAML, or is not a valid recipe.
     """
     import yaml
 
@@ -266,10 +274,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise FastDraftError(f"{path} is no UTF-8 text") from error
+        raise FastDraftError(f"{path} is not UTF-8 text") from error
     except yaml.YAMLError as error:
         place = redacted(" ".join(str(error).split()))
-        raise FastDraftError(f"{path} is no valid YAML: {place}") from error
+        raise FastDraftError(f"{path} is not valid YAML: {place}") from error
     if not isinstance(data, dict):
         raise FastDraftError(f"{path}: a recipe is a mapping of keys")
     return build_recipe(data, overrides)
@@ -297,7 +305,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
 
 
 def _refuse_tokens(value: Any, where: str = "") -> None:
-    """Raise `FastDraftError` for a token of the Hub: a recipe is printed, kept and passed on."""
+    """Raise `FastDraftError` for a Hub token: a recipe is printed, kept and passed on."""
     if isinstance(value, Mapping | list):
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, entry in entries:
@@ -331,11 +339,11 @@ def _split(word: str) -> tuple[str, Any]:
 
     path, equals, text = word.partition("=")
     if not equals or not path:
-        raise FastDraftError(f"'{redacted(word)}' is no override; write key.path=value")
+        raise FastDraftError(f"'{redacted(word)}' is not an override; write key.path=value")
     try:
         return path, yaml.safe_load(text)
     except yaml.YAMLError as error:
-        said = redacted(f"{path}: '{text}' is no valid YAML value")
+        said = redacted(f"{path}: '{text}' is not a valid YAML value")
         raise FastDraftError(said) from error
 
 

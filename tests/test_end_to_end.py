@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
         "max_train_tokens": 384,
         "max_length": 64,
         "per_device_train_batch_size": 2,
-        "eval_sequences": 2,
+        "eval_rows": 2,
         "logging_steps": 1,
     },
     "continue": {
@@ -59,7 +59,7 @@ RECIPE: dict[str, Any] = {
         "max_train_tokens": 384,
         "max_length": 64,
         "per_device_train_batch_size": 2,
-        "eval_sequences": 2,
+        "eval_rows": 2,
         "logging_steps": 1,
     },
     # Many small steps, so that a kill after the first checkpoint falls into the middle of them.
@@ -68,7 +68,7 @@ RECIPE: dict[str, Any] = {
         "max_train_tokens": 2500,
         "max_length": 128,
         "per_device_train_batch_size": 1,
-        "eval_sequences": 2,
+        "eval_rows": 2,
         "logging_steps": 2,
         "save_steps": 3,
     },

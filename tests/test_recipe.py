@@ -17,7 +17,7 @@ from fastdraft_hf.recipe import (
     recipe_schema,
     resolve_device,
 )
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.section import training_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
@@ -199,9 +199,9 @@ def test_overrides_reach_into_sections_and_lists() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed", "'seed' is no override; write key.path=value"),
-        ("=3", "'=3' is no override"),
-        ("seed=[1", "seed: '[1' is no valid YAML value"),
+        ("seed", "'seed' is not an override; write key.path=value"),
+        ("=3", "'=3' is not an override"),
+        ("seed=[1", "seed: '[1' is not a valid YAML value"),
         ("seed.deep=1", "seed.deep: cannot be set, 'seed' holds no keys"),
         ("seed.deep.er=1", "seed.deep: cannot be set, 'seed' holds no keys"),
         ("pretrain.sources.1.weight=2", "pretrain.sources.1: the list has entries 0 to 0"),
@@ -256,9 +256,9 @@ class TestWhen:
 def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("continue: {sources: [{kind: python}], max_length: 64}\n", encoding="utf-8")
-    recipe = read_recipe(path, ["continue.warmup=0.5"])
+    recipe = read_recipe(path, ["continue.warmup_steps=0.5"])
     assert recipe.continue_ is not None
-    assert (recipe.continue_.max_length, recipe.continue_.warmup) == (64, 0.5)
+    assert (recipe.continue_.max_length, recipe.continue_.warmup_steps) == (64, 0.5)
     resolved = recipe.resolved()
     assert resolved["continue"]["max_length"] == 64
     assert "continue_" not in resolved
@@ -269,8 +269,8 @@ def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
     [
         (b"- 1\n", "a recipe is a mapping of keys"),
         (b"", "a recipe is a mapping of keys"),
-        (b"a: [1\n", "is no valid YAML: "),
-        (b"a: \x00\n", "is no valid YAML: "),
+        (b"a: [1\n", "is not valid YAML: "),
+        (b"a: \x00\n", "is not valid YAML: "),
         (b"target: caf\xe9\n", "recipe.yaml"),  # Latin-1
     ],
 )
@@ -295,8 +295,9 @@ TRAIN = st.fixed_dictionaries(
         "max_train_tokens": st.integers(4096, 10**12) | st.sampled_from(["50M", "1.5k", "5B"]),
         "learning_rate": st.floats(1e-9, 1) | st.sampled_from(["1e-3", "2E-4"]),
         "max_minutes": st.none() | st.floats(0.1, 1e4),
-        "matrix_optimizer": st.sampled_from(["muon", "adamw"]),
-        "trainer_args": st.dictionaries(
+        "use_muon": st.booleans(),
+        "report_to": st.sampled_from(["none", "tensorboard", ["tensorboard", "wandb"]]),
+        "lr_scheduler_kwargs": st.dictionaries(
             st.text(min_size=1), st.integers() | st.text() | st.booleans()
         ),
     },
@@ -379,5 +380,5 @@ def test_the_schema_has_every_key_and_no_other() -> None:
 
     # The recipe, `when`, ten sections, and the sets and sources within them.
     assert check(schema, "") >= 14
-    train = schema["$defs"]["TrainConfig"]["properties"]
-    assert train["learning_rate"]["default"] == TrainConfig().learning_rate
+    train = schema["$defs"]["TrainingSection"]["properties"]
+    assert train["learning_rate"]["default"] == training_section()().learning_rate

@@ -14,7 +14,7 @@ from fastdraft_hf._config import Count, Number, Section, load, parse_count
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.config import GenerateConfig
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.section import training_section
 
 
 class Inner(Section):
@@ -66,7 +66,7 @@ def test_round_trip_through_yaml(value: Outer) -> None:
     assert load(Outer, yaml.safe_load(yaml.safe_dump(value.model_dump()))) == value
 
 
-@pytest.mark.parametrize("cls", [DesignConfig, GenerateConfig, TrainConfig])
+@pytest.mark.parametrize("cls", [DesignConfig, GenerateConfig, training_section()])
 def test_defaults_of_the_real_sections_are_valid(cls: type[Section]) -> None:
     plain = cls().model_dump()
     assert load(cls, plain) == cls()

@@ -55,7 +55,7 @@ def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
     from fastdraft_hf.stages.runner import check_finished
 
     if run.recipe.training_stages().keys() & set(stages):
-        _check_trainer_args(run.recipe, stages)
+        _check_training(run.recipe, stages)
     if dry_run:
         return
     if "reduced_vocabulary" in stages and not run.finished("reduced_vocabulary"):
@@ -65,14 +65,12 @@ def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
     check_finished(run, stages)
 
 
-def _check_trainer_args(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Refuse bad objectives and ``trainer_args`` before any work; the trainer's config is asked."""
-    from fastdraft_hf.train.loop import training_arguments
-
+def _check_training(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Refuse settings that transformers or TRL refuse, before any work."""
     for name, section in recipe.training_stages().items():
         if name in stages:
             try:
-                training_arguments(section, Path("unused"), seed=0, device="cpu")
+                section.trainer_config("unused", seed=recipe.seed, device="cpu")
             except FastDraftError as error:
                 raise FastDraftError(f"{name}.{error}") from None
 

@@ -82,7 +82,6 @@ def training_rate(
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from fastdraft_hf.train.loop import training_arguments
     from fastdraft_hf.train.progress import StepTimer
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
@@ -93,9 +92,11 @@ def training_rate(
     with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
         update = {"objective": "ce", "per_device_train_batch_size": rows}
         section = config.model_copy(update={**update, "gradient_accumulation_steps": 1})
-        args = training_arguments(section, Path(work), seed=0, device="cpu", max_steps=STEPS)
-        args.save_strategy = args.eval_strategy = args.logging_strategy = "no"
-        args.disable_tqdm = True
+        changes: dict[str, Any] = {"max_steps": STEPS, "max_train_tokens": None}
+        changes |= {"max_minutes": None} | dict.fromkeys(
+            ("save_strategy", "eval_strategy", "logging_strategy"), "no"
+        )
+        args = section.trainer_config(work, seed=0, device="cpu", disable_tqdm=True, **changes)
         ids = torch.randint(0, draft.vocabulary, (STEPS * rows, length)).tolist()
         trainer = DraftDistillationTrainer(
             model=AutoModelForCausalLM.from_config(draft_config, dtype=torch.float32),
@@ -108,7 +109,7 @@ def training_rate(
         timer = StepTimer()
         trainer.add_callback(timer)
         trainer.train()
-    return rows * length / statistics.median(timer.seconds[2:])
+    return float(rows * length / statistics.median(timer.seconds[2:]))
 
 
 def _prompt(vocabulary: int, length: int, start: int = 0) -> tuple[int, ...]:

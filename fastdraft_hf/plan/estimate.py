@@ -287,7 +287,7 @@ class Job:
         batch = config.per_device_train_batch_size * length
         step = batch * config.gradient_accumulation_steps * line.devices
         evaluations = math.ceil(line.tokens / step / config.save_steps)
-        evaluated = evaluations * config.eval_sequences * length
+        evaluated = evaluations * config.eval_rows * length
         line.seconds += (line.tokens + evaluated / 3) / rate  # forward passes only
         # Weights, gradients and two moments in float32, activations, a chunk of the head's logits.
         each = self.draft.layers * (14 * self.draft.width + 4 * self.draft.inner)

@@ -91,7 +91,7 @@ def _open_reader(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.train.arguments import has_fast_bf16
+    from fastdraft_hf.train.config import has_fast_bf16
 
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)

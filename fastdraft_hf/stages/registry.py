@@ -15,10 +15,10 @@ from fastdraft_hf.stages import (
     train,
 )
 from fastdraft_hf.stages.runner import Stage, register
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.section import TrainingSection
 
 
-def _unless_generated(section: TrainConfig | None) -> tuple[str, ...]:
+def _unless_generated(section: TrainingSection | None) -> tuple[str, ...]:
     """Return the stage that writes text, where a training stage reads none of it."""
     sources = [] if section is None else section.sources
     return () if any(source.kind == "generated" for source in sources) else ("generate",)

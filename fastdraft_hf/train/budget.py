@@ -6,31 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.optimization import get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-# A schedule's shape is asked for at this many points; transformers' schedules count in steps.
+from fastdraft_hf._errors import FastDraftError
+
+# transformers' schedules count in steps; their shape is sampled at this many.
 _POINTS = 1_000_000
 
 WARMUP_STABLE_DECAY = "warmup_stable_decay"
+DECAY_SHARE = 0.2
 
 
 class TokenBudget(TrainerCallback):
-    """Ends training with the first step after which the budget is spent."""
+    """Ends training with the first step after which ``max_train_tokens`` is reached."""
 
-    def __init__(self, max_train_tokens: int) -> None:
-        self._budget = max_train_tokens
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The count is gathered over processes, so all of them stop at the same step.
-        if state.num_input_tokens_seen < self._budget:
+        if args.max_train_tokens is None or state.num_input_tokens_seen < args.max_train_tokens:
             return
         control.should_training_stop = control.should_log = True
         # What transformers' own flow does at the last step.
@@ -45,15 +39,15 @@ class TokenBudget(TrainerCallback):
 def token_schedule(
     args: Any, optimizer: torch.optim.Optimizer, progress: Callable[[], float]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return transformers' schedule of ``args`` over the share of the budget that is spent.
+    """Return the learning-rate schedule over the share of the budget that is spent.
 
     Args:
-        args: the trainer's arguments, as for `schedule_shape`.
-        optimizer: what it drives.
-        progress: gives the share of the budget spent so far, from 0.
+        args: the trainer's config, as for `schedule_shape`.
+        optimizer: what the schedule drives.
+        progress: returns the share of the budget spent so far.
 
     Raises:
-        ValueError: the schedule is none that is a function of progress alone.
+        FastDraftError: the schedule is not a function of progress alone.
     """
     shape = schedule_shape(args)
 
@@ -67,17 +61,17 @@ def schedule_shape(args: Any) -> Callable[[float], float]:
     """Return the factor of the learning rate as a function of the share of the budget, 0 to 1.
 
     Args:
-        args: the trainer's arguments; ``lr_scheduler_type``, ``warmup_steps`` (a share),
-            ``lr_scheduler_kwargs`` and ``decay_share`` are read.
+        args: the trainer's config; ``lr_scheduler_type``, ``warmup_steps`` (a share) and
+            ``lr_scheduler_kwargs`` (``num_decay_steps`` is a share) are read.
 
     Raises:
-        ValueError: the schedule is none that is a function of progress alone.
+        FastDraftError: the schedule is not a function of progress alone.
     """
     kwargs = dict(args.lr_scheduler_kwargs or {})
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if name == WARMUP_STABLE_DECAY:
-        kwargs.setdefault("num_decay_steps", round(args.decay_share * _POINTS))
-    # Built on an optimizer of its own: only the shape is wanted.
+        kwargs["num_decay_steps"] = round(kwargs.get("num_decay_steps", DECAY_SHARE) * _POINTS)
+    # The optimizer is a dummy: only the shape is wanted.
     schedule = get_scheduler(
         name,
         optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),
@@ -87,5 +81,7 @@ def schedule_shape(args: Any) -> Callable[[float], float]:
     )
     shapes = getattr(schedule, "lr_lambdas", None)
     if shapes is None:
-        raise ValueError(f"lr_scheduler_type {name} cannot follow a token budget; use max_steps")
+        raise FastDraftError(
+            f"lr_scheduler_type: {name} cannot follow a token budget; use max_steps"
+        )
     return lambda share: float(shapes[0](share * _POINTS))

@@ -1,19 +1,30 @@
-"""Which checkpoint a killed run goes on from: the newest that was written whole."""
+"""Checkpoints that a killed run can resume from: only those that were written completely."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
+
+from fastdraft_hf._atomic import write_json
+from fastdraft_hf._errors import FastDraftError
+
+if TYPE_CHECKING:
+    from fastdraft_hf.data.stream import BlockStream
 
 _MARK = "complete"
+_STREAM_STATE = "stream.json"
 
-# Processes on the CPU have the devices cpu:0, cpu:1 and so on, and `Trainer` resumes with
-# `torch.load(…, map_location=device)`; torch knows the place as cpu only.
+# Processes on the CPU have the devices cpu:0, cpu:1 and so on. `Trainer` resumes with
+# `torch.load(…, map_location=device)`, and torch knows this location as cpu only.
 torch.serialization.register_package(
     99,
     lambda storage: None,
@@ -24,22 +35,14 @@ torch.serialization.register_package(
 class MarkCompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint after everything in it is written.
 
-    ``on_save`` runs after the last file; a checkpoint without the mark was cut off by a kill, and
-    `Trainer` itself would try to resume from it because it only looks at the number.
+    ``on_save`` runs after the last file. A checkpoint without the mark was interrupted, and
+    `Trainer` itself would try to resume from it, because it only compares the numbers.
     """
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
-        # Every process has written files of its own.
-        PartialState().wait_for_everyone()
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # every process has written files of its own
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / _MARK).touch()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -48,7 +51,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def newest_complete(folder: Path, most: int | None = None) -> Path | None:
-    """Return the newest whole checkpoint in ``folder``, of at most step ``most``."""
+    """Return the newest complete checkpoint in ``folder``, of at most step ``most``."""
     for path in _newest_first(folder):
         if (path / _MARK).exists() and (most is None or int(path.name.split("-")[-1]) <= most):
             return path
@@ -56,7 +59,7 @@ def newest_complete(folder: Path, most: int | None = None) -> Path | None:
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in ``folder``; remove the torn ones after it."""
+    """Return the newest complete checkpoint in ``folder``; remove incomplete ones after it."""
     good = newest_complete(folder)
     for path in _newest_first(folder):
         if path == good:
@@ -66,7 +69,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def shared_checkpoint(folder: Path) -> Path | None:
-    """Return `last_complete_checkpoint` to every process; the first one looks and clears away."""
+    """Return `last_complete_checkpoint`, found by the main process, in every process."""
     found: list[Path | None] = [None]
     if PartialState().is_main_process:
         found = [last_complete_checkpoint(folder)]
@@ -75,19 +78,72 @@ def shared_checkpoint(folder: Path) -> Path | None:
 
 
 class AlreadyTrainedError(Exception):
-    """What is resumed is at its end; the weights of the last checkpoint are loaded."""
+    """The resumed run is at its end; the weights of its last checkpoint are loaded."""
 
 
 class StopAtTheEnd(TrainerCallback):
-    """Raises `AlreadyTrainedError` where `Trainer` would do one step more than there are."""
+    """Raises `AlreadyTrainedError` where `Trainer` would train one step too many."""
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
-        spent, budget = state.num_input_tokens_seen, getattr(args, "token_budget", None)
-        if spent >= budget if budget else state.global_step >= state.max_steps:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        budget = getattr(args, "max_train_tokens", None)
+        if budget:
+            ended = state.num_input_tokens_seen >= budget
+        else:
+            ended = state.global_step >= state.max_steps
+        if ended:
             raise AlreadyTrainedError
+
+
+class SaveStreamState(TrainerCallback):
+    """Writes a text stream's position into checkpoints.
+
+    `Trainer` alone would read everything again up to a checkpoint. The position is that after the
+    blocks of finished steps: what a loader fetched ahead does not count.
+
+    Args:
+        stream: what is trained on.
+        rows: blocks per step, over accumulation and all processes.
+    """
+
+    def __init__(self, stream: BlockStream, rows: int) -> None:
+        self._stream, self._rows = stream, rows
+        self._start = 0
+        self._restore: Callable[[], None] | None = None
+
+    def resume(self, trainer: Trainer, checkpoint: Path) -> None:
+        """Continue the stream at a checkpoint; ``trainer.args.ignore_data_skip`` must be set.
+
+        `Trainer`, told not to skip, restores the random state before it opens the data, which draws
+        a number; here it is restored after that.
+        """
+        self._stream.load_state_dict(read_stream_state(checkpoint))
+        # Private in `Trainer`; `tests/train/test_corpora.py` fails when it moves.
+        self._restore = partial(trainer._load_rng_state, str(checkpoint))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = state.global_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            blocks = self._stream.start + (state.global_step - self._start) * self._rows
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / _STREAM_STATE, self._stream.state_dict(blocks))
+
+
+def read_stream_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the position of the stream at a checkpoint.
+
+    Raises:
+        FastDraftError: the checkpoint was not trained on a stream.
+    """
+    try:
+        return dict(json.loads((checkpoint / _STREAM_STATE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise FastDraftError(
+            f"{checkpoint}: no position of a stream ({_STREAM_STATE}); it was not trained on one"
+        ) from None

@@ -1,13 +1,11 @@
-"""What the trainer refuses before any work, and what it opens to be able to."""
+"""What the trainer refuses before any work, and how it opens the online teacher."""
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from datasets import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -15,45 +13,18 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of
 from fastdraft_hf.data import columns
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-from fastdraft_hf.train.arguments import DraftDistillationConfig, has_fast_bf16
+from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.objectives import Objective
 
 
-def check_sharding(args: DraftDistillationConfig) -> None:
-    """Refuse ways of cutting up the draft that the loss or an optimizer cannot work with.
-
-    Raises:
-        ValueError: DeepSpeed ZeRO-3, FSDP's first version, or Muon with any of either.
-    """
-    deepspeed = args.deepspeed_plugin
-    if deepspeed is not None and deepspeed.zero_stage == 3:
-        raise ValueError(
-            "DeepSpeed ZeRO-3 cuts up the draft's head, which the loss needs whole; use "
-            "zero_stage 2 (recipes/accelerate/deepspeed_zero2.yaml) or FSDP2"
-        )
-    fsdp = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
-    # The trainer's arguments go before the launcher's environment.
-    version = int((args.fsdp_plugin_args or {}).get("fsdp_version", os.getenv("FSDP_VERSION", 1)))
-    if fsdp and version != 2:
-        raise ValueError(
-            "the first version of FSDP cuts up the draft's head, which the loss needs whole; set "
-            "fsdp_version: 2 (recipes/accelerate/fsdp2.yaml)"
-        )
-    if args.matrix_optimizer == "muon" and (fsdp or deepspeed is not None):
-        raise ValueError(
-            "matrix_optimizer='muon' needs whole matrices, and FSDP and DeepSpeed cut them up; use "
-            "adamw"
-        )
-
-
 def check_stream(dataset: Any) -> None:
-    """Refuse a streamed dataset that gives no row: it is repeated, and would never give one.
+    """Refuse a streamed dataset without rows: it is repeated, and would never yield one.
 
     Raises:
-        ValueError: saying so.
+        FastDraftError: the dataset is empty.
     """
     if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
-        raise ValueError("train dataset: it gives no row")
+        raise FastDraftError("train dataset: it has no rows")
 
 
 def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
@@ -63,36 +34,41 @@ def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
 
+def stores_distribution(sets: dict[str, Any]) -> bool:
+    """Return whether the first of the datasets stores the teacher's distribution."""
+    return any(columns.has_distribution(dataset, name) for name, dataset in sets.items())
+
+
 def check_sources(
     objective: Objective,
-    target_model: Any,
+    teacher_model: Any,
     sets: dict[str, Any],
     *,
     vocab_size: int,
     temperature: float,
 ) -> bool:
-    """Return whether the target's distribution is stored in the datasets.
+    """Return whether the teacher's distribution is stored in the datasets.
 
     Raises:
-        ValueError: the objective needs a distribution and there is none, or there are two sources
-            of it, or some datasets store it and some do not, or what is stored is misshapen.
+        FastDraftError: the objective needs a distribution and there is none, there are two sources
+            of it, some datasets store it and some do not, or the columns are malformed.
     """
     stored = {name: columns.has_distribution(dataset, name) for name, dataset in sets.items()}
-    if target_model is not None and any(stored.values()):
-        raise ValueError(
-            "both an online target and stored distributions: leave target_model out, or the "
+    if teacher_model is not None and any(stored.values()):
+        raise FastDraftError(
+            "both an online teacher and stored distributions: leave teacher_model out, or the "
             f"columns {', '.join(columns.LISTS)}"
         )
-    if target_model is None and objective.needs_distribution:
+    if teacher_model is None and objective.needs_distribution:
         for name, has in stored.items():
             if not has:
-                raise ValueError(
+                raise FastDraftError(
                     f"objective {objective} needs the target's distribution and the {name} "
-                    f"dataset has no {', '.join(columns.LISTS)}: store them, give target_model, or "
-                    "train with objective ce"
+                    f"dataset has no {', '.join(columns.LISTS)}: store them, give teacher_model, "
+                    "or train with objective ce"
                 )
     if len(set(stored.values())) > 1:
-        raise ValueError(
+        raise FastDraftError(
             "some datasets store the target's distribution and some do not: "
             + ", ".join(f"{name} {'does' if has else 'does not'}" for name, has in stored.items())
         )
@@ -105,35 +81,29 @@ def check_sources(
     return True
 
 
-def open_target(
-    target: str | PreTrainedModel,
-    args: DraftDistillationConfig,
-    tokenizer: Any,
-    vocab_size: int,
-    draft: str = "",
+def open_teacher(
+    teacher: str | PreTrainedModel, args: DraftDistillationConfig, tokenizer: Any, vocab_size: int
 ) -> PreTrainedModel:
-    """Load and freeze the online target.
+    """Load and freeze the online teacher.
 
     Args:
-        target: the model, or its name or folder.
+        teacher: the model, or its name or folder.
         args: the trainer's.
-        tokenizer: the draft's, if it was given.
+        tokenizer: the draft's.
         vocab_size: rows of the draft's head.
-        draft: name or folder of the draft, where its tokenizer is otherwise.
 
     Raises:
-        ValueError: it speaks another vocabulary than the draft.
+        FastDraftError: its vocabulary is not the draft's.
     """
-    if isinstance(target, str):
-        given = _mapping(args.teacher_model_init_kwargs)
+    if isinstance(teacher, str):
+        kwargs = args.teacher_model_init_kwargs
+        given = dict(kwargs) if isinstance(kwargs, dict) else {}
         given.setdefault("trust_remote_code", args.trust_remote_code)
         given.setdefault("dtype", torch.bfloat16 if has_fast_bf16(args.device) else torch.float32)
         try:
-            theirs = AutoTokenizer.from_pretrained(target)
+            theirs = AutoTokenizer.from_pretrained(teacher)
         except (OSError, ValueError):
-            theirs = None  # a target without a tokenizer: the heads are compared below
-        if tokenizer is None and draft:
-            tokenizer = AutoTokenizer.from_pretrained(draft)  # as `SFTTrainer` does
+            theirs = None  # a teacher without a tokenizer: the heads are compared below
         if theirs is not None and tokenizer is not None:
             try:
                 check_vocabulary(
@@ -141,23 +111,23 @@ def open_target(
                     Vocabulary.of_tokenizer(tokenizer, "the draft"),
                 )
             except FastDraftError as error:
-                raise ValueError(f"target_model: {error}") from error
-        target = AutoModelForCausalLM.from_pretrained(target, **given)
-    rows = int(head_of(target).weight.shape[0])
+                raise FastDraftError(f"teacher_model: {error}") from error
+        teacher = AutoModelForCausalLM.from_pretrained(teacher, **given)
+    rows = int(head_of(teacher).weight.shape[0])
     if rows != vocab_size:
-        raise ValueError(
-            f"target_model: its head has {rows} rows, the draft's {vocab_size}: different "
+        raise FastDraftError(
+            f"teacher_model: its head has {rows} rows, the draft's {vocab_size}: different "
             "vocabularies"
         )
-    target.requires_grad_(False)
-    return target.to(args.device).eval()
+    teacher.requires_grad_(False)
+    return teacher.to(args.device).eval()
 
 
 def check_adapter(model: Any, peft_config: Any) -> None:
     """Refuse a PEFT adapter that would change the head: its weight is read directly.
 
     Raises:
-        ValueError: naming the modules.
+        FastDraftError: naming the modules.
     """
     if peft_config is None:
         return
@@ -180,38 +150,31 @@ def check_adapter(model: Any, peft_config: Any) -> None:
             else:
                 found = [w for w in wanted or [] if name == w or name.endswith(f".{w}")]
             if found:
-                raise ValueError(
+                raise FastDraftError(
                     f"peft_config.{setting}: '{found[0]}' is the draft's head"
-                    f"{' (tied to the embedding)' if tied else ''}, which is trained as it is "
-                    "or not at all; leave it out"
+                    f"{' (tied to the embedding)' if tied else ''}, which takes no adapter; leave "
+                    "it out"
                 )
 
 
-def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """Return a config's mapping; the command line's JSON was parsed when the config was made."""
-    return dict(value) if isinstance(value, dict) else {}
-
-
 def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
-    """Return more steps than the token budget can take: `Trainer` wants a number to begin with.
+    """Return more steps than the token budget can take: `Trainer` needs a number at the start.
 
     Raises:
-        ValueError: the budget is below one batch.
+        FastDraftError: the budget is below one batch.
     """
-    budget = args.token_budget
-    assert budget is not None
+    budget = int(args.max_train_tokens or 0)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = float(args.max_length or 1)
-    if not args.packing and dataset is not None and "input_ids" in columns.column_names(dataset):
-        cut = not (args.dataset_kwargs or {}).get("skip_prepare_dataset")
-        length = mean_length(dataset, args.max_length if cut else None)
+    if not args.packing and "input_ids" in columns.column_names(dataset):
+        length = mean_length(dataset, args.max_length)
     if budget < rows * length:
-        raise ValueError(
+        raise FastDraftError(
             f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "
             f"({rows} rows of {length:,.0f}: per_device_train_batch_size x "
             "gradient_accumulation_steps x processes); raise it or lower these"
         )
-    return int(budget) + 1  # a last batch of an epoch may hold a single token
+    return budget + 1  # a last batch of an epoch may hold a single token
 
 
 def mean_length(dataset: Any, max_length: int | None = None) -> float:

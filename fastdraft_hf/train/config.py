@@ -1,194 +1,247 @@
-"""What a recipe says about a training stage. (The trainer's own config is in `arguments.py`.)"""
+"""`DraftDistillationConfig`: TRL's `SFTConfig` plus the draft trainer's own settings."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, StrictBool
+import torch
+from trl import SFTConfig
 
-from fastdraft_hf._config import Count, Key, Number, Section
+from fastdraft_hf._config import parse_count
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.sources import Source, expand_presets
+from fastdraft_hf.train.budget import DECAY_SHARE, WARMUP_STABLE_DECAY, schedule_shape
+from fastdraft_hf.train.objectives import Objective
 
 
-class LoraSettings(Section):
-    """Low-rank adapters (PEFT): re-align a draft, to a fine-tuned target say, and merge them."""
+@dataclass
+class DraftDistillationConfig(SFTConfig):
+    """Configuration of `DraftDistillationTrainer`; a recipe's training stages hold these fields.
 
-    r: Count = Field(16, description="rank")
-    alpha: Count = Field(32, description="scale; the update is multiplied by alpha / r")
-    dropout: Number = Field(0.0, description="of the adapters' inputs, while training")
-    target_modules: list[str] | str = Field(
-        "all-linear",
-        description="names of the modules that get one; all-linear: every layer's, not the head",
+    All of `SFTConfig`'s fields are accepted. Some have defaults that suit a small draft.
+
+    Raises:
+        FastDraftError: a value is out of range. The message begins with the field.
+        ValueError: transformers or TRL refuse a value of theirs.
+    """
+
+    # A preset's name stays a string; a mapping given as JSON on the command line is parsed.
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "teacher_model_init_kwargs"]
+
+    # ---------------------------------------------------------------------- objective and teacher
+    objective: dict[str, Any] | str = field(
+        default="auto",
+        metadata={
+            "help": "Weighted sum of terms, such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, "
+            "nla and lk_hybrid; or the name of a term or of a combination of the FastDraft paper: "
+            "ce, ce_kl, ce_tvd, kl, tvd. auto: nla where the teacher's distribution is known, "
+            "else ce."
+        },
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Temperature of both distributions in every term but ce. Stored distributions "
+            "must have been made at it."
+        },
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Online teacher (the target), for objectives that need its distribution when "
+            "the dataset does not store it."
+        },
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained for the online teacher."}
+    )
+    sampled_softmax: int | None = field(
+        default=8192,
+        metadata={
+            "help": "While training, score the ids that occur in a batch and this many others, "
+            "drawn at random, instead of the whole vocabulary; all if empty. With an online "
+            "teacher, with capped logits (Gemma 2) and in evaluation every id is scored."
+        },
+    )
+    head_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Type of the head's matrix products: float32, bfloat16, or auto (bfloat16 "
+            "where the device multiplies it in hardware). Sums stay in float32."
+        },
+    )
+    # ------------------------------------------------------------------------------------- budget
+    max_train_tokens: int | str | None = field(
+        default=None,
+        metadata={
+            "help": "Budget in tokens, padding not counted, such as 5B, 200M or 50000. Training "
+            "ends with the first step that reaches it, and the learning rate follows it. Replaces "
+            "max_steps and num_train_epochs."
+        },
+    )
+    max_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "Cut max_train_tokens to what this machine trains in this time. The rate is "
+            "measured before the first step; the cut is then fixed."
+        },
+    )
+    warmup_steps: float = field(
+        default=0.03, metadata={"help": "Warm-up: a share of the budget if below 1, else steps."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={
+            "help": "How the learning rate falls after warm-up: cosine, linear, "
+            "constant_with_warmup, warmup_stable_decay (over the last num_decay_steps of "
+            "lr_scheduler_kwargs, a share of the budget, by default 0.2), ..."
+        },
+    )
+    # ---------------------------------------------------------------------------------- optimizer
+    use_muon: bool = field(
+        default=True,
+        metadata={
+            "help": "Train the layers' matrices with Muon and everything else with AdamW; if "
+            "false, `optim` trains everything. FSDP and DeepSpeed need false."
+        },
+    )
+    muon_learning_rate: float = field(
+        default=4e-3, metadata={"help": "Peak learning rate of the matrices under Muon."}
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate of AdamW: embeddings, head, norms."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    start_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the initial weights in the trained ones: the two are averaged at the "
+            "end (WiSE-FT), so that a draft that sees new text keeps what it knew."
+        },
+    )
+    # ------------------------------------------------------- defaults that differ from SFTConfig's
+    max_length: int | None = field(
+        default=512, metadata={"help": "Longest sequence, in tokens; longer rows are cut."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Mixed precision in bfloat16; by default where the device is fast at it."
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Recompute activations in the backward pass; a draft rarely needs it."},
+    )
+    # Only str: on the command line, bool in the type would refuse every name.
+    include_num_input_tokens_seen: str = field(
+        default="non_padding",
+        metadata={"help": "Count the tokens read: non_padding, all or no; the log has their rate."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Log the mean of finite steps instead of a loss that became NaN."},
+    )
+    save_steps: float = field(default=50, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When to push with push_to_hub: end, or every_save, checkpoint, ..."},
     )
 
-    def check_values(self) -> None:
-        if self.r < 1:
-            raise FastDraftError(f"r: must be at least 1, got {self.r}")
-        named = (
-            [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        )
-        for name in named:
-            if name.split(".")[-1] in ("lm_head", "embed_out", "embed_tokens", "wte"):
-                raise FastDraftError(
-                    f"target_modules: {name} is the head or tied to it, which is trained as it is "
-                    "or not at all; leave it out"
-                )
-        if not 0 <= self.dropout < 1:
-            raise FastDraftError(f"dropout: at least 0 and below 1, got {self.dropout}")
+    if TYPE_CHECKING:
+        use_cpu: bool = False  # mypy does not follow transformers
 
-
-class TrainConfig(Section):
-    """One training stage: pre-training, continued pre-training or alignment."""
-
-    sources: list[Source] = Field([], description="what is read; align takes generated sets only")
-    max_train_tokens: Count = Field(
-        1_000_000, description="token budget, such as 5B, padding not counted"
-    )
-    streaming: StrictBool | None = Field(
-        None,
-        description=(
-            "read text while training instead of tokenizing it first; by default for mixtures "
-            "with a source on the Hub; not for align"
-        ),
-    )
-    max_minutes: Number | None = Field(
-        None,
-        description=(
-            "cut the token budget to what this machine trains in this time; the rate is measured "
-            "before the first step and the cut is fixed then"
-        ),
-    )
-    max_length: Count = Field(512, description="tokens a sequence")
-    per_device_train_batch_size: Count = Field(8, description="sequences a step and device")
-    gradient_accumulation_steps: Count = Field(1, description="batches a step")
-    learning_rate: Number = Field(
-        1e-3, description="peak learning rate (AdamW: embeddings, head, norms)"
-    )
-    matrix_optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="optimizer of the layers' matrices; everything else is AdamW's"
-    )
-    matrix_learning_rate: Number | None = Field(
-        4e-3, description="peak learning rate of the layers' matrices; learning_rate if empty"
-    )
-    objective: dict[Key, Number] | str = Field(
-        "auto",
-        description=(
-            "weighted terms such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla, lk_hybrid; "
-            "or the name of a term or of a combination of the paper: ce, ce_kl, ce_tvd, kl, tvd; "
-            "auto: nla in align where the target's distribution is stored or online, else ce"
-        ),
-    )
-    target_distribution: Literal["auto", "none", "stored", "online"] = Field(
-        "auto",
-        description=(
-            "where terms besides ce get the target's distribution: stored by stage logits (align "
-            "only), online from the target itself; auto: none for ce, else stored if the recipe "
-            "has the section logits, else online"
-        ),
-    )
-    temperature: Number = Field(
-        1.0, description="temperature of both distributions in every term but ce"
-    )
-    sampled_softmax: Count | None = Field(
-        8192,
-        description=(
-            "tokens of the vocabulary that a step scores besides those that occur in it, drawn "
-            "anew each time; all if empty; with an online target all are scored"
-        ),
-    )
-    lora: LoraSettings | None = Field(
-        None,
-        description="train low-rank adapters of the layers and merge them, instead of every weight",
-    )
-    start_weight: Number = Field(
-        0.0,
-        description=(
-            "share of the weights that the stage began with in the finished ones, which are "
-            "averaged with the trained ones (WiSE-FT): for a draft that goes on with other text "
-            "and should not lose what it knew"
-        ),
-    )
-    lr_scheduler_type: Literal[
-        "cosine", "linear", "constant_with_warmup", "warmup_stable_decay"
-    ] = Field(
-        "cosine", description="how the rate falls after warm-up, over the tokens of the budget"
-    )
-    warmup: Number = Field(0.03, description="share of the budget over which the rate rises")
-    decay: Number = Field(
-        0.2, description="warmup_stable_decay: share of the budget over which it falls"
-    )
-    weight_decay: Number = Field(
-        0.0, description="of the layers' matrices (with adamw: of all but norms and biases)"
-    )
-    max_grad_norm: Number = Field(1.0, description="gradients are clipped to this norm")
-    eval_sequences: Count = Field(
-        16, description="held-out sequences for the loss curve; 0 for none"
-    )
-    logging_steps: Count = Field(10, description="steps between lines of the log")
-    save_steps: Count = Field(
-        50, description="steps between checkpoints; a killed run goes on from the last"
-    )
-    trainer_args: dict[Key, Any] = Field(
-        {}, description="further fields of TRL's SFTConfig, as they are called there"
-    )
-
-    def check_values(self) -> None:
-        self.sources = expand_presets(self.sources)
-        self.require_positive("max_train_tokens", "max_length", "per_device_train_batch_size")
-        if not 0 <= self.start_weight < 1:
-            raise FastDraftError(
-                f"start_weight: a share of at least 0 and below 1, got {self.start_weight}"
-            )
-        if self.start_weight and self.lora is not None:
-            raise FastDraftError(
-                "start_weight: adapters keep the weights already; lower lora.alpha"
-            )
-        if not 0 <= self.warmup < 1:
-            raise FastDraftError(f"warmup: a share of at least 0 and below 1, got {self.warmup}")
-        if not 0 < self.decay <= 1 - self.warmup:
-            raise FastDraftError(
-                f"decay: a share above 0 that leaves room for warmup ({self.warmup}), got "
-                f"{self.decay}"
-            )
-        if self.sampled_softmax is not None and self.sampled_softmax < 1:
-            raise FastDraftError(
-                f"sampled_softmax: must be at least 1, or empty, got {self.sampled_softmax}"
-            )
-        if self.temperature <= 0:
-            raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")
-        if self.objective not in ("auto", "ce"):  # a wrong one is said before anything is generated
-            from fastdraft_hf.train.objectives import Objective
-
+    def __post_init__(self) -> None:
+        if self.max_train_tokens is not None:
             try:
-                Objective(self.objective)
+                self.max_train_tokens = parse_count(str(self.max_train_tokens))
             except ValueError as error:
-                raise FastDraftError(str(error)) from error
-        if self.learning_rate <= 0:
-            raise FastDraftError(f"learning_rate: must be above 0, got {self.learning_rate}")
-        # An empty step is no training at all, and rounding it up would overspend the budget.
-        if self.max_train_tokens < self.step_tokens:
+                raise FastDraftError(
+                    f"max_train_tokens: {error}; write 5B, 200M or 50000"
+                ) from None
+        if self.bf16 is None:
+            on_cpu = bool(self.use_cpu) or not torch.accelerator.is_available()
+            self.bf16 = not self.fp16 and has_fast_bf16("cpu" if on_cpu else "cuda")
+            if on_cpu and self.bf16:
+                self.use_cpu = True  # transformers asks for it
+        super().__post_init__()
+        check_settings(self)
+        if self.max_train_tokens is not None:
+            self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.max_steps > 0:
+            raise FastDraftError("max_train_tokens: max_steps is another budget; give one of them")
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if 0 < (getattr(self, name) or 0) < 1:
+                raise FastDraftError(
+                    f"{name}: with max_train_tokens the number of steps is not known beforehand; "
+                    f"give a number of steps instead of a share ({getattr(self, name):g})"
+                )
+        self.include_num_input_tokens_seen = "non_padding"  # the budget is counted in these
+        schedule_shape(self)  # refuses a schedule that cannot follow tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token out of pickles: `Trainer` writes its arguments beside the weights."""
+        return {**self.__dict__, "hub_token": None}
+
+
+def check_settings(config: Any) -> None:
+    """Check the values of a `DraftDistillationConfig` or of a recipe's section with its fields.
+
+    Raises:
+        FastDraftError: a value is out of range. The message begins with the field.
+    """
+    if config.objective != "auto":
+        Objective(config.objective)
+    if config.head_dtype not in ("auto", "float32", "bfloat16"):
+        raise FastDraftError(
+            f"head_dtype: must be auto, float32 or bfloat16, got {config.head_dtype!r}"
+        )
+    for name in ("max_train_tokens", "sampled_softmax", "max_length"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise FastDraftError(f"{name}: must be at least 1, got {value}")
+    for name in ("temperature", "learning_rate", "muon_learning_rate", "max_minutes"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise FastDraftError(f"{name}: must be above 0, got {value}")
+    if not 0 <= config.start_weight < 1:
+        raise FastDraftError(
+            f"start_weight: must be at least 0 and below 1, got {config.start_weight}"
+        )
+    if config.max_train_tokens is None:
+        if config.max_minutes is not None:
+            raise FastDraftError("max_minutes: it cuts max_train_tokens, which is not set")
+        return
+    if not 0 <= config.warmup_steps < 1:
+        raise FastDraftError(
+            "warmup_steps: with max_train_tokens it is a share of the budget, at least 0 and "
+            f"below 1, got {config.warmup_steps:g}"
+        )
+    if config.lr_scheduler_type == WARMUP_STABLE_DECAY:
+        kwargs = config.lr_scheduler_kwargs
+        decay = (kwargs if isinstance(kwargs, dict) else {}).get("num_decay_steps", DECAY_SHARE)
+        if not 0 < decay <= 1 - config.warmup_steps:
             raise FastDraftError(
-                f"max_train_tokens: {self.max_train_tokens:,} is below one step of "
-                f"{self.step_tokens:,} tokens (per_device_train_batch_size x "
-                "gradient_accumulation_steps x max_length)"
+                "lr_scheduler_kwargs.num_decay_steps: with max_train_tokens it is a share of the "
+                f"budget, above 0, that leaves room for warmup_steps ({config.warmup_steps:g}); "
+                f"got {decay}"
             )
 
-    @property
-    def streams(self) -> bool:
-        """Whether text is read while training, `streaming` resolved."""
-        if self.streaming is not None:
-            return self.streaming
-        return any(s.kind == "hub" for s in self.sources)
 
-    @property
-    def needs_distribution(self) -> bool:
-        """Whether a term besides cross-entropy on labels is asked for."""
-        names = {self.objective} if isinstance(self.objective, str) else set(self.objective)
-        return not names <= {"ce", "auto"}
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Return whether ``device`` multiplies bfloat16 matrices in hardware."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_available() and bool(
+            torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+    if torch.device(device).type == "cpu":
+        # A private query, there being no public one; `test_trainer.py` fails when it moves.
+        # Emulated bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
 
-    @property
-    def step_tokens(self) -> int:
-        """Tokens a step on one device, full sequences."""
-        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return batch * self.max_length
+
+__all__ = ["DraftDistillationConfig", "check_settings", "has_fast_bf16"]

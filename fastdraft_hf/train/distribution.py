@@ -2,7 +2,7 @@
 
 Stored, a position costs k ids, k log-probabilities in float16 and the logarithm of what is left of
 the mass, instead of V numbers. The rest is one more outcome, a bucket, so the k + 1 numbers are a
-distribution again and every divergence is defined; `objectives.base` says what is exact over
+distribution again and every divergence is defined; `objectives` says what is exact over
 buckets and what is a bound.
 
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, k stored tokens.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_logits
 from fastdraft_hf.train.chunks import Sums, Tables, add_product, logits_gradient
 from fastdraft_hf.train.distribution import TargetHead, TopK
@@ -174,24 +175,24 @@ def fused_head_loss(
             it is float32: half of a softmax over a vocabulary lies below what float16 can hold.
 
     Raises:
-        ValueError: the shapes do not belong together, a number is out of its range, or a term
+        FastDraftError: the shapes do not belong together, a number is out of its range, or a term
             needs a distribution and there is none.
     """
     objective = objective or Objective("ce")
     _check(hidden, weight, labels, target)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} does not match {weight.shape[0]} ids")
+        raise FastDraftError(f"bias {tuple(bias.shape)} does not match {weight.shape[0]} ids")
     if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise FastDraftError(f"temperature must be above 0, got {temperature}")
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}")
+        raise FastDraftError(f"softcap must be above 0, got {softcap}")
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+        raise FastDraftError(f"chunk must be at least 1, got {chunk}")
     dtype = dtype or hidden.dtype
     if dtype == torch.float16:
         dtype = torch.float32
     if objective.needs_distribution and target is None:
-        raise ValueError(f"objective {objective} needs the target's distribution")
+        raise FastDraftError(f"objective {objective} needs the target's distribution")
     if chunk is None:
         table = _CHUNK_BYTES_FULL if isinstance(target, TargetHead) else CHUNK_BYTES
         chunk = max(16, table // (4 * weight.shape[0]))
@@ -228,25 +229,27 @@ def _check(
     target: TopK | TargetHead | None,
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} mismatch")
+        raise FastDraftError(
+            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} mismatch"
+        )
     if labels.shape != hidden.shape[:1]:
-        raise ValueError(f"labels {tuple(labels.shape)} do not match {hidden.shape[0]} tokens")
+        raise FastDraftError(f"labels {tuple(labels.shape)} do not match {hidden.shape[0]} tokens")
     if isinstance(target, TopK):
         wanted = (hidden.shape[0], target.ids.shape[-1])
         if target.ids.shape != wanted or target.log_probs.shape != wanted:
-            raise ValueError(
+            raise FastDraftError(
                 f"top-k ids {tuple(target.ids.shape)} and log-probabilities "
                 f"{tuple(target.log_probs.shape)} do not match {hidden.shape[0]} tokens"
             )
         if target.tail.shape != hidden.shape[:1]:
-            raise ValueError(f"tail {tuple(target.tail.shape)} does not match the tokens")
+            raise FastDraftError(f"tail {tuple(target.tail.shape)} does not match the tokens")
     elif target is not None:
         if target.hidden.shape[0] != hidden.shape[0]:
-            raise ValueError(
+            raise FastDraftError(
                 f"{target.hidden.shape[0]} hidden states of the target for {hidden.shape[0]} tokens"
             )
         if target.head.weight.shape[0] != weight.shape[0]:
-            raise ValueError(
+            raise FastDraftError(
                 f"the target's head has {target.head.weight.shape[0]} rows, the draft's "
                 f"{weight.shape[0]}: different vocabularies"
             )

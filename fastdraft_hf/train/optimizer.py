@@ -22,7 +22,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Args:
         matrices: 2D parameters of the layers.
         others: everything else.
-        matrix_lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that
+        muon_lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that
             rates of the two are comparable (``adjust_lr_fn="match_rms_adamw"``).
         lr: AdamW's learning rate.
         weight_decay: of the matrices; the rest has none.
@@ -34,14 +34,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         matrices: list[torch.nn.Parameter],
         others: list[torch.nn.Parameter],
         *,
-        matrix_lr: float,
+        muon_lr: float,
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
         self._muon = torch.optim.Muon(
-            matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         # A group, since there may be nothing else (adapters) and a bare list must not be empty.
         self._adamw = torch.optim.AdamW(

@@ -1,90 +1,48 @@
-"""The trainer's progress as this project shows it: tokens, their rate, what is left, the loss."""
+"""Training progress: tokens, steps, the loss, and the time of every step."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 
 from fastdraft_hf._progress import Progress
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar in a terminal, plain lines in a log; tokens/s and the loss are noted.
+    """Shows tokens of the budget, or steps without one, with the loss.
 
     Args:
         label: what is trained.
-        max_train_tokens: the budget, if it is one of tokens; else steps are counted.
     """
 
-    def __init__(self, label: str, max_train_tokens: int | None = None) -> None:
-        self._label, self._budget = label, max_train_tokens
+    def __init__(self, label: str = "training") -> None:
+        self._label = label
         self._progress: Progress | None = None
-        self._note = ""
-        self._start = 0.0
-        self._start_tokens = self._tokens = 0
+        self._note, self._done = "", 0
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self._start, self._start_tokens = time.monotonic(), state.num_input_tokens_seen
-        self._tokens = self._start_tokens
-        if self._budget is None:
-            self._progress = Progress(self._label, state.max_steps, "steps", done=state.global_step)
-        else:
-            self._progress = Progress(self._label, self._budget, "tokens", done=self._tokens)
+        budget = args.max_train_tokens
+        self._done = state.num_input_tokens_seen if budget else state.global_step
+        total, unit = (budget, "tokens") if budget else (state.max_steps, "steps")
+        self._progress = Progress(self._label, total, unit, done=self._done)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        if self._progress is None:
-            return
-        seen = state.num_input_tokens_seen
-        if self._budget is None:
-            rate = (seen - self._start_tokens) / max(time.monotonic() - self._start, 1e-9)
-            self._progress.advance(1, note=f"{seen:,} tokens, {rate:,.0f} tokens/s{self._note}")
-        else:
-            self._progress.advance(
-                seen - self._tokens, note=f"step {state.global_step}{self._note}"
-            )
-        self._tokens = seen
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._progress is not None:
+            done = state.num_input_tokens_seen if args.max_train_tokens else state.global_step
+            self._progress.advance(done - self._done, note=f"step {state.global_step}{self._note}")
+            self._done = done
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._note = f", loss {float(logs['loss']):.3f}"
             if "expected_acceptance" in logs:
                 self._note += f", expected acceptance {logs['expected_acceptance']:.3f}"
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._progress is not None:
             self._progress.__exit__(None, None, None)
             self._progress = None

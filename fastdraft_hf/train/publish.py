@@ -35,7 +35,7 @@ def trainer_card(
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     found = _target(trainer, target)
-    teacher = trainer.target_model
+    teacher = trainer.teacher_model
     seen = int(trainer.state.num_input_tokens_seen)
     seconds = sum(entry.get("train_runtime", 0) for entry in trainer.state.log_history)
     device = trainer.accelerator.device
@@ -70,8 +70,8 @@ def _target(trainer: DraftDistillationTrainer, name: str | None) -> Target | Non
     """Describe the target without reaching the Hub."""
     from fastdraft_hf.target.resolve import Target, resolve_target
 
-    if name is None and trainer.target_model is not None:
-        name = trainer.target_model.config.name_or_path
+    if name is None and trainer.teacher_model is not None:
+        name = trainer.teacher_model.config.name_or_path
     name = name or trainer.args.teacher_model_name_or_path
     if not name:
         return None

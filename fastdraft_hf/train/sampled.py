@@ -1,12 +1,14 @@
-"""Sampled softmax: a step scores the ids that it needs and a few random others, not all of them.
+"""Sampled softmax: a step scores the ids that occur in it and a few random others.
 
 The head of a small draft is most of its training, and most of its rows are far from every token of
 a batch. Of the softmax's denominator only the part that matters is summed exactly: the ids that
-occur in the batch, as labels or in the target's stored distribution. The rest of the vocabulary is
-estimated from m ids drawn uniformly without replacement, each standing for R / m of the R that are
-left, which adds log(R / m) to its logit. Every id is drawn sooner or later, so no row of the head
-is left untrained. (Bengio and Senécal 2008, IEEE Trans. Neural Networks 19(4), equation 7, with
-uniform proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, section 3.)
+occur in the batch, as labels or in the target's stored distribution. The sum over the R other ids
+is estimated from m of them, drawn uniformly without replacement; each stands for R / m ids, which
+adds log(R / m) to its logit. Every id is drawn sooner or later, so every row of the head is
+trained. Several processes share one batch, so they score the same ids: all that occur in any of
+them, and one common draw. (Bengio and Senécal 2008, IEEE Trans. Neural Networks 19(4), equation 7,
+with uniform proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, section
+3.)
 
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, C ids that are scored, k stored.
 """
@@ -27,9 +29,9 @@ class SampledHead(NamedTuple):
     Attributes:
         ids: [C], ascending.
         weight: [C, H], differentiable by the whole weight.
-        bias: [C], with what a drawn id stands for.
-        labels: [N], places in ``ids``.
-        target: with places in ``ids`` instead of ids.
+        bias: [C], with log(R / m) for drawn ids.
+        labels: [N], positions in ``ids``.
+        target: with positions in ``ids`` instead of ids.
     """
 
     ids: torch.Tensor
@@ -48,23 +50,29 @@ def sample_head(
     target: TopK | None = None,
     scale: float = 1.0,
     generator: torch.Generator | None = None,
+    shared: bool = False,
 ) -> SampledHead:
     """Return the head over the batch's ids and ``negatives`` others.
 
     Args:
         weight: [V, H].
         labels: [N].
-        negatives: how many ids are drawn; where fewer are left, all are, and nothing is estimated.
+        negatives: how many ids are drawn; if fewer are left, all of them are.
         bias: [V].
         target: the stored distribution of the N tokens; its ids are scored too.
         scale: of the logits (`fused_head_loss`): the bias is given before it.
-        generator: of the draw, on the CPU; PyTorch's own by default, which checkpoints keep.
+        generator: of the draw, on the CPU; PyTorch's own by default.
+        shared: whether all processes take part, with generators of the same state.
     """
     size = weight.shape[0]
     occurs = torch.zeros(size, dtype=torch.bool, device=weight.device)
     occurs[labels] = True
     if target is not None:
         occurs[target.ids.reshape(-1)] = True
+    if shared:
+        everywhere = occurs.to(torch.uint8)
+        torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX)
+        occurs = everywhere.bool()
     rest = (~occurs).nonzero()[:, 0]
     drawn = rest
     if negatives < len(rest):

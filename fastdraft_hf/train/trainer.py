@@ -1,64 +1,104 @@
-"""`DraftDistillationTrainer`: TRL's `SFTTrainer` with the draft's objective done in one pass.
+"""`DraftDistillationTrainer`: TRL's `SFTTrainer` with the draft's objective computed in one pass.
 
-A draft is mostly vocabulary: the head is nine tenths of its training time. This trainer keeps
+Most of a draft is vocabulary: the head is nine tenths of its training time. This trainer keeps
 everything of `SFTTrainer` (data preparation, packing, PEFT, checkpoints, reporting, scale-out) and
-replaces the loss: the model runs up to its last hidden states, and `fused_head_loss` takes values
-and gradients of every term from there, on the labelled tokens only.
+replaces the loss: the model runs up to its last hidden states, and `fused_head_loss` computes
+values and gradients of every term from there, on the labelled tokens only.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import logging
+import random
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from datasets import IterableDataset
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 from trl import SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from fastdraft_hf._atomic import write_json
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import columns
 from fastdraft_hf.train import checks, publish
-from fastdraft_hf.train.arguments import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.budget import TokenBudget, token_schedule
-from fastdraft_hf.train.checkpoints import MarkCompleteCheckpoints
-from fastdraft_hf.train.collator import DraftCollator
+from fastdraft_hf.train.checkpoints import (
+    AlreadyTrainedError,
+    MarkCompleteCheckpoints,
+    StopAtTheEnd,
+    shared_checkpoint,
+)
+from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
-from fastdraft_hf.train.modules import check_whole, keep_head_whole
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
-from fastdraft_hf.train.progress import TrainingProgress
+from fastdraft_hf.train.progress import StepTimer, TrainingProgress
+from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler, with_labels_in_reach
 from fastdraft_hf.train.sampled import sample_head
+from fastdraft_hf.train.sharding import check_sharding, check_whole, keep_head_whole
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import (
+        DataCollator,
+        EvalPrediction,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+    )
+
+logger = logging.getLogger(__name__)
+
+# Steps that are timed where max_minutes is given.
+_TIMED_STEPS = 12
 
 
 class DraftDistillationTrainer(SFTTrainer):
-    """Trains a draft: pre-training, continued pre-training and alignment alike.
+    """Trains a draft: pre-training, continued pre-training and alignment.
 
     The dataset holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
     loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
-    term besides ``ce`` needs the target's distribution: from an online target, or stored in the
-    columns that `fastdraft_hf.data.columns` describes.
+    term besides ``ce`` needs the target's distribution: from an online teacher, or stored in the
+    columns that `fastdraft_hf.data.columns` describes. Rows are cut to ``max_length``, all columns
+    alike.
 
-    Logged with the loss: every term under its name, ``mean_token_accuracy``,
-    ``tokens_per_second``, and where a distribution is known ``expected_acceptance`` (α, an upper
-    bound when stored as top-k) and ``top1_agreement``, all means over labelled tokens.
+    Logged with the loss, all of them means over the labelled tokens since the last log: every term
+    under its name, ``mean_token_accuracy``, and where a distribution is known
+    ``expected_acceptance`` (α, an upper bound when stored as top-k) and ``top1_agreement``. Also
+    ``tokens_per_second``.
+
+    One process uses one device; `accelerate launch` starts several, with the same results for the
+    same batch over all of them.
 
     Args:
         model: the draft, or its name or folder.
-        args: a `DraftDistillationConfig`.
-        target_model: the online target, or its name or folder; by default the one of
-            ``args.teacher_model_name_or_path``, if any.
-        **kwargs: as for `SFTTrainer`.
+        args: the config; it is copied. By default a `DraftDistillationConfig` with the draft's name
+            in ``output_dir``.
+        teacher_model: the target as an online teacher, or its name or folder; by default the one
+            of ``args.teacher_model_name_or_path``, if any.
+        train_dataset: rows to train on.
+        eval_dataset: held-out rows, or several sets by name.
+        processing_class: the tokenizer; by default the one in the draft's folder.
+        data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics, peft_config, formatting_func: as for `SFTTrainer`.
 
     Raises:
-        ValueError: before any work, saying what to change: ``args`` of another kind, columns that
-            are missing or misshapen, ids outside the vocabulary, an objective without the
+        FastDraftError: before any work, saying what to change: ``args`` of another kind, columns
+            that are missing or malformed, ids outside the vocabulary, an objective without the
             distribution it needs, two sources of it, another vocabulary, an adapter on the head,
             a budget below one batch, a stream without rows, DeepSpeed ZeRO-3 or the first FSDP.
         NonFiniteLossError: while training, naming the step, the rows and the last good checkpoint.
@@ -70,11 +110,9 @@ class DraftDistillationTrainer(SFTTrainer):
 
         trainer = DraftDistillationTrainer(
             model="runs/draft/pretrain",
-            args=DraftDistillationConfig(
-                output_dir="runs/aligned", objective={"ce": 0.5, "kl": 0.5}, max_train_tokens="20M"
-            ),
+            args=DraftDistillationConfig("runs/aligned", max_train_tokens="20M"),
+            teacher_model="HuggingFaceTB/SmolLM2-135M-Instruct",
             train_dataset=load_from_disk("answers"),
-            target_model="HuggingFaceTB/SmolLM2-135M-Instruct",
         )
         trainer.train()
         ```
@@ -90,57 +128,94 @@ class DraftDistillationTrainer(SFTTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        args: DraftDistillationConfig,
+        args: DraftDistillationConfig | None = None,
         *,
-        target_model: str | PreTrainedModel | None = None,
-        **kwargs: Any,
+        teacher_model: str | PreTrainedModel | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
+        name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
+        if args is None:
+            args = DraftDistillationConfig(f"{Path(name).name or 'draft'}-FastDraft")
         if not isinstance(args, DraftDistillationConfig):
-            raise ValueError(f"args must be a DraftDistillationConfig, got {type(args).__name__}")
+            raise FastDraftError(
+                f"args must be a DraftDistillationConfig, got {type(args).__name__}"
+            )
+        if train_dataset is None:
+            raise FastDraftError("train_dataset is missing; give the rows to train on")
+        args = _own_copy(args)
         if args.loss_type != "nll" or args.label_smoothing_factor:
-            raise ValueError("loss_type must be 'nll' and label_smoothing_factor 0")
-        checks.check_sharding(args)
-        checks.check_stream(kwargs.get("train_dataset"))
-        self.objective = Objective("ce" if args.objective is None else args.objective)
-        if isinstance(model, str):  # loaded here, so that it can be looked at before any work
+            raise FastDraftError("loss_type must be 'nll' and label_smoothing_factor 0")
+        check_sharding(args)
+        checks.check_stream(train_dataset)
+        _use_one_device(args)
+        sets = checks.named_sets(train_dataset, eval_dataset)
+        teacher_model = teacher_model or args.teacher_model_name_or_path
+        if args.objective == "auto":
+            known = teacher_model is not None or checks.stores_distribution(sets)
+            args.objective = "nla" if known else "ce"
+        self.objective = Objective(args.objective)
+        if isinstance(model, str):  # loaded here, so that it can be checked before any work
             given = dict(args.model_init_kwargs or {})
             given.setdefault("trust_remote_code", args.trust_remote_code)
             given.setdefault("dtype", torch.float32)
             model = AutoModelForCausalLM.from_pretrained(model, **given)
             args.model_init_kwargs = None
-        checks.check_adapter(model, kwargs.get("peft_config"))
+        checks.check_adapter(model, peft_config)
         vocab_size = int(head_of(model).weight.shape[0])
-        target_model = target_model or args.teacher_model_name_or_path
         stored = checks.check_sources(
-            self.objective,
-            target_model,
-            checks.named_sets(kwargs.get("train_dataset"), kwargs.get("eval_dataset")),
-            vocab_size=vocab_size,
-            temperature=args.temperature,
+            self.objective, teacher_model, sets, vocab_size=vocab_size, temperature=args.temperature
         )
-        if stored and kwargs.get("data_collator") is not None:
-            raise ValueError("a stored distribution needs the trainer's own data_collator")
-        if args.token_budget is not None:
-            args.max_steps = checks.most_steps(args, kwargs.get("train_dataset"))
-        self.target_model: PreTrainedModel | None = None
-        if target_model is not None:
-            self.target_model = checks.open_target(
-                target_model,
-                args,
-                kwargs.get("processing_class"),
-                vocab_size,
-                model.config.name_or_path,
+        if stored and data_collator is not None:
+            raise FastDraftError("a stored distribution needs the trainer's own data_collator")
+        if args.max_train_tokens is not None:
+            args.max_steps = checks.most_steps(args, train_dataset)
+        if processing_class is None:
+            if not name:
+                raise FastDraftError(
+                    "processing_class is missing; a draft that was not loaded from a folder needs "
+                    "its tokenizer"
+                )
+            processing_class = AutoTokenizer.from_pretrained(name)
+        self.teacher_model: PreTrainedModel | None = None
+        if teacher_model is not None:
+            self.teacher_model = checks.open_teacher(
+                teacher_model, args, processing_class, vocab_size
             )
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+        )
         if isinstance(self.train_dataset, IterableDataset):
             # `Trainer` takes `max_steps` for the length of a pass, whatever the stream's is: after
-            # a second pass it would resume at a wrong place. Endless, a stream has one pass.
+            # a second pass it would resume at a wrong position. Endless, a stream has one pass.
             self.train_dataset = self.train_dataset.repeat(None)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DraftCollator(
                 **vars(self.data_collator),
                 stored=stored,
                 vocab_size=vocab_size,
+                max_length=args.max_length,
                 keep_end=args.truncation_mode == "keep_end",
             )
         wanted = args.head_dtype
@@ -149,28 +224,126 @@ class DraftDistillationTrainer(SFTTrainer):
         self.head_dtype: torch.dtype = getattr(torch, wanted)
         self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
-        rows = kwargs["train_dataset"]
         # As they were given, so that a message's numbers are those of the caller's rows.
-        self._given_rows = rows if "input_ids" in columns.column_names(rows) else self.train_dataset
+        given_ids = "input_ids" in columns.column_names(train_dataset)
+        self._given_rows = train_dataset if given_ids else self.train_dataset
         self._step_inputs: list[dict[str, Any]] = []
+        self._repeated: dict[str, Any] | None = None
+        self._window: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
+        self._initial: dict[str, torch.Tensor] = {}
+        if args.start_weight:
+            weights = self.model.named_parameters()
+            self._initial = {name: weight.detach().cpu().clone() for name, weight in weights}
         self._add_own_callbacks()
 
     def _add_own_callbacks(self) -> None:
-        """Our progress instead of `Trainer`'s, the budget's end, marks on whole checkpoints."""
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         given = {type(callback) for callback in self.callback_handler.callbacks}
-        if MarkCompleteCheckpoints not in given:
-            self.add_callback(MarkCompleteCheckpoints())
-        if self.args.token_budget is not None:
-            self.add_callback(TokenBudget(self.args.token_budget))
+        for own in (MarkCompleteCheckpoints, TokenBudget, StopAtTheEnd):
+            self.add_callback(own())
         if TrainingProgress not in given and not self.args.disable_tqdm:
-            self.add_callback(TrainingProgress("training", self.args.token_budget))
+            self.add_callback(TrainingProgress())
 
-    # ------------------------------------------------------------------------------------ data
+    # --------------------------------------------------------------------------------- training
 
-    # Private in `SFTTrainer`; `test_trainer_data.py` fails when it moves. Its own version drops
-    # every column but ids and labels when it packs.
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as `Trainer.train` does.
+
+        ``resume_from_checkpoint=True`` resumes from the last complete checkpoint in
+        ``output_dir``, and starts from the beginning if there is none.
+        """
+        if resume_from_checkpoint is True:
+            found = shared_checkpoint(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = None if found is None else str(found)
+        if self.args.max_minutes is not None:
+            self.args.max_train_tokens = self._affordable_tokens()
+        try:
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except AlreadyTrainedError:
+            output = TrainOutput(self.state.global_step, 0.0, {})
+        # WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): both lie in one basin of the loss, so
+        # their average keeps most of what was learned and of what would be forgotten.
+        with torch.no_grad():
+            for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+                if name in self._initial:
+                    weight.lerp_(self._initial[name].to(weight.device), self.args.start_weight)
+        return output
+
+    def _affordable_tokens(self) -> int:
+        """Return the budget that `max_minutes` affords, decided once and kept for resumed runs."""
+        import json
+
+        path = Path(str(self.args.output_dir)) / "plan.json"
+        budget = int(self.args.max_train_tokens)
+        known = [path.exists()]
+        if not broadcast_object_list(known)[0]:
+            rate = self._measured_rate()
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            step = rows * self.args.world_size * int(self.args.max_length or 1)
+            affordable = max(step, int(60 * self.args.max_minutes * rate))
+            if affordable < budget:
+                logger.warning(
+                    "this machine trains %s tokens per second: %s instead of %s tokens fit into "
+                    "max_minutes: %g",
+                    *(f"{rate:,.0f}", f"{affordable:,}", f"{budget:,}", self.args.max_minutes),
+                )
+            plan = {"max_train_tokens": min(affordable, budget), "asked_for": budget}
+            if self.is_world_process_zero():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {**plan, "tokens_per_second": round(rate, 1)})
+        decided = [json.loads(path.read_text()) if self.is_world_process_zero() else None]
+        return int(broadcast_object_list(decided)[0]["max_train_tokens"])
+
+    def _measured_rate(self) -> float:
+        """Return tokens per second of a few real steps on a copy of the draft."""
+        rows: Any = self.train_dataset
+        args = copy.copy(self.args)
+        args.max_train_tokens = args.max_minutes = None
+        args.max_steps, args.start_weight, args.disable_tqdm = _TIMED_STEPS, 0.0, True
+        args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+        args.report_to, args.push_to_hub = [], False
+        if args.packing:
+            args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are packed already
+        if isinstance(rows, IterableDataset):
+            count = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            rows = Dataset.from_list(list(itertools.islice(rows, count)))
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        draft = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+        for module in draft.modules():
+            module.__dict__.pop("forward", None)  # TRL's patch, which calls the original
+        with tempfile.TemporaryDirectory() as scratch:
+            args.output_dir = scratch
+            timer = StepTimer()
+            trainer = DraftDistillationTrainer(
+                draft,
+                args,
+                teacher_model=self.teacher_model,
+                train_dataset=rows,
+                processing_class=self.processing_class,
+                callbacks=[timer],
+            )
+            trainer.train()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(on_gpu)
+        times = sorted(timer.seconds[2:])  # the first steps warm up
+        step_tokens = trainer.state.num_input_tokens_seen / trainer.state.global_step
+        rate = [float(step_tokens / times[len(times) // 2])]
+        return float(broadcast_object_list(rate)[0])
+
+    # ------------------------------------------------------------------------------------- data
+
+    # Private in `SFTTrainer`; `test_trainer_data.py` fails when it moves. Its own version cuts
+    # ids and labels only, and drops every other column when it packs.
     def _prepare_dataset(
         self,
         dataset: Any,
@@ -180,6 +353,12 @@ class DraftDistillationTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
+        present = columns.column_names(dataset)
+        if not packing and {"input_ids", "labels"} <= set(present):  # the collator cuts
+            dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+            return with_labels_in_reach(
+                dataset, args.max_length, args.truncation_mode == "keep_end"
+            )
         if not (packing and args.max_length and columns.has_distribution(dataset, dataset_name)):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -191,7 +370,7 @@ class DraftDistillationTrainer(SFTTrainer):
         )
         dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
         if args.packing_strategy == "wrapped":
-            # One row runs on into the next, and a row's first token stores no distribution.
+            # One row continues in the next, and a row's first token stores no distribution.
             dataset = dataset.map(
                 lambda labels: {"labels": [-100, *labels[1:]] if labels else []},
                 input_columns=["labels"],
@@ -206,19 +385,65 @@ class DraftDistillationTrainer(SFTTrainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns.LISTS]))
 
+    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. Its own sampler groups by
+    # the batch of one process.
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            return SameLengthSampler(sampler, self.args.world_size, self.args.seed)
+        return sampler
+
+    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It counts the labels of a
+    # step's batches before they are trained on.
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if batch_samples:
+            batch_samples[-1] = self._without_repeats(batch_samples[-1])
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        inputs = self._without_repeats(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Drop the rows that accelerate repeats to give every process a full last batch."""
+        state, rows = self.accelerator.gradient_state, len(inputs["input_ids"])
+        if (
+            self.accelerator.num_processes == 1
+            or self.data_collator.__dict__.get("padding_free")  # rows are one flattened row
+            or not state.end_of_dataloader
+            or state.remainder <= 0
+        ):
+            return inputs
+        own = min(rows, state.remainder - self.accelerator.process_index * rows)
+        if own == rows:
+            return inputs
+        inputs = {name: value[: max(1, own)] for name, value in inputs.items()}
+        if own <= 0:  # a forward pass needs a row; its loss is left out
+            inputs["labels"] = torch.full_like(inputs["labels"], -100)
+            self._repeated = inputs
+        return inputs
+
     # Private in `Trainer`; `test_trainer_data.py` fails when it moves. Without a mask (padding-free
     # batches) its own version takes ids equal to the padding token for padding; where that is the
     # end-of-text token the count would be short.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if self.args.include_num_input_tokens_seen == "non_padding" and (
-            "attention_mask" not in inputs
-        ):
-            count = torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum())
+        if self.args.include_num_input_tokens_seen != "non_padding":
+            super()._track_num_input_tokens(inputs)
             return
-        super()._track_num_input_tokens(inputs)
+        mask = inputs.get("attention_mask")
+        count = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        if inputs is self._repeated:
+            count = 0
+        everywhere = self.accelerator.gather(torch.tensor(count, device=self.args.device))
+        self.state.num_input_tokens_seen += int(everywhere.sum())
 
-    # ------------------------------------------------------------------------------------ loss
+    # ------------------------------------------------------------------------------------- loss
 
     def compute_loss(
         self,
@@ -234,7 +459,7 @@ class DraftDistillationTrainer(SFTTrainer):
         """
         stored = {name: inputs[name] for name in columns.LISTS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in stored}
-        if return_outputs:  # somebody wants logits: an ordinary forward pass makes them
+        if return_outputs:  # the caller needs logits: an ordinary forward pass makes them
             outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
             loss = self.compute_loss(model, {**inputs, **stored}, False, num_items_in_batch)
             return loss, outputs
@@ -249,11 +474,18 @@ class DraftDistillationTrainer(SFTTrainer):
         if (
             model.training
             and self.args.sampled_softmax
-            and head.softcap is None  # what a drawn id stands for belongs behind the cap
+            and head.softcap is None  # the correction for drawn ids belongs behind the cap
             and not isinstance(target, TargetHead)
         ):
             _, weight, bias, wanted, target = sample_head(
-                weight, wanted, self.args.sampled_softmax, bias, target=target, scale=head.scale
+                weight,
+                wanted,
+                self.args.sampled_softmax,
+                bias,
+                target=target,
+                scale=head.scale,
+                generator=self._draw_generator(),
+                shared=self.accelerator.num_processes > 1,
             )
         result = fused_head_loss(
             hidden,
@@ -276,49 +508,53 @@ class DraftDistillationTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def _draw_generator(self) -> torch.Generator:
+        """Return the generator of a batch's draw: the same in all processes and resumed runs."""
+        batch = (self.state.global_step << 16) + len(self._step_inputs)
+        seed = random.Random(f"{self.args.seed} {batch}").getrandbits(63)
+        return torch.Generator().manual_seed(seed)
+
     def _distribution(
         self, inputs: dict[str, Any], stored: dict[str, Any], labelled: torch.Tensor
     ) -> TopK | TargetHead | None:
-        """Return the target's distribution for every labelled token."""
+        """Return the teacher's distribution for every labelled token."""
         if stored:
             ids, log_probs, tail = (stored[name][:, 1:][labelled] for name in columns.LISTS)
             return TopK(ids, log_probs, tail)
-        if self.target_model is None:
+        if self.teacher_model is None:
             return None
         with torch.no_grad():
-            hidden = last_hidden_states(self.target_model, self.target_model, inputs)
-        return TargetHead(hidden[:, :-1][labelled], head_of(self.target_model))
+            hidden = last_hidden_states(self.teacher_model, self.teacher_model, inputs)
+        return TargetHead(hidden[:, :-1][labelled], head_of(self.teacher_model))
 
     def _take_notes(
         self, model: torch.nn.Module, inputs: dict[str, Any], result: HeadLoss, tokens: int
     ) -> None:
-        """Add the batch to the log, over all processes, and stop at a loss that is no number."""
+        """Add the batch's sums over all processes to the log; stop at a non-finite loss."""
         notes = {**result.terms, "mean_token_accuracy": result.correct}
         if result.acceptance is not None and result.agreement is not None:
             notes |= {"expected_acceptance": result.acceptance, "top1_agreement": result.agreement}
         vector = torch.stack([*notes.values(), result.correct.new_tensor(tokens)])
         sums = self.accelerator.gather(vector[None]).sum(0).tolist()
-        count = max(1.0, sums.pop())
-        means = [value / count for value in sums]
-        if not all(map(torch.isfinite, torch.tensor(means))):
+        if not np.isfinite(sums).all():
             values = ", ".join(
-                f"{name} {mean:g}" for name, mean in zip(result.terms, means, strict=False)
+                f"{name} {value / max(1.0, sums[-1]):g}"
+                for name, value in zip(result.terms, sums, strict=False)
             )
-            what = f"the loss is no number ({values})"
-            raise self._failure(what, [inputs], model.training)
-        mode = "train" if model.training else "eval"
-        for name, mean in zip(notes, means, strict=True):
-            self._metrics[mode][name].append(mean)
+            raise self._failure(f"the loss is not finite ({values})", [inputs], model.training)
+        window = self._window["train" if model.training else "eval"]
+        for name, value in zip([*notes, ""], sums, strict=True):  # "": the tokens
+            window[name] = window.get(name, 0.0) + value
         if model.training:
             self._step_inputs.append(inputs)
 
     # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It is called between
-    # clipping and the optimizer's step: a gradient that is no number must not reach the weights,
-    # since the next checkpoint would hold them.
+    # clipping and the optimizer's step: a non-finite gradient must not reach the weights, since
+    # the next checkpoint would hold them.
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
-            what = f"the gradient is no number (norm {float(norm):g})"
+            what = f"the gradient is not finite (norm {float(norm):g})"
             raise self._failure(what, self._step_inputs)
         self._step_inputs.clear()
         return norm
@@ -329,44 +565,56 @@ class DraftDistillationTrainer(SFTTrainer):
         rows = self._given_rows if training else None
         return NonFiniteLossError.of(what, self.args, self.state.global_step, rows, batches)
 
-    # ------------------------------------------------------------------------------- optimizer
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log means over the labelled tokens since the last log, and the rate."""
+        training = self.model.training
+        window = self._window["train" if training else "eval"]
+        tokens = max(1.0, window.pop("", 0.0))
+        means = {name: total / tokens for name, total in window.items()}
+        window.clear()
+        if means:
+            loss = sum(weight * means[name] for name, weight in self.objective.weights.items())
+            for name in [key for key in logs if key == "loss" or key.endswith("_loss")]:
+                logs[name] = loss
+            logs.update({name if training else f"eval_{name}": one for name, one in means.items()})
+        if training and "loss" in logs:
+            now, seen = time.monotonic(), self.state.num_input_tokens_seen
+            if self._log_tokens:
+                seconds = max(now - self._log_time, 1e-9)
+                logs["tokens_per_second"] = round((seen - self._log_tokens) / seconds, 1)
+            self._log_time, self._log_tokens = now, seen
+        if self.args.max_train_tokens is not None:
+            logs.pop("train_samples_per_second", None)  # counted from the most steps there could be
+        super().log(logs, start_time)
+
+    # -------------------------------------------------------------------------------- optimizer
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As `Trainer`, with an optimizer and a learning rate of their own for the matrices."""
-        given: torch.optim.Optimizer | None = self.optimizer
-        if given is not None:
-            return given
+        """As `Trainer`, or Muon for the layers' matrices and AdamW for everything else."""
+        if self.optimizer is not None or not self.args.use_muon:
+            return self.optimizer or super().create_optimizer(*args, **kwargs)
         tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         in_tables = {id(p) for module in tables for p in module.parameters()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = {id(p) for p in trained if p.ndim == 2} - in_tables
-        rate = self.args.matrix_learning_rate or self.args.learning_rate
-        if self.args.matrix_optimizer == "muon":
-            if not matrices:
-                raise ValueError("matrix_optimizer='muon': the model has no trainable matrices")
-            self.optimizer = muon = MuonWithAdamW(
-                [p for p in trained if id(p) in matrices],
-                [p for p in trained if id(p) not in matrices],
-                matrix_lr=rate,
-                lr=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-            )
-            return muon
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        for group in list(optimizer.param_groups):
-            chosen = [p for p in group["params"] if id(p) in matrices]
-            if chosen:
-                group["params"] = [p for p in group["params"] if id(p) not in matrices]
-                optimizer.add_param_group({**group, "params": chosen, "lr": rate})
-        return optimizer
+        if not matrices:
+            raise FastDraftError("use_muon: the model has no trainable matrices; set it to false")
+        self.optimizer = MuonWithAdamW(
+            [p for p in trained if id(p) in matrices],
+            [p for p in trained if id(p) not in matrices],
+            muon_lr=self.args.muon_learning_rate,
+            lr=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+        )
+        return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
         """As `Trainer`, but by tokens when there is a budget of them."""
-        budget = self.args.token_budget
+        budget = self.args.max_train_tokens
         if budget is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -379,21 +627,7 @@ class DraftDistillationTrainer(SFTTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the rate and, instead of TRL's count of this run, the tokens seen over all runs."""
-        if self.model.training and "loss" in logs:
-            now, seen = time.monotonic(), self.state.num_input_tokens_seen
-            if self._log_tokens:
-                logs["tokens_per_second"] = round(
-                    (seen - self._log_tokens) / max(now - self._log_time, 1e-9), 1
-                )
-            self._log_time, self._log_tokens = now, seen
-            self._metrics["train"].pop("num_tokens", None)
-        if self.args.token_budget is not None:
-            logs.pop("train_samples_per_second", None)  # counted from the most steps there could be
-        super().log(logs, start_time)
-
-    # --------------------------------------------------------------------------------- the Hub
+    # ---------------------------------------------------------------------------------- the Hub
 
     def create_model_card(
         self,
@@ -402,7 +636,7 @@ class DraftDistillationTrainer(SFTTrainer):
         tags: str | list[str] | None = None,
         target: str | None = None,
     ) -> None:
-        """Write ``README.md`` by the package's own template; ``target`` is the target's id."""
+        """Write ``README.md`` from the package's template; ``target`` is the target's id."""
         if not self.is_world_process_zero():
             return
         card = publish.trainer_card(
@@ -412,7 +646,7 @@ class DraftDistillationTrainer(SFTTrainer):
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             target=target,
         )
-        card.save(Path(self.args.output_dir) / "README.md")
+        card.save(Path(str(self.args.output_dir)) / "README.md")
 
     def push_to_hub(
         self,
@@ -423,10 +657,10 @@ class DraftDistillationTrainer(SFTTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `Trainer`, but of the output folder only the draft: no pickles, no logs.
+        """As `Trainer`, but push only the draft from the output folder: no pickles, no logs.
 
-        Returns when the commit is made, whatever ``blocking`` says. ``private`` holds for a
-        repository that is made now; ``kwargs`` are those of `create_model_card`.
+        Returns when the commit is made, whatever ``blocking`` says. ``private`` applies to a
+        repository that is created now; ``kwargs`` are those of `create_model_card`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -441,6 +675,28 @@ class DraftDistillationTrainer(SFTTrainer):
         self.create_model_card(**{"model_name": Path(name).name, **kwargs})
         revision = revision or self.args.hub_revision
         return publish.push_folder(self, commit_message or "End of training", token, revision)
+
+
+def _own_copy(args: DraftDistillationConfig) -> DraftDistillationConfig:
+    """Return a copy that the trainer may change without the caller's config changing."""
+    own = copy.copy(args)
+    for name, value in vars(own).items():
+        if isinstance(value, dict):
+            setattr(own, name, dict(value))
+    own.accelerator_config = copy.copy(args.accelerator_config)
+    return own
+
+
+def _use_one_device(args: DraftDistillationConfig) -> None:
+    """Keep `Trainer` from `DataParallel`, under which the loss cannot read the hidden states."""
+    _ = args.device  # decides how many devices there are
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible and this process trains on one; to use all of them, start with "
+            "`accelerate launch`",
+            args.n_gpu,
+        )
+        args._n_gpu = 1
 
 
 __all__ = [

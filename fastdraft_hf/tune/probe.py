@@ -19,7 +19,7 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.expected import expected_rounds, rounds_block_efficiency
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
 from fastdraft_hf.tune.predict import Acceptance
@@ -54,12 +54,12 @@ class Probes:
         self._config, self._target, self._folder = config, target, folder
         self._gammas, self._sets = gammas, [Path(row) for row in config.rows]
         self._device = "cuda" if config.measure == "cuda" else "cpu"
-        self._train = TrainConfig(
+        self._train = training_section()(
             sources=[Source(kind="generated", name=folder.name) for folder in self._sets],
             max_train_tokens=config.probe_tokens,
             max_length=_SEQUENCE,
             per_device_train_batch_size=_BATCH,
-            eval_sequences=0,
+            eval_rows=0,
         )
         self._texts = sampled_completions(self._sets, _TEXTS, config.seed)
         # Whatever a probe depends on besides its design.
@@ -98,6 +98,8 @@ class Probes:
 
     def _trained(self, design: Design, work: Path) -> Path:
         """Train one design, resuming from its last checkpoint; return the draft's folder."""
+        import datasets
+
         from fastdraft_hf.draft.build import build, save_draft
         from fastdraft_hf.target.resolve import load_tokenizer
         from fastdraft_hf.train.loop import train
@@ -111,10 +113,10 @@ class Probes:
         tokenizer = load_tokenizer(self._target.path)
         train(
             start,
-            tokenizer,
-            self._rows(tokenizer),
             work / "work",
             self._train,
+            train_dataset=datasets.load_from_disk(str(self._rows(tokenizer) / "train")),
+            tokenizer=tokenizer,
             seed=config.seed,
             device=self._device,
             label=f"probe {design.name}",

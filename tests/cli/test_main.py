@@ -149,9 +149,9 @@ def test_bad_input_is_status_two(
 def test_bad_trainer_arguments_are_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = [f"output_dir={tmp_path / 'run'}", "align.trainer_args={learning_rat: 1}"]
+    words = [f"output_dir={tmp_path / 'run'}", "align.logging_strategy=sometimes"]
     assert cli.main(["run", str(QUICKSTART), *words]) == 2
-    assert "align.trainer_args.learning_rat: unknown field (did you mean" in capsys.readouterr().err
+    assert "sometimes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

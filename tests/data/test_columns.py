@@ -28,7 +28,7 @@ from fastdraft_hf.data.columns import (
     stored,
 )
 from fastdraft_hf.data.target_logits import top_k_of
-from fastdraft_hf.train.collator import DraftCollator
+from fastdraft_hf.train.rows import DraftCollator
 
 Parts = list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 

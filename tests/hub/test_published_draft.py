@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
         "max_train_tokens": 768,
         "max_length": 64,
         "per_device_train_batch_size": 2,
-        "eval_sequences": 2,
+        "eval_rows": 2,
     },
     "export": {"openvino": ["fp32", "int8"]},
     "evaluate": {

@@ -33,7 +33,7 @@ def holding(folders: Iterable[Path]) -> list[Path]:
 
 def tiny_recipe(target: Path, output_dir: Path) -> dict[str, Any]:
     stage = {"max_train_tokens": 256, "max_length": 32, "per_device_train_batch_size": 2}
-    stage |= {"sources": [{"kind": "generated", "name": "chat"}], "eval_sequences": 1}
+    stage |= {"sources": [{"kind": "generated", "name": "chat"}], "eval_rows": 1}
     few = {"prompts_per_task": 1, "max_new_tokens": 4, "max_prompt_tokens": 120, "tasks": ["mine"]}
     return {
         "target": str(target),
@@ -96,10 +96,10 @@ def test_a_whole_run_and_its_push(
 @pytest.mark.parametrize(
     ("section", "value"),
     [
-        ("pretrain.trainer_args.hub_token", TOKEN),
-        ("pretrain.trainer_args.hub_token", "not-even-shaped-like-one"),
-        ("pretrain.trainer_args.push_to_hub_token", "x"),
-        ("pretrain.trainer_args.run_name", f"with {TOKEN}"),
+        ("pretrain.hub_token", TOKEN),
+        ("pretrain.hub_token", "not-even-shaped-like-one"),
+        ("pretrain.push_to_hub_token", "x"),
+        ("pretrain.run_name", f"with {TOKEN}"),
         ("target", f"https://user:{TOKEN}@huggingface.co/org/Target"),
         ("card.model_name", TOKEN),
         ("pretrain.sources.0.name", TOKEN),
@@ -134,9 +134,9 @@ def build_and_dump(recipe: dict[str, Any], path: str, value: str) -> dict[str, A
 
 
 def test_names_that_end_in_token_are_no_tokens() -> None:
-    stage = {"sources": [{"kind": "python"}], "trainer_args": {"eos_token": "<|im_end|>"}}
+    stage = {"sources": [{"kind": "python"}], "eos_token": "<|im_end|>"}
     assert build_recipe({"pretrain": stage}).pretrain is not None
-    stage["trainer_args"] = {"hub_token": None}
+    stage["hub_token"] = None
     assert build_recipe({"pretrain": stage}).pretrain is not None
 
 

@@ -40,7 +40,7 @@ def run(tmp_path: Path, tiny_target_folder: Path) -> Run:
     lines = [*SECRETS.values(), OPEN]
     corpus.write_text("".join(json.dumps({"text": f"So {t}."}) + "\n" for t in lines))
     source = {"sources": [{"kind": "files", "name": str(corpus)}], "max_length": 16}
-    source |= {"max_train_tokens": 256, "eval_sequences": 0}
+    source |= {"max_train_tokens": 256, "eval_rows": 0}
     recipe = build_recipe(
         {
             "device": "cpu",

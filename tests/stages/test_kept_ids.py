@@ -58,7 +58,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
         {
             "device": "cpu",
             "generate": {"sets": {"mine": {}}},
-            "align": {"sources": [{"name": "mine"}], "max_length": 64, "eval_sequences": 0},
+            "align": {"sources": [{"name": "mine"}], "max_length": 64, "eval_rows": 0},
         }
     )
     run = Run(recipe, tmp_path / "run", Target(tiny_target_folder, "tiny"))

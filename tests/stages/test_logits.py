@@ -27,7 +27,8 @@ from fastdraft_hf.recipe import (
 from fastdraft_hf.stages import logits
 from fastdraft_hf.stages.runner import Run, choose, execute
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.train import arguments, loop
+from fastdraft_hf.train import config as training_config
+from fastdraft_hf.train import loop
 
 Make = Callable[..., Any]
 LENGTH = 14
@@ -52,10 +53,11 @@ RECIPE: dict[str, Any] = {
         "max_train_tokens": 600,
         "max_length": LENGTH,
         "per_device_train_batch_size": 4,
-        "eval_sequences": 3,
+        "eval_rows": 3,
         "logging_steps": 1,
         "save_steps": 3,
-        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+        "disable_tqdm": True,
+        "head_dtype": "float32",
     },
 }
 
@@ -67,7 +69,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     # A CPU that multiplies bfloat16 would read in it, and be compared with float32.
-    monkeypatch.setattr(arguments, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(training_config, "has_fast_bf16", lambda device: False)
 
 
 def make_run(folder: Path, target: Path, *overrides: str, **sections: Any) -> Run:
@@ -99,10 +101,13 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     real = loop.train
 
-    def train(start: Path, tokenizer: Any, data: Path, *args: Any, **kwargs: Any) -> Any:
+    def train(*args: Any, **kwargs: Any) -> Any:
         kept.update(kwargs, data=tmp_path / "kept")
-        shutil.copytree(data, kept["data"], dirs_exist_ok=True)
-        return real(start, tokenizer, data, *args, **kwargs)
+        shutil.rmtree(kept["data"], ignore_errors=True)
+        for name in ("train", "eval"):
+            if kwargs[f"{name}_dataset"] is not None:
+                kwargs[f"{name}_dataset"].save_to_disk(str(kept["data"] / name))
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train", train)
     return kept
@@ -180,7 +185,7 @@ def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
 
     # Filtered, shuffled, cut, split into two sets: and every row has its own numbers.
     count, cut = check_rows(seen["data"], tiny_target_folder, made.stage_folder("generate"), 6)
-    assert seen["target"] is None
+    assert seen["teacher"] is None
     assert 12 < count < 18 + 9  # the greedy rows are one
     assert 5 < cut < count
     facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
@@ -202,7 +207,7 @@ def test_online_instead(
     made = run("align.objective=lk_hybrid", logits=None)
     assert "logits" not in choose(made.recipe, None)
     execute(made, ["align"])
-    assert seen["target"] == tiny_target_folder
+    assert seen["teacher"] == tiny_target_folder
     names = datasets.load_from_disk(str(seen["data"] / "train")).column_names
     assert names == ["input_ids", "labels"]
     log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
@@ -239,7 +244,7 @@ def test_stored_for_the_log_of_plain_cross_entropy(
 
 def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) -> None:
     packing = {"packing": True, "disable_tqdm": True, "head_dtype": "float32"}
-    align = {**RECIPE["align"], "trainer_args": packing, "max_length": 32}
+    align = {**RECIPE["align"], **packing, "max_length": 32}
     made = run(align=align)
     execute(made, ["logits", "align"])
     facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
@@ -452,9 +457,9 @@ def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, An
                 "max_train_tokens": 50,
                 "max_length": 16,
                 "per_device_train_batch_size": 1,
-                "eval_sequences": 0,
+                "eval_rows": 0,
                 "logging_steps": 1,
-                "trainer_args": {"disable_tqdm": True},
+                "disable_tqdm": True,
             },
         }
     )

@@ -18,7 +18,6 @@ from fastdraft_hf.stages import runner as module
 from fastdraft_hf.stages.generate import unchanged
 from fastdraft_hf.stages.runner import Run, Stage, choose, execute, grows, planned
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.train.config import TrainConfig
 
 DATA = {
     "target": "some/model",
@@ -189,7 +188,10 @@ def test_a_setting_of_a_source_newer_than_a_finished_folder_had_its_default(
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("align.max_length=77", f"align.max_length: {TrainConfig().max_length} then, 77 now"),
+        (
+            "align.max_length=77",
+            "align.max_length: 512 then, 77 now",
+        ),
         ("align.sources.0.weight=2", "align.sources"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("target=other/model", "target: some/model then, other/model now"),
@@ -365,7 +367,7 @@ def test_a_setting_newer_than_a_partial_folder_had_its_default(
     path = run.folder / ".align.partial" / "config.yaml"
     whole = path.read_text(encoding="utf-8")
     made = yaml.safe_load(whole)
-    del made["align"]["warmup"]
+    del made["align"]["warmup_steps"]
     path.write_text(yaml.safe_dump(made), encoding="utf-8")
     run_all(run)
     assert record(run, "align")["runs"] == 2  # it went on

@@ -32,9 +32,10 @@ def make(
             "max_train_tokens": 512,
             "max_length": 16,
             "per_device_train_batch_size": 4,
-            "eval_sequences": 4,
+            "eval_rows": 4,
             "save_steps": 4,
-            "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+            "disable_tqdm": True,
+            "head_dtype": "float32",
             **settings,
         }
         recipe = build_recipe({"device": "cpu", "pretrain": section})

@@ -19,8 +19,8 @@ from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, evaluate, train
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.train.arguments import DraftDistillationConfig
-from fastdraft_hf.train.checks import open_target
+from fastdraft_hf.train.checks import open_teacher
+from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.tune.reduced_vocabulary import reduce_draft
 
 TRAIN = {"sources": [{"kind": "python"}]}
@@ -62,7 +62,7 @@ class Pair:
 
     def online_target(self) -> None:
         args = DraftDistillationConfig(str(self.work), use_cpu=True, bf16=False)
-        open_target(str(self.target), args, AutoTokenizer.from_pretrained(self.draft), 288)
+        open_teacher(str(self.target), args, AutoTokenizer.from_pretrained(self.draft), 288)
 
 
 STAGES = [

@@ -48,7 +48,6 @@ def main(folder: Path) -> None:
             output_dir=str(folder / name),
             per_device_train_batch_size=2,
             max_steps=6,
-            dataset_kwargs={"skip_prepare_dataset": True},
             bf16=False,
             use_cpu=True,
             report_to="none",

@@ -26,15 +26,25 @@ TOP_K = 6
 SCENARIOS: dict[str, dict[str, Any]] = {
     "ce_adamw": {},
     "ce_accumulated": {"gradient_accumulation_steps": 2},
-    "kl_stored_muon": {"objective": {"ce": 0.3, "kl": 0.7}, "matrix_optimizer": "muon"},
+    "kl_stored_muon": {"objective": {"ce": 0.3, "kl": 0.7}, "use_muon": True},
     "kl_stored_accumulated": {
         "objective": {"ce": 0.3, "kl": 0.7},
-        "matrix_optimizer": "muon",
+        "use_muon": True,
         "gradient_accumulation_steps": 2,
     },
     "kl_online": {"objective": "kl"},
     "token_budget": {"max_train_tokens": "230", "max_steps": -1},
     "streamed": {},
+    "sampled": {"sampled_softmax": 20},
+    "sampled_stored_accumulated": {
+        "objective": "nla",
+        "sampled_softmax": 20,
+        "gradient_accumulation_steps": 2,
+    },
+    "grouped": {"train_sampling_strategy": "group_by_length"},
+    # The last batch of a pass is not full, and cut rows keep their distributions.
+    "ragged_stored": {"objective": {"ce": 0.3, "kl": 0.7}, "max_length": 9, "max_steps": 5},
+    "ragged_budget": {"max_train_tokens": "400", "max_steps": -1},
     "non_finite": {"max_steps": 3},
 }
 # FSDP2 cuts up what it trains; the head is used outside of the forward pass it gathers it for.
@@ -88,14 +98,16 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
 
     settings = dict({**SCENARIOS, **SHARDED}[name])
     accumulation = settings.get("gradient_accumulation_steps", 1)
-    dataset: Any = datasets.Dataset.from_list(rows(stored="stored" in name))
+    count = 19 if "ragged" in name else 24
+    dataset: Any = datasets.Dataset.from_list(rows(count, stored="stored" in name))
+    held_out = dataset.select(range(5))
     if name == "streamed":
         dataset = dataset.to_iterable_dataset()
     args = DraftDistillationConfig(
         **{
             "output_dir": str(folder / name),
             "per_device_train_batch_size": ROWS_A_STEP // accumulation // processes,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "per_device_eval_batch_size": 4 // processes,
             "head_dtype": "float32",
             "bf16": False,
             "use_cpu": True,
@@ -108,6 +120,12 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
             "adam_epsilon": 1e-4,
             "max_grad_norm": 1.0,
             "max_steps": STEPS,
+            "sampled_softmax": None,
+            "use_muon": False,
+            "objective": "ce",
+            "warmup_steps": 0,
+            "lr_scheduler_type": "linear",
+            "adam_beta2": 0.999,
             "include_num_input_tokens_seen": "non_padding",
             **settings,
         }
@@ -117,8 +135,9 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
         model=AutoModelForCausalLM.from_pretrained(models / which, dtype=torch.float32),
         args=args,
         train_dataset=dataset,
+        eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(models / "tied"),
-        target_model=str(models / "target") if name == "kl_online" else None,
+        teacher_model=str(models / "target") if name == "kl_online" else None,
     )
     found: dict[str, Any] = {"processes": args.world_size, "error": None}
     if name == "non_finite" and processes > 1:
@@ -141,6 +160,9 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
     }
     if found["error"] is None:
         trainer.save_model(str(folder / name / "final"))
+        if not found["sharded"]:
+            evaluated = trainer.evaluate()
+            found["evaluated"] = [evaluated["eval_loss"], evaluated["eval_mean_token_accuracy"]]
     return found
 
 

@@ -20,12 +20,10 @@ from fastdraft_hf.data.corpus import Corpus
 from fastdraft_hf.data.packing import Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.stream import BlockStream
-from fastdraft_hf.train import loop
-from fastdraft_hf.train.checkpoints import last_complete_checkpoint
-from fastdraft_hf.train.config import TrainConfig
+from fastdraft_hf.train.checkpoints import last_complete_checkpoint, read_stream_state
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.progress import TrainingProgress
-from fastdraft_hf.train.streaming import STREAM_STATE, read_stream_state
+from fastdraft_hf.train.section import training_section
 
 Make = Callable[..., Any]
 LENGTH, STEPS, WINDOW = 8, 11, 6
@@ -52,7 +50,7 @@ def source(tmp_path: Path) -> Source:
     return Source(kind="files", name=str(path))
 
 
-def config(source: Source, **changes: Any) -> TrainConfig:
+def config(source: Source, **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "sources": [source],
         "max_train_tokens": STEPS * 4 * LENGTH,
@@ -62,9 +60,10 @@ def config(source: Source, **changes: Any) -> TrainConfig:
         "logging_steps": 1,
         "save_steps": 3,
         "streaming": True,
-        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+        "disable_tqdm": True,
+        "head_dtype": "float32",
     }
-    return TrainConfig(**{**settings, **changes})
+    return training_section()(**{**settings, **changes})
 
 
 def corpus_of(source: Source, tokenizer: Any, kind: type[BlockStream] = BlockStream) -> Corpus:
@@ -98,12 +97,18 @@ def test_a_killed_stream_resumes_bit_for_bit(
                 yield row
 
     def run(name: str) -> Any:
-        settings = config(source)
+        corpus = corpus_of(source, tiny_tokenizer, Counting)
         return train(
-            start, tiny_tokenizer, tmp_path / "none", tmp_path / name, settings,
-            seed=3, device="cpu", label="pretrain",
-            corpus=corpus_of(source, tiny_tokenizer, Counting),
-        )  # fmt: skip
+            start,
+            tmp_path / name,
+            config(source),
+            train_dataset=corpus.train,
+            stream=corpus.stream,
+            tokenizer=tiny_tokenizer,
+            seed=3,
+            device="cpu",
+            label="pretrain",
+        )
 
     kill_at(monkeypatch, None)
     whole = run("whole")
@@ -133,32 +138,8 @@ def test_a_killed_stream_resumes_bit_for_bit(
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match=f"no position of a stream .{STREAM_STATE}"):
+    with pytest.raises(FastDraftError, match="no position of a stream"):
         read_stream_state(tmp_path)
-
-
-def test_the_estimate_is_printed_and_kept(
-    tmp_path: Path,
-    start: Path,
-    source: Source,
-    tiny_tokenizer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(loop, "_WORTH_ESTIMATING", STEPS)
-    caplog.set_level("INFO")
-    plans = []
-    for name in ("a", "a"):
-        facts = train(
-            start, tiny_tokenizer, tmp_path / "none", tmp_path / name, config(source),
-            seed=3, device="cpu", label="pretrain", corpus=corpus_of(source, tiny_tokenizer),
-        )  # fmt: skip
-        plans.append(facts["plan"])
-    (line,) = [r.getMessage() for r in caplog.records if "timed on a copy" in r.getMessage()]
-    assert line.startswith("pretrain: 352 tokens at ")
-    assert plans[0] == plans[1]  # measured once
-    assert plans[0]["estimated_minutes"] >= 0
-    assert plans[0]["tokens_a_second"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ import torch
 from launched import TwoProcesses
 from safetensors.torch import load_file
 
-from fastdraft_hf.train import modules
-from fastdraft_hf.train.checks import check_sharding
-from fastdraft_hf.train.modules import check_whole, keep_head_whole
+from fastdraft_hf.train import sharding
+from fastdraft_hf.train.sharding import check_sharding, check_whole, keep_head_whole
 from fastdraft_hf.train.trainer import DraftDistillationConfig
 
 TRAINED = [name for name in {**scale_out.SCENARIOS, **scale_out.SHARDED} if name != "non_finite"]
@@ -53,6 +52,8 @@ def test_two_processes_are_one(two: Path, models: Path, tmp_path: Path, name: st
             assert len(other[logged]) == one["step"]
             known = [value for value in one[logged] if value is not None]
             assert other[logged] == (pytest.approx(known, abs=1e-5) if known else one[logged])
+        if "evaluated" in other:
+            assert other["evaluated"] == pytest.approx(one["evaluated"], abs=1e-5)
     ours = load_file(tmp_path / name / "final" / "model.safetensors")
     theirs = load_file(two / name / "final" / "model.safetensors")
     # FSDP writes a tied head twice.
@@ -77,26 +78,25 @@ def test_a_budget_stops_both_at_the_same_step(two: Path) -> None:
 def test_a_loss_that_is_no_number_on_one_process_stops_both(two: Path) -> None:
     for found in ranks(two, "non_finite"):
         assert found["error"].startswith(
-            "NonFiniteLossError: step 2: the loss is no number (ce nan) on rows "
+            "NonFiniteLossError: step 2: the loss is not finite (ce nan) on rows "
         )
         assert found["step"] == len(found["losses"]) == 1
 
 
 def arguments(**settings: Any) -> DraftDistillationConfig:
-    return DraftDistillationConfig(
-        output_dir="unused", use_cpu=True, bf16=False, report_to="none", **settings
-    )
+    settings = {"use_muon": False, **settings}
+    return DraftDistillationConfig(output_dir="unused", use_cpu=True, bf16=False, **settings)
 
 
 def test_zero_3_is_refused() -> None:
     args = arguments()
     args.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    with pytest.raises(ValueError, match="ZeRO-3 cuts up the draft's head"):
+    with pytest.raises(ValueError, match="ZeRO-3 shards the draft's head"):
         check_sharding(args)
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     check_sharding(args)
-    args.matrix_optimizer = "muon"
-    with pytest.raises(ValueError, match="'muon' needs whole matrices"):
+    args.use_muon = True
+    with pytest.raises(ValueError, match="Muon needs unsharded matrices"):
         check_sharding(args)
 
 
@@ -111,8 +111,8 @@ def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             check_sharding(arguments())
     monkeypatch.setenv("FSDP_VERSION", "2")
     check_sharding(arguments())
-    with pytest.raises(ValueError, match="'muon' needs whole matrices"):
-        check_sharding(arguments(matrix_optimizer="muon"))
+    with pytest.raises(ValueError, match="Muon needs unsharded matrices"):
+        check_sharding(arguments(use_muon=True))
     # The trainer's own arguments go before what the launcher says.
     args = arguments()
     args.fsdp_plugin_args = {"fsdp_version": 1}
@@ -127,6 +127,6 @@ def test_a_head_in_pieces_is_refused(
     keep_head_whole(model)  # nothing to do
     weight = model.lm_head.weight
     assert check_whole(weight) is weight
-    monkeypatch.setattr(modules, "DTensor", torch.nn.Parameter)
-    with pytest.raises(ValueError, match="head is cut up over devices"):
+    monkeypatch.setattr(sharding, "DTensor", torch.nn.Parameter)
+    with pytest.raises(ValueError, match="head is sharded over devices"):
         check_whole(weight)

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
-from fastdraft_hf.train.config import LoraSettings, TrainConfig
-from fastdraft_hf.train.loop import train, training_arguments
+from fastdraft_hf.train.config import DraftDistillationConfig
+from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.progress import TrainingProgress
+from fastdraft_hf.train.section import LoraSettings, training_section
 
 Make = Callable[..., Any]
 LENGTH, STEPS = 8, 9
@@ -50,21 +51,25 @@ def start_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> P
     return folder
 
 
-def config(**changes: Any) -> TrainConfig:
+def config(**changes: Any) -> Any:
     settings: dict[str, Any] = {
         "max_train_tokens": STEPS * 4 * LENGTH,
         "max_length": LENGTH,
         "per_device_train_batch_size": 4,
-        "eval_sequences": 4,
+        "eval_rows": 4,
         "logging_steps": 1,
         "save_steps": 2,
-        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+        "disable_tqdm": True,
+        "head_dtype": "float32",
     }
-    return TrainConfig(**{**settings, **changes})
+    return training_section()(**{**settings, **changes})
 
 
-def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: TrainConfig) -> Any:
-    return train(start, tokenizer, data, work, settings, seed=3, device="cpu", label="pretrain")
+def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: Any, **more: Any) -> Any:
+    splits = ("train", "eval")
+    rows = {f"{name}_dataset": datasets.load_from_disk(str(data / name)) for name in splits}
+    more = {"label": "pretrain", **rows, **more}
+    return train(start, work, settings, tokenizer=tokenizer, seed=3, device="cpu", **more)
 
 
 def weights(work: Path) -> dict[str, torch.Tensor]:
@@ -87,7 +92,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     "changes",
     [
         {},
-        {"matrix_optimizer": "adamw", "lr_scheduler_type": "linear"},
+        {"use_muon": False, "lr_scheduler_type": "linear"},
         {"gradient_accumulation_steps": 2, "max_train_tokens": STEPS * 8 * LENGTH},
         {"sampled_softmax": 7},  # what is drawn must be resumed too
     ],
@@ -132,8 +137,7 @@ def test_what_a_run_leaves(
     assert facts["tokens"] == STEPS * 4 * LENGTH
     assert facts["head_dtype"] == "float32"
     assert any("eval_loss" in entry for entry in facts["log"])
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan == {"max_train_tokens": STEPS * 4 * LENGTH}
+    assert facts["max_train_tokens"] == STEPS * 4 * LENGTH
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert not same(dict(model.state_dict()), load_file(start_model / "model.safetensors"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -158,8 +162,8 @@ def test_weights_are_averaged_with_those_of_the_start(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_weight": 1.0}, "start_weight: a share of at least 0 and below 1, got 1.0"),
-        ({"start_weight": -0.1}, "start_weight: a share of at least 0"),
+        ({"start_weight": 1.0}, "start_weight: must be at least 0 and below 1, got 1.0"),
+        ({"start_weight": -0.1}, "start_weight: must be at least 0"),
         ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
     ],
 )
@@ -183,7 +187,7 @@ def test_the_plan_is_kept(
     tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
 ) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"max_train_tokens": 3 * 4 * LENGTH}))
-    assert run(start_model, tiny_tokenizer, data, tmp_path, config())["steps"] == 3
+    assert run(start_model, tiny_tokenizer, data, tmp_path, config(max_minutes=1))["steps"] == 3
 
 
 def test_a_minute_budget_can_only_cut(
@@ -195,7 +199,7 @@ def test_a_minute_budget_can_only_cut(
     run(start_model, tiny_tokenizer, data, tmp_path / "c", config())
     plan = json.loads((tmp_path / "b" / "plan.json").read_text())
     assert plan["max_train_tokens"] == STEPS * 4 * LENGTH
-    assert plan["tokens_a_second"] > 0
+    assert plan["tokens_per_second"] > 0
     # Timing a few steps first must leave no trace in what is trained.
     assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
 
@@ -207,47 +211,66 @@ def test_a_loss_that_explodes_is_said(
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
-    settings = config(trainer_args={"disable_tqdm": True})
-    said = r"^pretrain: step 1: the loss is no number \(ce nan\) on rows [\d, ]+ of train_dataset; "
+    settings = config()
+    said = r"^pretrain: step 1: the loss is not finite \(ce nan\) on rows [\d, ]+ of train_dat"
     with pytest.raises(FastDraftError, match=said):
         run(tmp_path / "broken", tiny_tokenizer, data, tmp_path / "work", settings)
     assert not (tmp_path / "work" / "model").exists()
 
 
-def test_arguments_follow_the_section(tmp_path: Path) -> None:
-    settings = config(learning_rate=0.5, matrix_learning_rate=0.25, warmup=0.5, save_steps=7)
-    made = training_arguments(settings, tmp_path, max_steps=10, seed=4, device="cpu")
-    assert (made.learning_rate, made.matrix_learning_rate) == (0.5, 0.25)
-    assert (made.max_steps, made.warmup_steps, made.save_steps, made.seed) == (10, 0.5, 7, 4)
-    assert made.token_budget is None
-    assert made.report_to == []
-    assert made.disable_tqdm is True  # from trainer_args
-    override = config(trainer_args={"learning_rate": 0.125})
-    made = training_arguments(override, tmp_path, seed=4, device="cpu")
-    assert made.learning_rate == 0.125
-    assert (made.max_steps, made.token_budget) == (-1, STEPS * 4 * LENGTH)
+def test_the_config_follows_the_section(tmp_path: Path) -> None:
+    settings = config(learning_rate=0.5, muon_learning_rate=0.25, warmup_steps=0.5, save_steps=7)
+    made = settings.trainer_config(tmp_path, seed=4, device="cpu", max_steps=-1)
+    assert (made.learning_rate, made.muon_learning_rate) == (0.5, 0.25)
+    assert (made.warmup_steps, made.save_steps, made.seed) == (0.5, 7, 4)
+    assert made.max_train_tokens == STEPS * 4 * LENGTH
+    assert made.disable_tqdm is True
+    # A section's defaults are Python's, except for the budget.
+    plain = training_section()(sources=[{"kind": "python"}])
+    made = plain.trainer_config("out", seed=0, device="cpu")
+    usual = DraftDistillationConfig("out", max_train_tokens="1M", seed=0, data_seed=0, use_cpu=True)
+    usual.dataloader_pin_memory = False
+    skipped = ("logging_dir", "run_name")
+    for name, value in usual.to_dict().items():
+        if name not in skipped:
+            assert made.to_dict()[name] == value, name
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"learning_rat": 1}, r"trainer_args\.learning_rat: unknown field .*'learning_rate'"),
-        ({"head_dtype": "float8"}, "trainer_args: head_dtype must be auto"),
-        ({"save_strategy": "sometimes"}, "trainer_args: .*sometimes"),
+        ({"learning_rat": 1}, r"^learning_rat: unknown key \(did you mean 'learning_rate'"),
+        ({"head_dtype": "float8"}, "^head_dtype: must be auto"),
+        ({"output_dir": "x"}, "^output_dir: not in a recipe; checkpoints go into the stage's"),
+        ({"max_steps": 3}, "^max_steps: not in a recipe; the budget is max_train_tokens"),
+        ({"save_strategy": "no"}, "^save_strategy: not in a recipe"),
+        ({"deepspeed": "x.json"}, "^deepspeed: .* `accelerate launch`"),
     ],
 )
-def test_bad_trainer_arguments(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_bad_settings(given: dict[str, Any], message: str) -> None:
     with pytest.raises(FastDraftError, match=message):
-        training_arguments(config(trainer_args=given), tmp_path, seed=0, device="cpu")
+        config(**given)
+
+
+def test_what_transformers_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FastDraftError, match="sometimes") as caught:
+        config(logging_strategy="sometimes").trainer_config(tmp_path, seed=0, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_length": 0}, "max_length: must be at least 1"),
-        ({"warmup": 1.0}, "warmup: a share"),
+        ({"warmup_steps": 1.0}, "warmup_steps: .* share of the budget"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
-        ({"decay": 0.99}, "decay: a share above 0 that leaves room for warmup"),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 0.99},
+            },
+            r"num_decay_steps: .* leaves room for warmup_steps \(0.03\); got 0.99",
+        ),
         ({"temperature": 0.0}, "temperature: must be above 0"),
         ({"max_train_tokens": 31}, r"max_train_tokens: 31 is below one step of 32 tokens"),
     ],
@@ -270,14 +293,16 @@ def connect(self, address):
     return real(self, address)
 socket.socket.connect = connect
 socket.getaddrinfo = lambda *a, **k: tried.append(a) or (_ for _ in ()).throw(OSError())
-from fastdraft_hf.train.config import LoraSettings, TrainConfig  # first, as in the command line
+import fastdraft_hf.recipe  # first, as on the command line
+from fastdraft_hf.train.section import training_section
 from fastdraft_hf.train.loop import train
+from datasets import load_from_disk
 from transformers import AutoTokenizer
 start, data, work = map(Path, sys.argv[1:])
-config = TrainConfig(max_train_tokens=32, max_length=8, per_device_train_batch_size=4,
-    trainer_args={"disable_tqdm": True})
-train(start, AutoTokenizer.from_pretrained(start), data, work, config,
-    seed=0, device="cpu", label="x")
+config = training_section()(max_train_tokens=32, max_length=8, per_device_train_batch_size=4,
+    disable_tqdm=True)
+train(start, work, config, train_dataset=load_from_disk(str(data / "train")),
+    tokenizer=AutoTokenizer.from_pretrained(start), seed=0, device="cpu", label="x")
 time.sleep(1)  # telemetry has a thread of its own
 print("TRIED", tried)
 """

@@ -20,9 +20,9 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
-from fastdraft_hf.train.config import LoraSettings, TrainConfig
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.progress import TrainingProgress
+from fastdraft_hf.train.section import LoraSettings, training_section
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 Make = Callable[..., Any]
@@ -70,27 +70,30 @@ def start_model(
     return folder
 
 
-def config(**changes: Any) -> TrainConfig:
+def config(**changes: Any) -> Any:
     settings: dict[str, Any] = {
         "max_train_tokens": STEPS * 4 * LENGTH,
         "max_length": LENGTH,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
-        "matrix_learning_rate": None,
-        "matrix_optimizer": "adamw",
-        "eval_sequences": 4,
+        "use_muon": False,
+        "eval_rows": 4,
         "logging_steps": 1,
         "save_steps": 2,
         "objective": "kl",
         # Dropout draws random numbers, which a resumed run must draw alike.
-        "lora": LoraSettings(r=4, alpha=8, dropout=0.1),
-        "trainer_args": {"disable_tqdm": True, "head_dtype": "float32"},
+        "lora": LoraSettings(r=4, lora_alpha=8, lora_dropout=0.1),
+        "disable_tqdm": True,
+        "head_dtype": "float32",
     }
-    return TrainConfig(**{**settings, **changes})
+    return training_section()(**{**settings, **changes})
 
 
-def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: TrainConfig) -> Any:
-    return train(start, tokenizer, data, work, settings, seed=3, device="cpu", label="align")
+def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: Any, **more: Any) -> Any:
+    splits = ("train", "eval")
+    rows = {f"{name}_dataset": datasets.load_from_disk(str(data / name)) for name in splits}
+    more = {"label": "align", **rows, **more}
+    return train(start, work, settings, tokenizer=tokenizer, seed=3, device="cpu", **more)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -113,8 +116,8 @@ def logits(model: Any) -> torch.Tensor:
 VARIANTS: dict[str, dict[str, Any]] = {
     "kl": {},
     "ce": {"objective": "ce"},
-    "muon": {"matrix_optimizer": "muon", "matrix_learning_rate": 2e-2},
-    "some modules": {"lora": LoraSettings(r=2, alpha=2, target_modules=["q_proj", "v_proj"])},
+    "muon": {"use_muon": True, "muon_learning_rate": 2e-2},
+    "some modules": {"lora": LoraSettings(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"])},
 }
 
 
@@ -199,7 +202,7 @@ def test_it_learns_the_target_and_drafts_for_it(
     data: Path,
     tiny_target_folder: Path,
 ) -> None:
-    settings = config(max_train_tokens=60 * 4 * LENGTH, lora=LoraSettings(r=8, alpha=16))
+    settings = config(max_train_tokens=60 * 4 * LENGTH, lora=LoraSettings(r=8, lora_alpha=16))
     facts = run(start_model, tiny_tokenizer, data, tmp_path, settings)
     found = losses(facts)
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
@@ -219,21 +222,16 @@ def test_it_learns_the_target_and_drafts_for_it(
 def test_an_online_target_and_minutes(
     tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path, tiny_target_folder: Path
 ) -> None:
-    plain = tmp_path / "data"
-    for split in ("train", "eval"):
-        rows = datasets.load_from_disk(str(data / split)).select_columns(["input_ids", "labels"])
-        rows.save_to_disk(str(plain / split))
+    rows = datasets.load_from_disk(str(data / "train")).select_columns(["input_ids", "labels"])
+    plain = {"train_dataset": rows, "eval_dataset": None, "teacher": tiny_target_folder}
     made = [
-        train(
+        run(
             start_model,
             tiny_tokenizer,
-            plain,
+            data,
             tmp_path / name,
             config(objective={"ce": 0.5, "lk_hybrid": 0.5}, max_minutes=minutes),
-            seed=3,
-            device="cpu",
-            label="align",
-            target=tiny_target_folder,
+            **plain,
         )
         for name, minutes in (("a", None), ("b", 1e6))
     ]
@@ -256,7 +254,7 @@ def test_modules_that_there_are_not(
     ("settings", "message"),
     [
         ({"r": 0}, "r: must be at least 1, got 0"),
-        ({"dropout": 1.0}, "dropout: at least 0 and bel"),
+        ({"lora_dropout": 1.0}, "lora_dropout: must be at least 0 and bel"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules: lm_head is the head"),
     ],
 )
@@ -278,6 +276,7 @@ def test_from_python(
             per_device_train_batch_size=4,
             learning_rate=1e-2,
             head_dtype="float32",
+            bf16=False,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
@@ -319,6 +318,7 @@ def test_an_adapter_changes_the_loss_that_is_trained(
             max_steps=1,
             per_device_train_batch_size=4,
             head_dtype="float32",
+            bf16=False,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import os
-import pkgutil
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fastdraft_hf
 from fastdraft_hf._head import Head
 from fastdraft_hf.data.target_logits import FLOOR, top_k_of
 from fastdraft_hf.train import objectives
@@ -410,7 +401,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
     class Mine(SquaredDistance):
         name = "kl"
 
-    with pytest.raises(ValueError, match="a term named 'kl' is registered already"):
+    with pytest.raises(ValueError, match="a term named 'kl' is already registered"):
         register_term(Mine)
     assert terms()["kl"] is before
 
@@ -426,58 +417,10 @@ def test_the_same_class_may_come_again() -> None:
 @pytest.mark.usefixtures("_own_registry")
 def test_a_taken_name_is_refused_to_a_namesake_of_another_module() -> None:
     namesake = type("ForwardKL", (SquaredDistance,), {"name": "kl", "__module__": "elsewhere"})
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="already registered"):
         register_term(namesake)
 
 
 def test_what_terms_returns_is_no_way_into_the_registry() -> None:
     terms().clear()
     assert sorted(terms()) == NAMES
-
-
-def test_every_module_that_defines_a_term_is_found() -> None:
-    defined = {}
-    for module in pkgutil.iter_modules(objectives.__path__):
-        found = importlib.import_module(f"{objectives.__name__}.{module.name}")
-        for _, cls in inspect.getmembers(found, inspect.isclass):
-            if issubclass(cls, Term) and cls.__module__ == found.__name__ and cls is not Term:
-                defined[cls.name] = cls
-    assert {name: type(term) for name, term in terms().items()} == defined
-    assert {"ce", "kl", "rkl", "jsd", "tvd", "nla", "lk_hybrid"} <= set(defined)
-
-
-def test_a_new_file_in_the_folder_is_all_it_takes(tmp_path: Path) -> None:
-    package = Path(fastdraft_hf.__file__).parent
-    parts = ("__init__.py", "_errors.py", "train/__init__.py", "train/objectives")
-    for part in parts:
-        source, copy = package / part, tmp_path / "fastdraft_hf" / part
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy)
-        else:
-            shutil.copy(source, copy)
-    (tmp_path / "fastdraft_hf/train/objectives/zero.py").write_text(
-        "from fastdraft_hf.train.objectives import register_term\n"
-        "from fastdraft_hf.train.objectives.base import Term\n"
-        "@register_term\n"
-        "class Zero(Term):\n"
-        "    name = 'zero'\n"
-        "    def value_and_slope(self, pair):\n"
-        "        return 0 * pair.p.sum(-1), 0 * pair.p\n"
-        "    def reference(self, p, q):\n"
-        "        return 0 * p.sum(-1)\n"
-    )
-    code = (
-        "from fastdraft_hf.train.objectives import Objective, __file__\n"
-        "print(Objective({'zero': 0.5, 'kl': 1}), __file__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("0.5 zero + 1 kl ")
-    assert str(tmp_path) in done.stdout

@@ -20,7 +20,7 @@ def make_optimizer(model: torch.nn.Module, **changes: float) -> MuonWithAdamW:
     return MuonWithAdamW(
         [p for p in parameters if p.ndim == 2],
         [p for p in parameters if p.ndim != 2],
-        **{"matrix_lr": 0.02, "lr": 0.01, "weight_decay": 0.1, **changes},
+        **{"muon_lr": 0.02, "lr": 0.01, "weight_decay": 0.1, **changes},
     )
 
 
@@ -75,7 +75,7 @@ def test_its_state_goes_on_identically() -> None:
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     twin = copy.deepcopy(model)
-    resumed = make_optimizer(twin, matrix_lr=9.0, lr=9.0)  # the state's rates win
+    resumed = make_optimizer(twin, muon_lr=9.0, lr=9.0)  # the state's rates win
     resumed.load_state_dict(torch.load(file))
     fresh_twin = copy.deepcopy(model)
     fresh = make_optimizer(fresh_twin)

@@ -41,7 +41,7 @@ def trained(
         ),
         train_dataset=datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 4),
         processing_class=tiny_tokenizer,
-        target_model=str(tiny_target_folder),
+        teacher_model=str(tiny_target_folder),
     )
     trainer.train()
     return trainer

@@ -100,7 +100,6 @@ def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
         defaults = {
             "output_dir": str(tmp_path / name),
             "per_device_train_batch_size": 2,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
             "max_train_tokens": str(BUDGET),
             "head_dtype": "float32",
             "learning_rate": 5e-3,
@@ -134,7 +133,7 @@ def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
             "jsonl",
             True,
             True,
-            {"objective": {"ce": 0.5, "kl": 0.5}, "matrix_optimizer": "muon"},
+            {"objective": {"ce": 0.5, "kl": 0.5}, "use_muon": True},
         ),
         ("parquet", True, False, {"objective": "kl", "gradient_accumulation_steps": 2}),
     ],

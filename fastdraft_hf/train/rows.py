@@ -1,0 +1,141 @@
+"""Rows on their way to the draft: sampled, cut to ``max_length`` and collated in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data import columns
+
+_ROWS_AT_ONCE = 10_000
+
+
+@dataclass
+class DraftCollator(DataCollatorForLanguageModeling):
+    """TRL's collator, which also cuts rows and collates the stored top-k if there is one.
+
+    Adds, to TRL's output for a batch of shape [B, T] ([1, T] when flattened):
+
+    - ``target_top_k_ids`` [B, T, k] int64, ``target_top_k_logprobs`` [B, T, k] float16 and
+      ``target_tail_logprob`` [B, T] float16, zeros where nothing is stored;
+    - labels of every sequence's first token are -100: nothing predicts it, and `Trainer` counts
+      the labels to divide the loss by.
+
+    Args:
+        stored: whether rows have the columns.
+        vocab_size: rows of the draft's head, to check the ids against.
+        max_length: rows are cut to this many tokens, all columns alike.
+        keep_end: cut the beginning of a row instead of its end.
+
+    Raises:
+        FastDraftError: a row's columns are not distributions of its tokens.
+    """
+
+    stored: bool = False
+    vocab_size: int = 0
+    max_length: int | None = None
+    keep_end: bool = False
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        examples = [self._cut(example) for example in examples]
+        output: dict[str, Any] = super().torch_call(examples)
+        output["labels"][:, 0] = -100
+        if not self.stored:
+            return output
+        rows, length = output["input_ids"].shape
+        arrays: dict[str, torch.Tensor] = {}
+        start = k = 0
+        for number, example in enumerate(examples):
+            where = f"row {number} of a batch"
+            positions, ids, log_probs = columns.stored(example, where)
+            columns.check_covered(example.get("labels"), _with_starts(positions, example), where)
+            if len(positions):
+                if k and k != ids.shape[1]:
+                    raise FastDraftError(
+                        f"{where}: {columns.IDS} has {ids.shape[1]} ids for a token, {k} before"
+                    )
+                k = ids.shape[1]
+                arrays = arrays or _zeros(rows, length, k)
+                tail = np.asarray(example[columns.TAIL], dtype=np.float32)[positions]
+                columns.check_entries(ids, log_probs, tail, self.vocab_size, where)
+                row, at = (0, start) if self.padding_free else (number, 0)
+                places = torch.from_numpy(positions + at)
+                arrays[columns.IDS][row, places] = torch.from_numpy(ids)
+                arrays[columns.LOG_PROBS][row, places] = torch.from_numpy(log_probs).half()
+                arrays[columns.TAIL][row, places] = torch.from_numpy(tail).half()
+            start += len(example["input_ids"])
+        return {**output, **(arrays or _zeros(rows, length, 1))}
+
+    def _cut(self, example: dict[str, Any]) -> dict[str, Any]:
+        size = len(example["input_ids"])
+        for column in columns.LISTS if self.stored else ():
+            if len(example[column]) != size:
+                raise FastDraftError(
+                    f"{column} has {len(example[column])} entries for {size} input_ids"
+                )
+        if not self.max_length or size <= self.max_length:
+            return example
+        window = slice(size - self.max_length, None) if self.keep_end else slice(self.max_length)
+        lists = ("input_ids", "labels", *columns.LISTS)
+        return {name: one[window] if name in lists else one for name, one in example.items()}
+
+
+def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
+    return {
+        columns.IDS: torch.zeros(rows, length, k, dtype=torch.int64),
+        columns.LOG_PROBS: torch.zeros(rows, length, k, dtype=torch.float16),
+        columns.TAIL: torch.zeros(rows, length, dtype=torch.float16),
+    }
+
+
+def _with_starts(positions: np.ndarray, example: dict[str, Any]) -> np.ndarray:
+    """Add the first tokens of packed sequences, which nothing predicts, to ``positions``."""
+    if "seq_lengths" not in example:
+        return positions
+    starts = np.cumsum([0, *example["seq_lengths"]])[:-1]
+    return np.union1d(positions, starts)
+
+
+def with_labels_in_reach(dataset: Any, max_length: int | None, keep_end: bool) -> Any:
+    """Return the rows that keep a label when they are cut; only longer rows are looked at."""
+    if not isinstance(dataset, Dataset) or not max_length:
+        return dataset
+    import pyarrow.compute as pc
+
+    tokens = dataset.select_columns(["input_ids"]).with_format("arrow")
+    parts = [
+        pc.list_value_length(tokens[start : start + _ROWS_AT_ONCE]["input_ids"]).to_numpy()
+        for start in range(0, len(dataset), _ROWS_AT_ONCE)
+    ]
+    long = np.flatnonzero(np.concatenate([*parts, np.empty(0)]) > max_length)
+    if not len(long):
+        return dataset
+    window = slice(-max_length, None) if keep_end else slice(max_length)
+    labels = dataset.select_columns(["labels"])
+    lost = {i for i in map(int, long) if set(labels[i]["labels"][window]) <= {columns.IGNORED}}
+    return dataset.select([i for i in range(len(dataset)) if i not in lost]) if lost else dataset
+
+
+class SameLengthSampler(LengthGroupedSampler):
+    """transformers' sampler of rows of similar length, the same whatever the number of processes.
+
+    Args:
+        sampler: transformers' own, whose batch is one process's.
+        processes: how many processes share a batch.
+        seed: with the epoch it decides the order, so that a resumed epoch repeats it.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, processes: int, seed: int) -> None:
+        self.batch_size, self.lengths = sampler.batch_size * processes, sampler.lengths
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
