@@ -175,14 +175,16 @@ class _OpenVINO(_Engine):
 
             from fastdraft_hf.decode.openvino.paged import paged
 
-            self._set_target(OVModelForCausalLM.from_pretrained(target, compile=False))
+            # They are exports: without being told, optimum-intel asks the Hub about each folder.
+            given = {"compile": False, "export": False}
+            self._set_target(OVModelForCausalLM.from_pretrained(str(target), **given))
             # Paging drops the target's own compiled graph, once. Done here and not by the first
             # answer with a draft: the target alone would compile it again while it is timed.
             if "ours-openvino" in paths:
                 paged(self.target)
             for name in sorted({s.draft for s in settings if s.path == "ours-openvino"}):
                 # The loop compiles what it runs; nobody calls a draft by itself.
-                self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], compile=False)
+                self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], **given)
 
     def __call__(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
