@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.packing import Encoder, SourceBlocks
 from fastdraft_hf.data.sources import Source, summary_keys
 
@@ -139,6 +140,12 @@ class _Generator:
         self._stream = stream
 
     def __call__(self) -> Iterator[dict[str, list[int]]]:
+        from torch.utils.data import get_worker_info
+
+        if get_worker_info() is not None:  # a checkpoint could not save the worker's position
+            raise FastDraftError(
+                "dataloader_num_workers: must be 0 with a stream, which reads ahead by itself"
+            )
         return iter(self._stream)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Generator:

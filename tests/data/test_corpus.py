@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import documents, packing, stream
@@ -394,6 +395,12 @@ def test_a_position_too_long_ago(
     take(blocks, WINDOW * 5)
     with pytest.raises(ValueError, match="too long ago"):
         blocks.state_dict(0)
+
+
+def test_a_stream_is_not_read_by_a_worker(open_stream: Callable[..., BlockStream]) -> None:
+    loader = DataLoader(open_stream().as_dataset(), num_workers=1)
+    with pytest.raises(FastDraftError, match="dataloader_num_workers: must be 0 with a stream"):
+        next(iter(loader))
 
 
 def test_the_summary_of_a_stream_is_estimated(tmp_path: Path, corpus: Make) -> None:
