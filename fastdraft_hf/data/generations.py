@@ -111,8 +111,9 @@ def write_rows(
         folder: of the parts; created if missing.
         rows_per_part: rows of a parquet file.
         seconds: longest time between two writes of a part.
-        max_minutes: stop after this much time of generation, over all runs of this folder. Rows
-            that are finished by then are kept; each process stops by its own clock.
+        max_minutes: stop after this much time of generation, over all runs of this folder. What
+            unfinished rows have by then is kept, as if it were their length limit. Each process
+            stops by its own clock.
         on_progress: called with (rows, tokens) finished since the last call.
         on_found: called once, before any row is generated, with (rows that exist, rows that exist
             when this process is done).

@@ -63,7 +63,7 @@ class Engine(Protocol):
         Args:
             requests: read lazily; it may end early.
             on_tokens: called with the number of new tokens as they appear. If it returns True, the
-                time is up: drop what is unfinished and return.
+                time is up: yield the beginnings of unfinished completions, if any, and return.
         """
         ...
 

@@ -88,6 +88,9 @@ class OpenVINOEngine:
                         )
                     yield completed(request, found, self._stop_ids)
                 if on_tokens(new):
+                    for request, _, found in running.values():
+                        if found:
+                            yield completed(request, found, self._stop_ids)
                     return
         finally:
             for _, handle, _ in running.values():

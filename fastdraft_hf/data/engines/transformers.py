@@ -131,12 +131,10 @@ class TransformersEngine:
                 logits_processor=LogitsProcessorList([RowSampler(batch, width)]),
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
+        rows = output[:, width:].tolist()
         return [
             completed(request, row, self._stop_ids)
-            for request, row, running in zip(
-                batch, output[:, width:].tolist(), watch.running.tolist(), strict=True
-            )
-            if not running
+            for request, row in zip(batch, rows, strict=True)
         ]
 
 
