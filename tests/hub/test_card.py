@@ -85,7 +85,7 @@ def test_the_text_says_the_figures(run_summary: RunSummary) -> None:
         "[org/Target](https://huggingface.co/org/Target) (abc123)",
         "10,000,000 parameters; the target has 100,000,000 (10.0 times as many)",
         "**1.50x** the speed of the target alone through the same kernels",
-        "on 4 of 4 prompts",
+        "on 4 of 4 prompts.",
         "on Some CPU, 2 cores:",
         "| openvino | overall | 10.0 | 15.0 | 1.50 (1.40 to 1.60) | 3 |",
         "| humaneval | T = 0.6 | 3 | 2 | 0.400 (0.300 to 0.500)",
