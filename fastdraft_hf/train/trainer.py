@@ -92,7 +92,8 @@ class DraftDistillationTrainer(SFTTrainer):
             of ``args.teacher_model_name_or_path``, if any.
         train_dataset: rows to train on.
         eval_dataset: held-out rows, or several sets by name.
-        processing_class: the tokenizer; by default the one in the draft's folder.
+        processing_class: the tokenizer; by default ``model.tokenizer`` (`build_draft` sets it), or
+            the one in the draft's folder.
         data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics, peft_config, formatting_func: as for `SFTTrainer`.
 
@@ -179,6 +180,8 @@ class DraftDistillationTrainer(SFTTrainer):
             raise FastDraftError("a stored distribution needs the trainer's own data_collator")
         if args.max_train_tokens is not None:
             args.max_steps = checks.most_steps(args, train_dataset)
+        if processing_class is None:
+            processing_class = getattr(model, "tokenizer", None)
         if processing_class is None:
             if not name:
                 raise FastDraftError(

@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
-from fastdraft_hf import FastDraftError, build_draft, save_draft
+from fastdraft_hf import (
+    DraftDistillationConfig,
+    DraftDistillationTrainer,
+    FastDraftError,
+    build_draft,
+    save_draft,
+)
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
@@ -98,6 +105,19 @@ def test_a_model_that_came_from_no_folder(tiny_model: Any, tmp_path: Path) -> No
         save_draft(draft, tmp_path)
     with pytest.raises(FastDraftError, match=r"^params: .*'many'"):
         build_draft(tiny_model(), "many")
+
+
+def test_it_is_trained_with_the_targets_tokenizer(target: Path, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"input_ids": [40, 41, 42, 2], "labels": [-100, 41, 42, 2]}] * 4)
+    args = DraftDistillationConfig(
+        str(tmp_path / "run"), max_steps=1, report_to="none", use_cpu=True
+    )
+    draft = build_draft(target, **SHAPE)
+    trainer = DraftDistillationTrainer(model=draft, args=args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert saved.get_vocab() == draft.tokenizer.get_vocab()
 
 
 def test_a_given_draft_is_resized_on_request(tiny_target_folder: Path, tmp_path: Path) -> None:
