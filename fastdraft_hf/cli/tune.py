@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastdraft_hf.tune.config import TuneConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -33,10 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Search; print the findings to standard error and the recipe's sections to standard output."""
+    import sys
+
     import yaml
 
     from fastdraft_hf._errors import FastDraftError
+    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.target.resolve import resolve_target
     from fastdraft_hf.tune.config import TuneConfig
+    from fastdraft_hf.tune.figures import draw
+    from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
 
     settings = {}
     for word in args.overrides:
@@ -47,28 +51,11 @@ def run(args: argparse.Namespace) -> None:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise FastDraftError(f"{key}: '{value}' is not a valid YAML value") from error
-    tune(TuneConfig(**settings), args.target, args.output_dir)
-
-
-def tune(config: TuneConfig, target: str, output_dir: Path) -> None:
-    """Search; print the findings to standard error and the recipe's sections to standard output."""
-    import sys
-
-    from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.eval.terminal import print_table
-    from fastdraft_hf.target.resolve import resolve_target
-    from fastdraft_hf.tune.figures import draw
-    from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
-
     quiet_libraries()
-    results = search(config, resolve_target(target), output_dir)
+    output_dir = args.output_dir
+    results = search(TuneConfig(**settings), resolve_target(args.target), output_dir)
     print_table(table(results))
-    lines = verdict(results)
-    try:
-        draw(results, output_dir / "tune.png")
-        lines.append(f"figure: {output_dir / 'tune.png'}")
-    except FastDraftError as error:
-        lines.append(str(error))
+    draw(results, output_dir / "tune.png")
+    lines = [*verdict(results), f"figure: {output_dir / 'tune.png'}"]
     print("", *lines, sep="\n", file=sys.stderr)
     print(recipe_snippet(results), end="")

@@ -5,21 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._errors import FastDraftError
-
 _MOST_LINES = 10
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Write a PNG: predicted speed over depth and over γ, and a drafted token's time over layers.
-
-    Raises:
-        FastDraftError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FastDraftError("figures: pip install fastdraft_hf[figures]") from error
+    """Write a PNG: predicted speed over depth and over γ, and a drafted token's time by depth."""
+    from matplotlib.figure import Figure
 
     rows = results["designs"]
     figure = Figure(figsize=(14, 4), dpi=120, layout="constrained")
