@@ -1,16 +1,16 @@
-"""Credentials blotted out of whatever is printed or written."""
+"""Credentials removed from everything that is printed or written."""
 
 from __future__ import annotations
 
 import re
 
-# Hub tokens, and anything a user may have written as `...token=value` or `...key=value`.
+# Hub tokens, and a value that a user wrote as `...token=value` or `...key=value`.
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|((?:token|key|secret|password)=)\S+", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def redacted(text: str, *secrets: str | None) -> str:
-    """Return ``text`` with anything that looks like a credential, and ``secrets``, blotted out."""
+    """Replace ``secrets``, and whatever looks like a credential, by ``[redacted]``."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, "[redacted]")
@@ -18,5 +18,5 @@ def redacted(text: str, *secrets: str | None) -> str:
 
 
 def holds_token(text: str, *secrets: str | None) -> bool:
-    """Return whether a Hub token, or one of ``secrets``, stands in a text."""
+    """Return whether ``text`` contains a Hub token or one of ``secrets``."""
     return bool(_HUB_TOKEN.search(text)) or any(s in text for s in secrets if s)
