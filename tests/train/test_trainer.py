@@ -186,6 +186,36 @@ def test_wrong_arguments(trainer: Make, tiny_model: Make, tiny_tokenizer: Any) -
         trainer(head_dtype="float16")
 
 
+def test_two_visible_gpus_and_one_process(trainer: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """`Trainer` would wrap the draft in `DataParallel`, under which the hook sees nothing."""
+    made = trainer()
+    args = made.args
+    args._n_gpu = 2  # what a plain `python` finds on a machine with two
+    again = DraftDistillationTrainer(
+        made.model, args, train_dataset=examples(), processing_class=made.processing_class
+    )
+    assert "`accelerate launch`" in caplog.text
+    assert (again.args.n_gpu, again.args.train_batch_size) == (1, 4)
+    again.train()
+    assert again.state.global_step == 3
+    assert args.n_gpu == 2  # the caller's config is not changed
+
+
+def test_only_a_folder_and_rows(
+    tiny_target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = DraftDistillationTrainer(str(tiny_target_folder), train_dataset=examples())
+    assert made.args.output_dir == f"{tiny_target_folder.name}-FastDraft"
+    assert made.processing_class.get_vocab()
+    assert (made.args.use_muon, made.args.sampled_softmax) == (True, 8192)
+    assert repr(made.objective) == "1 ce"
+    args = DraftDistillationConfig("out", max_train_tokens="100", use_cpu=True)
+    before = dict(vars(args))
+    DraftDistillationTrainer(str(tiny_target_folder), args, train_dataset=examples())
+    assert vars(args) == before
+
+
 def test_bf16_is_asked_of_the_device() -> None:
     # torch has these queries under private names; they may move.
     supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
