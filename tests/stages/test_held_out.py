@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import load_from_disk
 from transformers import PreTrainedTokenizerFast
 
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
@@ -92,8 +91,8 @@ def test_corpora_lose_what_evaluate_and_bench_read(
     run: Run, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
 ) -> None:
     stage = run.recipe.training_stages()[name]
-    corpus = train.open_text(run, tmp_path / "data", stage, tiny_tokenizer)
-    text, summary = text_of(corpus.train, tiny_tokenizer), corpus.summary
+    rows, summary = train.open_rows(run, tmp_path / "data", name, stage, tiny_tokenizer)
+    text = text_of(rows["train_dataset"], tiny_tokenizer)
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
     assert "ten hens" not in text
@@ -121,8 +120,8 @@ def test_prompts_and_answers_lose_it_too(
     assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
 
     stage = run.recipe.training_stages()["align"]
-    train._prepare_completions(run, tmp_path / "data", stage, tiny_tokenizer, stored=False)
-    text = text_of(load_from_disk(str(tmp_path / "data" / "train")), tiny_tokenizer)
+    rows, _ = train.open_rows(run, tmp_path / "data", "align", stage, tiny_tokenizer)
+    text = text_of(rows["train_dataset"], tiny_tokenizer)
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
 
@@ -155,8 +154,8 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
     run.recipe.bench.tasks = bench
     stage = run.recipe.training_stages()["pretrain"]
     stage.sources = [Source(kind="generated", name="code")]
-    corpus = train.open_text(run, tmp_path / "data", stage, tiny_tokenizer)
-    text = text_of(corpus.train, tiny_tokenizer)
+    rows, _ = train.open_rows(run, tmp_path / "data", "pretrain", stage, tiny_tokenizer)
+    text = text_of(rows["train_dataset"], tiny_tokenizer)
     assert "assistant and the user ate" in text
     assert "ten hens" not in text
     assert "hat sat on" not in text
