@@ -1,0 +1,190 @@
+"""One recipe, from generate to evaluate, in one process and in two: the same draft to 1e-5."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from fastdraft_hf.data.parts import PARTS, iter_rows
+
+RUN = Path(__file__).resolve().parents[1] / "recipes" / "run.py"
+STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate")
+TRAINED = ("pretrain", "align")
+
+
+def recipe(target: Path, batch: int) -> dict[str, Any]:
+    """Return a recipe whose steps have four rows, with ``batch`` rows per process."""
+    training = {
+        "max_length": 64,
+        "per_device_train_batch_size": batch,
+        "eval_rows": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        # bfloat16 iterations of Muon round differently for every split of a batch.
+        "use_muon": False,
+        # So do bfloat16 products, and a sample of tokens has those of the own rows only.
+        "sampled_softmax": None,
+        "head_dtype": "float32",
+        "bf16": False,
+    }
+    return {
+        "target": str(target),
+        "device": "cpu",
+        "design": {"params": "20k", "num_hidden_layers": 1, "hidden_size": 16},
+        "generate": {
+            "engine": "transformers",
+            "rows_per_shard": 4,
+            "sets": {
+                "text": {"kind": "free", "rows": 24, "max_new_tokens": 40, "temperatures": [1.0]},
+                "more": {"kind": "free", "rows": 12, "max_new_tokens": 30, "temperatures": [0.5]},
+            },
+        },
+        "logits": {"engine": "transformers", "top_k": 8, "rows_per_shard": 4},
+        "pretrain": {
+            "sources": [{"name": "text"}],
+            "max_train_tokens": 1024,
+            **training,
+        },
+        "align": {
+            "sources": [{"name": "text"}, {"name": "more"}],
+            "objective": "kl",
+            "target_distribution": "stored",
+            "max_train_tokens": 900,
+            **training,
+        },
+        "evaluate": {
+            "tasks": ["humaneval"],
+            "prompts_per_task": 2,
+            "max_new_tokens": 4,
+            "max_prompt_tokens": 2000,
+            "untrained_prompts_per_task": 0,
+        },
+    }
+
+
+class Run:
+    """A recipe started by recipes/run.py in one or two processes, as torchrun does."""
+
+    def __init__(self, folder: Path, target: Path, world: int) -> None:
+        self.folder, self.world = folder, world
+        self._file = folder.with_suffix(".yaml")
+        settings = {**recipe(target, 4 // world), "output_dir": str(folder)}
+        self._file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        self._log = folder.with_suffix(".log")
+
+    def start(self) -> list[subprocess.Popen[bytes]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        processes = []
+        with self._log.open("ab") as log:
+            for rank in range(self.world):
+                several = {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(self.world),
+                    "LOCAL_WORLD_SIZE": str(self.world),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(RUN), str(self._file), "--stages", ",".join(STAGES)],
+                        stdout=log,
+                        stderr=log,
+                        env={**environment, **(several if self.world > 1 else {})},
+                    )
+                )
+        return processes
+
+    def finish(self) -> None:
+        for process in self.start():
+            assert process.wait(timeout=240) == 0, self.log()
+
+    def kill(self, stage: str, pattern: str) -> None:
+        """SIGKILL one process once a stage has written a file; the others end, as in torchrun."""
+        processes = self.start()
+        end = time.monotonic() + 200
+        while not list((self.folder / f".{stage}.partial").glob(pattern)):
+            assert time.monotonic() < end, self.log()
+            assert processes[-1].poll() is None, self.log()
+            time.sleep(0.01)
+        processes[-1].send_signal(signal.SIGKILL)
+        time.sleep(0.2)
+        for process in processes:
+            process.kill()
+            process.wait()
+        assert not (self.folder / stage).exists()
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return list(iter_rows(self.folder / "generate" / name))
+
+    def losses(self, stage: str) -> list[float]:
+        log = json.loads((self.folder / stage / "log.json").read_text(encoding="utf-8"))
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    def weights(self, stage: str) -> dict[str, Any]:
+        return load_file(self.folder / stage / "model.safetensors")
+
+    def check_equal(self, other: Run, tolerance: float) -> None:
+        """Compare rows, losses, weights and acceptance; every row is there once."""
+        for name in ("text", "more"):
+            rows = self.rows(name)
+            assert [row["index"] for row in rows] == list(range(len(rows)))
+            assert rows == other.rows(name)
+        for stage in TRAINED:
+            assert self.losses(stage) == pytest.approx(other.losses(stage), abs=tolerance)
+            ours, theirs = self.weights(stage), other.weights(stage)
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                assert (ours[name] - theirs[name]).abs().max() <= tolerance, (stage, name)
+        results = [
+            json.loads((run.folder / "evaluate" / "results.json").read_text(encoding="utf-8"))
+            for run in (self, other)
+        ]
+        rates = [result["overall"]["sampled"]["acceptance_rate"] for result in results]
+        assert rates[0] == pytest.approx(rates[1], abs=1e-4)
+        assert all(result["greedy_identical"] == result["greedy_prompts"] for result in results)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Run:
+    run = Run(tmp_path_factory.mktemp("one") / "run", tiny_target_folder, 1)
+    run.finish()
+    assert len(run.losses("align")) > 3
+    return run
+
+
+def test_two_processes_are_one(tmp_path: Path, tiny_target_folder: Path, alone: Run) -> None:
+    two = Run(tmp_path / "run", tiny_target_folder, 2)
+    two.kill("generate", f"text/{PARTS}")
+    two.kill("align", "work/checkpoint-*/complete")
+    two.finish()
+    writers = {path.name.split("-")[1] for path in (two.folder / "logits").rglob(PARTS)}
+    assert writers == {"00000", "00001"}
+    two.check_equal(alone, 1e-5)
+
+
+def test_one_process_resumes_bit_for_bit(
+    tmp_path: Path, tiny_target_folder: Path, alone: Run
+) -> None:
+    one = Run(tmp_path / "run", tiny_target_folder, 1)
+    one.kill("align", "work/checkpoint-*/complete")
+    one.finish()
+    one.check_equal(alone, 0.0)
