@@ -209,7 +209,7 @@ def check_run(command: CommandLine, target_folder: Path) -> None:
     assert use.stdout.strip().endswith("used")
 
 
-def test_a_run_killed_in_training_goes_on_and_finishes(tmp_path: Path, target_folder: Path) -> None:
+def test_a_run_killed_in_training_resumes_and_finishes(tmp_path: Path, target_folder: Path) -> None:
     command = CommandLine(tmp_path)
     work = command.folder / ".align.partial" / "work"
     killed = kill_when(command.start(), lambda: any(work.glob("checkpoint-*/complete")))
@@ -222,7 +222,7 @@ def test_a_run_killed_in_training_goes_on_and_finishes(tmp_path: Path, target_fo
     assert {stage: after[stage] for stage in before} == before
     assert command.provenance("align")["runs"] == 2
     assert all(command.provenance(s)["runs"] == 1 for s in STAGES if s != "align")
-    assert "align: going on from checkpoint-" in command.log()
+    assert "align: resumed from checkpoint-" in command.log()
     steps = [e["step"] for e in json.loads((command.folder / "align/log.json").read_text())]
     assert steps == sorted(steps)  # the log of both runs is one log
     assert steps[0] == RECIPE["align"]["logging_steps"]
