@@ -91,7 +91,7 @@ def print_results(folder: Path) -> None:
     """Print the results of a finished stage evaluate, if there are any."""
     import json
 
-    from fastdraft_hf.eval.terminal import print_evaluation
+    from fastdraft_hf.eval.summary import print_evaluation
 
     path = folder / "evaluate" / "results.json"
     if is_main() and path.exists():

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._running import quiet_libraries
-    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.target.resolve import resolve_target
     from fastdraft_hf.tune.config import TuneConfig
     from fastdraft_hf.tune.figures import draw

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.draft.vocabulary import Vocabulary, compare_vocabularies
-    from fastdraft_hf.eval.terminal import print_table
+    from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.target.resolve import resolve_target
 
     if args.reduce is not None:

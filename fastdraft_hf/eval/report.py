@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastdraft_hf.eval.figures import draw_figures
 from fastdraft_hf.eval.summary import (
@@ -15,10 +14,8 @@ from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
     RunSummary,
     acceptance_rows,
+    acceptance_sentences,
     cut_sentence,
-    estimators_sentence,
-    greedy_sentence,
-    held_out_sentence,
     speed_rows,
     stage_rows,
     verdict,
@@ -60,14 +57,10 @@ def write_report(
     summary: RunSummary,
     folder: Path,
     *,
-    title: str,
-    machine: str,
+    samples: Sequence[tuple[str, Pieces]],
     target: str,
     draft_location: str,
-    samples: Sequence[tuple[str, Pieces]],
-    resolved_recipe: str,
-    further: str,
-    card: str = "",
+    **texts: str,
 ) -> Path:
     """Write ``report.html`` and the figures into ``folder``; return the page's path.
 
@@ -77,53 +70,34 @@ def write_report(
     Args:
         summary: the run's records.
         folder: where to write.
-        title: the page's heading.
-        machine: the machine the run was measured on, in words.
-        target, draft_location: what the snippet loads.
         samples: (heading, pieces of an answer from `accepted_pieces`).
-        resolved_recipe: YAML.
-        further: what a larger budget would take, in words.
-        card: the model card's Markdown; empty for none.
+        target, draft_location: what the snippet loads.
+        texts: ``title``, ``machine`` (in words), ``further`` (what a larger budget would take),
+            ``recipe`` (YAML) and ``card`` (Markdown; empty for none).
     """
     from jinja2 import Environment
 
     evaluation, bench = summary.evaluation, summary.bench
-    figures = [
-        (path.stem, base64.b64encode(path.read_bytes()).decode())
-        for path in draw_figures(summary, folder)
-    ]
-    headline = [verdict(bench), cut_sentence(bench)]
-    acceptance_sentences = []
-    if evaluation is not None:
-        headline.insert(0, _acceptance_headline(evaluation))
-        acceptance_sentences = [
-            sentence(evaluation)
-            for sentence in (estimators_sentence, held_out_sentence, cut_sentence, greedy_sentence)
-        ]
+    environment = Environment(autoescape=True)
+    environment.filters["interval"] = with_interval
     source = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    page = (
-        Environment(autoescape=True)
-        .from_string(source)
-        .render(
-            title=title,
-            machine=machine,
-            headline=filter(None, headline),
-            images=figures,
-            acceptance=acceptance_rows(evaluation) if evaluation else [],
-            acceptance_sentences=filter(None, acceptance_sentences),
-            speed=speed_rows(bench) if bench else [],
-            speed_note=SPEED_NOTE,
-            bench_tables=[(h, found) for h, rows in BENCH_TABLES if (found := rows(bench or {}))],
-            samples=samples,
-            stages=stage_rows(summary.provenance),
-            further=further,
-            snippet=snippet(target, draft_location),
-            recipe=resolved_recipe,
-            card=card,
-            versions=json.dumps(
-                next(iter(summary.provenance.values()), {}).get("versions"), indent=1
-            ),
-        )
+    page = environment.from_string(source).render(
+        evaluation=evaluation,
+        headline=filter(None, [verdict(bench), cut_sentence(bench)]),
+        images=[
+            (path.stem, base64.b64encode(path.read_bytes()).decode())
+            for path in draw_figures(summary, folder)
+        ],
+        acceptance=acceptance_rows(evaluation) if evaluation else [],
+        acceptance_sentences=acceptance_sentences(evaluation) if evaluation else [],
+        speed=speed_rows(bench) if bench else [],
+        speed_note=SPEED_NOTE,
+        bench_tables=[(h, found) for h, rows in BENCH_TABLES if (found := rows(bench or {}))],
+        samples=samples,
+        stages=stage_rows(summary.provenance),
+        snippet=snippet(target, draft_location),
+        versions=json.dumps(next(iter(summary.provenance.values()), {}).get("versions"), indent=1),
+        **texts,
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -136,15 +110,4 @@ def snippet(target: str, draft_location: str) -> str:
         f'target = AutoModelForCausalLM.from_pretrained("{target}")\n'
         f'draft = AutoModelForCausalLM.from_pretrained("{draft_location}")\n'
         "target.generate(**inputs, assistant_model=draft)"
-    )
-
-
-def _acceptance_headline(evaluation: dict[str, Any]) -> str:
-    sampled = evaluation["overall"]["sampled"]
-    return (
-        f"A draft of {evaluation['draft_parameters']:,} parameters "
-        f"(1/{1 / evaluation['cost_ratio']:.1f} of the target). Acceptance rate "
-        f"{with_interval(sampled['acceptance_rate'], 3)}, block efficiency "
-        f"{with_interval(sampled['block_efficiency'])}, memory-bound speed-up "
-        f"{with_interval(sampled['mbsu'])}."
     )

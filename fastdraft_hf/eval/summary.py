@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,46 +68,35 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     expects = any("expected" in (s["overall"] or {}) for s in settings)
     rows = []
     for task in [*evaluation["tasks"], "overall"]:
-        taken = [
-            (
-                _decoding(s["temperature"]),
-                s["num_assistant_tokens"],
-                s["overall"] if task == "overall" else s["tasks"][task],
-            )
-            for s in settings
-        ]
-        first = evaluation["overall"] if task == "overall" else evaluation["tasks"][task]
-        untrained = f"untrained, {_decoding(evaluation['temperature'])}"
-        taken.append((untrained, evaluation["num_assistant_tokens"], first.get("untrained")))
-        for name, gamma, figures in taken:
+        first, *ways = (
+            one["overall"] if task == "overall" else one["tasks"][task]
+            for one in (evaluation, *settings)
+        )
+        taken = [("", setting, figures) for setting, figures in zip(settings, ways, strict=True)]
+        for prefix, setting, figures in [
+            *taken,
+            ("untrained, ", evaluation, first.get("untrained")),
+        ]:
             if figures is None:
                 continue
-            row = {
-                "task set": task,
-                "decoding": name,
-                "γ": str(gamma),
-                "prompts": str(figures["prompts"]),
-                "acceptance rate": with_interval(figures["acceptance_rate"], 3),
-                "expected": _expected_cell(figures),
-                "block efficiency": with_interval(figures["block_efficiency"]),
-                "MBSU": with_interval(figures["mbsu"]),
-                "by position": " ".join(f"{v:.2f}" for v in figures["acceptance_by_position"]),
-            }
-            if not expects:
-                del row["expected"]
-            rows.append(row)
+            temperature, expected = setting["temperature"], ""
+            if "expected" in figures:
+                star = "" if figures["intervals_overlap"] else " *"
+                expected = with_interval(figures["expected"]["acceptance_rate"], 3) + star
+            rows.append(
+                {
+                    "task set": task,
+                    "decoding": prefix + (f"T = {temperature:g}" if temperature else "greedy"),
+                    "γ": str(setting["num_assistant_tokens"]),
+                    "prompts": str(figures["prompts"]),
+                    "acceptance rate": with_interval(figures["acceptance_rate"], 3),
+                    **({"expected": expected} if expects else {}),
+                    "block efficiency": with_interval(figures["block_efficiency"]),
+                    "MBSU": with_interval(figures["mbsu"]),
+                    "by position": " ".join(f"{v:.2f}" for v in figures["acceptance_by_position"]),
+                }
+            )
     return rows
-
-
-def _decoding(temperature: float) -> str:
-    return f"T = {temperature:g}" if temperature else "greedy"
-
-
-def _expected_cell(figures: dict[str, Any]) -> str:
-    if "expected" not in figures:
-        return ""
-    cell = with_interval(figures["expected"]["acceptance_rate"], 3)
-    return cell if figures["intervals_overlap"] else f"{cell} *"
 
 
 def estimators_sentence(evaluation: dict[str, Any]) -> str:
@@ -159,6 +149,12 @@ def greedy_sentence(evaluation: dict[str, Any]) -> str:
     return text
 
 
+def acceptance_sentences(evaluation: dict[str, Any]) -> list[str]:
+    """Return what has to be said below the rows of `acceptance_rows`."""
+    makers = (estimators_sentence, held_out_sentence, cut_sentence, greedy_sentence)
+    return [text for make in makers if (text := make(evaluation))]
+
+
 # Below the rows of `speed_rows`.
 SPEED_NOTE = (
     "Ratios are to the target alone through the same engine and kernels, with 95% bootstrap "
@@ -177,7 +173,7 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     for name, found in bench["paths"].items():
         for task, figures in [*found["tasks"].items(), ("overall", found["overall"])]:
             gamma = str(figures["best_num_assistant_tokens"])
-            best = figures["sweep"][gamma]
+            best, alone = figures["sweep"][gamma], figures.get("alone_first_token_seconds")
             row = {
                 "path": path_words(name),
                 "task set": task,
@@ -186,9 +182,10 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
                 "ratio": with_interval(judged_ratio(figures)),
                 "best γ": gamma,
             }
-            if figures.get("alone_first_token_seconds") is not None:
-                alone, drafted = figures["alone_first_token_seconds"], best["first_token_seconds"]
-                row["first token, ms"] = f"{1e3 * alone:.0f} / {1e3 * drafted:.0f}"
+            if alone is not None:
+                row["first token, ms"] = (
+                    f"{1e3 * alone:.0f} / {1e3 * best['first_token_seconds']:.0f}"
+                )
             rows.append(row)
     return rows
 
@@ -253,38 +250,37 @@ def verdict(bench: dict[str, Any] | None) -> str:
     """
     if bench is None or not bench["paths"]:
         return "Wall clock was not measured."
+
+    def ratio_and_word(figures: dict[str, Any], between: str) -> str:
+        value, low, high = figures["judged"]["ratio"]
+        word = "no clear speed-up (the interval contains 1)"
+        if figures["is_speed_up"]:
+            word = "a speed-up"
+        elif high < 1:
+            word = "no speed-up (the draft costs more time than it saves)"
+        return f"{value:.2f}x ({low:.2f} to {high:.2f}) {between}, {word}"
+
     best = bench["best"]
     name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
-    alone, ratio = best["fastest_alone"], best["judged"]["ratio"]
+    alone = best["fastest_alone"]
+    compared = "the speed of the target alone through the same kernels"
     sentences = [
-        f"{ratio[0]:.2f}x ({ratio[1]:.2f} to {ratio[2]:.2f}) the speed of the target alone through "
-        f"the same kernels, {_word(best['is_speed_up'], ratio[2])}: {path_words(name)} with "
+        f"{ratio_and_word(best, compared)}: {path_words(name)} with "
         f"γ = {best['num_assistant_tokens']}, {best['tokens_per_second']:.1f} tokens/s."
     ]
     if alone["tokens_per_second"] >= best["tokens_per_second"]:
         sentences.append(
-            f"The target alone is faster than every setting with a draft: "
+            "The target alone is faster than every setting with a draft: "
             f"{alone['tokens_per_second']:.1f} tokens/s ({alone['engine']})."
         )
     for name, found in bench["paths"].items():
         overall = found["overall"]
-        value, low, high = judged_ratio(overall)
-        sentence = (
-            f"Through {path_words(name)}: {value:.2f}x ({low:.2f} to {high:.2f}) at "
-            f"γ = {overall['best_num_assistant_tokens']}, {_word(overall['is_speed_up'], high)}"
-        )
+        at = f"at γ = {overall['best_num_assistant_tokens']}"
+        sentence = f"Through {path_words(name)}: {ratio_and_word(overall, at)}"
         if (stock := overall.get("stock")) is not None:
             sentence += f"; our kernels alone, {stock['kernels_ratio'][0]:.2f}x stock decoding"
         sentences.append(f"{sentence}.")
     return " ".join(sentences)
-
-
-def _word(is_speed_up: bool, high: float) -> str:
-    if is_speed_up:
-        return "a speed-up"
-    if high < 1:
-        return "no speed-up (the draft costs more time than it saves)"
-    return "no clear speed-up (the interval contains 1)"
 
 
 # "About 10 BT in all" (the paper, section 5).
@@ -317,7 +313,7 @@ def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "stage": stage,
-            "what": _what(stage, record["facts"]),
+            "what": _PRODUCTS[stage](record["facts"]) if stage in _PRODUCTS else "",
             "wall time": f"{record['wall_seconds']:,.0f} s",
             "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
         }
@@ -325,29 +321,38 @@ def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _what(stage: str, facts: dict[str, Any]) -> str:
-    if stage == "design":
-        what = f"{facts['draft_parameters']:,} parameters"
-        if not facts.get("earlier"):
-            return f"{what}, initialization: {facts['init']}"
-        tokens, seconds = facts["earlier"]["tokens"], facts["earlier"]["seconds"]
-        return f"{what}, trained before on {tokens:,} tokens in {seconds:,.0f} s"
-    if stage == "generate":
-        tokens = sum(s["completion_tokens"] for s in facts["sets"].values())
-        rows = sum(s["rows"] for s in facts["sets"].values())
-        return f"{rows:,} texts, {tokens:,} tokens written by the target ({facts['engine']})"
-    if stage in TRAINING_STAGES:
-        return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps"
-    if stage == "logits":
-        return f"the target's distribution at {sum(facts['tokens'].values()):,} tokens"
-    if stage == "reduced_vocabulary":
-        return f"a head of {facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"
-    if stage == "export":
-        said = "OpenVINO " + (", ".join(facts["openvino"]) or "left out")
-        return said + (f", GGUF {', '.join(facts['gguf'])}" if facts.get("gguf") else "")
-    if stage == "evaluate":
-        return f"{facts['greedy_prompts']} prompts"
-    return ", ".join(facts) if stage == "bench" else ""
+def _designed(facts: dict[str, Any]) -> str:
+    what = f"{facts['draft_parameters']:,} parameters"
+    if earlier := facts.get("earlier"):
+        return (
+            f"{what}, trained before on {earlier['tokens']:,} tokens in {earlier['seconds']:,.0f} s"
+        )
+    return f"{what}, initialization: {facts['init']}"
+
+
+def _generated(facts: dict[str, Any]) -> str:
+    rows, tokens = (
+        sum(one[key] for one in facts["sets"].values()) for key in ("rows", "completion_tokens")
+    )
+    return f"{rows:,} texts, {tokens:,} tokens written by the target ({facts['engine']})"
+
+
+# The product of a stage, from the facts of its provenance record.
+_PRODUCTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "design": _designed,
+    "generate": _generated,
+    "logits": lambda f: f"the target's distribution at {sum(f['tokens'].values()):,} tokens",
+    **dict.fromkeys(TRAINING_STAGES, lambda f: f"{f['tokens']:,} tokens in {f['steps']:,} steps"),
+    "reduced_vocabulary": lambda f: (
+        f"a head of {f['draft_vocab_size']:,} of {f['vocabulary']:,} tokens"
+    ),
+    "export": lambda f: (
+        f"OpenVINO {', '.join(f['openvino']) or 'left out'}"
+        + (f", GGUF {', '.join(f['gguf'])}" if f.get("gguf") else "")
+    ),
+    "evaluate": lambda f: f"{f['greedy_prompts']} prompts",
+    "bench": ", ".join,
+}
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
@@ -358,3 +363,38 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(row[key] for key in head) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def print_table(rows: Sequence[dict[str, str]]) -> None:
+    """Print rows of equal keys to standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key, no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    # A log has no width of its own; a table cut at 80 columns would lose figures.
+    width = max(Console(stderr=True).width, 170)
+    Console(stderr=True, width=width).print(table)
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print the acceptance table and its sentences to standard error."""
+    print_table(acceptance_rows(evaluation))
+    print("", *acceptance_sentences(evaluation), sep="\n", file=sys.stderr)
+
+
+def print_bench(bench: dict[str, Any]) -> None:
+    """Print the tables of a benchmark and its verdict to standard error."""
+    if bench["paths"]:
+        print_table(speed_rows(bench))
+        print(f"\n{SPEED_NOTE}", file=sys.stderr)
+    for heading, rows in BENCH_TABLES:
+        if found := rows(bench):
+            print(f"\n{heading}", file=sys.stderr)
+            print_table(found)
+    print("\n" + " ".join(filter(None, (verdict(bench), cut_sentence(bench)))), file=sys.stderr)

@@ -14,34 +14,36 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write the report, and print its tables and where it is."""
     import yaml
 
+    from fastdraft_hf.eval import summary as texts
     from fastdraft_hf.eval.report import snippet, write_report
-    from fastdraft_hf.eval.summary import budget_sentence, read_summary, stage_rows
-    from fastdraft_hf.eval.terminal import print_bench, print_evaluation, print_table
     from fastdraft_hf.hub.card import describe_machine
     from fastdraft_hf.stages.provenance import machine
 
-    summary = read_summary({name: run.stage_folder(name) for name in STAGES})
+    summary = texts.read_summary({name: run.stage_folder(name) for name in STAGES})
     draft, target = run.stage_folder("card"), str(run.target.path)
     card = draft / "README.md"
-    further = budget_sentence(summary)
+    further = texts.budget_sentence(summary)
     write_report(
         summary,
         folder,
-        title=f"A draft for {run.target.name}",
-        machine=describe_machine(machine()),
+        samples=_samples(run),
         target=target,
         draft_location=str(draft),
-        samples=_samples(run),
-        resolved_recipe=yaml.safe_dump(run.recipe.resolved(), sort_keys=False),
+        title=f"A draft for {run.target.name}",
+        machine=describe_machine(machine()),
+        recipe=yaml.safe_dump(run.recipe.resolved(), sort_keys=False),
         further=further,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
-    for results, show in ((summary.evaluation, print_evaluation), (summary.bench, print_bench)):
+    for results, show in (
+        (summary.evaluation, texts.print_evaluation),
+        (summary.bench, texts.print_bench),
+    ):
         if results is not None:
             print("", file=sys.stderr)
             show(results)
     print("", file=sys.stderr)
-    print_table(stage_rows(summary.provenance))
+    texts.print_table(texts.stage_rows(summary.provenance))
     report = run.stage_folder("report") / "report.html"
     print(f"\n{further}\n\nreport: {report}\ndraft:  {draft}\n", file=sys.stderr)
     print("from transformers import AutoModelForCausalLM", file=sys.stderr)

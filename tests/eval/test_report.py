@@ -10,14 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from fastdraft_hf.eval import figures
 from fastdraft_hf.eval.figures import draw_figures
 from fastdraft_hf.eval.report import accepted_pieces, snippet, write_report
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary
@@ -30,7 +27,7 @@ def write(summary: RunSummary, folder: Path, **given: Any) -> Page:
         "target": "org/target",
         "draft_location": "runs/draft",
         "samples": [],
-        "resolved_recipe": "target: org/target\n",
+        "recipe": "target: org/target\n",
         "further": "more tokens & more hours",
         **given,
     }
@@ -74,51 +71,29 @@ def test_every_figure_is_drawn(
 ) -> None:
     run_summary.bench = bench_results
     made = draw_figures(run_summary, tmp_path)
-    names = ["losses.png", "acceptance.png", "speed.png", "wall_clock.png"]
+    names = ["losses.png", "acceptance.png", "speed.png"]
     assert [path.name for path in made] == names
     for path in made:
         with Image.open(path) as image:
             assert image.width == 832
             assert len(image.convert("RGB").getcolors(2**20)) > 10  # something is drawn
-    # Three task sets, and an engine that does not report its first token.
+    # An engine that does not report its first token.
     for found in bench_results["paths"].values():
-        found["tasks"]["third"] = found["overall"]
         found["overall"]["alone_first_token_seconds"] = None
         for sweep in found["overall"]["sweep"].values():
             sweep["first_token_seconds"] = None
-    assert len(draw_figures(run_summary, tmp_path)) == 4
+    assert len(draw_figures(run_summary, tmp_path)) == 3
     # An interval may miss its value by a rounding: resampled sums are added in another order.
     sweep = bench_results["paths"]["openvino"]["tasks"]["humaneval"]["sweep"]
     sweep["1"]["ratio"] = [1.5, 1.5 + 2.3e-16, 1.5 + 2.3e-16]
     bench_results["paths"] = {"openvino": bench_results["paths"]["openvino"]}
-    assert len(draw_figures(run_summary, tmp_path)) == 4
+    assert len(draw_figures(run_summary, tmp_path)) == 3
 
 
 def test_a_run_without_data_has_no_figures(tmp_path: Path) -> None:
     assert draw_figures(RunSummary(None, {"paths": {}}, {}, {}), tmp_path) == []
     log = [{"step": 3, "eval_loss": 5.0}]  # before any line with a training loss
     assert len(draw_figures(RunSummary(None, None, {}, {"align": log}), tmp_path)) == 1
-
-
-def test_every_interval_is_inside_its_panel(
-    run_summary: RunSummary,
-    bench_results: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Panels share an axis, so the widest interval may be in any of them."""
-    run_summary.bench = bench_results
-    tasks = bench_results["paths"]["ours"]["tasks"]
-    tasks["ifbench"] = json.loads(json.dumps(tasks["ifbench"]))
-    tasks["ifbench"]["sweep"]["3"]["ratio"] = [3.0, 2.0, 7.5]
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
-    figures.speed(run_summary, tmp_path / "speed.png")
-    assert [panel.get_title() for panel in drawn[0].axes] == ["humaneval", "ifbench"]
-    for panel in drawn[0].axes:
-        low, high = panel.get_ylim()
-        assert low == 0
-        assert high > 7.5
 
 
 def test_the_report_is_one_page_that_loads_nothing(
@@ -136,7 +111,7 @@ def test_the_report_is_one_page_that_loads_nothing(
     evaluation["not_held_out"] = ["<mine>"]
     evaluation["prompts"]["drawn"] = 9
     page = write(run_summary, tmp_path, card="# The card\n")
-    assert len(page.loaded) == 4
+    assert len(page.loaded) == 3
     for source in page.loaded:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
@@ -178,7 +153,7 @@ def test_text_of_models_is_escaped(run_summary: RunSummary, tmp_path: Path) -> N
         run_summary,
         tmp_path,
         samples=[(f"humaneval {evil}", pieces)],
-        resolved_recipe=f"target: '{evil}'\n",
+        recipe=f"target: '{evil}'\n",
         machine=evil,
         title=evil,
         further=evil,

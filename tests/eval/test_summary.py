@@ -20,6 +20,8 @@ from fastdraft_hf.eval.summary import (
     kernel_rows,
     markdown_table,
     memory_rows,
+    print_bench,
+    print_evaluation,
     read_summary,
     speed_rows,
     stage_rows,
@@ -27,7 +29,6 @@ from fastdraft_hf.eval.summary import (
     verdict,
     with_interval,
 )
-from fastdraft_hf.eval.terminal import print_bench, print_evaluation
 
 
 def test_a_run_is_read_from_its_folders(tmp_path: Path) -> None:
