@@ -89,7 +89,7 @@ class Setting:
 
 # An engine: (setting, prompt, length limit) -> record.
 Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
-# One timing of all settings.
+# One timing of all settings: repeat, prompt.
 Block = tuple[int, EvaluationPrompt]
 
 
@@ -108,10 +108,10 @@ def assisted_settings(
         reduced: those of ``paths`` on which the draft with the reduced vocabulary is timed, if
             they can map its columns back.
     """
-    ways = [Setting(path) for path in paths]
-    ways += [Setting(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
-    ways += [Setting(path, REDUCED) for path in paths if path in reduced and path in _MAPS_BACK]
-    return [Setting(way.path, way.draft, gamma) for gamma in gammas for way in ways]
+    ways = [(path, "") for path in paths]
+    ways += [(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
+    ways += [(path, REDUCED) for path in paths if path in reduced and path in _MAPS_BACK]
+    return [Setting(*way, gamma) for gamma in gammas for way in ways]
 
 
 def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
@@ -146,31 +146,26 @@ def collect(
             set has one.
     """
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
-    seen: Counter[str] = Counter()
-    turns: list[tuple[list[tuple[Setting, Block]], bool]] = []
+    seen: Counter[tuple[int, str]] = Counter()
+    turns: list[tuple[EvaluationPrompt, list[tuple[Setting, str]], bool]] = []
     for repeat in range(config.repeats):
-        seen.clear()
         for prompt in prompts:
-            place = repeat + seen[prompt.task] + tasks.index(prompt.task)
-            order = settings if place % 2 == 0 else settings[::-1]
-            needed = repeat == 0 and not seen[prompt.task]
-            seen[prompt.task] += 1
-            turns.append(([(setting, (repeat, prompt)) for setting in order], needed))
-    due = [
-        ([one for one in turn if one[0].label(*one[1]) not in journal], needed)
-        for turn, needed in turns
-    ]
-    missing = sum(len(turn) for turn, _ in due)
-    for setting in settings if missing else ():  # not kept
+            number = seen[repeat, prompt.task]
+            seen[repeat, prompt.task] += 1
+            even = (repeat + number + tasks.index(prompt.task)) % 2 == 0
+            labels = [(s, s.label(repeat, prompt)) for s in settings[:: 1 if even else -1]]
+            missing = [(s, label) for s, label in labels if label not in journal]
+            turns.append((prompt, missing, repeat == number == 0))
+    due = sum(len(missing) for _, missing, _ in turns)
+    for setting in settings if due else ():  # not kept
         decode(setting, prompts[0], min(_WARM_UP_TOKENS, config.max_new_tokens))
     total = len(turns) * len(settings)
-    with Progress(f"bench {name}", total, "answers", done=total - missing) as progress:
-        for turn, needed in due:
+    with Progress(f"bench {name}", total, "answers", done=total - due) as progress:
+        for prompt, missing, needed in turns:
             if not needed and deadline is not None and time.monotonic() > deadline:
                 break
-            for setting, (repeat, prompt) in turn:
-                record = decode(setting, prompt, config.max_new_tokens)
-                journal.add(setting.label(repeat, prompt), record)
+            for setting, label in missing:
+                journal.add(label, decode(setting, prompt, config.max_new_tokens))
                 progress.advance(1)
 
 

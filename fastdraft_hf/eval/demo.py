@@ -78,11 +78,7 @@ def show(
     Args:
         engine: from `fastdraft_hf.eval.engines.load_engine`, with ``path``.
         prompts: pairs ``("code" or "chat", text)``; chat prompts go through the chat template.
-        tokenizer: the target's.
-        console: where to print.
         path: ``ours`` or ``ours-openvino``.
-        num_assistant_tokens: γ.
-        max_new_tokens: length limit of an answer.
 
     Returns:
         For each prompt the records without and with the draft.

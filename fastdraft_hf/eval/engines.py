@@ -1,9 +1,7 @@
 """The models that a benchmark times, loaded once for all settings of a runtime; and their memory.
 
-Peak memory is measured per path in a process of its own. In the process that times them the paths
-of a runtime share one target, and memory that one of them took is never seen to be returned. A
-fresh process loads what one path needs, decodes one prompt, and reports what the kernel counted:
-the figure includes Python and PyTorch or OpenVINO (some hundred MiB), as it does for a user.
+Peak memory is measured per path in a process of its own, because the paths of a runtime share one
+target. The figure includes Python and PyTorch or OpenVINO (some hundred MiB), as for a user.
 """
 
 from __future__ import annotations
@@ -19,16 +17,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.bench import OPENVINO, Decode, Setting
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-
-if TYPE_CHECKING:
-    from fastdraft_hf.decode.assisted import DraftPath
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +41,6 @@ class Models:
         drafts_openvino: OpenVINO folders of drafts, by name likewise.
         device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
         stop_ids: tokens that end an answer; empty for those of the target's generation config.
-        seed: unused by greedy decoding, but an argument of every call.
     """
 
     target: str
@@ -55,16 +49,10 @@ class Models:
     drafts_openvino: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     stop_ids: list[int] = field(default_factory=list)
-    seed: int = 0
 
 
 def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
-    """Load the models that the settings of one runtime need, each once.
-
-    Args:
-        models: their folders.
-        settings: of one runtime, baselines included if they are timed.
-    """
+    """Load the models that the settings of one runtime need (baselines included), each once."""
     openvino = any(s.path in OPENVINO for s in settings)
     return (_OpenVINO if openvino else _PyTorch)(models, settings)
 
@@ -84,28 +72,17 @@ class _Engine:
             if config.pad_token_id is None:
                 config.pad_token_id = self._models.stop_ids[0]
 
-    def _generate(
-        self,
-        setting: Setting,
-        prompt: EvaluationPrompt,
-        max_new_tokens: int,
-        draft: Any,
-        path: DraftPath,
-    ) -> DecodingRecord:
-        from fastdraft_hf.decode.assisted import decode
-
-        return decode(
-            self.target,
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=max_new_tokens,
-            temperature=0.0,
-            seed=self._models.seed,
-            draft=draft,
-            num_assistant_tokens=setting.num_assistant_tokens,
-            path=path,
-        )
+    def _arguments(
+        self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
+    ) -> dict[str, Any]:
+        return {
+            "task": prompt.task,
+            "key": prompt.key,
+            "max_new_tokens": max_new_tokens,
+            "temperature": 0.0,
+            "seed": 0,  # unused by greedy decoding
+            "num_assistant_tokens": setting.num_assistant_tokens,
+        }
 
 
 class _PyTorch(_Engine):
@@ -142,9 +119,12 @@ class _PyTorch(_Engine):
     def __call__(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
     ) -> DecodingRecord:
-        path: DraftPath = "transformers" if setting.path == "alone" else setting.path  # type: ignore[assignment]
+        from fastdraft_hf.decode.assisted import decode
+
+        path: Any = "transformers" if setting.path == "alone" else setting.path
         draft = self._drafts.get((setting.path, setting.draft))
-        return self._generate(setting, prompt, max_new_tokens, draft, path)
+        arguments = self._arguments(setting, prompt, max_new_tokens)
+        return decode(self.target, prompt.ids, draft=draft, path=path, **arguments)
 
 
 class _OpenVINO(_Engine):
@@ -189,20 +169,17 @@ class _OpenVINO(_Engine):
     def __call__(
         self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
     ) -> DecodingRecord:
+        from fastdraft_hf.decode.assisted import decode
+
+        arguments = self._arguments(setting, prompt, max_new_tokens)
         if setting.name in self._pipelines:
+            stop_ids = set(self._models.stop_ids)
             record: DecodingRecord = self._pipelines[setting.name].decode(
-                prompt.ids,
-                task=prompt.task,
-                key=prompt.key,
-                max_new_tokens=max_new_tokens,
-                temperature=0.0,
-                seed=self._models.seed,
-                stop_ids=set(self._models.stop_ids),
-                num_assistant_tokens=setting.num_assistant_tokens,
+                prompt.ids, stop_ids=stop_ids, **arguments
             )
             return record
         draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
-        record = self._generate(setting, prompt, max_new_tokens, draft, "ours")
+        record = decode(self.target, prompt.ids, draft=draft, path="ours", **arguments)
         record.path = "ours-openvino"
         return record
 
@@ -226,18 +203,14 @@ def measure_memory(
         deadline: of ``time.monotonic``; paths not measured by then are missing.
 
     Returns:
-        name of a path -> ``peak_bytes``, the largest resident memory, and ``gpu_peak_bytes``, the
-        largest memory allocated on a GPU; ``None`` where it is unknown. A path whose process
-        failed is missing, and a warning is logged.
+        name of a path -> ``peak_bytes`` (resident) and ``gpu_peak_bytes`` (allocated), ``None``
+        where unknown. A path whose process failed is missing, and a warning is logged.
     """
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    largest: dict[str, Setting] = {}
-    for setting in sorted(settings, key=lambda one: one.num_assistant_tokens):
-        largest[setting.name] = setting
+    largest = {s.name: s for s in sorted(settings, key=lambda one: one.num_assistant_tokens)}
     found: dict[str, Peaks] = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
-    due = [setting for name, setting in largest.items() if name not in found]
     with Progress("bench memory", len(largest), "paths", done=len(found)) as progress:
-        for setting in due:
+        for setting in [one for name, one in largest.items() if name not in found]:
             if deadline is not None and time.monotonic() > deadline:
                 logger.warning("bench: no time left to measure the memory of %s", setting.name)
                 continue

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastdraft_hf import _processes
 from fastdraft_hf._progress import Progress
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
 RECORDS, READINGS = "records.jsonl", "readings.jsonl"
 
+T = TypeVar("T")
 Records = Mapping[str, DecodingRecord]
 Readings = Mapping[str, TextAcceptance]
 
@@ -118,8 +119,8 @@ def evaluate(
         models: the target and the draft.
         prompts: from `draw_prompts`, the same in every process.
         config: lengths, γ, temperatures and time limit.
-        folder: keeps the results of each prompt; what it holds is not measured again. In the end
-            it has ``records.jsonl`` (answers) and ``readings.jsonl`` (expected acceptance).
+        folder: keeps the answers (``records.jsonl``) and their expected acceptance
+            (``readings.jsonl``); what it holds is not measured again.
         seed: of the sampling; each prompt adds its number.
         target_parameters, draft_parameters: for the cost ratio c.
 
@@ -136,7 +137,7 @@ def evaluate(
     steps = [_steps(prompt, prompts, config, models.untrained is not None) for prompt in prompts]
     # A time limit leaves prompts out, the last ones of each process.
     complete = [all(label in records for label in one) for one in steps]
-    measured = [prompt for prompt, whole in zip(prompts, complete, strict=True) if whole]
+    measured = list(itertools.compress(prompts, complete))
     texts = [[label for label in one if label in readings] for one in steps]
     records.write(folder / RECORDS, itertools.chain(*itertools.compress(steps, complete)))
     readings.write(folder / READINGS, itertools.chain(*itertools.compress(texts, complete)))
@@ -236,13 +237,8 @@ def _measure(
                     progress.advance(1)
                 if setting.run == SAMPLED and label not in readings:
                     text = Continuation(prompt.task, prompt.ids, tuple(records[label].tokens))
-                    readings.add(label, _read(models, text, setting.temperature))
-
-
-def _read(models: Models, text: Continuation, temperature: float) -> TextAcceptance:
-    if not text.ids:
-        return TextAcceptance((), (), ())
-    return text_acceptance(models.target, models.draft, text, temperature, models.stop_ids)
+                    pair, ends = (models.target, models.draft), models.stop_ids
+                    readings.add(label, text_acceptance(*pair, text, setting.temperature, ends))
 
 
 def compare_greedy(
@@ -267,14 +263,12 @@ def compare_greedy(
             position = first_difference(alone, assisted)
             if position is None:
                 continue
+            why: dict[str, Any] = {"position": None, "tie": False}
+            if position < min(len(alone), len(assisted)):
+                margin = greedy_margin(target, (*prompt.ids, *alone[:position]))
+                why = {"position": position, "margin": margin.margin, "tie": margin.tie}
             entry = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
-            if position == min(len(alone), len(assisted)):
-                found.append({**entry, "position": None, "tie": False})
-                continue
-            margin = greedy_margin(target, (*prompt.ids, *alone[:position]))
-            found.append(
-                {**entry, "position": position, "margin": margin.margin, "tie": margin.tie}
-            )
+            found.append({**entry, **why})
         differences += sorted(found, key=lambda entry: bool(entry["tie"]))[:1]
     return differences
 
@@ -302,18 +296,34 @@ def summarize(
         chosen = [p for p in prompts if task in (None, p.task) and setting.label(p) in records]
         if not chosen:
             return None
-        gamma = setting.num_assistant_tokens
-        found = _decoded([records[setting.label(p)] for p in chosen], ratio, gamma)
-        if setting.run == SAMPLED:
-            # Decoding with the draft samples from the target's own distribution, whatever γ is,
-            # so the texts of all γ serve every γ.
-            same = [Setting(SAMPLED, g, setting.temperature) for g in config.gammas]
-            texts = [[readings[one.label(p)] for one in same] for p in chosen]
-            expected = _expected(texts, ratio, gamma, config.max_new_tokens)
-            rates = found["acceptance_rate"], expected["acceptance_rate"]
-            found["expected"] = expected
-            found["intervals_overlap"] = rates[0][1] <= rates[1][2] and rates[1][1] <= rates[0][2]
-        return found
+        gamma, taken = setting.num_assistant_tokens, [records[setting.label(p)] for p in chosen]
+        found = {
+            "prompts": len(taken),
+            "drafted": sum(r.drafted for r in taken),
+            **_intervals(taken, acceptance_rate, block_efficiency, ratio, gamma),
+            "acceptance_by_position": acceptance_by_position(taken),
+        }
+        if setting.run != SAMPLED:
+            return found
+        # Decoding with the draft samples from the target's own distribution, whatever γ is, so the
+        # texts of all γ serve every γ. The bootstrap draws prompts with all their texts.
+        same = [Setting(SAMPLED, g, setting.temperature) for g in config.gammas]
+        parts = [
+            add_rounds(
+                [expected_rounds(readings[s.label(p)], gamma, config.max_new_tokens) for s in same]
+            )
+            for p in chosen
+        ]
+        expected = {
+            "texts": len(chosen) * len(same),
+            **_intervals(parts, rounds_acceptance_rate, rounds_block_efficiency, ratio, gamma),
+            "acceptance_by_position": rounds_by_position(parts),
+        }
+        (_, low, high), (_, other_low, other_high) = (
+            one["acceptance_rate"] for one in (found, expected)
+        )
+        overlap = low <= other_high and other_low <= high
+        return {**found, "expected": expected, "intervals_overlap": overlap}
 
     def of_all(setting: Setting) -> dict[str | None, Any]:
         return {task: measured(setting, task) for task in (*tasks, None)}
@@ -352,31 +362,16 @@ def summarize(
     }
 
 
-def _decoded(taken: Sequence[DecodingRecord], ratio: float, gamma: int) -> dict[str, Any]:
-    efficiency = bootstrap(taken, block_efficiency).triple()
+def _intervals(
+    taken: Sequence[T],
+    rate: Callable[[Sequence[T]], float],
+    efficiency: Callable[[Sequence[T]], float],
+    ratio: float,
+    gamma: int,
+) -> dict[str, list[float]]:
+    found = bootstrap(taken, efficiency).triple()
     return {
-        "prompts": len(taken),
-        "drafted": sum(r.drafted for r in taken),
-        "acceptance_rate": bootstrap(taken, acceptance_rate).triple(),
-        "block_efficiency": efficiency,
-        "mbsu": [mbsu(v, ratio, gamma) for v in efficiency],
-        "acceptance_by_position": acceptance_by_position(taken),
-    }
-
-
-def _expected(
-    texts: Sequence[Sequence[TextAcceptance]], ratio: float, gamma: int, max_new_tokens: int
-) -> dict[str, Any]:
-    # The bootstrap draws prompts with all their texts, which are not independent of them.
-    parts = [
-        add_rounds([expected_rounds(text, gamma, max_new_tokens) for text in of_prompt])
-        for of_prompt in texts
-    ]
-    efficiency = bootstrap(parts, rounds_block_efficiency).triple()
-    return {
-        "texts": sum(map(len, texts)),
-        "acceptance_rate": bootstrap(parts, rounds_acceptance_rate).triple(),
-        "block_efficiency": efficiency,
-        "mbsu": [mbsu(v, ratio, gamma) for v in efficiency],
-        "acceptance_by_position": rounds_by_position(parts),
+        "acceptance_rate": bootstrap(taken, rate).triple(),
+        "block_efficiency": found,
+        "mbsu": [mbsu(value, ratio, gamma) for value in found],
     }

@@ -1,25 +1,20 @@
 """Expected acceptance, teacher-forced: both models read a text once and nothing is decoded.
 
-In a text that the target wrote at temperature T, let p and q be the target's and the draft's
-distributions at a position, at that temperature. A drafted token is accepted there with probability
-α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5).
-
-`expected_rounds` follows the rounds of decoding. At a drafted position, speculative sampling emits
-token v by acceptance with probability min(p_v, q_v), and in all with probability p_v. Given the
-emitted text x, the drafted token of position t was therefore the accepted one with probability
+In a text that the target wrote at temperature T, let p and q be the distributions of target and
+draft at a position, at that temperature. A drafted token is accepted there with probability
+α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5). Given the emitted text
+x, the drafted token of position t was the accepted one with probability
 
     a_t = min(1, q(x_t) / p(x_t)),
 
-independently of other positions. The probability that a round starts at t follows from the a of
-earlier positions (a rejection or a fully accepted block ends a round), and a position of a block is
-reached with the product of the a before it. Accepted tokens, rounds and emitted tokens have exactly
-the expectation of decoding, for any γ.
+independently of other positions. `expected_rounds` follows the rounds of decoding with it: a
+rejection or a fully accepted block ends a round, and a position of a block is reached with the
+product of the a before it. Accepted tokens, rounds and emitted tokens have exactly the expectation
+of decoding, for any γ.
 
-One thing is not exact. A draft that draws an end token stops its block early. This is counted as
-long as the tokens before it are accepted; a draft that ends its text after a token that will be
-rejected reads words nobody emitted, which no text shows. Drafted tokens are then overstated, by at
-most γ - 2 per such round, and the acceptance rate is a little too low. Logits processors other than
-temperature, such as a repetition penalty, are not considered.
+Drafted tokens do not, quite: a draft that draws an end token after a token that will be rejected
+stops its block early, which no text shows. They are overstated by at most γ - 2 per such round, and
+the acceptance rate is a little too low. Logits processors are not considered.
 """
 
 from __future__ import annotations
@@ -44,13 +39,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class TextAcceptance:
-    """Probabilities of draft and target along one text, position by position.
+    """Probabilities along one text, position by position.
 
     Attributes:
-        alphas: that a token drafted here is accepted and does not end the text (an accepted end
-            token does not count as accepted, as in the records of decoding).
-        kept: that, if this position was drafted, the text's own token was the drafted one:
-            min(1, q/p) of that token.
+        alphas: that a token drafted here is accepted and, as in records, is no end token.
+        kept: that the text's own token was the drafted one, if one was drafted: min(1, q/p).
         draft_ends: that the draft draws an end token here.
     """
 
@@ -101,12 +94,14 @@ def text_acceptance(
 
     Args:
         target, draft: the pair; the draft's head may score fewer tokens than the target's.
-        text: a text of the target's, with at least one token.
+        text: a text of the target's.
         temperature: T, above 0, of both.
         ends: the target's end tokens.
     """
     import torch
 
+    if not text.ids:
+        return TextAcceptance((), (), ())
     with torch.inference_mode():
         raw = [_logits(model, text) for model in (target, draft)]
         width = raw[0].shape[-1]
@@ -213,8 +208,6 @@ def rounds_block_efficiency(parts: Sequence[ExpectedRounds]) -> float:
 
 def rounds_by_position(parts: Sequence[ExpectedRounds]) -> list[float]:
     """Return, for each position of a block, the expected share accepted up to it."""
-    if not parts:
-        return []
     total = add_rounds(parts)
     pairs = zip(total.accepted, total.drafted, strict=True)
     return [accepted / drafted if drafted else 0.0 for accepted, drafted in pairs]

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.bench import (
-    RUNTIMES,
-    Block,
-    Setting,
-    all_settings,
-    collect,
-    complete_blocks,
-)
+from fastdraft_hf.eval import bench
+from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.engines import Models, load_engine, measure_memory
 from fastdraft_hf.eval.journal import Journal
@@ -69,22 +63,22 @@ class Judgement:
         return self.pairs > 1 and self.ratio.low > 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ratio": self.ratio.triple(), "judged_on": self.judged_on, "pairs": self.pairs}
+        judged = {"judged_on": self.judged_on, "pairs": self.pairs}
+        return {
+            "judged": {"ratio": self.ratio.triple(), **judged},
+            "is_speed_up": self.is_speed_up,
+        }
 
 
 def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
     """Choose the fastest setting and judge the choice on prompts it was not made on.
 
-    The best of several settings on some runs is partly the luckiest one, so its ratio on the same
-    runs is too high. Here the setting is chosen on one half of the prompts and judged on the
-    other, averaged over many ways to halve them: with four or eight prompts the outcome of a
-    single halving is a lottery. A prompt's repeats stay together, since they accept the same
-    tokens. A choice from half of the prompts is judged, so where settings are nearly equal the
-    ratio is a little low, and may be below every single setting's.
-
-    Simulated with five settings of equal speed, prompts that differ by 10% and settings that
-    differ by 15% from prompt to prompt, the ratio of the best setting on its own runs is 0.09 too
-    high with four prompts and 0.06 with eight; judged as here it is right to 0.01.
+    The best of several settings is partly the luckiest one, so its ratio on the same runs is too
+    high: by 0.09 with four prompts and 0.06 with eight, simulated with five settings of equal speed
+    that differ by 15% from prompt to prompt. Here the setting is chosen on one half of the prompts
+    and judged on the other, averaged over many halvings because a single one is a lottery; the same
+    simulation is right to 0.01. A prompt's repeats stay together, since they accept the same
+    tokens. Where settings are nearly equal the ratio may be a little below every one's own.
 
     Args:
         candidates: each setting's pairs (setting, target alone), the same prompts in all.
@@ -142,7 +136,7 @@ class Timings:
     """The journal of a benchmark, read by setting over the blocks that all settings have."""
 
     journal: Journal[DecodingRecord]
-    blocks: Sequence[Block]
+    blocks: Sequence[bench.Block]
 
     def records(self, setting: Setting, task: str | None = None) -> list[DecodingRecord]:
         """Return a setting's records of one task set, or of all, always in the same order."""
@@ -180,26 +174,25 @@ def run_bench(
     """
     end = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     journal: Journal[DecodingRecord] = Journal(folder / "records.jsonl")
+    everything = bench.all_settings(assisted)
     runtimes = {
-        name: all_settings(chosen)
-        for name, paths in RUNTIMES.items()
-        if (chosen := [s for s in assisted if s.path in paths])
+        name: bench.all_settings([s for s in assisted if s.path in paths])
+        for name, paths in bench.RUNTIMES.items()
     }
+    runtimes = {name: settings for name, settings in runtimes.items() if settings}
     for number, (name, settings) in enumerate(runtimes.items()):
-        deadline = None
+        now, deadline = time.monotonic(), None
         if end is not None:  # an equal share of the time that is left
-            now = time.monotonic()
             deadline = now + (end - now) / (len(runtimes) - number)
-        decode = load_engine(models, settings)
-        collect(name, decode, settings, prompts, config, journal, deadline)
-        del decode  # and its models, before the next runtime loads its own
-        _release(models.device)
-    everything = all_settings(assisted)
-    blocks = complete_blocks(journal, everything, prompts, config)
-    measured = len({prompt for _, prompt in blocks})
+        bench.collect(
+            name, load_engine(models, settings), settings, prompts, config, journal, deadline
+        )
+        _release(models.device)  # before the next runtime loads its own models
+    blocks = bench.complete_blocks(journal, everything, prompts, config)
+    measured = len({prompt for _, prompt in blocks}) if assisted else 0
     results: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
-        "prompts": {"drawn": len(prompts), "measured": measured if assisted else 0},
+        "prompts": {"drawn": len(prompts), "measured": measured},
     }
     if config.memory and assisted:
         results["memory"] = measure_memory(
@@ -226,28 +219,24 @@ def summarize(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
     ways: dict[str, list[Setting]] = {}
     for setting in assisted:
         ways.setdefault(setting.name, []).append(setting)
-    tasks = list(dict.fromkeys(prompt.task for _, prompt in timings.blocks))
-    paths = {}
-    for name, settings in ways.items():
-        differing = sum(
-            a.tokens != b.tokens
-            for setting in settings
-            for a, b in timings.pairs(setting, setting.baseline)
-        )
-        paths[name] = {
+    prompts = list(dict.fromkeys(prompt for _, prompt in timings.blocks))
+    tasks = dict.fromkeys(prompt.task for prompt in prompts)
+    paths = {
+        name: {
             "path": settings[0].path,
             "draft": settings[0].draft,
-            "prompts": len({prompt for _, prompt in timings.blocks}),
+            "prompts": len(prompts),
             # Greedy answers of one path are the same with every draft, but for ties in int8.
             "answers_compared": len(timings.blocks) * len(settings),
-            "answers_differing": differing,
+            "answers_differing": sum(
+                a.tokens != b.tokens for s in settings for a, b in timings.pairs(s, s.baseline)
+            ),
             "tasks": {task: _figures(timings, settings, task) for task in tasks},
             "overall": _figures(timings, settings, None),
         }
-    results: dict[str, Any] = {"paths": paths}
-    if assisted:
-        results["best"] = _best(timings, assisted)
-    return results
+        for name, settings in ways.items()
+    }
+    return {"paths": paths, "best": _best(timings, assisted)} if assisted else {"paths": {}}
 
 
 def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) -> dict[str, Any]:
@@ -269,8 +258,7 @@ def _figures(timings: Timings, settings: Sequence[Setting], task: str | None) ->
         **{f"alone_{key}": value for key, value in timings.speed(baseline, task).items()},
         "sweep": sweep,
         "best_num_assistant_tokens": judgement.best.num_assistant_tokens,
-        "judged": judgement.to_dict(),
-        "is_speed_up": judgement.is_speed_up,
+        **judgement.to_dict(),
     }
     if stock is not None:
         figures["stock"] = {
@@ -288,8 +276,8 @@ def _best(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
     through PyTorch, int8 through OpenVINO).
     """
     judgement = judge({s: timings.pairs(s, s.baseline) for s in assisted})
-    alone = {engine for s in assisted for engine in (s.baseline, s.stock) if engine is not None}
-    speeds = {engine: tokens_per_second(timings.records(engine)) for engine in alone}
+    alone = bench.all_settings(assisted)[: -len(assisted)]
+    speeds = {engine.path: tokens_per_second(timings.records(engine)) for engine in alone}
     fastest = max(speeds, key=lambda engine: speeds[engine])
     best = judgement.best
     return {
@@ -297,7 +285,6 @@ def _best(timings: Timings, assisted: Sequence[Setting]) -> dict[str, Any]:
         "draft": best.draft,
         "num_assistant_tokens": best.num_assistant_tokens,
         **timings.speed(best),
-        "judged": judgement.to_dict(),
-        "is_speed_up": judgement.is_speed_up,
-        "fastest_alone": {"engine": fastest.path, "tokens_per_second": speeds[fastest]},
+        **judgement.to_dict(),
+        "fastest_alone": {"engine": fastest, "tokens_per_second": speeds[fastest]},
     }

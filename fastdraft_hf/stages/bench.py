@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# OpenVINO paths that read a draft.
+_OPENVINO_DRAFTS = {"openvino", "ours-openvino"}
+
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``records.jsonl``, ``memory.json`` and ``results.json``."""
@@ -38,11 +41,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     reduced = _reduced_paths(run, paths)
     models = _models(run, paths, reduced, tokenizer)
     prompts = draw_prompts(
-        tokenizer,
-        config.tasks,
-        config.prompts_per_task,
-        config.max_prompt_tokens,
-        run.recipe.seed,
+        tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
     )
     assisted = bench.assisted_settings(
         paths, config.num_assistant_tokens, list(config.drafts), reduced
@@ -76,7 +75,7 @@ def _reduced_paths(run: Run, paths: Sequence[str]) -> list[str]:
     if run.recipe.reduced_vocabulary is None:
         return []
     exported = _export(run, bench.REDUCED).exists()
-    if not exported and {"openvino", "ours-openvino"} & set(paths):
+    if not exported and _OPENVINO_DRAFTS & set(paths):
         logger.warning(
             "bench: the reduced draft was not exported to OpenVINO %s, so it is timed in PyTorch "
             "only",
@@ -101,7 +100,7 @@ def _models(
     """
     config, target = run.recipe.bench, run.target.path
     vocabulary = Vocabulary.of_folder(target, "the target", tokenizer)
-    drafts = {}
+    drafts, openvino = {}, {}
     for name, where in config.drafts.items():
         key = f"bench.drafts.{name}"
         try:
@@ -112,8 +111,7 @@ def _models(
         drafts[name] = str(folder)
     if {"transformers", "ours"} & set(paths):
         drafts[""] = str(run.latest_model())
-    openvino = {}
-    if {"openvino", "ours-openvino"} & set(paths):
+    if _OPENVINO_DRAFTS & set(paths):
         if not _export(run).exists():
             raise FastDraftError(
                 f"bench.weight_format: {config.weight_format} was not exported; add it to "
@@ -122,8 +120,7 @@ def _models(
         openvino[""] = str(_export(run))
     if reduced:
         drafts[bench.REDUCED] = str(run.stage_folder("reduced_vocabulary"))
-        if _export(run, bench.REDUCED).exists():
-            openvino[bench.REDUCED] = str(_export(run, bench.REDUCED))
+        openvino[bench.REDUCED] = str(_export(run, bench.REDUCED))
     on_openvino = bool(set(bench.OPENVINO) & set(paths))
     return Models(
         target=str(target),
@@ -132,24 +129,20 @@ def _models(
         drafts_openvino=openvino,
         device=resolve_device(run.recipe.device),
         stop_ids=sorted(stop_ids(target, tokenizer)),
-        seed=run.recipe.seed,
     )
 
 
 def _write(run: Run, results: dict[str, Any]) -> None:
     """Store the best γ beside the weights of each draft, in its generation config."""
     given, export = run.recipe.design.draft, run.stage_folder("export")
+    draft = Path(given) if given is not None else run.latest_model()
     reduced = run.stage_folder("reduced_vocabulary")
-    for suffix, folder, exports in (
-        ("", Path(given) if given is not None else run.latest_model(), "openvino-*"),
-        (f"/{bench.REDUCED}", reduced, f"{bench.REDUCED}-openvino-*"),
-    ):
+    for suffix, folder, prefix in (("", draft, ""), (f"/{bench.REDUCED}", reduced, "reduced-")):
         for paths, folders in (
             (("transformers", "ours"), [folder]),
-            (("openvino", "ours-openvino"), sorted(export.glob(exports))),
+            (("openvino", "ours-openvino"), sorted(export.glob(f"{prefix}openvino-*"))),
         ):
             gamma = best_of_paths(results, [path + suffix for path in paths])
-            if gamma is not None:
-                for written in folders:
-                    store_draft_settings(written, gamma)
-                    logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)
+            for written in folders if gamma is not None else ():
+                store_draft_settings(written, gamma)
+                logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)

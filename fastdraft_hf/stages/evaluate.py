@@ -36,11 +36,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     # Before the models are loaded: a task set that cannot be read is reported at once.
     prompts = draw_prompts(
-        tokenizer,
-        config.tasks,
-        config.prompts_per_task,
-        config.max_prompt_tokens,
-        run.recipe.seed,
+        tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
     )
     trained_on = not_held_out(run)
     if trained_on and _processes.is_main():
