@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, StrictBool
 
@@ -13,15 +13,13 @@ from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import KNOWN, TaskSet, check_tasks
 from fastdraft_hf.export.openvino import WeightFormat
 
+N = TypeVar("N", int, float)
+
 _TASKS_HELP = (
     f"held-out task sets: a list of {', '.join(KNOWN)}; or a mapping of names to settings "
-    "(dataset, name, split, column, instruction, words, key_column, revision, rows) for any "
-    "dataset on the Hub or local file"
+    "(dataset, name, split, column, instruction, words, key_column, revision, rows)"
 )
-_MAX_MINUTES_HELP = (
-    "stop measuring after so many minutes, with fewer prompts; every task set keeps at least one, "
-    "and the report says how many were measured"
-)
+_MAX_MINUTES_HELP = "stop after so many minutes, with fewer prompts (at least one per task set)"
 
 
 class _Measuring(Section):
@@ -40,26 +38,20 @@ class _Measuring(Section):
             raise FastDraftError(f"max_minutes: must be above 0, got {self.max_minutes}")
 
 
+_GAMMA_HELP = "tokens drafted per round (γ), a number or a list; the paper uses 3"
+_TEMPERATURE_HELP = (
+    "temperature of the sampled runs, a number or a list; the paper uses 0.6. 0 in the list adds "
+    "greedy runs at every γ; those at the first γ are always made"
+)
+_PATH_HELP = "our loop, or stock assisted generation (slower, the same greedy acceptance)"
+
+
 class EvaluateConfig(_Measuring):
     """Measure acceptance on held-out prompts, and check that greedy output does not change."""
 
-    num_assistant_tokens: list[Count] | Count = Field(
-        3, description="tokens drafted per round (γ), a number or a list; the paper uses 3"
-    )
-    temperature: list[Number] | Number = Field(
-        0.6,
-        description=(
-            "temperature of the sampled runs, a number or a list; the paper uses 0.6. 0 in the "
-            "list adds greedy runs at every γ; those at the first γ are always made"
-        ),
-    )
-    path: Literal["ours", "transformers"] = Field(
-        "ours",
-        description=(
-            "how the draft is used: ours (our loop), or transformers (stock assisted generation: "
-            "slower, the same greedy acceptance)"
-        ),
-    )
+    num_assistant_tokens: list[Count] | Count = Field(3, description=_GAMMA_HELP)
+    temperature: list[Number] | Number = Field(0.6, description=_TEMPERATURE_HELP)
+    path: Literal["ours", "transformers"] = Field("ours", description=_PATH_HELP)
     untrained_prompts_per_task: Count = Field(
         4, description="prompts on which the draft is also measured as it was before training"
     )
@@ -68,12 +60,8 @@ class EvaluateConfig(_Measuring):
         super().check_values()
         if self.untrained_prompts_per_task < 0:
             raise FastDraftError("untrained_prompts_per_task: must be at least 0")
-        _check_numbers("num_assistant_tokens", self.gammas)
-        if min(self.gammas) < 1:
-            raise FastDraftError(f"num_assistant_tokens: must be at least 1, got {self.gammas}")
-        _check_numbers("temperature", self.temperatures)
-        if not all(0 <= t < float("inf") for t in self.temperatures):
-            raise FastDraftError(f"temperature: must be at least 0, got {self.temperatures}")
+        _check_numbers("num_assistant_tokens", self.gammas, at_least=1)
+        _check_numbers("temperature", self.temperatures, at_least=0)
         if not any(self.temperatures):
             raise FastDraftError(
                 "temperature: at least one must be above 0; greedy runs are always made"
@@ -82,14 +70,12 @@ class EvaluateConfig(_Measuring):
     @property
     def gammas(self) -> list[int]:
         """Every γ; single figures are of the first."""
-        value = self.num_assistant_tokens
-        return list(value) if isinstance(value, list) else [value]
+        return _as_list(self.num_assistant_tokens)
 
     @property
     def temperatures(self) -> list[float]:
         """Every temperature as given, 0 included."""
-        value = self.temperature
-        return list(value) if isinstance(value, list) else [value]
+        return _as_list(self.temperature)
 
     @property
     def sampled(self) -> list[float]:
@@ -102,21 +88,31 @@ class EvaluateConfig(_Measuring):
         return self.gammas if 0 in self.temperatures else self.gammas[:1]
 
 
-def _check_numbers(name: str, values: list[int] | list[float]) -> None:
+def _as_list(value: list[N] | N) -> list[N]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _check_numbers(name: str, values: list[int] | list[float], at_least: int) -> None:
     if not values:
         raise FastDraftError(f"{name}: the list is empty")
     if len(set(values)) < len(values):
         raise FastDraftError(f"{name}: a value is repeated in {values}")
+    if not all(at_least <= value < float("inf") for value in values):
+        raise FastDraftError(f"{name}: must be at least {at_least}, got {values}")
 
 
-BenchPath = Literal[
-    "transformers",
-    "ours",
-    "prompt-lookup",
-    "openvino",
-    "openvino-prompt-lookup",
-    "ours-openvino",
-]
+# fmt: off
+BenchPath = Literal["transformers", "ours", "prompt-lookup",
+                    "openvino", "openvino-prompt-lookup", "ours-openvino"]
+# fmt: on
+_PATHS_HELP = (
+    "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no draft), "
+    "openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop over "
+    "OVModelForCausalLM); OpenVINO's are skipped where it is not installed"
+)
+_DRAFTS_HELP = (
+    "other drafts, name: folder or Hub id; each is timed on transformers and ours, if listed"
+)
 
 
 class BenchConfig(_Measuring):
@@ -125,28 +121,12 @@ class BenchConfig(_Measuring):
     prompts_per_task: Count = Field(4, description="prompts of each, drawn by the recipe's seed")
     num_assistant_tokens: list[Count] = Field([1, 2, 3, 4, 5], description="values of γ to try")
     repeats: Count = Field(2, description="times every prompt is decoded in every setting")
-    paths: list[BenchPath] = Field(
-        ["transformers", "openvino"],
-        description=(
-            "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no "
-            "draft), openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop "
-            "over OVModelForCausalLM); OpenVINO's are skipped where it is not installed"
-        ),
-    )
-    drafts: dict[Key, str] = Field(
-        {},
-        description=(
-            "other drafts, name: folder or Hub id; each is timed on transformers and ours, if "
-            "listed"
-        ),
-    )
-    memory: StrictBool = Field(
-        True, description="measure the peak memory of each path, in processes of their own"
-    )
+    paths: list[BenchPath] = Field(["transformers", "openvino"], description=_PATHS_HELP)
+    drafts: dict[Key, str] = Field({}, description=_DRAFTS_HELP)
+    memory: StrictBool = Field(True, description="measure the peak memory of each path")
     weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
     write: StrictBool = Field(
-        False,
-        description="store the best γ in the generation config of the draft that was measured",
+        False, description="store the best γ in the draft's generation config"
     )
 
     def check_values(self) -> None:

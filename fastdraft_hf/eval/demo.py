@@ -83,17 +83,18 @@ def show(
     Returns:
         For each prompt the records without and with the draft.
     """
-    read = []
-    for kind, text in prompts:
-        ids = chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"])
-        read.append(EvaluationPrompt("demo", "", ids))
+    ids = (
+        chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"])
+        for kind, text in prompts
+    )
+    read = [EvaluationPrompt("demo", "", one) for one in ids]
     sides = Setting(path), Setting(path, "", num_assistant_tokens)
     for side in sides:  # compilation and first allocations belong to neither side
         engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)
     found: list[tuple[DecodingRecord, DecodingRecord]] = []
     for prompt, (_, text) in zip(read, prompts, strict=True):
-        heading = f"prompt {len(found) + 1} of {len(prompts)}"
-        _say(console, f"\n--- {heading}\n{visible(text).rstrip()}")
+        number = f"prompt {len(found) + 1} of {len(prompts)}"
+        _say(console, f"\n--- {number}\n{visible(text).rstrip()}")
         records, answers = [], []
         for title, side in zip(("target alone", "with the draft"), sides, strict=True):
             record = engine(side, prompt, max_new_tokens)

@@ -1,10 +1,9 @@
 """Measure a draft on held-out prompts through transformers' ``generate``.
 
-Every prompt is decoded greedily by the target alone and with the draft, so that the two can be
-compared token for token; then sampled with the draft, at every temperature and γ. The sampled
-texts are distributed as the target's own, so both models read them once more for the acceptance
-that was to be expected (`expected`). A few prompts are also sampled with the draft as it was before
-training.
+Every prompt is decoded greedily by the target alone and with the draft, and compared token for
+token; then sampled with the draft, at every temperature and γ. Both models read the sampled texts
+once more for the expected acceptance (`expected`). A few prompts are also sampled with the draft as
+it was before training.
 
 Prompts are dealt out to the processes, each of which keeps its results in files of its own. The
 seed of a sampled answer is that of its prompt, so results do not depend on the number of processes.
@@ -157,16 +156,12 @@ def evaluate(
 
 def _journals(folder: Path) -> tuple[Journal[DecodingRecord], Journal[TextAcceptance]]:
     """Open this process's journals; they know the results of all processes and starts."""
-    rank = _processes.rank()
-    records: Journal[DecodingRecord] = Journal(
-        folder / f"records-{rank}.jsonl", sorted(folder.glob("records*.jsonl"))
-    )
-    readings: Journal[TextAcceptance] = Journal(
-        folder / f"readings-{rank}.jsonl",
-        sorted(folder.glob("readings*.jsonl")),
-        TextAcceptance.from_dict,
-    )
-    return records, readings
+
+    def opened(name: str, read: Callable[[dict[str, Any]], Any]) -> Journal[Any]:
+        own = folder / f"{name}-{_processes.rank()}.jsonl"
+        return Journal(own, sorted(folder.glob(f"{name}*.jsonl")), read)
+
+    return opened("records", DecodingRecord.from_dict), opened("readings", TextAcceptance.from_dict)
 
 
 def _steps(

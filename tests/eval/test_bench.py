@@ -84,12 +84,6 @@ def test_another_draft_is_timed_on_the_paths_that_take_any() -> None:
     assert settings[0].stock is None
 
 
-def test_every_path_belongs_to_one_runtime() -> None:
-    members = [path for paths in bench.RUNTIMES.values() for path in paths]
-    assert sorted(members) == sorted(bench.BASELINES)
-    assert len(set(members)) == len(members)
-
-
 def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> None:
     decode = FakeDecode()
     journal = run(tmp_path, decode)
@@ -129,8 +123,7 @@ def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_after_the_deadline_one_prompt_of_each_task_is_timed(tmp_path: Path) -> None:
     journal = run(tmp_path, FakeDecode(), deadline=time.monotonic() - 1)
-    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[2]]
-    blocks = bench.complete_blocks(journal, SETTINGS, prompts, CONFIG)
+    blocks = bench.complete_blocks(journal, SETTINGS, PROMPTS, CONFIG)
     assert blocks == [(0, PROMPTS[0])]  # the second prompt of humaneval ended it
     turns = [PROMPTS[0], PROMPTS[2], PROMPTS[1]]
     other = Journal[Any](tmp_path / "other.jsonl")

@@ -74,13 +74,6 @@ def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.Monke
     assert len(decode(Setting("alone"), PROMPT, 3).tokens) == 3
 
 
-def test_a_path_that_takes_no_draft_needs_none(models: Models) -> None:
-    alone = Models(target=models.target)
-    settings = bench.all_settings(bench.assisted_settings(["prompt-lookup"], [2]))
-    decode = load_engine(alone, settings)
-    assert decode(settings[-1], PROMPT, 8).tokens == decode(settings[0], PROMPT, 8).tokens
-
-
 def test_openvino_decodes_in_every_way(
     models: Models, openvino_models: Any, tmp_path: Path
 ) -> None:
@@ -100,19 +93,12 @@ def test_openvino_decodes_in_every_way(
     accepted = {}
     for setting in settings:
         record = decode(setting, PROMPT, 12)
-        own = [s for s in settings if s == setting or s.path.endswith("alone")]
-        assert own
         assert len(record.tokens) == 12 or record.tokens[-1] == 2
         assert record.num_assistant_tokens == setting.num_assistant_tokens
         assert record.path == setting.path.removesuffix("-alone")
         assert record.first_token_seconds is not None
         accepted[setting] = record.accepted
-        passes = record.target_passes
-        assert (
-            (passes == len(record.tokens))
-            if not record.accepted
-            else (passes == len(record.tokens) - record.accepted)
-        )
+        assert record.target_passes == len(record.tokens) - record.accepted
     for path in ("openvino", "ours-openvino"):
         assert accepted[Setting(path, "reduced", 3)] > accepted[Setting(path, "", 3)]
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf import _processes
@@ -256,19 +254,3 @@ def test_a_difference_at_a_tie_is_called_one(
     assert (found["num_assistant_tokens"], found["position"], found["tie"]) == (4, None, False)
     records = answers(make_record, [5, 6], [5, 6], [5, 6])
     assert evaluate.compare_greedy(target, PROMPTS[:1], CONFIG, records) == []
-
-
-@given(
-    st.lists(st.integers(1, 12), min_size=1, unique=True),
-    st.lists(st.floats(0, 4), min_size=1, unique=True).filter(any),
-)
-def test_settings_are_the_products_and_their_labels_differ(
-    gammas: list[int], temperatures: list[float]
-) -> None:
-    config = EvaluateConfig(num_assistant_tokens=gammas, temperature=temperatures)
-    settings = evaluate.settings_of(config)
-    sampled = [t for t in temperatures if t > 0]
-    greedy = len(gammas) if 0 in temperatures else 1
-    assert len(settings) == len(sampled) * len(gammas) + greedy
-    assert settings[0] == Setting(SAMPLED, gammas[0], sampled[0])
-    assert len({s.label(PROMPTS[0]) for s in settings}) == len(settings)

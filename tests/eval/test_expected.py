@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -142,48 +141,6 @@ def test_texts_that_end_are_counted_to_their_end(p: Chain, q: Chain, gamma: int)
     assert all(a >= b - 1e-9 for a, b in zip(found.drafted, true.drafted, strict=True))
 
 
-def test_rounds_from_every_position_alike_are_not_what_decoding_counts() -> None:
-    """Why the simple estimator is not enough: here it is off by a fifth."""
-    p = rows([[8, 1, 1], [1, 1, 8], [1, 8, 1]])
-    q = rows([[1, 8, 1], [1, 1, 8], [8, 1, 1]])
-    true = rounds_acceptance_rate([decoded(p, q, set(), 3)])
-    assert rounds_acceptance_rate([teacher_forced(p, q, set(), 3)]) == pytest.approx(true)
-    accepted = total = 0.0
-    for chance, text in written(p, set()):
-        alphas = seen(p, q, set(), text).alphas
-        for start in range(len(alphas) - 2):
-            accepted += chance * sum(torch.tensor(alphas[start : start + 3]).cumprod(0).tolist())
-            total += 3 * chance
-    assert abs(accepted / total - true) > 0.2 * true
-
-
-SHARES = st.floats(0, 1)
-TEXTS = st.integers(1, 12).flatmap(
-    lambda n: st.builds(
-        TextAcceptance,
-        *(st.lists(SHARES, min_size=n, max_size=n).map(tuple) for _ in range(2)),
-        st.just((0.0,) * n),
-    )
-)
-
-
-@given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 6), st.integers(0, 5))
-def test_counts_stay_within_what_is_possible(
-    texts: list[TextAcceptance], gamma: int, room: int
-) -> None:
-    parts = [expected_rounds(text, gamma, len(text.kept) + room) for text in texts]
-    for part, text in zip(parts, texts, strict=True):
-        assert part.tokens == len(text.kept)
-        assert part.rounds + 1e-9 >= 1
-        assert part.rounds <= part.tokens + 1e-9
-        for place in range(gamma):
-            assert 0 <= part.accepted[place] <= part.drafted[place] + 1e-9
-            assert part.drafted[place] <= part.rounds + 1e-9
-    assert 0 <= rounds_acceptance_rate(parts) <= 1 + 1e-9
-    assert 1 - 1e-9 <= rounds_block_efficiency(parts) <= gamma + 1 + 1e-9
-    assert len(rounds_by_position(parts)) == gamma
-
-
 def test_nothing_read_is_nothing_expected() -> None:
     assert (rounds_acceptance_rate([]), rounds_block_efficiency([])) == (0.0, 1.0)
     assert rounds_by_position([]) == []
@@ -265,20 +222,6 @@ def test_real_decoding_counts_what_its_own_texts_let_expect(
     assert block_efficiency(records) == pytest.approx(
         rounds_block_efficiency(parts), abs=slack * (gamma + 1)
     )
-
-
-def test_every_coin_is_thrown_once() -> None:
-    """By hand: γ = 2, two positions drafted, the third is the target's own."""
-    text = TextAcceptance((0.5, 0.4, 0.3), (0.6, 1.0, 0.2), (0.0,) * 3)
-    found = expected_rounds(text, 2, 3)
-    # Round at 0 drafts two; its first is kept with 0.6, then its second for sure. Otherwise a round
-    # at 1 drafts one and keeps it.
-    assert found.drafted == pytest.approx((1 + 0.4, 1.0))
-    assert found.accepted == pytest.approx((0.5 + 0.4 * 0.4, 0.6 * 0.4))
-    assert found.rounds == pytest.approx(1 + 0.4)
-    whole = add_rounds([found, found])
-    assert whole.rounds == 2 * found.rounds
-    assert list(itertools.chain(whole.drafted)) == [2 * d for d in found.drafted]
 
 
 def test_log_probabilities_are_those_of_the_texts_own_tokens(

@@ -61,19 +61,6 @@ def test_acceptance_by_position(make_record: MakeRecord) -> None:
     assert acceptance_by_position([]) == []
 
 
-@given(ANSWERS)
-def test_figures_stay_within_their_bounds(
-    make_record: MakeRecord, answers: list[list[tuple[int, int]]]
-) -> None:
-    records = [make_record(rounds) for rounds in answers]
-    gamma = max(d for rounds in answers for d, _ in rounds)
-    assert 0 <= acceptance_rate(records) <= 1
-    assert 1 <= block_efficiency(records) <= gamma + 1
-    shares = acceptance_by_position(records)
-    assert len(shares) == gamma
-    assert all(0 <= share <= 1 for share in shares)
-
-
 @given(ANSWERS, st.integers(1, 5))
 def test_blocks_of_one_length_tie_the_figures_together(
     make_record: MakeRecord, answers: list[list[tuple[int, int]]], gamma: int
@@ -101,13 +88,6 @@ def test_a_bootstrap_interval_holds_its_value_and_narrows(make_record: MakeRecor
     assert (many.high - many.low) / (few.high - few.low) == pytest.approx(0.25, rel=0.25)
     # 1.96 standard errors: the values' standard deviation is sqrt(2)/4.
     assert many.high - many.low == pytest.approx(2 * 1.96 * (2**0.5 / 4) / 160**0.5, rel=0.15)
-
-
-def test_a_bootstrap_is_decided_by_its_seed(make_record: MakeRecord) -> None:
-    records = spread(make_record, 12)
-    assert bootstrap(records, acceptance_rate) == bootstrap(records, acceptance_rate)
-    other = bootstrap(records, acceptance_rate, samples=50, seed=1)
-    assert other != bootstrap(records, acceptance_rate, samples=50, seed=2)
 
 
 def test_one_record_has_no_interval(make_record: MakeRecord) -> None:

@@ -94,13 +94,6 @@ def test_one_set_of_columns_serves_all_three(
     assert result == {"acceptance_rate": 0.5, "block_efficiency": 3.0, "mbsu": 1.5}
 
 
-def test_batches_can_be_added_one_after_the_other(modules: dict[str, Any]) -> None:
-    metric = modules["acceptance_rate"]
-    metric.add_batch(drafted=[4, 4], accepted=[4, 0])
-    metric.add(drafted=8, accepted=0)
-    assert metric.compute() == {"acceptance_rate": 0.25}
-
-
 GOOD = {"drafted": [3, 3], "accepted": [1, 3]}
 EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
 

@@ -25,12 +25,8 @@ class SpeculativeMetric(evaluate.Metric):
         seed: of the bootstrap, 0 by default.
 
     Columns and arguments of the other two metrics are accepted and ignored, so one set of inputs
-    fits all three and ``evaluate.combine``.
-
-    Raises:
-        ValueError: the counts are impossible (the message names the answer), there are no answers,
-            or an argument is missing or out of range.
-        TypeError: an argument is unknown.
+    fits all three and ``evaluate.combine``. Impossible counts are a ``ValueError`` that names the
+    answer.
     """
 
     metric = ""
