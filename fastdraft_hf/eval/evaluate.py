@@ -292,7 +292,7 @@ def summarize(
         if not chosen:
             return None
         gamma, taken = setting.num_assistant_tokens, [records[setting.label(p)] for p in chosen]
-        found = {
+        found: dict[str, Any] = {
             "prompts": len(taken),
             "drafted": sum(r.drafted for r in taken),
             **_intervals(taken, acceptance_rate, block_efficiency, ratio, gamma),
@@ -309,15 +309,13 @@ def summarize(
             )
             for p in chosen
         ]
-        expected = {
+        expected: dict[str, Any] = {
             "texts": len(chosen) * len(same),
             **_intervals(parts, rounds_acceptance_rate, rounds_block_efficiency, ratio, gamma),
             "acceptance_by_position": rounds_by_position(parts),
         }
-        (_, low, high), (_, other_low, other_high) = (
-            one["acceptance_rate"] for one in (found, expected)
-        )
-        overlap = low <= other_high and other_low <= high
+        one, other = found["acceptance_rate"], expected["acceptance_rate"]
+        overlap = one[1] <= other[2] and other[1] <= one[2]
         return {**found, "expected": expected, "intervals_overlap": overlap}
 
     def of_all(setting: Setting) -> dict[str | None, Any]:

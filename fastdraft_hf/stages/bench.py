@@ -143,6 +143,7 @@ def _write(run: Run, results: dict[str, Any]) -> None:
             (("openvino", "ours-openvino"), sorted(export.glob(f"{prefix}openvino-*"))),
         ):
             gamma = best_of_paths(results, [path + suffix for path in paths])
-            for written in folders if gamma is not None else ():
-                store_draft_settings(written, gamma)
-                logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)
+            if gamma is not None:
+                for written in folders:
+                    store_draft_settings(written, gamma)
+                    logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)
