@@ -91,6 +91,8 @@ class Recipe(Section):
     def check_values(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
+        if not self.target.isprintable():  # it becomes part of the card
+            raise FastDraftError(f"target: {self.target!r} has a control character; rename it")
         bench, exported = self.bench, self.export.openvino
         reads_export = {"openvino", "ours-openvino"} & set(bench.paths)
         if reads_export and exported and bench.weight_format not in exported:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fastdraft_hf._card import python
 from fastdraft_hf.eval.figures import draw_figures
 from fastdraft_hf.eval.summary import (
     BENCH_TABLES,
@@ -107,7 +108,7 @@ def write_report(
 def snippet(target: str, draft_location: str) -> str:
     """Return the three lines that use the draft."""
     return (
-        f'target = AutoModelForCausalLM.from_pretrained("{target}")\n'
-        f'draft = AutoModelForCausalLM.from_pretrained("{draft_location}")\n'
+        f"target = AutoModelForCausalLM.from_pretrained({python(target)})\n"
+        f"draft = AutoModelForCausalLM.from_pretrained({python(draft_location)})\n"
         "target.generate(**inputs, assistant_model=draft)"
     )

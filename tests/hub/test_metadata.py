@@ -71,6 +71,8 @@ def test_nothing_but_a_clear_error_comes_out(key: str, value: Any) -> None:
 def test_a_recipe_is_refused_before_any_work(section: dict[str, Any], said: str) -> None:
     with pytest.raises(FastDraftError, match=said):
         build_recipe({"card": section})
+    with pytest.raises(FastDraftError, match=r"target: .* has a control character"):
+        build_recipe({"target": "models/a\nb"})
 
 
 SOURCE = {"model_id": "org/Target", "sha256": "0" * 64, "license": "mit"}
