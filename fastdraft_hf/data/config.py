@@ -57,7 +57,6 @@ class GeneratedSet(Section):
     instruction_temperatures: list[Number] = Field(
         [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"
     )
-    instruction_top_p: Number = Field(0.95, description="magpie: nucleus of the instructions")
     filters: RowFilters = Field(
         default_factory=RowFilters, description="which rows training leaves out"
     )
@@ -82,11 +81,8 @@ class GeneratedSet(Section):
                 "instruction_temperatures: needs a list of numbers above 0; greedy instructions "
                 "would all be equal"
             )
-        for name in ("top_p", "instruction_top_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise FastDraftError(
-                    f"{name}: must be above 0 and at most 1, got {getattr(self, name)}"
-                )
+        if not 0 < self.top_p <= 1:
+            raise FastDraftError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
         if self.kind == "dataset" and not self.dataset:
             raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
         if self.kind != "dataset" and self.dataset:

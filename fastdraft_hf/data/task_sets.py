@@ -27,7 +27,7 @@ from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data import heldout
 from fastdraft_hf.data.heldout import HeldOutPrompt
-from fastdraft_hf.data.rows import check_local, read_dataset
+from fastdraft_hf.data.prompt_sets import check_local, read_dataset
 
 ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

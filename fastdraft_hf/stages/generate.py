@@ -16,7 +16,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
-from fastdraft_hf.data.dataset_card import SetFacts, SetStats, kept_first, write_dataset_card
+from fastdraft_hf.data.dataset_card import write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import FILTERS, check_language, write_filters
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A small target generates nonsense over its whole vocabulary.
+INSTRUCTION_TOP_P = 0.95
 # Which held-out text the prompts of a folder were checked against.
 HELD_OUT = "held_out.json"
 
@@ -60,7 +62,6 @@ _ONLY = {
     "magpie": (
         "max_instruction_tokens",
         "instruction_temperatures",
-        "instruction_top_p",
         "system_prompt_in_answers",
     ),
 }
@@ -266,9 +267,9 @@ class _Set:
         def finish() -> dict[str, Any]:
             logger.info("filtering %s", self.name)
             folder = self.folder / self.name
-            counts = kept_first(write_filters(folder, wanted.filters, self.tokenizer.decode))
-            stats = self._card(engine, self.name, _ABOUT[wanted.kind], counts)
-            return {"rows": stats.rows, "completion_tokens": stats.tokens, "filter": counts}
+            counts = dict(write_filters(folder, wanted.filters, self.tokenizer.decode))
+            rows, tokens = self._card(engine, self.name, _ABOUT[wanted.kind], counts)
+            return {"rows": rows, "completion_tokens": tokens, "filter": counts}
 
         self.facts |= on_main(finish)
         logger.info("%s: %s", self.name, self.facts)
@@ -320,7 +321,7 @@ class _Set:
             [prefix] * wanted.rows,
             wanted.instruction_temperatures,
             wanted.max_instruction_tokens,
-            top_p=wanted.instruction_top_p,
+            top_p=INSTRUCTION_TOP_P,
         )
         kept, reasons = keep_instructions(
             iter_rows(self.folder / name),
@@ -338,14 +339,14 @@ class _Set:
         if len(self.prompts) < len(whole):
             reasons["too long"] = len(whole) - len(self.prompts)
             reasons["kept"] = len(self.prompts)
-        self.facts["instructions"] = kept_first(reasons)
+        self.facts["instructions"] = dict(reasons)
         try:
             self._check_prompts([json.dumps(ids) for ids in kept])
         except FastDraftError as error:
             raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
         on_main(lambda: self._card(engine, name, _ABOUT_INSTRUCTIONS, {}))
 
-    def _card(self, engine: Engine, name: str, about: str, kept: dict[str, int]) -> SetStats:
+    def _card(self, engine: Engine, name: str, about: str, kept: dict[str, int]) -> tuple[int, int]:
         left_out = [key for kind, keys in _ONLY.items() if kind != self.wanted.kind for key in keys]
         settings = {
             key: value
@@ -358,17 +359,15 @@ class _Set:
         target = self.run.target
         return write_dataset_card(
             self.folder / name,
-            SetFacts(
-                name=name,
-                about=about,
-                target=target.name,
-                revision=target.revision,
-                engine=engine.name,
-                license=target.license,
-                settings=settings,
-                prompts=self.facts.get("instructions", self.facts.get("prompts", {})),
-                kept=kept,
-                language=self.wanted.filters.language,
-            ),
             self.tokenizer.decode,
+            name=name,
+            about=about,
+            target=target.name,
+            revision=target.revision,
+            engine=engine.name,
+            license=target.license,
+            settings=settings,
+            prompts=self.facts.get("instructions", self.facts.get("prompts", {})),
+            kept=kept,
+            language=self.wanted.filters.language,
         )

@@ -20,12 +20,10 @@ from fastdraft_hf.data.columns import (
     LOG_PROBS,
     TAIL,
     TEMPERATURE,
-    check_covered,
     check_distribution,
     distribution_table,
     has_distribution,
     smallest_id_type,
-    stored,
 )
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.rows import DraftCollator
@@ -149,14 +147,6 @@ def test_the_types_on_disk_are_the_small_ones() -> None:
         assert table[TAIL].to_pylist()[0][:2] == [0, 0]
 
 
-@given(st.integers(1, 2**31 - 1))
-def test_ids_fit_into_the_smallest_type(vocab_size: int) -> None:
-    kind = smallest_id_type(vocab_size)
-    assert np.iinfo(kind).max >= vocab_size - 1
-    if kind is not np.uint16:
-        assert np.iinfo(np.uint16).max < vocab_size - 1
-
-
 def test_rows_without_anything_stored_make_a_batch() -> None:
     dataset = dataset_of(parts_of([(3, 0), (2, 0), (4, 2)], 5, 300, 0), 1.0, 300, 0)
     batch = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)([dataset[0], dataset[1]])
@@ -203,33 +193,3 @@ def test_has_distribution_by_what_there_is() -> None:
     for column in LISTS:
         with pytest.raises(ValueError, match=f"late dataset: it has .* but not {column}; a stored"):
             has_distribution(rows.remove_columns([column]), "late")
-
-
-def test_an_empty_set() -> None:
-    rows = dataset_of(parts_of([(4, 2)], 3, 300, 0), 1.0, 300, 0)
-    with pytest.raises(ValueError, match="train dataset: it has no rows"):
-        check_distribution(rows.select([]), vocab_size=300, temperature=1.0)
-    stream = rows.to_iterable_dataset().take(0)
-    with pytest.raises(ValueError, match="train dataset: it has no rows"):
-        check_distribution(stream, vocab_size=300, temperature=1.0)
-
-
-def test_one_row() -> None:
-    row = {IDS: [[], [], [4, 2], [7, 1]], LOG_PROBS: [[], [], [-0.5, -1], [-1, -2]]}
-    positions, ids, log_probs = stored(row)
-    assert positions.tolist() == [2, 3]
-    assert ids.tolist() == [[4, 2], [7, 1]]
-    assert log_probs.tolist() == [[-0.5, -1], [-1, -2]]
-    nothing = stored({IDS: [[], []], LOG_PROBS: [[], []]})
-    assert [part.shape[0] for part in nothing] == [0, 0, 0]
-    with pytest.raises(ValueError, match=r"target_top_k_ids has entries of \[.*1.*2.*\] ids"):
-        stored({IDS: [[1], [1, 2]], LOG_PROBS: [[0], [0, 0]]})
-    with pytest.raises(ValueError, match="have entries of different lengths"):
-        stored({IDS: [[1], [2]], LOG_PROBS: [[0], []]})
-
-
-def test_what_carries_loss_is_covered() -> None:
-    check_covered([5, -100, 7], np.array([2]), "here")  # the first token is nobody's
-    check_covered(None, np.array([], dtype=np.int64), "here")
-    with pytest.raises(ValueError, match="here: token 2 is labelled and has no"):
-        check_covered([-100, 6, 7], np.array([1]), "here")

@@ -33,7 +33,6 @@ from fastdraft_hf.data.config import GenerateConfig
             "instruction_temperatures: needs a list of numbers above 0",
         ),
         ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, got 0.0"),
-        ({"instruction_top_p": 1.1}, "instruction_top_p: must be above 0"),
         ({"kind": "dataset"}, "dataset: kind dataset needs"),
         ({"dataset": "x"}, "dataset: only for kind dataset, and kind is magpie"),
         ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free has no chats"),

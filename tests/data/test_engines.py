@@ -103,16 +103,6 @@ def test_greedy_rows_are_what_generate_writes_alone(tiny_target_folder: Path) ->
         assert completion.finish_reason == ("length" if cut is None else "stop")
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_every_request_once_at_every_temperature(tiny_target_folder: Path, batch_size: int) -> None:
-    requests = make_requests(37, temperatures=(0.0, 0.7, 1.0))
-    engine = TransformersEngine(tiny_target_folder, {0, 2}, batch_size=batch_size)
-    done = list(engine.generate(requests, lambda n: None))
-    check(done, requests, {0, 2})
-    again = list(engine.generate(requests, lambda n: None))
-    assert again == done
-
-
 def sampled(count: int) -> list[Request]:
     return [
         dataclasses.replace(r, top_p=(1.0, 0.5)[r.index // 3 % 2])
@@ -207,18 +197,6 @@ def check(done: list[Completion], requests: list[Request], stop: set[int]) -> No
         assert (completion.ids[-1] in stop) == (completion.finish_reason == "stop")
         if completion.finish_reason == "length":
             assert len(completion.ids) == completion.request.max_new_tokens
-
-
-def test_openvino_needs_its_folder(tiny_target_folder: Path) -> None:
-    with pytest.raises(ValueError, match="needs openvino_target"):
-        open_engine(
-            "openvino",
-            target=tiny_target_folder,
-            openvino_target=None,
-            stop_ids={2},
-            batch_size=4,
-            device="cpu",
-        )
 
 
 @pytest.fixture(scope="module")

@@ -44,28 +44,6 @@ def test_a_periodic_tail_is_found(
     assert in_a_loop(head + tail)
 
 
-@given(st.integers(0, 10**6), st.integers(0, 200))
-def test_random_text_is_no_loop(seed: int, length: int) -> None:
-    source = random.Random(seed)
-    assert not in_a_loop([source.randrange(1000) for _ in range(length)])
-
-
-@given(
-    st.integers(1, LOOP_PERIOD),
-    st.integers(0, LOOP_TAIL - 1),
-    st.lists(st.integers(0, 9)),
-)
-def test_one_break_in_the_tail_is_no_loop(period: int, position: int, head: list[int]) -> None:
-    tail = [i % period for i in range(LOOP_TAIL)]
-    tail[position] = 99
-    assert not in_a_loop(head + tail)
-
-
-@given(st.lists(st.integers(0, 1), max_size=LOOP_TAIL - 1))
-def test_short_texts_are_no_loops(ids: list[int]) -> None:
-    assert not in_a_loop(ids)
-
-
 @given(st.lists(st.integers(0, 2), min_size=20, max_size=26), st.integers(1, 4))
 def test_against_the_plain_definition(ids: list[int], longest: int) -> None:
     tail = 8
@@ -89,12 +67,6 @@ def test_a_long_loop_is_found_when_it_came_three_times(period: int, head: int, s
     assert not in_a_long_loop(before + broken)
 
 
-@given(st.integers(0, 10**6), st.integers(0, 400))
-def test_random_text_is_no_long_loop(seed: int, length: int) -> None:
-    source = random.Random(seed)
-    assert not in_a_long_loop([source.randrange(1000) for _ in range(length)])
-
-
 @given(st.integers(0, 10**6), st.integers(0, 300), st.integers(2, 6))
 def test_a_list_that_says_the_same_again_repeats_itself(seed: int, head: int, items: int) -> None:
     source = random.Random(seed)
@@ -106,11 +78,6 @@ def test_a_list_that_says_the_same_again_repeats_itself(seed: int, head: int, it
     old = (items - 1) * (60 - 5)
     assert repeats_itself(text) == (len(text) >= 100 and old > (len(text) - 5) / 2)
     assert not in_a_loop(text)
-
-
-@given(st.lists(st.integers(0, 1), max_size=99))
-def test_short_texts_may_repeat_themselves(ids: list[int]) -> None:
-    assert not repeats_itself(ids)
 
 
 def row(ids: list[int], prompt: str = "p", reason: str = "stop", index: int = 0) -> dict[str, Any]:
@@ -140,12 +107,6 @@ def test_rows_are_judged_by_reason() -> None:
         (row([*range(200, 230), *list(range(50)) * 3, 2]), "loop"),
     ]
     assert reasons_of([row for row, _ in judged]) == [reason for _, reason in judged]
-
-
-@given(st.lists(st.builds(row, st.lists(st.integers(0, 2), max_size=3), st.sampled_from("pq"))))
-def test_filtering_twice_changes_nothing(rows: list[dict[str, Any]]) -> None:
-    kept = [row for row, reason in zip(rows, reasons_of(rows), strict=True) if reason == "kept"]
-    assert reasons_of(kept) == ["kept"] * len(kept)
 
 
 def test_cut_off_rows_are_dropped_when_asked() -> None:
@@ -188,19 +149,6 @@ def test_the_wrong_language_is_dropped_when_asked() -> None:
         reasons_of(rows, filters)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"near_duplicates": 0.0}, "near_duplicates: must be above 0 .* or empty; got 0.0"),
-        ({"near_duplicates": 1.5}, "near_duplicates: must be"),
-        ({"language": "xx-none"}, "language: 'xx-none' is not a language code"),
-    ],
-)
-def test_settings_that_are_wrong(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(FastDraftError, match=message):
-        RowFilters(**settings)
-
-
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     folder = tmp_path / "set"
@@ -218,12 +166,6 @@ def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
     written = json.loads((made / FILTERS).read_text())
     assert written["settings"] == {"cut_off": "keep", "near_duplicates": 0.4, "language": None}
     assert read_rows(made) == rows  # all rows stay on disk
-
-
-def test_a_set_that_was_not_judged_has_the_default_filters(made: Path) -> None:
-    kept, counts = read_kept_rows(made)
-    assert counts == Counter(reasons_of(read_rows(made)))
-    assert len(kept) == counts["kept"]
 
 
 def test_a_set_with_missing_rows_is_refused(made: Path) -> None:

@@ -9,17 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import generations, parts
+from fastdraft_hf.data import generations
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.generations import Requests, read_rows, write_rows
-from fastdraft_hf.data.parts import PARTS, iter_rows, stored_indices
+from fastdraft_hf.data.parts import PARTS, stored_indices
 
 from .fakes import FakeEngine, Killed, in_processes, make_requests, written_ids
 
@@ -68,20 +67,6 @@ def test_killed_resumed_and_grown_by_any_number_of_processes(
             check_complete(folder, requests)
 
 
-def test_a_part_that_is_not_full_is_written_now_and_then(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-
-    class Watched(FakeEngine):
-        def generate(self, requests: Any, on_tokens: Any) -> Any:
-            for number, completion in enumerate(super().generate(requests, on_tokens)):
-                yield completion
-                assert len(stored_indices(folder)) == number + 1
-                assert len(list(folder.glob(PARTS))) == 1 + number // 4
-
-    write_rows(Watched(), make_requests(11), folder, rows_per_part=4, seconds=0.0)
-    check_complete(folder, make_requests(11))
-
-
 def test_an_error_loses_no_finished_row(tmp_path: Path) -> None:
     class Failing(FakeEngine):
         def generate(self, requests: Any, on_tokens: Any) -> Any:
@@ -119,40 +104,11 @@ def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
     check_complete(folder, requests)
 
 
-def test_a_flipped_bit_in_a_page_is_found(tmp_path: Path) -> None:
-    write_rows(FakeEngine(), make_requests(60), tmp_path)
-    (part,) = tmp_path.glob(PARTS)
-    good, rows = part.read_bytes(), read_rows(tmp_path)
-    column = pyarrow.parquet.read_metadata(part).row_group(0).column(3)
-    start, found = column.dictionary_page_offset, 0
-    for position in range(start, start + column.total_compressed_size, 3):
-        data = bytearray(good)
-        data[position] ^= 1
-        part.write_bytes(data)
-        try:
-            assert read_rows(tmp_path) == rows  # unused bits of a page's header
-        except FastDraftError:
-            found += 1
-    assert found > 50
-
-
 def test_a_folder_without_parts_is_not_a_set(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match="not a generated set"):
         read_rows(tmp_path)
     write_rows(FakeEngine(), [], tmp_path)
     assert read_rows(tmp_path) == []
-
-
-@pytest.mark.parametrize("faulty", ["twice", "left out"])
-def test_an_engine_that_breaks_its_contract_is_found(tmp_path: Path, faulty: str) -> None:
-    class Faulty(FakeEngine):
-        def generate(self, requests: Any, on_tokens: Any) -> Any:
-            done = list(super().generate(requests, on_tokens))
-            yield from done[:-1] if faulty == "left out" else [*done, done[0]]
-
-    message = "generated row 0 twice" if faulty == "twice" else "left out 1 rows"
-    with pytest.raises(RuntimeError, match=message):
-        write_rows(Faulty(in_flight=1), make_requests(6), tmp_path / "set")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,28 +132,6 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(again, requests, folder, rows_per_part=4)
     assert len(again.begun) == 60 - 9 * 4
     check_complete(folder, requests)
-
-
-def test_rows_come_in_order_with_few_parts_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def work(rank: int) -> None:
-        engine = FakeEngine(in_flight=8, seed=rank)
-        write_rows(engine, make_requests(600), tmp_path / "set", rows_per_part=16)
-
-    in_processes(2, work)
-    read: list[int] = []
-    real = parts.iter_tables
-
-    def counted(*args: Any) -> Any:
-        for table in real(*args):
-            read.append(len(table))
-            yield table
-
-    monkeypatch.setattr(parts, "iter_tables", counted)
-    for number, row in enumerate(iter_rows(tmp_path / "set", ["seed"])):
-        assert (row["index"], row["seed"]) == (number, 100 + number)
-        assert sum(read) - number < 150
 
 
 class Clock:
@@ -241,12 +175,6 @@ def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((tmp_path / "set" / "clock-00000.json").read_text())["seconds"] == 360
 
 
-def test_no_time_generates_nothing(tmp_path: Path) -> None:
-    engine = FakeEngine()
-    write_rows(engine, make_requests(5), tmp_path / "set", max_minutes=0)
-    assert engine.begun == read_rows(tmp_path / "set") == []
-
-
 def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
     letters = tiny_tokenizer.convert_tokens_to_ids(["t", "h", "e"])
     assert tiny_tokenizer.encode(tiny_tokenizer.decode(letters)) != letters  # it would merge them
@@ -258,16 +186,6 @@ def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
 
     write_rows(Spelling(), make_requests(2), tmp_path / "set")
     assert [row["completion_ids"] for row in read_rows(tmp_path / "set")] == [letters, letters]
-
-
-def test_datasets_reads_the_parts(tmp_path: Path) -> None:
-    requests = make_requests(5)
-    write_rows(FakeEngine(in_flight=1), requests, tmp_path / "set", rows_per_part=2)
-    files = sorted(map(str, (tmp_path / "set").glob(PARTS)))
-    loaded = datasets.load_dataset(
-        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
-    )
-    assert loaded.to_list() == read_rows(tmp_path / "set")
 
 
 @given(

@@ -3,10 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from fastdraft_hf.data.filters import in_a_loop
 from fastdraft_hf.data.instructions import asks, keep_instructions, no_words
 from fastdraft_hf.data.prompts import template_ends
 
@@ -47,23 +44,6 @@ def test_instructions() -> None:
         "overlaps held-out text": 1,
         "special token": 1,
     }
-
-
-@given(st.lists(st.integers(0, 50), min_size=5, max_size=20))
-def test_an_instruction_is_kept_without_its_stop(ids: list[int]) -> None:
-    assume(not in_a_loop(ids, tail=30, longest_period=10))
-    kept, _ = keep_instructions([row([*ids, 2])], str, never)
-    assert kept == [tuple(ids)]
-
-
-@given(st.lists(st.lists(st.integers(0, 6), max_size=8), max_size=8), st.booleans())
-def test_every_instruction_has_one_reason(texts: list[list[int]], near: bool) -> None:
-    rows = [row([*ids, 2], "stop" if sum(ids) % 3 else "length") for ids in texts]
-    kept, reasons = keep_instructions(
-        rows, str, never, special_ids={6}, near_duplicates=0.5 if near else None
-    )
-    assert sum(reasons.values()) == len(rows)
-    assert reasons["kept"] == len(kept) == len(set(kept))
 
 
 def test_near_instructions_are_asked_once() -> None:

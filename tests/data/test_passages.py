@@ -64,9 +64,3 @@ def test_tasks_follow_their_seed_and_the_first_stay_the_first(
     assert len(read) <= 5  # files are read as they are needed
     used = {task for task in TASKS for text in every if text.startswith(task.split("{}")[0])}
     assert len(used) > 10
-
-
-def test_this_machine_has_passages() -> None:
-    found = list(itertools.islice(passage_instructions(0), 200))
-    assert len(found) == 200
-    assert all(len(text) > 100 for text in found)

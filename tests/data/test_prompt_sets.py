@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
@@ -60,12 +59,6 @@ def test_every_row_once_in_the_seeds_order(stored: str) -> None:
     assert sorted(first) == [row["question"] for row in ROWS]
     assert texts(prompts, 1) == first
     assert texts(prompts, 2) != first
-
-
-def test_texts_of_lines(tmp_path: Path) -> None:
-    path = tmp_path / "rows.txt"
-    path.write_text("One?\nTwo?\n")
-    assert sorted(texts(PromptSet(str(path)))) == ["One?", "Two?"]
 
 
 def test_context_goes_after_the_prompt(tmp_path: Path) -> None:
@@ -131,18 +124,6 @@ turn = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(turn, max_size=6))
-def test_a_chat_ends_with_the_user_and_loses_nothing_before(turns: list[dict[str, str]]) -> None:
-    found = conversation(turns)
-    if isinstance(found, str):
-        last = [t["content"].strip() for t in turns if t["role"] == "user"][-1:]
-        assert found == ("empty" if not turns or last == [""] else "no user turn")
-        return
-    assert found[-1][0] == "user"
-    assert [{"role": r, "content": c} for r, c in found] == turns[: len(found)]
-    assert all(t["role"] != "user" for t in turns[len(found) :])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -163,19 +144,6 @@ def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], messag
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
     with pytest.raises(FastDraftError, match=message):
         PromptSet(str(path), **settings).check()
-
-
-def test_no_column_that_is_known(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, [{"a": "b", "c": 1}])
-    with pytest.raises(FastDraftError, match=r"column: .* has none of messages, .*: a, c"):
-        PromptSet(path).check()
-    assert PromptSet(path, column="a").check() == "a"
-
-
-def test_context_of_chats(tmp_path: Path) -> None:
-    path = jsonl(tmp_path, [{"messages": ROLES, "input": "x"}])
-    with pytest.raises(FastDraftError, match="holds chats; they need a column of texts"):
-        PromptSet(path, context_columns=("input",)).check()
 
 
 @pytest.mark.parametrize(

@@ -4,39 +4,14 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import prompts
-from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.prompts import (
     chat_ids,
-    code_instructions,
     free_prefix,
-    shared_ends,
-    special_ids,
     template_ends,
     written_instruction,
 )
-
-
-@pytest.mark.parametrize(
-    "instruction",
-    ["Write a poem about rain.", "What is 12 times 12?", "def f(x):\n    return x", "Ça va ?"],
-)
-def test_magpie_pieces_make_the_chat(target_tokenizer: Any, instruction: str) -> None:
-    ids = tuple(target_tokenizer(instruction, add_special_tokens=False)["input_ids"])
-    whole = template_ends(target_tokenizer)[0] + ids + template_ends(target_tokenizer)[1]
-    assert whole == chat_ids(target_tokenizer, instruction)
-
-
-def test_what_magpie_starts_and_ends_with(target_tokenizer: Any) -> None:
-    assert target_tokenizer.decode(template_ends(target_tokenizer)[0]).endswith(
-        "<|im_start|>user\n"
-    )
-    suffix = target_tokenizer.decode(template_ends(target_tokenizer)[1])
-    assert suffix == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_without_a_chat_template(tiny_tokenizer: Any) -> None:
@@ -47,57 +22,10 @@ def test_without_a_chat_template(tiny_tokenizer: Any) -> None:
         template_ends(plain)[0]
 
 
-def test_a_template_that_drops_the_user(tiny_tokenizer: Any) -> None:
-    deaf = copy.deepcopy(tiny_tokenizer)
-    deaf.chat_template = "hello"
-    with pytest.raises(FastDraftError, match="drops the user's message"):
-        template_ends(deaf)[1]
-
-
 def test_free_text_starts_with_the_separator(target_tokenizer: Any, tiny_tokenizer: Any) -> None:
     assert free_prefix(target_tokenizer) == (0,)
     assert target_tokenizer.convert_ids_to_tokens(0) == "<|endoftext|>"
     assert free_prefix(tiny_tokenizer) == (0,)
-
-
-def test_free_text_without_a_separator() -> None:
-    class Bare:
-        bos_token_id: int | None = 7
-        eos_token_id: int | None = 8
-
-        def get_vocab(self) -> dict[str, int]:
-            return {"a": 0}
-
-    bare: Any = Bare()
-    assert free_prefix(bare) == (7,)
-    bare.bos_token_id = None
-    assert free_prefix(bare) == (8,)
-    bare.eos_token_id = None
-    with pytest.raises(FastDraftError, match="needs a tokenizer with BOS or EOS"):
-        free_prefix(bare)
-
-
-@given(st.lists(st.integers(0, 2**32 - 1), max_size=6), st.lists(st.integers(0, 2**32 - 1)))
-def test_prompt_hash_is_of_the_prompt_only(first: list[int], second: list[int]) -> None:
-    a = Request(0, tuple(first), 0.0, 1, 8, "a")
-    b = Request(9, tuple(first), 1.0, 2, 9, "b")
-    c = Request(0, tuple(second), 0.0, 1, 8, "a")
-    assert a.prompt_hash == b.prompt_hash
-    assert (a.prompt_hash == c.prompt_hash) == (first == second)
-    assert len(a.prompt_hash) == 16
-
-
-def test_code_instructions_follow_their_seed(
-    heads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prompts, "function_heads", lambda: iter(heads))
-    first = code_instructions(0)
-    assert first == code_instructions(0)
-    other = code_instructions(1)
-    assert first != other
-    assert sorted(first) == sorted(other)
-    assert len(set(first)) == len(first) > 1000
-    assert all(t.startswith("Complete this Python function:\n\n```python\n") for t in first)
 
 
 # Chat templates as they are in use, each written down anew.
@@ -227,35 +155,3 @@ def test_a_template_that_begins_with_the_user(tiny_tokenizer: Any) -> None:
     bare.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
     with pytest.raises(FastDraftError, match="nothing before the user's message"):
         template_ends(bare)
-
-
-@given(
-    st.lists(st.integers(0, 3), max_size=5),
-    st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5),
-    st.lists(st.integers(0, 3), max_size=5),
-)
-def test_shared_ends(first: list[int], texts: list[list[int]], last: list[int]) -> None:
-    whole = [first + text + last for text in texts]
-    head, tail = shared_ends(whole)
-    assert head >= len(first)
-    assert head + tail >= len(first) + len(last) or len(min(whole, key=len)) == head + tail
-    assert len({tuple(text[:head]) for text in whole}) == 1
-    assert len({tuple(text[len(text) - tail :]) for text in whole}) == 1
-    assert all(head + tail <= len(text) for text in whole)
-    # And no more than that is shared.
-    shortest = min(map(len, whole))
-    assert head == shortest or len({text[head] for text in whole}) > 1
-    rest = [text[head:] for text in whole]
-    assert tail == min(map(len, rest)) or len({text[len(text) - tail - 1] for text in rest}) > 1
-
-
-def test_special_tokens_without_a_role_are_special_too(target_tokenizer: Any) -> None:
-    found = special_ids(target_tokenizer)
-    assert set(target_tokenizer.all_special_ids) <= found
-    assert {"<|im_start|>", "<repo_name>"} <= set(target_tokenizer.convert_ids_to_tokens(found))
-    assert target_tokenizer("the", add_special_tokens=False)["input_ids"][0] not in found
-
-
-def test_shared_ends_of_nothing() -> None:
-    assert shared_ends([]) == (0, 0)
-    assert shared_ends([[]]) == (0, 0)

@@ -11,8 +11,6 @@ from typing import Any
 
 import openai._base_client
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Request
@@ -88,40 +86,6 @@ def test_ids_go_out_and_come_back() -> None:
         assert body["return_token_ids"] is True
 
 
-def test_a_real_model_behind_the_server(tiny_target_folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_target_folder).eval()
-    lock = threading.Lock()
-
-    def write(body: dict[str, Any]) -> list[int]:
-        ids = torch.tensor([body["prompt"]])
-        with lock, torch.inference_mode():
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=body["max_tokens"],
-                do_sample=False,
-                eos_token_id=body["stop_token_ids"],
-                pad_token_id=0,
-            )
-        return output[0, ids.shape[1] :].tolist()
-
-    requests = [Request(i, (7 + i, 11, 30 + 2 * i), 0.0, i, 10, "s") for i in range(6)]
-    with VLLMServer(write, models=["it"], root=str(tiny_target_folder)) as server:
-        engine = open_engine(server, target=str(tiny_target_folder), vocab_size=288)
-        done = sorted(engine.generate(requests, lambda n: None), key=lambda c: c.request.index)
-    bodies = [
-        {"prompt": list(r.prompt_ids), "max_tokens": 10, "stop_token_ids": [0, 2]} for r in requests
-    ]
-    assert [list(c.ids) for c in done] == [write(body) for body in bodies]
-
-
-@pytest.mark.parametrize("fault", ["500", "429", "reset", "short", "timeout"])
-def test_one_fault_now_and_then(fault: str) -> None:
-    with VLLMServer(faults=lambda number, body: fault if number % 9 == 3 else None) as server:
-        check(open_engine(server, timeout=1.0))
-        assert server.answered == 41  # with the probe; what was answered is not requested again
-
-
 def test_every_fault_at_random() -> None:
     source = random.Random(4)
     kinds = ["500", "429", "reset", "truncated", "short"]
@@ -166,25 +130,6 @@ def test_one_of_three_dies(
         check(engine, 90)
         assert min(first.answered, third.answered) > 20
         assert f"{second.url}: given up" in caplog.text
-
-
-def test_a_slow_server_gets_less_work() -> None:
-    """One server answers its two texts only when the other has done most of the work."""
-    enough = threading.Event()
-
-    def slowly(body: dict[str, Any]) -> list[int]:
-        if len(slow.bodies) > 1:  # after the probe
-            assert enough.wait(60)
-        return deterministic(body)
-
-    def fast_one(body: dict[str, Any]) -> list[int]:
-        if fast.answered >= 50:
-            enough.set()
-        return deterministic(body)
-
-    with VLLMServer(fast_one) as fast, VLLMServer(slowly) as slow:
-        check(open_engine(fast, slow, batch_size=2), 60)
-        assert fast.answered > 50
 
 
 def test_what_the_server_refuses_is_told(tmp_path: Path) -> None:
@@ -318,12 +263,6 @@ def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
 )
 def test_urls(text: str, url: str) -> None:
     assert server_url(text) == url
-
-
-@pytest.mark.parametrize("text", ["host:8000", "ftp://host", "", "http://", "localhost"])
-def test_no_urls(text: str) -> None:
-    with pytest.raises(FastDraftError, match=r"generate\.server: '.*' is not a URL such as"):
-        server_url(text)
 
 
 @pytest.mark.parametrize("text", ["http://me:sesame@host/v1", "http://host/v1?key=sesame"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,10 @@ from fastdraft_hf.data import columns
 from fastdraft_hf.data import target_logits as module
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import PARTS, iter_rows, read_part, stored_indices
-from fastdraft_hf.data.target_logits import FLOOR, _batches, stored_bytes, write_target_logits
+from fastdraft_hf.data.parts import iter_rows, stored_indices
+from fastdraft_hf.data.target_logits import FLOOR, write_target_logits
 
-from .fakes import Killed, in_processes
+from .fakes import in_processes
 
 Make = Callable[..., Any]
 V = 288
@@ -178,87 +177,3 @@ def test_more_tokens_than_the_vocabulary_has(target: Any, tmp_path: Path) -> Non
     with pytest.raises(FastDraftError, match="top_k: 289 is more than the target's vocabulary of"):
         write_target_logits(target, tmp_path / "rows", tmp_path / "x", top_k=289, temperature=1.0)
     assert not (tmp_path / "x").exists()
-
-
-def test_only_missing_rows_are_read(
-    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a kill, after a part was deleted, and after the set grew."""
-    generated, folder = tmp_path / "rows", tmp_path / "logits"
-    lengths = [(1 + n % 3, 2 + n % 4) for n in range(20)]
-    write_set(generated, lengths[:12])
-    read: list[int] = []
-    real = module._stored_table
-
-    def counted(reader: Any, rows: Any, *args: Any) -> Any:
-        if kill and len(read) > 6:
-            raise Killed
-        read.extend(row["index"] for row in rows)
-        return real(reader, rows, *args)
-
-    monkeypatch.setattr(module, "_stored_table", counted)
-    given: dict[str, Any] = {"top_k": 4, "temperature": 1.0, "batch_tokens": 8, "rows_per_part": 3}
-    kill = True
-    with pytest.raises(Killed):
-        write_target_logits(target, generated, folder, **given)
-    kill, first = False, len(read)
-    assert first < 12
-    assert write_target_logits(target, generated, folder, **given) == {
-        "rows": 12,
-        "new": 12 - first,
-    }
-    assert sorted(read) == list(range(12))
-    lost = read_part(next(folder.glob(PARTS)))["index"].to_pylist()
-    next(folder.glob(PARTS)).unlink()
-    read.clear()
-    write_target_logits(target, generated, folder, **given)
-    assert sorted(read) == sorted(lost)
-    read.clear()
-    write_set(generated, lengths)
-    write_target_logits(target, generated, folder, **given)
-    assert sorted(read) == list(range(12, 20))
-    check_rows(folder, generated, target, 4, 1.0)
-
-
-@given(lengths=LENGTHS, tokens=st.integers(1, 60))
-def test_batches_hold_every_row_once_and_no_more_than_they_may(
-    lengths: list[tuple[int, int]], tokens: int
-) -> None:
-    rows = [
-        {"index": n, "prompt_ids": [0] * prompt, "completion_ids": [0] * completion}
-        for n, (prompt, completion) in enumerate(lengths)
-    ]
-    batches = list(_batches(rows, tokens))
-    assert all(batches)
-    assert sorted(row["index"] for batch in batches for row in batch) == list(range(len(rows)))
-    for batch in batches:
-        longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in batch)
-        assert len(batch) == 1 or longest * len(batch) <= tokens
-    # Two neighbors that fit into one batch are not both alone.
-    for one, other in itertools.pairwise(batches):
-        longest = len(other[0]["prompt_ids"]) + len(other[0]["completion_ids"])
-        assert longest * (len(one) + 1) > tokens
-
-
-@given(st.integers(0, 50), st.integers(1, 9), st.sampled_from([9, 2**16, 2**16 + 1]))
-def test_the_size_is_that_of_the_numbers(n: int, k: int, vocab_size: int) -> None:
-    kind = np.uint16 if vocab_size <= 2**16 else np.int32
-    parts = (np.zeros((n, k), kind), np.zeros((n, k), np.float16), np.zeros(n, np.float16))
-    assert stored_bytes(n, k, vocab_size) == sum(part.nbytes for part in parts)
-
-
-@pytest.mark.parametrize(("vocab_size", "kind"), [(V, "uint16"), (70_000, "int32")])
-def test_ids_take_the_fewest_bytes(
-    tmp_path: Path, tiny_model: Make, vocab_size: int, kind: str
-) -> None:
-    model = tiny_model(
-        vocab_size=vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1
-    )
-    low = vocab_size - 200
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:low] = 0  # probable ids are above, or below 0
-    write_set(tmp_path / "rows", [(1, 3)], low=low, high=vocab_size)
-    write_target_logits(model, tmp_path / "rows", tmp_path / "logits", top_k=8, temperature=1.0)
-    (part,) = (tmp_path / "logits").glob(PARTS)
-    assert kind in str(read_part(part).schema.field(columns.IDS).type)
-    check_rows(tmp_path / "logits", tmp_path / "rows", model, 8, 1.0)

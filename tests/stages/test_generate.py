@@ -173,34 +173,6 @@ def test_a_data_set_answered_at_every_temperature(
     assert facts["rows"] == 15
 
 
-def test_killed_anywhere_every_row_is_there_once(
-    make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
-) -> None:
-    settings = {
-        "kind": "dataset",
-        "dataset": prompts,
-        "max_prompt_tokens": 300,
-        "temperatures_per_prompt": "all",
-    }
-    for died in range(20):
-        run, _ = make(settings, dies_after=3 + died % 4)
-        try:
-            run_generate(run)
-        except Killed:
-            continue
-        break
-    whole, _ = make(settings)
-    whole.folder = tmp_path / "whole"
-    run_generate(whole)
-    rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
-    assert rows == other
-    assert len(rows) == 12
-    # One process after another drew the same prompts in the same order.
-    assert (run.stage_folder("generate") / "mine" / FILTERS).read_text() == (
-        whole.stage_folder("generate") / "mine" / FILTERS
-    ).read_text()
-
-
 def test_a_data_set_that_changed_in_between_is_refused(
     make: Callable[..., tuple[Run, Writer]], prompts: str
 ) -> None:
@@ -293,21 +265,6 @@ def test_a_template_without_a_system_turn(
     assert run_generate(run)["prompts"]["refused by the chat template"] == 1
 
 
-@pytest.mark.parametrize("kind", ["free", "code", "passages"])
-def test_prompts_that_are_too_long_are_counted(
-    make: Callable[..., tuple[Run, Writer]], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("code_instructions", "passage_instructions"):
-        monkeypatch.setattr(generate, name, lambda seed: ["in the hat " * 200, "on"])
-    run, writer = make({"kind": kind, "rows": 2, "max_prompt_tokens": 200})
-    facts = run_generate(run)
-    if kind != "free":
-        assert facts["prompts"] == {"too long": 1, "kept": 1}
-        assert len(writer.asked) == 1
-    else:
-        assert [len(r.prompt_ids) for r in writer.asked] == [1, 1]
-
-
 @pytest.mark.parametrize("style", ["chatml", "mistral"])
 @pytest.mark.parametrize("in_answers", [True, False])
 def test_magpie_asks_what_the_target_thought_up(
@@ -368,32 +325,6 @@ def test_magpie_asks_what_the_target_thought_up(
     assert all(any(chat in text for text in texts) for chat in chats)
 
 
-def test_instructions_that_are_chosen_otherwise_after_a_kill_are_refused(
-    make: Callable[..., tuple[Run, Writer]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another version of a filter would number the answers anew."""
-
-    def write(request: Request) -> str:
-        return f"Is cat {request.index} in the hat that the hen sat on?"
-
-    run, _ = make({"kind": "magpie", "rows": 6}, write, dies_after=8)
-    with pytest.raises(Killed):
-        run_generate(run)
-    real = generate.keep_instructions
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            generate, "keep_instructions", lambda rows, *a, **k: real(list(rows)[1:], *a, **k)
-        )
-        run, writer = make({"kind": "magpie", "rows": 6}, write)
-        with pytest.raises(
-            FastDraftError, match=r"^generate\.sets\.mine\.kind: the prompts are not"
-        ):
-            run_generate(run)
-    assert not writer.asked
-    run, _ = make({"kind": "magpie", "rows": 6}, write)
-    assert run_generate(run)["rows"] == 6
-
-
 @pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
 @pytest.mark.parametrize("dies_after", [None, 0, 1, 3])
 def test_raised_rows_go_on_with_what_is_there(
@@ -432,20 +363,6 @@ def test_raised_rows_go_on_with_what_is_there(
     asked = [(r.source, r.index) for writer in (first, second, third) for r in writer.asked]
     if dies_after is None:  # nothing was asked twice
         assert sorted(asked) == sorted((r.source, r.index) for r in all_at_once.asked)
-
-
-def test_raised_rows_with_other_prompts_are_refused(
-    make: Callable[..., tuple[Run, Writer]], prompts: str
-) -> None:
-    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
-    run, _ = make({**settings, "rows": 2})
-    run_generate(run)
-    lines = Path(prompts).read_text().splitlines(keepends=True)
-    Path(prompts).write_text("".join(reversed(lines)))
-    run, writer = make({**settings, "rows": 3})
-    with pytest.raises(FastDraftError, match="the prompts are not those that the set started with"):
-        run_generate(run)
-    assert not writer.asked
 
 
 def test_a_finished_set_says_what_it_is_and_what_is_kept(
@@ -507,24 +424,3 @@ def test_align_reads_what_the_filters_keep(
     )
     assert len(train) == 1
     assert (summary["mine"]["kept"], summary["mine"]["near duplicate"]) == (1, 2)
-
-
-def test_a_run_made_before_a_setting_of_its_sets_is_not_made_again(
-    make: Callable[..., tuple[Run, Writer]], prompts: str
-) -> None:
-    import yaml
-
-    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
-    run, _ = make(settings)
-    run_generate(run)
-    path = run.stage_folder("generate") / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    del config["generate"]["sets"]["mine"]["samples"]
-    del config["generate"]["sets"]["mine"]["filters"]["language"]
-    path.write_text(yaml.safe_dump(config))
-    run, writer = make(settings)
-    run_generate(run)
-    assert not writer.asked
-    run, _ = make({**settings, "samples": 2})
-    with pytest.raises(FastDraftError, match=r"generate\.sets\.mine\.samples: 1 then, 2 now"):
-        run_generate(run)

@@ -204,9 +204,16 @@ def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
 def test_online_instead(
     run: Callable[..., Run], seen: dict[str, Any], tiny_target_folder: Path
 ) -> None:
-    made = run("align.objective=lk_hybrid", logits=None)
+    made = run(
+        "align.objective=lk_hybrid",
+        "generate.sets.text.rows=300",
+        "align.max_train_tokens=4000",
+        "align.eval_rows=30",
+        "align.save_steps=20",
+        logits=None,
+    )
     assert "logits" not in choose(made.recipe, None)
-    execute(made, ["align"])
+    execute(made, ["generate", "align"])
     assert seen["teacher"] == tiny_target_folder
     names = datasets.load_from_disk(str(seen["data"] / "train")).column_names
     assert names == ["input_ids", "labels"]
@@ -214,7 +221,7 @@ def test_online_instead(
     steps = [entry for entry in log if "loss" in entry]
     assert all(entry["loss"] == pytest.approx(entry["lk_hybrid"], rel=1e-4) for entry in steps)
     held_out = [entry for entry in log if "eval_loss" in entry]
-    assert all("eval_lk_hybrid" in entry for entry in held_out)
+    assert held_out[-1]["eval_lk_hybrid"] < 0.9 * held_out[0]["eval_lk_hybrid"]
     assert all("eval_expected_acceptance" in entry for entry in held_out)
 
 
@@ -231,15 +238,6 @@ def test_stored_and_online_align_alike(
         log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
-
-
-def test_stored_for_the_log_of_plain_cross_entropy(
-    run: Callable[..., Run], seen: dict[str, Any]
-) -> None:
-    made = run("align.objective=ce", "align.target_distribution=stored")
-    execute(made, ["logits", "align"])
-    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
-    assert all({"ce", "expected_acceptance"} <= set(e) for e in log if "loss" in e)
 
 
 def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) -> None:
@@ -290,45 +288,11 @@ def test_a_deleted_part_is_made_again_and_a_grown_set_is_continued(
     assert list(iter_rows(stored / "more"))[: len(before[1])] == before[1]
 
 
-def test_a_finished_stage_knows_what_it_was_made_of(run: Callable[..., Run]) -> None:
-    # The sets are those that align reads; reading more of them is another stage logits.
-    one = {**RECIPE["align"], "sources": [{"name": "text"}]}
-    execute(run(align=one), ["logits"])
-    with pytest.raises(FastDraftError, match=r"logits was made with other settings \(logits.sets:"):
-        execute(run(), ["logits", "align"])
-
-
-def test_align_before_logits_is_refused(run: Callable[..., Run]) -> None:
-    with pytest.raises(FastDraftError, match="stage align reads the output of logits, which is no"):
-        execute(run(), ["align"])
-
-
 # ------------------------------------------------------------------ where a distribution is from
 
 SETS = {"sets": {"text": {"rows": 4}, "more": {"rows": 4}}}
 PYTHON = {"sources": [{"kind": "python"}]}
 TEXT = {"sources": [{"name": "text"}]}
-
-
-@pytest.mark.parametrize(
-    ("asked", "logits", "objective"),
-    [
-        ("auto", None, "ce"),
-        ("auto", {}, "nla"),
-        ("none", {}, "ce"),
-        ("stored", {}, "nla"),
-        ("online", None, "nla"),
-    ],
-)
-def test_the_objective_is_chosen_by_what_is_known(asked: str, logits: Any, objective: str) -> None:
-    train = {**PYTHON, "target_distribution": "online" if asked == "online" else "auto"}
-    align = {**TEXT, "target_distribution": asked}
-    data = {"generate": SETS, "logits": logits, "pretrain": train, "continue": train}
-    recipe = build_recipe({**data, "align": align})
-    resolved = recipe.resolved()
-    assert resolved["align"]["objective"] == objective
-    assert resolved["pretrain"]["objective"] == resolved["continue"]["objective"] == "ce"
-    assert build_recipe(resolved).resolved() == resolved
 
 
 @pytest.mark.parametrize(
@@ -416,12 +380,6 @@ def test_what_a_recipe_cannot_say(data: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_other_temperatures_matter_only_where_stored_ones_are_read() -> None:
-    recipe = {"generate": SETS, "logits": {"temperature": 0.5}}
-    build_recipe({**recipe, "align": {**TEXT, "objective": "ce"}})
-    build_recipe({**recipe, "align": {**TEXT, "objective": "kl", "target_distribution": "online"}})
-
-
 def test_the_sets_are_those_that_are_read() -> None:
     both = {"sources": [{"name": "text"}, {"name": "more"}, {"name": "text"}]}
     assert logits_sets(build_recipe({"generate": SETS, "logits": {}, "align": both})) == [
@@ -437,40 +395,6 @@ def test_the_sets_are_those_that_are_read() -> None:
 
 
 # -------------------------------------------------------------------------------- the real target
-
-
-def test_the_real_target(target_folder: Path, tmp_path: Path, seen: dict[str, Any]) -> None:
-    recipe = build_recipe(
-        {
-            "device": "cpu",
-            "design": {"params": "6M", "num_hidden_layers": 1, "init": "prune"},
-            "generate": {
-                "engine": "transformers",
-                "sets": {
-                    "text": {"kind": "free", "rows": 3, "max_new_tokens": 8, "temperatures": [1.0]}
-                },
-            },
-            "logits": {"top_k": 8},
-            "align": {
-                "sources": [{"name": "text"}],
-                "objective": "kl",
-                "max_train_tokens": 50,
-                "max_length": 16,
-                "per_device_train_batch_size": 1,
-                "eval_rows": 0,
-                "logging_steps": 1,
-                "disable_tqdm": True,
-            },
-        }
-    )
-    made = Run(recipe, tmp_path / "run", Target(target_folder, "smollm2"))
-    execute(made, ["design", "generate", "logits", "align"])
-    rows = datasets.load_from_disk(str(seen["data"] / "train"))
-    assert all(len(entry) in (0, 8) for row in rows for entry in row[columns.IDS])
-    log = json.loads((made.stage_folder("align") / "log.json").read_text(encoding="utf-8"))
-    acceptance = [entry["expected_acceptance"] for entry in log if "loss" in entry]
-    assert acceptance
-    assert all(0 < value < 1 for value in acceptance)
 
 
 def test_openvino_reads_on_a_cpu_where_it_is_installed(

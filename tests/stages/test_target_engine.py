@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.config import GenerateConfig
 from fastdraft_hf.data.engines.server import ServerEngine
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.recipe import build_recipe
@@ -98,21 +97,6 @@ def test_settings_that_do_not_fit(
     run = make_run(tmp_path / "run", tiny_target_folder, **generate)
     with pytest.raises(FastDraftError, match=message):
         execute(run, ["generate"])
-
-
-def test_one_server_or_several() -> None:
-    assert build_recipe({"generate": {"server": "http://a"}}).generate.servers == ["http://a"]  # type: ignore[union-attr]
-    several = build_recipe({"generate": {"server": ["http://a", "http://b"]}}).generate
-    assert several is not None
-    assert several.servers == ["http://a", "http://b"]
-    kinds = GenerateConfig.model_json_schema()["properties"]["server"]["anyOf"]
-    assert {kind["type"] for kind in kinds} == {"string", "array", "null"}
-
-
-@pytest.mark.parametrize("name", ["batch_size", "rows_per_shard"])
-def test_counts_are_positive(name: str) -> None:
-    with pytest.raises(FastDraftError, match=rf"generate\.{name}: must be at least 1, got 0"):
-        build_recipe({"generate": {name: 0}})
 
 
 def test_every_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
