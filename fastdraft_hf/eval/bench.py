@@ -6,6 +6,7 @@ every prompt, so that any two of them are compared over pairs that are seconds a
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -127,7 +128,7 @@ def collect(
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
     journal: Journal[DecodingRecord],
-    deadline: float | None = None,
+    deadline: float = math.inf,
 ) -> None:
     """Time every prompt in every setting, greedily; the settings take turns within a prompt.
 
@@ -162,7 +163,7 @@ def collect(
     total = len(turns) * len(settings)
     with Progress(f"bench {name}", total, "answers", done=total - due) as progress:
         for prompt, missing, needed in turns:
-            if not needed and deadline is not None and time.monotonic() > deadline:
+            if not needed and time.monotonic() > deadline:
                 break
             for setting, label in missing:
                 journal.add(label, decode(setting, prompt, config.max_new_tokens))

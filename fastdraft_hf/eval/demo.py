@@ -140,14 +140,9 @@ def _agreement(
         return f"outputs identical ({len(alone.tokens)} tokens)"
     inputs = torch.tensor([[*ids, *alone.tokens[:place]]], device=target.device)
     # Through `generate`, which PyTorch's and OpenVINO's models both have.
-    logits = target.generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=1,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    ).logits[0][0]
+    given = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(inputs)}
+    found = target.generate(inputs, return_dict_in_generate=True, output_logits=True, **given)
+    logits = found.logits[0][0]
     first, second = logits.float().topk(2).values.tolist()
     return (
         f"outputs differ from token {place + 1} on, where the target's two best tokens are "

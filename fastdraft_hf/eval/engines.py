@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -190,7 +191,7 @@ def measure_memory(
     prompts: Sequence[EvaluationPrompt],
     max_new_tokens: int,
     saved: Path,
-    deadline: float | None = None,
+    deadline: float = math.inf,
 ) -> dict[str, Peaks]:
     """Measure the peak memory of each path and draft, at its largest γ on the longest prompt.
 
@@ -211,7 +212,7 @@ def measure_memory(
     found: dict[str, Peaks] = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
     with Progress("bench memory", len(largest), "paths", done=len(found)) as progress:
         for setting in [one for name, one in largest.items() if name not in found]:
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 logger.warning("bench: no time left to measure the memory of %s", setting.name)
                 continue
             peaks = _in_a_process(models, setting, longest, max_new_tokens)

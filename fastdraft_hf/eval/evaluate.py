@@ -12,6 +12,7 @@ seed of a sampled answer is that of its prompt, so results do not depend on the 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,17 +197,16 @@ def _measure(
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=tokens,
-            temperature=setting.temperature,
             seed=seed,
             draft=drafts.get(setting.run, models.draft),
-            num_assistant_tokens=setting.num_assistant_tokens,
             path=config.path,
+            temperature=setting.temperature,
+            num_assistant_tokens=setting.num_assistant_tokens,
         )
 
     due = []
-    firsts: dict[str, EvaluationPrompt] = {}
+    firsts = {prompt.task: prompt for prompt in reversed(prompts)}
     for number, prompt in enumerate(prompts):
-        firsts.setdefault(prompt.task, prompt)
         steps = _steps(prompt, prompts, config, models.untrained is not None)
         sampled = [label for label, setting in steps.items() if setting.run == SAMPLED]
         missing = sum(label not in records for label in steps)
@@ -217,13 +217,10 @@ def _measure(
     if total:  # the first calls of a process are slow (threads, allocator) and not kept
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
             answer(setting, EvaluationPrompt("warm-up", "", prompts[0].ids), seed, 8)
-    start = time.monotonic()
+    end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     with Progress("evaluate", total, "answers") as progress:
         for number, prompt, steps, _ in due:
-            over = config.max_minutes is not None and (
-                time.monotonic() - start > 60 * config.max_minutes
-            )
-            if over and firsts[prompt.task] != prompt:
+            if time.monotonic() > end and firsts[prompt.task] != prompt:
                 break
             for label, setting in steps.items():
                 if label not in records:

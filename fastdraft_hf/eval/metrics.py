@@ -107,11 +107,7 @@ def bootstrap(
 
 
 def rows_by_prompt(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[Row]]:
-    """Return tokens and seconds of each pair, grouped by prompt.
-
-    Raises:
-        ValueError: the two records of a pair are of different prompts.
-    """
+    """Return tokens and seconds of each pair, grouped by prompt; refuse pairs of two prompts."""
     prompts: dict[tuple[str, str], list[Row]] = {}
     for a, b in pairs:
         if (a.task, a.key) != (b.task, b.key):

@@ -172,7 +172,7 @@ def run_bench(
         config: repeats, length of answers, memory and time limit.
         folder: keeps ``records.jsonl`` and ``memory.json``; what they hold is not measured again.
     """
-    end = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     journal: Journal[DecodingRecord] = Journal(folder / "records.jsonl")
     everything = bench.all_settings(assisted)
     runtimes = {
@@ -181,12 +181,11 @@ def run_bench(
     }
     runtimes = {name: settings for name, settings in runtimes.items() if settings}
     for number, (name, settings) in enumerate(runtimes.items()):
-        now, deadline = time.monotonic(), None
-        if end is not None:  # an equal share of the time that is left
-            deadline = now + (end - now) / (len(runtimes) - number)
-        bench.collect(
-            name, load_engine(models, settings), settings, prompts, config, journal, deadline
-        )
+        now = time.monotonic()  # each runtime gets an equal share of the time that is left
+        deadline = now + (end - now) / (len(runtimes) - number)
+        engine = load_engine(models, settings)
+        bench.collect(name, engine, settings, prompts, config, journal, deadline)
+        del engine
         _release(models.device)  # before the next runtime loads its own models
     blocks = bench.complete_blocks(journal, everything, prompts, config)
     measured = len({prompt for _, prompt in blocks}) if assisted else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -48,7 +49,7 @@ class FakeDecode:
         )
 
 
-def run(folder: Path, decode: FakeDecode, deadline: float | None = None) -> Journal[Any]:
+def run(folder: Path, decode: FakeDecode, deadline: float = math.inf) -> Journal[Any]:
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / "records.jsonl")
     bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal, deadline)

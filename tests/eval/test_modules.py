@@ -112,6 +112,8 @@ EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
         ("acceptance_rate", {"drafted": [[3]], "accepted": [[1]]}, "expected format"),
         ("acceptance_rate", {**GOOD, "confidence_level": 95}, "between 0 and 1"),
         ("acceptance_rate", {**GOOD, "confidence_level": 0.9, "n_resamples": 0}, "at least 1"),
+        ("acceptance_rate", {**GOOD, "confidence": 0.9}, "takes no confidence"),
+        ("mbsu", {**EMITTED, "gamma": 3}, "takes no gamma"),
         ("rounds", {"drafted": [[3, 3]], "accepted": [[1]]}, "2 rounds in drafted, 1 in accepted"),
         ("rounds", {"drafted": [[3], [3]], "accepted": [[1], [4]]}, "answer 1: .* 4 accepted"),
         ("rounds", {"drafted": [3], "accepted": [1]}, "expected format"),
@@ -126,21 +128,13 @@ EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
 def test_impossible_input_is_refused_and_forgotten(
     modules: dict[str, Any], name: str, given_: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         modules[name].compute(**given_)
     # What was refused must not be counted with what comes next.
     if name == "acceptance_rate":
         assert modules[name].compute(**GOOD) == {"acceptance_rate": 4 / 6}
     if name == "block_efficiency":
         assert modules[name].compute(**EMITTED) == {"block_efficiency": 3.0}
-
-
-def test_a_misspelt_argument_is_refused(modules: dict[str, Any]) -> None:
-    for name, inputs in {"acceptance_rate": GOOD, "block_efficiency": EMITTED}.items():
-        with pytest.raises(TypeError, match="takes no confidence"):
-            modules[name].compute(**inputs, confidence=0.9)
-    with pytest.raises(TypeError, match="takes no gamma"):
-        modules["mbsu"].compute(**EMITTED, gamma=3)
 
 
 def test_unknown_names_and_configurations_are_errors() -> None:

@@ -92,6 +92,8 @@ def test_every_figure_is_drawn(
 
 def test_a_run_without_data_has_no_figures(tmp_path: Path) -> None:
     assert draw_figures(RunSummary(None, {"paths": {}}, {}, {}), tmp_path) == []
+    page = write(RunSummary(None, None, {}, {}), tmp_path)
+    assert "Wall clock was not measured." in page.text
     log = [{"step": 3, "eval_loss": 5.0}]  # before any line with a training loss
     assert len(draw_figures(RunSummary(None, None, {}, {"align": log}), tmp_path)) == 1
 
@@ -139,11 +141,6 @@ def test_the_report_is_one_page_that_loads_nothing(
         json.dumps("9.9.9"),  # a version
     ):
         assert said in page.text, said
-
-
-def test_an_unmeasured_run_has_a_report_too(tmp_path: Path) -> None:
-    page = write(RunSummary(None, None, {}, {}), tmp_path)
-    assert "Wall clock was not measured." in page.text
 
 
 def test_text_of_models_is_escaped(run_summary: RunSummary, tmp_path: Path) -> None:

@@ -145,29 +145,16 @@ def save_draft(
 def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
     make_run: Callable[..., Run],
     save_draft: Callable[..., Path],
-    target_tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_work(*given: object, **named: object) -> None:
-        raise AssertionError("work was begun")
-
-    monkeypatch.setattr(bench, "draw_prompts", no_work)
+    monkeypatch.setattr(bench, "draw_prompts", lambda *given: pytest.fail("work was done"))
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
     run = make_run("bench.paths=[ours]", f"bench.drafts={{big: {tmp_path / 'big'}}}")
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: there is no folder"):
         bench.run(run, tmp_path)
     folder = save_draft("big", vocab_size=320)
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*heads score 288 and 320 "):
-        bench.run(run, tmp_path)
-    target_tokenizer.save_pretrained(folder)
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*vocabulary is not the targ"):
-        bench.run(run, tmp_path)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoConfig": "code.Config"}
-    config["model_type"] = "unheard-of"
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .* needs the Python"):
         bench.run(run, tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):
@@ -200,10 +187,9 @@ def test_every_path_and_draft_is_timed_and_a_killed_bench_goes_on(
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(results["paths"]) == names
     assert "memory" not in results
-    assert all(found["answers_differing"] == 0 for found in results["paths"].values())
-    assert all(
-        found["overall"]["alone_first_token_seconds"] > 0 for found in results["paths"].values()
-    )
+    for found in results["paths"].values():
+        assert found["answers_differing"] == 0
+        assert found["overall"]["alone_first_token_seconds"] > 0
     records = out / "records.jsonl"
     lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
     assert len(lines) == 2 * 2 * (len(names) + 2)  # alone, and our loop without a draft
@@ -212,8 +198,7 @@ def test_every_path_and_draft_is_timed_and_a_killed_bench_goes_on(
     again = records.read_text(encoding="utf-8").splitlines(keepends=True)
     assert again[:5] == lines[:5]
     assert len(again) == len(lines)
-    card_gamma = best_of_paths(results, ("transformers", "ours"))
-    assert card_gamma == 2
+    assert best_of_paths(results, ("transformers", "ours")) == 2
 
 
 def test_a_bench_of_nothing_is_finished(
