@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastdraft_hf._metadata import check_metadata
-from fastdraft_hf.eval.demo import SHIPPED
+from fastdraft_hf.cli.demo import SHIPPED
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / SHIPPED
 MEGABYTES = 25

@@ -1,10 +1,50 @@
-"""``fastdraft demo``: prompts answered with and without the draft, side by side."""
+"""``fastdraft demo``: prompts answered with and without the draft, side by side.
+
+Both sides run through our own loop, the first one with nothing drafted: the ratio of their speeds
+is the draft's alone, and not what the loop's kernels bring.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._sequences import first_difference
+from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.bench import Setting
+from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency, tokens_per_second
+from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.eval.report import Pieces, accepted_pieces
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SHIPPED = "SmolLM2-135M-Instruct-FastDraft"
+# On a terminal narrower than this the answers stand below each other.
+_TWO_COLUMNS = 100
+
+# (code or chat, text). Code is continued as it is, and ends within a line: the line break and the
+# indentation after it are one token of most vocabularies. None is from a held-out task set.
+PROMPTS = (
+    (
+        "code",
+        'class Account:\n    """A bank account that keeps its history."""\n\n'
+        "    def __init__(self, owner):",
+    ),
+    (
+        "code",
+        "import argparse\nimport json\nfrom pathlib import Path\n\n\n"
+        'def main():\n    parser = argparse.ArgumentParser(description="Merge JSON files")',
+    ),
+    ("chat", "Why is the sky blue during the day and red in the evening?"),
+    ("chat", "Write a short letter to a neighbour who watered my plants while I was away."),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -19,13 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find and check both models, load them, and print what they write."""
-    from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf._extras import openvino_available
     from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.eval import demo
-    from fastdraft_hf.eval.bench import Setting
     from fastdraft_hf.eval.engines import Models, load_engine
     from fastdraft_hf.export.openvino import cached_openvino, require_openvino
     from fastdraft_hf.recipe import resolve_device
@@ -64,20 +101,148 @@ def run(args: argparse.Namespace) -> None:
     engine = load_engine(models, [Setting(path), Setting(path, "", gamma)])
     how = "OpenVINO int8" if openvino else f"PyTorch on {device}"
     print(f"{how}, greedy, {gamma} tokens drafted per round (γ)", flush=True)
-    prompts = demo.PROMPTS if args.prompt is None else [("chat", args.prompt)]
-    demo.show(engine, prompts, tokenizer, Console(), path, gamma, args.max_new_tokens)
+    prompts = PROMPTS if args.prompt is None else [("chat", args.prompt)]
+    show(engine, prompts, tokenizer, Console(), path, gamma, args.max_new_tokens)
 
 
 def find_draft(given: str | None) -> Path:
-    """Return the draft's folder: the shipped one, that of a run, or of any model."""
-    from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.eval.demo import shipped_draft
+    """Return the draft's folder: the shipped one, that of a run, or of any model.
+
+    Raises:
+        FastDraftError: there is none; the message says how to get a draft.
+    """
     from fastdraft_hf.target.resolve import resolve_target
 
     if given is None:
-        return shipped_draft()
+        shipped = Path(__file__).resolve().parents[2] / "model_cards" / SHIPPED
+        if not (shipped / "config.json").is_file():
+            raise FastDraftError(
+                f"draft: only a clone of the repository has a draft (model_cards/{SHIPPED}), this "
+                "installation has none; give --draft, for example the folder that `fastdraft pull` "
+                "prints"
+            )
+        return shipped
     of_run = Path(given).expanduser() / "draft"  # stage card's folder
     try:
         return resolve_target(str(of_run) if of_run.is_dir() else given).path
     except FastDraftError as error:
         raise FastDraftError(f"draft: {str(error).removeprefix('target: ')}") from None
+
+
+def show(
+    engine: Any,
+    prompts: Sequence[tuple[str, str]],
+    tokenizer: Any,
+    console: Console,
+    path: str,
+    num_assistant_tokens: int,
+    max_new_tokens: int,
+) -> list[tuple[DecodingRecord, DecodingRecord]]:
+    """Answer every prompt twice, greedily, and print both answers with their speeds.
+
+    A terminal gets two columns with the accepted tokens marked, a file or a pipe plain text.
+    The two sides run one after the other, because they would share the processor's cores.
+
+    Args:
+        engine: from `fastdraft_hf.eval.engines.load_engine`, with ``path``.
+        prompts: pairs ``("code" or "chat", text)``; chat prompts go through the chat template.
+        path: ``ours`` or ``ours-openvino``.
+
+    Returns:
+        For each prompt the records without and with the draft.
+    """
+    ids = (
+        chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"])
+        for kind, text in prompts
+    )
+    read = [EvaluationPrompt("demo", "", one) for one in ids]
+    sides = Setting(path), Setting(path, "", num_assistant_tokens)
+    for side in sides:  # compilation and first allocations belong to neither side
+        engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)
+    found: list[tuple[DecodingRecord, DecodingRecord]] = []
+    for prompt, (_, text) in zip(read, prompts, strict=True):
+        number = f"prompt {len(found) + 1} of {len(prompts)}"
+        _say(console, f"\n--- {number}\n{visible(text).rstrip()}")
+        records, answers = [], []
+        for title, side in zip(("target alone", "with the draft"), sides, strict=True):
+            record = engine(side, prompt, max_new_tokens)
+            heading = (
+                f"{title}: {tokens_per_second([record]):.1f} tokens/s, {record.new_tokens} tokens "
+                f"in {record.target_passes} passes"
+            )
+            pieces = accepted_pieces(record.tokens, record.rounds, tokenizer.decode)
+            records.append(record)
+            answers.append((heading, pieces))
+            if not console.is_terminal:
+                plain = visible("".join(part for _, part in pieces)).rstrip()
+                _say(console, f"--- {heading}\n{plain}")
+        if console.is_terminal:
+            console.print(side_by_side(console, answers))
+        found.append((records[0], records[1]))
+        _say(console, _figures(found[-1:]))
+        _say(console, _agreement(engine.target, prompt.ids, *records))
+    if len(found) > 1:
+        _say(console, f"\nall {len(found)} prompts: {_figures(found)}")
+    _say(console, "\nOne run of each, no intervals: `fastdraft bench` measures with them.")
+    return found
+
+
+def _figures(found: Sequence[tuple[DecodingRecord, DecodingRecord]]) -> str:
+    alone, assisted = ([pair[side] for pair in found] for side in (0, 1))
+    before, after = tokens_per_second(alone), tokens_per_second(assisted)
+    return (
+        f"acceptance rate {acceptance_rate(assisted):.2f}, {block_efficiency(assisted):.2f} tokens "
+        f"per target pass; {before:.1f} tokens/s alone, {after:.1f} with the draft: "
+        f"{after / max(before, 1e-12):.2f}x"
+    )
+
+
+def _agreement(
+    target: Any, ids: Sequence[int], alone: DecodingRecord, assisted: DecodingRecord
+) -> str:
+    """Say whether two greedy answers are the same, and the target's margin where they differ."""
+    import torch
+
+    place = first_difference(alone.tokens, assisted.tokens)
+    if place is None:
+        return f"outputs identical ({len(alone.tokens)} tokens)"
+    inputs = torch.tensor([[*ids, *alone.tokens[:place]]], device=target.device)
+    # Through `generate`, which PyTorch's and OpenVINO's models both have.
+    given = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(inputs)}
+    found = target.generate(inputs, return_dict_in_generate=True, output_logits=True, **given)
+    logits = found.logits[0][0]
+    first, second = logits.float().topk(2).values.tolist()
+    return (
+        f"outputs differ from token {place + 1} on, where the target's two best tokens are "
+        f"{first - second:.2g} logits apart"
+    )
+
+
+def visible(text: str) -> str:
+    """Return a text without control characters: a model's output must not steer the terminal."""
+    shown = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+    return "".join(shown).expandtabs(4)
+
+
+def side_by_side(console: Console, answers: Sequence[tuple[str, Pieces]]) -> RenderableType:
+    """Return headed answers in two columns, or below each other on a narrow terminal.
+
+    Accepted tokens are green, or underlined where there are no colors.
+    """
+    from rich.columns import Columns
+    from rich.panel import Panel
+    from rich.text import Text
+
+    width = console.width // 2 if console.width >= _TWO_COLUMNS else console.width
+    style = "underline" if console.no_color else "green"
+    panels = []
+    for heading, pieces in answers:
+        text = Text.assemble(*((visible(part), style if a else "") for a, part in pieces))
+        text.rstrip()
+        panels.append(Panel(text, title=Text(heading), title_align="left", width=width))
+    return Columns(panels, padding=0)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a text as it is: no markup, no line breaks added for a log."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)

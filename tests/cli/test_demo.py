@@ -15,11 +15,11 @@ from tiny_models import noisy
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.cli import demo
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.cli.demo import find_draft
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.decode.settings import store_draft_settings
-from fastdraft_hf.eval import demo
 from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.engines import Models, load_engine
 from fastdraft_hf.eval.report import accepted_pieces
@@ -182,7 +182,7 @@ def test_the_draft_is_found(draft: Path, tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copytree(draft, tmp_path / "run" / "draft")
     assert find_draft(str(tmp_path / "run")) == tmp_path / "run" / "draft"
     assert find_draft(str(draft)) == draft
-    monkeypatch.setattr(demo, "__file__", str(tmp_path / "fastdraft_hf" / "eval" / "demo.py"))
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "fastdraft_hf" / "cli" / "demo.py"))
     with pytest.raises(FastDraftError, match="this installation has none; give --draft"):
         find_draft(None)
     folder = tmp_path / "model_cards" / demo.SHIPPED
