@@ -99,7 +99,9 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
         source.vocab_size = target.vocab_size
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(source, name, getattr(target, name, None))
-    for name in ("quantization_config", "_pre_quantization_dtype", "auto_map", "_name_or_path"):
+    # Converters leave names of files in keys of their own, such as `_model_name_or_path`.
+    private = [name for name in vars(source) if name.endswith("name_or_path")]
+    for name in ("quantization_config", "_pre_quantization_dtype", "auto_map", *private):
         source.__dict__.pop(name, None)
     source.name_or_path = ""
     # Targets are often saved from training, where the cache is off.

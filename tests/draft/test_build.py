@@ -49,6 +49,7 @@ def target(tiny_target_folder: Path, tmp_path: Path) -> Path:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config |= {"_name_or_path": "/home/me/secret", "use_cache": False}
+    config["_model_name_or_path"] = "secret of a converter"
     config["auto_map"] = {"AutoConfig": "mine.Config"}
     file.write_text(json.dumps(config))
     return folder
