@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,32 +133,6 @@ def test_from_the_table_to_the_batch_nothing_changes(
     # Whatever carries loss has its distribution; a sequence's first token carries none.
     assert (batch[TAIL][batch["labels"] != -100] != 0).all()
     assert int((batch["labels"] != -100).sum()) == sum(n for _, n in lengths)
-
-
-def test_the_types_on_disk_are_the_small_ones() -> None:
-    for vocab_size, kind in ((300, pa.uint16()), (2**16 + 1, pa.int32())):
-        table = distribution_table(parts_of([(4, 2), (3, 0)], 3, vocab_size, 0), 1.0)
-        assert table.schema.field(IDS).type == pa.list_(pa.list_(kind))
-        assert table.schema.field(LOG_PROBS).type == pa.list_(pa.list_(pa.float16()))
-        assert table.schema.field(TAIL).type == pa.list_(pa.float16())
-        assert table.schema.field(TEMPERATURE).type == pa.float32()
-        assert table[IDS].to_pylist()[1] == [[], [], []]
-        assert table[TAIL].to_pylist()[0][:2] == [0, 0]
-
-
-def test_rows_without_anything_stored_make_a_batch() -> None:
-    dataset = dataset_of(parts_of([(3, 0), (2, 0), (4, 2)], 5, 300, 0), 1.0, 300, 0)
-    batch = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)([dataset[0], dataset[1]])
-    assert batch[IDS].shape[:2] == batch[LOG_PROBS].shape[:2] == batch[TAIL].shape == (2, 3)
-    assert (batch["labels"] == -100).all()
-    # In whatever order such rows come, the others keep theirs.
-    for order in ([0, 2, 1], [2, 0, 1], [0, 1, 2]):
-        collated = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)(
-            [dataset[number] for number in order]
-        )
-        row = order.index(2)
-        assert collated[IDS].shape[-1] == 5
-        assert collated[IDS][row, 2:].tolist() == dataset[2][IDS][2:]
 
 
 def test_a_set_that_is_read_part_by_part_is_not_looked_through_for_ever(

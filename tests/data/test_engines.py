@@ -252,17 +252,6 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
 
 
-def test_openvino_when_the_time_is_up(openvino_folder: Path) -> None:
-    requests = sampled(20)
-    engine = OpenVINOEngine(openvino_folder, {0, 2}, 8, properties=EXACT)
-    whole = by_index(engine.generate(requests, lambda n: None))
-    done = by_index(engine.generate(requests, Stop(20)))
-    assert all(whole[index][: len(ids)] == ids for index, ids in done.items())
-    assert done != whole
-    # What was in flight does not disturb the next set.
-    assert by_index(engine.generate(requests, lambda n: None)) == whole
-
-
 class FakeVLLM:
     """Stands in for the ``vllm`` package: an engine that writes two tokens per step."""
 

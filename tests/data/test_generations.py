@@ -67,22 +67,6 @@ def test_killed_resumed_and_grown_by_any_number_of_processes(
             check_complete(folder, requests)
 
 
-def test_an_error_loses_no_finished_row(tmp_path: Path) -> None:
-    class Failing(FakeEngine):
-        def generate(self, requests: Any, on_tokens: Any) -> Any:
-            for number, completion in enumerate(super().generate(requests, on_tokens)):
-                if number == 5:
-                    raise FastDraftError("the server died")
-                yield completion
-
-    with pytest.raises(FastDraftError, match="the server died"):
-        write_rows(Failing(), make_requests(12), tmp_path / "set")
-    again = FakeEngine()
-    write_rows(again, make_requests(12), tmp_path / "set")
-    assert len(again.begun) == 7
-    check_complete(tmp_path / "set", make_requests(12))
-
-
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
     tmp_path: Path, damage: str

@@ -227,14 +227,6 @@ def test_a_wrong_address() -> None:
         open_engine(gone)
 
 
-def test_one_wrong_address_among_two(caplog: pytest.LogCaptureFixture) -> None:
-    with VLLMServer() as gone:
-        pass
-    with VLLMServer() as server, caplog.at_level(logging.WARNING):
-        check(open_engine(gone, server))
-    assert f"{gone.url}: left out, it does not answer" in caplog.text
-
-
 def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
     end = threading.Event()
 

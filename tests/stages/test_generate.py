@@ -15,14 +15,11 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.completions import open_completions
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import FILTERS, read_kept_rows
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.heldout import load_task
 from fastdraft_hf.data.prompts import chat_ids, template_ends
-from fastdraft_hf.data.sources import Source
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import generate
 from fastdraft_hf.stages.runner import Run, choose, execute
@@ -393,34 +390,3 @@ def test_a_finished_set_says_what_it_is_and_what_is_kept(
     assert "mit, applies to its generations" in card
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.to_list() == read_rows(folder)
-
-
-def test_align_reads_what_the_filters_keep(
-    make: Callable[..., tuple[Run, Writer]],
-    prompts: str,
-    tmp_path: Path,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    """The filters that were asked for, not those a reader would take by itself."""
-    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300, "rows": 3}
-
-    def write(request: Request) -> str:
-        odd = "in the inn" if request.index == 1 else "in the hat"
-        words = "then the cat and a hen met, both sat on that assistant; nine ants ate ten tins"
-        return f"{words}. So they went home by bus, through fog, over hills and past mills, {odd}"
-
-    run, _ = make({**settings, "filters": {"near_duplicates": 0.3}, "temperatures": [1.0]}, write)
-    assert run_generate(run)["filter"] == {"kept": 1, "near duplicate": 2}
-    train, _, summary = open_completions(
-        [Source(name="mine")],
-        folder=tmp_path / "rows",
-        generated=run.stage_folder("generate"),
-        logits=None,
-        tokenizer=tiny_tokenizer,
-        decontaminator=Decontaminator([]),
-        max_length=64,
-        eval_rows=0,
-        seed=0,
-    )
-    assert len(train) == 1
-    assert (summary["mine"]["kept"], summary["mine"]["near duplicate"]) == (1, 2)

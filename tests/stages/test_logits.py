@@ -240,15 +240,6 @@ def test_stored_and_online_align_alike(
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_packed_by_the_trainer(run: Callable[..., Run], seen: dict[str, Any]) -> None:
-    packing = {"packing": True, "disable_tqdm": True, "head_dtype": "float32"}
-    align = {**RECIPE["align"], **packing, "max_length": 32}
-    made = run(align=align)
-    execute(made, ["logits", "align"])
-    facts = json.loads((made.stage_folder("align") / "provenance.json").read_text())["facts"]
-    assert facts["tokens"] >= 600
-
-
 def test_a_deleted_part_is_made_again_and_a_grown_set_is_continued(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,11 +425,3 @@ def test_a_target_that_openvino_cannot_read(
     assert "using transformers, as OpenVINO cannot read it: no pages" in caplog.text
     facts = json.loads((made.stage_folder("logits") / "provenance.json").read_text())["facts"]
     assert (facts["engine"], facts["dtype"]) == ("transformers", "float32")
-
-
-def test_openvino_that_is_not_installed(
-    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logits, "openvino_available", lambda: False)
-    with pytest.raises(FastDraftError, match=r"logits\.engine: openvino is not installed; `pip"):
-        execute(run(logits={"engine": "openvino"}), ["logits"])

@@ -66,19 +66,6 @@ def test_a_recipe_with_servers(tmp_path: Path, tiny_target_folder: Path) -> None
         execute(make_run(tmp_path / "run", tiny_target_folder, batch_size=5), ["generate"])
 
 
-def test_a_stage_goes_on_with_another_server(tmp_path: Path, tiny_target_folder: Path) -> None:
-    with VLLMServer(faults=lambda n, body: "400" if n == 60 else None) as server:
-        run = make_run(tmp_path / "run", tiny_target_folder, server=server.url)
-        with pytest.raises(FastDraftError, match="refuses the request"):
-            execute(run, ["generate"])
-    with VLLMServer() as other:
-        execute(make_run(tmp_path / "run", tiny_target_folder, server=other.url), ["generate"])
-    rows = rows_of(tmp_path / "run")
-    assert len(rows["text"]) == 33
-    # What the first server had answered is not asked again, but for the four in flight.
-    assert other.answered <= sum(map(len, rows.values())) - 60 + 4
-
-
 @pytest.mark.parametrize(
     ("generate", "message"),
     [
@@ -97,14 +84,6 @@ def test_settings_that_do_not_fit(
     run = make_run(tmp_path / "run", tiny_target_folder, **generate)
     with pytest.raises(FastDraftError, match=message):
         execute(run, ["generate"])
-
-
-def test_every_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdraft_hf.stages.target_engine import process_device
-
-    assert process_device("cuda") == "cuda"
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert (process_device("cuda"), process_device("cpu")) == ("cuda:3", "cpu")
 
 
 def test_the_servers_model_is_the_recipes_target(tmp_path: Path, tiny_target_folder: Path) -> None:
