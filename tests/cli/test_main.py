@@ -198,6 +198,7 @@ def test_a_dry_run_tells_finished_from_started(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "design").mkdir()
+    (tmp_path / "design" / "model.safetensors").touch()
     (tmp_path / "design" / "provenance.json").write_text("{}", encoding="utf-8")
     (tmp_path / ".generate.partial").mkdir()
     stages = "design,generate,align"
@@ -215,6 +216,7 @@ def test_settings_that_a_finished_stage_refuses_are_not_kept(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "design").mkdir()
+    (tmp_path / "design" / "model.safetensors").touch()
     (tmp_path / "design" / "provenance.json").write_text('{"id": "design-1"}', encoding="utf-8")
     (tmp_path / "design" / "config.yaml").write_text("design: {params: 5}\n", encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text("seed: 7\n", encoding="utf-8")
