@@ -399,8 +399,11 @@ class DraftDistillationTrainer(SFTTrainer):
     # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It counts the labels of a
     # step's batches before they are trained on.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        if batch_samples:
-            batch_samples[-1] = self._without_repeats(batch_samples[-1])
+        if batch_samples and isinstance(self.train_dataset, Dataset):
+            # accelerate's own count is wrong in a loader that skips batches after a resume.
+            step = self.args.train_batch_size * self.accelerator.num_processes
+            last = 0 if self.args.dataloader_drop_last else len(self.train_dataset) % step
+            batch_samples[-1] = self._without_repeats(batch_samples[-1], last)
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def prediction_step(
@@ -410,20 +413,25 @@ class DraftDistillationTrainer(SFTTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        inputs = self._without_repeats(inputs)
+        inputs = self._without_repeats(inputs, self.accelerator.gradient_state.remainder)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
-    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Drop the rows that accelerate repeats to give every process a full last batch."""
+    def _without_repeats(self, inputs: dict[str, Any], remainder: int) -> dict[str, Any]:
+        """Drop the rows that accelerate repeats to give every process a full last batch.
+
+        Args:
+            inputs: a batch.
+            remainder: rows that the last batch has over all processes; 0 if it is full.
+        """
         state, rows = self.accelerator.gradient_state, len(inputs["input_ids"])
         if (
             self.accelerator.num_processes == 1
             or self.data_collator.__dict__.get("padding_free")  # rows are one flattened row
             or not state.end_of_dataloader
-            or state.remainder <= 0
+            or remainder <= 0
         ):
             return inputs
-        own = min(rows, state.remainder - self.accelerator.process_index * rows)
+        own = min(rows, remainder - self.accelerator.process_index * rows)
         if own == rows:
             return inputs
         inputs = {name: value[: max(1, own)] for name, value in inputs.items()}

@@ -44,6 +44,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "grouped": {"train_sampling_strategy": "group_by_length"},
     # The last batch of a pass is not full, and cut rows keep their distributions.
     "ragged_stored": {"objective": {"ce": 0.3, "kl": 0.7}, "max_length": 9, "max_steps": 5},
+    "ragged_resumed": {"max_steps": 5, "save_strategy": "steps", "save_steps": 2},
     "ragged_budget": {"max_train_tokens": "400", "max_steps": -1},
     "non_finite": {"max_steps": 3},
 }
@@ -113,6 +114,7 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
             "use_cpu": True,
             "report_to": "none",
             "save_strategy": "no",
+            "save_total_limit": None,
             "disable_tqdm": True,
             "logging_steps": 1,
             "learning_rate": 5e-3,
@@ -131,14 +133,18 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
         }
     )
     which = "untied" if "untied" in name else "tied"
-    trainer = DraftDistillationTrainer(
-        model=AutoModelForCausalLM.from_pretrained(models / which, dtype=torch.float32),
-        args=args,
-        train_dataset=dataset,
-        eval_dataset=held_out,
-        processing_class=AutoTokenizer.from_pretrained(models / "tied"),
-        teacher_model=str(models / "target") if name == "kl_online" else None,
-    )
+
+    def make() -> DraftDistillationTrainer:
+        return DraftDistillationTrainer(
+            model=AutoModelForCausalLM.from_pretrained(models / which, dtype=torch.float32),
+            args=args,
+            train_dataset=dataset,
+            eval_dataset=held_out,
+            processing_class=AutoTokenizer.from_pretrained(models / "tied"),
+            teacher_model=str(models / "target") if name == "kl_online" else None,
+        )
+
+    trainer = make()
     found: dict[str, Any] = {"processes": args.world_size, "error": None}
     if name == "non_finite" and processes > 1:
         _poison(trainer, rank=1, step=2)
@@ -147,6 +153,9 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
     try:
         with in_float32:
             trainer.train()
+            if name == "ragged_resumed":
+                trainer = make()
+                trainer.train(str(folder / name / "checkpoint-2"))
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
