@@ -278,8 +278,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as error:
         raise FastDraftError(f"{path} is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        place = redacted(" ".join(str(error).split()))
-        raise FastDraftError(f"{path} is not valid YAML: {place}") from error
+        # Not str(error): it quotes the file, where half of a token would not be recognized.
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
+        raise FastDraftError(f"{path} is not valid YAML: {where}{redacted(str(problem))}") from None
     if not isinstance(data, dict):
         raise FastDraftError(f"{path}: a recipe is a mapping of keys")
     return build_recipe(data, overrides)

@@ -328,7 +328,7 @@ DATA = st.fixed_dictionaries(
     {},
     optional={
         "evaluate": EVALUATE,
-        "target": st.text(),
+        "target": st.text(st.characters(exclude_categories=("C", "Z"))),
         "output_dir": st.text(),
         "seed": st.integers(0, 2**31),
         "device": st.sampled_from(["auto", "cpu", "cuda"]),

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         if args.dry_run:
             return
         if to_folder is not None:
-            write_folder(files, to_folder, overwrite=args.overwrite)
+            write_folder(files, to_folder)
             print(to_folder)
         else:
             print(

@@ -64,8 +64,7 @@ def _line(chain: list[BaseException], repo_id: str) -> str | None:
                 400: f"the Hub refuses the content ({_short(error)})",
                 401: "the Hub refuses the token (401); run `hf auth login` with a write token",
                 403: f"the token may not write to {repo_id} (403); it needs write access there",
-                409: f"somebody else changed {repo_id} meanwhile (409); {again}",
-                412: f"somebody else changed {repo_id} meanwhile (412); {again}",
+                **dict.fromkeys((409, 412), f"somebody else changed {repo_id} meanwhile; {again}"),
             }.get(status, f"the Hub answered {status} ({_short(error)}); {again}")
     if any(
         isinstance(error, (OSError, EOFError))

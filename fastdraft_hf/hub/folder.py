@@ -195,17 +195,12 @@ def cast_weights(draft: Path, output: Path, dtype: str) -> list[str]:
     return sorted(types)
 
 
-def write_folder(files: Files, folder: Path, *, overwrite: bool) -> None:
-    """Write files as a folder that appears complete or not at all.
+def write_folder(files: Files, folder: Path) -> None:
+    """Write files as a folder that appears complete or not at all; replace the old one.
 
     An old folder is moved aside before and deleted last: a kill at any time leaves one of the two,
     or the old one as ``.NAME.old``.
-
-    Raises:
-        FastDraftError: the folder exists and ``overwrite`` is false.
     """
-    if folder.exists() and not overwrite:
-        raise FastDraftError(f"{folder} exists; replace it with --overwrite")
     partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     for path, content in files.items():

@@ -12,7 +12,6 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 
-from fastdraft_hf._card import template_path
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._metadata import check_metadata
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary
@@ -150,11 +149,6 @@ def test_the_best_setting_is_transformers_own(run_summary: RunSummary) -> None:
     assert best_num_assistant_tokens(run_summary, default=2) == 2
     run_summary.bench = None
     assert best_num_assistant_tokens(run_summary, default=2) == 2
-
-
-def test_the_template_is_found() -> None:
-    text = template_path().read_text(encoding="utf-8")
-    assert text.startswith("---\n{{ card_data }}\n---\n")
 
 
 def test_energy(run_summary: RunSummary) -> None:

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_folder(
     files = prepare(run_folder, "model_cards/Tiny-FastDraft", shelf.parent / "unused")
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space"):
-        write_folder(files, shelf, overwrite=True)
+        write_folder(files, shelf)
     assert {p: p.read_bytes() for p in shelf.rglob("*") if p.is_file()} == before
 
 
