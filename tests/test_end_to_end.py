@@ -194,7 +194,7 @@ def check_run(command: CommandLine, target_folder: Path) -> None:
 
     page = (folder / "report" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 3
     for name in ("losses.png", "acceptance.png", "speed.png"):
         assert (folder / "report" / name).read_bytes().startswith(PNG), name
     assert "assistant_model=draft" in (folder / "draft" / "README.md").read_text(encoding="utf-8")

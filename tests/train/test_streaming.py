@@ -191,7 +191,7 @@ def test_steps_go_on_over_the_end_of_the_stream(run: Make, shards: Path) -> None
 
 def test_an_empty_stream_is_refused(run: Make) -> None:
     empty = datasets.IterableDataset.from_generator(lambda: iter(()))
-    with pytest.raises(ValueError, match="train dataset: it gives no row"):
+    with pytest.raises(ValueError, match="train dataset: it has no rows"):
         run("empty", empty)
 
 
