@@ -53,7 +53,7 @@ def test_words_around_code_are_what_is_judged() -> None:
 
 def test_a_code_that_is_no_language() -> None:
     check_language("en")
-    with pytest.raises(FastDraftError, match="'english' is no language code that py3langid knows"):
+    with pytest.raises(FastDraftError, match="py3langid does not know 'english'"):
         check_language("english")
 
 
