@@ -54,22 +54,14 @@ pretrained: $(VENV)/.run
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
 
-# Three processes: tests/data followed by tests/draft in one process ends in a segmentation fault
-# (not yet understood). Exit status 5 means that PYTEST_ARGS selected nothing of a part.
-TEST_PARTS = "tests/cli tests/data tests/decode" \
-	"tests/draft tests/eval tests/export tests/hub tests/plan tests/target tests/tune" \
-	"tests/stages tests/train $(wildcard tests/test_*.py)"
-
 test: $(VENV)/.dev
-	@for part in $(TEST_PARTS); do \
-		$(VENV)/bin/python -m pytest $$part $(PYTEST_ARGS) || [ $$? -eq 5 ] || exit 1; done
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-latest: $(VENV_LATEST)/.dev
-	@for part in $(TEST_PARTS); do \
-		$(VENV_LATEST)/bin/python -m pytest $$part $(PYTEST_ARGS) || [ $$? -eq 5 ] || exit 1; done
+	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -6,8 +6,10 @@ WORLD_SIZE. A plain ``python`` is one process; nothing here then imports torch.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from fastdraft_hf._errors import FastDraftError
@@ -140,3 +142,28 @@ def _rank_and_world() -> tuple[int, int]:
             f"RANK={index} and WORLD_SIZE={count}: RANK must be a number from 0 to WORLD_SIZE - 1"
         )
     return int(index), int(count)
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Keep this thread's stack for signal handlers while a library sets its own.
+
+    OpenVINO GenAI 2026 gives the thread that creates a pipeline an alternative signal stack and
+    frees it with the pipeline. Python's handlers run on that stack, so the next signal with a
+    handler (SIGCHLD once a DataLoader has had workers, SIGINT) would end the process with SIGSEGV.
+    """
+    sigaltstack = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "sigaltstack", None)
+    before = _SignalStack()
+    if sigaltstack is None or sigaltstack(None, ctypes.byref(before)):
+        yield
+        return
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -223,6 +225,20 @@ def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
     assert sum(tokens) == sum(len(c.ids) for c in done)
     assert {c.finish_reason for c in done} == {"stop", "length"}
     assert by_index(engine.generate(requests, lambda n: None)) == by_index(done)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
+def test_a_signal_after_openvino_is_handled(openvino_folder: Path) -> None:
+    """GenAI frees the signal stack that it gave the thread: a crash, if it were still set."""
+    engine = OpenVINOEngine(openvino_folder, {0, 2}, 4)
+    list(engine.generate(make_requests(2), lambda n: None))
+    del engine
+    gc.collect()
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
 
 
 # Where two orders of a sum may not differ: on some CPUs OpenVINO computes in bfloat16 by itself.

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,20 @@ from fastdraft_hf.data.parts import PARTS, iter_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.recipe import build_recipe
 
+# With one more argument, a process ends by SIGKILL once it has written a part into that folder.
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from fastdraft_hf.recipe import read_recipe
 import fastdraft_hf.stages.registry
 from fastdraft_hf.stages.runner import Run, execute
+from fastdraft_hf.data.parts import PartWriter
+def flush(self, write=PartWriter.flush):
+    write(self)
+    if list(Path(sys.argv[2]).glob("part-00001-*")):
+        os.kill(os.getpid(), signal.SIGKILL)
+if len(sys.argv) > 2:
+    PartWriter.flush = flush
 recipe = read_recipe(Path(sys.argv[1]))
 execute(Run(recipe, Path(recipe.output_dir)), ["generate", "logits"])
 """
@@ -39,7 +46,7 @@ SETS = {
 class Launch:
     """Processes that run the stages of a recipe together."""
 
-    def __init__(self, folder: Path, target: Path, world: int) -> None:
+    def __init__(self, folder: Path, target: Path, world: int, *killed: str) -> None:
         recipe = folder.with_suffix(".yaml")
         sections: dict[str, Any] = {
             "target": str(target),
@@ -66,7 +73,7 @@ class Launch:
         }
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, str(recipe)],
+                [sys.executable, "-c", SCRIPT, str(recipe), *(killed if rank == 1 else ())],
                 env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
                 if world > 1
                 else common,
@@ -82,15 +89,10 @@ class Launch:
             said, _ = process.communicate(timeout=240)
             assert process.returncode == 0, said
 
-    def kill(self, rank: int, folder: Path, parts: int) -> None:
-        """SIGKILL one process once there are parts; the others are stopped, as launchers do."""
-        end = time.monotonic() + 200
-        while len(list(folder.glob(PARTS))) < parts:
-            assert time.monotonic() < end
-            assert self.processes[rank].poll() is None, self.processes[rank].communicate()[0]
-            time.sleep(0.01)
-        self.processes[rank].send_signal(signal.SIGKILL)
-        time.sleep(0.2)
+    def end(self) -> None:
+        """Wait for the process that kills itself; the others are stopped, as launchers do."""
+        said, _ = self.processes[1].communicate(timeout=240)
+        assert self.processes[1].returncode == -signal.SIGKILL, said
         for process in self.processes:
             process.kill()
             process.communicate()
@@ -109,8 +111,8 @@ def test_killed_and_resumed_by_another_number_of_processes(
 ) -> None:
     folder = tmp_path / "shared"
     first, second = (2, 3) if killed == "generate" else (3, 1)
-    launch = Launch(folder, tiny_target_folder, first)
-    launch.kill(1, folder / f".{killed}.partial" / "text", 3)
+    parts = str(folder / f".{killed}.partial" / "text")
+    Launch(folder, tiny_target_folder, first, parts).end()
     assert not (folder / killed).exists()
     Launch(folder, tiny_target_folder, second).finish()
     for name in ("chat-instructions", "chat", "text"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf._processes import kept_signal_stack
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.settings import read_draft_tokens
 
@@ -47,7 +48,10 @@ def openvino_pipeline(
     import openvino_genai
 
     draft = openvino_genai.draft_model(str(draft_dir), device)
-    pipeline = openvino_genai.LLMPipeline(str(target_dir), device, draft_model=draft, **properties)
+    with kept_signal_stack():
+        pipeline = openvino_genai.LLMPipeline(
+            str(target_dir), device, draft_model=draft, **properties
+        )
     # With a draft the pipeline starts from an empty config instead of the target's own.
     own = Path(target_dir) / "generation_config.json"
     config = openvino_genai.GenerationConfig(str(own)) if own.is_file() else None
@@ -97,7 +101,8 @@ class OpenVINODecoder:
             options["draft_model"] = openvino_genai.draft_model(str(draft), device, **given)
         if prompt_lookup:
             options["prompt_lookup"] = True
-        self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
+        with kept_signal_stack():
+            self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
         self._drafts = draft is not None
         self._lookup = prompt_lookup
 
