@@ -53,7 +53,9 @@ def _print_plan(run: Run, stages: Sequence[str]) -> None:
 def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
     """Refuse what would stop the run late, before any work."""
     from fastdraft_hf.stages.runner import check_finished
+    from fastdraft_hf.target.resolve import check_name
 
+    check_name(run.recipe.target)
     if run.recipe.training_stages().keys() & set(stages):
         _check_training(run.recipe, stages)
     if dry_run:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.draft.vocabulary import Vocabulary, compare_vocabularies
+    from fastdraft_hf.draft.vocabulary import CONCLUSIONS, Vocabulary, compare_vocabularies
     from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.target.resolve import resolve_target
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{report.verdict}")
     for problem in report.problems():
         print(f"- {problem}")
-    print(report.conclusion)
+    print(CONCLUSIONS[report.verdict])
     return int(report.verdict == "different")
 
 

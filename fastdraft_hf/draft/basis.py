@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastdraft_hf._head import head_of
 from fastdraft_hf.draft.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def project_vocabulary(target: PreTrainedModel, draft: PreTrainedModel, basis: B
         if getattr(source, "bias", None) is not None and getattr(ours, "bias", None) is not None:
             ours.bias.copy_(source.bias)
         spread = float(table.std()) * math.sqrt(table.shape[1])
-        gain = LOGIT_SPREAD / (spread * logit_multiplier(draft.config))
+        gain = LOGIT_SPREAD / (spread * head_of(draft).scale)
         if not set_gain(final_norm(draft), gain) and not tied(draft):
             ours.weight.mul_(gain)
 
@@ -139,10 +140,3 @@ def _offset(norm: Any) -> float:
         signs[..., 1::2] = -1
         gain = (norm(signs[None]) - norm(-signs[None]))[0] / 2 * signs
         return float(round(float((gain - weight).float().median())))
-
-
-def logit_multiplier(config: Any) -> float:
-    """Return the factor of a family's logits (Cohere, Granite), 1 for the others."""
-    return float(getattr(config, "logit_scale", 1.0) or 1.0) / float(
-        getattr(config, "logits_scaling", 1.0) or 1.0
-    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
+from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ def build_draft(
     intermediate_size: int | None = None,
     donor: str | None = None,
     layers: Literal["even", "first", "importance"] | list[int] = "even",
-    token_map: dict[str, str] | None = None,
     resize: bool = False,
     seed: int = 0,
 ) -> PreTrainedModel:
@@ -41,13 +42,8 @@ def build_draft(
         init: ``prune`` (layers of the target cut to the draft's widths), ``project`` (its
             embeddings and head, random layers), ``transplant`` (a donor with another tokenizer) or
             ``scratch``.
-        num_hidden_layers: layers; latency grows with them more than with width.
-        hidden_size: width; by default what fits ``params``, which it overrides.
-        intermediate_size: feed-forward width; by default what fills ``params``.
-        donor: model id or folder whose weights ``prune`` and ``transplant`` use instead.
-        layers: which layers ``prune`` and ``transplant`` keep.
-        token_map: target token -> donor token, for ``transplant``.
-        resize: allow a donor with padded rows.
+        num_hidden_layers, hidden_size, intermediate_size, donor, layers, resize: as in a recipe's
+            section ``design``.
         seed: of the random weights.
 
     Raises:
@@ -59,8 +55,6 @@ def build_draft(
         trainer = DraftDistillationTrainer(model=draft, train_dataset=dataset)
         ```
     """
-    from fastdraft_hf.target.resolve import resolve_target
-
     design = DesignConfig(
         params=params,
         init=init,
@@ -69,7 +63,6 @@ def build_draft(
         intermediate_size=intermediate_size,
         donor=donor,
         layers=layers,
-        token_map=token_map or {},
         resize=resize,
     )
     source = resolve_target(str(target)).path if isinstance(target, (str, Path)) else target
@@ -89,17 +82,22 @@ def build(
     Returns:
         the draft, and facts about how it was made.
     """
-    from transformers import AutoConfig
+    from transformers import GenerationConfig
 
     from fastdraft_hf.draft.design import TOLERANCE, design_draft
     from fastdraft_hf.draft.init import init
     from fastdraft_hf.draft.sizes import count_parameters
 
-    target_config: PretrainedConfig = (
-        AutoConfig.from_pretrained(target, trust_remote_code=False)
-        if isinstance(target, Path)
-        else target.config
-    )
+    tokenizer = stored = None
+    if isinstance(target, Path):
+        target_config, tokenizer = load_config(target, "target"), load_tokenizer(target, "target")
+        if (target / "generation_config.json").is_file():
+            stored = GenerationConfig.from_pretrained(target)
+    else:
+        target_config, stored = target.config, target.generation_config
+        if target.name_or_path:
+            with contextlib.suppress(FastDraftError):
+                tokenizer = load_tokenizer(target.name_or_path)
     config = design_draft(target_config, design)
     size, target_size = count_parameters(config), count_parameters(target_config)
     logger.info(
@@ -118,14 +116,16 @@ def build(
             f"{design.params:,}",
         )
     draft, facts = init(target, config, design, seed)
-    _copy_special_tokens(draft, target)
-    draft.tokenizer = _tokenizer_of(target)
+    # A config often has only the end of a text; the end of a turn is in the generation config.
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(stored, name, None) is not None:
+            setattr(draft.generation_config, name, getattr(stored, name))
+    draft.tokenizer = tokenizer
+    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size")
     return draft, {
         "draft_parameters": size,
         "target_parameters": target_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "intermediate_size": config.intermediate_size,
+        **{name: getattr(config, name) for name in sizes},
         **facts,
     }
 
@@ -158,13 +158,12 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
         resize: whether it gets the target's rows, tokenizer and special tokens.
 
     Raises:
-        FastDraftError: it is no draft, or its vocabulary is another one.
+        FastDraftError: it is not a draft, or its vocabulary is another one.
     """
     from transformers import AutoModelForCausalLM
 
     from fastdraft_hf.draft.init import resize_rows
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.target.resolve import load_tokenizer
 
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is not a draft")
@@ -190,33 +189,3 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
         "init": str(source),
         "vocabulary": report.verdict,
     }
-
-
-def _tokenizer_of(target: Path | PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """Return a target's tokenizer, None for a loaded model whose tokenizer is not found."""
-    from fastdraft_hf.target.resolve import load_tokenizer
-
-    if isinstance(target, Path):
-        return load_tokenizer(target, "target")
-    try:
-        return load_tokenizer(target.name_or_path) if target.name_or_path else None
-    except FastDraftError:
-        return None
-
-
-def _copy_special_tokens(draft: PreTrainedModel, target: Path | PreTrainedModel) -> None:
-    """Give the draft the special tokens of the target's generation config.
-
-    A config often has only the end of a text; the end of a turn is in the generation config.
-    """
-    from transformers import GenerationConfig
-
-    if isinstance(target, Path):
-        if not (target / "generation_config.json").is_file():
-            return
-        stored = GenerationConfig.from_pretrained(target)
-    else:
-        stored = target.generation_config
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(stored, name) is not None:
-            setattr(draft.generation_config, name, getattr(stored, name))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Count, Key, Section
+from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError
 
 Initialization = Literal["scratch", "project", "prune", "transplant"]
@@ -32,10 +32,6 @@ class DesignConfig(Section):
     intermediate_size: Count | None = Field(
         None, description="feed-forward width; by default what fills params"
     )
-    width_multiple: Count = Field(
-        32,
-        description="the width is a multiple of this, halved where params cannot be met otherwise",
-    )
     init: Initialization = Field(
         "prune",
         description="scratch: random weights; project: the target's embeddings and head by PCA, "
@@ -52,10 +48,6 @@ class DesignConfig(Section):
         description="prune, transplant: which layers are kept: evenly spaced, the first, those "
         "that change the hidden states most, or a list such as [0, 5]",
     )
-    token_map: dict[Key, str] = Field(
-        {},
-        description="transplant: target token -> donor token, where the automatic match is wrong",
-    )
     resize: StrictBool = Field(
         False,
         description="give a draft or donor whose shared ids agree with the target's the target's "
@@ -68,8 +60,7 @@ class DesignConfig(Section):
         return self.init in ("prune", "transplant")
 
     def check_values(self) -> None:
-        self.require_positive("params", "num_hidden_layers", "width_multiple")
-        self.require_positive("hidden_size", "intermediate_size")
+        self.require_positive("params", "num_hidden_layers", "hidden_size", "intermediate_size")
         if self.draft is not None:
             return
         if self.init == "transplant" and self.donor is None:

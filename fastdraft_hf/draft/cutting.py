@@ -7,6 +7,7 @@ and the feed-forward channels with the largest weights.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,12 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
         "ff": _largest_feed_forward(theirs, new.intermediate_size, inner),
     }
     wide = {"q": groups * ratio * size, "kv": groups * size, "q3": 0, "ff": inner}
+
+    def rows(roles: Sequence[str]) -> torch.Tensor:
+        """Return the rows of a projection to keep; a fused one has parts one after another."""
+        starts = itertools.accumulate((wide[role] for role in roles), initial=0)
+        return torch.cat([kept[role] + start for role, start in zip(roles, starts)])  # noqa: B905
+
     norms: Sequence[str] = ()
     gains: list[torch.Tensor] = []
     if hidden.basis is not None:
@@ -156,7 +163,7 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
         module, _, leaf = name.rpartition(".")
         kind = module.rpartition(".")[2]
         if kind in _READS:
-            value = weight[_rows(_READS[kind], kept, wide)]
+            value = weight[rows(_READS[kind])]
             if leaf == "weight":
                 value = hidden.read(value, gains["ff" in _READS[kind]] if gains else None)
         elif kind in _WRITES:
@@ -173,17 +180,6 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
         set_gain(getattr(ours, name), 1.0)
 
 
-def _rows(roles: Sequence[str], kept: dict[str, Any], wide: dict[str, int]) -> torch.Tensor:
-    """Return the rows of a projection to keep; a fused one has its parts one after another."""
-    import torch
-
-    parts, start = [], 0
-    for role in roles:
-        parts.append(kept[role] + start)
-        start += wide[role]
-    return torch.cat(parts)
-
-
 def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
     modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
     up = next(modules[name].weight for name in _FEED_FORWARD_UP if name in modules)
@@ -193,21 +189,15 @@ def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
     return kept
 
 
-def kept_layers(total: int, kept: int) -> list[int]:
-    """Return the indices of ``kept`` layers out of ``total``: evenly spaced, ends included."""
-    if kept == 1:
-        return [0]
-    return [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
-
-
-def kept_layers_of(config: Any, kept: int, *, first: bool = False) -> list[int]:
-    """Return the ``kept`` layers of a model to build a draft from: evenly spaced, or the first.
+def kept_layers(config: Any, kept: int, *, first: bool = False) -> list[int]:
+    """Return ``kept`` layers of a model: evenly spaced with both ends, or the first.
 
     Where a target mixes sliding windows with full attention and only windows were chosen, a full
     layer replaces the last one: a draft that sees only its window degrades on long texts. It is the
     target's last full layer, or its first with ``first``.
     """
-    chosen = list(range(kept)) if first else kept_layers(config.num_hidden_layers, kept)
+    step = 1 if first else (config.num_hidden_layers - 1) / max(kept - 1, 1)
+    chosen = [round(i * step) for i in range(kept)]
     types = getattr(config, "layer_types", None) or []
     full = [i for i, kind in enumerate(types) if kind == "full_attention"]
     if full and not set(full) & set(chosen):
@@ -232,44 +222,30 @@ TEXTS = (
 )
 
 
-def block_influence(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = TEXTS
-) -> list[float]:
-    """Return 1 − cos(hidden states before, after) of each layer, averaged over the tokens.
+def block_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+    """Return 1 − cos(hidden states before, after) of each layer, averaged over tokens of `TEXTS`.
 
-    The measure of ShortGPT (Men et al. 2024, arXiv 2403.03853): a layer near 0 changes little. It
-    takes one forward pass per text.
+    The measure of ShortGPT (Men et al. 2024, arXiv 2403.03853): a layer near 0 changes little.
     """
     import torch
 
-    layers = decoder_of(model).layers
-    sums, tokens = [0.0] * len(layers), 0
+    decoder, states = decoder_of(model), list[torch.Tensor]()
 
-    def hook(index: int) -> Any:
-        def measure(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            before: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
-            sums[index] += float((1 - cosine).sum())
+    def keep(_: Any, args: Any, kwargs: Any) -> None:
+        states.append((args[0] if args else kwargs["hidden_states"]).float())
 
-        return measure
-
-    handles = [
-        layer.register_forward_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
-    ]
-    try:
-        with torch.inference_mode():
-            for text in texts:
-                ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
-                tokens += int(ids.numel())
-                decoder_of(model)(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [total / tokens for total in sums]
-
-
-def most_important(influence: Sequence[float], kept: int) -> list[int]:
-    """Return the indices of the ``kept`` layers with the largest influence, ascending."""
-    order = sorted(range(len(influence)), key=lambda i: (-influence[i], i))
-    return sorted(order[:kept])
+    # A layer's output is the next one's input, and the last layer's is the final norm's.
+    modules = [*decoder.layers, final_norm(model)]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    sums, tokens = torch.zeros(len(decoder.layers)), 0
+    with torch.inference_mode():
+        for text in TEXTS:
+            ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+            decoder(input_ids=ids, use_cache=False)
+            cosines = [torch.cosine_similarity(a, b, -1) for a, b in itertools.pairwise(states)]
+            sums += torch.stack([(1 - cosine).sum().cpu() for cosine in cosines])
+            tokens += ids.numel()
+            states.clear()
+    for handle in handles:
+        handle.remove()
+    return [total / tokens for total in sums.tolist()]

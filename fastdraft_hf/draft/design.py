@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.cutting import kept_layers_of
+from fastdraft_hf.draft.cutting import kept_layers
 from fastdraft_hf.draft.families import (
     FAMILIES,
     dense_config,
@@ -18,7 +19,8 @@ from fastdraft_hf.draft.families import (
     head_size,
     text_config,
 )
-from fastdraft_hf.draft.sizes import Shape, SizeModel, count_parameters
+from fastdraft_hf.draft.sizes import Shape, count_parameters, fitted_count
+from fastdraft_hf.target.resolve import load_config, resolve_target
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 STRETCH = math.log(2)
 
-# A small budget alone makes no draft narrower than this; a small `width_multiple` can.
+# Widths are multiples of the first, or of the next where the budget cannot be met otherwise. Heads
+# in groups of three or seven allow few widths.
+WIDTH_STEPS = (32, 16, 8)
 LEAST_WIDTH = 32
 
 
@@ -84,12 +88,8 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
             )
         source = copy.deepcopy(dense_config(target))
     else:
-        from transformers import AutoConfig
-
-        from fastdraft_hf.target.resolve import resolve_target
-
         folder = resolve_target(design.donor, weights=False, key="design.donor").path
-        donor = text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        donor = text_config(load_config(folder, "design.donor"))
         if donor.model_type not in FAMILIES or family_of(donor).dense:
             raise FastDraftError(
                 f"design.donor: layers of family '{donor.model_type}' cannot be cut; dense "
@@ -187,54 +187,40 @@ class _Candidate(NamedTuple):
 
 def _fitted(source: Any, design: DesignConfig) -> Shape:
     """Return the shape closest to the budget."""
-    step = design.width_multiple
-    sizes = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
-    while True:
-        shapes = _shapes(source, design, step)
+    count = functools.cache(lambda shape: count_parameters(_scaled(source, design, shape)))
+    narrowest, best = LEAST_WIDTH, list[_Candidate]()
+    for step in WIDTH_STEPS:
+        widths = range(step, source.hidden_size + 1, step)
+        natural = [_natural(source, design, width) for width in widths if width >= narrowest]
+        shapes = [shape for shape in natural if shape is not None]
         if not shapes:
-            raise FastDraftError(
-                f"design.width_multiple: no multiple of {step} up to the target's width of "
-                f"{source.hidden_size} can be divided among its heads"
-            )
-        narrowest = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
-        least = sizes.exact(narrowest)
-        finer = _shapes(source, design, step // 2) if step > 1 else []
-        # Heads in groups of three or seven allow few widths: finer ones, down to LEAST_WIDTH.
-        if (
-            least <= design.params
-            or not finer
-            or finer[0].width < min(LEAST_WIDTH, shapes[0].width)
-        ):
-            break
-        step //= 2
-    if least > design.params:
+            continue
+        size = fitted_count(count, shapes)
+        found = [_filled(source, design, shape, size) for shape in shapes]
+        fitting = [candidate for candidate in found if candidate is not None]
+        if fitting:
+            best = [min([*best, *fitting], key=lambda c: _badness(c, design))]
+            narrowest = fitting[0].shape.width
+            if not any(_badness(best[0], design)[:2]):
+                break
+    if best:
+        return best[0].shape
+    if not shapes:
         raise FastDraftError(
-            f"design.params: {design.params:,} cannot hold a vocabulary of "
-            f"{source.vocab_size:,} tokens; the least, {narrowest.width} wide, is {least:,}"
+            f"design.hidden_size: no multiple of {step} from {LEAST_WIDTH} up to the target's "
+            f"width of {source.hidden_size} can be divided among its heads; set it"
         )
-    best = _Candidate(narrowest, least, math.inf)
-    while True:
-        sizes.learn(shapes)
-        found = [_filled(source, design, shape, sizes) for shape in shapes]
-        best = min([best, *filter(None, found)], key=lambda c: _badness(c, design))
-        if not any(_badness(best, design)[:2]) or step == 1:
-            break
-        step = max(1, step // 2)
-        shapes = [s for s in _shapes(source, design, step) if s.width >= narrowest.width]
-    if sizes.exact(best.shape) == best.size:
-        return best.shape
-    raise AssertionError(f"{source.model_type}: {best} was not counted right")  # pragma: no cover
+    least = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
+    raise FastDraftError(
+        f"design.params: {design.params:,} cannot hold a vocabulary of {source.vocab_size:,} "
+        f"tokens; the least, {least.width} wide, is {count(least):,}"
+    )
 
 
 def _badness(candidate: _Candidate, design: DesignConfig) -> tuple[Any, ...]:
     short = 1 - candidate.size / design.params
     far = short > TOLERANCE
     return (far, candidate.stretch > STRETCH, short if far else candidate.stretch, -candidate.size)
-
-
-def _shapes(source: Any, design: DesignConfig, step: int) -> list[Shape]:
-    widths = range(step, source.hidden_size + 1, step)
-    return [shape for w in widths if (shape := _natural(source, design, w)) is not None]
 
 
 def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
@@ -247,23 +233,25 @@ def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
     )
 
 
-def _filled(source: Any, design: DesignConfig, shape: Shape, sizes: SizeModel) -> _Candidate | None:
+def _filled(
+    source: Any, design: DesignConfig, shape: Shape, size: Callable[[Shape], int]
+) -> _Candidate | None:
     """Return ``shape`` with the feed-forward that fills the budget, or None if none fits."""
     low, high = _bounds(source, design, shape)
-    base = sizes.of(shape._replace(inner=low))
+    base = size(shape._replace(inner=low))
     if base > design.params:
         return None
-    slope = (sizes.of(shape._replace(inner=high)) - base) / (high - low) if high > low else 0.0
+    slope = (size(shape._replace(inner=high)) - base) / (high - low) if high > low else 0.0
     most = high if not slope else min(high, low + int((design.params - base) / slope))
     natural = shape.inner
-    if most >= natural and 1 - sizes.of(shape) / design.params <= TOLERANCE:
+    if most >= natural and 1 - size(shape) / design.params <= TOLERANCE:
         most = natural
     for multiple in (32, 8, 1):  # round widths where they cost less than half a percent
         inner = most if most in (natural, low, high) else most // multiple * multiple
         if inner >= low and slope * (most - inner) <= design.params / 200:
             break
     filled = shape._replace(inner=inner)
-    return _Candidate(filled, sizes.of(filled), abs(math.log(inner / natural)))
+    return _Candidate(filled, size(filled), abs(math.log(inner / natural)))
 
 
 def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig:
@@ -279,7 +267,7 @@ def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig
         draft.head_dim = head_size(source)
     draft.intermediate_size = shape.inner
     kept = design.layers if isinstance(design.layers, list) else None
-    return with_layers(draft, source, kept or kept_layers_of(source, design.num_hidden_layers))
+    return with_layers(draft, source, kept or kept_layers(source, design.num_hidden_layers))
 
 
 def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:

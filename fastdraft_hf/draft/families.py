@@ -1,4 +1,4 @@
-"""The decoder families a draft can be designed for: one line each.
+"""The decoder families a draft can be designed for.
 
 A draft has its target's family (transformers' `model_type`). The family's config class says most of
 what a draft needs; the rest is here:
@@ -12,8 +12,8 @@ what a draft needs; the rest is here:
 - ``dense``: for a mixture of experts, the family of its drafts;
 - ``scaled_embeddings=True``: embeddings are multiplied by the square root of the width.
 
-To add a family, add its line. `tests/draft/test_families.py` then runs it through every property
-(the count of parameters, save and load, every initialization, assisted generation).
+To add a family, add its name. `tests/draft/test_families.py` then tests it (parameter counts, save
+and load, every initialization, assisted generation).
 """
 
 from __future__ import annotations
@@ -40,56 +40,30 @@ class Family:
 _LLAMA = Family(pre_norms=("input_layernorm", "post_attention_layernorm"))
 
 FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("arcee", "ernie4_5", "glm", "granite", "hunyuan_v1_dense", "llama"), _LLAMA),
+    **dict.fromkeys(("ministral", "ministral3", "mistral", "phi3", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("seed_oss", "smollm3"), _LLAMA),
     "apertus": Family(pre_norms=("attention_layernorm", "feedforward_layernorm")),
-    "arcee": _LLAMA,
-    "cohere": Family(),
-    "cohere2": Family(),
-    "ernie4_5": _LLAMA,
-    "exaone4": Family(),
     "gemma": Family(pre_norms=_LLAMA.pre_norms, scaled_embeddings=True),
-    "gemma2": Family(scaled_embeddings=True),
-    "gemma3_text": Family(scaled_embeddings=True),
-    "glm": _LLAMA,
-    "glm4": Family(),
-    "gpt_neox": Family(own_head_size=False),
-    "granite": _LLAMA,
-    "hunyuan_v1_dense": _LLAMA,
-    "jais2": Family(),
-    "llama": _LLAMA,
-    "ministral": _LLAMA,
-    "ministral3": _LLAMA,
-    "mistral": _LLAMA,
-    "nemotron": Family(),
-    "olmo": Family(),
-    "olmo2": Family(),
-    "olmo3": Family(),
-    "phi": Family(),
-    "phi3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "seed_oss": _LLAMA,
-    "smollm3": _LLAMA,
-    "stablelm": Family(own_head_size=False),
-    "starcoder2": Family(),
     "vaultgemma": Family(
         pre_norms=("input_layernorm", "pre_feedforward_layernorm"), scaled_embeddings=True
     ),
+    **dict.fromkeys(("gemma2", "gemma3_text"), Family(scaled_embeddings=True)),
+    **dict.fromkeys(("cohere", "cohere2", "exaone4", "glm4", "jais2", "nemotron"), Family()),
+    **dict.fromkeys(("olmo", "olmo2", "olmo3", "phi", "starcoder2"), Family()),
+    **dict.fromkeys(("gpt_neox", "stablelm"), Family(own_head_size=False)),
     # Mixtures of experts: a dense relative that shares what it can (head size, rope, heads).
-    "deepseek_v3": Family(dense="llama"),
-    "dots1": Family(dense="qwen3"),
+    **dict.fromkeys(("deepseek_v3", "gpt_oss"), Family(dense="llama")),
+    **dict.fromkeys(("dots1", "qwen3_moe"), Family(dense="qwen3")),
+    **dict.fromkeys(("flex_olmo", "olmoe"), Family(dense="olmo2")),
+    **dict.fromkeys(("granitemoe", "granitemoeshared"), Family(dense="granite")),
     "ernie4_5_moe": Family(dense="ernie4_5"),
     "exaone_moe": Family(dense="exaone4"),
-    "flex_olmo": Family(dense="olmo2"),
     "glm4_moe": Family(dense="glm4"),
-    "gpt_oss": Family(dense="llama"),
-    "granitemoe": Family(dense="granite"),
-    "granitemoeshared": Family(dense="granite"),
     "hunyuan_v1_moe": Family(dense="hunyuan_v1_dense"),
     "mixtral": Family(dense="mistral"),
-    "olmoe": Family(dense="olmo2"),
     "phimoe": Family(dense="phi3"),
     "qwen2_moe": Family(dense="qwen2"),
-    "qwen3_moe": Family(dense="qwen3"),
 }
 
 # The config of a mixture of experts gives the width of one expert, or of a dense layer it may not
@@ -107,16 +81,14 @@ def family_of(config: PretrainedConfig) -> Family:
     if family is None:
         raise FastDraftError(
             f"target: family '{config.model_type}' has no draft design yet; supported: "
-            + ", ".join(FAMILIES)
+            + ", ".join(sorted(FAMILIES))
         )
     return family
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return the decoder's config: a multimodal model's text part, else ``config`` itself."""
-    if config.model_type in FAMILIES:
-        return config
-    return config.get_text_config(decoder=True)
+    return config if config.model_type in FAMILIES else config.get_text_config(decoder=True)
 
 
 def dense_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -7,43 +7,32 @@ budget goes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf.draft.basis import project_vocabulary, vocabulary_basis
+from fastdraft_hf.draft.basis import project_vocabulary, tied, vocabulary_basis
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.cutting import (
-    block_influence,
-    cut_layers,
-    cut_vocabulary,
-    kept_layers_of,
-    most_important,
-)
+from fastdraft_hf.draft.cutting import block_influence, cut_layers, cut_vocabulary, kept_layers
 from fastdraft_hf.draft.design import with_layers
-from fastdraft_hf.draft.token_spelling import TokenMatches, match_tokens
+from fastdraft_hf.draft.token_spelling import match_tokens
 from fastdraft_hf.draft.vocabulary import check_vocabulary
+from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
-
-    Built = tuple[PreTrainedModel, dict[str, Any]]
-
-
-class _Request(NamedTuple):
-    """The arguments of `init`."""
-
-    target: Path | PreTrainedModel
-    config: PretrainedConfig
-    design: DesignConfig
-    seed: int
 
 
 def init(
     target: Path | PreTrainedModel, config: PretrainedConfig, design: DesignConfig, seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Build a draft in float32 with its initialization.
+
+    ``scratch`` leaves every weight random, as in the paper (arXiv 2411.11055). ``project`` projects
+    the target's embeddings and head. ``prune`` cuts layers of the target, or of a donor with its
+    vocabulary, to the draft's widths. ``transplant`` does so with a donor of another tokenizer,
+    where a token's embedding is the mean over the pieces that the donor splits its text into.
 
     Args:
         target: the target's folder, or the loaded target; not read for ``scratch``.
@@ -57,91 +46,81 @@ def init(
     Raises:
         FastDraftError: the donor's vocabulary or family does not allow it.
     """
-    draft, facts = METHODS[design.init](_Request(target, config, design, seed))
+    facts: dict[str, Any] = {"init": design.init}
+    if design.takes_layers:
+        source = _layer_source(target, config, design, facts)
+        draft = _cut(source, target, config, design, seed, facts)
+    else:
+        draft = _random_draft(config, seed)
+        if design.init == "project":
+            source = _load(target)
+            basis = vocabulary_basis(source, config.hidden_size)
+            project_vocabulary(source, draft, basis)
+            facts["explained_variance"] = round(basis.share, 4)
     draft.config.dtype = "float32"
-    return draft, {"init": design.init, **facts}
+    return draft, facts
 
 
-def _scratch(request: _Request) -> Built:
-    """Leave every weight random, as in the paper (arXiv 2411.11055)."""
-    return _random_draft(request, request.config), {}
-
-
-def _project(request: _Request) -> Built:
-    """Project the target's embeddings and head; leave the layers random."""
-    draft = _random_draft(request, request.config)
-    target = _load(request.target)
-    basis = vocabulary_basis(target, request.config.hidden_size)
-    project_vocabulary(target, draft, basis)
-    return draft, {"explained_variance": round(basis.share, 4)}
-
-
-def _prune(request: _Request) -> Built:
-    """Cut some layers of the target, or of a donor with its vocabulary, to the draft's widths.
-
-    At the model's own width this drops layers. Below, families with an RMSNorm before each block
-    are rotated onto the principal directions of their vocabulary, as SliceGPT does (Ashkboos et
-    al. 2024, arXiv 2401.15024), and others keep the channels with the largest weights.
-    """
-    from fastdraft_hf.target.resolve import resolve_target
-
-    if request.design.donor is None:
-        return _cut(request, _load(request.target), request.target)
-    donor = resolve_target(request.design.donor, key="design.donor")
-    target = request.target
-    check_vocabulary(
-        target if isinstance(target, Path) else Path(target.name_or_path),
-        donor.path,
-        "design.donor",
-        donor=True,
-        resize=request.design.resize,
-    )
-    model = _load(donor.path)
-    resize_rows(model, request.config.vocab_size)
-    draft, facts = _cut(request, model, donor.path)
-    return draft, {"donor": donor.name, "donor_revision": donor.revision, **facts}
-
-
-def _transplant(request: _Request) -> Built:
-    """Cut a donor with another tokenizer, its embeddings mapped to the target's tokens.
-
-    A token's embedding is the mean over the pieces that the donor's tokenizer splits its text into.
-    The layers are then cut as `prune` cuts them.
-    """
-    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
-
-    assert request.design.donor is not None
-    donor = resolve_target(request.design.donor, key="design.donor")
+def _layer_source(
+    target: Path | PreTrainedModel,
+    config: PretrainedConfig,
+    design: DesignConfig,
+    facts: dict[str, Any],
+) -> PreTrainedModel:
+    """Return the model whose layers are cut, with the target's vocabulary; add to the facts."""
+    if design.donor is None:
+        return _load(target)
+    donor = resolve_target(design.donor, key="design.donor")
+    facts |= {"donor": donor.name, "donor_revision": donor.revision}
+    folder = target if isinstance(target, Path) else Path(target.name_or_path)
+    if design.init == "prune":
+        check_vocabulary(folder, donor.path, "design.donor", donor=True, resize=design.resize)
+        model = _load(donor.path)
+        resize_rows(model, config.vocab_size)
+        return model
     matches = match_tokens(
-        load_tokenizer(_folder_of(request.target), "target"),
-        load_tokenizer(donor.path, "design.donor"),
-        request.design.token_map,
+        load_tokenizer(folder, "target"), load_tokenizer(donor.path, "design.donor")
     )
+    facts |= {"tokens": matches.counts, "special_tokens": matches.special}
     model = _load(donor.path)
-    replace_vocabulary(model, matches, request.config.vocab_size)
-    draft, facts = _cut(request, model, donor.path)
-    return draft, {
-        "donor": donor.name,
-        "donor_revision": donor.revision,
-        "tokens": matches.counts(),
-        "special_tokens": matches.special,
-        **facts,
-    }
+    _replace_vocabulary(model, matches.pieces, config.vocab_size)
+    return model
 
 
-METHODS: dict[str, Callable[[_Request], Built]] = {
-    "scratch": _scratch,
-    "project": _project,
-    "prune": _prune,
-    "transplant": _transplant,
-}
+def _cut(
+    source: PreTrainedModel,
+    target: Path | PreTrainedModel,
+    config: PretrainedConfig,
+    design: DesignConfig,
+    seed: int,
+    facts: dict[str, Any],
+) -> PreTrainedModel:
+    """Return the draft cut from ``source``; add to the facts."""
+    kept = config.num_hidden_layers
+    if isinstance(design.layers, list):
+        layers = design.layers
+    elif design.layers == "importance":
+        folder = target if isinstance(target, Path) else target.name_or_path
+        influence = block_influence(source, load_tokenizer(folder, "design.layers"))
+        layers = sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:kept])
+        facts["block_influence"] = [round(i, 4) for i in influence]
+    else:
+        layers = kept_layers(source.config.get_text_config(), kept, first=design.layers == "first")
+    shape = with_layers(copy.deepcopy(config), source.config.get_text_config(), layers)
+    draft = _random_draft(shape, seed)
+    hidden = cut_vocabulary(source, draft)
+    cut_layers(source, draft, hidden, layers)
+    if hidden.basis is not None:
+        facts["explained_variance"] = round(hidden.basis.share, 4)
+    facts["layers_of_the_target"] = layers
+    return draft
 
 
-def _random_draft(request: _Request, config: PretrainedConfig) -> PreTrainedModel:
+def _random_draft(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    set_seed(request.seed)
+    set_seed(seed)
     config = copy.deepcopy(config)
     config.dtype = torch.float32  # some families make buffers in the config's dtype
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -160,34 +139,6 @@ def _load(model: Path | PreTrainedModel) -> PreTrainedModel:
     return loaded.eval()
 
 
-def _folder_of(model: Path | PreTrainedModel) -> Path | str:
-    return model if isinstance(model, Path) else model.name_or_path
-
-
-def _cut(request: _Request, model: PreTrainedModel, tokenizer: Path | PreTrainedModel) -> Built:
-    """Return the draft cut from ``model``, whose tokenizer is that of ``tokenizer``, and facts."""
-    from fastdraft_hf.target.resolve import load_tokenizer
-
-    source, kept = model.config.get_text_config(), request.config.num_hidden_layers
-    facts: dict[str, Any] = {}
-    chosen = request.design.layers
-    if isinstance(chosen, list):
-        layers = chosen
-    elif chosen == "importance":
-        influence = block_influence(model, load_tokenizer(_folder_of(tokenizer), "design.layers"))
-        layers = most_important(influence, kept)
-        facts["block_influence"] = [round(i, 4) for i in influence]
-    else:
-        layers = kept_layers_of(source, kept, first=chosen == "first")
-    draft = _random_draft(request, with_layers(copy.deepcopy(request.config), source, layers))
-    hidden = cut_vocabulary(model, draft)
-    cut_layers(model, draft, hidden, layers)
-    if hidden.basis is not None:
-        facts["explained_variance"] = round(hidden.basis.share, 4)
-    facts["layers_of_the_target"] = layers
-    return draft, facts
-
-
 def resize_rows(model: PreTrainedModel, rows: int) -> None:
     """Give embeddings and head ``rows`` rows; new rows are the mean of the others."""
     import torch
@@ -202,37 +153,31 @@ def resize_rows(model: PreTrainedModel, rows: int) -> None:
                 module.weight[had:] = module.weight[:had].mean(0)
 
 
-def replace_vocabulary(model: PreTrainedModel, matches: TokenMatches, rows: int) -> None:
-    """Give ``model`` the vocabulary that ``matches`` describes, in ``rows`` rows.
+def _replace_vocabulary(
+    model: PreTrainedModel, pieces: Mapping[int, Sequence[int]], rows: int
+) -> None:
+    """Make each token's row the mean of its pieces' rows, in embeddings and head.
 
-    Tokens without pieces, and rows without a token, get the mean of the donor's rows.
+    Tokens without pieces, and rows without a token, get the mean of all.
     """
     import torch
 
     with torch.no_grad():
-        tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-        if tables[0] is tables[1]:
-            tables = tables[:1]
-        new = [_mapped(table.float(), matches, rows) for table in tables]
-    resize_rows(model, rows)
-    with torch.no_grad():
+        tables = [model.get_input_embeddings().weight]
+        if not tied(model):
+            tables.append(model.get_output_embeddings().weight)
+        new = [_mapped(table.float(), pieces, rows) for table in tables]
+        resize_rows(model, rows)
         model.get_input_embeddings().weight.copy_(new[0])
-        if len(new) == 2:
-            model.get_output_embeddings().weight.copy_(new[1])
+        model.get_output_embeddings().weight.copy_(new[-1])
 
 
-def _mapped(table: torch.Tensor, matches: TokenMatches, rows: int) -> torch.Tensor:
-    """Return [rows, D]: for each token of the target the mean of its pieces' rows of [V, D]."""
-    import torch
-
+def _mapped(table: torch.Tensor, pieces: Mapping[int, Sequence[int]], rows: int) -> torch.Tensor:
+    """Return [rows, D] from [V, D]."""
     new = table.mean(0).repeat(rows, 1)
-    # A tokenizer may name tokens beyond the model's rows (Gemma's `<image_soft_token>`).
-    known = [(i, p) for i, found in matches.pieces.items() for p in found if p < len(table)]
-    owners = [i for i, _ in known if i < rows]
-    pieces = [p for i, p in known if i < rows]
-    if pieces:
-        owner, sums = torch.tensor(owners), torch.zeros_like(new)
-        sums.index_add_(0, owner, table[torch.tensor(pieces)])
-        count = torch.bincount(owner, minlength=rows)[:, None]
-        new = torch.where(count > 0, sums / count.clamp_min(1), new)
+    for index, found in pieces.items():
+        # A tokenizer may name tokens beyond the model's rows (Gemma's `<image_soft_token>`).
+        known = [piece for piece in found if piece < len(table)]
+        if known and index < rows:
+            new[index] = table[known].mean(0)
     return new

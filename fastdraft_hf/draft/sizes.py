@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,63 +55,34 @@ def parameters_by_part(config: PretrainedConfig) -> dict[str, int]:
     return counts
 
 
-class SizeModel:
-    """The number of parameters as a function of the widths, fitted to a few counted examples.
+def fitted_count(count: Callable[[Shape], int], shapes: Sequence[Shape]) -> Callable[[Shape], int]:
+    """Return a function that predicts ``count`` from a few counts, exactly.
 
     Every part of a decoder is a matrix or a vector between two widths, so the count is linear in
     the widths and their products (and in the squares, where a width is also the sum of the heads).
-    A handful of counts determine it exactly.
+
+    Args:
+        count: the number of parameters of a shape; slow.
+        shapes: what is asked for later, with any feed-forward; ascending in width.
     """
+    import numpy as np
 
-    def __init__(self, count: Callable[[Shape], int]) -> None:
-        self._count = count
-        self._known: dict[Shape, int] = {}
-
-    def exact(self, shape: Shape) -> int:
-        """Return the counted number for ``shape``."""
-        if shape not in self._known:
-            self._known[shape] = self._count(shape)
-        return self._known[shape]
-
-    def learn(self, shapes: Iterable[Shape]) -> None:
-        """Count enough of ``shapes``, and of narrower feed-forwards, to predict the rest."""
-        import numpy as np
-
-        everything = list(shapes)
-        widest = everything[-1]
-        self._scale = np.array(self._features(Shape(*(max(1, n) for n in widest)), 1.0))
-        # Shapes with independent features, chosen greedily, determine the fit.
-        basis = np.zeros((0, len(self._scale)))
-        for shape in (
-            s._replace(inner=inner)
-            for s in [*everything[:: max(1, len(everything) // 16)], *everything]
-            for inner in (s.inner, max(1, s.inner // 2))
-        ):
-            row = np.array(self._features(shape, self._scale))
-            rest = row - basis.T @ (basis @ row)
-            rest -= basis.T @ (basis @ rest)
-            if np.linalg.norm(rest) > 1e-7 * np.linalg.norm(row):
-                basis = np.vstack([basis, rest / np.linalg.norm(rest)])
-                self.exact(shape)
-            if len(basis) == len(self._scale):
-                break
-        known = list(self._known)
-        rows = np.array([self._features(shape, self._scale) for shape in known])
-        counts = np.array([self._known[shape] for shape in known], dtype=float)
-        self._weights = np.linalg.lstsq(rows, counts, rcond=None)[0]
-
-    def of(self, shape: Shape) -> int:
-        """Return the predicted number for ``shape``, after `learn`."""
-        import numpy as np
-
-        if shape in self._known:
-            return self._known[shape]
-        return round(float(np.dot(self._features(shape, self._scale), self._weights)))
-
-    @staticmethod
-    def _features(shape: Shape, scale: object) -> list[float]:
-        import numpy as np
-
+    def features(shape: Shape) -> np.ndarray:
         width, groups, inner = shape
         raw = [1, width, groups, inner, width * groups, width * inner, width * width]
-        return list(np.array(raw, dtype=float) / scale)
+        return np.array(raw, dtype=float)
+
+    scale = features(shapes[-1])
+    rows: list[np.ndarray] = []
+    counts = []
+    # Shapes with independent features determine the fit.
+    for shape in [*shapes[:: max(1, len(shapes) // 16)], *shapes]:
+        for one in (shape, shape._replace(inner=max(1, shape.inner // 2))):
+            row = features(one) / scale
+            if np.linalg.matrix_rank(np.array([*rows, row]), tol=1e-7) > len(rows):
+                rows.append(row)
+                counts.append(count(one))
+        if len(rows) == len(scale):
+            break
+    weights = np.linalg.lstsq(np.array(rows), np.array(counts, dtype=float), rcond=None)[0]
+    return lambda shape: round(float(features(shape) / scale @ weights))

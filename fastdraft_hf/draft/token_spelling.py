@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,68 +25,52 @@ _TURN_ROLES = {
 }
 
 
-@dataclass
-class TokenMatches:
+class TokenMatches(NamedTuple):
     """For each id of the target, the donor's ids whose embeddings are averaged.
 
     Attributes:
-        total: number of tokens of the target.
         pieces: target id -> donor ids, at least one; unmatched ids are missing.
-        how: target id -> ``same`` (one donor token of the same bytes), ``pieces``, ``special``
-            (by spelling or role) or ``given``.
-        special: target token -> donor token, of the special and given ones.
+        special: target token -> donor token, of special tokens.
+        counts: tokens matched as ``same`` (one donor token of the same bytes), ``pieces`` and
+            ``special``, and not at all (``none``).
     """
 
-    total: int
-    pieces: dict[int, list[int]] = field(default_factory=dict)
-    how: dict[int, str] = field(default_factory=dict)
-    special: dict[str, str] = field(default_factory=dict)
-
-    def counts(self) -> dict[str, int]:
-        """Return how many tokens were matched in which way."""
-        kinds = list(self.how.values())
-        found = {kind: kinds.count(kind) for kind in ("same", "pieces", "special", "given")}
-        return {**found, "none": self.total - len(kinds)}
+    pieces: dict[int, list[int]]
+    special: dict[str, str]
+    counts: dict[str, int]
 
 
-def match_tokens(
-    target: PreTrainedTokenizerBase,
-    donor: PreTrainedTokenizerBase,
-    given: Mapping[str, str] | None = None,
-) -> TokenMatches:
+def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> TokenMatches:
     """Find the donor's tokens for every token of the target.
 
     An ordinary token is matched with the donor's token of the same bytes, else with the pieces into
     which the donor's tokenizer splits its text, else (the donor normalizes that text, or it is part
     of a character) with the donor's longest tokens from left to right. A special token is matched
-    by ``given``, else by spelling, else by role (bos, eos, pad, unk, start and end of turn).
+    by spelling, else by role (bos, eos, pad, unk, start and end of turn).
 
     Raises:
-        FastDraftError: ``given`` names a token that one of the two does not have.
+        FastDraftError: one of the two has no ``tokenizer.json``.
     """
     ours, theirs = token_bytes(target), token_bytes(donor)
-    by_bytes: dict[bytes, int] = {}
-    # Where several tokens have one text, prefer pieces over bytes, then the lowest id.
     names = {index: token for token, index in donor.get_vocab().items()}
-    for index in sorted(theirs, key=lambda i: (not _BYTE_TOKEN.match(names[i]), -i)):
-        by_bytes[theirs[index]] = index
-    matches = TokenMatches(len(target.get_vocab()))
-    _match_special(target, donor, given or {}, set(ours), matches)
-    unmatched = []
-    for index, text in ours.items():
-        if index in matches.pieces:
-            continue
-        if text in by_bytes:
-            matches.pieces[index], matches.how[index] = [by_bytes[text]], "same"
-        else:
-            unmatched.append((index, text))
+    # Where several tokens have one text, prefer pieces over bytes, then the lowest id.
+    order = sorted(theirs, key=lambda i: (not _BYTE_TOKEN.match(names[i]), -i))
+    by_bytes = {theirs[index]: index for index in order}
+    same = {index: [by_bytes[text]] for index, text in ours.items() if text in by_bytes}
+    others = {index: text for index, text in ours.items() if index not in same}
     longest = max(map(len, by_bytes), default=0)
-    spelled = _spelled([text for _, text in unmatched], donor, theirs)
-    for index, text in unmatched:
-        ids = spelled.get(text) or _longest_pieces(text, by_bytes, longest)
-        if ids:
-            matches.pieces[index], matches.how[index] = ids, "pieces"
-    return matches
+    spelled = _spelled(list(others.values()), donor, theirs)
+    split = {
+        index: ids
+        for index, text in others.items()
+        if (ids := spelled.get(text) or _longest_pieces(text, by_bytes, longest))
+    }
+    special = _match_special(target, donor, set(ours))
+    vocabulary = target.get_vocab()
+    by_role = {vocabulary[t]: [donor.get_vocab()[other]] for t, other in special.items()}
+    counts = {"same": len(same), "pieces": len(split), "special": len(special)}
+    counts["none"] = len(vocabulary) - sum(counts.values())
+    return TokenMatches({**same, **split, **by_role}, special, counts)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
@@ -97,19 +80,18 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     decoder = json.dumps(json.loads(_backend(tokenizer).to_str()).get("decoder"))
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
-    byte_of = {c: b for b, c in bytes_to_unicode().items()} if "ByteLevel" in decoder else None
+    byte_of = {c: b for b, c in bytes_to_unicode().items()} if "ByteLevel" in decoder else {}
     result = {}
     for token, index in tokenizer.get_vocab().items():
         if index in special:
             continue
-        if index in added:
-            result[index] = token.encode()
-        elif byte_of is not None:
-            known = all(char in byte_of for char in token)
-            result[index] = bytes(byte_of[c] for c in token) if known else token.encode()
-        else:
+        if not byte_of and index not in added:
             byte = _BYTE_TOKEN.match(token)
             result[index] = bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+        elif index not in added and all(char in byte_of for char in token):
+            result[index] = bytes(byte_of[char] for char in token)
+        else:
+            result[index] = token.encode()
     return result
 
 
@@ -130,48 +112,30 @@ def _spelled(
 
 
 def _match_special(
-    target: PreTrainedTokenizerBase,
-    donor: PreTrainedTokenizerBase,
-    given: Mapping[str, str],
-    ordinary: set[int],
-    matches: TokenMatches,
-) -> None:
-    ours, theirs = target.get_vocab(), donor.get_vocab()
-
-    def match(token: str, other: str, how: str) -> None:
-        matches.pieces[ours[token]], matches.how[ours[token]] = [theirs[other]], how
-        matches.special[token] = other
-
-    for token, other in given.items():
-        for name, vocabulary, whose in ((token, ours, "target"), (other, theirs, "donor")):
-            if name not in vocabulary:
-                raise FastDraftError(
-                    f"design.token_map: the {whose} has no token '{name}'"
-                    f"{nearest(name, [t for t in vocabulary if t.startswith(name[:1])])}"
-                )
-        match(token, other, "given")
+    target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase, ordinary: set[int]
+) -> dict[str, str]:
+    theirs, found = donor.get_vocab(), {}
     roles, other_roles = _roles(target), _roles(donor)
-    for token, index in ours.items():
-        if index in ordinary or index in matches.pieces:
+    for token, index in target.get_vocab().items():
+        if index in ordinary:
             continue
+        shared = [r for r, own in roles.items() if own == token and r in other_roles]
         if token in theirs:
-            match(token, token, "special")
-        elif role := next((r for r, t in roles.items() if t == token and r in other_roles), None):
-            match(token, other_roles[role], "special")
+            found[token] = token
+        elif shared:
+            found[token] = other_roles[shared[0]]
+    return found
 
 
 def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the token of each role that a tokenizer has, the marks of a turn first."""
     vocabulary = tokenizer.get_vocab()
-    found = {}
-    for role, spellings in _TURN_ROLES.items():
-        own = next((s for s in spellings if s in vocabulary), None)
-        if own is not None:
-            found[role] = own
-    for name in ("bos", "eos", "pad", "unk"):
-        token = getattr(tokenizer, f"{name}_token", None)
-        if token is not None and token in vocabulary:
-            found[name] = token
+    wanted = {
+        **_TURN_ROLES,
+        **{r: (getattr(tokenizer, f"{r}_token", None),) for r in ("bos", "eos", "pad", "unk")},
+    }
+    own = {role: [s for s in names if s in vocabulary] for role, names in wanted.items()}
+    found = {role: str(names[0]) for role, names in own.items() if names}
     # A model without a mark for it ends a turn with its end of text.
     if "eos" in found:
         found.setdefault("end of turn", found["eos"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.target.resolve import all_end_ids, load_tokenizer
+from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ _SPECIAL = ("bos", "eos", "pad", "unk")
 
 Verdict = Literal["identical", "padded", "extended", "different"]
 
-_CONCLUSIONS = {
+CONCLUSIONS = {
     "identical": "The same vocabulary: one can draft for the other as it is.",
     "padded": "The same tokens, padded to different rows: design.resize gives the draft the "
     "target's.",
@@ -50,18 +50,11 @@ class Vocabulary:
     rows: int | None = None
 
     @classmethod
-    def of_tokenizer(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str,
-        ends: Collection[int] | None = None,
-        rows: int | None = None,
-    ) -> Vocabulary:
-        """Read a tokenizer. By default it ends on its EOS token, and the rows are unknown."""
+    def of_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, name: str) -> Vocabulary:
+        """Read a tokenizer. The end is its EOS token, and the rows are unknown."""
         special = {role: getattr(tokenizer, f"{role}_token", None) for role in _SPECIAL}
-        if ends is None:
-            ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        return cls(name, tokenizer.get_vocab(), special, frozenset(ends), rows)
+        ends = {tokenizer.eos_token_id} - {None}
+        return cls(name, tokenizer.get_vocab(), special, frozenset(ends))
 
     @classmethod
     def of_folder(
@@ -77,20 +70,11 @@ class Vocabulary:
         Raises:
             FastDraftError: its tokenizer or its config cannot be read.
         """
-        from transformers import AutoConfig
-
-        tokenizer = tokenizer or load_tokenizer(folder)
-        rows = None
+        tokenizer, rows = tokenizer or load_tokenizer(folder), None
         if (folder / "config.json").is_file():
-            try:
-                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise FastDraftError(f"no config can be read in {folder} ({reason})") from error
-            rows = int(config.get_text_config(decoder=True).vocab_size)
-        return cls.of_tokenizer(
-            tokenizer, name or str(folder), all_end_ids(folder, tokenizer), rows
-        )
+            rows = load_config(folder).get_text_config(decoder=True).vocab_size
+        found = cls.of_tokenizer(tokenizer, name or str(folder))
+        return replace(found, ends=frozenset(all_end_ids(folder, tokenizer)), rows=rows)
 
     def named_ends(self) -> str:
         """Return the end ids with their tokens."""
@@ -112,15 +96,14 @@ class VocabularyReport:
     target: Vocabulary
     draft: Vocabulary
     agreeing: int
-    differing: tuple[tuple[int, str, str], ...]
+    differing: Sequence[tuple[int, str, str]]
     only_target: Mapping[int, str]
     only_draft: Mapping[int, str]
 
     @property
     def special(self) -> dict[str, tuple[str | None, str | None]]:
         """The special tokens that differ: role -> (target's token, draft's token)."""
-        ours, theirs = self.target.special, self.draft.special
-        pairs = {role: (ours.get(role), theirs.get(role)) for role in _SPECIAL}
+        pairs = {r: (self.target.special.get(r), self.draft.special.get(r)) for r in _SPECIAL}
         return {role: pair for role, pair in pairs.items() if pair[0] != pair[1]}
 
     @property
@@ -136,11 +119,6 @@ class VocabularyReport:
         if self.only_target or self.only_draft:
             return "extended"
         return "padded" if self._rows_differ else "identical"
-
-    @property
-    def conclusion(self) -> str:
-        """One sentence: whether one can draft for the other, and what to do."""
-        return _CONCLUSIONS[self.verdict]
 
     @property
     def _rows_differ(self) -> bool:
@@ -164,33 +142,27 @@ class VocabularyReport:
         if self._rows_differ:
             end = "" if self.differing else ": padding, which can be resized"
             found.append(f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids{end}")
-        found += [
-            f"{role}: {ours!r} and {theirs!r}" for role, (ours, theirs) in self.special.items()
-        ]
+        found += [f"{role}: {pair[0]!r} and {pair[1]!r}" for role, pair in self.special.items()]
         if self.target.ends != self.draft.ends:
             found.append(f"ends on {self.target.named_ends()} and on {self.draft.named_ends()}")
         return found
 
     def rows(self) -> list[dict[str, str]]:
         """Return the comparison as a table, one dictionary per row."""
-        both = (self.target, self.draft)
-        table: list[tuple[str, list[Any]]] = [
-            ("tokens", [len(v.ids) for v in both]),
-            ("rows of the head", [v.rows or "?" for v in both]),
-            ("ids that agree", [self.agreeing] * 2),
-            ("ids that differ", [len(self.differing)] * 2),
-            ("ids the other lacks", [len(self.only_target), len(self.only_draft)]),
-            *((role, [v.special.get(role) for v in both]) for role in _SPECIAL),
-            ("ends on", [v.named_ends() for v in both]),
-        ]
-        names = ("", self.target.name, f"{self.draft.name} ")  # a model compared with itself
-        return [
-            dict(zip(names, [what, *map(_cell, values)], strict=True)) for what, values in table
-        ]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        ours, theirs = (
+            {
+                "tokens": f"{len(side.ids):,}",
+                "rows of the head": f"{side.rows:,}" if side.rows else "?",
+                "ids that agree": f"{self.agreeing:,}",
+                "ids that differ": f"{len(self.differing):,}",
+                "ids the other lacks": f"{len(only):,}",
+                **{role: str(side.special.get(role)) for role in _SPECIAL},
+                "ends on": side.named_ends(),
+            }
+            for side, only in ((self.target, self.only_target), (self.draft, self.only_draft))
+        )
+        name = f"{self.draft.name} "  # a model may be compared with itself
+        return [{"": key, self.target.name: ours[key], name: theirs[key]} for key in ours]
 
 
 def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyReport:
@@ -198,7 +170,7 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
     ours = {index: token for token, index in target.ids.items()}
     theirs = {index: token for token, index in draft.ids.items()}
     shared = ours.keys() & theirs.keys()
-    differing = tuple((i, ours[i], theirs[i]) for i in sorted(shared) if ours[i] != theirs[i])
+    differing = [(i, ours[i], theirs[i]) for i in sorted(shared) if ours[i] != theirs[i]]
     return VocabularyReport(
         target,
         draft,
@@ -219,11 +191,10 @@ def check_vocabulary(
 ) -> VocabularyReport:
     """Raise unless ``other`` can draft for ``target``.
 
-    Every shared id must mean the same token, and neither may have tokens or rows (padding) that the
-    other lacks, unless ``resize`` is set. The EOS tokens of the tokenizers must be the same, unless
-    the draft gets the target's tokenizer (``donor``, ``resize``). Other differences (BOS, padding
-    and unknown tokens, further end ids) cost acceptance at most: they are warnings for a draft and
-    ignored for a donor.
+    Every shared id must mean the same token. Tokens or rows (padding) that only one has are an
+    error unless ``resize`` is set. Different EOS tokens are an error unless the draft gets the
+    target's tokenizer (``donor``, ``resize``). Other differences cost acceptance at most: they are
+    warnings for a draft and ignored for a donor.
 
     Args:
         target, other: vocabularies, or folders to read them from.
@@ -245,14 +216,16 @@ def check_vocabulary(
     report = compare_vocabularies(target, other)
     where, problems = f"{prefix}{other.name}", report.problems()
     if report.verdict == "different":
-        way = (
-            "init: transplant accepts a donor with another one"
-            if donor
-            else "a draft must have the target's own tokenizer"
-        )
+        way = "a draft must have the target's own tokenizer"
+        if donor:
+            way = "init: transplant accepts a donor with another one"
         raise FastDraftError(f"{where}: its vocabulary is not the target's: {problems[0]}; {way}")
     if report.verdict != "identical" and not resize:
-        what = "has not the target's rows" if report.verdict == "padded" else "is not the target's"
+        what = (
+            "does not have the target's rows"
+            if report.verdict == "padded"
+            else "is not the target's"
+        )
         raise FastDraftError(
             f"{where}: its vocabulary {what}: {problems[0]}; the {report.agreeing:,} shared ids "
             f"agree, so set design.resize{'' if donor else ' with design.draft'}"

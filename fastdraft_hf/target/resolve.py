@@ -13,13 +13,12 @@ from fastdraft_hf._metadata import read_source
 from fastdraft_hf.target.embedded import EMBEDDED_ID, embedded_target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-# `embedded:NAME` always means the packaged copy, so that a recipe gives the same model with and
-# without the Hub.
-EMBEDDED_NAMES = {"embedded:smollm2-135m-instruct": embedded_target}
+# Always the packaged copy, so that a recipe gives the same model with and without the Hub.
+EMBEDDED_NAME = "embedded:smollm2-135m-instruct"
 
 # Weights, tokenizer and configs; no pickles, no code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
@@ -54,22 +53,35 @@ def resolve_target(
         key: the setting that named the model, for errors.
 
     Raises:
-        FastDraftError: there is no such model, it has no safetensors weights, it needs code of its
-            own, or its chat template uses a token that it has no row for.
+        FastDraftError: the model is not found, has no safetensors weights, needs code of its own,
+            or has no row for a token of its chat template.
     """
-    if target.startswith("embedded:"):
-        if target not in EMBEDDED_NAMES:
-            hint = nearest(target, EMBEDDED_NAMES)
-            raise FastDraftError(
-                f"{key}: no embedded model '{target}'{hint}; known: {', '.join(EMBEDDED_NAMES)}"
-            )
-        return _describe(EMBEDDED_NAMES[target](), key)
+    check_name(target, key)
+    if target == EMBEDDED_NAME:
+        return _describe(embedded_target(), key)
     folder = Path(target).expanduser()
     if folder.is_dir():
         return _describe(folder, key, weights=weights)
-    if target.startswith((".", "/", "~")) or target.count("/") > 1:
-        raise FastDraftError(f"{key}: there is no folder {folder}")
     return _from_hub(target, revision, key, weights=weights)
+
+
+def check_name(target: str, key: str = "target") -> None:
+    """Raise `FastDraftError` unless ``target`` is a folder or can be another model's name.
+
+    The Hub is not reached.
+    """
+    if target.startswith("embedded:") and target != EMBEDDED_NAME:
+        raise FastDraftError(
+            f"{key}: no embedded model '{target}'{nearest(target, [EMBEDDED_NAME])}; known: "
+            f"{EMBEDDED_NAME}"
+        )
+    path = Path(target).expanduser()
+    if path.is_file() or target.endswith(".gguf"):
+        raise FastDraftError(
+            f"{key}: {path} is a file; give the folder of a model in the Hugging Face format"
+        )
+    if (target.startswith((".", "/", "~")) or target.count("/") > 1) and not path.is_dir():
+        raise FastDraftError(f"{key}: the folder {path} does not exist")
 
 
 def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedTokenizerBase:
@@ -80,15 +92,25 @@ def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedToke
     """
     from transformers import AutoTokenizer
 
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", folder, key)
+    return tokenizer
+
+
+def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
+    """Load the config of a model; arguments and errors as in `load_tokenizer`."""
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = _load(AutoConfig, "config", folder, key)
+    return config
+
+
+def _load(auto: Any, what: str, folder: Path | str, key: str | None) -> Any:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False
-        )
+        return auto.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"{key}: " if key else ""
-        raise FastDraftError(f"{where}no tokenizer can be read in {folder} ({reason})") from error
-    return tokenizer
+        raise FastDraftError(f"{where}no {what} can be read in {folder} ({reason})") from error
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -147,41 +169,34 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
-    config = _stored(folder / "config.json")
+    config, where = _stored(folder / "config.json"), f"{key}: {folder}"
     if not config:
-        raise FastDraftError(f"{key}: {folder} holds no config.json, so it is no model folder")
+        raise FastDraftError(f"{where} holds no config.json, so it is not a model folder")
     if weights and not any(folder.glob("*.safetensors")):
         raise FastDraftError(
-            f"{key}: {folder} holds no .safetensors weights; pickled weights are not loaded. "
+            f"{where} holds no .safetensors weights; pickled weights are not loaded. "
             "Convert them with `model.save_pretrained(folder)`."
         )
-    _check_code(config, f"{key}: {folder}")
-    _check_added_tokens(folder, config, f"{key}: {folder}")
+    if "auto_map" in config:
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise FastDraftError(
+                f"{where} needs the Python code of its repository (auto_map), which is never run: "
+                "trust_remote_code is not supported. Use a model type that transformers has"
+            )
+    _check_added_tokens(folder, _text_part(config).get("vocab_size"), where)
     source = folder / "fastdraft_source.json"
     if source.is_file():
         return Target(folder, *read_source(source))
     return Target(folder, folder.resolve().name)
 
 
-def _check_code(config: dict[str, Any], where: str) -> None:
-    """Raise where a model cannot be loaded without code of its repository."""
-    if "auto_map" not in config:
-        return
-    from transformers import CONFIG_MAPPING
-
-    if config.get("model_type") not in CONFIG_MAPPING:
-        raise FastDraftError(
-            f"{where} needs the Python code of its repository (auto_map), which is never run: "
-            "trust_remote_code is not supported. Use a model type that transformers has"
-        )
-
-
-def _check_added_tokens(folder: Path, config: dict[str, Any], where: str) -> None:
+def _check_added_tokens(folder: Path, rows: int | None, where: str) -> None:
     """Raise where the chat template or a role uses an added token beyond the model's rows.
 
     Such a token alone is no error: Gemma 3 names one for images that its text models never see.
     """
-    rows = _text_part(config).get("vocab_size")
     added = _stored(folder / "tokenizer.json").get("added_tokens") or []
     beyond = {t["content"]: t["id"] for t in added if rows is not None and t["id"] >= rows}
     if not beyond:
@@ -189,9 +204,8 @@ def _check_added_tokens(folder: Path, config: dict[str, Any], where: str) -> Non
     settings = _stored(folder / "tokenizer_config.json")
     roles = [settings.get(f"{role}_token") for role in ("bos", "eos", "pad")]
     used = [r.get("content") if isinstance(r, dict) else r for r in roles]
-    template = str(settings.get("chat_template", ""))
-    for file in folder.glob("*.jinja"):
-        template += file.read_text(encoding="utf-8")
+    templates = [file.read_text(encoding="utf-8") for file in folder.glob("*.jinja")]
+    template = "".join([str(settings.get("chat_template", "")), *templates])
     for token, index in beyond.items():
         if token in used or token in template:
             raise FastDraftError(
@@ -202,47 +216,31 @@ def _check_added_tokens(folder: Path, config: dict[str, Any], where: str) -> Non
 
 
 def _from_hub(model_id: str, revision: str | None, key: str, *, weights: bool = True) -> Target:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import ModelCard, errors, snapshot_download
 
     patterns = _PATTERNS if weights else _PATTERNS[1:]
     try:
         path = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise FastDraftError(f"{key}: '{model_id}' is neither a folder nor a model id") from error
-    except GatedRepoError as error:
-        raise FastDraftError(
-            f"{key}: '{model_id}' is gated; accept its terms on its page and run `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FastDraftError(f"{key}: '{model_id}' has no revision '{revision}'") from error
-    except RepositoryNotFoundError as error:
-        raise FastDraftError(
-            f"{key}: the Hub has no model '{model_id}' (or it is private: `hf auth login`)"
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        if model_id == EMBEDDED_ID and revision is None:
+    except (errors.HFValidationError, OSError) as error:
+        if isinstance(error, errors.HFValidationError):
+            reason = "is neither a folder nor a model id"
+        elif isinstance(error, errors.GatedRepoError):
+            reason = "is gated; accept its terms on its page and run `hf auth login`"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            reason = f"has no revision '{revision}'"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            reason = "is not on the Hub (or it is private: `hf auth login`)"
+        elif model_id == EMBEDDED_ID and revision is None:
             logger.warning("the Hub cannot be reached: using the packaged copy of %s", EMBEDDED_ID)
             return _describe(embedded_target(), key)
-        raise FastDraftError(
-            f"{key}: '{model_id}' is not on this machine and the Hub cannot be reached; give a "
-            f"folder, or use {', '.join(EMBEDDED_NAMES)}"
-        ) from error
+        else:
+            reason = (
+                "is not on this machine and the Hub cannot be reached; give a folder, or use "
+                f"{EMBEDDED_NAME}"
+            )
+        raise FastDraftError(f"{key}: '{model_id}' {reason}") from error
     found = _describe(path, key, weights=weights)
+    card = path / "README.md"
+    license = getattr(ModelCard.load(card).data, "license", None) if card.is_file() else None
     # A snapshot's folder is named by its commit.
-    return Target(path, model_id, path.name, _card_license(path) or found.license)
-
-
-def _card_license(folder: Path) -> str | None:
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    from huggingface_hub import ModelCard
-
-    return getattr(ModelCard.load(card).data, "license", None)
+    return Target(path, model_id, path.name, license or found.license)

@@ -168,7 +168,7 @@ def test_bad_input_is_one_line_before_any_work(
         ([*here, "--max-new-tokens", "0"], "max_new_tokens: must be at least 1, got 0"),
         ([*here, "--num-assistant-tokens", "0"], "num_assistant_tokens: must be at least 1"),
         ([*here[:3], str(other)], "its vocabulary is not the target's"),
-        ([*here[:3], str(tmp_path / "none")], f"draft: there is no folder {tmp_path / 'none'}"),
+        ([*here[:3], str(tmp_path / "none")], f"draft: the folder {tmp_path / 'none'} does not"),
         (["--draft", str(draft), "--target", "embedded:smol"], "target: no embedded model"),
     ):
         assert cli.main(["demo", *words]) == 2, words

@@ -129,7 +129,9 @@ def test_a_given_draft_is_resized_on_request(tiny_target_folder: Path, tmp_path:
     given = tmp_path / "given"
     draft.save_pretrained(given)
     AutoTokenizer.from_pretrained(tiny_target_folder).save_pretrained(given)
-    message = rf"design\.draft: .* not the target's rows: the heads score {rows} and {rows + 8} ids"
+    message = (
+        rf"design\.draft: .* have the target's rows: the heads score {rows} and {rows + 8} ids"
+    )
     with pytest.raises(FastDraftError, match=f"{message}: padding.*set design.resize"):
         design(tiny_target_folder, tmp_path / "one", draft=str(given))
     folder = design(tiny_target_folder, tmp_path / "two", draft=str(given), resize=True)

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from transformers import AutoConfig, GPT2Config
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.cutting import kept_layers
-from fastdraft_hf.draft.design import _scaled, _shapes, design_draft, source_config
+from fastdraft_hf.draft.design import _natural, _scaled, design_draft, source_config
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size, text_config
-from fastdraft_hf.draft.sizes import SizeModel, count_parameters, parameters_by_part
+from fastdraft_hf.draft.sizes import count_parameters, fitted_count, parameters_by_part
 from fastdraft_hf.recipe import read_recipe
 
 
@@ -26,12 +27,11 @@ from fastdraft_hf.recipe import read_recipe
     kind=st.sampled_from(["scratch", "prune"]),
     budget=st.integers(20_000, 200_000),
     layers=st.integers(1, 6),
-    multiple=st.sampled_from([8, 16, 32]),
     tied=st.booleans(),
 )
 @settings(max_examples=40)
 def test_budgets_are_met(
-    family: str, kind: Initialization, budget: int, layers: int, multiple: int, tied: bool
+    family: str, kind: Initialization, budget: int, layers: int, tied: bool
 ) -> None:
     target = tiny_target(
         family,
@@ -41,9 +41,7 @@ def test_budgets_are_met(
         num_hidden_layers=6,
         tie_word_embeddings=tied,
     )
-    wanted = DesignConfig(
-        params=budget, num_hidden_layers=layers, width_multiple=multiple, init=kind
-    )
+    wanted = DesignConfig(params=budget, num_hidden_layers=layers, init=kind)
     try:
         config = design_draft(target, wanted)
     except FastDraftError as error:
@@ -106,6 +104,7 @@ def test_published_targets(name: str, kind: Initialization) -> None:
         params = 30_000_000
     config = design_draft(target, DesignConfig(params=params, num_hidden_layers=layers, init=kind))
     assert 0.98 * params <= count_parameters(config) <= params
+    assert config.hidden_size % 8 == 0
     assert config.model_type == (mixture or text.model_type)
     assert config.vocab_size == text.vocab_size
     assert config.tie_word_embeddings == text.tie_word_embeddings
@@ -193,12 +192,12 @@ def test_sizes_are_predicted_exactly(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(DENSE))
     design = DesignConfig(num_hidden_layers=2, init="scratch")
     source = source_config(tiny_target(family), design)
-    shapes = _shapes(source, design, 1)
-    model = SizeModel(lambda shape: count_parameters(_scaled(source, design, shape)))
-    model.learn(shapes)
+    natural = [_natural(source, design, width) for width in range(1, source.hidden_size + 1)]
+    shapes = [shape for shape in natural if shape is not None]
+    size = fitted_count(lambda shape: count_parameters(_scaled(source, design, shape)), shapes)
     shape = data.draw(st.sampled_from(shapes))
     shape = shape._replace(inner=data.draw(st.integers(1, 160)))
-    assert model.of(shape) == count_parameters(_scaled(source, design, shape))
+    assert size(shape) == count_parameters(_scaled(source, design, shape))
 
 
 def test_a_budget_below_the_vocabulary_says_the_least() -> None:
@@ -213,15 +212,16 @@ def test_a_budget_below_the_vocabulary_says_the_least() -> None:
     assert 0.98 * least <= found <= least
 
 
-def test_heads_in_sevens_take_narrower_steps() -> None:
+@pytest.mark.parametrize("kind", ["scratch", "prune"])
+def test_heads_in_sevens_take_narrower_steps(kind: Initialization) -> None:
     # 28 heads in 4 groups: the least multiple of 32 that divides is 224, too wide for 50M.
-    config = design_draft(published("qwen2.5-7b-instruct"), DesignConfig(params=50_000_000))
-    assert (config.hidden_size % 7, config.num_attention_heads % 7) == (0, 0)
-    assert config.hidden_size < 224
-    assert count_parameters(config) >= 49_000_000
+    wanted = DesignConfig(params=50_000_000, init=kind)
+    config = design_draft(published("qwen2.5-7b-instruct"), wanted)
+    assert (config.hidden_size, config.num_attention_heads % 7) == (112, 0)
+    assert count_parameters(config) <= 50_000_000
 
 
-FEW_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 1}
+FIVE_HEADS = {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size": 35}
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,7 @@ FEW_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 1}
         ({}, {"hidden_size": 33}, "hidden_size: 33 is not a multiple of the attention"),
         ({}, {"hidden_size": 32, "intermediate_size": 192}, "intermediate_size: 192 is wider"),
         ({}, {"layers": [1, 5]}, "design.layers: there is no layer 5; the last of 3"),
-        # 128 is wider than the target; 33 cannot be divided into its heads.
-        (FEW_HEADS, {"width_multiple": 128}, "design.width_multiple: no multiple"),
-        (FEW_HEADS, {"width_multiple": 33}, "design.width_multiple: no multiple"),
+        (FIVE_HEADS, {}, "design.hidden_size: no multiple of 8 from 32 up to the target's width"),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line(
@@ -280,7 +278,7 @@ def test_lists_with_an_entry_per_layer_follow_the_layers(
 @given(st.integers(1, 100).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_kept_layers(sizes: tuple[int, int]) -> None:
     total, kept = sizes
-    layers = kept_layers(total, kept)
+    layers = kept_layers(SimpleNamespace(num_hidden_layers=total), kept)
     assert len(layers) == kept == len(set(layers))
     assert layers == sorted(layers)
     assert layers[0] == 0
@@ -292,7 +290,7 @@ def test_kept_layers(sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     "section",
-    [{name: 0} for name in ("params", "num_hidden_layers", "width_multiple", "hidden_size")]
+    [{name: 0} for name in ("params", "num_hidden_layers", "hidden_size")]
     + [{"layers": layers} for layers in ([0], [1, 1], [3, 0], [-1, 2])],
 )
 def test_a_bad_value_names_its_key(section: dict[str, Any]) -> None:

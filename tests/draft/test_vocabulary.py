@@ -97,7 +97,9 @@ def test_a_padded_head(
     save: Callable[..., Path], tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     draft = save(tiny_tokenizer, vocab_size=320)
-    message = r"its vocabulary has not the target's rows: the heads score 288 and 320 ids: padding"
+    message = (
+        r"its vocabulary does not have the target's rows: the heads score 288 and 320 ids: padding"
+    )
     with pytest.raises(FastDraftError, match=message):
         check_vocabulary(tiny_target_folder, draft)
     assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "padded"
@@ -173,7 +175,6 @@ def test_padding_is_no_difference() -> None:
     assert report.problems() == [
         "the heads score 151,936 and 152,064 ids: padding, which can be resized"
     ]
-    assert "design.resize" in report.conclusion
     assert compare_vocabularies(vocabulary(tokens, 4), vocabulary(tokens, 4)).verdict == "identical"
     assert compare_vocabularies(vocabulary(tokens), vocabulary(tokens, 4)).verdict == "identical"
 
@@ -236,7 +237,7 @@ def test_matched_pieces_spell_the_token(
         for index, pieces in matches.pieces.items():
             if index in ours:
                 assert b"".join(theirs[p] for p in pieces) == ours[index]
-        assert matches.counts()["none"] == 0
+        assert matches.counts["none"] == 0
 
 
 def test_special_tokens_go_by_role(
@@ -249,9 +250,6 @@ def test_special_tokens_go_by_role(
         "<|im_start|>": "<s>",
         "<|endoftext|>": "<unk>",
     }
-    given = match_tokens(tiny_tokenizer, other_tokenizer, {"<|im_start|>": "</s>"})
-    assert given.special["<|im_start|>"] == "</s>"
-    assert given.how[1] == "given"
 
 
 def test_the_command(

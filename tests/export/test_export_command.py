@@ -103,7 +103,7 @@ def test_a_draft_goes_to_gguf(
         (["openvino", "a", "--weight-format", "int5"], "'int5' is not one of fp32, fp16, int8"),
         (["gguf", "a", "--target-weight-format", "f16"], "needs export openvino and --target"),
         (["gguf", "a", "--output", "b"], "--output: must end in .gguf, got b"),
-        (["gguf", "./nowhere"], "export: there is no folder nowhere"),
+        (["gguf", "./nowhere"], "export: the folder nowhere does not exist"),
     ],
 )
 def test_bad_arguments_are_one_line(

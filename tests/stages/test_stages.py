@@ -151,7 +151,7 @@ def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
     monkeypatch.setattr(bench, "draw_prompts", lambda *given: pytest.fail("work was done"))
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
     run = make_run("bench.paths=[ours]", f"bench.drafts={{big: {tmp_path / 'big'}}}")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: there is no folder"):
+    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: the folder .* does not exist"):
         bench.run(run, tmp_path)
     folder = save_draft("big", vocab_size=320)
     with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*heads score 288 and 320 "):

@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.cli.main import main
 from fastdraft_hf.target.embedded import EMBEDDED_ID, PACKAGE
 from fastdraft_hf.target.resolve import Target, resolve_target, stop_ids
 
@@ -36,8 +37,17 @@ def test_a_local_folder(tiny_target_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "~/nowhere-of-mine", "a/b/c"])
 def test_a_missing_folder(name: str) -> None:
-    with pytest.raises(FastDraftError, match=r"there is no folder .*(nowhere|a/b/c)"):
+    with pytest.raises(FastDraftError, match=r"folder .*(nowhere|a/b/c).* does not exist"):
         resolve_target(name)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "my/model.gguf", "embedded:x"])
+def test_a_dry_run_refuses_the_name_in_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes/smollm2-135m/quickstart.yaml"
+    assert main(["run", str(recipe), "--dry-run", f"target={name}"]) == 2
+    assert "target: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
