@@ -42,29 +42,42 @@ def accept_greedy(
 def accept_sampled(
     drafts: torch.Tensor, q: torch.Tensor, p: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Speculative sampling (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1).
+    """Block verification (Sun et al. 2024, arXiv 2403.10444, algorithm 2).
 
-    A draft x is kept with probability min(1, p(x)/q(x)); at the first that is not, the next token
-    comes from `residual`, and after the last draft from p. The tokens are then
-    distributed as the target's own, whatever q is.
+    Let w_0 = 1 and w_i = min(1, w_{i-1} p(x_i)/q(x_i)), with p and q after the drafts before x_i.
+    The first i drafts stay with probability h_i = s_i / (s_i + 1 - w_i), where
+    s_i = Σ_v max(0, w_i p(v) - q(v)) with p and q after x_i, and the whole block with its w. The
+    longest such prefix is accepted. The next token then comes from max(0, w_i p - q), normalized,
+    and after the whole block from p. The tokens are distributed as the target's own, whatever q is,
+    and at least as many are accepted as token by token (Leviathan et al. 2023, arXiv 2211.17192).
 
     Args:
         drafts: [B, g] ids drawn from ``q``.
         q: [B, g, V] the draft's probabilities.
         p: [B, g + 1, V] the target's.
-        limits: [B] drafts that count.
+        limits: [B] drafts that count. It may depend on the drafts.
     """
     rows, count = drafts.shape
     if not count:
         return torch.zeros_like(limits), torch.multinomial(p[:, 0], 1)[:, 0]
     chosen = drafts[..., None]
-    p_chosen = p[:, :count].gather(2, chosen)[..., 0]
-    q_chosen = q.gather(2, chosen)[..., 0]
+    ratios = (p[:, :count].gather(2, chosen) / q.gather(2, chosen))[..., 0]
+    weights = [torch.ones_like(ratios[:, 0])]
+    for ratio in ratios.unbind(1):
+        weights.append((weights[-1] * ratio).clamp(max=1))
+    w = torch.stack(weights, 1)
+    rest = (w[:, 1:count, None] * p[:, 1:count] - q[:, 1:]).clamp(min=0).sum(-1)
+    # Where p = q and w = 1, the drafts after this one are accepted in any case.
+    inner = torch.where(rest > 0, rest / (rest + 1 - w[:, 1:count]), (w[:, 1:count] == 1).float())
+    last = w.gather(1, limits[:, None])
+    numbers = torch.arange(1, count + 1, device=drafts.device)
+    kept = torch.cat([inner, last], 1)
+    kept = torch.where(numbers == limits[:, None], last, kept) * (numbers <= limits[:, None])
     # Strictly below, so that a token of probability 0 is never kept, whatever is drawn.
-    accepted = _leading(torch.rand_like(p_chosen) * q_chosen < p_chosen, limits)
+    accepted = (numbers * (torch.rand_like(kept) < kept)).amax(1)
     row = torch.arange(rows, device=drafts.device)
     p_next = p[row, accepted]
-    rejected = residual(p_next, q[row, accepted.clamp(max=count - 1)])
+    rejected = residual(w[row, accepted, None] * p_next, q[row, accepted.clamp(max=count - 1)])
     chance = torch.where((accepted < limits)[:, None], rejected, p_next)
     return accepted, torch.multinomial(chance, 1)[:, 0]
 
@@ -74,7 +87,8 @@ def next_token(
 ) -> tuple[int, bool]:
     """Return one row's next token, and whether it is the draft's, accepted.
 
-    The rules above for a single position, whose scores are known only after the ones before it.
+    Speculative sampling (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1): block verification
+    needs the scores after a draft before it is accepted, and here they come after.
 
     Args:
         scores: [1, V] the target's.
@@ -98,7 +112,8 @@ def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return what the next token is drawn from after a rejection: max(0, p - q), normalized.
 
     Args:
-        p, q: [B, V] probabilities of the target and of the draft.
+        p: [B, V] the target's probabilities, weighted.
+        q: [B, V] the draft's.
     """
     rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)

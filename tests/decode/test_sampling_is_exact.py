@@ -236,3 +236,20 @@ def test_rejections_at_a_closed_block_draw_from_the_target() -> None:
     assert token.float().mean() == pytest.approx(0.5, abs=0.04)
     accepted, token = rules.accept_sampled(drafts, q, p, torch.full((4000,), 2))
     assert (token[accepted == 0] == 1).all()
+
+
+def test_a_block_keeps_more_than_its_tokens_one_by_one() -> None:
+    """The example of Sun et al. 2024, section 3: 1.11 tokens by token, 1.22 by block."""
+    set_seed(0)
+    p = torch.tensor([[[1 / 3, 2 / 3]] * 3]).repeat(40_000, 1, 1)
+    q = torch.tensor([[[2 / 3, 1 / 3]] * 2]).repeat(40_000, 1, 1)
+    drafts = torch.multinomial(q[:, 0], 2, replacement=True)
+    accepted, token = rules.accept_sampled(drafts, q, p, torch.full((40_000,), 2))
+    assert accepted.float().mean() == pytest.approx(11 / 9, abs=0.02)
+    # Two tokens of every row, the second from p where the block emitted one only.
+    second = torch.where(accepted == 0, torch.multinomial(p[:, 0], 1)[:, 0], token)
+    second = torch.where(accepted == 2, drafts[:, 1], second)
+    first = torch.where(accepted == 0, token, drafts[:, 0])
+    found = Counter(zip(first.tolist(), second.tolist(), strict=True))
+    cells = {(a, b): (1 + a) * (1 + b) / 9 for a in (0, 1) for b in (0, 1)}
+    assert p_value(found.elements(), cells) > 1e-3
