@@ -31,7 +31,6 @@ from fastdraft_hf._config import parse_count
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
-from fastdraft_hf.stages import design as _  # noqa: F401  (registers the stages)
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import resolve_target
 

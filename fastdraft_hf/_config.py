@@ -107,6 +107,10 @@ class Section(BaseModel):
     def check_values(self) -> None:
         """Raise `FastDraftError` for a bad value; the message begins with the field's name."""
 
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide what a stage makes, not where or how fast."""
+        return self.model_dump(exclude={*self.RUNTIME_ONLY})
+
     def require_positive(self, *names: str) -> None:
         """Raise `FastDraftError` for the first of these fields that is below 1; `None` passes."""
         for name in names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -60,7 +60,7 @@ class Recipe(Section):
         "runs/draft", description="folder of the run; one folder a stage inside"
     )
     seed: Count = Field(0, description="of everything random")
-    device: str = Field("auto", description="auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     design: DesignConfig = Field(
         default_factory=DesignConfig, description="the draft's shape and initialization"
     )
@@ -89,8 +89,6 @@ class Recipe(Section):
     card: CardConfig = Field(default_factory=CardConfig, description="the published folder")
 
     def check_values(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise FastDraftError(f"device: auto, cpu or cuda, not '{self.device}'")
         if not self.target.isprintable():  # it becomes part of the card
             raise FastDraftError(f"target: {self.target!r} has a control character; rename it")
         bench, exported = self.bench, self.export.openvino
@@ -100,76 +98,70 @@ class Recipe(Section):
                 f"bench.weight_format: {bench.weight_format} is not among export.openvino "
                 f"({', '.join(exported)})"
             )
-        sets = self.generate.sets if self.generate else {}
-        for number, name in enumerate(self.logits.sets if self.logits else []):
-            if name not in sets:
-                raise FastDraftError(
-                    f"logits.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
-                )
+        self._name_sets("logits", self.logits)
         if self.reduced_vocabulary is not None:
-            self._check_reduced_vocabulary(self.reduced_vocabulary)
+            if self.generate is None or not self.generate.sets:
+                raise FastDraftError(
+                    "reduced_vocabulary: it counts the tokens of the generated sets, and the "
+                    "recipe has no section generate"
+                )
+            if REDUCED in bench.drafts:
+                raise FastDraftError(
+                    f"bench.drafts.{REDUCED}: the section reduced_vocabulary times a draft "
+                    "of that name; choose another"
+                )
+            self._name_sets("reduced_vocabulary", self.reduced_vocabulary)
         for name, stage in self.training_stages().items():
-            if not stage.sources:
-                raise FastDraftError(f"{name}.sources: at least one source is needed")
-            for number, source in enumerate(stage.sources):
-                where = f"{name}.sources[{number}]"
-                check_source(source, where, sets)
-                if name == "align" and source.kind != "generated":
-                    raise FastDraftError(
-                        f"{where}.kind: align reads what the target wrote (generated), not "
-                        f"{source.kind}"
-                    )
-            if name == "align" and stage.streaming:
-                raise FastDraftError("align.streaming: for pretrain and continue only")
-            if stage.objective == "auto":  # written out, so that a run records what it trained with
-                stage = stage.model_copy(update={"objective": self._auto_objective(name, stage)})
-                setattr(self, "continue_" if name == "continue" else name, stage)
-            self._check_distribution(name, stage)
-        # Written out, so that the run records what these stages read.
-        if self.logits is not None:
-            self.logits = self.logits.model_copy(update={"sets": logits_sets(self)})
-        if self.reduced_vocabulary is not None:
-            self.reduced_vocabulary = self.reduced_vocabulary.model_copy(
-                update={"sets": reduced_vocabulary_sets(self)}
-            )
+            self._check_training(name, stage)
 
-    def _check_reduced_vocabulary(self, trim: ReducedVocabularyConfig) -> None:
+    def _name_sets(self, key: str, section: LogitsConfig | ReducedVocabularyConfig | None) -> None:
+        """Check a section's ``sets``; by default they are those of align, or all without align.
+
+        They are written out, so that the run records what the stage reads.
+        """
+        if section is None:
+            return
         sets = self.generate.sets if self.generate else {}
-        if not sets:
-            raise FastDraftError(
-                "reduced_vocabulary: it counts the tokens of the generated sets, and the recipe "
-                "has no section generate"
-            )
-        for number, name in enumerate(trim.sets):
+        for number, name in enumerate(section.sets):
             if name not in sets:
                 raise FastDraftError(
-                    f"reduced_vocabulary.sets[{number}]: generate has no set '{name}'"
-                    f"{nearest(name, sets)}"
+                    f"{key}.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
                 )
-        if REDUCED in self.bench.drafts:
-            raise FastDraftError(
-                f"bench.drafts.{REDUCED}: the section reduced_vocabulary times a draft "
-                "of that name; choose another"
-            )
+        if not section.sets:
+            read = sets if self.align is None else [one.name for one in self.align.sources]
+            setattr(self, key, section.model_copy(update={"sets": list(dict.fromkeys(read))}))
 
-    def _auto_objective(self, name: str, stage: TrainingSection) -> str:
-        """Return ``nla`` where an alignment knows the target's distribution, else ``ce``.
-
-        The choice is measured: docs/objectives.md.
-        """
-        stored = stage.target_distribution == "auto" and self.logits is not None
-        known = stored or stage.target_distribution in ("stored", "online")
-        return "nla" if name == "align" and known else "ce"
-
-    def _check_distribution(self, name: str, stage: TrainingSection) -> None:
-        source = distribution_source(self, name)
-        if source != "stored":
-            if source == "none" and stage.needs_distribution:
+    def _check_training(self, name: str, stage: TrainingSection) -> None:
+        """Check a training stage's sources and distribution; write out its objective."""
+        if not stage.sources:
+            raise FastDraftError(f"{name}.sources: at least one source is needed")
+        for number, source in enumerate(stage.sources):
+            where = f"{name}.sources[{number}]"
+            check_source(source, where, self.generate.sets if self.generate else ())
+            if name == "align" and source.kind != "generated":
                 raise FastDraftError(
-                    f"{name}.target_distribution: none, but objective {stage.objective} needs the "
-                    "target's distribution"
+                    f"{where}.kind: align reads what the target wrote (generated), not "
+                    f"{source.kind}"
                 )
-            return
+        if name == "align" and stage.streaming:
+            raise FastDraftError("align.streaming: for pretrain and continue only")
+        wanted = stage.target_distribution
+        if stage.objective == "auto":
+            # nla where an alignment knows the target's distribution; measured: docs/objectives.md.
+            known = wanted in ("stored", "online") or (wanted == "auto" and self.logits is not None)
+            objective = "nla" if name == "align" and known else "ce"
+            stage = stage.model_copy(update={"objective": objective})
+            setattr(self, _field(name), stage)
+        source_kind = distribution_source(self, name)
+        if source_kind == "none" and stage.needs_distribution:
+            raise FastDraftError(
+                f"{name}.target_distribution: none, but objective {stage.objective} needs the "
+                "target's distribution"
+            )
+        if source_kind == "stored":
+            self._check_stored(name, stage)
+
+    def _check_stored(self, name: str, stage: TrainingSection) -> None:
         if name != "align":
             raise FastDraftError(
                 f"{name}.target_distribution: stored distributions belong to the target's answers "
@@ -185,10 +177,15 @@ class Recipe(Section):
                 f"logits.temperature is {self.logits.temperature:g}; they must be the same"
             )
         for number, read in enumerate(stage.sources):
-            if read.name not in logits_sets(self):
+            if read.name not in self.logits.sets:
                 raise FastDraftError(
                     f"align.sources[{number}]: set '{read.name}' is not among logits.sets"
                 )
+
+    def section(self, name: str) -> Section | None:
+        """Return the section of a stage; ``None`` if the recipe has none."""
+        found: Section | None = getattr(self, _field(name), None)
+        return found
 
     def training_stages(self) -> dict[str, TrainingSection]:
         """Return the training stages the recipe has, by name, in order."""
@@ -200,6 +197,11 @@ class Recipe(Section):
         return self.model_dump(by_alias=True)
 
 
+def _field(name: str) -> str:
+    """Return the attribute of a section; ``continue`` is a keyword of Python."""
+    return "continue_" if name == "continue" else name
+
+
 def distribution_source(recipe: Recipe, name: str) -> str:
     """Return where a training stage gets the target's distribution: none, stored or online."""
     stage = recipe.training_stages()[name]
@@ -208,28 +210,6 @@ def distribution_source(recipe: Recipe, name: str) -> str:
     if not stage.needs_distribution:
         return "none"
     return "stored" if name == "align" and recipe.logits is not None else "online"
-
-
-def logits_sets(recipe: Recipe) -> list[str]:
-    """Return the sets whose distributions are stored: the named ones, or all that align reads."""
-    if recipe.logits is None:
-        return []
-    if recipe.logits.sets:
-        return recipe.logits.sets
-    if recipe.align is None:
-        return list(recipe.generate.sets) if recipe.generate else []
-    return list(dict.fromkeys(source.name for source in recipe.align.sources))
-
-
-def reduced_vocabulary_sets(recipe: Recipe) -> list[str]:
-    """Return the sets whose tokens are counted: the named ones, or all that align reads."""
-    if recipe.reduced_vocabulary is None:
-        return []
-    if recipe.reduced_vocabulary.sets:
-        return recipe.reduced_vocabulary.sets
-    if recipe.align is None:
-        return list(recipe.generate.sets) if recipe.generate else []
-    return list(dict.fromkeys(source.name for source in recipe.align.sources))
 
 
 def sections(recipe: type[Recipe]) -> dict[str, type[Section]]:
@@ -354,28 +334,20 @@ def _split(word: str) -> tuple[str, Any]:
 
 def _assign(data: dict[str, Any], path: str, value: Any) -> None:
     """Set ``data[a][b][c]`` for the path ``a.b.c``; a number picks an entry of a list."""
-    *parents, last = path.split(".")
-    place: Any = data
-    for depth, key in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        if isinstance(place, list):
-            place = place[_index(place, key, where)]
-            continue
-        if not isinstance(place, dict):
-            raise FastDraftError(f"{where}: cannot be set, '{parents[depth - 1]}' holds no keys")
-        if place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-    if isinstance(place, list):
-        place[_index(place, last, path)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise FastDraftError(f"{path}: cannot be set, '{parents[-1]}' holds no keys")
-
-
-def _index(place: list[Any], key: str, where: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
-        entries = f"entries 0 to {len(place) - 1}" if place else "no entries"
-        raise FastDraftError(f"{where}: the list has {entries}")
-    return int(key)
+    keys = path.split(".")
+    holder: Any = data
+    key: Any = None
+    for depth, name in enumerate(keys):
+        where, key = ".".join(keys[: depth + 1]), name
+        if isinstance(holder, list):
+            if not name.isdecimal() or int(name) >= len(holder):
+                entries = f"entries 0 to {len(holder) - 1}" if holder else "no entries"
+                raise FastDraftError(f"{where}: the list has {entries}")
+            key = int(name)
+        elif not isinstance(holder, dict):
+            raise FastDraftError(f"{where}: cannot be set, '{keys[depth - 1]}' holds no keys")
+        elif holder.get(name) is None:
+            holder[name] = {}
+        if depth < len(keys) - 1:
+            holder = holder[key]
+    holder[key] = value

@@ -114,7 +114,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"bench": {"tasks": [{"a": 1}]}}, "bench.tasks[0]: expected a text"),
         ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
         ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
-        ({"device": "tpu"}, "device: auto, cpu or cuda, not 'tpu'"),
+        ({"device": "tpu"}, "device: 'tpu' is not one of auto, cpu, cuda"),
         ({"pretrain": {}}, "pretrain.sources: at least one source is needed"),
         ({"pretrain": {"sources": [{"kind": "files"}]}}, "pretrain.sources[0].name: needed for"),
         (

@@ -15,12 +15,13 @@ from fastdraft_hf._processes import is_main, stop
 if TYPE_CHECKING:
     from fastdraft_hf._config import Section
     from fastdraft_hf.recipe import Recipe
-    from fastdraft_hf.stages.runner import Run
+    from fastdraft_hf.stages.run import Run
 
 
 def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> None:
     """Print the resolved recipe and run its stages, or say what would be run."""
-    from fastdraft_hf.stages.runner import Run, choose, execute
+    from fastdraft_hf.stages.run import Run
+    from fastdraft_hf.stages.runner import choose, execute
 
     stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
@@ -37,13 +38,13 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 def _print_plan(run: Run, stages: Sequence[str]) -> None:
     import yaml
 
-    from fastdraft_hf.stages.runner import STAGES, grows
+    from fastdraft_hf.stages.runner import grows
 
     print(yaml.safe_dump(run.recipe.resolved(), sort_keys=False), end="", flush=True)
     print(f"\n{run.folder}:", file=sys.stderr)
     for name in stages:
         folder = run.stage_folder(name)
-        begun = (run.folder / f".{STAGES[name].folder}.partial").exists()
+        begun = run.partial_folder(name).exists()
         state = "finished" if run.finished(name) else "started" if begun else "to do"
         if grows(run, name):
             state = "to extend"

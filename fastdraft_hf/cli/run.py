@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 def _read(source: str | None, overrides: list[str]) -> Recipe:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.recipe import build_recipe, read_recipe
-    from fastdraft_hf.stages.runner import RECIPE
+    from fastdraft_hf.stages.run import RECIPE
 
     if source is not None and "=" in source and not Path(source).exists():
         overrides = [source, *overrides]

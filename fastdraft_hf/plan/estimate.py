@@ -16,9 +16,9 @@ from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import mbsu
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
-from fastdraft_hf.recipe import Recipe, distribution_source, logits_sets
-from fastdraft_hf.stages.folders import PROVENANCE
-from fastdraft_hf.stages.runner import Run, grows, planned
+from fastdraft_hf.recipe import Recipe, distribution_source
+from fastdraft_hf.stages.run import PROVENANCE, Run
+from fastdraft_hf.stages.runner import grows, planned
 from fastdraft_hf.target.resolve import resolve_target
 from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency
 
@@ -260,7 +260,7 @@ class Job:
     def _logits(self, line: StagePlan, sets: Sets) -> None:
         config = self.recipe.logits
         assert config is not None
-        read = [sets[name] for name in logits_sets(self.recipe) if name in sets]
+        read = [sets[name] for name in config.sets if name in sets]
         line.tokens = sum(count * (prompt + length) for count, prompt, length in read)
         # Slower than reading prompts: the head and its top k, and fp16 instead of int8.
         rate = 0.7 * self.machine.read_rate(self.target, 128, self._engine(config.engine))

@@ -19,7 +19,7 @@ from fastdraft_hf.eval.speed import run_bench
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.recipe import resolve_device
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.stages.runner import STAGES, Run
+from fastdraft_hf.stages.run import Run
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     source = run.latest_model()
     for name, file in draft_files(source).items():
         shutil.copy2(file, folder / name)
-    summary = read_summary({name: run.stage_folder(name) for name in STAGES})
+    summary = read_summary(run.folders)
     gamma = best_num_assistant_tokens(summary, run.recipe.evaluate.gammas[0])
     # transformers reads these from the draft and nowhere else.
     store_draft_settings(folder, gamma)

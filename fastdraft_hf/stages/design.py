@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:

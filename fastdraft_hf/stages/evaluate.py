@@ -12,8 +12,7 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.heldout import TASK_NAMES
 from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
 from fastdraft_hf.recipe import resolve_device
-from fastdraft_hf.stages.folders import PROVENANCE
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import PROVENANCE, Run
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from fastdraft_hf.export.openvino import export_openvino
 from fastdraft_hf.export.parity import check_export
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import exporting
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
 logger = logging.getLogger(__name__)

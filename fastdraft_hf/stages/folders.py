@@ -1,4 +1,4 @@
-"""A stage's folders: what they were made with, how they resume, and the lock of a run."""
+"""A stage's partial folder: what stays of it, its runs so far, and the lock of a run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import publish_folder, write_json, write_text
-from fastdraft_hf._config import Section, load
+from fastdraft_hf._atomic import write_text
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
+from fastdraft_hf.stages.run import CONFIG, PROVENANCE
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
-PROVENANCE = "provenance.json"
 # The runs of a stage so far, in its partial folder.
 SESSIONS = "sessions.json"
-_RECORDS = {CONFIG, PROVENANCE, SESSIONS}
 
 
 def contents(folder: Path) -> set[str]:
     """Return the names of what a stage made in a folder."""
-    return {entry.name for entry in folder.iterdir()} - _RECORDS
+    return {entry.name for entry in folder.iterdir()} - {CONFIG, PROVENANCE, SESSIONS}
 
 
 def move_aside(partial: Path, keeps: Collection[str], stage: str) -> None:
@@ -37,60 +34,32 @@ def move_aside(partial: Path, keeps: Collection[str], stage: str) -> None:
         keeps: names in it that are still valid.
         stage: whose folder it is, for the log.
     """
-    stale = contents(partial).difference(keeps)
-    kept = contents(partial).intersection(keeps)
+    stale = sorted(contents(partial).difference(keeps))
+    kept = sorted(contents(partial).intersection(keeps))
     if not stale:
         return
     aside = partial.with_name(f"{partial.name}-{time.time_ns()}")
+    what = f"; kept: {', '.join(kept)}; moved: {', '.join(stale)}" if kept else ""
+    logger.warning("%s: started with other settings; moved to %s%s", stage, aside, what)
     if not kept:
-        logger.warning("%s: started with other settings; moved to %s", stage, aside)
         partial.rename(aside)
         return
-    logger.warning(
-        "%s: started with other settings; kept: %s; moved to %s: %s",
-        stage,
-        ", ".join(sorted(kept)),
-        aside,
-        ", ".join(sorted(stale)),
-    )
     aside.mkdir()
     # The old settings stay until the caller writes new ones. A run that is killed before that finds
     # them different and does the same again.
     write_text(aside / CONFIG, (partial / CONFIG).read_text(encoding="utf-8"))
-    for name in sorted(stale):
+    for name in stale:
         (partial / name).rename(aside / name)
 
 
-def reopen(folder: Path, partial: Path) -> None:
-    """Make a finished stage a partial one; its time and energy so far stay recorded."""
-    record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    session = {
-        "started": folder.stat().st_mtime - record["wall_seconds"],
-        "seconds": record["wall_seconds"],
-        "energy": record.get("energy_joules_of"),
-    }
-    write_json(folder / SESSIONS, [session])
-    if partial.exists():
-        partial.rename(partial.with_name(f"{partial.name}-{time.time_ns()}"))
-    publish_folder(folder, partial)
-
-
-def _modified(path: Path) -> float:
-    """Return when a file was last written; 0 for a folder, and for a file that is gone."""
-    try:
-        return path.stat().st_mtime if path.is_file() else 0.0
-    except FileNotFoundError:
-        return 0.0
-
-
-def open_sessions(partial: Path) -> list[dict[str, Any]]:
+def earlier_sessions(partial: Path) -> list[dict[str, Any]]:
     """Return the earlier runs of a partial folder: when each started and how long it took."""
     path = partial / SESSIONS
     found: list[dict[str, Any]] = (
         json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     )
     if found and found[-1]["seconds"] is None:  # killed; the newest file says when
-        last = max(_modified(file) for file in partial.rglob("*"))
+        last = max(file.stat().st_mtime for file in partial.rglob("*"))
         found[-1]["seconds"] = max(0.0, last - found[-1]["started"])
     return found
 
@@ -118,38 +87,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def deciding(section: Section) -> list[str]:
-    """Return the settings that decide what a stage makes, not where or how fast."""
-    return [name for name in type(section).model_fields if name not in section.RUNTIME_ONLY]
-
-
-def with_defaults(section: Section, made: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's mapping with the defaults written out at every depth.
-
-    A mapping that is no longer valid is returned unchanged; it differs in any case.
-    """
-    try:
-        return dict(load(type(section), made).model_dump())
-    except FastDraftError:
-        return made
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Yield the differences between two configurations, one readable line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
-            yield from differences(
-                old.get(key), new.get(key), f"{path}.{key}" if path else str(key)
-            )
-    elif old != new:
-        yield f"{path}: {old} then, {new} now"
-
-
-def read_config(folder: Path) -> Any:
-    """Return what a stage's folder was made with, ``None`` without a record."""
-    import yaml
-
-    path = folder / CONFIG
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None

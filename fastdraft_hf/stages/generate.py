@@ -33,7 +33,7 @@ from fastdraft_hf.data.prompts import (
     special_ids,
     template_ends,
 )
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.stages.target_engine import open_target_engine
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.recipe import logits_sets, resolve_device
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.stages.target_engine import process_device
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         )
     generated = run.stage_folder("generate")
     sets = {}
-    for name in logits_sets(run.recipe):
+    for name in config.sets:
         with Progress(f"logits {name}", None, "rows") as progress:
             sets[name] = write_target_logits(
                 reader,

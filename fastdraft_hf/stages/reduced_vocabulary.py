@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 
 logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write the newest draft again, with ``reduced_vocabulary.json``; return its cost."""
-    from fastdraft_hf.recipe import reduced_vocabulary_sets
     from fastdraft_hf.tune.reduced_vocabulary import reduce_draft, sentences
     from fastdraft_hf.tune.texts import sampled_completions
 
     config = run.recipe.reduced_vocabulary
     assert config is not None  # the stage is planned only with its section
-    sets = [run.stage_folder("generate") / name for name in reduced_vocabulary_sets(run.recipe)]
+    sets = [run.stage_folder("generate") / name for name in config.sets]
     texts = config.texts
     if texts:
         try:

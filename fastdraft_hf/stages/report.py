@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.eval.report import Pieces
-from fastdraft_hf.stages.runner import STAGES, Run
+from fastdraft_hf.stages.run import Run
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf.hub.card import describe_machine
     from fastdraft_hf.stages.provenance import machine
 
-    summary = texts.read_summary({name: run.stage_folder(name) for name in STAGES})
+    summary = texts.read_summary(run.folders)
     draft, target = run.stage_folder("card"), str(run.target.path)
     card = draft / "README.md"
     further = texts.budget_sentence(summary)

@@ -7,92 +7,40 @@ If new settings only ask for more of the same, its finished folder becomes the p
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import barrier, is_main, on_main, rank, start, world
+from fastdraft_hf.hub.run_folder import read_record
 from fastdraft_hf.recipe import Recipe, resolve_device
-from fastdraft_hf.stages import provenance
-from fastdraft_hf.stages.energy import energy_facts, measured_energy
-from fastdraft_hf.stages.folders import (
-    CONFIG,
-    PROVENANCE,
-    SESSIONS,
-    contents,
-    deciding,
-    differences,
-    locked,
-    move_aside,
-    open_sessions,
-    read_config,
-    reopen,
-    with_defaults,
+from fastdraft_hf.stages import (
+    bench,
+    card,
+    design,
+    evaluate,
+    export,
+    generate,
+    logits,
+    provenance,
+    reduced_vocabulary,
+    report,
+    train,
 )
-from fastdraft_hf.target.resolve import Target, resolve_target
+from fastdraft_hf.stages.energy import energy_facts, measured_energy
+from fastdraft_hf.stages.folders import SESSIONS, contents, earlier_sessions, locked, move_aside
+from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, Run
 
 logger = logging.getLogger(__name__)
-
-# The recipe that a run's folder was last filled by.
-RECIPE = "recipe.yaml"
-
-
-@dataclass
-class Run:
-    """A recipe, its folder, and the target."""
-
-    recipe: Recipe
-    folder: Path
-    _target: Target | None = field(default=None, repr=False)
-
-    @property
-    def target(self) -> Target:
-        """The target; downloaded or converted on first use."""
-        if self._target is None:
-            self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
-        return self._target
-
-    def look_at_target(self) -> Target:
-        """Return the target with its config and tokenizer; its weights may be missing."""
-        if self._target is not None:
-            return self._target
-        # Not kept: a stage may still need the weights.
-        return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
-
-    def stage_folder(self, name: str) -> Path:
-        return self.folder / STAGES[name].folder
-
-    def finished(self, name: str) -> bool:
-        return (self.stage_folder(name) / PROVENANCE).exists()
-
-    def latest_model(self, before: str | None = None) -> Path:
-        """Return the folder of the newest trained draft, or the designed one.
-
-        Args:
-            before: only stages that come before this one count.
-
-        Raises:
-            FastDraftError: there is none yet.
-        """
-        order = [
-            n for n in ("design", "pretrain", "continue", "align") if n in planned(self.recipe)
-        ]
-        if before in order:
-            order = order[: order.index(before)]
-        for name in reversed(order):
-            if self.finished(name):
-                return self.stage_folder(name)
-            if name != "design":
-                raise FastDraftError(
-                    f"stage {name} is not finished in {self.folder}; run it first (fastdraft run)"
-                )
-        raise FastDraftError(f"{self.folder} holds no draft yet; run stage design first")
 
 
 @dataclass(frozen=True)
@@ -102,12 +50,9 @@ class Stage:
     Attributes:
         run: does the work in a partial folder, which may hold the files of a killed run, and
             returns facts for the provenance.
-        section: returns the section of the recipe that it depends on.
         inputs: stages whose output it can read.
-        folder: name of its output folder.
         parallel: whether every process calls ``run``, with the same folder. Otherwise the main
             one does, and the others wait. Only the main one's facts count.
-        leaves_out: those of ``inputs`` that it does not read with this recipe.
         follows: inputs that may be extended; the stage then adds what is new to what it made.
         lacks: whether a finished folder lacks rows, because a damaged file was deleted. They are
             made again.
@@ -116,29 +61,42 @@ class Stage:
     """
 
     run: Callable[[Run, Path], dict[str, Any]]
-    section: Callable[[Recipe], Any]
-    inputs: tuple[str, ...]
-    folder: str
+    inputs: tuple[str, ...] = ()
     parallel: bool = False
-    leaves_out: Callable[[Recipe], Collection[str]] = lambda recipe: ()
     follows: tuple[str, ...] = ()
     lacks: Callable[[Path], bool] = lambda folder: False
     keeps: Callable[[dict[str, Any], dict[str, Any]], Collection[str]] = lambda old, new: ()
 
 
-STAGES: dict[str, Stage] = {}
+def _training(name: str, *inputs: str) -> Stage:
+    return Stage(functools.partial(train.run, name=name), inputs, parallel=True)
 
 
-def register(name: str, stage: Stage) -> None:
-    """Add a stage; the order of registration is the order of a run."""
-    STAGES[name] = stage
+_DRAFTS = ("design", "pretrain", "continue", "align")
+# In the order of a run.
+STAGES = {
+    "design": Stage(design.run),
+    "generate": Stage(
+        generate.run, parallel=True, lacks=generate.lacks_rows, keeps=generate.unchanged
+    ),
+    "logits": Stage(
+        logits.run, ("generate",), parallel=True, follows=("generate",), lacks=logits.lacks_rows
+    ),
+    "pretrain": _training("pretrain", "design", "generate"),
+    "continue": _training("continue", "design", "generate", "pretrain"),
+    "align": _training("align", "generate", "logits", "design", "pretrain", "continue"),
+    "reduced_vocabulary": Stage(reduced_vocabulary.run, ("generate", *_DRAFTS)),
+    "export": Stage(export.run, (*_DRAFTS, "reduced_vocabulary")),
+    "evaluate": Stage(evaluate.run, _DRAFTS, parallel=True),
+    "bench": Stage(bench.run, (*_DRAFTS, "reduced_vocabulary", "export")),
+    "card": Stage(card.run, (*_DRAFTS, "evaluate", "bench")),
+    "report": Stage(report.run, ("generate", *_DRAFTS, "evaluate", "bench")),
+}
 
 
 def planned(recipe: Recipe) -> list[str]:
-    """Return the stages a recipe has, in order."""
-    import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
-
-    return [name for name, stage in STAGES.items() if stage.section(recipe) is not None]
+    """Return the stages a recipe has, in order. Every recipe has the report."""
+    return [name for name in STAGES if name == "report" or recipe.section(name) is not None]
 
 
 def choose(recipe: Recipe, wanted: Sequence[str] | None) -> list[str]:
@@ -168,224 +126,232 @@ def execute(run: Run, stages: Sequence[str]) -> None:
             another run works in the folder.
     """
     start(cpu=resolve_device(run.recipe.device) == "cpu")
+
+    def prepare() -> None:
+        check_finished(run, stages)
+        # For commands that name only the folder.
+        recipe = yaml.safe_dump(run.recipe.resolved(), sort_keys=False)
+        write_text(run.folder / RECIPE, recipe)
+
     with locked(run.folder):
-        on_main(lambda: _prepare_folder(run, stages))
+        on_main(prepare)
         for name in stages:
-            _execute_stage(run, name)
-
-
-def _prepare_folder(run: Run, stages: Sequence[str]) -> None:
-    """Check the finished stages, then keep the recipe for those who name only the folder."""
-    import yaml
-
-    check_finished(run, stages)
-    write_text(run.folder / RECIPE, yaml.safe_dump(run.recipe.resolved(), sort_keys=False))
-
-
-def _fingerprint(run: Run, name: str) -> dict[str, Any]:
-    """Return all that decides a stage's output: its settings, the run's, and its inputs' ids."""
-    recipe = run.recipe.resolved()
-    settings = recipe.get(name)
-    if isinstance(settings, dict):
-        section = STAGES[name].section(run.recipe)
-        settings = {key: settings[key] for key in settings if key in deciding(section)}
-    return {
-        "target": recipe["target"],
-        "target_revision": recipe["target_revision"],
-        "seed": recipe["seed"],
-        name: settings,
-        "inputs": {other: _identity(run, other) for other in _inputs(run.recipe, name)},
-    }
-
-
-def _inputs(recipe: Recipe, name: str) -> list[str]:
-    """Return the stages whose output a stage reads with this recipe."""
-    stage, present = STAGES[name], planned(recipe)
-    left_out = stage.leaves_out(recipe)
-    return [other for other in stage.inputs if other in present and other not in left_out]
-
-
-def _identity(run: Run, name: str) -> str | None:
-    identity: str | None = _record(run.stage_folder(name)).get("id")
-    return identity
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """Return a folder's provenance; nothing if it has none."""
-    path = folder / PROVENANCE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            _StageOfRun(run, name).execute()
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:
     """Raise `FastDraftError` if a finished stage was made with other settings; changes nothing."""
-    for name in stages:
-        _check_finished(run, name)
-    growing = [name for name in stages if run.finished(name) and _grew(run, name)]
+    parts = {name: _StageOfRun(run, name) for name in stages}
+    for part in parts.values():
+        part.check()
+    growing = [name for name, part in parts.items() if part.grew()]
     stale: list[str] = []
-    for name in stages:
-        changed = {*growing, *stale}.intersection(_inputs(run.recipe, name))
-        if changed and run.finished(name):
-            (growing if changed <= {*STAGES[name].follows} else stale).append(name)
+    for name, part in parts.items():
+        changed = {*growing, *stale}.intersection(part.inputs)
+        if changed and part.finished:
+            (growing if changed <= {*part.stage.follows} else stale).append(name)
     if stale:
         raise FastDraftError(
             f"{growing[0]} must be extended, since the recipe asks for more than it made. These "
-            f"were made before: {', '.join(str(run.stage_folder(name)) for name in stale)}. Delete "
+            f"were made before: {', '.join(str(parts[name].folder) for name in stale)}. Delete "
             "these folders to make them again, or give another output_dir."
         )
 
 
 def grows(run: Run, name: str) -> bool:
     """Return whether a finished stage resumes: the recipe asks for more, or rows are missing."""
-    if not run.finished(name):
-        return False
-    return _grew(run, name) or STAGES[name].lacks(run.stage_folder(name))
+    return _StageOfRun(run, name).grows()
 
 
-def _grew(run: Run, name: str) -> bool:
-    """Return whether all that a finished stage made stays valid under changed settings."""
-    folder = run.stage_folder(name)
-    made, wanted = _made(run, name, folder), _fingerprint(run, name)
-    return made != wanted and contents(folder) <= {*_kept(run, name, folder, made, wanted)}
+class _StageOfRun:
+    """A stage in a run: what its folder was made from, and what the recipe asks for."""
 
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name, self.stage = run, name, STAGES[name]
+        self.folder, self.partial = run.stage_folder(name), run.partial_folder(name)
+        self.section = run.recipe.section(name)
 
-def _kept(run: Run, name: str, folder: Path, made: Any, wanted: dict[str, Any]) -> Collection[str]:
-    """Return what stays valid of a folder that was made with another fingerprint."""
-    if not isinstance(made, dict):
-        return ()
-    inputs = dict(made.get("inputs") or {})
-    for other in STAGES[name].follows:
-        if inputs.get(other) in _record(run.stage_folder(other)).get("extends", []):
-            inputs[other] = wanted["inputs"][other]
-    made = {**made, "inputs": inputs}
-    if made == wanted:
-        return contents(folder)
-    # Nothing stays if more than the stage's own settings changed.
-    if not isinstance(made.get(name), dict) or {**made, name: None} != {**wanted, name: None}:
-        return ()
-    return STAGES[name].keeps(made[name], wanted[name])
+    @property
+    def finished(self) -> bool:
+        return self.run.finished(self.name)
 
+    @property
+    def inputs(self) -> list[str]:
+        """The stages whose output it reads with this recipe."""
+        present, unread = planned(self.run.recipe), ""
+        training = self.run.recipe.training_stages().get(self.name)
+        if training is not None and all(one.kind != "generated" for one in training.sources):
+            unread = "generate"
+        return [name for name in self.stage.inputs if name in present and name != unread]
 
-def _check_finished(run: Run, name: str) -> None:
-    folder = run.stage_folder(name)
-    if not run.finished(name):
-        if folder.exists():
+    def wanted(self) -> dict[str, Any]:
+        """Return all that decides the output: its settings, the run's, and its inputs' ids."""
+        recipe = self.run.recipe
+        inputs = {name: read_record(self.run.stage_folder(name)).get("id") for name in self.inputs}
+        return {
+            "target": recipe.target,
+            "target_revision": recipe.target_revision,
+            "seed": recipe.seed,
+            self.name: None if self.section is None else self.section.deciding(),
+            "inputs": inputs,
+        }
+
+    def made(self, folder: Path) -> Any:
+        """Return what ``folder`` was made from, as `wanted`; ``None`` without a record."""
+        path = folder / CONFIG
+        made = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        if isinstance(made, dict) and self.section is not None:
+            # A setting that is newer than the folder had its default when the folder was made.
+            with contextlib.suppress(FastDraftError):  # no longer valid: it differs in any case
+                made[self.name] = type(self.section)(**made[self.name]).deciding()
+        return made
+
+    def kept(self, folder: Path) -> Collection[str]:
+        """Return what stays valid of a folder that was made from something else."""
+        made, wanted = self.made(folder), self.wanted()
+        if not isinstance(made, dict):
+            return ()
+        for name in self.stage.follows:
+            if made["inputs"].get(name) in self.extended(name):
+                made["inputs"][name] = wanted["inputs"][name]
+        if made == wanted:
+            return contents(folder)
+        # Nothing stays if more than the stage's own settings changed.
+        if self.section is None or {**made, self.name: None} != {**wanted, self.name: None}:
+            return ()
+        return self.stage.keeps(made[self.name], wanted[self.name])
+
+    def extended(self, name: str) -> list[str]:
+        """Return the earlier ids of a stage that was extended."""
+        ids: list[str] = read_record(self.run.stage_folder(name)).get("extends", [])
+        return ids
+
+    def grew(self) -> bool:
+        """Return whether all that a finished stage made stays valid under changed settings."""
+        if not self.finished or self.made(self.folder) == self.wanted():
+            return False
+        return contents(self.folder) <= {*self.kept(self.folder)}
+
+    def grows(self) -> bool:
+        return self.finished and (self.grew() or self.stage.lacks(self.folder))
+
+    def check(self) -> None:
+        """Refuse a folder that the recipe would make otherwise."""
+        if not self.finished:
+            if self.folder.exists():
+                raise FastDraftError(
+                    f"{self.folder} exists and was not made by a finished stage; move it away"
+                )
+            return
+        changes = list(_differences(self.made(self.folder), self.wanted()))
+        if changes and not self.grew():
             raise FastDraftError(
-                f"{folder} exists and was not made by a finished stage; move it away"
+                f"{self.folder} was made with other settings ({'; '.join(changes[:4])}). Delete "
+                "that folder to make it again, or give another output_dir."
             )
-        return
-    changes = list(differences(_made(run, name, folder), _fingerprint(run, name)))
-    if changes and not grows(run, name):
-        raise FastDraftError(
-            f"{folder} was made with other settings ({'; '.join(changes[:4])}). Delete that "
-            "folder to make it again, or give another output_dir."
-        )
 
-
-def _made(run: Run, name: str, folder: Path) -> Any:
-    """Return the fingerprint that a stage's folder was made with."""
-    made = read_config(folder)
-    section = STAGES[name].section(run.recipe)
-    if isinstance(made, dict) and isinstance(made.get(name), dict):
-        # A setting that is newer than the folder had its default when the folder was made.
-        known = with_defaults(section, made[name])
-        made[name] = {key: known[key] for key in known if key in deciding(section)}
-    return made
-
-
-def _execute_stage(run: Run, name: str) -> None:
-    partial = run.folder / f".{STAGES[name].folder}.partial"
-    earlier = on_main(lambda: _open(run, name, partial))
-    if earlier is None:
-        logger.info("%s: already finished, in %s", name, run.stage_folder(name))
-        return
-    if not STAGES[name].parallel:
-        on_main(lambda: _finish(run, name, partial, *_work(run, name, partial, earlier)))
-        return
-    # The main process downloads or converts the target; the others find the result.
-    on_main(lambda: run.target)
-    if not partial.exists():
-        raise FastDraftError(
-            f"{partial}: process {rank()} cannot see it; output_dir must be on a file system that "
-            "all machines share"
-        )
-    if is_main():
-        done = _work(run, name, partial, earlier)
-    else:
-        STAGES[name].run(run, partial)
-    barrier()
-    on_main(lambda: _finish(run, name, partial, *done))
-
-
-def _open(run: Run, name: str, partial: Path) -> list[dict[str, Any]] | None:
-    """Make or find a stage's partial folder; return its earlier runs, ``None`` if finished."""
-    import yaml
-
-    if run.finished(name) and not grows(run, name):
-        return None
-    for other in _inputs(run.recipe, name):
-        if not run.finished(other):
+    def execute(self) -> None:
+        """Run the stage if it is not finished."""
+        earlier = on_main(self.open)
+        if earlier is None:
+            logger.info("%s: already finished, in %s", self.name, self.folder)
+            return
+        if not self.stage.parallel:
+            on_main(lambda: self.finish(*self.work(earlier)))
+            return
+        # The main process downloads or converts the target; the others find the result.
+        on_main(lambda: self.run.target)
+        if not self.partial.exists():
             raise FastDraftError(
-                f"stage {name} reads the output of {other}, which is not finished in {run.folder}"
+                f"{self.partial}: process {rank()} cannot see it; output_dir must be on a file "
+                "system that all machines share"
             )
-    fingerprint = _fingerprint(run, name)
-    if run.finished(name):
-        record = _record(run.stage_folder(name))
-        if _grew(run, name):  # otherwise the same rows are made again, and the id stays
-            record = {"extends": [*record.get("extends", []), record["id"]]}
-        reopen(run.stage_folder(name), partial)
-        write_json(partial / PROVENANCE, record)
-    if partial.exists():
-        made = _made(run, name, partial)
-        if made != fingerprint:
-            move_aside(partial, _kept(run, name, partial, made, fingerprint), name)
-    resumed = partial.exists()
-    partial.mkdir(exist_ok=True)
-    # Also when resuming: more may be wanted, or the folder may be older than a setting.
-    write_text(partial / CONFIG, yaml.safe_dump(fingerprint, sort_keys=False))
-    logger.info("%s: %s", name, "resumes" if resumed else "starts")
-    return open_sessions(partial)
+        if is_main():
+            done = self.work(earlier)
+        else:
+            self.stage.run(self.run, self.partial)
+        barrier()
+        on_main(lambda: self.finish(*done))
+
+    def open(self) -> list[dict[str, Any]] | None:
+        """Make or find the partial folder; return its earlier runs, ``None`` if finished."""
+        if self.finished and not self.grows():
+            return None
+        for name in self.inputs:
+            if not self.run.finished(name):
+                raise FastDraftError(
+                    f"stage {self.name} reads the output of {name}, which is not finished in "
+                    f"{self.run.folder}"
+                )
+        wanted = self.wanted()
+        if self.finished:
+            self.reopen()
+        if self.partial.exists() and self.made(self.partial) != wanted:
+            move_aside(self.partial, self.kept(self.partial), self.name)
+        logger.info("%s: %s", self.name, "resumes" if self.partial.exists() else "starts")
+        self.partial.mkdir(exist_ok=True)
+        earlier = earlier_sessions(self.partial)
+        # Also when resuming: more may be wanted, or the folder may be older than a setting.
+        write_text(self.partial / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
+        return earlier
+
+    def reopen(self) -> None:
+        """Make the finished folder the partial one; its time and energy so far stay recorded."""
+        record = read_record(self.folder)
+        seconds = record.get("wall_seconds", 0.0)
+        session = {
+            "started": self.folder.stat().st_mtime - seconds,
+            "seconds": seconds,
+            "energy": record.get("energy_joules_of"),
+        }
+        if self.grew():  # otherwise the same rows are made again, and the id stays
+            ids = record.pop("id", None)
+            record["extends"] = [*record.get("extends", []), *([ids] if ids else [])]
+        write_json(self.folder / SESSIONS, [session])
+        write_json(self.folder / PROVENANCE, record)
+        publish_folder(self.folder, self.partial)
+
+    def work(self, earlier: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Do the main process's part; return the facts and all runs so far."""
+        session: dict[str, Any] = {"started": time.time(), "seconds": None}
+        write_json(self.partial / SESSIONS, [*earlier, session])
+        start = time.monotonic()
+        with measured_energy(self.run.recipe, self.name) as joules:
+            facts = self.stage.run(self.run, self.partial)
+        session |= {"seconds": time.monotonic() - start, "energy": joules}
+        return facts, [*earlier, session]
+
+    def finish(self, facts: dict[str, Any], sessions: list[dict[str, Any]]) -> None:
+        """Write the provenance and rename the folder."""
+        target = self.run.look_at_target()  # a design may be made for a config without weights
+        record = read_record(self.partial)  # of a stage that grew or was repaired
+        write_json(
+            self.partial / PROVENANCE,
+            provenance.describe(
+                id=record.get("id") or f"{self.name}-{time.time_ns():x}",
+                extends=record.get("extends", []),
+                stage=self.name,
+                seed=self.run.recipe.seed,
+                target=target.name,
+                target_revision=target.revision,
+                inputs=self.wanted()["inputs"],
+                processes=world() if self.stage.parallel else 1,
+                wall_seconds=round(sum(one["seconds"] for one in sessions), 1),
+                runs=len(sessions),
+                **energy_facts([one.get("energy") for one in sessions]),
+                facts=facts,
+            ),
+        )
+        (self.partial / SESSIONS).unlink()
+        publish_folder(self.partial, self.folder)
+        logger.info("%s: finished in %.0f s", self.name, sessions[-1]["seconds"])
 
 
-def _work(
-    run: Run, name: str, partial: Path, earlier: list[dict[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run a stage in the main process; return its facts and all of its runs."""
-    session: dict[str, Any] = {"started": time.time(), "seconds": None}
-    write_json(partial / SESSIONS, [*earlier, session])
-    start = time.monotonic()
-    with measured_energy(run.recipe, name) as joules:
-        facts = STAGES[name].run(run, partial)
-    session |= {"seconds": time.monotonic() - start, "energy": joules}
-    return facts, [*earlier, session]
-
-
-def _finish(
-    run: Run,
-    name: str,
-    partial: Path,
-    facts: dict[str, Any],
-    sessions: list[dict[str, Any]],
-) -> None:
-    """Write the provenance and rename the folder."""
-    target = run.look_at_target()  # a design may be made for a config without weights
-    record = _record(partial)  # of a stage that grew or was repaired
-    write_json(
-        partial / PROVENANCE,
-        provenance.describe(
-            id=record.get("id") or f"{name}-{time.time_ns():x}",
-            extends=record.get("extends", []),
-            stage=name,
-            seed=run.recipe.seed,
-            target=target.name,
-            target_revision=target.revision,
-            inputs=_fingerprint(run, name)["inputs"],
-            processes=world() if STAGES[name].parallel else 1,
-            wall_seconds=round(sum(one["seconds"] for one in sessions), 1),
-            runs=len(sessions),
-            **energy_facts([one.get("energy") for one in sessions]),
-            facts=facts,
-        ),
-    )
-    (partial / SESSIONS).unlink()
-    publish_folder(partial, run.stage_folder(name))
-    logger.info("%s: finished in %.0f s", name, sessions[-1]["seconds"])
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield the differences between two configurations, one readable line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            below = f"{path}.{key}" if path else str(key)
+            yield from _differences(old.get(key), new.get(key), below)
+    elif old != new:
+        yield f"{path}: {old} then, {new} now"

@@ -11,7 +11,7 @@ from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import stop_ids
 
 if TYPE_CHECKING:

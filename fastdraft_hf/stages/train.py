@@ -15,7 +15,7 @@ from fastdraft_hf.data.corpus import open_corpus, summary_lines
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
-from fastdraft_hf.stages.runner import Run
+from fastdraft_hf.stages.run import Run
 from fastdraft_hf.train.section import TrainingSection
 
 if TYPE_CHECKING:
@@ -24,22 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def pretrain(run: Run, folder: Path) -> dict[str, Any]:
-    """PT: next-token training on packed blocks."""
-    return _train(run, folder, "pretrain")
-
-
-def continue_pretrain(run: Run, folder: Path) -> dict[str, Any]:
-    """CP: next-token training on another mixture."""
-    return _train(run, folder, "continue")
-
-
-def align(run: Run, folder: Path) -> dict[str, Any]:
-    """FT: training on the target's completions (sequence-level distillation), by any objective."""
-    return _train(run, folder, "align")
-
-
-def _train(run: Run, folder: Path, name: str) -> dict[str, Any]:
+def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
+    """Train the newest draft: ``pretrain`` and ``continue`` on text, ``align`` on completions."""
     from transformers import AutoTokenizer
 
     from fastdraft_hf.train.loop import train

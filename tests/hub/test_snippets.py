@@ -20,7 +20,6 @@ import datasets
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import DraftDistillationConfig
 from fastdraft_hf.cli.main import COMMANDS, _parse
 from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary

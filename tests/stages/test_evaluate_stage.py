@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.eval.summary import acceptance_rows, read_summary
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import report
-from fastdraft_hf.stages.runner import STAGES, Run, execute
+from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
 
 
@@ -49,7 +48,7 @@ def test_it_measures_every_setting_and_the_report_reads_it(make_run: Callable[..
     assert len(found["settings"]) == 5
     assert found["not_held_out"] == []
     assert found["greedy_identical"] == 3
-    summary = read_summary({name: run.stage_folder(name) for name in STAGES})
+    summary = read_summary(run.folders)
     assert summary.evaluation == found
     assert [(r["task set"], r["γ"]) for r in acceptance_rows(found)] == [
         (task, gamma) for task in ("mine", "overall") for gamma in "23232"

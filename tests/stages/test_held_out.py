@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion, Request

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion, Request

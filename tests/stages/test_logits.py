@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns, target_logits
 from fastdraft_hf.data.filters import read_kept_rows

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import fastdraft_hf.stages.registry  # noqa: F401  (registers the stages)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli

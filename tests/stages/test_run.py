@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES, which the fixture replaces)
 from fastdraft_hf import FastDraftError
+from fastdraft_hf.hub.run_folder import FOLDERS
 from fastdraft_hf.recipe import Recipe, build_recipe
+from fastdraft_hf.stages import run as run_module
 from fastdraft_hf.stages import runner as module
 from fastdraft_hf.stages.generate import unchanged
-from fastdraft_hf.stages.runner import Run, Stage, choose, execute, grows, planned
+from fastdraft_hf.stages.run import Run
+from fastdraft_hf.stages.runner import Stage, choose, execute, grows, planned
 from fastdraft_hf.target.resolve import Target
 
 DATA = {
@@ -27,16 +31,23 @@ DATA = {
 ORDER = ["design", "generate", "align", "evaluate", "card"]
 
 
+MORE = "generate.sets.chat.rows=6"
+ANOTHER = "generate.sets.more={rows: 2}"
+CODE = "generate.sets.code={kind: code, rows: 4}"
+FEWER = "generate.sets.code={kind: code, rows: 3}"
+Make = Callable[..., Run]
+
+
 class Killed(BaseException):
     """Stands for a kill inside a stage; nothing of ours catches it."""
 
 
 class FakeStages:
-    """Five small stages with the real sections; each counts its calls and writes one file."""
+    """Small stages with the real sections; each counts its calls and writes one line."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.killed: set[str] = set()
+        self.killed = ""
 
     def stage(self, name: str) -> Callable[[Run, Path], dict[str, Any]]:
         def work(run: Run, folder: Path) -> dict[str, Any]:
@@ -46,46 +57,40 @@ class FakeStages:
             rows = place / "rows.txt"
             with rows.open("a", encoding="utf-8") as stream:
                 stream.write("row\n")
-            if name in self.killed:
+            if name == self.killed:
                 raise Killed
             return {"rows": len(rows.read_text(encoding="utf-8").splitlines())}
 
         return work
 
+    def kill(self, run: Run, name: str) -> Path:
+        """Run until a stage is killed; return its partial folder."""
+        self.killed = name
+        with pytest.raises(Killed):
+            run_all(run)
+        self.killed = ""
+        return run.partial_folder(name)
+
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fakes = FakeStages()
-    stages = {
-        "design": Stage(fakes.stage("design"), lambda r: r.design, (), "design"),
-        "generate": Stage(
-            fakes.stage("generate"),
-            lambda r: r.generate,
-            (),
-            "generate",
-            keeps=unchanged,
-        ),
-        "pretrain": Stage(
-            fakes.stage("pretrain"),
-            lambda r: r.pretrain,
-            ("design", "generate"),
-            "pretrain",
-            leaves_out=module.STAGES["pretrain"].leaves_out,
-        ),
-        "align": Stage(
-            fakes.stage("align"), lambda r: r.align, ("generate", "design", "pretrain"), "align"
-        ),
-        "evaluate": Stage(
-            fakes.stage("evaluate"), lambda r: r.evaluate, ("design", "align"), "evaluate"
-        ),
-        "card": Stage(fakes.stage("card"), lambda r: r.card, ("align", "evaluate"), "draft"),
+    inputs = {
+        "design": (),
+        "generate": (),
+        "pretrain": ("design", "generate"),
+        "align": ("generate", "design", "pretrain"),
+        "evaluate": ("design", "align"),
+        "card": ("align", "evaluate"),
     }
+    stages = {name: Stage(fakes.stage(name), read) for name, read in inputs.items()}
+    stages["generate"] = Stage(fakes.stage("generate"), keeps=unchanged)
     monkeypatch.setattr(module, "STAGES", stages)
     return fakes
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, fakes: FakeStages) -> Callable[..., Run]:
+def make_run(tmp_path: Path, fakes: FakeStages) -> Make:
     def make(*overrides: str) -> Run:
         target = Target(tmp_path, "some/model", "abc")
         return Run(build_recipe(DATA, overrides), tmp_path / "run", _target=target)
@@ -107,185 +112,173 @@ def names(run: Run) -> set[str]:
     return {path.name for path in run.folder.iterdir()} - {"recipe.yaml"}
 
 
-def test_stages_run_in_their_order_and_only_those_of_the_recipe(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
+def made(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+def forget(folder: Path, *path: Any) -> None:
+    """Remove a setting from what a folder was made with, as if the setting were newer."""
+    config = made(folder)
+    holder: Any = config
+    for key in path[:-1]:
+        holder = holder[key]
+    del holder[path[-1]]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def test_stages_run_once_and_in_their_order(fakes: FakeStages, make_run: Make) -> None:
     run = make_run()
     assert planned(run.recipe) == ORDER
-    run_all(run)
-    assert fakes.calls == ORDER
+    execute(run, ["design", "generate"])
+    ids = {stage: record(run, stage)["id"] for stage in ("design", "generate")}
+    for _ in range(2):
+        run_all(make_run())
+        assert fakes.calls == ORDER
     assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
     align = record(run, "align")
-    assert align["stage"] == "align"
-    assert align["facts"] == {"rows": 1}
-    assert align["runs"] == 1
+    assert (align["stage"], align["facts"], align["runs"]) == ("align", {"rows": 1}, 1)
     assert (align["target"], align["target_revision"], align["seed"]) == ("some/model", "abc", 0)
     # Pretrain is not in the recipe, so align does not wait for it.
-    ids = {stage: record(run, stage)["id"] for stage in ("design", "generate")}
     assert align["inputs"] == ids
     files = {path.name for path in run.stage_folder("align").iterdir()}
     assert files == {"rows.txt", "config.yaml", "provenance.json"}
-    config = yaml.safe_load((run.stage_folder("align") / "config.yaml").read_text(encoding="utf-8"))
-    assert config["align"] == run.recipe.resolved()["align"]
-
-
-def test_finished_stages_are_not_run_again(fakes: FakeStages, make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    execute(run, ["design", "generate"])
-    ids = [record(run, stage)["id"] for stage in ("design", "generate")]
-    run_all(make_run())
-    assert fakes.calls == ORDER
-    assert [record(run, stage)["id"] for stage in ("design", "generate")] == ids
-    run_all(make_run())
-    assert fakes.calls == ORDER
+    assert made(run.stage_folder("align"))["align"] == run.recipe.resolved()["align"]
 
 
 def test_the_real_stages_are_all_in_the_recipes_keys() -> None:
-    from fastdraft_hf.stages.runner import STAGES
-
-    recipe = Recipe().resolved()
-    assert list(STAGES)[:2] == ["design", "generate"]
-    order = list(STAGES)
-    for name, stage in STAGES.items():
+    recipe, order = Recipe().resolved(), list(module.STAGES)
+    assert order == list(FOLDERS)
+    for name, stage in module.STAGES.items():
         assert name in recipe or name == "report"
         # An input that comes later could never be finished.
         assert all(order.index(other) < order.index(name) for other in stage.inputs), name
-    assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
 
 
+@pytest.mark.parametrize(
+    ("path", "override", "message"),
+    [
+        (("evaluate", "path"), "evaluate.path=transformers", r"path: ours then, transformers now"),
+        (("align", "sources", 0, "data_dir"), "align.sources.0.data_dir=x", r"sources: .* then"),
+    ],
+)
 def test_a_setting_newer_than_a_finished_folder_had_its_default(
-    fakes: FakeStages, make_run: Callable[..., Run]
+    fakes: FakeStages, make_run: Make, path: tuple[Any, ...], override: str, message: str
 ) -> None:
-    run = make_run()
-    run_all(run)
-    path = run.stage_folder("evaluate") / "config.yaml"
-    made = yaml.safe_load(path.read_text(encoding="utf-8"))
-    del made["evaluate"]["path"]
-    path.write_text(yaml.safe_dump(made), encoding="utf-8")
-    before = list(fakes.calls)
     run_all(make_run())
-    assert fakes.calls == before
-    with pytest.raises(FastDraftError, match=r"evaluate\.path: ours then, transformers now"):
-        run_all(make_run("evaluate.path=transformers"))
+    forget(make_run().stage_folder(path[0]), *path)
+    run_all(make_run())
+    assert fakes.calls == ORDER
+    with pytest.raises(FastDraftError, match=message):
+        run_all(make_run(override))
 
 
-def test_a_setting_of_a_source_newer_than_a_finished_folder_had_its_default(
-    fakes: FakeStages, make_run: Callable[..., Run]
+def test_a_setting_newer_than_a_partial_folder_had_its_default(
+    fakes: FakeStages, make_run: Make
 ) -> None:
-    run = make_run()
-    run_all(run)
-    path = run.stage_folder("align") / "config.yaml"
-    made = yaml.safe_load(path.read_text(encoding="utf-8"))
-    del made["align"]["sources"][0]["data_dir"]
-    path.write_text(yaml.safe_dump(made), encoding="utf-8")
-    before = list(fakes.calls)
+    partial = fakes.kill(make_run(), "align")
+    whole = made(partial)
+    forget(partial, "align", "warmup_steps")
     run_all(make_run())
-    assert fakes.calls == before
-    with pytest.raises(FastDraftError, match=r"align\.sources: .* then"):
-        run_all(make_run("align.sources.0.data_dir=x"))
+    assert record(make_run(), "align")["runs"] == 2
+    assert made(make_run().stage_folder("align")) == whole
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        (
-            "align.max_length=77",
-            "align.max_length: 512 then, 77 now",
-        ),
+        ("align.max_length=77", "align.max_length: 512 then, 77 now"),
         ("align.sources.0.weight=2", "align.sources"),
         ("seed=1", "seed: 0 then, 1 now"),
         ("target=other/model", "target: some/model then, other/model now"),
     ],
 )
 def test_changed_settings_of_a_finished_stage_are_refused(
-    fakes: FakeStages, make_run: Callable[..., Run], override: str, named: str
+    fakes: FakeStages, make_run: Make, override: str, named: str
 ) -> None:
     run_all(make_run())
-    before = list(fakes.calls)
     with pytest.raises(FastDraftError) as caught:
         run_all(make_run(override))
     assert "was made with other settings" in str(caught.value)
     assert named in str(caught.value)
-    assert fakes.calls == before  # refused before anything is done
+    assert fakes.calls == ORDER  # refused before any work
 
 
-def test_what_a_stage_does_not_read_may_change(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
+def test_a_finished_stage_that_lost_its_files_is_made_again(make_run: Make) -> None:
+    folder = make_run().stage_folder("generate")
+    execute(make_run(), ["generate"])
+    shutil.rmtree(folder / "chat")
+    (folder / "provenance.json").write_text("{}", encoding="utf-8")
+    execute(make_run(MORE), ["generate"])
+    assert record(make_run(), "generate")["facts"] == {"rows": 1}
+
+
+def test_what_a_stage_does_not_read_may_change(fakes: FakeStages, make_run: Make) -> None:
     execute(make_run(), ["design", "generate", "align"])
     run_all(make_run("evaluate.max_new_tokens=9", "output_dir=elsewhere"))
     assert fakes.calls == ORDER
 
 
-def test_a_stage_made_again_makes_those_after_it_stale(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
+def test_a_stage_made_again_makes_those_after_it_stale(make_run: Make) -> None:
     run = make_run()
     run_all(run)
-    old = run.stage_folder("design")
-    old.rename(old.with_name("design-old"))
+    shutil.rmtree(run.stage_folder("design"))
     execute(run, ["design"])
     with pytest.raises(FastDraftError, match=r"align was made with .*inputs\.design: design-"):
         run_all(run)
 
 
-def test_a_kill_leaves_the_partial_folder_and_nothing_else(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
+def test_a_killed_stage_resumes_in_its_partial_folder(fakes: FakeStages, make_run: Make) -> None:
     run = make_run()
-    fakes.killed = {"align"}
-    with pytest.raises(Killed):
-        run_all(run)
-    assert names(run) == {"design", "generate", ".align.partial", ".lock"}
-    assert not run.finished("align")
+    for _ in range(2):
+        partial = fakes.kill(run, "align")
+        assert names(run) == {"design", "generate", ".align.partial", ".lock"}
+    # A kill inside an atomic write leaves a temporary file or folder.
+    (partial / ".sessions.json.abc123.tmp").write_text("torn", encoding="utf-8")
+    (partial / ".model.xyz789.tmp").mkdir()
+    (partial / ".model.xyz789.tmp" / "weights").write_text("torn", encoding="utf-8")
+    # The time from a kill to the next run does not count.
+    sessions = json.loads((partial / "sessions.json").read_text(encoding="utf-8"))
+    sessions[-1]["started"] -= 1000
+    (partial / "sessions.json").write_text(json.dumps(sessions), encoding="utf-8")
+    for path in partial.rglob("*"):
+        os.utime(path, (time.time() - 990,) * 2)
 
-    fakes.killed = set()
     run_all(make_run())  # the lock is free again
-    assert fakes.calls == ["design", "generate", "align", "align", "evaluate", "card"]
+    assert fakes.calls == ["design", "generate", "align", "align", "align", "evaluate", "card"]
     assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
     found = record(run, "align")
-    assert found["runs"] == 2
-    assert found["facts"] == {"rows": 2}  # it went on with what the killed run had left
-    assert found["wall_seconds"] >= 0
+    assert (found["runs"], found["facts"]) == (3, {"rows": 3})
+    assert 9 < found["wall_seconds"] < 60
     assert record(run, "evaluate")["runs"] == 1
+    files = {path.name for path in run.stage_folder("align").iterdir()}
+    assert files == {"rows.txt", "config.yaml", "provenance.json"}
 
 
-def test_a_stage_killed_many_times_counts_its_runs(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    fakes.killed = {"align"}
-    for _ in range(3):
-        with pytest.raises(Killed):
-            run_all(make_run())
-    fakes.killed = set()
-    run = make_run()
-    run_all(run)
-    assert record(run, "align")["runs"] == 4
-    assert not (run.stage_folder("align") / "sessions.json").exists()
-
-
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("align", "align.learning_rate=1e-5"),
+        ("generate", "seed=1"),
+        ("generate", "generate.batch_size=3"),
+        ("generate", "generate.sets.chat.rows=3"),
+    ],
+)
 def test_a_partial_folder_of_other_settings_is_moved_aside(
-    fakes: FakeStages, make_run: Callable[..., Run]
+    fakes: FakeStages, make_run: Make, stage: str, change: str
 ) -> None:
-    fakes.killed = {"align"}
-    with pytest.raises(Killed):
-        run_all(make_run())
-    fakes.killed = set()
-    run = make_run("align.learning_rate=1e-5")
+    fakes.kill(make_run(), stage)
+    shutil.rmtree(make_run().stage_folder("design"))
+    run = make_run(change)
     run_all(run)
-    assert record(run, "align")["runs"] == 1
-    assert record(run, "align")["facts"] == {"rows": 1}
-    (aside,) = [name for name in names(run) if name.startswith(".align.partial-")]
-    assert (run.folder / aside / "rows.txt").read_text(encoding="utf-8") == "row\n"
+    assert (record(run, stage)["runs"], record(run, stage)["facts"]) == (1, {"rows": 1})
+    (rows,) = run.folder.glob(f".{stage}.partial-*/**/rows.txt")
+    assert rows.read_text(encoding="utf-8") == "row\n"
 
 
-def begin_generate(fakes: FakeStages, run: Run) -> Path:
+def start_generate(fakes: FakeStages, run: Run) -> Path:
     """Kill stage generate and lay files where its sets chat and code would be."""
-    fakes.killed = {"generate"}
-    with pytest.raises(Killed):
-        execute(run, ["generate"])
-    fakes.killed = set()
-    partial = run.folder / ".generate.partial"
+    partial = fakes.kill(run, "generate")
     for name in ("chat", "chat-instructions", "code"):
         (partial / name).mkdir(exist_ok=True)
         (partial / name / "part-00000.parquet").write_text(name)
@@ -293,49 +286,25 @@ def begin_generate(fakes: FakeStages, run: Run) -> Path:
     return partial
 
 
-def rows_of_code(folder: Path) -> int:
-    made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    rows: int = made["generate"]["sets"]["code"]["rows"]
-    return rows
-
-
-def test_sets_that_did_not_change_stay_where_others_did(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    two = "generate.sets.code={kind: code, rows: 4}"
-    begin_generate(fakes, make_run(two, "generate.sets.chat={kind: magpie, rows: 4}"))
+def test_sets_that_did_not_change_stay_where_others_did(fakes: FakeStages, make_run: Make) -> None:
+    start_generate(fakes, make_run(CODE, "generate.sets.chat={kind: magpie, rows: 4}"))
     # One set grows, one is asked for less, and one is new.
-    fewer = "generate.sets.code={kind: code, rows: 3}"
-    run = make_run(fewer, "generate.sets.chat={kind: magpie, rows: 6}", ANOTHER)
+    run = make_run(FEWER, "generate.sets.chat={kind: magpie, rows: 6}", ANOTHER)
     execute(run, ["generate"])
     assert record(run, "generate")["runs"] == 2
-    made = run.stage_folder("generate")
-    assert {p.name for p in made.iterdir() if p.is_dir()} == {"chat", "chat-instructions"}
-    assert (made / "held_out.json").exists()
-    assert rows_of_code(made) == 3
+    folder = run.stage_folder("generate")
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"chat", "chat-instructions"}
+    assert (folder / "held_out.json").exists()
+    assert made(folder)["generate"]["sets"]["code"]["rows"] == 3
     (aside,) = run.folder.glob(".generate.partial-*")
     assert {p.name for p in aside.iterdir()} == {"code", "config.yaml"}
-    assert rows_of_code(aside) == 4
-
-
-@pytest.mark.parametrize("change", ["seed=1", "generate.batch_size=3", "generate.sets.chat.rows=3"])
-def test_nothing_stays_where_all_sets_have_to_be_made_again(
-    fakes: FakeStages, make_run: Callable[..., Run], change: str
-) -> None:
-    begin_generate(fakes, make_run())
-    run = make_run(change)
-    execute(run, ["generate"])
-    assert record(run, "generate")["runs"] == 1
-    assert not (run.stage_folder("generate") / "chat" / "part-00000.parquet").exists()
-    (aside,) = run.folder.glob(".generate.partial-*")
-    assert (aside / "chat" / "part-00000.parquet").exists()
+    assert made(aside)["generate"]["sets"]["code"]["rows"] == 4
 
 
 def test_killed_while_it_moves_what_changed(
-    fakes: FakeStages, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    fakes: FakeStages, make_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = "generate.sets.code={kind: code, rows: 4}"
-    partial = begin_generate(fakes, make_run(two))
+    partial = start_generate(fakes, make_run(CODE))
     (partial / "another").mkdir()
     rename = Path.rename
 
@@ -344,7 +313,7 @@ def test_killed_while_it_moves_what_changed(
             raise Killed
         return rename(path, to)
 
-    fewer = make_run("generate.sets.code={kind: code, rows: 3}")
+    fewer = make_run(FEWER)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed_after_one)
         with pytest.raises(Killed):
@@ -356,64 +325,34 @@ def test_killed_while_it_moves_what_changed(
     assert not (fewer.stage_folder("generate") / "code").exists()
 
 
-def test_a_setting_newer_than_a_partial_folder_had_its_default(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    fakes.killed = {"align"}
-    with pytest.raises(Killed):
-        run_all(make_run())
-    fakes.killed = set()
-    run = make_run()
-    path = run.folder / ".align.partial" / "config.yaml"
-    whole = path.read_text(encoding="utf-8")
-    made = yaml.safe_load(whole)
-    del made["align"]["warmup_steps"]
-    path.write_text(yaml.safe_dump(made), encoding="utf-8")
-    run_all(run)
-    assert record(run, "align")["runs"] == 2  # it went on
-    assert (run.stage_folder("align") / "config.yaml").read_text(encoding="utf-8") == whole
-
-
-MORE = "generate.sets.chat.rows=6"
-ANOTHER = "generate.sets.more={rows: 2}"
-
-
 @pytest.mark.parametrize("change", [MORE, ANOTHER])
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_stage_that_is_asked_for_more_goes_on(
-    fakes: FakeStages, make_run: Callable[..., Run], change: str, killed: bool
+def test_a_finished_stage_is_extended(
+    fakes: FakeStages, make_run: Make, change: str, killed: bool
 ) -> None:
     execute(make_run(), ["design", "generate"])
     before = record(make_run(), "generate")
     run = make_run(change)
     assert grows(run, "generate")
     if killed:
-        fakes.killed = {"generate"}
-        with pytest.raises(Killed):
-            run_all(run)
+        fakes.kill(run, "generate")
         assert names(run) == {"design", ".generate.partial", ".lock"}
-        fakes.killed.clear()
     run_all(make_run(change))
     after = record(run, "generate")
     # One line of each time it ran, in the same folder.
-    assert after["facts"] == {"rows": 3 if killed else 2}
-    assert after["runs"] == (3 if killed else 2)
+    times = 3 if killed else 2
+    assert (after["facts"], after["runs"]) == ({"rows": times}, times)
     assert after["wall_seconds"] >= before["wall_seconds"]
-    assert after["id"] != before["id"]
+    assert after["extends"] == [before["id"]] != [after["id"]]
     assert fakes.calls.count("design") == 1
     assert not grows(run, "generate")
-    made = yaml.safe_load((run.stage_folder("generate") / "config.yaml").read_text())
-    assert made["generate"]["sets"].keys() == run.recipe.resolved()["generate"]["sets"].keys()
+    sets = made(run.stage_folder("generate"))["generate"]["sets"]
+    assert sets.keys() == run.recipe.resolved()["generate"]["sets"].keys()
     assert names(run) == {"design", "generate", "align", "evaluate", "draft", ".lock"}
 
 
-def test_what_was_begun_goes_on_when_more_is_asked_for(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    fakes.killed = {"generate"}
-    with pytest.raises(Killed):
-        execute(make_run(), ["generate"])
-    fakes.killed.clear()
+def test_a_killed_stage_resumes_when_more_is_asked_for(fakes: FakeStages, make_run: Make) -> None:
+    fakes.kill(make_run(), "generate")
     execute(make_run(MORE, ANOTHER), ["generate"])
     assert record(make_run(), "generate")["facts"] == {"rows": 2}
 
@@ -428,7 +367,7 @@ def test_what_was_begun_goes_on_when_more_is_asked_for(
         "seed=1",
     ],
 )
-def test_other_changes_are_not_more(make_run: Callable[..., Run], change: str) -> None:
+def test_other_changes_are_not_more(make_run: Make, change: str) -> None:
     execute(make_run(), ["design", "generate"])
     run = make_run(change, *([] if "sets" in change else [MORE]))
     assert not grows(run, "generate")
@@ -443,17 +382,16 @@ def test_a_set_that_is_gone_is_not_kept() -> None:
 
 
 def test_what_was_made_from_less_is_named_before_any_work(
-    fakes: FakeStages, make_run: Callable[..., Run]
+    fakes: FakeStages, make_run: Make
 ) -> None:
     run_all(make_run())
     run = make_run(MORE)
-    calls = list(fakes.calls)
     with pytest.raises(FastDraftError, match="generate must be extended") as caught:
         run_all(run)
     folders = [str(run.stage_folder(name)) for name in ("align", "evaluate", "card")]
     assert ", ".join(folders) in str(caught.value)
     assert str(run.stage_folder("design")) not in str(caught.value)
-    assert fakes.calls == calls
+    assert fakes.calls == ORDER
     assert record(run, "generate")["facts"] == {"rows": 1}
     for folder in folders:
         shutil.rmtree(folder)
@@ -462,7 +400,7 @@ def test_what_was_made_from_less_is_named_before_any_work(
 
 
 def test_a_stage_that_reads_no_generated_text_does_not_wait_for_it(
-    fakes: FakeStages, make_run: Callable[..., Run]
+    fakes: FakeStages, make_run: Make
 ) -> None:
     python = "pretrain={sources: [{kind: python}]}"
     execute(make_run(python), ["design", "pretrain"])
@@ -474,43 +412,18 @@ def test_a_stage_that_reads_no_generated_text_does_not_wait_for_it(
         run_all(make_run("pretrain={sources: [{name: chat}]}"))
 
 
-def test_temporary_files_of_a_kill_are_not_published(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    """A kill inside an atomic write leaves its temporary file or folder beside the target."""
+def test_folders_that_do_not_fit_are_refused(fakes: FakeStages, make_run: Make) -> None:
     run = make_run()
-    fakes.killed = {"align"}
-    with pytest.raises(Killed):
-        run_all(run)
-    partial = run.folder / ".align.partial"
-    (partial / ".sessions.json.abc123.tmp").write_text("torn", encoding="utf-8")
-    (partial / ".model.xyz789.tmp").mkdir()
-    (partial / ".model.xyz789.tmp" / "weights").write_text("torn", encoding="utf-8")
-    fakes.killed = set()
-    run_all(run)
-    left = [path.name for path in run.stage_folder("align").rglob("*.tmp")]
-    assert left == []
-
-
-def test_a_folder_that_no_stage_finished_is_refused(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
-    run = make_run()
-    run.stage_folder("align").mkdir(parents=True)
+    with pytest.raises(FastDraftError, match="stage align reads the output of generate"):
+        execute(run, ["align"])
+    assert names(run) <= {".lock"}
+    run.stage_folder("align").mkdir()
     with pytest.raises(FastDraftError, match="align exists and was not made by a finished stage"):
         run_all(run)
     assert fakes.calls == []
 
 
-def test_a_missing_input_is_refused(fakes: FakeStages, make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    with pytest.raises(FastDraftError, match="stage align reads the output of generate"):
-        execute(run, ["align"])
-    assert fakes.calls == []
-    assert names(run) <= {".lock"}
-
-
-def test_stages_are_chosen_in_the_recipes_order(make_run: Callable[..., Run]) -> None:
+def test_stages_are_chosen_in_the_recipes_order(make_run: Make) -> None:
     recipe = make_run().recipe
     assert choose(recipe, None) == ORDER
     assert choose(recipe, ["align", "design"]) == ["design", "align"]
@@ -520,20 +433,16 @@ def test_stages_are_chosen_in_the_recipes_order(make_run: Callable[..., Run]) ->
         choose(recipe, ["pretrain"])
 
 
-def test_a_second_process_is_refused(
-    fakes: FakeStages, make_run: Callable[..., Run], tmp_path: Path
-) -> None:
+def test_a_second_process_is_refused(fakes: FakeStages, make_run: Make) -> None:
     run = make_run()
     run.folder.mkdir()
+    script = (
+        "import sys, filelock\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, filelock\n"
-            "with filelock.FileLock(sys.argv[1]):\n"
-            "    print('held', flush=True); sys.stdin.read()",
-            str(run.folder / ".lock"),
-        ],
+        [sys.executable, "-c", script, str(run.folder / ".lock")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -547,13 +456,11 @@ def test_a_second_process_is_refused(
     finally:
         holder.kill()
         holder.wait()
-    run_all(run)  # a killed process lets go
+    run_all(run)  # a killed process releases it
     assert fakes.calls == ORDER
 
 
-def test_the_latest_model_is_the_last_trained(
-    fakes: FakeStages, make_run: Callable[..., Run]
-) -> None:
+def test_the_latest_model_is_the_last_trained(make_run: Make) -> None:
     run = make_run()
     with pytest.raises(FastDraftError, match="stage align is not finished"):
         run.latest_model()
@@ -575,7 +482,7 @@ def test_the_target_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append((name, revision))
         return Target(tmp_path, name, revision)
 
-    monkeypatch.setattr(module, "resolve_target", resolve)
+    monkeypatch.setattr(run_module, "resolve_target", resolve)
     run = Run(build_recipe({"target": "a/b", "target_revision": "v1"}), tmp_path)
     assert asked == []
     assert run.target is run.target

@@ -25,7 +25,6 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from fastdraft_hf.recipe import read_recipe
-import fastdraft_hf.stages.registry
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.data.parts import PartWriter
 def flush(self, write=PartWriter.flush):

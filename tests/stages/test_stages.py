@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.eval.prompts import EvaluationPrompt

@@ -10,7 +10,6 @@ import pytest
 from data.vllm_server import VLLMServer, deterministic
 from transformers import AutoTokenizer
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines.server import ServerEngine
 from fastdraft_hf.data.generations import read_rows

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import fastdraft_hf.stages.registry  # noqa: F401  (fills STAGES)
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import train
@@ -42,7 +41,7 @@ def make(
         made = Run(recipe, tmp_path / name, Target(tiny_target_folder, "tiny"))
         folder = tmp_path / name / "partial"
         folder.mkdir(parents=True)
-        facts = train.pretrain(made, folder)
+        facts = train.run(made, folder, "pretrain")
         left = {p.name for p in folder.iterdir()}
         assert {"model.safetensors", "facts.json", "log.json"} <= left
         assert not left & {"data", "work", "tokens"}

@@ -43,7 +43,7 @@ class Pair:
         design.run(self.run(design=section), self.work)
 
     def pretrain(self) -> None:
-        train.pretrain(self.run(pretrain=TRAIN), self.work)
+        train.run(self.run(pretrain=TRAIN), self.work, "pretrain")
 
     def evaluate(self) -> None:
         evaluate.run(self.run(), self.work)

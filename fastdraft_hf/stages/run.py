@@ -1,0 +1,77 @@
+"""A run: a recipe, the folder that its stages fill, and the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.hub.run_folder import FOLDERS
+from fastdraft_hf.recipe import Recipe
+from fastdraft_hf.target.resolve import Target, resolve_target
+
+# The recipe that a run's folder was last filled by.
+RECIPE = "recipe.yaml"
+# In the folder of every stage: what it was made with, and how.
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+
+
+@dataclass
+class Run:
+    """A recipe, its folder, and the target."""
+
+    recipe: Recipe
+    folder: Path
+    _target: Target | None = field(default=None, repr=False)
+
+    @property
+    def target(self) -> Target:
+        """The target; downloaded or converted on first use."""
+        if self._target is None:
+            self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
+        return self._target
+
+    def look_at_target(self) -> Target:
+        """Return the target with its config and tokenizer; its weights may be missing."""
+        if self._target is not None:
+            return self._target
+        # Not kept: a stage may still need the weights.
+        return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Every stage's folder by the stage's name, in the order of a run."""
+        return {name: self.folder / folder for name, folder in FOLDERS.items()}
+
+    def stage_folder(self, name: str) -> Path:
+        return self.folders[name]
+
+    def partial_folder(self, name: str) -> Path:
+        """Return the folder that a stage works in until it is finished."""
+        return self.folder / f".{FOLDERS[name]}.partial"
+
+    def finished(self, name: str) -> bool:
+        return (self.stage_folder(name) / PROVENANCE).exists()
+
+    def latest_model(self, before: str | None = None) -> Path:
+        """Return the folder of the newest trained draft, or the designed one.
+
+        Args:
+            before: only stages that come before this one count.
+
+        Raises:
+            FastDraftError: there is none yet.
+        """
+        trained = list(self.recipe.training_stages())
+        if before in trained:
+            trained = trained[: trained.index(before)]
+        if trained:
+            if self.finished(trained[-1]):
+                return self.stage_folder(trained[-1])
+            raise FastDraftError(
+                f"stage {trained[-1]} is not finished in {self.folder}; run it first (fastdraft "
+                "run)"
+            )
+        if self.finished("design"):
+            return self.stage_folder("design")
+        raise FastDraftError(f"{self.folder} holds no draft yet; run stage design first")
