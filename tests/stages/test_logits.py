@@ -21,7 +21,6 @@ from fastdraft_hf.data.parts import iter_rows, read_part
 from fastdraft_hf.recipe import (
     build_recipe,
     distribution_source,
-    logits_sets,
 )
 from fastdraft_hf.stages import logits
 from fastdraft_hf.stages.runner import Run, choose, execute
@@ -372,14 +371,13 @@ def test_what_a_recipe_cannot_say(data: dict[str, Any], message: str) -> None:
 
 def test_the_sets_are_those_that_are_read() -> None:
     both = {"sources": [{"name": "text"}, {"name": "more"}, {"name": "text"}]}
-    assert logits_sets(build_recipe({"generate": SETS, "logits": {}, "align": both})) == [
+    assert build_recipe({"generate": SETS, "logits": {}, "align": both}).logits.sets == [
         "text",
         "more",
     ]
-    assert logits_sets(build_recipe({"generate": SETS, "logits": {}})) == ["text", "more"]
-    assert logits_sets(build_recipe({"generate": SETS, "align": both})) == []
+    assert build_recipe({"generate": SETS, "logits": {}}).logits.sets == ["text", "more"]
     named = {"generate": SETS, "logits": {"sets": ["more"]}, "align": {**both, "objective": "ce"}}
-    assert logits_sets(build_recipe(named)) == ["more"]
+    assert build_recipe(named).logits.sets == ["more"]
     given = build_recipe({"generate": SETS, "logits": {}, "align": TEXT})
     assert given.resolved()["logits"]["sets"] == ["text"]
 
