@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.draft.vocabulary import CONCLUSIONS, Vocabulary, compare_vocabularies
-    from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.target.resolve import resolve_target
 
     if args.reduce is not None:
@@ -42,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
         for key, name in (("target", args.target), ("draft", args.draft))
     ]
     report = compare_vocabularies(*read)
-    print_table(report.rows())
+    for one in read:
+        rows = f"{one.rows:,}" if one.rows else "unknown"
+        print(f"{one.name}: {len(one.ids):,} tokens, {rows} rows, ends on {one.named_ends()}")
+    print(f"ids that agree: {report.agreeing:,}; that differ: {len(report.differing):,}")
     print(f"\n{report.verdict}")
     for problem in report.problems():
         print(f"- {problem}")

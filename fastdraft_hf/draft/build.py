@@ -1,18 +1,38 @@
-"""Build a draft for a target: its config, its initialization, and the target's tokenizer."""
+"""Build a draft for a target: its config, its initialization, and the target's tokenizer.
+
+A draft is mostly vocabulary, so what its embeddings know at the start decides how far a small token
+budget goes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
+from fastdraft_hf.draft.cutting import (
+    block_influence,
+    cut_layers,
+    cut_vocabulary,
+    kept_layers,
+    project_vocabulary,
+    tied,
+    vocabulary_basis,
+)
+from fastdraft_hf.draft.design import TOLERANCE, design_draft, with_layers
+from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.token_spelling import match_tokens
+from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +104,6 @@ def build(
     """
     from transformers import GenerationConfig
 
-    from fastdraft_hf.draft.design import TOLERANCE, design_draft
-    from fastdraft_hf.draft.init import init
-    from fastdraft_hf.draft.sizes import count_parameters
-
     tokenizer = stored = None
     if isinstance(target, Path):
         target_config, tokenizer = load_config(target, "target"), load_tokenizer(target, "target")
@@ -115,7 +131,7 @@ def build(
             f"{size:,}",
             f"{design.params:,}",
         )
-    draft, facts = init(target, config, design, seed)
+    draft, facts = initialize(target, config, design, seed)
     # A config often has only the end of a text; the end of a turn is in the generation config.
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(stored, name, None) is not None:
@@ -128,6 +144,148 @@ def build(
         **{name: getattr(config, name) for name in sizes},
         **facts,
     }
+
+
+def initialize(
+    target: Path | PreTrainedModel, config: PretrainedConfig, design: DesignConfig, seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Build a draft in float32 with its initialization.
+
+    ``scratch`` leaves every weight random, as in the paper (arXiv 2411.11055). ``project`` projects
+    the target's embeddings and head. ``prune`` cuts layers of the target, or of a donor with its
+    vocabulary, to the draft's widths. ``transplant`` does so with a donor of another tokenizer,
+    where a token's embedding is the mean over the pieces that the donor splits its text into.
+
+    Args:
+        target: the target's folder, or the loaded target; not read for ``scratch``.
+        config: the draft's config, from `design_draft` with the same ``design``.
+        design: which initialization, and from where.
+        seed: of the random weights.
+
+    Returns:
+        the draft, and facts about how it was made.
+
+    Raises:
+        FastDraftError: the donor's vocabulary or family does not allow it.
+    """
+    facts: dict[str, Any] = {"init": design.init}
+    if design.takes_layers:
+        draft, cut = _cut_draft(target, config, design, seed)
+        facts |= cut
+    else:
+        draft = _random_draft(config, seed)
+        if design.init == "project":
+            source = _load(target)
+            hidden = vocabulary_basis(source, config.hidden_size)
+            project_vocabulary(source, draft, hidden)
+            facts["explained_variance"] = round(hidden.share, 4)
+    draft.config.dtype = "float32"
+    return draft, facts
+
+
+def _cut_draft(
+    target: Path | PreTrainedModel, config: PretrainedConfig, design: DesignConfig, seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a draft with layers of the target or a donor, and facts."""
+    folder = target if isinstance(target, Path) else Path(target.name_or_path)
+    facts: dict[str, Any] = {}
+    if design.donor is None:
+        source = _load(target)
+    else:
+        donor = resolve_target(design.donor, key="design.donor")
+        facts |= {"donor": donor.name, "donor_revision": donor.revision}
+        if design.init == "prune":
+            check_vocabulary(folder, donor.path, "design.donor", donor=True, resize=design.resize)
+            source = _load(donor.path)
+            resize_rows(source, config.vocab_size)
+        else:
+            theirs = load_tokenizer(donor.path, "design.donor")
+            matches = match_tokens(load_tokenizer(folder, "target"), theirs)
+            facts |= {"tokens": matches.counts, "special_tokens": matches.special}
+            source = _load(donor.path)
+            _replace_vocabulary(source, matches.pieces, config.vocab_size)
+    shape, kept = source.config.get_text_config(), config.num_hidden_layers
+    if isinstance(design.layers, list):
+        layers = design.layers
+    elif design.layers == "importance":
+        influence = block_influence(source, load_tokenizer(folder, "design.layers"))
+        layers = sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:kept])
+        facts["block_influence"] = [round(i, 4) for i in influence]
+    else:
+        layers = kept_layers(shape, kept, first=design.layers == "first")
+    draft = _random_draft(with_layers(copy.deepcopy(config), shape, layers), seed)
+    hidden = cut_vocabulary(source, draft)
+    cut_layers(source, draft, hidden, layers)
+    if hidden.directions is not None:
+        facts["explained_variance"] = round(hidden.share, 4)
+    return draft, {**facts, "layers_of_the_target": layers}
+
+
+def _random_draft(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(seed)
+    config = copy.deepcopy(config)
+    config.dtype = torch.float32  # some families make buffers in the config's dtype
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _load(model: Path | PreTrainedModel) -> PreTrainedModel:
+    """Return the model of a folder in float32 without dropout; a loaded model as it is."""
+    if not isinstance(model, Path):
+        return model
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return loaded.eval()
+
+
+def resize_rows(model: PreTrainedModel, rows: int) -> None:
+    """Give embeddings and head ``rows`` rows; new rows are the mean of the others."""
+    import torch
+
+    had = model.get_input_embeddings().weight.shape[0]
+    if had == rows:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    if rows > had:
+        with torch.no_grad():
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.weight[had:] = module.weight[:had].mean(0)
+
+
+def _replace_vocabulary(
+    model: PreTrainedModel, pieces: Mapping[int, Sequence[int]], rows: int
+) -> None:
+    """Make each token's row the mean of its pieces' rows, in embeddings and head.
+
+    Tokens without pieces, and rows without a token, get the mean of all.
+    """
+    import torch
+
+    with torch.no_grad():
+        tables = [model.get_input_embeddings().weight]
+        if not tied(model):
+            tables.append(model.get_output_embeddings().weight)
+        new = [_mapped(table.float(), pieces, rows) for table in tables]
+        resize_rows(model, rows)
+        model.get_input_embeddings().weight.copy_(new[0])
+        model.get_output_embeddings().weight.copy_(new[-1])
+
+
+def _mapped(table: torch.Tensor, pieces: Mapping[int, Sequence[int]], rows: int) -> torch.Tensor:
+    """Return [rows, D] from [V, D]."""
+    new = table.mean(0).repeat(rows, 1)
+    for index, found in pieces.items():
+        # A tokenizer may name tokens beyond the model's rows (Gemma's `<image_soft_token>`).
+        known = [piece for piece in found if piece < len(table)]
+        if known and index < rows:
+            new[index] = table[known].mean(0)
+    return new
 
 
 def save_draft(draft: PreTrainedModel, folder: str | Path) -> None:
@@ -161,9 +319,6 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
         FastDraftError: it is not a draft, or its vocabulary is another one.
     """
     from transformers import AutoModelForCausalLM
-
-    from fastdraft_hf.draft.init import resize_rows
-    from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is not a draft")

@@ -1,8 +1,11 @@
-"""Choose layers of a model and cut them to the widths of a draft of the same family.
+"""Carry a model's vocabulary and layers over to the widths of a draft of the same family.
 
-Hidden states are carried over in one of three ways: all channels, the principal directions of the
-vocabulary (`Basis`), or a choice of channels. The first whole groups of attention heads are kept,
-and the feed-forward channels with the largest weights.
+Hidden states are carried over in one of three ways: all channels, a choice of channels, or the
+principal directions of the vocabulary. A transformer with RMSNorm computes the same function when
+its hidden states are rotated and every weight that reads or writes them is rotated too (SliceGPT,
+Ashkboos et al. 2024, arXiv 2401.15024). Hidden states x [D] become y = Bᵀ·diag(s)·x [d], where
+B [D, d] holds the principal directions. What lies outside them is lost. The first whole groups of
+attention heads are kept, and the feed-forward channels with the largest weights.
 """
 
 from __future__ import annotations
@@ -13,68 +16,174 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf.draft.basis import (
-    Basis,
-    decoder_of,
-    final_norm,
-    gain_of,
-    project_vocabulary,
-    set_gain,
-    tied,
-    vocabulary_basis,
-)
+from fastdraft_hf._head import head_of
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The rows of a projection that reads hidden states, or the columns of one that writes them: query
-# heads, key-value heads, heads with query, key and value side by side, feed-forward channels.
-_READS = {
-    "q_proj": ("q",),
-    "k_proj": ("kv",),
-    "v_proj": ("kv",),
-    "qkv_proj": ("q", "kv", "kv"),
-    "query_key_value": ("q3",),
-    "gate_proj": ("ff",),
-    "up_proj": ("ff",),
-    "gate_up_proj": ("ff", "ff"),
-    "fc1": ("ff",),
-    "c_fc": ("ff",),
-    "dense_h_to_4h": ("ff",),
-}
-_WRITES = {
-    "o_proj": "q",
-    "dense": "q",
-    "down_proj": "ff",
-    "fc2": "ff",
-    "c_proj": "ff",
-    "dense_4h_to_h": "ff",
-}
-_FEED_FORWARD_UP = ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "gate_up_proj")
+# Standard deviation of the initial logits for a hidden state of unit RMS: sharp enough to learn
+# from, flat enough not to be confidently wrong.
+LOGIT_SPREAD = 2.0
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """How hidden states are carried over: by ``basis``, or by ``channels`` (None: all)."""
+    """How hidden states x [D] of a model become those of its draft, y [d].
 
-    basis: Basis | None = None
+    Attributes:
+        directions: B, [D, d], orthonormal columns; None where channels are kept.
+        scale: s, [D].
+        share: share of the vocabulary's sum of squares that the directions hold.
+        channels: [d], those that are kept; None for all.
+    """
+
+    directions: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    share: float = 1.0
     channels: torch.Tensor | None = None
 
-    def read(self, weight: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
+    def read(self, weight: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
         """Return a weight [.., D] as [.., d], with the gain of the norm before it folded in."""
-        if self.basis is not None:
-            scaled = weight if gain is None else weight * (gain / self.basis.scale)
-            return scaled @ self.basis.directions
+        if self.directions is not None and self.scale is not None:
+            return (weight if gain is None else weight * (gain / self.scale)) @ self.directions
         return weight if self.channels is None else weight[..., self.channels]
 
     def write(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [D, ..] as [d, ..]."""
-        if self.basis is not None:
-            scale = self.basis.scale if weight.dim() == 1 else self.basis.scale[:, None]
-            return self.basis.directions.T @ (scale * weight)
+        if self.directions is not None and self.scale is not None:
+            scale = self.scale if weight.dim() == 1 else self.scale[:, None]
+            return self.directions.T @ (scale * weight)
         return weight if self.channels is None else weight[self.channels]
+
+
+def vocabulary_basis(target: PreTrainedModel, width: int) -> Hidden:
+    """Return the principal directions of the vocabulary for a draft of ``width``.
+
+    With E [V, D] the head's weight and g [D] the gain of the final norm, the head computes with
+    E·diag(g). A tied matrix is used at both ends, and E·diag(√|g|) serves both, so s = √|g|. An
+    untied head takes g itself and s = 1.
+    """
+    import torch
+
+    with torch.no_grad():
+        head = target.get_output_embeddings().weight.float()
+        gain = gain_of(final_norm(target), head).abs().clamp_min(1e-4)
+        scale = gain.sqrt() if tied(target) else torch.ones_like(gain)
+        # RMSNorm removes a common factor, so only the differences between channels may remain.
+        scale = scale / scale.square().mean().sqrt()
+        table = head * (scale if tied(target) else gain)
+        values, vectors = torch.linalg.eigh((table.T @ table).double())
+    share = float(values[-width:].sum() / values.sum())
+    return Hidden(vectors.flip(1)[:, :width].float(), scale, share)
+
+
+def project_vocabulary(target: PreTrainedModel, draft: PreTrainedModel, hidden: Hidden) -> None:
+    """Set the draft's embeddings, head and final gain from the target's, along directions."""
+    import torch
+
+    factor = _embedding_factor(target, draft)
+    with torch.no_grad():
+        source, ours = target.get_output_embeddings(), draft.get_output_embeddings()
+        head = source.weight.float()
+        if not tied(target):
+            head = head * gain_of(final_norm(target), head)
+            embeddings = target.get_input_embeddings().weight.float()
+            draft.get_input_embeddings().weight.copy_(factor * hidden.read(embeddings))
+        table = factor * hidden.read(head * hidden.scale)
+        ours.weight.copy_(table)
+        if getattr(source, "bias", None) is not None and getattr(ours, "bias", None) is not None:
+            ours.bias.copy_(source.bias)
+        spread = float(table.std()) * math.sqrt(table.shape[1])
+        gain = LOGIT_SPREAD / (spread * head_of(draft).scale)
+        if not set_gain(final_norm(draft), gain) and not tied(draft):
+            ours.weight.mul_(gain)
+
+
+def _embedding_factor(source: PreTrainedModel, draft: PreTrainedModel) -> float:
+    """Return what undoes a family's factor of its embeddings, the square root of the width."""
+    if not FAMILIES[draft.config.model_type].scaled_embeddings:
+        return 1.0
+    wide: int = source.config.get_text_config().hidden_size
+    return math.sqrt(wide / draft.config.hidden_size)
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """Return the module that holds the layers and the final norm."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else model.base_model
+
+
+def final_norm(model: PreTrainedModel) -> Any:
+    """Return the norm before the head."""
+    return [m for name, m in decoder_of(model).named_children() if "norm" in name][-1]
+
+
+def tied(model: PreTrainedModel) -> bool:
+    """Return whether embeddings and head share their weight."""
+    return bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def gain_of(norm: Any, table: torch.Tensor) -> torch.Tensor:
+    """Return the factors [D] by which a norm multiplies normalized states, in float32.
+
+    Most families store it as ``weight``, Gemma and Nemotron store it minus one, OLMo has none.
+
+    Args:
+        norm: the norm.
+        table: [.., D], a weight beside the norm, for the width and the device.
+    """
+    import torch
+
+    if getattr(norm, "weight", None) is None:
+        return torch.ones(table.shape[-1], device=table.device)
+    gain: torch.Tensor = norm.weight.detach().float() + _offset(norm)
+    return gain
+
+
+def set_gain(norm: Any, gain: torch.Tensor | float) -> bool:
+    """Set the gain of a norm and its bias to 0; return False where the norm has no gain."""
+    import torch
+
+    if getattr(norm, "weight", None) is None:
+        return False
+    with torch.no_grad():
+        value = torch.as_tensor(gain).to(norm.weight) - _offset(norm)
+        norm.weight.copy_(value.expand_as(norm.weight))
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.zero_()
+    return True
+
+
+def _offset(norm: Any) -> float:
+    """Return 1 where a weight of 0 means a gain of 1, measured on the norm itself."""
+    import torch
+
+    with torch.no_grad():
+        weight = norm.weight
+        signs = torch.ones_like(weight)
+        # Mean 0 and mean square 1: neither LayerNorm nor RMSNorm changes it.
+        signs[..., 1::2] = -1
+        gain = (norm(signs[None]) - norm(-signs[None]))[0] / 2 * signs
+        return float(round(float((gain - weight).float().median())))
+
+
+# The rows of a projection that reads hidden states, or the columns of one that writes them: query
+# heads, key-value heads, heads with query, key and value side by side, feed-forward channels.
+_READS = {
+    "q_proj": ("q",),
+    **dict.fromkeys(("k_proj", "v_proj"), ("kv",)),
+    "qkv_proj": ("q", "kv", "kv"),
+    "query_key_value": ("q3",),
+    **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h"), ("ff",)),
+    "gate_up_proj": ("ff", "ff"),
+}
+_WRITES = {
+    **dict.fromkeys(("o_proj", "dense"), "q"),
+    **dict.fromkeys(("down_proj", "fc2", "c_proj", "dense_4h_to_h"), "ff"),
+}
+_FEED_FORWARD_UP = ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "gate_up_proj")
 
 
 def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
@@ -86,27 +195,25 @@ def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
     import torch
 
     wide, width = source.config.get_text_config().hidden_size, draft.config.hidden_size
-    family = FAMILIES[draft.config.model_type]
-    if width < wide and family.pre_norms is not None:
-        basis = vocabulary_basis(source, width)
-        project_vocabulary(source, draft, basis)
-        return Hidden(basis=basis)
-    channels = None if width == wide else _largest_channels(source, width)
-    hidden = Hidden(channels=channels)
-    factor = math.sqrt(wide / width) if family.scaled_embeddings else 1.0
+    if width < wide and FAMILIES[draft.config.model_type].pre_norms is not None:
+        hidden = vocabulary_basis(source, width)
+        project_vocabulary(source, draft, hidden)
+        return hidden
+    hidden = Hidden(channels=None if width == wide else _largest_channels(source, width))
+    factor = _embedding_factor(source, draft)
     with torch.no_grad():
         ours = draft.get_output_embeddings()
         theirs = source.get_output_embeddings()
-        ours.weight.copy_(hidden.read(theirs.weight.float(), None))
+        ours.weight.copy_(hidden.read(theirs.weight.float()))
         if getattr(ours, "bias", None) is not None:
             ours.bias.copy_(theirs.bias)
-        embeddings = hidden.read(source.get_input_embeddings().weight.float(), None)
+        embeddings = hidden.read(source.get_input_embeddings().weight.float())
         draft.get_input_embeddings().weight.copy_(factor * embeddings)
         norm, old = final_norm(draft), final_norm(source)
         # A tied weight carries the factor to the head too, where the gain removes it.
-        gain = hidden.read(gain_of(old, theirs.weight), None) / (factor if tied(draft) else 1.0)
+        gain = hidden.read(gain_of(old, theirs.weight)) / (factor if tied(draft) else 1.0)
         if set_gain(norm, gain) and getattr(old, "bias", None) is not None:
-            norm.bias.copy_(hidden.read(old.bias.float(), None))
+            norm.bias.copy_(hidden.read(old.bias.float()))
     return hidden
 
 
@@ -124,7 +231,7 @@ def cut_layers(
 ) -> None:
     """Set the draft's layers from ``layers`` of the source, cut to the draft's widths.
 
-    With a basis, the gains of the norms go into the projections behind them.
+    With directions, the gains of the norms go into the projections behind them.
     """
     import torch
 
@@ -154,9 +261,9 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
 
     norms: Sequence[str] = ()
     gains: list[torch.Tensor] = []
-    if hidden.basis is not None:
+    if hidden.scale is not None:
         norms = FAMILIES[new.model_type].pre_norms or ()
-        gains = [gain_of(getattr(theirs, name), hidden.basis.scale) for name in norms]
+        gains = [gain_of(getattr(theirs, name), hidden.scale) for name in norms]
     parameters = dict(theirs.named_parameters())
     for name, to in ours.named_parameters():
         weight = parameters[name].float()
@@ -170,9 +277,9 @@ def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) 
             value = hidden.write(weight)
             value = value[:, kept[_WRITES[kind]]] if leaf == "weight" else value
         elif "norm" in name and "attn." not in name and "attention." not in name:
-            if hidden.basis is not None:
+            if norms:
                 continue  # folded into the projections
-            value = hidden.read(weight, None)
+            value = hidden.read(weight)
         else:  # norms of single heads, and parameters that depend on no width
             value = weight[: to.shape[0]]
         to.copy_(value)

@@ -1,12 +1,10 @@
 """Drafts whose head scores only the most frequent tokens (FR-Spec, Zhao et al. 2025, 2502.14856).
 
-The head is most of a small draft's work. A token that the head does not score is never drafted; the
-target still produces it, so the output stays the target's.
-
-On disk a reduced draft is an ordinary checkpoint with the full head, and a file of token ids
-(`FILE`). ``from_pretrained`` scores every token; `load_draft` and the OpenVINO export read the ids
-and leave out the other rows of the head. The file is JSON, because some engines load every
-``*.safetensors`` file of a folder as weights.
+A token that the head does not score is never drafted; the target still produces it. On disk a
+reduced draft is an ordinary checkpoint with the full head, and a file of token ids (`FILE`).
+``from_pretrained`` scores every token; `load_draft` and the OpenVINO export read the ids and leave
+out the other rows of the head. The file is JSON, because some engines load every ``*.safetensors``
+file of a folder as weights.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +30,8 @@ class ReducedVocabulary:
     """The tokens that a head scores.
 
     Attributes:
-        token_ids: [K] ascending ids; column k of the logits is token ``token_ids[k]``, and of two
-            equal logits the first is the one that the full head would choose.
+        token_ids: [K] ascending ids; column k of the logits is token ``token_ids[k]``. Of two equal
+            logits the first is the one that the full head would choose.
         facts: how they were chosen (coverage, acceptance).
     """
 
@@ -63,19 +61,14 @@ def choose_token_ids(
             f"draft_vocab_size: {size:,} must be more than the {len(always):,} special tokens, "
             f"which always stay, and below the vocabulary of {vocabulary:,}"
         )
-    kept = set(always)
-    by_count = sorted(range(vocabulary), key=lambda token: (-counts.get(token, 0), token))
-    for token in by_count:
-        if len(kept) == size:
-            break
-        kept.add(token)
-    return sorted(kept)
+    others = set(range(vocabulary)) - set(always)
+    by_count = sorted(others, key=lambda token: (-counts.get(token, 0), token))
+    return sorted([*always, *by_count[: size - len(always)]])
 
 
 def write_reduced_vocabulary(folder: Path, head: ReducedVocabulary) -> None:
     """Write the ids to the folder of the checkpoint."""
-    value = {"token_ids": list(head.token_ids), "facts": head.facts}
-    write_text(folder / FILE, json.dumps(value, ensure_ascii=False) + "\n")
+    write_text(folder / FILE, json.dumps(asdict(head), ensure_ascii=False) + "\n")
 
 
 def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
@@ -89,14 +82,11 @@ def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        ids = tuple(value["token_ids"])
-        facts = dict(value.get("facts") or {})
+        ids, facts = tuple(value["token_ids"]), dict(value.get("facts") or {})
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise FastDraftError(
-            f"{path}: not a list of token ids; delete the file to use the full head"
-        ) from None
-    valid = all(type(token) is int and token >= 0 for token in ids)
-    if not ids or not valid or any(a >= b for a, b in itertools.pairwise(ids)):
+        ids, facts = (), {}
+    integers = all(type(token) is int for token in ids)
+    if not ids or not integers or ids[0] < 0 or any(a >= b for a, b in itertools.pairwise(ids)):
         raise FastDraftError(
             f"{path}: token_ids must be ascending ids; delete the file to use the full head"
         )
@@ -117,11 +107,7 @@ def reduce_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
 
     `fastdraft_hf.assisted_decoding` reads the token of each column from ``model.head_token_ids``.
     Nothing else does, so the model is a draft for that loop only. It cannot be saved: its folder
-    would not be a checkpoint.
-
-    Args:
-        model: a causal language model; its embeddings keep every row, tied or not.
-        token_ids: ascending ids.
+    would not be a checkpoint. The embeddings keep every row, tied or not.
 
     Raises:
         FastDraftError: an id is outside the head.
@@ -129,17 +115,10 @@ def reduce_model(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
     import torch
 
     head = model.get_output_embeddings()
-    rows = head.weight.shape[0]
-    check_token_ids(token_ids, rows)
+    check_token_ids(token_ids, head.weight.shape[0])
     index = torch.tensor(list(token_ids), device=head.weight.device)
     bias = getattr(head, "bias", None)
-    reduced = torch.nn.Linear(
-        head.weight.shape[1],
-        len(index),
-        bias=bias is not None,
-        device=head.weight.device,
-        dtype=head.weight.dtype,
-    )
+    reduced = torch.nn.Linear(head.weight.shape[1], len(index), bias is not None).to(head.weight)
     with torch.no_grad():
         reduced.weight.copy_(head.weight[index])
         if bias is not None:
@@ -170,11 +149,7 @@ def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a draft for `fastdraft_hf.assisted_decoding`, with its reduced vocabulary if it has one.
 
     For transformers' own assisted generation load it with ``AutoModelForCausalLM``, which reads the
-    full head.
-
-    Args:
-        folder: the draft's folder.
-        **kwargs: arguments of ``from_pretrained``, such as ``dtype``.
+    full head. The keyword arguments are those of ``from_pretrained``, such as ``dtype``.
     """
     from transformers import AutoModelForCausalLM
 

@@ -101,19 +101,8 @@ class VocabularyReport:
     only_draft: Mapping[int, str]
 
     @property
-    def special(self) -> dict[str, tuple[str | None, str | None]]:
-        """The special tokens that differ: role -> (target's token, draft's token)."""
-        pairs = {r: (self.target.special.get(r), self.draft.special.get(r)) for r in _SPECIAL}
-        return {role: pair for role, pair in pairs.items() if pair[0] != pair[1]}
-
-    @property
     def verdict(self) -> Verdict:
-        """The result of the comparison.
-
-        ``identical``: the same token for every id, and the same rows. ``padded``: the same tokens,
-        different numbers of rows. ``extended``: the same token for every shared id, and one or both
-        have more. ``different``: some id means two tokens.
-        """
+        """The result of the comparison; `CONCLUSIONS` explains it."""
         if self.differing or not self.agreeing:
             return "different"
         if self.only_target or self.only_draft:
@@ -142,27 +131,12 @@ class VocabularyReport:
         if self._rows_differ:
             end = "" if self.differing else ": padding, which can be resized"
             found.append(f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids{end}")
-        found += [f"{role}: {pair[0]!r} and {pair[1]!r}" for role, pair in self.special.items()]
+        for role, token in self.target.special.items():
+            if token != self.draft.special[role]:
+                found.append(f"{role}: {token!r} and {self.draft.special[role]!r}")
         if self.target.ends != self.draft.ends:
             found.append(f"ends on {self.target.named_ends()} and on {self.draft.named_ends()}")
         return found
-
-    def rows(self) -> list[dict[str, str]]:
-        """Return the comparison as a table, one dictionary per row."""
-        ours, theirs = (
-            {
-                "tokens": f"{len(side.ids):,}",
-                "rows of the head": f"{side.rows:,}" if side.rows else "?",
-                "ids that agree": f"{self.agreeing:,}",
-                "ids that differ": f"{len(self.differing):,}",
-                "ids the other lacks": f"{len(only):,}",
-                **{role: str(side.special.get(role)) for role in _SPECIAL},
-                "ends on": side.named_ends(),
-            }
-            for side, only in ((self.target, self.only_target), (self.draft, self.only_draft))
-        )
-        name = f"{self.draft.name} "  # a model may be compared with itself
-        return [{"": key, self.target.name: ours[key], name: theirs[key]} for key in ours]
 
 
 def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyReport:
@@ -232,8 +206,8 @@ def check_vocabulary(
         )
     if donor:
         return report
-    if "eos" in report.special and not resize:
-        ours, theirs = report.special["eos"]
+    ours, theirs = target.special["eos"], other.special["eos"]
+    if ours != theirs and not resize:
         raise FastDraftError(
             f"{where}: its EOS token is {theirs or 'missing'}, the target's {ours or 'missing'}; "
             "copy the target's tokenizer into its folder"

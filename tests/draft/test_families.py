@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import FAMILIES
-from fastdraft_hf.draft.init import init
 from fastdraft_hf.draft.sizes import count_parameters
 
 IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
@@ -71,7 +71,7 @@ def test_every_family_gives_a_draft_that_works(
     target = randomised(target_config, seed=2)
     folder = tmp_path_factory.mktemp("target")
     target.save_pretrained(folder)
-    draft, facts = init(folder, config, wanted, seed)
+    draft, facts = initialize(folder, config, wanted, seed)
     assert draft.num_parameters() == size
     assert facts["init"] == kind
 

@@ -12,23 +12,20 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.basis import (
+from fastdraft_hf.draft.build import initialize
+from fastdraft_hf.draft.config import DesignConfig, Initialization
+from fastdraft_hf.draft.cutting import (
+    block_influence,
+    cut_layers,
     final_norm,
     gain_of,
+    kept_layers,
     project_vocabulary,
     set_gain,
     vocabulary_basis,
 )
-from fastdraft_hf.draft.config import DesignConfig, Initialization
-from fastdraft_hf.draft.cutting import (
-    Hidden,
-    block_influence,
-    cut_layers,
-    kept_layers,
-)
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import FAMILIES
-from fastdraft_hf.draft.init import init
 
 Make = Callable[..., Any]
 
@@ -56,9 +53,9 @@ def weights_equal(a: Any, b: Any) -> bool:
 def test_scratch_follows_its_seed_and_reads_no_target(tmp_path: Path, tiny_config: Make) -> None:
     design = DesignConfig(hidden_size=16, num_hidden_layers=1, init="scratch")
     config = design_draft(tiny_config(), design)
-    first, facts = init(tmp_path / "nowhere", config, design, seed=1)
-    again, _ = init(tmp_path / "nowhere", config, design, seed=1)
-    other, _ = init(tmp_path / "nowhere", config, design, seed=2)
+    first, facts = initialize(tmp_path / "nowhere", config, design, seed=1)
+    again, _ = initialize(tmp_path / "nowhere", config, design, seed=1)
+    other, _ = initialize(tmp_path / "nowhere", config, design, seed=2)
     assert facts == {"init": "scratch"}
     assert weights_equal(first, again)
     assert not weights_equal(first, other)
@@ -68,10 +65,10 @@ def test_scratch_follows_its_seed_and_reads_no_target(tmp_path: Path, tiny_confi
 def test_project_is_reproducible_and_told(tiny_target_folder: Path, tiny_config: Make) -> None:
     design = DesignConfig(hidden_size=16, num_hidden_layers=2, init="project")
     config = design_draft(tiny_config(), design)
-    first, facts = init(tiny_target_folder, config, design, seed=1)
-    again, _ = init(tiny_target_folder, config, design, seed=1)
+    first, facts = initialize(tiny_target_folder, config, design, seed=1)
+    again, _ = initialize(tiny_target_folder, config, design, seed=1)
     scratch_design = DesignConfig(hidden_size=16, init="scratch")
-    scratch, _ = init(tiny_target_folder, config, scratch_design, seed=1)
+    scratch, _ = initialize(tiny_target_folder, config, scratch_design, seed=1)
     assert weights_equal(first, again)
     assert facts["init"] == "project"
     assert 0 < facts["explained_variance"] < 1
@@ -112,7 +109,8 @@ def test_full_width_keeps_inner_products(tiny_model: Make, tied: bool) -> None:
 @given(width=st.integers(1, 32), seed=st.integers(0, 20), tied=st.booleans())
 def test_the_basis_is_the_best_one(tiny_model: Make, width: int, seed: int, tied: bool) -> None:
     target = with_gains(tiny_model(seed=seed, tie_word_embeddings=tied), seed)
-    directions, scale, share = vocabulary_basis(target, width)
+    hidden = vocabulary_basis(target, width)
+    directions, scale, share = hidden.directions, hidden.scale, hidden.share
     torch.testing.assert_close(directions.T @ directions, torch.eye(width), atol=1e-5, rtol=0)
     gains = target.model.norm.weight.detach().abs()
     table = target.lm_head.weight.detach() * (gains.sqrt() if tied else gains)
@@ -129,7 +127,7 @@ def full_slice(target: Any) -> Any:
     draft = AutoModelForCausalLM.from_config(target.config, dtype=torch.float32).eval()
     basis = vocabulary_basis(target, target.config.hidden_size)
     project_vocabulary(target, draft, basis)
-    cut_layers(target, draft, Hidden(basis), range(target.config.num_hidden_layers))
+    cut_layers(target, draft, basis, range(target.config.num_hidden_layers))
     return draft
 
 
@@ -182,7 +180,7 @@ def test_rotated_cuts_of_every_size(
         hidden_size=width, num_hidden_layers=layers, intermediate_size=feed_forward
     )
     config = design_draft(target.config, design)
-    draft, facts = init(folder, config, design, seed=0)
+    draft, facts = initialize(folder, config, design, seed=0)
     assert facts["layers_of_the_target"] == kept_layers(target.config, layers)
     with torch.no_grad():
         assert torch.isfinite(draft(torch.tensor([[1, 2, 3]])).logits).all()
@@ -211,7 +209,7 @@ def test_at_full_width_layers_are_dropped_and_nothing_else(
     target = randomised(tiny_target(family), seed=4)
     target.save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=64, num_hidden_layers=len(layers), layers=layers)
-    draft, facts = init(tmp_path, design_draft(target.config, design), design, seed=0)
+    draft, facts = initialize(tmp_path, design_draft(target.config, design), design, seed=0)
     assert facts["layers_of_the_target"] == layers
     theirs = target.state_dict()
     for name, value in draft.state_dict().items():
@@ -231,7 +229,7 @@ def test_other_families_keep_channels(family: str, tmp_path: Path) -> None:
     target = randomised(tiny_target(family, tie_word_embeddings=False), seed=5)
     target.save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=32, num_hidden_layers=1, init="prune")
-    draft, facts = init(tmp_path, design_draft(target.config, design), design, seed=0)
+    draft, facts = initialize(tmp_path, design_draft(target.config, design), design, seed=0)
     assert "explained_variance" not in facts
     wide, narrow = target.get_input_embeddings().weight, draft.get_input_embeddings().weight
     factor = 2**0.5 if FAMILIES[family].scaled_embeddings else 1.0
@@ -295,7 +293,7 @@ def test_the_layers_that_change_most(tiny_target_folder: Path, tmp_path: Path) -
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     design = DesignConfig(hidden_size=32, num_hidden_layers=2, layers="importance")
-    draft, facts = init(tmp_path, design_draft(config, design), design, seed=0)
+    draft, facts = initialize(tmp_path, design_draft(config, design), design, seed=0)
     assert facts["layers_of_the_target"] == [0, 2]
     assert len(facts["block_influence"]) == 3
     assert draft.config.num_hidden_layers == 2
@@ -312,7 +310,7 @@ def test_the_first_layers_see_past_their_window(kept: int, chosen: list[int]) ->
 def test_the_real_target(target_folder: Path, kind: Initialization) -> None:
     design = DesignConfig(hidden_size=96, num_hidden_layers=2, init=kind)
     config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft, facts = init(target_folder, config, design, seed=0)
+    draft, facts = initialize(target_folder, config, design, seed=0)
     assert 0.3 < facts["explained_variance"] < 1
     assert draft.get_input_embeddings().weight.shape == (49152, 96)
     with torch.no_grad():
@@ -336,7 +334,7 @@ def test_layers_of_another_model_of_the_vocabulary(
     design = DesignConfig(hidden_size=64, num_hidden_layers=1, init="prune", donor=str(donor))
     config = design_draft(tiny_config(), design)
     assert config.model_type == "qwen3"
-    draft, facts = init(tiny_target_folder, config, design, seed=0)
+    draft, facts = initialize(tiny_target_folder, config, design, seed=0)
     assert facts["donor"] == "donor"
     theirs = AutoModelForCausalLM.from_pretrained(donor)
     assert torch.equal(
@@ -361,8 +359,8 @@ def test_a_padded_donor_is_resized_on_request(
     with pytest.raises(
         FastDraftError, match=rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
     ):
-        init(target, config, refused, seed=0)
-    draft, _ = init(target, config, DesignConfig(**settings_, resize=True), seed=0)
+        initialize(target, config, refused, seed=0)
+    draft, _ = initialize(target, config, DesignConfig(**settings_, resize=True), seed=0)
     theirs = AutoModelForCausalLM.from_pretrained(donor).lm_head.weight
     assert draft.lm_head.weight.shape[0] == rows + 8 == draft.config.vocab_size
     torch.testing.assert_close(draft.lm_head.weight[:rows], theirs)
@@ -376,7 +374,7 @@ def test_a_donor_of_another_vocabulary_is_no_prune(
     design = DesignConfig(hidden_size=64, num_hidden_layers=1, donor=str(donor), resize=True)
     config = design_draft(tiny_config(), design)
     with pytest.raises(FastDraftError, match=r"design.donor: .*not the target's.*transplant"):
-        init(tiny_target_folder, config, design, seed=0)
+        initialize(tiny_target_folder, config, design, seed=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -391,7 +389,7 @@ def test_a_transplant_gives_each_token_its_pieces(
     donor = donor_folder(tmp_path / "donor", other_tokenizer, rows, tie_word_embeddings=tied)
     design = DesignConfig(hidden_size=64, num_hidden_layers=2, init="transplant", donor=str(donor))
     config = design_draft(tiny_config(), design)
-    draft, facts = init(tiny_target_folder, config, design, seed=0)
+    draft, facts = initialize(tiny_target_folder, config, design, seed=0)
     target = AutoTokenizer.from_pretrained(tiny_target_folder)
     assert sum(facts["tokens"].values()) == len(target) == draft.config.vocab_size
     assert facts["tokens"]["none"] == 0
