@@ -43,27 +43,56 @@ def chat_ids(
         system_prompt: first turn of a conversation without a system turn.
 
     Raises:
-        FastDraftError: the chat template refuses the conversation.
+        FastDraftError: the chat template refuses the conversation or drops the user's message, or
+            there are several and none called default.
     """
     turns = [("user", instruction)] if isinstance(instruction, str) else list(instruction)
     if system_prompt is not None and all(role != "system" for role, _ in turns):
         turns = [("system", system_prompt), *turns]
     if tokenizer.chat_template is None:
         return tuple(tokenizer("\n\n".join(content for _, content in turns))["input_ids"])
+    return tuple(tokenizer(_chat_text(tokenizer, turns), add_special_tokens=False)["input_ids"])
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> str:
+    """Render a conversation, its content as text or, as vision models read it, a list of parts.
+
+    Raises:
+        FastDraftError: the template drops what the user says either way.
+    """
+    text = _rendered(tokenizer, turns, parts=False)
+    said = [content.strip() for role, content in turns if role == "user"]
+    if not said or said[-1] in text:
+        return text
+    # A template may also edit the words: ask with one that it would keep.
+    kept = [
+        "rivers" in _rendered(tokenizer, [("user", "rivers")], parts) for parts in (False, True)
+    ]
+    if not any(kept):
+        raise FastDraftError("kind: the target's chat template drops the user's message")
+    return text if kept[0] else _rendered(tokenizer, turns, parts=True)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Conversation, parts: bool) -> str:
     from jinja2 import TemplateError
 
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}] if parts else content}
+        for role, content in turns
+    ]
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in turns],
-            tokenize=False,
-            add_generation_prompt=True,
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
     except TemplateError as error:
         roles = ", ".join(role for role, _ in turns)
         raise FastDraftError(
             f"the target's chat template refuses a conversation of {roles} ({error})"
         ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except ValueError as error:  # several templates and none called default
+        raise FastDraftError(
+            f"target: {error} Set tokenizer.chat_template to one of them and save the tokenizer"
+        ) from error
 
 
 def template_ends(
@@ -78,7 +107,7 @@ def template_ends(
     first token (``[INST] Hello``) is not among them.
 
     Raises:
-        FastDraftError: there is no chat template, or it drops the user's message.
+        FastDraftError: there is no chat template, or nothing in it before the user's message.
     """
     if tokenizer.chat_template is None:
         raise FastDraftError(
@@ -86,8 +115,6 @@ def template_ends(
             "use kind: free"
         )
     chats = [chat_ids(tokenizer, words, system_prompt) for words in _PROBES]
-    if len(set(chats)) < len(chats):
-        raise FastDraftError("kind: the target's chat template drops the user's message")
     first, last = shared_ends(chats)
     if not first:
         raise FastDraftError(

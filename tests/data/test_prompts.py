@@ -28,7 +28,26 @@ def test_free_text_starts_with_the_separator(target_tokenizer: Any, tiny_tokeniz
     assert free_prefix(tiny_tokenizer) == (0,)
 
 
-# Chat templates as they are in use, each written down anew.
+def test_content_as_parts(tiny_tokenizer: Any) -> None:
+    """Templates of vision models drop a string: they read a list of parts."""
+    parts = copy.deepcopy(tiny_tokenizer)
+    parts.chat_template = (
+        "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{% if p.type == 'text' %}"
+        "{{ p.text }}{% endif %}{% endfor %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    chat = parts.decode(chat_ids(parts, "the cat", "Be kind."))
+    assert chat == "system:Be kind.user:the catassistant:"
+
+
+def test_named_templates_without_a_default(tiny_tokenizer: Any) -> None:
+    named = copy.deepcopy(tiny_tokenizer)
+    named.chat_template = {"tool_use": tiny_tokenizer.chat_template, "rag": ""}
+    with pytest.raises(FastDraftError, match=r"no default.*\['rag', 'tool_use'\].*save"):
+        chat_ids(named, "the cat")
+
+
+# Chat templates as they are in use, written down here.
 STYLES: dict[str, tuple[str, list[str]]] = {
     "ChatML": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
