@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -88,7 +88,7 @@ class Section(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise FastDraftError(_section_line(type(self), data, error)) from None
+            raise FastDraftError(_line(type(self), data, error)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -119,25 +119,7 @@ class Section(BaseModel):
                 raise FastDraftError(f"{name}: must be at least 1, got {value}")
 
 
-def load(kind: Any, data: Any, path: str = "") -> Any:
-    """Return ``data`` validated as a type, such as a `Section`.
-
-    Args:
-        kind: what to validate as.
-        data: what YAML gave; ``None`` stands for an empty section.
-        path: the key path of ``data``, for the error (``"pretrain"``).
-
-    Raises:
-        FastDraftError: an unknown key, a missing one or a bad value, with the key's path.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        return _refuse((path, *found["loc"]) if path else found["loc"], found)
-
-
-def _section_line(section: type[Section], data: Mapping[str, Any], error: ValidationError) -> str:
+def _line(section: type[Section], data: Mapping[str, Any], error: ValidationError) -> str:
     """Return what is wrong with a section as one line; unknown keys come first."""
     errors = error.errors(include_url=False)
     found = min(errors, key=lambda one: one["type"] != "extra_forbidden")
@@ -149,14 +131,25 @@ def _section_line(section: type[Section], data: Mapping[str, Any], error: Valida
     if found["type"] == "missing":
         about = fields[str(loc[0])].description
         return f"{_join(loc)}: missing, and it has no default ({about})"
-    try:
-        options = _options(fields[str(loc[0])].annotation) if loc else []
-        if len(options) > 1:  # pydantic names every option; report only the one that was meant
-            value = data[str(loc[0])]
-            load(_meant(options, value), value, str(loc[0]))
-        _refuse(loc, found)
-    except FastDraftError as refusal:
-        return str(refusal)
+    options = _options(fields[str(loc[0])].annotation) if loc else []
+    if len(options) > 1:  # pydantic names every option; report only the one that was meant
+        value = data[str(loc[0])]
+        try:
+            TypeAdapter(_meant(options, value)).validate_python(value)
+        except ValidationError as meant:
+            found = meant.errors(include_url=False)[0]
+            loc = (loc[0], *found["loc"])
+    where, cause = _join(loc), found.get("ctx", {}).get("error")
+    if isinstance(cause, FastDraftError):  # of a section below, which begins with its own key
+        return f"{where}.{cause}" if where else str(cause)
+    value, kind = _show(found["input"]), found["type"]
+    if kind == "literal_error":
+        valid = re.findall(r"'([^']*)'", found["ctx"]["expected"])
+        hint = nearest(str(found["input"]), valid)
+        return f"{where}: {value} is not one of {', '.join(valid)}{hint}"
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
+    what = f"expected {expected}" if expected else found["msg"].removeprefix("Value error, ")
+    return f"{where or 'the recipe'}: {what}, got {value}"
 
 
 def _options(kind: Any) -> list[Any]:
@@ -169,21 +162,6 @@ def _meant(options: list[Any], value: Any) -> Any:
     """Return the option of a union that a value of this type was meant for."""
     wanted = dict if isinstance(value, Mapping) else list if isinstance(value, list) else None
     return next((one for one in options if wanted and get_origin(one) is wanted), options[-1])
-
-
-def _refuse(loc: tuple[str | int, ...], found: Any) -> NoReturn:
-    cause = found.get("ctx", {}).get("error")
-    where = _join(loc)
-    if isinstance(cause, FastDraftError):  # of a section below, which begins with its own key
-        raise FastDraftError(f"{where}.{cause}" if where else str(cause))
-    value, kind = _show(found["input"]), found["type"]
-    if kind == "literal_error":
-        valid = re.findall(r"'([^']*)'", found["ctx"]["expected"])
-        hint = nearest(str(found["input"]), valid)
-        raise FastDraftError(f"{where}: {value} is not one of {', '.join(valid)}{hint}")
-    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
-    what = f"expected {expected}" if expected else found["msg"].removeprefix("Value error, ")
-    raise FastDraftError(f"{where or 'the recipe'}: {what}, got {value}")
 
 
 _EXPECTED = {

@@ -90,7 +90,6 @@ def run(args: argparse.Namespace) -> None:
 def _acceptance(name: str, draft: Path, output: Path, target: Path) -> None:
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.stages import exporting
-    from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     reading = exporting.read_acceptance(
         target,
@@ -98,7 +97,6 @@ def _acceptance(name: str, draft: Path, output: Path, target: Path) -> None:
             "PyTorch": functools.partial(exporting.load_pytorch, draft),
             name: functools.partial(exporting.load_exported, draft, output),
         },
-        ends=stop_ids(target, load_tokenizer(target, "target")),
         device=resolve_device("auto"),
     )
     print("\n".join(exporting.acceptance_lines(reading)), flush=True)

@@ -8,17 +8,18 @@ used.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastdraft_hf._processes import world
 from fastdraft_hf.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Joules by processor (``cpu``, ``gpu``). ``None``: it is there, and its energy is unknown.
 Joules = dict[str, float | None]
@@ -33,36 +34,35 @@ def measured_energy(recipe: Recipe, stage: str) -> Iterator[Joules]:
     joules: Joules = {"cpu": None}
     if _has_gpu():
         joules["gpu"] = None
-    tracker = _start() if _all_here(recipe, stage) else None
+    tracker = _quietly(_start) if _all_here(recipe, stage) else None
     yield joules
     if tracker is not None:
-        try:
-            tracker.stop()
-            joules |= _counted(tracker)
-        except Exception as error:
-            logger.debug("energy is unknown: %s", error)
+        joules |= _quietly(lambda: _counted(tracker)) or {}
 
 
-def _start() -> Any:
-    if importlib.util.find_spec("codecarbon") is None:
-        return None
+def _quietly(function: Callable[[], T]) -> T | None:
     try:
-        from codecarbon import OfflineEmissionsTracker
-
-        logging.getLogger("codecarbon").disabled = True
-        # The country only decides how much carbon dioxide a joule is, which is not recorded.
-        tracker = OfflineEmissionsTracker(
-            country_iso_code="USA", save_to_file=False, allow_multiple_runs=True
-        )
-        tracker.start()
+        return function()
     except Exception as error:
         logger.debug("energy is unknown: %s", error)
         return None
+
+
+def _start() -> Any:
+    from codecarbon import OfflineEmissionsTracker
+
+    logging.getLogger("codecarbon").disabled = True
+    # The country only decides how much carbon dioxide a joule is, which is not recorded.
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="USA", save_to_file=False, allow_multiple_runs=True
+    )
+    tracker.start()
     return tracker
 
 
 def _counted(tracker: Any) -> Joules:
-    """Return the joules of those processors that have counters."""
+    """Stop the tracker; return the joules of those processors that have counters."""
+    tracker.stop()
     found: Joules = {}
     data = tracker.final_emissions_data
     for one in tracker._hardware:  # codecarbon 3 reports only there whether it estimates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from fastdraft_hf.export.parity import check_export
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import exporting
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +37,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     if not formats and not config.gguf:
         return facts
     model = run.latest_model()
-    # (model, name of the form, key of its size, output, weight format)
-    jobs: list[tuple[Path, str, str, Path, Any]] = [
-        (model, f"OpenVINO {form}", form, folder / f"openvino-{form}", form) for form in formats
+    # (model, name of the form, output, weight format)
+    jobs: list[tuple[Path, str, Path, Any]] = [
+        (model, f"OpenVINO {form}", folder / f"openvino-{form}", form) for form in formats
     ]
     if run.recipe.reduced_vocabulary is not None:
         reduced = run.stage_folder("reduced_vocabulary")
@@ -50,49 +48,40 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
                 logger.warning("export: a reduced vocabulary in int4 is not supported; left out")
                 continue
             output = folder / f"{REDUCED}-openvino-{form}"
-            jobs.append((reduced, f"{REDUCED} OpenVINO {form}", f"{REDUCED} {form}", output, form))
+            jobs.append((reduced, f"{REDUCED} OpenVINO {form}", output, form))
     for kind in config.gguf:
-        jobs.append((model, f"GGUF {kind}", f"gguf {kind}", folder / f"draft-{kind}.gguf", kind))
+        jobs.append((model, f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind))
     sizes: dict[str, int] = {}
-    loaders: dict[str, Callable[[], Any]] = {}
-    for source, name, key, output, form in jobs:
+    loaders: dict[str, Any] = {"PyTorch": functools.partial(exporting.load_pytorch, model)}
+    for source, name, output, form in jobs:
         gguf = output.suffix == ".gguf"
         if not output.exists():
             logger.info("export: %s", name)
             (export_gguf if gguf else export_openvino)(source, output, form)
-        if config.check:
-            _check(source, output, name, form)
+        parity = output.with_name(f"parity-{output.name}.json")
+        if config.check and not parity.exists():
+            found = check_export(source, output, form)
+            for line in found.lines():
+                logger.info("%s against PyTorch: %s", name, line)
+            write_json(parity, found.facts())
+        key = name.replace("OpenVINO ", "").replace("GGUF", "gguf")
         sizes[key] = (output if gguf else output / "openvino_model.bin").stat().st_size
         loaders[name] = functools.partial(exporting.load_exported, source, output)
     facts["weight_bytes"] = sizes
     if config.gguf:
         facts["gguf"] = list(config.gguf)
     if config.acceptance_texts:
-        facts["acceptance"] = _acceptance(run, folder, model, loaders)
+        facts["acceptance"] = _acceptance(run, folder / "acceptance.json", loaders)
     return facts
 
 
-def _check(model: Path, output: Path, name: str, form: str) -> None:
-    """Compare one export with PyTorch once; its record is read again after an interruption."""
-    record = output.with_name(f"parity-{output.name}.json")
-    if record.exists():
-        return
-    found = check_export(model, output, form)
-    for line in found.lines():
-        logger.info("%s against PyTorch: %s", name, line)
-    write_json(record, found.facts())
-
-
-def _acceptance(
-    run: Run, folder: Path, model: Path, loaders: dict[str, Callable[[], Any]]
-) -> dict[str, Any]:
-    record = folder / "acceptance.json"
+def _acceptance(run: Run, record: Path, loaders: dict[str, Any]) -> dict[str, Any]:
+    """Measure every form once; a resumed stage reads the record."""
     if not record.exists():
-        target, evaluate = run.target.path, run.recipe.evaluate
+        evaluate = run.recipe.evaluate
         reading = exporting.read_acceptance(
-            target,
-            {"PyTorch": functools.partial(exporting.load_pytorch, model), **loaders},
-            ends=stop_ids(target, load_tokenizer(target, "target")),
+            run.target.path,
+            loaders,
             texts=run.recipe.export.acceptance_texts,
             temperature=evaluate.sampled[0],
             num_assistant_tokens=evaluate.gammas[0],

@@ -46,7 +46,6 @@ def read_acceptance(
     target: Path,
     drafts: Mapping[str, Callable[[], Any]],
     *,
-    ends: Collection[int],
     texts: int = len(PROMPTS),
     temperature: float = 0.6,
     num_assistant_tokens: int = 3,
@@ -58,7 +57,6 @@ def read_acceptance(
     Args:
         target: the target's folder.
         drafts: name of a form -> how to load it; one is in memory at a time.
-        ends: the target's end tokens.
         texts: number of texts, at most one per prompt.
         temperature: above 0; of the texts and of the acceptance.
         num_assistant_tokens: γ.
@@ -76,9 +74,10 @@ def read_acceptance(
         rounds_block_efficiency,
         text_acceptance,
     )
-    from fastdraft_hf.target.resolve import load_tokenizer
+    from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     tokenizer = load_tokenizer(target, "target")
+    ends = stop_ids(target, tokenizer)
     model = load_pytorch(target).to(device)
     written = write_texts(
         model, tokenizer, PROMPTS[:texts], ends=ends, temperature=temperature, seed=seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -13,49 +14,35 @@ from typing import Any
 
 from fastdraft_hf._redact import redacted
 
+# fmt: off
 _PACKAGES = (
-    "fastdraft_hf",
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "huggingface-hub",
-    "optimum-intel",
-    "openvino",
-    "openvino-genai",
-    "nncf",
-    "numpy",
+    "fastdraft_hf", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers",
+    "huggingface-hub", "optimum-intel", "openvino", "openvino-genai", "nncf", "numpy",
 )
+# fmt: on
 
 
 def versions() -> dict[str, str]:
     """Return the installed versions of what a result depends on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout this package lies in, ``+`` appended when it is edited."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of this package's checkout, with ``+`` when it is edited."""
+    here = str(Path(__file__).resolve().parent)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", here, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+" if _git(here, "status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(folder: Path, *words: str) -> str:
-    result = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
 
 
 def machine() -> dict[str, Any]:
@@ -75,12 +62,10 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or "unknown"
 
 

@@ -74,7 +74,7 @@ def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]
 
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.stages import exporting
-    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target, stop_ids
+    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
 
     path = resolve_target(target).path
     tokenizer = load_tokenizer(path, "target")
@@ -88,7 +88,6 @@ def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]
     return exporting.read_acceptance(
         path,
         {"before": lambda: exporting.load_pytorch(draft), "after": rounded},
-        ends=stop_ids(path, tokenizer),
         num_assistant_tokens=gamma,
     )
 

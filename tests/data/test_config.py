@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from fastdraft_hf._config import load
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.config import GenerateConfig
 
@@ -47,21 +46,21 @@ from fastdraft_hf.data.config import GenerateConfig
     ],
 )
 def test_wrong_settings_are_named_with_their_path(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(FastDraftError, match=rf"^generate\.sets\.a\.{message}"):
-        load(GenerateConfig, {"sets": {"a": settings}}, "generate")
+    with pytest.raises(FastDraftError, match=rf"^sets\.a\.{message}"):
+        GenerateConfig(sets={"a": settings})
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
 def test_a_name_that_is_no_folder(name: str) -> None:
-    with pytest.raises(FastDraftError, match=r"generate\.sets: .* cannot be a folder name"):
-        load(GenerateConfig, {"sets": {name: {}}}, "generate")
+    with pytest.raises(FastDraftError, match=r"sets: .* cannot be a folder name"):
+        GenerateConfig(sets={name: {}})
 
 
 def test_a_name_that_magpie_takes() -> None:
     sets = {"chat": {}, "chat-instructions": {"kind": "free"}}
     with pytest.raises(FastDraftError, match="'chat' and 'chat-instructions' both need the folder"):
-        load(GenerateConfig, {"sets": sets}, "generate")
-    load(GenerateConfig, {"sets": {**sets, "chat": {"kind": "code"}}}, "generate")
+        GenerateConfig(sets=sets)
+    GenerateConfig(sets={**sets, "chat": {"kind": "code"}})
 
 
 def test_a_set_survives_its_file() -> None:
@@ -71,6 +70,6 @@ def test_a_set_survives_its_file() -> None:
         "context_columns": ["input"],
         "filters": {"near_duplicates": None, "cut_off": "drop"},
     }
-    config = load(GenerateConfig, {"sets": {"a": given}})
+    config = GenerateConfig(sets={"a": given})
     assert config.sets["a"].filters.near_duplicates is None
-    assert load(GenerateConfig, config.model_dump()) == config
+    assert GenerateConfig(**config.model_dump()) == config
