@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import TaskSet
 from fastdraft_hf.recipe import build_recipe
@@ -62,36 +62,53 @@ def run(tmp_path: Path, tiny_target_folder: Path) -> Run:
     return made
 
 
-class Parrot:
-    """A target that answers every prompt with the first secret, or with open text."""
+@pytest.fixture
+def text_read(
+    run: Run, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> Callable[[str], tuple[str, dict[str, Any]]]:
+    """Return all that a training stage reads, as text, and the summary of its data."""
 
-    name = "parrot"
+    def read(name: str) -> tuple[str, dict[str, Any]]:
+        stage = run.recipe.training_stages()[name]
+        rows, summary = train.open_rows(run, tmp_path / "data", name, stage, tiny_tokenizer)
+        ids = rows["train_dataset"]["input_ids"]
+        return " ".join(map(tiny_tokenizer.decode, ids)), summary
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.asked: list[str] = []
+    return read
 
-    def generate(
-        self, requests: Iterable[Request], on_tokens: Callable[[int], None]
-    ) -> Iterator[Completion]:
-        for request in requests:
-            self.asked.append(self.tokenizer.decode(request.prompt_ids))
+
+@pytest.fixture
+def ask(
+    run: Run,
+    make_engine: Callable[..., Any],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[dict[str, Any], list[str]]]:
+    """Run stage generate on questions; return its facts and the prompts the target was asked.
+
+    The target answers with the first secret and with open text, in turn.
+    """
+
+    def run_stage(*questions: str) -> tuple[dict[str, Any], list[str]]:
+        def answer(request: Request) -> list[int]:
             text = [SECRETS["evaluate"], OPEN][request.index % 2]
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            yield Completion(request, tuple(ids), "length")
+            ids: list[int] = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids
 
+        engine = make_engine(answer)
+        monkeypatch.setattr(generate, "open_target_engine", lambda *args, **given: engine)
+        monkeypatch.setattr(generate, "code_instructions", lambda seed: list(questions))
+        facts = generate.run(run, run.stage_folder("generate"))
+        return facts, [tiny_tokenizer.decode(request.prompt_ids) for request in engine.asked]
 
-def text_of(rows: Any, tokenizer: PreTrainedTokenizerFast) -> str:
-    return " ".join(tokenizer.decode(ids) for ids in rows["input_ids"])
+    return run_stage
 
 
 @pytest.mark.parametrize("name", ["pretrain", "continue"])
 def test_corpora_lose_what_evaluate_and_bench_read(
-    run: Run, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+    text_read: Callable[..., Any], name: str
 ) -> None:
-    stage = run.recipe.training_stages()[name]
-    rows, summary = train.open_rows(run, tmp_path / "data", name, stage, tiny_tokenizer)
-    text = text_of(rows["train_dataset"], tiny_tokenizer)
+    text, summary = text_read(name)
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
     assert "ten hens" not in text
@@ -103,24 +120,14 @@ def test_corpora_lose_what_evaluate_and_bench_read(
 
 
 def test_prompts_and_answers_lose_it_too(
-    run: Run,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[..., Any], text_read: Callable[..., Any]
 ) -> None:
-    engine = Parrot(tiny_tokenizer)
-    monkeypatch.setattr(generate, "open_target_engine", lambda *args, **given: engine)
-    questions = [*SECRETS.values(), OPEN, "and that", "and this", "on that"]
-    monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
-    facts = generate.run(run, run.stage_folder("generate"))
-    assert len(engine.asked) == 4
-    assert not [asked for asked in engine.asked if "hat sat on" in asked or "ten hens" in asked]
+    facts, asked = ask(*SECRETS.values(), OPEN, "and that", "and this", "on that")
+    assert len(asked) == 4
+    assert not [prompt for prompt in asked if "hat sat on" in prompt or "ten hens" in prompt]
     assert facts["sets"]["code"]["prompts"]["overlaps held-out text"] == 2
     assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
-
-    stage = run.recipe.training_stages()["align"]
-    rows, _ = train.open_rows(run, tmp_path / "data", "align", stage, tiny_tokenizer)
-    text = text_of(rows["train_dataset"], tiny_tokenizer)
+    text, _ = text_read("align")
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text
 
@@ -128,53 +135,36 @@ def test_prompts_and_answers_lose_it_too(
 def test_a_task_that_cannot_be_read_stops_before_any_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        generate, "open_target_engine", lambda *a, **g: pytest.fail("work was begun")
-    )
+    monkeypatch.setattr(generate, "open_target_engine", lambda *a, **g: pytest.fail("work started"))
     (tmp_path / "evaluate.jsonl").write_text(json.dumps({"other": "text"}) + "\n")
     with pytest.raises(FastDraftError, match=r"tasks\.mine\.column: .* has no column 'ask'"):
         generate.run(run, tmp_path)
 
 
 def test_prompts_written_before_a_task_was_named_are_found_in_training(
-    run: Run,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, ask: Callable[..., Any], text_read: Callable[..., Any]
 ) -> None:
     """A set whose prompts hold the secret, read by pre-training, which sees prompts too."""
-    monkeypatch.setattr(
-        generate, "open_target_engine", lambda *args, **given: Parrot(tiny_tokenizer)
-    )
-    questions = ["and this", SECRETS["bench"], "on that", OPEN]
-    monkeypatch.setattr(generate, "code_instructions", lambda seed: questions)
     bench, run.recipe.bench.tasks = run.recipe.bench.tasks, ["ifbench"]
-    generate.run(run, run.stage_folder("generate"))
+    ask("and this", SECRETS["bench"], "on that", OPEN)
     run.recipe.bench.tasks = bench
-    stage = run.recipe.training_stages()["pretrain"]
-    stage.sources = [Source(kind="generated", name="code")]
-    rows, _ = train.open_rows(run, tmp_path / "data", "pretrain", stage, tiny_tokenizer)
-    text = text_of(rows["train_dataset"], tiny_tokenizer)
+    run.recipe.training_stages()["pretrain"].sources = [Source(kind="generated", name="code")]
+    text, _ = text_read("pretrain")
     assert "assistant and the user ate" in text
     assert "ten hens" not in text
     assert "hat sat on" not in text
 
 
-def test_a_killed_generate_goes_on_with_the_same_tasks_only(
-    run: Run, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_generate_resumes_with_the_same_tasks_only(
+    run: Run, ask: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(
-        generate, "open_target_engine", lambda *args, **given: Parrot(tiny_tokenizer)
-    )
-    monkeypatch.setattr(generate, "code_instructions", lambda seed: [OPEN])
-    folder = run.stage_folder("generate")
-    first = generate.run(run, folder)
-    assert generate.run(run, folder) == first
+    first, _ = ask(OPEN)
+    assert ask(OPEN)[0] == first
     run.recipe.bench.tasks = ["humaneval"]
     with pytest.raises(
         FastDraftError, match=r"evaluate\.tasks, bench\.tasks or their text changed"
     ):
-        generate.run(run, folder)
+        ask(OPEN)
 
 
 def record(run: Run, stage: str, facts: dict[str, Any]) -> None:
@@ -191,11 +181,6 @@ def test_evaluate_knows_what_training_did_not_leave_out(run: Run, tmp_path: Path
     assert evaluate.not_held_out(run) == []
     # The set has changed since, or a task was named after training.
     (tmp_path / "evaluate.jsonl").write_text(json.dumps({"ask": OPEN}) + "\n")
-    assert evaluate.not_held_out(run) == ["mine"]
-
-
-def test_a_run_made_before_tasks_were_named_left_out_the_packaged_sets(run: Run) -> None:
-    record(run, "align", {"data": {"sources": {}}})
     assert evaluate.not_held_out(run) == ["mine"]
 
 

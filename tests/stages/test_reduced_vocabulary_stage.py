@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli
-from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
@@ -36,35 +36,24 @@ from fastdraft_hf.tune.config import ReducedVocabularyConfig
 WORDS = range(100, 140)
 
 
-class Writer:
-    """An engine that writes random words of a small vocabulary."""
-
-    def generate(self, requests: Any, on_tokens: Any) -> Any:
-        for request in requests:
-            rng = random.Random(request.index)
-            yield Completion(request, tuple(rng.choice(WORDS) for _ in range(20)), "length")
-
-
 @pytest.fixture
-def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
-    """A run whose target has written 20 rows, at the temperatures given."""
+def make_run(
+    tmp_path: Path, tiny_target_folder: Path, make_engine: Callable[..., Any]
+) -> Callable[..., Run]:
+    """A run whose target has generated 20 rows of random words, at the temperatures given."""
+
+    def answer(request: Request) -> list[int]:
+        rng = random.Random(request.index)
+        return [rng.choice(WORDS) for _ in range(20)]
 
     def make(*temperatures: float, **data: Any) -> Run:
         folder = tmp_path / "run" / "generate"
         if not folder.exists():
             chosen = temperatures or (0.6, 1.0)
             requests = [
-                Request(
-                    index=number,
-                    source="t",
-                    prompt_ids=(1, 40 + number),
-                    max_new_tokens=20,
-                    temperature=chosen[number % len(chosen)],
-                    seed=number,
-                )
-                for number in range(20)
+                Request(n, (1, 40 + n), chosen[n % len(chosen)], n, 20, "t") for n in range(20)
             ]
-            write_rows(Writer(), requests, folder / "chat")
+            write_rows(make_engine(answer), requests, folder / "chat")
             write_json(folder / "provenance.json", {"id": "generate-1"})
         recipe = {
             "device": "cpu",
@@ -78,7 +67,7 @@ def make_run(tmp_path: Path, tiny_target_folder: Path) -> Callable[..., Run]:
     return make
 
 
-def test_the_reduced_draft_lies_beside_the_whole_one(
+def test_the_reduced_draft_stands_beside_the_full_one(
     make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run()
@@ -94,7 +83,7 @@ def test_the_reduced_draft_lies_beside_the_whole_one(
     assert facts == head.facts
     assert facts["coverage"] == 1.0
     assert set(facts["acceptance_rate"]) == {"full", "reduced", "difference"}
-    # What every other stage reads is the whole draft.
+    # What every other stage reads is the full draft.
     assert run.latest_model() == run.stage_folder("design")
     assert not (run.stage_folder("design") / FILE).exists()
     whole = AutoModelForCausalLM.from_pretrained(run.stage_folder("design")).state_dict()
@@ -105,7 +94,7 @@ def test_the_reduced_draft_lies_beside_the_whole_one(
     assert (folder / "provenance.json").read_bytes() == made
 
 
-def test_a_killed_trim_goes_on(
+def test_a_killed_stage_resumes(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*given: Any) -> Any:
@@ -123,7 +112,7 @@ def test_a_killed_trim_goes_on(
     assert "acceptance_rate" in head.facts
 
 
-def test_without_a_sampled_text_the_cost_is_left_out_and_said(
+def test_without_a_sampled_completion_acceptance_is_not_measured(
     make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(0.0)
@@ -135,42 +124,24 @@ def test_without_a_sampled_text_the_cost_is_left_out_and_said(
     assert "acceptance_rate" not in head.facts
 
 
-@pytest.mark.parametrize(
-    ("trim", "said"),
-    [
-        (
-            {"draft_vocab_size": 3},
-            "reduced_vocabulary.draft_vocab_size: 3 must be more than the 3 special tokens",
-        ),
-        (
-            {"draft_vocab_size": 288},
-            "reduced_vocabulary.draft_vocab_size: 288 must be more than the 3 special tokens, wh",
-        ),
-    ],
-)
-def test_a_size_that_cannot_be_is_refused_before_any_work(
-    tmp_path: Path,
-    tiny_target_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    trim: dict[str, Any],
-    said: str,
+@pytest.mark.parametrize("size", [3, 288])
+def test_an_impossible_size_is_refused_before_any_work(
+    tmp_path: Path, tiny_target_folder: Path, capsys: pytest.CaptureFixture[str], size: int
 ) -> None:
-    file = tmp_path / "r.yaml"
-    recipe = {
-        "target": str(tiny_target_folder),
-        "output_dir": str(tmp_path / "run"),
-        "reduced_vocabulary": trim,
+    settings = {
+        "target": tiny_target_folder,
+        "output_dir": tmp_path / "run",
+        "generate.sets.chat.rows": 20,
+        "reduced_vocabulary.draft_vocab_size": size,
     }
-    recipe["generate"] = {"sets": {"chat": {"rows": 20}}}
-    file.write_text(json.dumps(recipe), encoding="utf-8")
-    assert cli.main(["run", str(file)]) == 2
+    assert cli.main(["run", *(f"{key}={value}" for key, value in settings.items())]) == 2
+    said = f"reduced_vocabulary.draft_vocab_size: {size} must be more than the 3 special tokens"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_it_is_exported_as_well_but_not_in_int4(
     make_run: Callable[..., Run],
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -233,23 +204,27 @@ def test_evaluate_uses_the_head_of_a_given_draft_as_it_is(
     path: str,
     tmp_path: Path,
     tiny_target_folder: Path,
+    save_draft: Callable[..., Path],
     tiny_model: Callable[..., LlamaForCausalLM],
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """The draft is the target itself, with a head of only the tokens it would not write."""
+    """The draft is the target itself, with a head of only the tokens it would not generate."""
     prompt = "the cat and the hat"
     ids = torch.tensor([tiny_tokenizer(prompt)["input_ids"]])
     written = tiny_model().generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
-    tiny_model().save_pretrained(tmp_path / "given")
-    tiny_tokenizer.save_pretrained(tmp_path / "given")
+    given = save_draft("given", seed=0, num_hidden_layers=2)
     head = ReducedVocabulary(tuple(t for t in range(288) if t not in written))
-    write_reduced_vocabulary(tmp_path / "given", head)
+    write_reduced_vocabulary(given, head)
     (tmp_path / "asked.txt").write_text(prompt, encoding="utf-8")
-    section = {"tasks": {"mine": {"dataset": str(tmp_path / "asked.txt")}}}
     data = {
         "device": "cpu",
-        "design": {"draft": str(tmp_path / "given")},
-        "evaluate": {**section, "prompts_per_task": 1, "max_new_tokens": 8, "path": path},
+        "design": {"draft": str(given)},
+        "evaluate": {
+            "tasks": {"mine": {"dataset": str(tmp_path / "asked.txt")}},
+            "prompts_per_task": 1,
+            "max_new_tokens": 8,
+            "path": path,
+        },
     }
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
     execute(run, ["design", "evaluate"])
@@ -260,25 +235,21 @@ def test_evaluate_uses_the_head_of_a_given_draft_as_it_is(
     assert (rate < 0.5) if path == "ours" else (rate == 1.0)
 
 
-def test_whole_parameters_are_the_folders(tmp_path: Path, tiny_model: Any) -> None:
-    for tied in (True, False):
-        model = tiny_model(tie_word_embeddings=tied)
-        model.save_pretrained(tmp_path / str(tied))
-        write_reduced_vocabulary(tmp_path / str(tied), ReducedVocabulary((1, 5, 9)))
-        assert whole_parameters(model) == model.num_parameters()
-        assert whole_parameters(load_draft(tmp_path / str(tied))) == model.num_parameters()
+@pytest.mark.parametrize("tied", [True, False])
+def test_whole_parameters_are_the_folders(tmp_path: Path, tiny_model: Any, tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    write_reduced_vocabulary(tmp_path, ReducedVocabulary((1, 5, 9)))
+    assert whole_parameters(model) == model.num_parameters()
+    assert whole_parameters(load_draft(tmp_path)) == model.num_parameters()
 
 
-def test_ids_that_a_given_draft_has_not_are_refused(
-    tmp_path: Path,
-    tiny_target_folder: Path,
-    tiny_model: Callable[..., LlamaForCausalLM],
-    tiny_tokenizer: PreTrainedTokenizerFast,
+def test_ids_outside_a_given_draft_are_refused(
+    tmp_path: Path, tiny_target_folder: Path, save_draft: Callable[..., Path]
 ) -> None:
-    tiny_model().save_pretrained(tmp_path / "given")
-    tiny_tokenizer.save_pretrained(tmp_path / "given")
-    write_reduced_vocabulary(tmp_path / "given", ReducedVocabulary((1, 288)))
-    data = {"design": {"draft": str(tmp_path / "given")}}
+    given = save_draft("given")
+    write_reduced_vocabulary(given, ReducedVocabulary((1, 288)))
+    data = {"design": {"draft": str(given)}}
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
     with pytest.raises(FastDraftError, match="token 288 is not among the draft's 288"):
         execute(run, ["design"])
