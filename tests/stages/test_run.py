@@ -180,7 +180,7 @@ def test_a_setting_newer_than_a_finished_folder_had_its_default(
         (["target=other/model"], "target: some/model then, other/model now"),
         (["generate.sets.chat.rows=3"], "generate.sets.chat.rows: 4 then, 3 now"),
         # More rows, but not of the same.
-        ([MORE, "seed=1"], "generate.sets.chat.rows"),
+        ([MORE, "seed=1"], "seed: 0 then, 1 now"),
         ([MORE, "generate.sets.chat.samples=2"], "generate.sets.chat.samples"),
         ([MORE, "generate.sets.chat.max_minutes=5"], "generate.sets.chat.max_minutes"),
     ],
