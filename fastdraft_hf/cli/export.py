@@ -88,13 +88,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _acceptance(name: str, draft: Path, output: Path, target: Path) -> None:
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.stages import exporting
 
     reading = exporting.read_acceptance(
         target,
         {
-            "PyTorch": functools.partial(exporting.load_pytorch, draft),
+            "PyTorch": functools.partial(load_draft, draft, dtype="float32"),
             name: functools.partial(exporting.load_exported, draft, output),
         },
         device=resolve_device("auto"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.export.openvino import export_openvino
@@ -52,7 +53,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for kind in config.gguf:
         jobs.append((model, f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind))
     sizes: dict[str, int] = {}
-    loaders: dict[str, Any] = {"PyTorch": functools.partial(exporting.load_pytorch, model)}
+    loaders: dict[str, Any] = {"PyTorch": functools.partial(load_draft, model, dtype="float32")}
     for source, name, output, form in jobs:
         gguf = output.suffix == ".gguf"
         if not output.exists():

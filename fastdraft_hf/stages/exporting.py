@@ -24,15 +24,6 @@ PROMPTS = (
 NEW_TOKENS = 48
 
 
-def load_pytorch(folder: Path) -> Any:
-    """Return a model in float32, with its reduced vocabulary if it has one."""
-    import torch
-
-    from fastdraft_hf.draft.reduced_vocabulary import load_draft
-
-    return load_draft(folder, dtype=torch.float32).eval()
-
-
 def load_exported(model: Path, exported: Path) -> Any:
     """Return an exported draft as users run it; ``model`` is the folder it was made from."""
     if exported.is_file():
@@ -68,37 +59,25 @@ def read_acceptance(
         ``drafts``: of each form the ``name``, ``acceptance_rate`` (accepted per drafted token) and
         ``block_efficiency`` (tokens per forward pass of the target).
     """
-    from fastdraft_hf.eval.expected import (
-        expected_rounds,
-        rounds_acceptance_rate,
-        rounds_block_efficiency,
-        text_acceptance,
-    )
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
+    from fastdraft_hf.eval import expected
     from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     tokenizer = load_tokenizer(target, "target")
     ends = stop_ids(target, tokenizer)
-    model = load_pytorch(target).to(device)
-    written = write_texts(
-        model, tokenizer, PROMPTS[:texts], ends=ends, temperature=temperature, seed=seed
-    )
+    model = load_draft(target, dtype="float32").to(device)
+    written = _write_texts(model, tokenizer, PROMPTS[:texts], ends, temperature, seed)
     found = []
     for name, load in drafts.items():
         draft = load()
-        rounds = [
-            expected_rounds(
-                text_acceptance(model, draft, text, temperature, ends),
-                num_assistant_tokens,
-                NEW_TOKENS,
-            )
-            for text in written
-        ]
+        read = [expected.text_acceptance(model, draft, text, temperature, ends) for text in written]
         del draft
+        rounds = [expected.expected_rounds(one, num_assistant_tokens, NEW_TOKENS) for one in read]
         found.append(
             {
                 "name": name,
-                "acceptance_rate": rounds_acceptance_rate(rounds),
-                "block_efficiency": rounds_block_efficiency(rounds),
+                "acceptance_rate": expected.rounds_acceptance_rate(rounds),
+                "block_efficiency": expected.rounds_block_efficiency(rounds),
             }
         )
     return {
@@ -125,11 +104,10 @@ def acceptance_lines(reading: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def write_texts(
+def _write_texts(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
-    *,
     ends: Collection[int],
     temperature: float,
     seed: int,

@@ -70,26 +70,18 @@ def prepare(
 
 def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]:
     """Return the expected acceptance of a draft before and after rounding."""
-    from transformers import AutoModelForCausalLM
-
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.stages import exporting
-    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
+    from fastdraft_hf.stages.exporting import read_acceptance
+    from fastdraft_hf.target.resolve import resolve_target
 
     path = resolve_target(target).path
-    tokenizer = load_tokenizer(path, "target")
-    check_vocabulary(Vocabulary.of_folder(path, "the target", tokenizer), draft)
-
-    def rounded() -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            cast, dtype="auto", use_safetensors=True, trust_remote_code=False
-        ).eval()
-
-    return exporting.read_acceptance(
-        path,
-        {"before": lambda: exporting.load_pytorch(draft), "after": rounded},
-        num_assistant_tokens=gamma,
-    )
+    check_vocabulary(Vocabulary.of_folder(path, "the target"), draft)
+    forms = {
+        "before": lambda: load_draft(draft, dtype="float32"),
+        "after": lambda: load_draft(cast, dtype="auto"),
+    }
+    return read_acceptance(path, forms, num_assistant_tokens=gamma)
 
 
 def _note(facts: dict[str, Any]) -> str:

@@ -1,11 +1,14 @@
-"""A run: a recipe, the folder that its stages fill, and the target."""
+"""A run: a recipe, the folder that its stages fill, its lock, and the target."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import on_main
 from fastdraft_hf.hub.run_folder import FOLDERS
 from fastdraft_hf.recipe import Recipe
 from fastdraft_hf.target.resolve import Target, resolve_target
@@ -75,3 +78,28 @@ class Run:
         if self.finished("design"):
             return self.stage_folder("design")
         raise FastDraftError(f"{self.folder} holds no draft yet; run stage design first")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, in the main process; a killed process releases it.
+
+    Raises:
+        FastDraftError: another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+
+    def acquire() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FastDraftError(f"another fastdraft process works in {folder}") from None
+
+    on_main(acquire)
+    try:
+        yield
+    finally:
+        lock.release()

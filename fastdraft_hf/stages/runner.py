@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -37,10 +38,12 @@ from fastdraft_hf.stages import (
     train,
 )
 from fastdraft_hf.stages.energy import energy_facts, measured_energy
-from fastdraft_hf.stages.folders import SESSIONS, contents, earlier_sessions, locked, move_aside
-from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, Run
+from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, Run, locked
 
 logger = logging.getLogger(__name__)
+
+# The runs of a stage so far, in its partial folder.
+SESSIONS = "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -212,25 +215,21 @@ class _StageOfRun:
         if not isinstance(made, dict):
             return ()
         for name in self.stage.follows:
-            if made["inputs"].get(name) in self.extended(name):
+            earlier = read_record(self.run.stage_folder(name)).get("extends", [])
+            if made["inputs"].get(name) in earlier:
                 made["inputs"][name] = wanted["inputs"][name]
         if made == wanted:
-            return contents(folder)
+            return _contents(folder)
         # Nothing stays if more than the stage's own settings changed.
         if self.section is None or {**made, self.name: None} != {**wanted, self.name: None}:
             return ()
         return self.stage.keeps(made[self.name], wanted[self.name])
 
-    def extended(self, name: str) -> list[str]:
-        """Return the earlier ids of a stage that was extended."""
-        ids: list[str] = read_record(self.run.stage_folder(name)).get("extends", [])
-        return ids
-
     def grew(self) -> bool:
         """Return whether all that a finished stage made stays valid under changed settings."""
         if not self.finished or self.made(self.folder) == self.wanted():
             return False
-        return contents(self.folder) <= {*self.kept(self.folder)}
+        return _contents(self.folder) <= {*self.kept(self.folder)}
 
     def grows(self) -> bool:
         return self.finished and (self.grew() or self.stage.lacks(self.folder))
@@ -287,13 +286,43 @@ class _StageOfRun:
         if self.finished:
             self.reopen()
         if self.partial.exists() and self.made(self.partial) != wanted:
-            move_aside(self.partial, self.kept(self.partial), self.name)
+            self.move_aside()
         logger.info("%s: %s", self.name, "resumes" if self.partial.exists() else "starts")
         self.partial.mkdir(exist_ok=True)
-        earlier = earlier_sessions(self.partial)
+        earlier = self.sessions()
         # Also when resuming: more may be wanted, or the folder may be older than a setting.
         write_text(self.partial / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
         return earlier
+
+    def move_aside(self) -> None:
+        """Remove from the partial folder what is no longer valid; nothing is deleted."""
+        kept, there = self.kept(self.partial), _contents(self.partial)
+        stale, valid = sorted(there.difference(kept)), sorted(there.intersection(kept))
+        if not stale:
+            return
+        aside = self.partial.with_name(f"{self.partial.name}-{time.time_ns()}")
+        what = f"; kept: {', '.join(valid)}; moved: {', '.join(stale)}" if valid else ""
+        logger.warning("%s: started with other settings; moved to %s%s", self.name, aside, what)
+        if not valid:
+            self.partial.rename(aside)
+            return
+        aside.mkdir()
+        # The old settings stay until `open` writes the new ones. A run that is killed before that
+        # finds them different and does the same again.
+        write_text(aside / CONFIG, (self.partial / CONFIG).read_text(encoding="utf-8"))
+        for name in stale:
+            (self.partial / name).rename(aside / name)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return the earlier runs: when each started and how long it took."""
+        path = self.partial / SESSIONS
+        found: list[dict[str, Any]] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        )
+        if found and found[-1]["seconds"] is None:  # killed; the newest file says when
+            last = max(file.stat().st_mtime for file in self.partial.rglob("*"))
+            found[-1]["seconds"] = max(0.0, last - found[-1]["started"])
+        return found
 
     def reopen(self) -> None:
         """Make the finished folder the partial one; its time and energy so far stay recorded."""
@@ -345,6 +374,11 @@ class _StageOfRun:
         (self.partial / SESSIONS).unlink()
         publish_folder(self.partial, self.folder)
         logger.info("%s: finished in %.0f s", self.name, sessions[-1]["seconds"])
+
+
+def _contents(folder: Path) -> set[str]:
+    """Return the names of what a stage made in a folder."""
+    return {entry.name for entry in folder.iterdir()} - {CONFIG, PROVENANCE, SESSIONS}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
