@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     for one in read:
         rows = f"{one.rows:,}" if one.rows else "unknown"
         print(f"{one.name}: {len(one.ids):,} tokens, {rows} rows, ends on {one.named_ends()}")
-    print(f"ids that agree: {report.agreeing:,}; that differ: {len(report.differing):,}")
+    print(f"ids that agree: {report.agreeing:,}; that differ: {report.differing:,}")
     print(f"\n{report.verdict}")
-    for problem in report.problems():
+    for problem in report.problems:
         print(f"- {problem}")
     print(CONCLUSIONS[report.verdict])
     return int(report.verdict == "different")

@@ -47,6 +47,7 @@ def build_draft(
     intermediate_size: int | None = None,
     donor: str | None = None,
     layers: Literal["even", "first", "importance"] | list[int] = "even",
+    token_map: dict[str, str] | None = None,
     resize: bool = False,
     seed: int = 0,
 ) -> PreTrainedModel:
@@ -62,8 +63,8 @@ def build_draft(
         init: ``prune`` (layers of the target cut to the draft's widths), ``project`` (its
             embeddings and head, random layers), ``transplant`` (a donor with another tokenizer) or
             ``scratch``.
-        num_hidden_layers, hidden_size, intermediate_size, donor, layers, resize: as in a recipe's
-            section ``design``.
+        num_hidden_layers, hidden_size, intermediate_size, donor, layers, token_map, resize: as in
+            a recipe's section ``design``.
         seed: of the random weights.
 
     Raises:
@@ -83,6 +84,7 @@ def build_draft(
         intermediate_size=intermediate_size,
         donor=donor,
         layers=layers,
+        token_map=token_map or {},
         resize=resize,
     )
     source = resolve_target(str(target)).path if isinstance(target, (str, Path)) else target
@@ -92,16 +94,7 @@ def build_draft(
 def build(
     target: Path | PreTrainedModel, design: DesignConfig, seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Build the draft that a section describes, as `build_draft` does.
-
-    Args:
-        target: the target's folder, or the loaded target.
-        design: the section; its ``draft`` is not used.
-        seed: of the random weights.
-
-    Returns:
-        the draft, and facts about how it was made.
-    """
+    """Return the draft that a section describes, as `build_draft` does, and facts about it."""
     from transformers import GenerationConfig
 
     tokenizer = stored = None
@@ -117,19 +110,13 @@ def build(
     config = design_draft(target_config, design)
     size, target_size = count_parameters(config), count_parameters(target_config)
     logger.info(
-        "draft: %s, %d layers of width %d, %s parameters (1/%.1f of the target)",
-        config.model_type,
-        config.num_hidden_layers,
-        config.hidden_size,
-        f"{size:,}",
-        target_size / size,
+        f"draft: {config.model_type}, {config.num_hidden_layers} layers of width "
+        f"{config.hidden_size}, {size:,} parameters (1/{target_size / size:.1f} of the target)"
     )
     if design.hidden_size is None and size < (1 - TOLERANCE) * design.params:
         logger.warning(
-            "design.params: a draft of this depth and initialization has at most %s parameters "
-            "here, fewer than the %s asked for",
-            f"{size:,}",
-            f"{design.params:,}",
+            "design.params: a draft of this depth and initialization has at most "
+            f"{size:,} parameters here, fewer than the {design.params:,} asked for"
         )
     draft, facts = initialize(target, config, design, seed)
     # A config often has only the end of a text; the end of a turn is in the generation config.
@@ -149,24 +136,13 @@ def build(
 def initialize(
     target: Path | PreTrainedModel, config: PretrainedConfig, design: DesignConfig, seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Build a draft in float32 with its initialization.
+    """Return a draft of ``config`` in float32 with its initialization, and facts about it.
 
-    ``scratch`` leaves every weight random, as in the paper (arXiv 2411.11055). ``project`` projects
-    the target's embeddings and head. ``prune`` cuts layers of the target, or of a donor with its
-    vocabulary, to the draft's widths. ``transplant`` does so with a donor of another tokenizer,
-    where a token's embedding is the mean over the pieces that the donor splits its text into.
-
-    Args:
-        target: the target's folder, or the loaded target; not read for ``scratch``.
-        config: the draft's config, from `design_draft` with the same ``design``.
-        design: which initialization, and from where.
-        seed: of the random weights.
-
-    Returns:
-        the draft, and facts about how it was made.
-
-    Raises:
-        FastDraftError: the donor's vocabulary or family does not allow it.
+    ``scratch`` leaves every weight random, as in the paper (arXiv 2411.11055), and does not read
+    the target. ``project`` projects the target's embeddings and head. ``prune`` cuts layers of the
+    target, or of a donor with its vocabulary, to the draft's widths. ``transplant`` does so with a
+    donor of another tokenizer, where a token's embedding is the mean over the pieces that the donor
+    splits its text into.
     """
     facts: dict[str, Any] = {"init": design.init}
     if design.takes_layers:
@@ -200,7 +176,7 @@ def _cut_draft(
             resize_rows(source, config.vocab_size)
         else:
             theirs = load_tokenizer(donor.path, "design.donor")
-            matches = match_tokens(load_tokenizer(folder, "target"), theirs)
+            matches = match_tokens(load_tokenizer(folder, "target"), theirs, design.token_map)
             facts |= {"tokens": matches.counts, "special_tokens": matches.special}
             source = _load(donor.path)
             _replace_vocabulary(source, matches.pieces, config.vocab_size)
@@ -289,11 +265,7 @@ def _mapped(table: torch.Tensor, pieces: Mapping[int, Sequence[int]], rows: int)
 
 
 def save_draft(draft: PreTrainedModel, folder: str | Path) -> None:
-    """Write a draft and its target's tokenizer to ``folder``, which ``from_pretrained`` reads.
-
-    Args:
-        draft: a model from `build_draft`, or any model with a ``tokenizer``.
-        folder: where to write.
+    """Write a draft and its attribute ``tokenizer`` to a folder that ``from_pretrained`` reads.
 
     Raises:
         FastDraftError: the draft has no tokenizer.
@@ -308,12 +280,9 @@ def save_draft(draft: PreTrainedModel, folder: str | Path) -> None:
 
 
 def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load an existing draft whose vocabulary is the target's, as `build` returns a new one.
+    """Load a draft whose vocabulary is the target's, as `build` returns a new one.
 
-    Args:
-        target: the target's folder.
-        source: the draft's folder.
-        resize: whether it gets the target's rows, tokenizer and special tokens.
+    With ``resize`` it gets the target's rows, tokenizer and special tokens.
 
     Raises:
         FastDraftError: it is not a draft, or its vocabulary is another one.
@@ -323,18 +292,14 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is not a draft")
     target_tokenizer = load_tokenizer(target, "target")
-    report = check_vocabulary(
-        Vocabulary.of_folder(target, "the target", target_tokenizer),
-        source,
-        "design.draft",
-        resize=resize,
-    )
+    vocabulary = Vocabulary.of_folder(target, "the target", target_tokenizer)
+    report = check_vocabulary(vocabulary, source, "design.draft", resize=resize)
     draft: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source, use_safetensors=True, trust_remote_code=False
     )
     draft.tokenizer = target_tokenizer if resize else load_tokenizer(source, "design.draft")
-    if resize and report.target.rows is not None:
-        resize_rows(draft, report.target.rows)
+    if resize and vocabulary.rows is not None:
+        resize_rows(draft, vocabulary.rows)
         for role in ("bos", "eos", "pad"):
             index = getattr(target_tokenizer, f"{role}_token_id")
             for config in (draft.config, draft.generation_config):

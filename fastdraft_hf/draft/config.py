@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Count, Section
+from fastdraft_hf._config import Count, Key, Section
 from fastdraft_hf._errors import FastDraftError
 
 Initialization = Literal["scratch", "project", "prune", "transplant"]
@@ -47,6 +47,10 @@ class DesignConfig(Section):
         "even",
         description="prune, transplant: which layers are kept: evenly spaced, the first, those "
         "that change the hidden states most, or a list such as [0, 5]",
+    )
+    token_map: dict[Key, str] = Field(
+        {},
+        description="transplant: target token -> donor token, where the automatic match is wrong",
     )
     resize: StrictBool = Field(
         False,

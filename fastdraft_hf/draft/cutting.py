@@ -128,11 +128,8 @@ def tied(model: PreTrainedModel) -> bool:
 def gain_of(norm: Any, table: torch.Tensor) -> torch.Tensor:
     """Return the factors [D] by which a norm multiplies normalized states, in float32.
 
-    Most families store it as ``weight``, Gemma and Nemotron store it minus one, OLMo has none.
-
-    Args:
-        norm: the norm.
-        table: [.., D], a weight beside the norm, for the width and the device.
+    Most families store it as ``weight``, Gemma and Nemotron store it minus one. OLMo has none; then
+    ``table`` [.., D] gives the width and the device.
     """
     import torch
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
@@ -19,7 +20,7 @@ from fastdraft_hf.draft.families import (
     head_size,
     text_config,
 )
-from fastdraft_hf.draft.sizes import Shape, count_parameters, fitted_count
+from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.target.resolve import load_config, resolve_target
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ STRETCH = math.log(2)
 # in groups of three or seven allow few widths.
 WIDTH_STEPS = (32, 16, 8)
 LEAST_WIDTH = 32
+
+
+class Shape(NamedTuple):
+    """The widths of a draft: hidden size, key-value heads, feed-forward width."""
+
+    width: int
+    groups: int
+    inner: int
 
 
 def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -72,11 +81,8 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
 def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
     """Return the config to scale: the target's, or the donor's with the target's vocabulary.
 
-    It is a copy at full size, of a dense family and of the text part only. What belongs to the
-    target's files (their name, quantization, code) is left out.
-
-    Raises:
-        FastDraftError: no draft can be designed for the family.
+    It is a copy of the text part, of a dense family, without what belongs to the target's files
+    (their name, quantization, code).
     """
     target = text_config(target_config)
     family = family_of(target)
@@ -148,20 +154,16 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     if not family_of(source).own_head_size:
         # Here the head size is width / heads, so it can stay only at some widths. Cut layers need
         # it unchanged; others take the nearest size that rope can halve.
-        rotary = _rotary_share(source)
-        sizes = {g: width // (g * ratio) for g in fitting}
-        fitting = [
-            g
-            for g, s in sizes.items()
-            if s == size
-            or (
-                not design.takes_layers
-                and s % 2 == 0
-                and int(s * rotary) % 2 == 0
-                and size / 2 <= s <= size * 2
-                and int(s * rotary) > 0
+        rope = getattr(source, "rope_parameters", None) or {}
+        rotary = rope.get("partial_rotary_factor", getattr(source, "partial_rotary_factor", 1.0))
+
+        def fits(new: int) -> bool:
+            halves = new % 2 == 0 and int(new * rotary) % 2 == 0 < int(new * rotary)
+            return new == size or (
+                not design.takes_layers and halves and size / 2 <= new <= size * 2
             )
-        ]
+
+        fitting = [g for g in fitting if fits(width // (g * ratio))]
         ideal = width / (size * ratio)
     if not fitting:
         return None
@@ -174,11 +176,6 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     return Shape(width, chosen, design.intermediate_size or inner)
 
 
-def _rotary_share(source: Any) -> float:
-    rope = getattr(source, "rope_parameters", None) or {}
-    return float(rope.get("partial_rotary_factor", getattr(source, "partial_rotary_factor", 1.0)))
-
-
 class _Candidate(NamedTuple):
     shape: Shape
     size: int
@@ -187,71 +184,65 @@ class _Candidate(NamedTuple):
 
 def _fitted(source: Any, design: DesignConfig) -> Shape:
     """Return the shape closest to the budget."""
-    count = functools.cache(lambda shape: count_parameters(_scaled(source, design, shape)))
-    narrowest, best = LEAST_WIDTH, list[_Candidate]()
-    for step in WIDTH_STEPS:
-        widths = range(step, source.hidden_size + 1, step)
-        natural = [_natural(source, design, width) for width in widths if width >= narrowest]
-        shapes = [shape for shape in natural if shape is not None]
-        if not shapes:
-            continue
-        size = fitted_count(count, shapes)
-        found = [_filled(source, design, shape, size) for shape in shapes]
-        fitting = [candidate for candidate in found if candidate is not None]
-        if fitting:
-            best = [min([*best, *fitting], key=lambda c: _badness(c, design))]
-            narrowest = fitting[0].shape.width
-            if not any(_badness(best[0], design)[:2]):
+
+    @functools.cache
+    def count(shape: Shape) -> int:
+        return count_parameters(_scaled(source, design, shape))
+
+    def least(shape: Shape) -> Shape:
+        """Return ``shape`` with the narrowest feed-forward to consider."""
+        return shape if design.intermediate_size else shape._replace(inner=max(1, shape.inner // 4))
+
+    def filled(shape: Shape) -> _Candidate:
+        """Return ``shape`` with the feed-forward that fills the budget; sizes are linear in it."""
+        natural, narrow = shape.inner, least(shape)
+        low = high = narrow.inner
+        if not design.intermediate_size:
+            high = natural if design.takes_layers else min(2 * natural, source.intermediate_size)
+        size, slope, most = count(narrow), 0, high
+        if high > low:
+            slope = (count(shape._replace(inner=high)) - size) // (high - low)
+            most = min(high, low + (design.params - size) // slope)
+        if most >= natural and short(size + slope * (natural - low)) <= TOLERANCE:
+            most = natural
+        for multiple in (32, 8, 1):  # round widths where they cost less than half a percent
+            inner = most if most in (natural, low, high) else most // multiple * multiple
+            if inner >= low and slope * (most - inner) <= design.params / 200:
                 break
-    if best:
-        return best[0].shape
+        stretch = abs(math.log(inner / natural))
+        return _Candidate(shape._replace(inner=inner), size + slope * (inner - low), stretch)
+
+    def short(size: int) -> float:
+        return 1 - size / design.params
+
+    def badness(candidate: _Candidate) -> tuple[Any, ...]:
+        missing, stretch = short(candidate.size), candidate.stretch
+        far = missing > TOLERANCE
+        return far, stretch > STRETCH, missing if far else stretch, -candidate.size
+
+    widths = range(LEAST_WIDTH, source.hidden_size + 1, WIDTH_STEPS[-1])
+    shapes = [shape for width in widths if (shape := _natural(source, design, width)) is not None]
     if not shapes:
         raise FastDraftError(
-            f"design.hidden_size: no multiple of {step} from {LEAST_WIDTH} up to the target's "
-            f"width of {source.hidden_size} can be divided among its heads; set it"
+            f"design.hidden_size: no multiple of {WIDTH_STEPS[-1]} from {LEAST_WIDTH} up to the "
+            f"target's width of {source.hidden_size} can be divided among its heads; set it"
         )
-    least = shapes[0]._replace(inner=_bounds(source, design, shapes[0])[0])
-    raise FastDraftError(
-        f"design.params: {design.params:,} cannot hold a vocabulary of {source.vocab_size:,} "
-        f"tokens; the least, {least.width} wide, is {count(least):,}"
-    )
-
-
-def _badness(candidate: _Candidate, design: DesignConfig) -> tuple[Any, ...]:
-    short = 1 - candidate.size / design.params
-    far = short > TOLERANCE
-    return (far, candidate.stretch > STRETCH, short if far else candidate.stretch, -candidate.size)
-
-
-def _bounds(source: Any, design: DesignConfig, shape: Shape) -> tuple[int, int]:
-    """Return the narrowest and the widest feed-forward to consider."""
-    if design.intermediate_size:
-        return shape.inner, shape.inner
-    low = max(1, shape.inner // 4)
-    return low, shape.inner if design.takes_layers else min(
-        2 * shape.inner, source.intermediate_size
-    )
-
-
-def _filled(
-    source: Any, design: DesignConfig, shape: Shape, size: Callable[[Shape], int]
-) -> _Candidate | None:
-    """Return ``shape`` with the feed-forward that fills the budget, or None if none fits."""
-    low, high = _bounds(source, design, shape)
-    base = size(shape._replace(inner=low))
-    if base > design.params:
-        return None
-    slope = (size(shape._replace(inner=high)) - base) / (high - low) if high > low else 0.0
-    most = high if not slope else min(high, low + int((design.params - base) / slope))
-    natural = shape.inner
-    if most >= natural and 1 - size(shape) / design.params <= TOLERANCE:
-        most = natural
-    for multiple in (32, 8, 1):  # round widths where they cost less than half a percent
-        inner = most if most in (natural, low, high) else most // multiple * multiple
-        if inner >= low and slope * (most - inner) <= design.params / 200:
+    if (size := count(least(shapes[0]))) > design.params:
+        raise FastDraftError(
+            f"design.params: {design.params:,} cannot hold a vocabulary of {source.vocab_size:,} "
+            f"tokens; the least, {shapes[0].width} wide, is {size:,}"
+        )
+    found: list[_Candidate] = []
+    for step in WIDTH_STEPS:
+        wide = [shape for shape in shapes if shape.width % step == 0]
+        fitting = bisect.bisect_right(wide, design.params, key=lambda shape: count(least(shape)))
+        for shape in reversed(wide[:fitting]):
+            found.append(filled(shape))
+            if short(found[-1].size) > 0.5:
+                break  # narrower ones are smaller still
+        if found and not any(badness(min(found, key=badness))[:2]):
             break
-    filled = shape._replace(inner=inner)
-    return _Candidate(filled, size(filled), abs(math.log(inner / natural)))
+    return min(found, key=badness).shape
 
 
 def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig:
@@ -271,13 +262,7 @@ def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig
 
 
 def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:
-    """Set the depth of ``draft`` in place and cut its per-layer lists down to ``layers``.
-
-    Args:
-        draft: the config to change, which is returned.
-        source: the config whose layers are counted.
-        layers: indices of layers of ``source``.
-    """
+    """Return ``draft`` with these layers of ``source``: its depth and per-layer lists, in place."""
     total = source.num_hidden_layers
     draft.num_hidden_layers = len(layers)
     for name, value in source.to_dict().items():

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._errors import FastDraftError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class TokenMatches(NamedTuple):
 
     Attributes:
         pieces: target id -> donor ids, at least one; unmatched ids are missing.
-        special: target token -> donor token, of special tokens.
+        special: target token -> donor token, of special and given tokens.
         counts: tokens matched as ``same`` (one donor token of the same bytes), ``pieces`` and
             ``special``, and not at all (``none``).
     """
@@ -40,16 +40,20 @@ class TokenMatches(NamedTuple):
     counts: dict[str, int]
 
 
-def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> TokenMatches:
+def match_tokens(
+    target: PreTrainedTokenizerBase,
+    donor: PreTrainedTokenizerBase,
+    given: Mapping[str, str] | None = None,
+) -> TokenMatches:
     """Find the donor's tokens for every token of the target.
 
     An ordinary token is matched with the donor's token of the same bytes, else with the pieces into
     which the donor's tokenizer splits its text, else (the donor normalizes that text, or it is part
     of a character) with the donor's longest tokens from left to right. A special token is matched
-    by spelling, else by role (bos, eos, pad, unk, start and end of turn).
+    by spelling, else by role (bos, eos, pad, unk, start and end of turn). ``given`` overrides both.
 
     Raises:
-        FastDraftError: one of the two has no ``tokenizer.json``.
+        FastDraftError: one of the two has no ``tokenizer.json``, or not a token of ``given``.
     """
     ours, theirs = token_bytes(target), token_bytes(donor)
     names = {index: token for token, index in donor.get_vocab().items()}
@@ -65,12 +69,21 @@ def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase
         for index, text in others.items()
         if (ids := spelled.get(text) or _longest_pieces(text, by_bytes, longest))
     }
-    special = _match_special(target, donor, set(ours))
-    vocabulary = target.get_vocab()
-    by_role = {vocabulary[t]: [donor.get_vocab()[other]] for t, other in special.items()}
-    counts = {"same": len(same), "pieces": len(split), "special": len(special)}
-    counts["none"] = len(vocabulary) - sum(counts.values())
-    return TokenMatches({**same, **split, **by_role}, special, counts)
+    vocabulary, other_vocabulary = target.get_vocab(), donor.get_vocab()
+    for ours_, theirs_ in (given or {}).items():
+        for token, known, whose in (
+            (ours_, vocabulary, "target"),
+            (theirs_, other_vocabulary, "donor"),
+        ):
+            if token not in known:
+                hint = nearest(token, [name for name in known if name[:1] == token[:1]])
+                raise FastDraftError(f"design.token_map: the {whose} has no token '{token}'{hint}")
+    special = {**_match_special(target, donor, set(ours)), **(given or {})}
+    chosen = {vocabulary[t]: [other_vocabulary[other]] for t, other in special.items()}
+    pieces = {**same, **split, **chosen}
+    counts = {"same": len(same.keys() - chosen.keys()), "pieces": len(split.keys() - chosen.keys())}
+    counts |= {"special": len(chosen), "none": len(vocabulary) - len(pieces)}
+    return TokenMatches(pieces, special, counts)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,54 +89,17 @@ class VocabularyReport:
     Attributes:
         target, draft: the two.
         agreeing: number of ids that mean the same token in both.
-        differing: (id, token in the target, token in the draft), of ids that mean two tokens.
-        only_target, only_draft: id -> token, of ids that only one of them has.
+        differing: number of ids that mean two tokens.
+        verdict: the key of `CONCLUSIONS`, which explain it.
+        problems: one sentence per difference.
     """
 
     target: Vocabulary
     draft: Vocabulary
     agreeing: int
-    differing: Sequence[tuple[int, str, str]]
-    only_target: Mapping[int, str]
-    only_draft: Mapping[int, str]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The result of the comparison; `CONCLUSIONS` explains it."""
-        if self.differing or not self.agreeing:
-            return "different"
-        if self.only_target or self.only_draft:
-            return "extended"
-        return "padded" if self._rows_differ else "identical"
-
-    @property
-    def _rows_differ(self) -> bool:
-        rows = (self.target.rows, self.draft.rows)
-        return None not in rows and rows[0] != rows[1]
-
-    def problems(self) -> list[str]:
-        """Return one sentence per difference."""
-        found = []
-        if self.differing:
-            shown = "; ".join(f"{i}: {a!r} and {b!r}" for i, a, b in self.differing[:3])
-            number = len(self.differing)
-            ids = f"{number:,} ids mean" if number > 1 else "one id means"
-            found.append(f"{ids} different tokens ({shown})")
-        for side, extra in ((self.target, self.only_target), (self.draft, self.only_draft)):
-            if extra:
-                shown = ", ".join(f"{i} {t!r}" for i, t in list(extra.items())[:4])
-                dots = ", …" if len(extra) > 4 else ""
-                ids = f"{len(extra):,} ids" if len(extra) > 1 else "one id"
-                found.append(f"{ids} only {side.name} has ({shown}{dots})")
-        if self._rows_differ:
-            end = "" if self.differing else ": padding, which can be resized"
-            found.append(f"the heads score {self.target.rows:,} and {self.draft.rows:,} ids{end}")
-        for role, token in self.target.special.items():
-            if token != self.draft.special[role]:
-                found.append(f"{role}: {token!r} and {self.draft.special[role]!r}")
-        if self.target.ends != self.draft.ends:
-            found.append(f"ends on {self.target.named_ends()} and on {self.draft.named_ends()}")
-        return found
+    differing: int
+    verdict: Verdict
+    problems: list[str]
 
 
 def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyReport:
@@ -144,15 +107,32 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
     ours = {index: token for token, index in target.ids.items()}
     theirs = {index: token for token, index in draft.ids.items()}
     shared = ours.keys() & theirs.keys()
-    differing = [(i, ours[i], theirs[i]) for i in sorted(shared) if ours[i] != theirs[i]]
-    return VocabularyReport(
-        target,
-        draft,
-        len(shared) - len(differing),
-        differing,
-        {i: ours[i] for i in sorted(ours.keys() - shared)},
-        {i: theirs[i] for i in sorted(theirs.keys() - shared)},
-    )
+    differing = [i for i in sorted(shared) if ours[i] != theirs[i]]
+    problems: list[str] = []
+    verdict: Verdict = "identical"
+    if target.rows != draft.rows and None not in (target.rows, draft.rows):
+        end = "" if differing else ": padding, which can be resized"
+        problems.append(f"the heads score {target.rows:,} and {draft.rows:,} ids{end}")
+        verdict = "padded"
+    for name, tokens in ((draft.name, theirs), (target.name, ours)):
+        if only := sorted(tokens.keys() - shared):
+            shown = ", ".join(f"{i} {tokens[i]!r}" for i in only[:4]) + ", …" * (len(only) > 4)
+            ids = f"{len(only):,} ids" if len(only) > 1 else "one id"
+            problems.insert(0, f"{ids} only {name} has ({shown})")
+            verdict = "extended"
+    if differing:
+        shown = "; ".join(f"{i}: {ours[i]!r} and {theirs[i]!r}" for i in differing[:3])
+        ids = f"{len(differing):,} ids mean" if len(differing) > 1 else "one id means"
+        problems.insert(0, f"{ids} different tokens ({shown})")
+    if differing or not shared:
+        verdict = "different"
+    for role, token in target.special.items():
+        if token != draft.special[role]:
+            problems.append(f"{role}: {token!r} and {draft.special[role]!r}")
+    if target.ends != draft.ends:
+        problems.append(f"ends on {target.named_ends()} and on {draft.named_ends()}")
+    agreeing = len(shared) - len(differing)
+    return VocabularyReport(target, draft, agreeing, len(differing), verdict, problems)
 
 
 def check_vocabulary(
@@ -165,16 +145,15 @@ def check_vocabulary(
 ) -> VocabularyReport:
     """Raise unless ``other`` can draft for ``target``.
 
-    Every shared id must mean the same token. Tokens or rows (padding) that only one has are an
-    error unless ``resize`` is set. Different EOS tokens are an error unless the draft gets the
-    target's tokenizer (``donor``, ``resize``). Other differences cost acceptance at most: they are
-    warnings for a draft and ignored for a donor.
+    Every shared id must mean the same token. Different EOS tokens are an error unless the draft
+    gets the target's tokenizer (``donor``, ``resize``). Other differences cost acceptance at most:
+    they are warnings for a draft and ignored for a donor.
 
     Args:
         target, other: vocabularies, or folders to read them from.
         key: the setting that named ``other``, for errors (``"design.donor"``).
         donor: whether only its weights are used.
-        resize: whether rows may be added or dropped where every shared id agrees.
+        resize: whether tokens or rows (padding) that only one has are allowed.
 
     Raises:
         FastDraftError: they do not fit; the message says what differs and what to do.
@@ -188,7 +167,7 @@ def check_vocabulary(
         except FastDraftError as error:
             raise FastDraftError(f"{prefix}{error}") from error
     report = compare_vocabularies(target, other)
-    where, problems = f"{prefix}{other.name}", report.problems()
+    where, problems = f"{prefix}{other.name}", report.problems
     if report.verdict == "different":
         way = "a draft must have the target's own tokenizer"
         if donor:

@@ -16,9 +16,9 @@ from transformers import AutoConfig, GPT2Config
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.cutting import kept_layers
-from fastdraft_hf.draft.design import _natural, _scaled, design_draft, source_config
+from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size, text_config
-from fastdraft_hf.draft.sizes import count_parameters, fitted_count, parameters_by_part
+from fastdraft_hf.draft.sizes import count_parameters, parameters_by_part
 from fastdraft_hf.recipe import read_recipe
 
 
@@ -184,20 +184,6 @@ def test_parts_sum_to_the_whole(name: str) -> None:
     assert parts["embeddings"] == config.vocab_size * config.hidden_size
     assert parts["head"] == (0 if config.tie_word_embeddings else parts["embeddings"])
     assert min(parts["attention"], parts["feed-forward"]) > 0
-
-
-@given(st.data())
-@settings(max_examples=20)
-def test_sizes_are_predicted_exactly(data: st.DataObject) -> None:
-    family = data.draw(st.sampled_from(DENSE))
-    design = DesignConfig(num_hidden_layers=2, init="scratch")
-    source = source_config(tiny_target(family), design)
-    natural = [_natural(source, design, width) for width in range(1, source.hidden_size + 1)]
-    shapes = [shape for shape in natural if shape is not None]
-    size = fitted_count(lambda shape: count_parameters(_scaled(source, design, shape)), shapes)
-    shape = data.draw(st.sampled_from(shapes))
-    shape = shape._replace(inner=data.draw(st.integers(1, 160)))
-    assert size(shape) == count_parameters(_scaled(source, design, shape))
 
 
 def test_a_budget_below_the_vocabulary_says_the_least() -> None:
