@@ -21,9 +21,8 @@ from fastdraft_hf._processes import on_main
 from fastdraft_hf.data import installed
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.documents import Documents
-from fastdraft_hf.data.packing import Encoded, Encoder, SourceBlocks, no_text
-from fastdraft_hf.data.sources import Source, summary_keys, token_shares
-from fastdraft_hf.data.stream import BlockStream
+from fastdraft_hf.data.packing import BlockStream, Encoded, Encoder, SourceBlocks, no_text
+from fastdraft_hf.data.sources import Source, summary_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -88,23 +87,51 @@ def open_corpus(
     import datasets
 
     encode = Encoder(tokenizer, decontaminator)
-    writer = _Writer(
-        list(sources), encode, folder, tokens // max_length, max_length, eval_rows, seed, generated
-    )
-    on_main(lambda: writer.write(streaming))
+    settings: dict[str, Any] = {"length": max_length, "generated": generated}
+
+    def write() -> None:
+        """Write the held-out blocks, each source's share unless it is a stream, and the summary."""
+        if (folder / "summary.json").exists():
+            return
+        if not (folder / "held_out.json").exists():
+            _hold_out(folder, sources, encode, eval_rows, seed, **settings)
+        held_out = _read(folder / "held_out.json")
+        blocks = tokens // max_length
+        summary: dict[str, Any] = {}
+        for number, (key, source, share) in enumerate(
+            zip(summary_keys(sources), sources, block_shares(sources, blocks), strict=True)
+        ):
+            facts: dict[str, Any] = {"tokens": share * max_length}
+            done = folder / f"train-{number:03d}.json"
+            if not streaming and share:
+                if not done.exists():
+                    left_out = frozenset(held_out["hashes"])
+                    stream = SourceBlocks(
+                        source,
+                        encode,
+                        seed=f"{seed}-{number}",
+                        left_out=left_out,
+                        unique=True,
+                        **settings,
+                    )
+                    _write_blocks(done.with_suffix(".arrow"), islice(stream, share), max_length)
+                    write_json(done, stream.facts())
+                facts = _read(done)
+            facts["held_out_tokens"] = held_out["tokens"][number]
+            if source.kind in ("packages", "package_docs"):
+                facts["licenses"] = installed.licenses(source.name)
+            summary[key] = facts
+        examples = blocks + sum(held_out["tokens"]) // max_length
+        write_json(folder / "summary.json", {"sources": summary, "examples": examples})
+
+    on_main(write)
     summary = _read(folder / "summary.json")
     summary["held_out"] = {} if decontaminator is None else decontaminator.held_out
     eval_file = folder / "eval.arrow"
     held_out = datasets.Dataset.from_file(str(eval_file)) if eval_file.exists() else None
     if streaming:
-        stream = BlockStream(
-            sources,
-            encode,
-            length=max_length,
-            seed=seed,
-            generated=generated,
-            left_out=frozenset(_read(folder / "left_out.json")),
-        )
+        left_out = frozenset(_read(folder / "held_out.json")["hashes"])
+        stream = BlockStream(sources, encode, seed=seed, left_out=left_out, **settings)
         return Corpus(stream.as_dataset(), held_out, summary, stream)
     files = sorted(folder.glob("train-*.arrow"))
     parts = [datasets.Dataset.from_file(str(file)) for file in files]
@@ -115,148 +142,83 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@dataclass
-class _Writer:
-    """Writes what `open_corpus` opens; a file that exists is finished."""
+def block_shares(sources: Sequence[Source], blocks: int) -> list[int]:
+    """Return each source's share of ``blocks`` by its weight; their sum is exact."""
+    ends = np.cumsum([0.0, *(source.weight for source in sources)])
+    return [int(share) for share in np.diff(np.rint(blocks * ends / ends[-1]))]
 
-    sources: list[Source]
-    encode: Encoder
-    folder: Path
-    blocks: int
-    length: int
-    eval_rows: int
-    seed: int
-    generated: Path
 
-    def write(self, streaming: bool) -> None:
-        """Write the held-out blocks, each source's share unless it is a stream, and the summary."""
-        if (self.folder / "summary.json").exists():
-            return
-        if not (self.folder / "left_out.json").exists():
-            self._hold_out()
-        samples = _read(self.folder / "samples.json")
-        shares = token_shares([source.weight for source in self.sources], self.blocks)
-        summary: dict[str, Any] = {}
-        for number, key in enumerate(summary_keys(self.sources)):
-            source, share, sample = self.sources[number], shares[number], samples[number]
-            held_out = sample.pop("held_out_tokens")
-            if streaming:
-                # The last checkpoint has what was really read.
-                documents = share * self.length * sample["documents"] / sample["tokens_read"]
-                facts = {
-                    "tokens": share * self.length,
-                    "bytes_per_token": sample["bytes_per_token"],
-                    "documents_estimated": round(documents),
-                    "sample": sample,
-                }
-            else:
-                facts = self._write_source(number, share)
-            facts["held_out_tokens"] = held_out
-            if source.kind in ("packages", "package_docs"):
-                facts["licenses"] = installed.licenses(source.name)
-                facts["packages_left_out_by_license"] = installed.packages(source.name)[1]
-            summary[key] = facts
-        held = sum(facts["held_out_tokens"] for facts in summary.values()) // self.length
-        write_json(
-            self.folder / "summary.json", {"sources": summary, "examples": self.blocks + held}
-        )
-
-    def _hold_out(self) -> None:
-        shares = token_shares([source.weight for source in self.sources], self.eval_rows)
-        rows: list[NDArray[Any]] = []
-        hashes: set[int] = set()
-        samples = []
-        for number, share in enumerate(shares):
-            documents, sample = self._sample(number, max(5 * share, 2) * self.length)
-            ids = documents[0].ids[:0]
-            wanted = min(share, sample["tokens_read"] // self.length // 5) * self.length
-            for document in documents:
-                if len(ids) >= wanted:
-                    break
-                ids = np.concatenate([ids, document.ids])
-                hashes.add(document.hash)
-            rows += list(ids[:wanted].reshape(-1, self.length))
-            samples.append({**sample, "held_out_tokens": wanted})
-        if rows:
-            self._write_blocks("eval.arrow", rows)
-        write_json(self.folder / "samples.json", samples)
-        write_json(self.folder / "left_out.json", sorted(hashes))
-
-    def _sample(self, number: int, tokens: int) -> tuple[list[Encoded], dict[str, Any]]:
-        """Return a source's first documents, and facts about them."""
-        source = self.sources[number]
-        reader = Documents(source, self.generated, f"{self.seed}-{number}-1")
+def _hold_out(
+    folder: Path,
+    sources: Sequence[Source],
+    encode: Encoder,
+    eval_rows: int,
+    seed: int,
+    length: int,
+    generated: Path,
+) -> None:
+    """Write the held-out blocks, their tokens per source, and the hashes of their documents."""
+    rows: list[NDArray[Any]] = []
+    hashes: set[int] = set()
+    tokens = []
+    for number, (source, share) in enumerate(
+        zip(sources, block_shares(sources, eval_rows), strict=True)
+    ):
+        reader = Documents(source, generated, f"{seed}-{number}-1")
         found: list[Encoded] = []
         dropped: Counter[str] = Counter()
         total = 0
         for document in reader:  # one by one: no more is held out than is needed
-            encoded, reasons = self.encode([document])
+            encoded, reasons = encode([document])
             dropped += reasons
             found += encoded
             total += sum(len(one.ids) for one in encoded)
-            if total >= tokens:
+            if total >= max(5 * share, 2) * length:
                 break
         if not total:
             raise no_text(source, {**reader.dropped, **dropped})
-        if total < self.length:
+        if total < length:
             raise FastDraftError(
                 f"source {source.kind} '{source.name}': its {total:,} tokens give no block of "
-                f"{self.length} to train on; lower max_length or leave the source out"
+                f"{length} to train on; lower max_length or leave the source out"
             )
-        size = sum(document.size for document in found)
-        facts = {"documents": len(found), "bytes": size, "tokens_read": total}
-        return found, {
-            **facts,
-            "bytes_per_token": round(size / total, 3),
-            "dropped": dict(dropped),
-        }
+        wanted = min(share, total // length // 5) * length
+        start = 0
+        for one in found:
+            if start < wanted:
+                hashes.add(one.hash)
+            start += len(one.ids)
+        rows += list(np.concatenate([one.ids for one in found])[:wanted].reshape(-1, length))
+        tokens.append(wanted)
+    if rows:
+        _write_blocks(folder / "eval.arrow", rows, length)
+    write_json(folder / "held_out.json", {"tokens": tokens, "hashes": sorted(hashes)})
 
-    def _write_source(self, number: int, share: int) -> dict[str, Any]:
-        """Write a source's share of the blocks; return its facts."""
-        done = self.folder / f"train-{number:03d}.json"
-        if not done.exists():
-            stream = SourceBlocks(
-                self.sources[number],
-                self.encode,
-                length=self.length,
-                seed=f"{self.seed}-{number}",
-                generated=self.generated,
-                left_out=frozenset(_read(self.folder / "left_out.json")),
-                unique=True,
-            )
-            if share:
-                self._write_blocks(f"{done.stem}.arrow", islice(stream, share), share)
-            write_json(done, stream.facts() if share else {"tokens": 0, "passes": 0})
-        return dict(_read(done))
 
-    def _write_blocks(
-        self, name: str, blocks: Iterable[NDArray[Any]], count: int | None = None
-    ) -> None:
-        """Write an arrow file that `Dataset.from_file` maps into memory."""
-        import pyarrow as pa
-        from tqdm import tqdm
+def _write_blocks(path: Path, blocks: Iterable[NDArray[Any]], length: int) -> None:
+    """Write an Arrow file that `Dataset.from_file` maps into memory."""
+    import pyarrow as pa
+    from tqdm import tqdm
 
-        ids = pa.list_(pa.from_numpy_dtype(self.encode.dtype), self.length)
-        schema = pa.schema({"input_ids": ids})
-        remaining = iter(blocks)
-        with (
-            tqdm(total=count, desc="blocks", disable=None if count else True) as bar,
-            atomic_file(self.folder / name) as temporary,
-            pa.OSFile(str(temporary), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
-        ):
-            while rows := list(islice(remaining, _ROWS_WRITTEN)):
-                flat = pa.array(np.concatenate(rows))
-                column = pa.FixedSizeListArray.from_arrays(flat, self.length)
-                writer.write_batch(pa.record_batch([column], schema=schema))
-                bar.update(len(rows))
+    remaining = iter(tqdm(blocks, "blocks", disable=None))
+    rows = list(islice(remaining, _ROWS_WRITTEN))
+    ids = pa.list_(pa.from_numpy_dtype(rows[0].dtype), length)
+    schema = pa.schema({"input_ids": ids})
+    with (
+        atomic_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        while rows:
+            column = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(rows)), length)
+            writer.write_batch(pa.record_batch([column], schema=schema))
+            rows = list(islice(remaining, _ROWS_WRITTEN))
 
 
 _NAMES = {
     "tokens": "tokens to train on",
     "passes": "passes",
     "documents": "documents",
-    "documents_estimated": "documents (estimated)",
     "bytes": "bytes of text",
     "bytes_per_token": "bytes per token",
     "completion_tokens": "completion tokens",

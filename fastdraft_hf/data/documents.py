@@ -8,12 +8,15 @@ numbers. A dataset on the Hub is streamed by `datasets`, whose own state is the 
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import itertools
 import json
 import lzma
+import math
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -94,49 +97,29 @@ class Documents:
         return [unit for path in source.matching_files() for unit in _file_units(path, source)]
 
     def _hub(self) -> Iterator[Document]:
+        import datasets
+
         source = self._source
-        stream = open_hub(source)
-        if self._state:
-            stream.load_state_dict(self._state["stream"])
-        self._stream = stream
-        rows = iter(stream)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # the network, after the library's own retries
-                raise _hub_error(source, error) from error
-            yield _text(row, source.column, source.name)
-
-
-def open_hub(source: Source) -> Any:
-    """Open a dataset on the Hub as a stream.
-
-    Raises:
-        FastDraftError: there is no such dataset, subset or split, it is gated, or the Hub cannot be
-            reached.
-    """
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            source.name,
-            source.subset,
-            data_dir=source.data_dir,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
-        )
-    except Exception as error:  # datasets, fsspec and the Hub's client have their own types
-        raise _hub_error(source, error) from error
-
-
-def _hub_error(source: Source, error: Exception) -> FastDraftError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    if "gated" in reason.lower():
-        reason += "; accept its terms on the Hub and log in with `hf auth login`"
-    return FastDraftError(f"source hub '{source.name}': {reason}")
+        try:
+            self._stream = datasets.load_dataset(
+                source.name,
+                source.subset,
+                data_dir=source.data_dir,
+                split=source.split,
+                revision=source.revision,
+                streaming=True,
+            )
+            if self._state:
+                self._stream.load_state_dict(self._state["stream"])
+            for row in self._stream:
+                yield _text(row, source.column, source.name)
+        except FastDraftError:
+            raise
+        except Exception as error:  # datasets, fsspec and the Hub's client have their own types
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            if "gated" in reason.lower():
+                reason += "; accept its terms on the Hub and log in with `hf auth login`"
+            raise FastDraftError(f"source hub '{source.name}': {reason}") from error
 
 
 def _generated(folder: Path) -> Iterator[Document]:
@@ -157,9 +140,6 @@ def _code(path: Path) -> Iterator[str]:
         return
 
 
-# ---------------------------------------------------------------------------------------- files
-
-
 def _zstd(path: Path, mode: str) -> Any:
     import pyarrow as pa
 
@@ -169,17 +149,15 @@ def _zstd(path: Path, mode: str) -> Any:
 # By content and not by name: a file is often compressed under another ending, or not at all.
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
     b"\x28\xb5\x2f\xfd": _zstd,
 }
-_READ_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 def _opener(path: Path) -> Callable[..., Any]:
     with path.open("rb") as stream:
         head = stream.read(10)
-    if head[:3] == b"BZh" and head[4:] == b"1AY&SY":
-        return bz2.open
     return next((o for magic, o in _COMPRESSED.items() if head.startswith(magic)), open)
 
 
@@ -188,16 +166,13 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with _opener(path)(path, "rb") as stream:
             yield stream
-    except _READ_ERRORS as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise FastDraftError(f"{path}: cannot be read to its end ({error})") from error
 
 
 def _ending(path: Path) -> str:
     """Return the ending of a name in lower case, without that of its compression."""
-    name = path.name.lower()
-    for ending in (".gz", ".bz2", ".xz", ".zst"):
-        name = name.removesuffix(ending)
-    return Path(name).suffix
+    return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", path.name.lower())).suffix
 
 
 def check_files(source: Source) -> None:
@@ -208,21 +183,20 @@ def check_files(source: Source) -> None:
     """
     # Later ones are refused when they are read: opening millions of files takes minutes.
     for path in source.matching_files()[:_CHECKED]:
-        if _ending(path) == ".parquet":
-            continue
-        with _opened(path) as stream:
-            # A character may be cut at the end.
-            _decoded(stream.read(1024), path, cut=True)
+        if _ending(path) != ".parquet":
+            with _opened(path) as stream:
+                _decoded(stream.read(1024), path, whole=False)
 
 
-def _decoded(raw: bytes, path: Path, *, cut: bool = False) -> str:
-    reason = "a NUL byte" if b"\0" in raw else ""
+def _decoded(raw: bytes, path: Path, *, whole: bool = True) -> str:
+    """Return UTF-8 text; a character may be cut at the end if it is not the whole file."""
+    text, reason = "", ""
     try:
-        text = raw.decode("utf-8-sig")
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(raw, whole)
     except UnicodeDecodeError as error:
-        if not (cut and error.reason == "unexpected end of data"):
-            reason = reason or f"byte 0x{raw[error.start]:02x} at {error.start}"
-        text = raw[: error.start].decode("utf-8-sig")
+        reason = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+    if b"\0" in raw:
+        reason = "a NUL byte"
     if reason:
         raise FastDraftError(
             f"{path}: not UTF-8 text ({reason}); convert the file, or leave it out with extensions"
@@ -242,7 +216,7 @@ def _file_units(path: Path, source: Source) -> Iterator[Unit]:
         yield from (partial(_parquet, path, column, group) for group in range(groups))
     elif ending in (".jsonl", ".ndjson") and _opener(path) is open:
         for start in range(0, path.stat().st_size, _STRETCH):
-            yield partial(_json_rows, path, column, start)
+            yield partial(_json_rows, path, column, start, start + _STRETCH)
     elif ending in (".jsonl", ".ndjson", ".json"):
         yield partial(_json_rows, path, column)
     else:
@@ -265,42 +239,34 @@ def _parquet(path: Path, column: str, group: int) -> Iterator[str]:
             yield _text(row, column, str(path))
 
 
-def _json_rows(path: Path, column: str, start: int | None = None) -> Iterator[str]:
-    """Yield the texts of the lines that begin in a stretch, or of the whole file."""
+def _json_rows(path: Path, column: str, start: int = 0, end: float = math.inf) -> Iterator[str]:
+    """Yield the texts of the lines that begin from byte ``start`` to before ``end``."""
     with _opened(path) as stream:
-        if start is None:
-            lines: Iterable[tuple[int, bytes]] = enumerate(stream)
-        else:
-            lines = _stretch_lines(stream, start)
-        for position, line in lines:
-            if not line.strip():
-                continue
-            if start is None and line.lstrip().startswith(b"["):  # one array of rows
+        position = start
+        if start:
+            stream.seek(start - 1)
+            position += len(stream.readline()) - 1  # the end of a line that began before
+        for line in stream:
+            if position >= end:
+                return
+            if position == 0 and line.lstrip().startswith(b"["):  # one array of rows
                 line += stream.read()
-            try:
-                found = json.loads(line)
-            except ValueError as error:
-                number = position + 1 if start is None else _line_number(path, position)
-                raise FastDraftError(f"{path}:{number}: not valid JSON ({error})") from error
-            for row in found if isinstance(found, list) else [found]:
-                yield _text(row, column, str(path))
-
-
-def _stretch_lines(stream: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
-    if start:
-        stream.seek(start - 1)
-        stream.readline()  # the end of a line that began before
-    while (position := stream.tell()) < start + _STRETCH:
-        line = stream.readline()
-        if not line:
-            return
-        yield position, line
+            if line.strip():
+                try:
+                    found = json.loads(line)
+                except ValueError as error:
+                    number = _line_number(path, position)
+                    raise FastDraftError(f"{path}:{number}: not valid JSON ({error})") from error
+                for row in found if isinstance(found, list) else [found]:
+                    yield _text(row, column, str(path))
+            position += len(line)
 
 
 def _line_number(path: Path, position: int) -> int:
-    with path.open("rb") as stream:
-        blocks = (min(_STRETCH, position - start) for start in range(0, position, _STRETCH))
-        return 1 + sum(stream.read(size).count(b"\n") for size in blocks)
+    """Return the number of the line that begins at a byte of a file."""
+    with _opened(path) as stream:
+        ends = itertools.accumulate(map(len, stream))
+        return next(number for number, end in enumerate(ends, 1) if end > position)
 
 
 def _text(row: Any, column: str, where: str) -> str:

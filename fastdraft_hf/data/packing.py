@@ -1,4 +1,4 @@
-"""Documents to token ids, and ids to blocks.
+"""Documents to token ids, ids to blocks, and blocks of several sources to a stream.
 
 Documents are concatenated, each closed by one end token, and cut into blocks of ``max_length`` ids.
 Nothing is padded. A source that ends is read again in another order.
@@ -6,10 +6,11 @@ Nothing is padded. A source that ends is read again in another order.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections import Counter
+import random
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,16 +20,19 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.documents import Document, Documents
 from fastdraft_hf.data.prompts import free_prefix
-from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.sources import Source, summary_keys
 
 if TYPE_CHECKING:
+    from datasets import IterableDataset
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 EMPTY, OVERLAPS, DUPLICATE = "empty", "overlaps held-out text", "duplicate"
 HELD_OUT = "held out for evaluation"
 
-_BATCH_CHARS = 1 << 18  # text that is encoded at once, and that a resumed stream may read again
+_BATCH_CHARS = 1 << 18  # text that is encoded at once
+WINDOW = 256  # blocks that are shuffled together
+_WINDOWS_KEPT = 64  # of which a loader may have fetched ahead
 
 
 class Encoded(NamedTuple):
@@ -129,6 +133,9 @@ class SourceBlocks:
         generated: folder of the generated sets.
         left_out: hashes of documents that are held out.
         unique: drop documents that were read before in the same pass.
+
+    Attributes:
+        tokens: ids of the blocks so far.
     """
 
     def __init__(
@@ -144,95 +151,86 @@ class SourceBlocks:
     ) -> None:
         self._source, self._encode, self._length, self._seed = source, encode, length, seed
         self._generated, self._left_out, self._unique = generated, left_out, unique
-        self._blocks: Iterator[NDArray[Any]] | None = None
-        self._state: dict[str, Any] = {
-            "passes": 1,
-            "position": {},  # before the batch whose blocks are being given
-            "carry": [],  # ids left from the batch before it
-            "given": 0,  # blocks given of both
-            "tokens": 0,
-            "read": {"documents": 0, "bytes": 0, "tokens": 0},  # in the first pass
-            "dropped": {},  # in the first pass
-        }
+        self.tokens, self._passes = 0, 1
+        self._position: dict[str, Any] = {}  # after the last batch of documents
+        self._carry = np.empty(0, encode.dtype)  # ids that are read and not yet in a block
+        # Of the first pass.
+        self._read: Counter[str] = Counter(documents=0, bytes=0, tokens=0)
+        self._dropped: Counter[str] = Counter()
+        self._batches = self._read_batches()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last block, as JSON data."""
-        return copy.deepcopy(self._state)
+        """Return the position after the last block: JSON data but for the array ``carry``."""
+        return {
+            "tokens": self.tokens,
+            "passes": self._passes,
+            "position": self._position,
+            "carry": self._carry,
+            "read": dict(self._read),
+            "dropped": dict(self._dropped),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a position that `state_dict` returned."""
-        self._state, self._blocks = copy.deepcopy(state), None
+        """Continue at a position that `state_dict` returned, before the first block is read."""
+        self.tokens, self._passes = state["tokens"], state["passes"]
+        self._position, self._carry = state["position"], np.array(state["carry"], self._carry.dtype)
+        self._read, self._dropped = Counter(state["read"]), Counter(state["dropped"])
 
     def facts(self) -> dict[str, Any]:
         """Return tokens given and passes; documents, bytes and drops of the first pass."""
-        state, read = self._state, self._state["read"]
         return {
-            "tokens": state["tokens"],
-            "passes": state["passes"],
-            "documents": read["documents"],
-            "bytes": read["bytes"],
-            "bytes_per_token": round(read["bytes"] / max(1, read["tokens"]), 3),
-            "dropped": dict(state["dropped"]),
+            "tokens": self.tokens,
+            "passes": self._passes,
+            "documents": self._read["documents"],
+            "bytes": self._read["bytes"],
+            "bytes_per_token": round(self._read["bytes"] / max(1, self._read["tokens"]), 3),
+            "dropped": dict(self._dropped),
         }
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return self
 
     def __next__(self) -> NDArray[Any]:
-        if self._blocks is None:
-            self._blocks = self._read()
-        block = next(self._blocks)
-        self._state["tokens"] += self._length
+        while len(self._carry) < self._length:
+            self._carry = np.concatenate([self._carry, next(self._batches)])
+        block, self._carry = self._carry[: self._length], self._carry[self._length :]
+        self.tokens += self._length
         return block
 
-    def _read(self) -> Iterator[NDArray[Any]]:
-        state, length = self._state, self._length
-        # A batch that is read again to resume inside it was counted before.
-        skip, counted = state["given"], state["given"] == 0
+    def _read_batches(self) -> Iterator[NDArray[Any]]:
+        """Yield the ids of one batch of documents after the other."""
         while True:
-            documents = Documents(self._source, self._generated, f"{self._seed}-{state['passes']}")
-            documents.load_state_dict(state["position"])
-            gave = bool(state["position"])
-            seen: set[int] | None = set() if self._unique else None
+            documents = Documents(self._source, self._generated, f"{self._seed}-{self._passes}")
+            documents.load_state_dict(self._position)
+            found, seen = bool(self._position), set[int]()
             for batch in _batches(documents):
-                if counted and state["passes"] == 1 and not state["position"]:
-                    _add(state["dropped"], documents.dropped)
-                ids = self._ids(batch, seen, counted and state["passes"] == 1)
-                counted, gave = True, gave or len(ids) > 0
-                joined = np.concatenate([np.array(state["carry"], ids.dtype), ids])
-                whole = len(joined) // length
-                for number in range(skip, whole):
-                    state["given"] = number + 1
-                    yield joined[number * length : (number + 1) * length]
-                state["carry"] = joined[whole * length :].tolist()
-                state["position"], state["given"], skip = documents.state_dict(), 0, 0
-            if not gave:
-                raise no_text(self._source, {**documents.dropped, **state["dropped"]})
-            state["passes"], state["position"] = state["passes"] + 1, {}
+                if self._passes == 1 and not self._position:
+                    self._dropped.update(documents.dropped)
+                ids = self._kept_ids(batch, seen)
+                found, self._position = found or len(ids) > 0, documents.state_dict()
+                yield ids
+            if not found:
+                raise no_text(self._source, {**documents.dropped, **self._dropped})
+            self._passes, self._position = self._passes + 1, {}
 
-    def _ids(self, batch: list[Document], seen: set[int] | None, counted: bool) -> NDArray[Any]:
+    def _kept_ids(self, batch: list[Document], seen: set[int]) -> NDArray[Any]:
         encoded, dropped = self._encode(batch)
         kept = []
         for document in encoded:
             if document.hash in self._left_out:
                 dropped[HELD_OUT] += 1
-            elif seen is not None and document.hash in seen:
+            elif document.hash in seen:
                 dropped[DUPLICATE] += 1
             else:
                 kept.append(document)
-                if seen is not None:
+                if self._unique:
                     seen.add(document.hash)
         ids = np.concatenate([np.empty(0, self._encode.dtype), *(one.ids for one in kept)])
-        if counted:
-            _add(self._state["dropped"], dropped)
+        if self._passes == 1:
+            self._dropped.update(dropped)
             size = sum(document.size for document in kept)
-            _add(self._state["read"], {"documents": len(kept), "bytes": size, "tokens": len(ids)})
+            self._read.update(documents=len(kept), bytes=size, tokens=len(ids))
         return ids
-
-
-def _add(counts: dict[str, int], more: dict[str, int]) -> None:
-    for key, count in more.items():
-        counts[key] = counts.get(key, 0) + count
 
 
 def no_text(source: Source, dropped: dict[str, int]) -> FastDraftError:
@@ -241,3 +239,142 @@ def no_text(source: Source, dropped: dict[str, int]) -> FastDraftError:
     return FastDraftError(
         f"source {source.kind} '{source.name}': it gave no text to train on ({reasons})"
     )
+
+
+class BlockStream:
+    """Packed blocks of a mixture without end, resumable at every block.
+
+    Iterating yields ``{"input_ids": …}``. Blocks come in windows. A window has of every source the
+    blocks that its weight asks for, counted over all windows so far, shuffled by the seed.
+
+    Args:
+        sources: what to read, with weights.
+        encode: see `Encoder`.
+        length: ids per block.
+        seed: of every order.
+        generated: folder of the generated sets.
+        left_out: hashes of documents that are held out.
+        window: blocks per window.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encode: Encoder,
+        *,
+        length: int,
+        seed: int,
+        generated: Path | None = None,
+        left_out: frozenset[int] = frozenset(),
+        window: int = WINDOW,
+    ) -> None:
+        self._sources, self._encode, self._length = list(sources), encode, length
+        self._seed, self._window = seed, window
+        self._generated, self._left_out = generated, left_out
+        self._start: dict[str, Any] = {"window": 0, "taken": 0}
+        # At the beginning of the last windows of the latest iteration.
+        self._states: deque[dict[str, Any]] = deque()
+
+    @property
+    def start(self) -> int:
+        """Number of blocks before the position at which iterations begin."""
+        return int(self._start["window"] * self._window + self._start["taken"])
+
+    def state_dict(self, blocks: int) -> dict[str, Any]:
+        """Return the position after ``blocks`` blocks, counted from the stream's beginning.
+
+        It is JSON data. Blocks that a loader fetched beyond it come again. Its ``read`` has the
+        facts of every source at the end of the window.
+
+        Raises:
+            ValueError: that position is too long ago.
+        """
+        for state in reversed(self._states):
+            if state["window"] * self._window <= blocks:
+                sources = [{**one, "carry": one["carry"].tolist()} for one in state["sources"]]
+                taken = blocks - state["window"] * self._window
+                return {**state, "sources": sources, "taken": taken}
+        raise ValueError(f"block {blocks}: that position is too long ago")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let iterations begin at a position that `state_dict` returned."""
+        self._start = state
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        streams = {
+            key: SourceBlocks(
+                source,
+                self._encode,
+                length=self._length,
+                seed=f"{self._seed}-{number}",
+                generated=self._generated,
+                left_out=self._left_out,
+            )
+            for number, (key, source) in enumerate(
+                zip(summary_keys(self._sources), self._sources, strict=True)
+            )
+        }
+        sources = list(streams.values())
+        for stream, state in zip(sources, self._start.get("sources", []), strict=False):
+            stream.load_state_dict(state)
+        states: deque[dict[str, Any]] = deque(maxlen=_WINDOWS_KEPT)
+        self._states = states
+
+        def make(window: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+            state: dict[str, Any] = {"window": window}
+            state["sources"] = [stream.state_dict() for stream in sources]
+            given = [stream.tokens // self._length for stream in sources]
+            blocks = [next(sources[number]) for number in self._deal(given)]
+            random.Random(f"{self._seed}-window-{window}").shuffle(blocks)
+            state["read"] = {key: stream.facts() for key, stream in streams.items()}
+            return state, blocks
+
+        # One window ahead, so that training need not wait: encoding releases Python's lock.
+        with ThreadPoolExecutor(1, "corpus") as pool:
+            window, skip = self._start["window"], self._start["taken"]
+            ahead = pool.submit(make, window)
+            while True:
+                state, blocks = ahead.result()
+                window += 1
+                ahead = pool.submit(make, window)
+                states.append(state)
+                for block in blocks[skip:]:
+                    yield {"input_ids": block.tolist()}
+                skip = 0
+
+    def _deal(self, given: list[int]) -> list[int]:
+        """Return the sources of a window's blocks: always the one that is furthest behind."""
+        weights = [source.weight for source in self._sources]
+        total, found = sum(weights), []
+        for _ in range(self._window):
+            count = sum(given) + 1
+            behind = [count * w / total - g for w, g in zip(weights, given, strict=True)]
+            found.append(behind.index(max(behind)))
+            given[found[-1]] += 1
+        return found
+
+    def as_dataset(self) -> IterableDataset:
+        """Return the stream as an `IterableDataset`, for `Trainer`.
+
+        With several processes, accelerate reads it in the first one and deals out the blocks.
+        """
+        import datasets
+
+        features = datasets.Features({"input_ids": datasets.List(datasets.Value("int64"))})
+        return datasets.IterableDataset.from_generator(self, features=features)
+
+    def __call__(self) -> Iterator[dict[str, list[int]]]:
+        """Return an iterator, as the generator function of `as_dataset`."""
+        from torch.utils.data import get_worker_info
+
+        if get_worker_info() is not None:  # a checkpoint could not save the worker's position
+            raise FastDraftError(
+                "dataloader_num_workers: must be 0 with a stream, which reads ahead by itself"
+            )
+        return iter(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockStream:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (object, ())  # `datasets` hashes its generators by their pickle

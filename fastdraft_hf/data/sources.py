@@ -5,13 +5,50 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from fastdraft_hf._config import Number, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.data.presets import PRESETS
+
+_FINEWEB = {
+    "kind": "hub",
+    "name": "HuggingFaceFW/fineweb",
+    "subset": "sample-10BT",
+    "column": "text",
+}
+_FINEWEB_EDU = {**_FINEWEB, "name": "HuggingFaceFW/fineweb-edu"}
+# Gated: accept its terms on the Hub and log in with `hf auth login`. Without a folder it would be
+# read language by language, in the order of the alphabet.
+_THE_STACK = {
+    "kind": "hub",
+    "name": "bigcode/the-stack-dedup",
+    "data_dir": "data/python",
+    "column": "content",
+}
+# Not gated: Python files from GitHub, deduplicated and filtered.
+_CODEPARROT = {"kind": "hub", "name": "codeparrot/codeparrot-clean", "column": "content"}
+
+# Mixtures with a name. The shares of ``paper-cp`` are the paper's: 5 billion tokens of code to 2.5
+# billion of text.
+PRESETS: dict[str, list[dict[str, Any]]] = {
+    "fineweb": [_FINEWEB],
+    "fineweb-edu": [_FINEWEB_EDU],
+    "the-stack": [_THE_STACK],
+    "codeparrot": [_CODEPARROT],
+    # The paper's PT and CP.
+    "paper-pt": [_FINEWEB],
+    "paper-cp": [{**_THE_STACK, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
+    "paper-cp-open": [{**_CODEPARROT, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
+    # Without a download: from what is installed.
+    "offline-pt": [{"kind": "package_docs"}],
+    "offline-cp": [
+        {"kind": "python", "weight": 2},
+        {"kind": "packages", "weight": 3},
+        {"kind": "package_docs", "weight": 2.5},
+    ],
+}
 
 
 class Source(Section):
@@ -73,25 +110,13 @@ class Source(Section):
 
     def matching_files(self) -> list[Path]:
         """Return the files that ``name`` stands for (a file, a folder or a glob), sorted."""
-        path = Path(self.name)
-        names: Iterable[Path]
-        if path.is_dir():
-            names = path.rglob("*")
+        folder = Path(self.name)
+        if folder.is_dir():  # without what is hidden in it, such as ``.git``
+            names = [f"{folder}/{n}" for n in glob.glob("**", root_dir=folder, recursive=True)]
         else:
-            names = map(Path, glob.glob(self.name, recursive=True))
-        endings = tuple(self.extensions)
-        return sorted(
-            p
-            for p in names
-            if (not endings or p.name.endswith(endings))
-            and not (path.is_dir() and _hidden(p.relative_to(path)))
-            and p.is_file()
-        )
-
-
-def _hidden(relative: Path) -> bool:
-    """Return whether a file is hidden or in a hidden folder such as ``.git``."""
-    return any(part.startswith(".") for part in relative.parts)
+            names = glob.glob(self.name, recursive=True)
+        endings = tuple(self.extensions) or ""
+        return sorted(p for p in map(Path, names) if p.name.endswith(endings) and p.is_file())
 
 
 def expand_presets(sources: Sequence[Source]) -> list[Source]:
@@ -145,22 +170,3 @@ def summary_keys(sources: Sequence[Source]) -> list[str]:
         again = sum(key == name or key.startswith(f"{name} #") for key in keys)
         keys.append(f"{name} #{again + 1}" if again else name)
     return keys
-
-
-def token_shares(weights: Sequence[float], blocks: int) -> list[int]:
-    """Return each weight's share of ``blocks``, rounded so that the sum is exact.
-
-    Every share is at least one block if there are as many blocks as weights.
-    """
-    total = sum(weights)
-    exact = [blocks * weight / total for weight in weights]
-    counts = [int(share) for share in exact]
-    by_rest = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_rest[: blocks - sum(counts)]:
-        counts[i] += 1
-    if blocks >= len(weights):
-        for i in range(len(counts)):
-            if counts[i] == 0:
-                counts[counts.index(max(counts))] -= 1
-                counts[i] = 1
-    return counts

@@ -18,7 +18,7 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
-    from fastdraft_hf.data.stream import BlockStream
+    from fastdraft_hf.data.packing import BlockStream
 
 _MARK = "complete"
 _STREAM_STATE = "stream.json"

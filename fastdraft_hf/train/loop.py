@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-    from fastdraft_hf.data.stream import BlockStream
+    from fastdraft_hf.data.packing import BlockStream
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
 logger = logging.getLogger(__name__)

@@ -3,17 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.presets import PRESETS
 from fastdraft_hf.data.sources import (
+    PRESETS,
     Source,
     check_source,
     expand_presets,
     summary_keys,
-    token_shares,
 )
 
 
@@ -85,15 +82,3 @@ def test_files_of_a_folder_by_their_endings(tmp_path: Path) -> None:
 def test_names_in_a_summary_are_different() -> None:
     sources = [Source(name="a"), Source(kind="python"), Source(name="a"), Source(name="a")]
     assert summary_keys(sources) == ["a", "python", "a #2", "a #3"]
-
-
-@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10_000))
-def test_shares_add_up(weights: list[float], blocks: int) -> None:
-    counts = token_shares(weights, blocks)
-    assert sum(counts) == blocks
-    assert min(counts) >= 0
-    exact = [blocks * w / sum(weights) for w in weights]
-    small = sum(share < 1 for share in exact)
-    assert all(abs(c - e) <= 1 + small for c, e in zip(counts, exact, strict=True))
-    if blocks >= len(weights):
-        assert min(counts) >= 1

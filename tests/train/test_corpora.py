@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.corpus import Corpus
-from fastdraft_hf.data.packing import Encoder
+from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
-from fastdraft_hf.data.stream import BlockStream
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint, read_stream_state
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.progress import TrainingProgress
