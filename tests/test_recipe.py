@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf import recipe as module
 from fastdraft_hf.data.task_sets import KNOWN
 from fastdraft_hf.recipe import (
     build_recipe,
@@ -19,41 +18,15 @@ from fastdraft_hf.recipe import (
 )
 from fastdraft_hf.train.section import training_section
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("smollm2-135m/*.yaml"))
+# fmt: off
 KEYS = [
-    *("target", "target_revision", "output_dir", "seed", "device", "design", "generate"),
-    *(
-        "logits",
-        "pretrain",
-        "continue",
-        "align",
-        "reduced_vocabulary",
-        "export",
-        "evaluate",
-        "bench",
-        "card",
-    ),
+    "target", "target_revision", "output_dir", "seed", "device", "design", "generate", "logits",
+    "pretrain", "continue", "align", "reduced_vocabulary", "export", "evaluate", "bench", "card",
 ]
+# fmt: on
 
 PYTHON = {"sources": [{"kind": "python"}]}
 CHAT = {"sets": {"chat": {"rows": 4}}}
-
-
-def test_there_are_recipes() -> None:
-    assert "quickstart.yaml" in {path.name for path in RECIPES}
-
-
-@pytest.mark.parametrize("machine", ["cpu", "cuda"])
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_recipe_of_the_repository_builds(
-    path: Path, machine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "resolve_device", lambda device: machine)
-    recipe = read_recipe(path)
-    # A draft that was never aligned is no FastDraft; one recipe makes what another then aligns.
-    assert (recipe.align is None) == (path.stem == "pretrained")
-    assert build_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
 
 
 def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
@@ -67,20 +40,13 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
     ("data", "message"),
     [
         ({"pretrain": {**PYTHON, "learning_rat": 1}}, "pretrain.learning_rat: unknown key (did "),
-        ({"pretrain": {**PYTHON, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
         ({"continue": {**PYTHON, "seq_lenght": 1}}, "continue.seq_lenght: unknown key (did you"),
         ({"desing": {}}, "desing: unknown key (did you mean 'design'?)"),
         ({"qqqqqq": {}}, "qqqqqq: unknown key; valid: target, "),
         ({"continue_": PYTHON}, "continue_: unknown key (did you mean 'continue'?)"),
         ({"design": {"params": "ten"}}, "design.params: expected a whole number, got 'ten'"),
-        ({"design": {"params": 1.5}}, "design.params: expected a whole number, got 1.5"),
-        ({"design": {"params": True}}, "design.params: expected a whole number, got True"),
         ({"design": {"params": float("inf")}}, "design.params: expected a whole number, got inf"),
-        ({"design": {"params": float("nan")}}, "design.params: expected a whole number, got nan"),
-        ({"design": {"params": [1]}}, "design.params: expected a whole number, got [1]"),
         ({"design": [1]}, "design: expected a mapping of keys, got [1]"),
-        ({"design": {"params": None}}, "design.params"),
-        ({"design": {"init": "projct"}}, "did you mean 'project'?"),
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: at least one must be above 0"),
@@ -111,7 +77,6 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             {"bench": {"tasks": {"mine": {"dataset": "a/b", "instruction": "no"}}}},
             "bench.tasks.mine.instruction: {} is needed",
         ),
-        ({"bench": {"tasks": [{"a": 1}]}}, "bench.tasks[0]: expected a text"),
         ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
         ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
         ({"device": "tpu"}, "device: 'tpu' is not one of auto, cpu, cuda"),
@@ -249,7 +214,7 @@ class TestWhen:
         assert recipe.pretrain is not None
         assert (recipe.seed, recipe.pretrain.max_train_tokens) == (9, 5 * 10**6)
 
-    def test_it_is_no_part_of_the_resolved_recipe(self) -> None:
+    def test_it_is_not_part_of_the_resolved_recipe(self) -> None:
         assert "when" not in build_recipe(self.DATA).resolved()
 
 
@@ -274,7 +239,7 @@ def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
         (b"target: caf\xe9\n", "recipe.yaml"),  # Latin-1
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_recipe(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(FastDraftError) as caught:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft_hf.cli.plan import count
@@ -21,7 +22,7 @@ from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.plan.estimate import make_plan
 from fastdraft_hf.plan.machines import DEVICES
-from fastdraft_hf.recipe import Recipe, read_recipe
+from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
 from fastdraft_hf.stages.runner import planned
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,13 @@ def recipe(path: Path, request: pytest.FixtureRequest) -> Recipe:
     return read_recipe(path, [f"device={request.param}"])
 
 
-def test_a_draft_to_go_on_with_is_what_another_recipe_makes() -> None:
+def test_a_resolved_recipe_is_the_recipe(path: Path, recipe: Recipe) -> None:
+    # pretrained makes what another recipe aligns.
+    assert (recipe.align is None) == (path.stem == "pretrained")
+    assert build_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
+
+
+def test_a_given_draft_is_what_another_recipe_makes() -> None:
     recipes = {path: read_recipe(path, ["device=cpu"]) for path in FILES}
     made = {
         f"{one.output_dir}/{stage}": path for path, one in recipes.items() for stage in planned(one)

@@ -37,6 +37,7 @@ class Outer(Section):
     extra: dict[str, Any] = Field({}, description="anything")
 
 
+FACTORS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 inners = st.builds(
     Inner,
@@ -54,11 +55,6 @@ outers = st.builds(
     inner=inners,
     extra=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=3),
 )
-
-
-@given(outers)
-def test_dump_and_load_round_trip(value: Outer) -> None:
-    assert Outer(**value.model_dump()) == value
 
 
 @given(outers)
@@ -90,6 +86,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "x", "inner": {"width": True}}, r"^inner\.width: expected a whole number, got True"),
     ({"name": "x", "inner": {"width": 1.5}}, r"^inner\.width: expected a whole number, got 1\.5"),
     ({"name": "x", "inner": {"width": None}}, r"^inner\.width: expected a whole number"),
+    ({"name": "x", "inner": {"width": float("nan")}}, r"^inner\.width: expected a whole number"),
     ({"name": "x", "inner": {"rate": True}}, r"^inner\.rate: expected a number, got True"),
     ({"name": "x", "inner": {"width": -1}}, r"^inner\.width: must not be negative"),
     ({"flag": True}, r"^name: missing.*what it is called"),
@@ -134,23 +131,10 @@ def test_no_counts(text: str) -> None:
         Inner(width=text)
 
 
-@given(st.integers(0, 10**18), st.sampled_from(["", "k", "M", "B", "T"]))
-def test_whole_counts_are_exact(number: int, unit: str) -> None:
-    factor = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[unit]
-    assert parse_count(f"{number}{unit}") == number * factor
-
-
-@given(st.integers(0, 10**6), st.integers(0, 999))
-def test_counts_with_decimals_are_exact(whole: int, thousandths: int) -> None:
+@given(st.integers(0, 10**15), st.integers(0, 999), st.sampled_from(list(FACTORS)))
+def test_counts_with_decimals_are_exact(whole: int, thousandths: int, unit: str) -> None:
     text = f"{whole}.{thousandths:03d}"
-    assert parse_count(text + "k") == int(Decimal(text) * 1000)
-    assert parse_count(text + "M") == int(Decimal(text) * 10**6)
-
-
-@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
-def test_yaml_infinity_is_no_whole_number(number: float) -> None:
-    with pytest.raises(FastDraftError, match="width: expected a whole number"):
-        Inner(width=number)
+    assert parse_count(text + unit) == int(Decimal(text) * FACTORS[unit])
 
 
 def test_numbers_that_yaml_leaves_as_text() -> None:

@@ -31,8 +31,10 @@ def measured_energy(recipe: Recipe, stage: str) -> Iterator[Joules]:
 
     A failure of the measurement leaves them unknown and never stops the stage.
     """
+    import torch
+
     joules: Joules = {"cpu": None}
-    if _has_gpu():
+    if torch.cuda.is_available():
         joules["gpu"] = None
     tracker = _quietly(_start) if _all_here(recipe, stage) else None
     yield joules
@@ -73,12 +75,6 @@ def _counted(tracker: Any) -> Joules:
     return found
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _all_here(recipe: Recipe, stage: str) -> bool:
     """Return whether the whole stage runs on this machine."""
     if world() > 1 and os.environ.get("LOCAL_WORLD_SIZE") != str(world()):
@@ -100,15 +96,13 @@ def energy_facts(runs: Sequence[Joules | None]) -> dict[str, Any]:
         ``energy_joules``: their sum, if no processor is unknown. Unknown values are left out.
     """
     known: dict[str, float] = {}
-    names = dict.fromkeys(name for run in runs for name in run or {})
-    for name in names:
+    names = {name for run in runs for name in run or {}}
+    for name in sorted(names):
         # A run on a machine without that processor used none of its energy.
         parts = [None if run is None else run.get(name, 0.0) for run in runs]
         if None not in parts:
-            known[name] = round(sum(part for part in parts if part is not None), 1)
-    facts: dict[str, Any] = {}
-    if known:
-        facts["energy_joules_of"] = known
-        if len(known) == len(names):
-            facts["energy_joules"] = round(sum(known.values()), 1)
-    return facts
+            known[name] = round(sum(part or 0.0 for part in parts), 1)
+    if not known:
+        return {}
+    total = {"energy_joules": round(sum(known.values()), 1)} if len(known) == len(names) else {}
+    return {"energy_joules_of": known, **total}

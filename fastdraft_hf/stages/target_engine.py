@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._processes import on_main
@@ -12,7 +11,7 @@ from fastdraft_hf.data.engines import Engine, choose_engine, open_engine
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import stop_ids
+from fastdraft_hf.target.resolve import load_config, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +44,8 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
             config.servers,
             ends,
             config.batch_size,
-            vocab_size=_vocab_size(path, tokenizer),
+            # The head may score more ids than the tokenizer has.
+            vocab_size=load_config(path).get_text_config().vocab_size,
             model=config.server_model,
             target=run.target.name,
         )
@@ -61,11 +61,3 @@ def open_target_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
         batch_size=config.batch_size,
         device=process_device(device),
     )
-
-
-def _vocab_size(path: Path, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the rows of the target's head, which may be more than its tokenizer has ids."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path).get_text_config()
-    return int(getattr(config, "vocab_size", None) or len(tokenizer))

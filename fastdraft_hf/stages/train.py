@@ -33,10 +33,8 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     section = run.recipe.training_stages()[name]
     start_model = run.latest_model(before=name)
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    check_vocabulary(
-        Vocabulary.of_folder(run.target.path, "the target", tokenizer),
-        Vocabulary.of_folder(start_model),
-    )
+    vocabulary = Vocabulary.of_folder(run.target.path, "the target", tokenizer)
+    check_vocabulary(vocabulary, start_model)
     data, trained = folder / "data", folder / "facts.json"
     if not on_main(trained.exists):
         rows, summary = open_rows(run, data, name, section, tokenizer)
@@ -70,12 +68,11 @@ def open_rows(
 
     The main process prepares them in ``data`` once; all processes map them into memory.
     """
-    # Keeps out what evaluate and bench read.
     check = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
     common: dict[str, Any] = {
         "folder": data,
         "generated": run.stage_folder("generate"),
-        "decontaminator": check,
+        "decontaminator": check,  # keeps out what evaluate and bench read
         "max_length": section.max_length,
         "eval_rows": section.eval_rows,
         "seed": run.recipe.seed,
@@ -92,13 +89,9 @@ def open_rows(
         summary = {"sources": sources, "examples": examples, "held_out": check.held_out}
     else:
         # Full steps, the last of which reaches the budget.
-        steps = -(-section.max_train_tokens // section.step_tokens)
+        tokens = -(-section.max_train_tokens // section.step_tokens) * section.step_tokens
         corpus = open_corpus(
-            section.sources,
-            tokenizer,
-            tokens=steps * section.step_tokens,
-            streaming=section.streams,
-            **common,
+            section.sources, tokenizer, tokens=tokens, streaming=section.streams, **common
         )
         train, evaluated, summary = corpus.train, corpus.eval, corpus.summary
         rows["stream"] = corpus.stream

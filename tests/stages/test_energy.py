@@ -39,7 +39,7 @@ def codecarbon(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     module = SimpleNamespace(OfflineEmissionsTracker=Tracker, __spec__=SimpleNamespace())
     monkeypatch.setitem(sys.modules, "codecarbon", module)
-    monkeypatch.setattr("fastdraft_hf.stages.energy._has_gpu", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     return fake
 
 
