@@ -30,7 +30,7 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.data.engines import choose_engine, open_engine
+from fastdraft_hf.data.engines import choose_engine
 from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import (
@@ -38,9 +38,9 @@ from fastdraft_hf.eval.expected import (
     log_probabilities,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
-from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import Recipe, read_recipe
 from fastdraft_hf.stages.runner import Run, execute
+from fastdraft_hf.stages.target_engine import load_engine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
 TEMPERATURE, GAMMA = 0.6, 3
@@ -99,14 +99,8 @@ def held_out_answers(
     """Return the target's completions of held-out prompts at T = 0.6."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     name = choose_engine("auto", "cpu")
-    engine = open_engine(
-        name,
-        target=folder,
-        openvino_target=cached_openvino(folder, "int8") if name == "openvino" else None,
-        stop_ids=stop_ids(folder, tokenizer),
-        batch_size=48,
-        device="cpu",
-    )
+    assert name != "server"
+    engine = load_engine(name, folder, stop_ids(folder, tokenizer), 48)
     requests = Requests(
         [p.ids for p in prompts],
         temperatures=[TEMPERATURE],

@@ -35,7 +35,6 @@ class GeneratedSet(Section):
     temperatures_per_prompt: Literal["one", "all"] = Field(
         "one", description="one: one per prompt, in turn; all: every prompt at every one"
     )
-    samples: Count = Field(1, description="completions per prompt and temperature above 0")
     top_p: Number = Field(1.0, description="nucleus to sample from; 1 is the whole distribution")
     system_prompt: str | None = Field(None, description="system turn of chats without one")
     system_prompt_in_answers: StrictBool = Field(
@@ -65,15 +64,14 @@ class GeneratedSet(Section):
     )
 
     def check_values(self) -> None:
-        self.require_positive("rows", "max_new_tokens", "max_prompt_tokens", "samples")
+        self.require_positive("rows", "max_new_tokens", "max_prompt_tokens")
         self.require_positive("max_instruction_tokens")
         temperatures = self.temperatures
         if not temperatures or not all(0 <= t < math.inf for t in temperatures):
             raise FastDraftError("temperatures: needs a list of numbers of at least 0")
         if self.temperatures_per_prompt == "all" and len({*temperatures}) < len(temperatures):
             raise FastDraftError(
-                "temperatures: one is there twice, and temperatures_per_prompt is all; set samples "
-                "for several completions"
+                "temperatures: one is there twice, and temperatures_per_prompt is all"
             )
         temperatures = self.instruction_temperatures
         if not temperatures or not all(0 < t < math.inf for t in temperatures):

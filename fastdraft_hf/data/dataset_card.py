@@ -46,8 +46,7 @@ leaves out and why.
 
 `prompt_ids` (chat template included) and `completion_ids` (stop token included) are token ids;
 `finish_reason` is `stop`, or `length` at the length limit; `temperature` 0 is greedy; `top_p` is
-the nucleus; `sample` numbers completions of one prompt at one temperature; rows of one prompt share
-`prompt_hash`; `index`, `source` and `seed` identify the row.
+the nucleus; rows of one prompt share `prompt_hash`; `index`, `source` and `seed` identify the row.
 
 ```python
 from datasets import load_dataset

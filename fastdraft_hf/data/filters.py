@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -60,9 +60,6 @@ Decode = Callable[[Sequence[int]], str]
 class RowFilters(Section):
     """Which rows training leaves out, besides empty ones, loops and duplicates."""
 
-    cut_off: Literal["keep", "drop"] = Field(
-        "keep", description="completions that reached max_new_tokens"
-    )
     near_duplicates: Number | None = Field(
         0.8,
         description=(
@@ -156,10 +153,10 @@ def judge_rows(
 ) -> Iterator[tuple[int, str]]:
     """Yield every row's index with ``kept`` or the reason why it is dropped.
 
-    Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``cut off`` (if
-    asked for), ``loop`` (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`),
-    ``duplicate`` (the same prompt and completion), ``wrong language`` (if asked for), ``near
-    duplicate`` (`near_duplicates`; what all prompts of the set begin or end with is left out of the
+    Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``loop``
+    (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`), ``duplicate`` (the same
+    prompt and completion), ``wrong language`` (if asked for), ``near duplicate``
+    (`near_duplicates`; what all prompts of the set begin or end with is left out of the
     similarity).
 
     Args:
@@ -182,8 +179,6 @@ def judge_rows(
         stopped = row["finish_reason"] == "stop"
         if len(ids) - stopped < 1:
             return "empty"
-        if not stopped and wanted.cut_off == "drop":
-            return "cut off"
         text = ids[:-1] if stopped else ids
         if in_a_loop(text) or in_a_long_loop(text):
             return "loop"

@@ -30,7 +30,7 @@ from fastdraft_hf.data.parts import (
 
 
 class Requests(Sequence[Request]):
-    """A numbered request for every (prompt, temperature, sample), prompt by prompt.
+    """A numbered request for every prompt and temperature, prompt by prompt.
 
     Args:
         prompts: token ids.
@@ -40,8 +40,6 @@ class Requests(Sequence[Request]):
         source: name of the set.
         temperatures_per_prompt: ``one`` gives the prompts one temperature each, in turn; ``all``
             requests every prompt at every temperature.
-        samples: completions per prompt and temperature. Greedy ones are all equal, so there is
-            one of them.
         top_p: nucleus to sample from.
     """
 
@@ -54,38 +52,28 @@ class Requests(Sequence[Request]):
         seed: int,
         source: str,
         temperatures_per_prompt: Literal["one", "all"] = "one",
-        samples: int = 1,
         top_p: float = 1.0,
     ) -> None:
         self._prompts, self._seed, self._source = prompts, seed, source
         self._max_new_tokens, self._top_p = max_new_tokens, top_p
-        # (offset of the prompt, temperature, sample) repeat with this many prompts.
-        self._period = len(temperatures) if temperatures_per_prompt == "one" else 1
-        self._cycle = [
-            (number % self._period, temperature, sample)
-            for number, temperature in enumerate(temperatures)
-            for sample in range(samples if temperature > 0 else 1)
-        ]
+        self._temperatures, self._all = temperatures, temperatures_per_prompt == "all"
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._prompts), self._period)
-        return whole * len(self._cycle) + sum(offset < rest for offset, _, _ in self._cycle)
+        return len(self._prompts) * (len(self._temperatures) if self._all else 1)
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        repeat, position = divmod(index, len(self._cycle))
-        offset, temperature, sample = self._cycle[position]
+        temperature = self._temperatures[index % len(self._temperatures)]
         return Request(
             index=index,
-            prompt_ids=self._prompts[repeat * self._period + offset],
+            prompt_ids=self._prompts[index // len(self._temperatures) if self._all else index],
             temperature=temperature,
             # Spread, so that recipes with neighboring seeds do not share rows.
             seed=(self._seed * 1_000_003 + index) % (2**31),
             max_new_tokens=self._max_new_tokens,
             source=self._source,
             top_p=self._top_p if temperature > 0 else 1.0,
-            sample=sample,
         )
 
 
@@ -216,7 +204,6 @@ def _table(completions: Sequence[Completion]) -> Any:
             ("finish_reason", pa.string()),
             ("temperature", pa.float32()),
             ("top_p", pa.float32()),
-            ("sample", pa.int32()),
             ("seed", pa.int64()),
             ("prompt_hash", pa.string()),
         ]
@@ -230,7 +217,6 @@ def _table(completions: Sequence[Completion]) -> Any:
             "finish_reason": completion.finish_reason,
             "temperature": completion.request.temperature,
             "top_p": completion.request.top_p,
-            "sample": completion.request.sample,
             "seed": completion.request.seed,
             "prompt_hash": completion.request.prompt_hash,
         }

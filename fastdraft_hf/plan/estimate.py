@@ -145,7 +145,7 @@ def passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, flo
         found.append((f"{name}-instructions", rows, INSTRUCTION_PREFIX, length))
         rows *= KEPT_INSTRUCTIONS
     every = wanted.temperatures_per_prompt == "all"
-    rows *= wanted.samples * (len(wanted.temperatures) if every else 1)
+    rows *= len(wanted.temperatures) if every else 1
     length = LENGTH_SHARE[wanted.kind] * wanted.max_new_tokens
     return [*found, (name, rows, PROMPT_TOKENS[wanted.kind], length)]
 

@@ -260,7 +260,6 @@ class _Set:
             wanted.temperatures,
             wanted.max_new_tokens,
             temperatures_per_prompt=wanted.temperatures_per_prompt,
-            samples=wanted.samples,
             top_p=wanted.top_p,
         )
 

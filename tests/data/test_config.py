@@ -12,7 +12,6 @@ from fastdraft_hf.data.config import GenerateConfig
     ("settings", "message"),
     [
         ({"rows": 0}, "rows: must be at least 1, got 0"),
-        ({"samples": 0}, "samples: must be at least 1, got 0"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens: must be at least 1"),
         ({"max_instruction_tokens": 0}, "max_instruction_tokens: must be at least 1"),
         ({"temperatures": []}, "temperatures: needs a list of numbers of at least 0"),
@@ -68,7 +67,7 @@ def test_a_set_survives_its_file() -> None:
         "kind": "dataset",
         "dataset": "x",
         "context_columns": ["input"],
-        "filters": {"near_duplicates": None, "cut_off": "drop"},
+        "filters": {"near_duplicates": None},
     }
     config = GenerateConfig(sets={"a": given})
     assert config.sets["a"].filters.near_duplicates is None

@@ -4,14 +4,11 @@ import dataclasses
 import gc
 import importlib.util
 import json
-import os
 import random
 import shutil
 import signal
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Request, choose_engine, open_engine
+from fastdraft_hf.data.engines import Completion, Request, choose_engine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
-from fastdraft_hf.data.engines.vllm import VLLMEngine
 
 
 @pytest.mark.parametrize(
@@ -211,14 +207,7 @@ def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_target_folder).eval()
     greedy = [r for r in requests if r.temperature == 0]
     stop = {alone(model, next(r for r in greedy if r.max_new_tokens == 12))[4], 2}
-    engine = open_engine(
-        "openvino",
-        target=tiny_target_folder,
-        openvino_target=openvino_folder,
-        stop_ids=stop,
-        batch_size=4,
-        device="cpu",
-    )
+    engine = OpenVINOEngine(openvino_folder, stop, 4)
     tokens: list[int] = []
     done = list(engine.generate(iter(requests), tokens.append))
     check(done, requests, stop)
@@ -266,66 +255,3 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(engine.generate(hot, lambda n: None)) == greedy
     plain = TransformersEngine(tiny_target_folder, {0, 2}, 4)
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
-
-
-class FakeVLLM:
-    """Stands in for the ``vllm`` package: an engine that writes two tokens per step."""
-
-    def __init__(self, write: Any) -> None:
-        self.write, self.running, self.made, self.aborted = write, {}, {}, list[str]()
-        self.model_config = SimpleNamespace(get_vocab_size=lambda: 288)
-        self.llm_engine = self
-
-    def LLM(self, **given: Any) -> Any:
-        self.made = {**given, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
-        return self
-
-    @staticmethod
-    def SamplingParams(**given: Any) -> Any:
-        return SimpleNamespace(**given)
-
-    def add_request(self, name: str, prompt: Any, sampling: Any) -> None:
-        self.running[name] = [self.write(prompt["prompt_token_ids"], sampling), 0]
-
-    def step(self) -> list[Any]:
-        outputs = []
-        for name, (ids, shown) in list(self.running.items()):
-            shown = self.running[name][1] = min(len(ids), shown + 2)
-            stopped = ids[-1] in (0, 2)
-            result = SimpleNamespace(
-                token_ids=ids[:shown],
-                finish_reason="stop" if stopped else "length",
-                stop_reason=ids[-1] if stopped else None,
-            )
-            done = shown == len(ids)
-            outputs.append(SimpleNamespace(request_id=name, outputs=[result], finished=done))
-            if done:
-                del self.running[name]
-        return outputs
-
-    def abort_request(self, names: list[str]) -> None:
-        self.aborted += names
-
-
-def test_vllm_in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def write(prompt: list[int], sampling: Any) -> list[int]:
-        ids = [3 + (sampling.seed + n) % 90 for n in range(sampling.max_tokens)]
-        return [*ids[:4], 2] if len(ids) > 4 else ids
-
-    fake = FakeVLLM(write)
-    with pytest.raises(FastDraftError, match=r"generate\.engine: vllm is not installed"):
-        VLLMEngine(tmp_path, {0, 2})
-    monkeypatch.setitem(sys.modules, "vllm", fake)  # type: ignore[arg-type]
-    fake.__spec__ = object()  # type: ignore[attr-defined]
-    engine = VLLMEngine(tmp_path, {0, 2}, 4, "cuda:3")
-    assert fake.made["gpus"] == "3"
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    requests, tokens = sampled(20), list[int]()
-    done = list(engine.generate(requests, tokens.append))
-    check(done, requests, {0, 2})
-    assert sum(tokens) == sum(len(c.ids) for c in done)
-    assert len(list(engine.generate(requests, Stop(8)))) < 20
-    assert fake.aborted
-    fake.write = lambda prompt, sampling: [288]
-    with pytest.raises(FastDraftError, match="it returned token id 288, and the target's vocab"):
-        list(engine.generate(requests, lambda n: None))

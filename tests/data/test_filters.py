@@ -109,12 +109,6 @@ def test_rows_are_judged_by_reason() -> None:
     assert reasons_of([row for row, _ in judged]) == [reason for _, reason in judged]
 
 
-def test_cut_off_rows_are_dropped_when_asked() -> None:
-    rows = [row([1, 2], reason="length"), row([1, 2, 3]), row([], reason="length")]
-    assert reasons_of(rows, RowFilters(cut_off="drop")) == ["cut off", "kept", "empty"]
-    assert reasons_of(rows, RowFilters()) == ["kept", "kept", "empty"]
-
-
 def test_near_duplicates_are_dropped_and_what_all_prompts_share_does_not_count() -> None:
     answer = list(range(100, 160))
     other = list(range(300, 304))
@@ -164,7 +158,7 @@ def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
     assert kept == [r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"]
     assert counts == read == Counter(reasons)
     written = json.loads((made / FILTERS).read_text())
-    assert written["settings"] == {"cut_off": "keep", "near_duplicates": 0.4, "language": None}
+    assert written["settings"] == {"near_duplicates": 0.4, "language": None}
     assert read_rows(made) == rows  # all rows stay on disk
 
 

@@ -176,31 +176,28 @@ def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
     prompts=st.integers(0, 9),
     temperatures=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=4, unique=True),
     each=st.sampled_from(["one", "all"]),
-    samples=st.integers(1, 3),
 )
 def test_requests_are_every_combination_once(
-    prompts: int, temperatures: list[float], each: Any, samples: int
+    prompts: int, temperatures: list[float], each: Any
 ) -> None:
     requests = Requests(
         [(number,) for number in range(prompts)],
         temperatures=temperatures,
         temperatures_per_prompt=each,
-        samples=samples,
         max_new_tokens=5,
         seed=7,
         source="s",
         top_p=0.9,
     )
     wanted = [
-        (number, temperature, sample)
+        (number, temperature)
         for number in range(prompts)
         for temperature in (
             temperatures if each == "all" else [temperatures[number % len(temperatures)]]
         )
-        for sample in range(samples if temperature else 1)
     ]
     found = list(requests)
-    assert [(r.prompt_ids[0], r.temperature, r.sample) for r in found] == wanted
+    assert [(r.prompt_ids[0], r.temperature) for r in found] == wanted
     assert [r.index for r in found] == list(range(len(requests)))
     assert len({r.seed for r in found}) == len(found)
     assert all(r.top_p == (0.9 if r.temperature else 1.0) for r in found)

@@ -141,8 +141,14 @@ def test_a_finished_stage_is_shown_with_its_own_time(words: list[str], tmp_path:
     assert found["generate"].seconds == 77.5
 
 
-def test_magpie_is_two_passes_and_samples_multiply() -> None:
-    wanted = GeneratedSet(kind="magpie", rows=100, max_new_tokens=200, samples=2)
+def test_magpie_is_two_passes_and_temperatures_multiply() -> None:
+    wanted = GeneratedSet(
+        kind="magpie",
+        rows=100,
+        max_new_tokens=200,
+        temperatures=[0.0, 0.6],
+        temperatures_per_prompt="all",
+    )
     (_, instructions, *_), (name, rows, _, tokens) = passes("chat", wanted)
     assert (instructions, name, rows, tokens) == (100, "chat", 148, 150)
     assert len(passes("text", GeneratedSet(kind="free", rows=10))) == 1

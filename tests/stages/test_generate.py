@@ -54,7 +54,7 @@ class Writer:
 
 
 def answer(request: Request) -> str:
-    return f"the cat {request.prompt_hash} {request.temperature} {request.sample} in the hat"
+    return f"the cat {request.prompt_hash} {request.temperature} in the hat"
 
 
 @pytest.fixture
@@ -132,7 +132,6 @@ def test_a_data_set_answered_at_every_temperature(
         "max_prompt_tokens": 300,
         "temperatures": [0.0, 0.6, 1.0],
         "temperatures_per_prompt": "all",
-        "samples": 2,
         "top_p": 0.9,
         "max_new_tokens": 50,
     }
@@ -158,16 +157,12 @@ def test_a_data_set_answered_at_every_temperature(
             ],
         )
     }
-    wanted = Counter(
-        (prompt, temperature, sample)
-        for prompt in asked
-        for temperature, sample in ((0.0, 0), (0.6, 0), (0.6, 1), (1.0, 0), (1.0, 1))
-    )
-    assert Counter((r.prompt_ids, r.temperature, r.sample) for r in writer.asked) == wanted
+    wanted = Counter((prompt, temperature) for prompt in asked for temperature in (0.0, 0.6, 1.0))
+    assert Counter((r.prompt_ids, r.temperature) for r in writer.asked) == wanted
     assert {(r.temperature > 0, r.top_p) for r in writer.asked} == {(False, 1.0), (True, 0.9)}
     rows = read_rows(run.stage_folder("generate") / "mine")
-    assert [row["index"] for row in rows] == list(range(15))
-    assert facts["rows"] == 15
+    assert [row["index"] for row in rows] == list(range(9))
+    assert facts["rows"] == 9
 
 
 def test_a_data_set_that_changed_in_between_is_refused(
@@ -365,8 +360,9 @@ def test_raised_rows_go_on_with_what_is_there(
 def test_a_finished_set_says_what_it_is_and_what_is_kept(
     make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
 ) -> None:
-    filters = {"near_duplicates": None, "cut_off": "drop"}
-    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300, "samples": 2}
+    filters = {"near_duplicates": None}
+    settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
+    settings |= {"temperatures_per_prompt": "all"}
 
     def write(request: Request) -> str:
         return (
@@ -377,13 +373,13 @@ def test_a_finished_set_says_what_it_is_and_what_is_kept(
             else "in the hat"
         )
 
-    run, _ = make({**settings, "filters": filters, "temperatures": [1.0]}, write)
+    run, _ = make({**settings, "filters": filters, "temperatures": [0.6, 1.0]}, write)
     facts = run_generate(run)
     folder = run.stage_folder("generate") / "mine"
     kept, counts = read_kept_rows(folder)
     assert facts["filter"] == dict(counts) == {"kept": 3, "duplicate": 1, "empty": 1, "loop": 1}
     assert {row["index"] for row in kept}.isdisjoint({1, 2})
-    assert json.loads((folder / FILTERS).read_text())["settings"]["cut_off"] == "drop"
+    assert json.loads((folder / FILTERS).read_text())["settings"]["near_duplicates"] is None
     card = (folder / "README.md").read_text()
     assert "| dataset | prompts.jsonl |" in card  # and no folder of this machine
     assert str(tmp_path) not in card

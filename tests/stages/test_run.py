@@ -181,7 +181,7 @@ def test_a_setting_newer_than_a_finished_folder_had_its_default(
         (["generate.sets.chat.rows=3"], "generate.sets.chat.rows: 4 then, 3 now"),
         # More rows, but not of the same.
         ([MORE, "seed=1"], "seed: 0 then, 1 now"),
-        ([MORE, "generate.sets.chat.samples=2"], "generate.sets.chat.samples"),
+        ([MORE, "generate.sets.chat.top_p=0.9"], "generate.sets.chat.top_p"),
         ([MORE, "generate.sets.chat.max_minutes=5"], "generate.sets.chat.max_minutes"),
     ],
 )

@@ -73,7 +73,6 @@ def test_a_recipe_with_servers(tmp_path: Path, tiny_target_folder: Path) -> None
             {"engine": "transformers", "server": "http://h"},
             r"generate\.server: engine transformers",
         ),
-        ({"engine": "vllm"}, r"generate\.engine: vllm is not installed"),
         ({"server": "somewhere"}, r"generate\.server: 'somewhere' is not a URL"),
     ],
 )

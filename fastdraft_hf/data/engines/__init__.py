@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 
-EngineName = Literal["auto", "openvino", "transformers", "vllm", "server"]
+EngineName = Literal["auto", "openvino", "transformers", "server"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Request:
         index: number of the row in its set.
         temperature: 0 is greedy.
         top_p: nucleus to sample from; 1 is the whole distribution.
-        sample: number among the completions of one prompt at one temperature.
     """
 
     index: int
@@ -32,7 +30,6 @@ class Request:
     max_new_tokens: int
     source: str
     top_p: float = 1.0
-    sample: int = 0
 
     @property
     def prompt_hash(self) -> str:
@@ -77,56 +74,9 @@ def completed(request: Request, ids: Sequence[int], stop_ids: Collection[int]) -
     return Completion(request, tuple(ids), "length")
 
 
-def checked(
-    request: Request,
-    ids: Sequence[int],
-    finish_reason: str | None,
-    stop_reason: object,
-    stop_ids: Collection[int],
-    vocab_size: int,
-    where: str,
-) -> Completion:
-    """Return the completion that another program generated, if it is what was requested.
-
-    Args:
-        request: what was requested.
-        ids: what was generated.
-        finish_reason: ``stop`` or ``length``.
-        stop_reason: the id of the stop token, which some versions leave out of ``ids``.
-        stop_ids: token ids that end a completion.
-        vocab_size: ids are below it.
-        where: names the program, for messages.
-
-    Raises:
-        FastDraftError: ids outside the vocabulary, another stop token, or a length limit of the
-            program's own.
-    """
-    for token in ids:
-        if type(token) is not int or not 0 <= token < vocab_size:
-            raise FastDraftError(
-                f"{where}: it returned token id {token!r}, and the target's vocabulary has "
-                f"{vocab_size} ids. Is it the same model?"
-            )
-    done = completed(request, ids, stop_ids)
-    if finish_reason == "stop" and done.finish_reason == "length":
-        if isinstance(stop_reason, int) and stop_reason in stop_ids:
-            return Completion(request, (*done.ids, stop_reason), "stop")
-        raise FastDraftError(
-            f"{where}: a completion was stopped by something other than the target's own end "
-            f"tokens (stop_reason {stop_reason!r}). Is it the same model and generation config?"
-        )
-    if done.finish_reason == "length" and len(done.ids) < request.max_new_tokens:
-        raise FastDraftError(
-            f"{where}: a completion ended after {len(done.ids)} of {request.max_new_tokens} tokens "
-            f"({finish_reason}). With a prompt of {len(request.prompt_ids)} tokens it may not fit "
-            "the server's --max-model-len"
-        )
-    return done
-
-
 def choose_engine(
     name: EngineName, device: str, servers: Sequence[str] = ()
-) -> Literal["openvino", "transformers", "vllm", "server"]:
+) -> Literal["openvino", "transformers", "server"]:
     """Resolve ``auto``: a server if one is named, else transformers on a GPU, OpenVINO on a CPU.
 
     Args:
@@ -156,37 +106,3 @@ def choose_engine(
     if servers:
         return "server"
     return "openvino" if openvino_available() and device == "cpu" else "transformers"
-
-
-def open_engine(
-    name: Literal["openvino", "transformers", "vllm"],
-    *,
-    target: Path,
-    openvino_target: Path | None,
-    stop_ids: set[int],
-    batch_size: int,
-    device: str,
-) -> Engine:
-    """Load the target into an engine of this process.
-
-    Args:
-        name: of the engine.
-        target: the target's Hugging Face folder.
-        openvino_target: its OpenVINO folder, for ``openvino`` only.
-        stop_ids: token ids that end a completion.
-        batch_size: completions generated at once.
-        device: ``cpu``, ``cuda`` or ``cuda:N``. OpenVINO runs on the CPU.
-    """
-    if name == "openvino":
-        from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-
-        if openvino_target is None:
-            raise ValueError("the openvino engine needs openvino_target")
-        return OpenVINOEngine(openvino_target, stop_ids, batch_size)
-    if name == "vllm":
-        from fastdraft_hf.data.engines.vllm import VLLMEngine
-
-        return VLLMEngine(target, stop_ids, batch_size, device)
-    from fastdraft_hf.data.engines.transformers import TransformersEngine
-
-    return TransformersEngine(target, stop_ids, batch_size, device)

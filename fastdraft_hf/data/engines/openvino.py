@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ class OpenVINOEngine:
         folder: the target's OpenVINO folder.
         stop_ids: token ids that end a completion.
         batch_size: completions in flight.
-        cache_gigabytes: size of the KV cache. If it is full, completions wait.
         properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
     """
 
@@ -33,13 +33,12 @@ class OpenVINOEngine:
         folder: Path,
         stop_ids: set[int],
         batch_size: int = 64,
-        cache_gigabytes: int = 1,
         properties: dict[str, Any] | None = None,
     ) -> None:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = cache_gigabytes
+        scheduler.cache_size = 1  # gigabytes of KV cache; if it is full, completions wait
         scheduler.max_num_seqs = batch_size
         scheduler.max_num_batched_tokens = 256
         with kept_signal_stack():
@@ -61,10 +60,7 @@ class OpenVINOEngine:
         running: dict[int, tuple[Request, Any, list[int]]] = {}
         try:
             while True:
-                while len(running) < self._batch_size:
-                    request = next(waiting, None)
-                    if request is None:
-                        break
+                for request in islice(waiting, self._batch_size - len(running)):
                     ids = openvino.Tensor(numpy.array([request.prompt_ids], dtype=numpy.int64))
                     # A number of its own: the pipeline keeps a sampler for every number.
                     self._number += 1

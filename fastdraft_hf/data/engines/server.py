@@ -12,11 +12,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.engines import Completion, Request, checked
+from fastdraft_hf.data.engines import Completion, Request, completed
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,11 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "VLLM_API_KEY"
 # The client waits 0.5 to 8 seconds between tries, so these take about four minutes.
 RETRIES = 30
-# Consecutive requests that failed after all their retries, after which a server is given up.
+# Consecutive failed requests after which a server is given up. The client does not retry an answer
+# that is not JSON.
 FAILURES = 3
+# Seconds that one answer may take.
+TIMEOUT = 1800.0
 
 
 @dataclass
@@ -48,7 +52,6 @@ class ServerEngine:
         vocab_size: ids from a server are below it.
         model: the model's name on the servers. By default, the one that is served as ``target``.
         target: the target's name or folder.
-        timeout: seconds that one answer may take.
 
     Raises:
         FastDraftError: no server answers, one serves another model, or returns no ids.
@@ -65,7 +68,6 @@ class ServerEngine:
         vocab_size: int,
         model: str | None = None,
         target: str = "",
-        timeout: float = 1800.0,
     ) -> None:
         try:
             from openai import AsyncOpenAI
@@ -76,21 +78,21 @@ class ServerEngine:
         self._stop_ids, self._batch_size, self._vocab_size = stop_ids, batch_size, vocab_size
         self._loop = asyncio.new_event_loop()
         key = os.environ.get(KEY_VARIABLE) or "EMPTY"
-        self._servers = []
-        for url in dict.fromkeys(map(server_url, urls)):
-            client = AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=timeout)
-            self._servers.append(_Server(url, client))
-        for server in list(self._servers):
+        self._servers: list[_Server] = []
+        urls = list(dict.fromkeys(map(server_url, urls)))
+        for url in urls:
+            client = AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
+            server = _Server(url, client)
             try:
                 self._loop.run_until_complete(self._greet(server, model, target))
+                self._servers.append(server)
             except _ServerFault as fault:
-                if len(self._servers) == 1:
+                if url == urls[-1] and not self._servers:
                     raise FastDraftError(
-                        f"generate.server: {server.url} does not answer ({fault}). Start the "
-                        "server or correct the URL"
+                        f"generate.server: {url} does not answer ({fault}). Start the server or "
+                        "correct the URL"
                     ) from None
-                logger.warning("%s: left out, it does not answer (%s)", server.url, fault)
-                self._servers.remove(server)
+                logger.warning("%s: left out, it does not answer (%s)", url, fault)
 
     async def _greet(self, server: _Server, model: str | None, target: str) -> None:
         """Check that a server has the model, takes ids and returns ids."""
@@ -130,27 +132,50 @@ class ServerEngine:
         choices = getattr(answer, "choices", None)
         if not choices:
             raise _ServerFault("an answer without choices")
-        choice = choices[0].to_dict()
+        return self._checked(request, choices[0].to_dict(), server.url)
+
+    def _checked(self, request: Request, choice: dict[str, Any], url: str) -> Completion:
+        """Return the completion of an answer.
+
+        Raises:
+            FastDraftError: it has no ids, ids outside the vocabulary, another prompt, another stop
+                token, or a length limit of the server's own.
+        """
         ids, prompt = choice.get("token_ids"), choice.get("prompt_token_ids")
         if ids is None:
             raise FastDraftError(
-                f"{server.url}: it returns no token ids, and text is not tokenized again. vLLM "
-                "0.10.2 and newer does (return_token_ids)"
+                f"{url}: it returns no token ids, and text is not tokenized again. vLLM 0.10.2 and "
+                "newer does (return_token_ids)"
             )
         if prompt is not None and prompt != list(request.prompt_ids):
             raise FastDraftError(
-                f"{server.url}: it changed the prompt ({len(prompt)} ids instead of "
+                f"{url}: it changed the prompt ({len(prompt)} ids instead of "
                 f"{len(request.prompt_ids)}). The server must use prompts of token ids as they are"
             )
-        return checked(
-            request,
-            ids,
-            choice.get("finish_reason"),
-            choice.get("stop_reason"),
-            self._stop_ids,
-            self._vocab_size,
-            server.url,
-        )
+        for token in ids:
+            if type(token) is not int or not 0 <= token < self._vocab_size:
+                raise FastDraftError(
+                    f"{url}: it returned token id {token!r}, and the target's vocabulary has "
+                    f"{self._vocab_size} ids. Is it the same model?"
+                )
+        done = completed(request, ids, self._stop_ids)
+        if done.finish_reason == "stop":
+            return done
+        finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
+        if finish == "stop":
+            if isinstance(stop, int) and stop in self._stop_ids:  # some versions leave it out
+                return Completion(request, (*done.ids, stop), "stop")
+            raise FastDraftError(
+                f"{url}: a completion was stopped by something other than the target's own end "
+                f"tokens (stop_reason {stop!r}). Is it the same model and generation config?"
+            )
+        if len(done.ids) < request.max_new_tokens:
+            raise FastDraftError(
+                f"{url}: a completion ended after {len(done.ids)} of {request.max_new_tokens} "
+                f"tokens ({finish}). With a prompt of {len(request.prompt_ids)} tokens it may not "
+                "fit the server's --max-model-len"
+            )
+        return done
 
     def generate(
         self, requests: Iterable[Request], on_tokens: Callable[[int], bool | None]
@@ -161,10 +186,8 @@ class ServerEngine:
             server.failures = 0
         try:
             while True:
-                while len(pending) < self._batch_size * max(1, len(self._alive())):
-                    request = next(waiting, None)
-                    if request is None:
-                        break
+                room = self._batch_size * max(1, len(self._alive())) - len(pending)
+                for request in islice(waiting, max(0, room)):
                     pending.add(self._loop.create_task(self._complete(request)))
                 if not pending:
                     return
@@ -213,10 +236,9 @@ class _ServerFault(Exception):
 
 
 async def _answer(server: _Server, call: Any) -> Any:
-    """Await a call of the client and sort its errors.
+    """Await a call of the client; raise `_ServerFault` for a fault that may pass.
 
     Raises:
-        _ServerFault: the fault may pass, and all retries failed.
         FastDraftError: the server refuses the request.
     """
     import openai
@@ -257,19 +279,14 @@ def server_url(text: str) -> str:
             f"generate.server: the URL of {parts.hostname} has more than host and path. Put a key "
             f"into the environment variable {KEY_VARIABLE}"
         )
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else path + '/v1'}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
 
 
 def _model_of(url: str, models: Sequence[dict[str, Any]], wanted: str | None, target: str) -> str:
-    """Return the name of the target on a server, from its list of models.
+    """Return the name of the target on a server, from its list of models."""
 
-    Raises:
-        FastDraftError: it is not served.
-    """
-
-    def last(name: str) -> str:
-        return name.rstrip("/").rsplit("/", 1)[-1].lower()
+    def last(name: Any) -> str:
+        return str(name).rstrip("/").rsplit("/", 1)[-1].lower()
 
     served = ", ".join(str(model.get("id")) for model in models) or "no model"
     if wanted is not None:
@@ -278,7 +295,7 @@ def _model_of(url: str, models: Sequence[dict[str, Any]], wanted: str | None, ta
         raise FastDraftError(f"generate.server_model: {url} serves {served}, not '{wanted}'")
     for model in models:
         # A server may have been started with a folder or with the id on the Hub.
-        if last(target) in {last(str(model.get("id"))), last(str(model.get("root")))}:
+        if last(target) in {last(model.get("id")), last(model.get("root"))}:
             return str(model["id"])
     raise FastDraftError(
         f"generate.server: {url} serves {served}, and none is called {target}. If one is the same "
