@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import importlib.util
 import json
+import os
 import random
 import shutil
 import signal
