@@ -113,9 +113,3 @@ def randomised(config: PretrainedConfig, seed: int, size: float = 0.2) -> Any:
 def published(name: str) -> PretrainedConfig:
     """Return the config of a published model; the facts of its config.json."""
     return AutoConfig.from_pretrained(PUBLISHED / f"{name}.json")
-
-
-def real_size(config: PretrainedConfig) -> int:
-    """Return the parameters of a model that is really made."""
-    model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())

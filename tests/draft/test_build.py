@@ -13,8 +13,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import (
-    DraftDistillationConfig,
-    DraftDistillationTrainer,
     FastDraftError,
     build_draft,
     save_draft,
@@ -70,21 +68,16 @@ def test_it_is_the_draft_of_stage_design(target: Path, tmp_path: Path, init: Any
             assert path.read_bytes() == saved[path.name].read_bytes(), path.name
 
 
-def test_the_targets_tokenizer_and_ends_come_along(target: Path, tmp_path: Path) -> None:
+def test_what_is_the_targets_and_what_is_not(target: Path, tmp_path: Path) -> None:
     draft = build_draft(target, "15k", num_hidden_layers=1)
     assert draft.num_parameters() <= 15_000
+    assert draft.config.name_or_path == ""
     save_draft(draft, tmp_path / "saved")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.generation_config.eos_token_id == [2, 0]
     ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (tmp_path / "saved", target))
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.chat_template == theirs.chat_template is not None
-
-
-def test_nothing_private_of_the_target_is_kept(target: Path, tmp_path: Path) -> None:
-    draft = build_draft(target, **SHAPE)
-    assert draft.config.name_or_path == ""
-    save_draft(draft, tmp_path / "saved")
     text = (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
     config = json.loads(text)
     assert config["use_cache"] is True
@@ -109,15 +102,12 @@ def test_a_model_that_came_from_no_folder(tiny_model: Any, tmp_path: Path) -> No
 
 def test_it_is_trained_with_the_targets_tokenizer(target: Path, tmp_path: Path) -> None:
     rows = Dataset.from_list([{"input_ids": [40, 41, 42, 2], "labels": [-100, 41, 42, 2]}] * 4)
-    args = DraftDistillationConfig(
-        str(tmp_path / "run"), max_steps=1, report_to="none", use_cpu=True
-    )
+    args = DraftDistillationConfig(str(tmp_path), max_steps=1, report_to="none", use_cpu=True)
     draft = build_draft(target, **SHAPE)
     trainer = DraftDistillationTrainer(model=draft, args=args, train_dataset=rows)
     trainer.train()
     trainer.save_model()
-    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
-    assert saved.get_vocab() == draft.tokenizer.get_vocab()
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == draft.tokenizer.get_vocab()
 
 
 def test_a_given_draft_is_resized_on_request(tiny_target_folder: Path, tmp_path: Path) -> None:
