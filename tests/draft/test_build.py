@@ -13,6 +13,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import (
+    DraftDistillationConfig,
+    DraftDistillationTrainer,
     FastDraftError,
     build_draft,
     save_draft,

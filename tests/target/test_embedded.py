@@ -12,20 +12,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.target.embedded import CHECK_CHAT, CHECK_IDS, check_tokenizer, embedded_target
+from fastdraft_hf.target.embedded import check_tokenizer, embedded_target
 
 
-def test_the_saved_tokenizer_passes_its_check(target_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_saved_tokenizer_passes_its_check(
+    target_tokenizer: PreTrainedTokenizerBase, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
     check_tokenizer(target_tokenizer)
-    text = target_tokenizer.apply_chat_template(
-        CHECK_CHAT, tokenize=False, add_generation_prompt=True
-    )
-    ids = target_tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert ids[: len(CHECK_IDS)] == CHECK_IDS
-    assert ids[len(CHECK_IDS) :] == target_tokenizer.encode("istant\n", add_special_tokens=False)
-
-
-def test_the_check_refuses_another_tokenizer(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(FastDraftError, match="converted tokenizer is wrong: length 288"):
         check_tokenizer(tiny_tokenizer)
 
@@ -42,7 +35,7 @@ def test_other_writing_comes_back(target_tokenizer: PreTrainedTokenizerBase, tex
     assert target_tokenizer.decode(target_tokenizer(text)["input_ids"]) == text
 
 
-def test_it_writes_what_the_model_writes(
+def test_the_embedded_target_is_the_model_and_its_folder_names_the_source(
     target_folder: Path, target_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
@@ -51,11 +44,7 @@ def test_it_writes_what_the_model_writes(
     new = output[0, inputs["input_ids"].shape[1] :]
     assert target_tokenizer.decode(new) == " Paris."
     assert (model.generation_config.eos_token_id, model.config.vocab_size) == (2, 49152)
-
-
-def test_the_folder_says_where_it_is_from(target_folder: Path) -> None:
     facts = json.loads((target_folder / "fastdraft_source.json").read_text(encoding="utf-8"))
-    assert facts["license"] == "apache-2.0"
-    assert len(facts["sha256"]) == 64
+    assert (facts["license"], len(facts["sha256"])) == ("apache-2.0", 64)
     assert facts["sha256"][:8] in target_folder.name
     assert embedded_target() == target_folder
