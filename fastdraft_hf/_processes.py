@@ -16,9 +16,6 @@ from fastdraft_hf._errors import FastDraftError
 
 T = TypeVar("T")
 
-# The others wait this long while the main process exports or benchmarks.
-TIMEOUT_DAYS = 30
-
 _group: Any = None
 
 
@@ -71,7 +68,7 @@ def start(*, cpu: bool) -> None:
             f"{local} processes on a machine with {torch.cuda.device_count()} GPUs; start one "
             "process per GPU, or set device=cpu"
         )
-    timeout = timedelta(days=TIMEOUT_DAYS)
+    timeout = timedelta(days=30)  # the others wait while the main process exports or benchmarks
     PartialState(cpu=cpu, timeout=timeout)
     # gloo waits without load. An nccl barrier keeps its GPU busy, also while the main process
     # measures speed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -41,10 +40,8 @@ class Progress:
         self._total = total
         self._start = time.monotonic()
         if self._bar is not None:
-            self._bar.initial, self._bar.total = done, total
-            self._bar.start_t = self._bar.last_print_t = time.time()
-            self._bar.n = done
-            self._bar.refresh()
+            self._bar.reset(total)
+            self._bar.initial = self._bar.n = done
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
         """Count ``amount`` more; ``note`` replaces the text at the end of the line."""
@@ -79,12 +76,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import installed, python_source
+from fastdraft_hf.data import installed
 from fastdraft_hf.data.filters import KEPT, iter_kept_rows, kept_indices
 from fastdraft_hf.data.sources import Source
 
@@ -86,14 +86,13 @@ class Documents:
             self.dropped = {reason: n for reason, n in counts.items() if reason != KEPT}
             return [partial(_generated, folder)]
         if source.kind == "package_docs":
-            names = installed.licenses(source.name)
-            units: list[Unit] = [partial(_description, name) for name in names]
-            files = installed.source_files(source.name)
+            units: list[Unit] = [partial(_description, n) for n in installed.licenses(source.name)]
+            files = installed.package_files(source.name)
             return units + [partial(installed.docstrings, path) for path in files]
-        if source.kind in ("python", "packages"):
-            installed_files = partial(installed.source_files, source.name)
-            paths = python_source.source_files() if source.kind == "python" else installed_files()
-            return [partial(_code, path) for path in paths]
+        if source.kind == "python":
+            return [partial(_code, path) for path in installed.library_files()]
+        if source.kind == "packages":
+            return [partial(_code, path) for path in installed.package_files(source.name)]
         return [unit for path in source.matching_files() for unit in _file_units(path, source)]
 
     def _hub(self) -> Iterator[Document]:

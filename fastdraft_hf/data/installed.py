@@ -1,7 +1,7 @@
-"""Installed packages as a corpus: their Python source, descriptions and docstrings, by license.
+"""Text that is on every machine: the standard library's source and the installed packages.
 
 Only packages whose metadata name a permissive license are read. The metadata are trusted: a
-vendored file may have another license.
+vendored file may have another license. The standard library has the PSF license.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import fnmatch
 import re
+import sysconfig
+import textwrap
 from collections.abc import Iterator
 from email.message import Message
 from functools import lru_cache
@@ -34,7 +36,9 @@ _WORDINGS = {
 }
 _RESTRICTIVE = re.compile(r"gpl|copyleft|mozilla|\bmpl|proprietary|commercial|eula|nvidia", re.I)
 _SHORTEST_DOC = 80  # characters; shorter docstrings are labels
+# Tests repeat themselves, and what a package vendors has another license.
 _SKIPPED = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
+_SKIPPED_OF_LIBRARY = {*_SKIPPED, "idle_test", "site-packages", "lib2to3"}
 
 
 def license_of(package: Message) -> str | None:
@@ -42,19 +46,17 @@ def license_of(package: Message) -> str | None:
 
     ``License-Expression`` (SPDX) goes before classifiers, and these before the free text.
     """
-    given = {key.lower(): value for key, value in package.items()}
-    expression = given.get("license-expression")
+    expression = package.get("License-Expression")
     if expression:
         return expression if _permits(expression) else None
-    classifiers = [
+    texts = [
         value.split("::")[-1]
-        for key, value in package.items()
-        if key.lower() == "classifier" and value.startswith("License ::")
+        for value in package.get_all("Classifier", [])
+        if value.startswith("License ::") and not value.endswith(":: OSI Approved")
     ]
-    texts = [text for text in classifiers if "OSI Approved" not in text.strip()[:12]]
-    first_line = (given.get("license") or "").strip().splitlines()
+    first_line = (package.get("License") or "").strip().splitlines()[:1]
     if not texts and first_line and len(first_line[0]) < 100:
-        texts = [first_line[0]]
+        texts = first_line
     found = []
     for text in texts:
         wording = next((w for w in _WORDINGS if re.search(w, text, re.I)), None)
@@ -73,40 +75,28 @@ def _permits(expression: str) -> bool:
     return "AND" not in words and "(" not in expression and any(known)
 
 
-def _message(found: metadata.PackageMetadata) -> Message:
-    return cast(Message, found)  # importlib's type hides that it is one
+def _metadata(package: metadata.Distribution) -> Message:
+    return cast(Message, package.metadata)  # importlib's type hides that it is one
 
 
 @lru_cache(maxsize=8)
-def packages(pattern: str = "") -> tuple[tuple[tuple[str, str, str], ...], int]:
-    """Return the permissively licensed packages and the number of the others.
+def licenses(pattern: str = "") -> dict[str, str]:
+    """Return the license of every permissively licensed package, by name, sorted.
 
     Args:
         pattern: a glob of their names; empty for all.
-
-    Returns:
-        (name, version, license) of each, sorted; and the number of the others.
     """
-    found: dict[str, tuple[str, str, str]] = {}
-    skipped: set[str] = set()
+    found: dict[str, str] = {}
     for package in metadata.distributions():
         name = str(package.metadata["Name"] or "").lower()
-        if not name or (pattern and not fnmatch.fnmatch(name, pattern.lower())):
-            continue
-        license = license_of(_message(package.metadata))
-        if license is None:
-            skipped.add(name)
-        else:
-            found.setdefault(name, (name, package.version, license))
-    return tuple(found[name] for name in sorted(found)), len(skipped - found.keys())
+        if name and fnmatch.fnmatch(name, pattern.lower() or "*"):
+            license = license_of(_metadata(package))
+            if license is not None:
+                found.setdefault(name, license)
+    return dict(sorted(found.items()))
 
 
-def licenses(pattern: str = "") -> dict[str, str]:
-    """Return the license of every package that is read, by name."""
-    return {name: license for name, _, license in packages(pattern)[0]}
-
-
-def source_files(pattern: str = "") -> list[Path]:
+def package_files(pattern: str = "") -> list[Path]:
     """Return the Python files of the packages, without their tests and what they vendor."""
     files: set[Path] = set()
     for name in licenses(pattern):
@@ -119,18 +109,56 @@ def source_files(pattern: str = "") -> list[Path]:
 
 def description(name: str) -> str:
     """Return a package's long description, which is its page in the registry."""
-    found = _message(metadata.metadata(name))
+    found = _metadata(metadata.distribution(name))
     return str(found.get("Description") or found.get_payload() or "")
+
+
+def library_files() -> list[Path]:
+    """Return the standard library's Python files, sorted, without tests and site-packages."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _SKIPPED_OF_LIBRARY & set(path.relative_to(root).parts) and path.is_file()
+    )
+
+
+def _parse(path: Path) -> tuple[str, ast.Module]:
+    """Return a file's text and its tree, which is empty if it is not Python in UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, ast.parse(text)
+    except (SyntaxError, ValueError, OSError, RecursionError):
+        return "", ast.Module([], [])
 
 
 def docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a Python file's modules, classes and functions."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, OSError, RecursionError):
-        return
-    for node in ast.walk(tree):
+    for node in ast.walk(_parse(path)[1]):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text and len(text) >= _SHORTEST_DOC:
                 yield text
+
+
+def documented_functions() -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, list[str]]]:
+    """Yield the library's functions that have a docstring and a body, with their file's lines."""
+    for path in library_files():
+        text, tree = _parse(path)
+        lines = text.split("\n")
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if len(node.body) > 1 and ast.get_docstring(node) is not None:
+                yield node, lines
+
+
+def function_heads() -> Iterator[str]:
+    """Yield signature and docstring of every documented function, dedented.
+
+    Those of 60 to 900 characters make "complete this function" prompts; the target writes the body.
+    """
+    for node, lines in documented_functions():
+        head = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
+        if 60 <= len(head) <= 900:
+            yield head

@@ -11,11 +11,10 @@ probability (1 - s^r)^(HASHES / r). r is the largest power of two that keeps thi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 RUN = 5
 HASHES = 128
@@ -31,21 +30,20 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float, seed: int = 0) -> None:
-        import numpy as np  # late: a recipe is read without it
-
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold: above 0 and at most 1, got {threshold}")
-        self.threshold = threshold
-        self.rows_per_band = rows_per_band(threshold)
+        self._threshold = threshold
+        # The largest r = 2^i that misses a pair at the threshold rarely enough.
+        rows = 1
+        while rows < HASHES and (1 - threshold ** (2 * rows)) ** (HASHES // (2 * rows)) <= MISSED:
+            rows *= 2
+        self._rows_per_band = rows
         random = np.random.default_rng(seed)
         # Odd factors: multiplying by them loses nothing modulo 2^64.
         self._factors = random.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
         self._terms = random.integers(0, 2**64, HASHES, np.uint64)
         self._bands: dict[tuple[int, bytes], list[int]] = {}
         self._runs: list[NDArray[np.uint64]] = []
-
-    def __len__(self) -> int:
-        return len(self._runs)
 
     def find_or_add(self, ids: Sequence[int]) -> int | None:
         """Return the number of an earlier text that this one is near to, or remember it.
@@ -56,18 +54,16 @@ class NearDuplicates:
         Returns:
             how many texts had been remembered before the one found, or ``None``.
         """
-        import numpy as np
-
-        runs = hashed_runs(ids)
+        runs = _hashed_runs(ids)
         if not len(runs):
             return None
         minima = (runs[:, None] * self._factors + self._terms).min(0)
-        bands = minima.reshape(-1, self.rows_per_band)
+        bands = minima.reshape(-1, self._rows_per_band)
         keys = [(number, band.tobytes()) for number, band in enumerate(bands)]
         for number in dict.fromkeys(n for key in keys for n in self._bands.get(key, ())):
             other = self._runs[number]
             both = len(np.intersect1d(runs, other, assume_unique=True))
-            if both / (len(runs) + len(other) - both) >= self.threshold:
+            if both / (len(runs) + len(other) - both) >= self._threshold:
                 return number
         for key in keys:
             self._bands.setdefault(key, []).append(len(self._runs))
@@ -75,23 +71,8 @@ class NearDuplicates:
         return None
 
 
-def rows_per_band(threshold: float) -> int:
-    """Return the largest r = 2^i that misses a pair at the threshold rarely enough."""
-    rows = 1
-    while rows < HASHES and missed(threshold, 2 * rows) <= MISSED:
-        rows *= 2
-    return rows
-
-
-def missed(similarity: float, rows: int) -> float:
-    """Return the probability that a pair shares no band of ``rows`` minima."""
-    return float((1 - similarity**rows) ** (HASHES // rows))
-
-
-def hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
+def _hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
     """Return the sorted 64-bit hashes of the runs of ``RUN`` ids; a shorter text is one run."""
-    import numpy as np
-
     values = np.asarray(ids, np.uint64)
     if not len(values):
         return values

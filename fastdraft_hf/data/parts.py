@@ -14,7 +14,6 @@ import heapq
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,24 +54,15 @@ class PartWriter:
     def __enter__(self) -> PartWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             self.flush()
         except FastDraftError:
-            if error is None:  # an earlier error says more than a full disk
+            if kind is None:  # an earlier error says more than a full disk
                 raise
 
     def add(self, table: pa.Table) -> None:
-        """Add rows; write the part when it is full or was last written long ago.
-
-        Raises:
-            FastDraftError: the disk is full.
-        """
+        """Add rows; write the part when it is full or was last written long ago."""
         self._tables.append(table)
         self._unsaved += len(table)
         full = sum(map(len, self._tables)) >= self._size
@@ -115,11 +105,7 @@ def has_parts(folder: Path) -> bool:
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a part.
-
-    Raises:
-        FastDraftError: the file is damaged.
-    """
+    """Return the rows of a part, or raise `FastDraftError` if the file is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,26 +121,15 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def stored_indices(folder: Path) -> np.ndarray:
-    """Return the sorted indices of the rows in a folder's parts.
-
-    Raises:
-        FastDraftError: a part is damaged.
-    """
+    """Return the sorted indices of the rows in a folder's parts."""
     found = [read_part(path, ["index"])["index"].to_numpy() for path in folder.glob(PARTS)]
     return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
 
 def iter_tables(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a folder's parts from the smallest first index to the largest.
-
-    Raises:
-        FastDraftError: a part is damaged.
-    """
-    first = {}
-    for path in folder.glob(PARTS):
-        indices = read_part(path, ["index"])["index"]
-        first[path] = indices[0].as_py() if len(indices) else -1
-    for path in sorted(first, key=lambda path: (first[path], path.name)):
+    """Yield a folder's parts from the smallest first index to the largest."""
+    paths = folder.glob(PARTS)
+    for path in sorted(paths, key=lambda p: read_part(p, ["index"])["index"][:1].to_pylist()):
         yield read_part(path, columns)
 
 
@@ -167,9 +142,6 @@ def iter_rows(
         folder: of the parts.
         columns: what to read, all by default. Rows always have their ``index``.
         only: indices of the rows to yield, all by default.
-
-    Raises:
-        FastDraftError: a part is damaged.
     """
     import pyarrow as pa
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastdraft_hf.data import installed, python_source
+from fastdraft_hf.data import installed
 
 # What a user says; {} is the passage.
 TASKS = (
@@ -69,7 +69,7 @@ def passage_instructions(seed: int) -> Iterator[str]:
     """
     chosen = random.Random(seed)
     documents: list[str | Path] = list(installed.licenses())
-    documents += [*installed.source_files(), *python_source.source_files()]
+    documents += [*installed.package_files(), *installed.library_files()]
     chosen.shuffle(documents)
     for document in documents:
         if isinstance(document, str):

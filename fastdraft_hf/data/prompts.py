@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.data.heldout import CODE_INSTRUCTION
-from fastdraft_hf.data.python_source import function_heads
+from fastdraft_hf.data.installed import function_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastdraft_hf.data.python_source import function_heads
+from fastdraft_hf.data.installed import function_heads
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import ast
 
-import pytest
-
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.heldout import load_task
 
 
@@ -23,8 +20,3 @@ def test_ifbench() -> None:
     prompts = load_task("ifbench")
     assert len(prompts) == 294
     assert all(p.text == p.instruction and p.text.strip() for p in prompts)
-
-
-def test_an_unknown_task() -> None:
-    with pytest.raises(FastDraftError, match=r"'humanevl' \(did you mean 'humaneval'\?\)"):
-        load_task("humanevl")

@@ -1,7 +1,8 @@
-"""Installed packages as a corpus: which licenses are read, and what of a package."""
+"""Installed packages and the standard library: which licenses are read, and what of a file."""
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator
 from email.message import Message
@@ -76,14 +77,13 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             (tmp_path / path).write_text(text)
         (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    installed.packages.cache_clear()
+    installed.licenses.cache_clear()
     yield
-    installed.packages.cache_clear()
+    installed.licenses.cache_clear()
 
 
 @pytest.mark.usefixtures("packages")
 def test_what_is_read_of_a_package() -> None:
-    assert installed.packages("fdt-*") == ((("fdt-open", "1.0", "MIT"),), 1)
     assert installed.licenses("fdt-*") == {"fdt-open": "MIT"}
     code = list(Documents(Source(kind="packages", name="fdt-*")))
     assert code == [f'"""{DOC}"""\n']
@@ -95,4 +95,32 @@ def test_this_machine_has_some() -> None:
     """Those that run the tests are permissively licensed and say so."""
     found = installed.licenses()
     assert {"numpy", "transformers", "datasets"} <= found.keys()
-    assert len(installed.source_files("datasets")) > 10
+    assert len(installed.package_files("datasets")) > 10
+
+
+def test_files_are_the_library_and_no_tests() -> None:
+    files = installed.library_files()
+    assert files == sorted(files)
+    names = {f.name for f in files}
+    assert {"textwrap.py", "json", "decoder.py"} & names == {"textwrap.py", "decoder.py"}
+    assert not any({"test", "site-packages", "idle_test"} & set(f.parts) for f in files)
+
+
+def test_heads_are_signature_and_docstring(heads: list[str]) -> None:
+    assert len(heads) > 1000
+    assert all(60 <= len(head) <= 900 for head in heads)
+    dedent = next(h for h in heads if h.startswith("def dedent(text):"))
+    assert dedent.rstrip().endswith('"""')
+    assert "re.sub" not in dedent  # the body is left to the target
+    parsed = 0
+    for head in heads:
+        try:
+            tree = ast.parse(head)
+        except SyntaxError:  # a docstring's own lines may stand left of the code
+            continue
+        parsed += 1
+        (function,) = tree.body
+        assert isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        assert len(function.body) == 1
+        assert ast.get_docstring(function) is not None
+    assert parsed > 0.95 * len(heads)

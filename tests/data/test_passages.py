@@ -53,8 +53,8 @@ def test_tasks_follow_their_seed_and_the_first_stay_the_first(
     files = [Path(f"f{n}.py") for n in range(40)]
     monkeypatch.setattr(module.installed, "licenses", lambda: {"one": "MIT"})
     monkeypatch.setattr(module.installed, "description", lambda name: PROSE)
-    monkeypatch.setattr(module.installed, "source_files", lambda: files[:20])
-    monkeypatch.setattr(module.python_source, "source_files", lambda: files[20:])
+    monkeypatch.setattr(module.installed, "package_files", lambda: files[:20])
+    monkeypatch.setattr(module.installed, "library_files", lambda: files[20:])
     monkeypatch.setattr(module.installed, "docstrings", docstrings)
     every = list(passage_instructions(3))
     assert every == list(passage_instructions(3)) != list(passage_instructions(4))
