@@ -1,7 +1,7 @@
 """Give any language model its own draft: FastDraft (arXiv 2411.11055) for Hugging Face.
 
-Heavy parts are imported when they are first asked for, so that ``import fastdraft_hf`` and
-``fastdraft --help`` answer at once.
+Heavy modules are imported on first use, so that ``import fastdraft_hf`` and ``fastdraft --help``
+answer at once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# TRL and the Hub's client tell their makers what runs. That is for a user to switch on, not for a
-# tool; the Hub's client reads this when it is imported, so it is said before.
+# No telemetry of TRL and the Hub's client unless the user turns it on. Read when they are imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"

@@ -96,6 +96,10 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             "align.sources[1].kind: align reads what the target wrote (generated), not python",
         ),
         (
+            {"generate": CHAT, "align": {"sources": [{"name": "chat"}], "streaming": True}},
+            "align.streaming: for pretrain and continue only",
+        ),
+        (
             {"reduced_vocabulary": {}},
             "reduced_vocabulary: it counts the tokens of the generated sets, and the recipe has",
         ),
@@ -159,6 +163,26 @@ def test_overrides_reach_into_sections_and_lists() -> None:
     assert recipe.align.sources[0].name == "more"
     assert recipe.target == "some/model=odd"
     assert data["pretrain"]["sources"][1] == {"name": "chat"}  # the given mapping is not changed
+
+
+def test_what_a_stage_reads_is_written_out() -> None:
+    recipe = build_recipe(
+        {
+            "generate": {"sets": {"text": {"kind": "free"}, "chat": {}}},
+            "logits": {"sets": ["chat", "text"]},
+            "reduced_vocabulary": {},
+            "pretrain": {"sources": [{"preset": "paper-cp"}]},
+            "align": {"sources": [{"name": "chat"}]},
+        }
+    )
+    resolved = recipe.resolved()
+    assert resolved["reduced_vocabulary"]["sets"] == ["chat"]
+    names = [source["name"] for source in resolved["pretrain"]["sources"]]
+    assert names == ["bigcode/the-stack-dedup", "HuggingFaceFW/fineweb"]
+    assert recipe.training_stages()["pretrain"].streams
+    assert build_recipe(resolved) == recipe
+    recipe = build_recipe(recipe.resolved() | {"align": None, "reduced_vocabulary": {}})
+    assert recipe.resolved()["reduced_vocabulary"]["sets"] == ["text", "chat"]
 
 
 @pytest.mark.parametrize(

@@ -327,16 +327,10 @@ class _StageOfRun:
     def reopen(self) -> None:
         """Make the finished folder the partial one; its time and energy so far stay recorded."""
         record = read_record(self.folder)
-        seconds = record.get("wall_seconds", 0.0)
-        session = {
-            "started": self.folder.stat().st_mtime - seconds,
-            "seconds": seconds,
-            "energy": record.get("energy_joules_of"),
-        }
-        if self.grew():  # otherwise the same rows are made again, and the id stays
-            ids = record.pop("id", None)
-            record["extends"] = [*record.get("extends", []), *([ids] if ids else [])]
-        write_json(self.folder / SESSIONS, [session])
+        seconds, energy = record.get("wall_seconds", 0.0), record.get("energy_joules_of")
+        if self.grew() and "id" in record:  # otherwise the same rows are made again: the same id
+            record["extends"] = [*record.get("extends", []), record.pop("id")]
+        write_json(self.folder / SESSIONS, [{"seconds": seconds, "energy": energy}])
         write_json(self.folder / PROVENANCE, record)
         publish_folder(self.folder, self.partial)
 

@@ -31,7 +31,6 @@ from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, export
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 WORDS = range(100, 140)
 
@@ -253,16 +252,3 @@ def test_ids_outside_a_given_draft_are_refused(
     run = Run(build_recipe(data), tmp_path / "run", Target(tiny_target_folder, "tiny"))
     with pytest.raises(FastDraftError, match="token 288 is not among the draft's 288"):
         execute(run, ["design"])
-
-
-def test_sets_are_those_that_align_reads() -> None:
-    sets = {"text": {"kind": "free"}, "chat": {}}
-    align = {"sources": [{"kind": "generated", "name": "chat"}]}
-    recipe = build_recipe({"generate": {"sets": sets}, "align": align, "reduced_vocabulary": {}})
-    assert recipe.reduced_vocabulary == ReducedVocabularyConfig(sets=["chat"])
-    assert build_recipe(recipe.resolved()) == recipe
-    without = build_recipe(
-        {"generate": {"sets": sets}, "reduced_vocabulary": {}}
-    ).reduced_vocabulary
-    assert without is not None
-    assert without.sets == ["text", "chat"]

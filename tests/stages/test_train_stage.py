@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import train
 from fastdraft_hf.stages.runner import Run
@@ -63,18 +62,3 @@ def test_both_ways_train_the_budget(make: Callable[..., dict[str, Any]]) -> None
     assert 0.5 < read["bytes_per_token"] < 4
     assert read["dropped"]["held out for evaluation"] >= 1
     assert "read" not in written
-
-
-def test_what_a_stage_refuses() -> None:
-    source = {"sources": [{"kind": "python"}]}
-    chat = {"generate": {"sets": {"chat": {"kind": "magpie"}}}}
-    with pytest.raises(FastDraftError, match=r"^align\.streaming: for pretrain and continue only"):
-        build_recipe({**chat, "align": {"sources": [{"name": "chat"}], "streaming": True}})
-    recipe = build_recipe({"pretrain": {"sources": [{"preset": "paper-cp"}]}})
-    assert recipe.pretrain is not None
-    assert recipe.pretrain.streams
-    assert [s["name"] for s in recipe.resolved()["pretrain"]["sources"]] == [
-        "bigcode/the-stack-dedup",
-        "HuggingFaceFW/fineweb",
-    ]
-    assert not build_recipe({"pretrain": source}).pretrain.streams  # type: ignore[union-attr]
