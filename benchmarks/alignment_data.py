@@ -44,10 +44,9 @@ from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine, choose_engine
 from fastdraft_hf.data.filters import KEPT, judge_rows
 from fastdraft_hf.data.generations import Requests, read_rows, write_rows
-from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.installed import documented_functions
 from fastdraft_hf.data.parts import stored_indices
-from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.data.prompts import CODE_INSTRUCTION, chat_ids
 from fastdraft_hf.eval.expected import (
     Continuation,
     ExpectedRounds,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fastdraft_hf.data.heldout import TASK_NAMES
-from fastdraft_hf.data.task_sets import Tasks, digest, load_task_set, settings_of
+from fastdraft_hf.data.task_sets import TASK_NAMES, Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
 PART = 7

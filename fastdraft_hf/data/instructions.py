@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
-from fastdraft_hf.data.filters import KEPT, Decode, in_a_loop, in_another_language
+from fastdraft_hf.data.filters import KEPT, Decode, RowFilters, in_a_loop, in_another_language
 from fastdraft_hf.data.near_duplicates import NearDuplicates
 from fastdraft_hf.data.prompts import written_instruction
 
@@ -70,8 +70,7 @@ def keep_instructions(
     *,
     suffix: Sequence[int] = (),
     special_ids: Set[int] = frozenset(),
-    language: str | None = None,
-    near_duplicates: float | None = None,
+    filters: RowFilters,
 ) -> tuple[list[tuple[int, ...]], Counter[str]]:
     """Return the instructions worth answering, as ids without the end of the turn, and counts.
 
@@ -86,10 +85,11 @@ def keep_instructions(
         overlaps: whether a text overlaps held-out text (`Decontaminator.overlaps`).
         suffix: the template's ids after the user's message (`prompts.template_ends`).
         special_ids: the tokenizer's special tokens.
-        language: ISO 639-1 code that instructions must have. The checks for English need ``en``.
-        near_duplicates: similarity from which a later instruction is dropped.
+        filters: the language, and the similarity from which a later instruction is dropped. The
+            checks for English need language ``en``.
     """
-    near = None if near_duplicates is None else NearDuplicates(near_duplicates)
+    language, threshold = filters.language, filters.near_duplicates
+    near = None if threshold is None else NearDuplicates(threshold)
     seen: set[tuple[int, ...]] = set()
 
     def judge(ids: tuple[int, ...] | None) -> str:

@@ -9,11 +9,13 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
+
+if TYPE_CHECKING:
+    from fastdraft_hf.data.config import GeneratedSet
 
 # Suffix of a local file -> its reader in `datasets`.
 FORMATS = {
@@ -24,22 +26,18 @@ FORMATS = {
     ".txt": "text",
 }
 # Columns to look for if none is named; the first that exists is used.
-CHAT_COLUMNS = ("messages", "conversations", "conversation")
-TEXT_COLUMNS = ("prompt", "instruction", "question", "text")
+PROMPT_COLUMNS = (
+    *("messages", "conversations", "conversation"),
+    *("prompt", "instruction", "question", "text"),
+)
 # Rows shuffled at a time: sorted datasets are common, and a stream has no random access.
 SHUFFLED = 10_000
 
 # The two common forms of a turn, and the speakers' names in the second.
 _FORMS = (("role", "content"), ("from", "value"))
 _ROLES = {
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "model"), "assistant"),
     "system": "system",
 }
 
@@ -108,77 +106,66 @@ def read_dataset(
         raise FastDraftError(f"{where}: cannot read {dataset} ({reason}); {what}") from error
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """A dataset with prompts.
+def no_column(
+    setting: str, dataset: str | None, column: str, row: dict[str, Any]
+) -> FastDraftError:
+    """Return the error for a column that a row does not have."""
+    return FastDraftError(
+        f"{setting}: {dataset} has no column '{column}'{nearest(column, row)}; it has: "
+        f"{', '.join(row)}"
+    )
 
-    Attributes:
-        dataset: id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder.
-        name: the dataset's configuration.
-        split: the split.
-        column: the column of the prompt; by default found by its name.
-        revision: branch, tag or commit on the Hub.
-        context_columns: text columns to append to a prompt that is text, separated by blank lines.
+
+def prompt_column(wanted: GeneratedSet) -> str:
+    """Read the first row of a set's dataset and return the column of the prompt.
+
+    Raises:
+        FastDraftError: the dataset cannot be read, is empty, or has no column of prompts.
     """
+    first = next(_rows(wanted), None)
+    if first is None:
+        raise FastDraftError(f"dataset: {wanted.dataset} has no rows ({wanted.split})")
+    column = wanted.column or next((name for name in PROMPT_COLUMNS if name in first), None)
+    if column is None:
+        raise FastDraftError(
+            f"column: {wanted.dataset} has none of {', '.join(PROMPT_COLUMNS)}; name one of its "
+            f"columns: {', '.join(first)}"
+        )
+    if column not in first:
+        raise no_column("column", wanted.dataset, column, first)
+    for name in wanted.context_columns:
+        if name not in first:
+            raise no_column("context_columns", wanted.dataset, name, first)
+    if wanted.context_columns and isinstance(first[column], list):
+        raise FastDraftError(
+            f"context_columns: '{column}' holds chats; they need a column of texts"
+        )
+    if not isinstance(first[column], (str, list)):
+        raise FastDraftError(
+            f"column: '{column}' of {wanted.dataset} holds neither text nor chat messages but "
+            f"{type(first[column]).__name__}; it has: {', '.join(first)}"
+        )
+    return column
 
-    dataset: str
-    name: str | None = None
-    split: str = "train"
-    column: str | None = None
-    revision: str | None = None
-    context_columns: tuple[str, ...] = ()
 
-    def check(self) -> str:
-        """Read the first row and return the column of the prompt.
+def conversations(wanted: GeneratedSet, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
+    """Yield the chat of each row up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
 
-        Raises:
-            FastDraftError: the dataset cannot be read, is empty, or has no column of prompts.
-        """
-        first = next(self._rows(), None)
-        if first is None:
-            raise FastDraftError(f"dataset: {self.dataset} has no rows ({self.split})")
-        column = self.column
-        if column is None:
-            known = (*CHAT_COLUMNS, *TEXT_COLUMNS)
-            column = next((name for name in known if name in first), None)
-            if column is None:
-                raise FastDraftError(
-                    f"column: {self.dataset} has none of {', '.join(known)}; name one of its "
-                    f"columns: {', '.join(first)}"
-                )
-        if column not in first:
-            raise FastDraftError(
-                f"column: {self.dataset} has no column '{column}'{nearest(column, first)}; it has: "
-                f"{', '.join(first)}"
-            )
-        for name in self.context_columns:
-            if name not in first:
-                raise FastDraftError(
-                    f"context_columns: {self.dataset} has no column '{name}'"
-                    f"{nearest(name, first)}; it has: {', '.join(first)}"
-                )
-        if self.context_columns and isinstance(first[column], list):
-            raise FastDraftError(
-                f"context_columns: '{column}' holds chats; they need a column of texts"
-            )
-        if not isinstance(first[column], (str, list)):
-            raise FastDraftError(
-                f"column: '{column}' of {self.dataset} holds neither text nor chat messages but "
-                f"{type(first[column]).__name__}; it has: {', '.join(first)}"
-            )
-        return column
+    A text is one turn of the user. Rows without a prompt are counted: ``empty``, ``no user
+    turn``, ``no chat`` (unknown roles or forms, or content that is not text).
 
-    def conversations(self, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
-        """Yield each row's chat up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
-
-        A text is one turn of the user. Rows without a prompt are counted: ``empty``, ``no user
-        turn``, ``no chat`` (unknown roles or forms, or content that is not text).
-        """
-        column = self.check()
-        for row in _shuffled(self._rows(), seed):
+    Raises:
+        FastDraftError: the dataset cannot be read, is empty, or has no column of prompts.
+    """
+    column = prompt_column(wanted)
+    rows, source = _rows(wanted), random.Random(seed)
+    # The shuffle of `datasets` streams (5.0) sleeps for seconds at the end of a parquet file.
+    while chunk := list(itertools.islice(rows, SHUFFLED)):
+        source.shuffle(chunk)
+        for row in chunk:
             value = row.get(column)
             if isinstance(value, str) and value.strip():
-                more = (str(row.get(name) or "").strip() for name in self.context_columns)
+                more = (str(row.get(name) or "").strip() for name in wanted.context_columns)
                 value = "\n\n".join([value.strip(), *filter(None, more)])
             turns = conversation(value)
             if isinstance(turns, str):
@@ -186,27 +173,18 @@ class PromptSet:
             else:
                 yield turns
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        check_local(self.dataset, "dataset")
-        return read_dataset(
-            self.dataset,
-            self.name,
-            self.split,
-            self.revision,
-            where="dataset",
-            advice="check the id, the network and that it needs no gate, or name a local copy",
-        )
 
-
-def _shuffled(rows: Iterator[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield rows in the seed's order, ``SHUFFLED`` at a time.
-
-    The shuffle of `datasets` streams (5.0) sleeps for seconds at the end of a parquet file.
-    """
-    source = random.Random(seed)
-    while chunk := list(itertools.islice(rows, SHUFFLED)):
-        source.shuffle(chunk)
-        yield from chunk
+def _rows(wanted: GeneratedSet) -> Iterator[dict[str, Any]]:
+    assert wanted.dataset is not None  # checked by the settings
+    check_local(wanted.dataset, "dataset")
+    return read_dataset(
+        wanted.dataset,
+        wanted.name,
+        wanted.split,
+        wanted.revision,
+        where="dataset",
+        advice="check the id, the network and that it needs no gate, or name a local copy",
+    )
 
 
 def conversation(value: Any) -> Conversation | str:
@@ -220,26 +198,29 @@ def conversation(value: Any) -> Conversation | str:
         return (("user", value.strip()),) if value.strip() else "empty"
     if not value:
         return "empty"
-    if not isinstance(value, list):
+    turns = read_turns(value)
+    if turns is None:
         return "no chat"
-    turns = []
-    for turn in value:
-        found = _turn(turn)
-        if found is None:
-            return "no chat"
-        turns.append(found)
-    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
-    if last is None:
+    asked = turns[: questions_end(turns)]
+    if not asked:
         return "no user turn"
-    if not turns[last][1].strip():
-        return "empty"
-    return tuple(turns[: last + 1])
+    return asked if asked[-1][1].strip() else "empty"
+
+
+def read_turns(value: Any) -> Conversation | None:
+    """Return the turns of a chat as (role, content), or ``None`` if it is not a chat of texts."""
+    turns = [_turn(turn) for turn in value] if isinstance(value, list) else [None]
+    whole = tuple(turn for turn in turns if turn is not None)
+    return whole if len(whole) == len(turns) else None
+
+
+def questions_end(turns: Conversation) -> int:
+    """Return the number of turns up to the user's last, 0 without one."""
+    return max((number for number, (role, _) in enumerate(turns, 1) if role == "user"), default=0)
 
 
 def _turn(turn: Any) -> tuple[str, str] | None:
-    if not isinstance(turn, dict):
-        return None
-    for speaker, words in _FORMS:
+    for speaker, words in _FORMS if isinstance(turn, dict) else ():
         # A table gives every row the columns of all; missing ones are None.
         if turn.get(speaker) is not None and turn.get(words) is not None:
             role, content = _ROLES.get(turn[speaker]), turn[words]
@@ -248,7 +229,5 @@ def _turn(turn: Any) -> tuple[str, str] | None:
                 for part in content
             ):
                 content = "".join(str(part["text"]) for part in content)
-            if role is None or not isinstance(content, str):
-                return None
-            return role, content
+            return (role, content) if role is not None and isinstance(content, str) else None
     return None

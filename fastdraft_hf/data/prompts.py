@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
-from fastdraft_hf.data.heldout import CODE_INSTRUCTION
 from fastdraft_hf.data.installed import function_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# The same wording for every code prompt, held out or trained on.
+CODE_INSTRUCTION = "Complete this Python function:\n\n```python\n{}\n```"
 
 Conversation = Sequence[tuple[str, str]]
 Prompts = list[tuple[int, ...]]

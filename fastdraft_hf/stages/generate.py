@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.instructions import keep_instructions
 from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.passages import passage_instructions
-from fastdraft_hf.data.prompt_sets import PromptSet
+from fastdraft_hf.data.prompt_sets import conversations
 from fastdraft_hf.data.prompts import (
     Conversation,
     chat_ids,
@@ -45,26 +47,8 @@ logger = logging.getLogger(__name__)
 INSTRUCTION_TOP_P = 0.95
 # Which held-out text the prompts of a folder were checked against.
 HELD_OUT = "held_out.json"
-
-_ABOUT = {
-    "free": "Free text from the start of a document.",
-    "magpie": "Instructions that the target generated (Magpie, arXiv 2406.08464), with answers.",
-    "code": "Functions of the Python standard library, completed by the target.",
-    "passages": "Tasks about passages of documentation, done by the target.",
-    "dataset": "The target's answers to the prompts of a dataset.",
-}
-_ABOUT_INSTRUCTIONS = (
-    "Instructions that the target generated in the user's place (Magpie, arXiv 2406.08464)."
-)
-# Settings that only one kind uses; the cards of others leave them out.
-_ONLY = {
-    "dataset": ("dataset", "name", "split", "column", "context_columns", "revision"),
-    "magpie": (
-        "max_instruction_tokens",
-        "instruction_temperatures",
-        "system_prompt_in_answers",
-    ),
-}
+# Settings that a card lists even if they are the defaults.
+_ALWAYS = {"kind", "rows", "max_new_tokens", "temperatures"}
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -102,16 +86,16 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     if {**old, "sets": None} != {**new, "sets": None}:
         return []
-    same = [name for name, had in old["sets"].items() if _more_of(had, new["sets"].get(name))]
+
+    def more_of(had: dict[str, Any], wanted: dict[str, Any] | None) -> bool:
+        if wanted is None or {**had, "rows": None} != {**wanted, "rows": None}:
+            return False
+        grew: bool = wanted["rows"] > had["rows"] and wanted["max_minutes"] is None
+        return grew or wanted["rows"] == had["rows"]
+
+    same = [name for name, had in old["sets"].items() if more_of(had, new["sets"].get(name))]
     asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
     return [*same, *asked, HELD_OUT] if same else []
-
-
-def _more_of(old: dict[str, Any], new: dict[str, Any] | None) -> bool:
-    if new is None or {**old, "rows": None} != {**new, "rows": None}:
-        return False
-    grew: bool = new["rows"] > old["rows"] and new["max_minutes"] is None
-    return grew or new["rows"] == old["rows"]
 
 
 def lacks_rows(folder: Path) -> bool:
@@ -136,71 +120,55 @@ def _check_held_out(path: Path, held_out: dict[str, list[str]]) -> None:
         )
 
 
+@contextlib.contextmanager
+def _at(key: str) -> Iterator[None]:
+    """Put a key before the message of a `FastDraftError`."""
+    try:
+        yield
+    except FastDraftError as error:
+        raise FastDraftError(f"{key}{error}") from error
+
+
+@dataclass
 class _Set:
     """One set: finds its prompts, has the target answer them, and judges the rows."""
 
-    def __init__(
-        self,
-        run: Run,
-        folder: Path,
-        name: str,
-        wanted: GeneratedSet,
-        tokenizer: PreTrainedTokenizerBase,
-        decontaminator: Decontaminator,
-    ) -> None:
-        assert run.recipe.generate is not None
-        self.run, self.name, self.wanted, self.folder = run, name, wanted, folder
-        self.tokenizer, self.decontaminator = tokenizer, decontaminator
-        self.rows_per_part = run.recipe.generate.rows_per_shard
-        self.facts: dict[str, Any] = {"kind": wanted.kind}
-        self.prompts: list[tuple[int, ...]] = []
+    run: Run
+    folder: Path
+    name: str
+    wanted: GeneratedSet
+    tokenizer: PreTrainedTokenizerBase
+    decontaminator: Decontaminator
+    prompts: list[tuple[int, ...]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can generate them."""
-        try:
-            self._prepare()
-        except FastDraftError as error:
-            raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
+        wanted, tokenizer = self.wanted, self.tokenizer
+        self.facts["kind"] = wanted.kind
+        seed, counts = self.run.recipe.seed, Counter[str]()
+        with _at(f"generate.sets.{self.name}."):
+            if wanted.filters.language is not None:
+                with _at("filters."):
+                    check_language(wanted.filters.language)
+            if wanted.system_prompt is not None:
+                with _at("system_prompt: "):
+                    chat_ids(tokenizer, "Hello", wanted.system_prompt)
+            if wanted.kind == "free":
+                self.prompts = [free_prefix(tokenizer)] * wanted.rows
+            elif wanted.kind == "magpie":
+                template_ends(tokenizer, wanted.system_prompt)
+            elif wanted.kind == "dataset":
+                self._choose(conversations(wanted, seed, counts), counts)
+            else:
+                texts = code_instructions if wanted.kind == "code" else passage_instructions
+                self._choose(([("user", text)] for text in texts(seed)), counts)
 
-    def _prepare(self) -> None:
-        wanted = self.wanted
-        if wanted.filters.language is not None:
-            try:
-                check_language(wanted.filters.language)
-            except FastDraftError as error:
-                raise FastDraftError(f"filters.{error}") from error
-        if wanted.system_prompt is not None:
-            try:
-                chat_ids(self.tokenizer, "Hello", wanted.system_prompt)
-            except FastDraftError as error:
-                raise FastDraftError(f"system_prompt: {error}") from error
-        seed = self.run.recipe.seed
-        if wanted.kind == "free":
-            self.prompts = [free_prefix(self.tokenizer)] * wanted.rows
-        elif wanted.kind == "magpie":
-            template_ends(self.tokenizer, wanted.system_prompt)
-        elif wanted.kind == "dataset":
-            assert wanted.dataset is not None  # checked by the settings
-            prompt_set = PromptSet(
-                wanted.dataset,
-                wanted.name,
-                wanted.split,
-                wanted.column,
-                wanted.revision,
-                tuple(wanted.context_columns),
-            )
-            counts: Counter[str] = Counter()
-            self._choose(prompt_set.conversations(seed, counts), counts)
-        else:
-            instructions = code_instructions if wanted.kind == "code" else passage_instructions
-            self._choose(([("user", text)] for text in instructions(seed)), Counter())
-
-    def _choose(self, conversations: Iterable[Conversation], counts: Counter[str]) -> None:
+    def _choose(self, chats: Iterable[Conversation], counts: Counter[str]) -> None:
         """Take the first ``rows`` conversations that are allowed and fit."""
         chosen: dict[tuple[int, ...], str] = {}
-        for turns in conversations:
-            text = "\n".join(content for _, content in turns)
-            if self.decontaminator.overlaps(text):
+        for turns in chats:
+            if self.decontaminator.overlaps("\n".join(content for _, content in turns)):
                 counts["overlaps held-out text"] += 1
                 continue
             try:
@@ -229,45 +197,42 @@ class _Set:
         """Refuse to resume with other prompts: rows are found again by their index."""
         path = self.folder / self.name / "prompts.json"
 
-        def digest(count: int) -> str:
-            return hashlib.sha256("\n".join(texts[:count]).encode()).hexdigest()
+        def state(count: int) -> dict[str, Any]:
+            sha256 = hashlib.sha256("\n".join(texts[:count]).encode()).hexdigest()
+            return {"prompts": count, "sha256": sha256}
 
-        def compare() -> str:
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if before is not None:
-                count = before["prompts"]
-                if count > len(texts) or before["sha256"] != digest(count):
-                    raise FastDraftError(
-                        "kind: the prompts are not those that the set started with. Restore them, "
-                        f"or delete {path.parent} to start again"
-                    )
-            if before is None or before["prompts"] < len(texts):
-                write_json(path, {"prompts": len(texts), "sha256": digest(len(texts))})
-            return digest(len(texts))
+        def compare() -> dict[str, Any]:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else state(0)
+            if before != state(min(before["prompts"], len(texts))):
+                raise FastDraftError(
+                    "kind: the prompts are not those that the set started with. Restore them, "
+                    f"or delete {path.parent} to start again"
+                )
+            write_json(path, state(len(texts)))
+            return state(len(texts))
 
-        if on_main(compare) != digest(len(texts)):
+        if on_main(compare) != state(len(texts)):
             raise FastDraftError("kind: this process finds other prompts than the main process")
 
     def generate(self, engine: Engine) -> dict[str, Any]:
         """Generate the set and return its facts."""
-        wanted = self.wanted
+        wanted, folder = self.wanted, self.folder / self.name
         if wanted.kind == "magpie":
             self._instructions(engine)
         self._write(
             engine,
             self.name,
             self.prompts,
-            wanted.temperatures,
-            wanted.max_new_tokens,
+            temperatures=wanted.temperatures,
+            max_new_tokens=wanted.max_new_tokens,
             temperatures_per_prompt=wanted.temperatures_per_prompt,
             top_p=wanted.top_p,
         )
 
         def finish() -> dict[str, Any]:
             logger.info("filtering %s", self.name)
-            folder = self.folder / self.name
             counts = dict(write_filters(folder, wanted.filters, self.tokenizer.decode))
-            rows, tokens = self._card(engine, self.name, _ABOUT[wanted.kind], counts)
+            rows, tokens = self._card(engine, folder, counts)
             return {"rows": rows, "completion_tokens": tokens, "filter": counts}
 
         self.facts |= on_main(finish)
@@ -275,23 +240,13 @@ class _Set:
         return self.facts
 
     def _write(
-        self,
-        engine: Engine,
-        name: str,
-        prompts: Sequence[tuple[int, ...]],
-        temperatures: Sequence[float],
-        max_new_tokens: int,
-        **how: Any,
+        self, engine: Engine, name: str, prompts: Sequence[tuple[int, ...]], **how: Any
     ) -> None:
-        requests = Requests(
-            prompts,
-            temperatures=temperatures,
-            max_new_tokens=max_new_tokens,
-            # Two sets must not sample the same stream from the same prompt.
-            seed=self.run.recipe.seed * 97 + zlib.crc32(name.encode()) % 1_000_000,
-            source=name,
-            **how,
-        )
+        recipe = self.run.recipe
+        assert recipe.generate is not None
+        # Two sets must not sample the same stream from the same prompt.
+        seed = recipe.seed * 97 + zlib.crc32(name.encode()) % 1_000_000
+        requests = Requests(prompts, seed=seed, source=name, **how)
         with Progress(f"generate {name}", len(requests), "rows") as progress:
             tokens = 0
 
@@ -304,7 +259,7 @@ class _Set:
                 engine,
                 requests,
                 self.folder / name,
-                rows_per_part=self.rows_per_part,
+                rows_per_part=recipe.generate.rows_per_shard,
                 max_minutes=self.wanted.max_minutes,
                 on_progress=on_progress,
                 on_found=progress.found,
@@ -318,8 +273,8 @@ class _Set:
             engine,
             name,
             [prefix] * wanted.rows,
-            wanted.instruction_temperatures,
-            wanted.max_instruction_tokens,
+            temperatures=wanted.instruction_temperatures,
+            max_new_tokens=wanted.max_instruction_tokens,
             top_p=INSTRUCTION_TOP_P,
         )
         kept, reasons = keep_instructions(
@@ -328,43 +283,27 @@ class _Set:
             self.decontaminator.overlaps,
             suffix=suffix,
             special_ids=special_ids(self.tokenizer),
-            language=wanted.filters.language,
-            near_duplicates=wanted.filters.near_duplicates,
+            filters=wanted.filters,
         )
         if not wanted.system_prompt_in_answers:
             prefix, suffix = template_ends(self.tokenizer)
-        whole = [prefix + instruction + suffix for instruction in kept]
-        self.prompts = [ids for ids in whole if len(ids) <= wanted.max_prompt_tokens]
-        if len(self.prompts) < len(whole):
-            reasons["too long"] = len(whole) - len(self.prompts)
-            reasons["kept"] = len(self.prompts)
+        self.prompts = [prefix + instruction + suffix for instruction in kept]
         self.facts["instructions"] = dict(reasons)
-        try:
+        with _at(f"generate.sets.{self.name}."):
             self._check_prompts([json.dumps(ids) for ids in kept])
-        except FastDraftError as error:
-            raise FastDraftError(f"generate.sets.{self.name}.{error}") from error
-        on_main(lambda: self._card(engine, name, _ABOUT_INSTRUCTIONS, {}))
+        on_main(lambda: self._card(engine, self.folder / name, {}))
 
-    def _card(self, engine: Engine, name: str, about: str, kept: dict[str, int]) -> tuple[int, int]:
-        left_out = [key for kind, keys in _ONLY.items() if kind != self.wanted.kind for key in keys]
-        settings = {
-            key: value
-            for key, value in self.wanted.model_dump().items()
-            if key not in left_out and value not in (None, [])
-        }
+    def _card(self, engine: Engine, folder: Path, kept: dict[str, int]) -> tuple[int, int]:
+        settings = self.wanted.model_dump(include=_ALWAYS)
+        settings |= self.wanted.model_dump(exclude_defaults=True)
         local = Path(self.wanted.dataset or "").expanduser()
         if self.wanted.dataset and local.exists():  # cards are published: no private paths
             settings["dataset"] = local.name
-        target = self.run.target
         return write_dataset_card(
-            self.folder / name,
+            folder,
             self.tokenizer.decode,
-            name=name,
-            about=about,
-            target=target.name,
-            revision=target.revision,
+            target=self.run.target,
             engine=engine.name,
-            license=target.license,
             settings=settings,
             prompts=self.facts.get("instructions", self.facts.get("prompts", {})),
             kept=kept,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf.data.decontaminate import NGRAM, Decontaminator
-from fastdraft_hf.data.heldout import CODE_INSTRUCTION, load_task
+from fastdraft_hf.data.prompts import CODE_INSTRUCTION
+from fastdraft_hf.data.task_sets import load_task_set
 
 WORDS = [f"word{i}" for i in range(40)]
 
@@ -63,11 +64,11 @@ def test_it_is_what_the_rule_says(held_out: list[str], text: str) -> None:
 
 
 def test_held_out_texts_overlap_themselves(real: Decontaminator) -> None:
-    humaneval = load_task("humaneval")
+    humaneval = load_task_set("humaneval")
     assert all(real.overlaps(prompt.text) for prompt in humaneval)
     assert all(real.overlaps(prompt.instruction) for prompt in humaneval)
     assert all(real.overlaps(prompt.also) for prompt in humaneval)  # solutions and tests
-    assert all(real.overlaps(prompt.text) for prompt in load_task("ifbench"))
+    assert all(real.overlaps(prompt.text) for prompt in load_task_set("ifbench"))
     assert not real.overlaps("The weather was fine and the two of us went to the sea that day.")
 
 
@@ -80,7 +81,7 @@ def test_no_code_instruction_left_shares_a_run(real: Decontaminator, heads: list
 
     held_out: set[str] = set()
     for task in ("humaneval", "ifbench"):
-        for prompt in load_task(task):
+        for prompt in load_task_set(task):
             held_out |= runs(prompt.text) | runs(prompt.also)
     instructions = {CODE_INSTRUCTION.format(head.rstrip()) for head in heads}
     clean = [text for text in instructions if not real.overlaps(text)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fastdraft_hf.data.filters import RowFilters
 from fastdraft_hf.data.instructions import asks, keep_instructions, no_words
 from fastdraft_hf.data.prompts import template_ends
 
@@ -33,6 +34,7 @@ def test_instructions() -> None:
         lambda ids: " ".join(map(str, ids)),
         lambda text: text.startswith("9 9"),
         special_ids={1, 2},
+        filters=RowFilters(near_duplicates=None),
     )
     assert kept == [tuple(good), (*good, 8)]
     assert reasons == {
@@ -49,7 +51,7 @@ def test_instructions() -> None:
 def test_near_instructions_are_asked_once() -> None:
     first = list(range(10, 40))
     rows = [row([*first, 2]), row([*first[:-1], 5, 2]), row([*first[::-1], 2])]
-    kept, reasons = keep_instructions(rows, str, never, near_duplicates=0.8)
+    kept, reasons = keep_instructions(rows, str, never, filters=RowFilters())
     assert kept == [tuple(first), tuple(first[::-1])]
     assert reasons["near duplicate"] == 1
 
@@ -105,7 +107,7 @@ def test_only_english_is_held_to_english_words(target_tokenizer: Any) -> None:
             never,
             suffix=suffix,
             special_ids=set(target_tokenizer.all_special_ids),
-            language=language,
+            filters=RowFilters(language=language),
         )
         return reasons
 

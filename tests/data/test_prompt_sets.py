@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.prompt_sets import PromptSet, conversation
+from fastdraft_hf.data.config import GeneratedSet
+from fastdraft_hf.data.prompt_sets import conversation, conversations, prompt_column
 
 ROWS = [{"question": f"Why is {n} a number?", "number": n, "more": f"It is {n}."} for n in range(9)]
 ROLES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -25,8 +25,12 @@ def jsonl(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") ->
     return str(path)
 
 
-def texts(prompts: PromptSet, seed: int = 0) -> list[str]:
-    return [turns[-1][1] for turns in prompts.conversations(seed, Counter())]
+def of(dataset: str, **settings: Any) -> GeneratedSet:
+    return GeneratedSet(kind="dataset", dataset=dataset, **settings)
+
+
+def texts(wanted: GeneratedSet, seed: int = 0) -> list[str]:
+    return [turns[-1][1] for turns in conversations(wanted, seed, Counter())]
 
 
 @pytest.fixture(params=["jsonl", "json", "parquet", "csv", "saved", "saved splits", "folder"])
@@ -53,8 +57,8 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_every_row_once_in_the_seeds_order(stored: str) -> None:
-    prompts = PromptSet(stored)
-    assert prompts.check() == "question"
+    prompts = of(stored)
+    assert prompt_column(prompts) == "question"
     first = texts(prompts, 1)
     assert sorted(first) == [row["question"] for row in ROWS]
     assert texts(prompts, 1) == first
@@ -66,7 +70,7 @@ def test_context_goes_after_the_prompt(tmp_path: Path) -> None:
         {"instruction": "Sum up.", "input": "It rained.", "note": "Briefly."},
         {"instruction": "Hello", "input": "", "note": None},
     ]
-    found = texts(PromptSet(jsonl(tmp_path, rows), context_columns=("input", "note")))
+    found = texts(of(jsonl(tmp_path, rows), context_columns=["input", "note"]))
     assert sorted(found) == ["Hello", "Sum up.\n\nIt rained.\n\nBriefly."]
 
 
@@ -84,7 +88,7 @@ def test_chats_in_both_forms(tmp_path: Path, column: str, turns: list[dict[str, 
         {"id": 6, column: [{speaker: turns[0][speaker], words: "  "}]},
     ]
     counts: Counter[str] = Counter()
-    found = set(PromptSet(jsonl(tmp_path, rows)).conversations(0, counts))
+    found = set(conversations(of(jsonl(tmp_path, rows)), 0, counts))
     assert found == {
         (("user", "Hi"),),
         (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And then?")),
@@ -119,11 +123,6 @@ def test_cells(value: Any, wanted: Any) -> None:
     assert conversation(value) == wanted
 
 
-turn = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text(max_size=3)}
-)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -133,7 +132,7 @@ turn = st.fixed_dictionaries(
         ),
         ({"column": "number"}, "'number' of .* holds neither text nor chat messages but int"),
         (
-            {"context_columns": ("inputs",)},
+            {"context_columns": ["inputs"]},
             "context_columns: .* has no column 'inputs'; it has: qu",
         ),
         ({"split": "tset"}, "cannot read"),
@@ -143,7 +142,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], messag
     path = tmp_path / "saved"
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
     with pytest.raises(FastDraftError, match=message):
-        PromptSet(str(path), **settings).check()
+        prompt_column(of(str(path), **settings))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +161,9 @@ def test_files_that_cannot_be_read(
     if text is not None:
         path.write_text(text)
     with pytest.raises(FastDraftError, match=message):
-        PromptSet(str(path)).check()
+        prompt_column(of(str(path)))
 
 
 def test_a_set_of_the_hub_that_cannot_be_had() -> None:
     with pytest.raises(FastDraftError, match=r"cannot read no/such-set .* or name a local copy"):
-        PromptSet("no/such-set").check()
+        prompt_column(of("no/such-set"))

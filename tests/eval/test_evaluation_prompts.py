@@ -4,8 +4,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data.heldout import load_task
 from fastdraft_hf.data.prompts import chat_ids
+from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.eval.prompts import draw_prompts
 
 TASKS = ["humaneval", "ifbench"]
@@ -26,7 +26,7 @@ def test_prompts_are_the_held_out_ones_and_short_enough(
     target_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     drawn = draw_prompts(target_tokenizer, TASKS, 10_000, 150, seed=0)
-    ids = [chat_ids(target_tokenizer, p.instruction) for task in TASKS for p in load_task(task)]
+    ids = [chat_ids(target_tokenizer, p.instruction) for task in TASKS for p in load_task_set(task)]
     assert sorted(p.ids for p in drawn) == sorted(one for one in ids if len(one) <= 150)
 
 

@@ -18,8 +18,8 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import FILTERS, read_kept_rows
 from fastdraft_hf.data.generations import read_rows
-from fastdraft_hf.data.heldout import load_task
 from fastdraft_hf.data.prompts import chat_ids, template_ends
+from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import generate
 from fastdraft_hf.stages.runner import Run, choose, execute
@@ -103,7 +103,7 @@ def jsonl(folder: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.fixture
 def prompts(tmp_path: Path) -> str:
     """Chats of every sort, some that must not or cannot be asked."""
-    held_out = load_task("ifbench")[0].text
+    held_out = load_task_set("ifbench")[0].text
     chats = [
         [{"role": "user", "content": "Is the cat in?"}],
         [
@@ -273,7 +273,7 @@ def test_magpie_asks_what_the_target_thought_up(
             "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} {% else %}"
             "[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
         )
-    held_out = load_task("humaneval")[3].text
+    held_out = load_task_set("humaneval")[3].text
     thought = [
         "Is the cat in the hat?",
         "Is the cat in the hat?",
