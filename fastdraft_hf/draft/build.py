@@ -11,10 +11,10 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import DesignConfig, Initialization
+from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.cutting import (
     block_influence,
     cut_layers,
@@ -41,15 +41,8 @@ def build_draft(
     target: str | Path | PreTrainedModel,
     params: int | str = "50M",
     *,
-    init: Initialization = "prune",
-    num_hidden_layers: int = 2,
-    hidden_size: int | None = None,
-    intermediate_size: int | None = None,
-    donor: str | None = None,
-    layers: Literal["even", "first", "importance"] | list[int] = "even",
-    token_map: dict[str, str] | None = None,
-    resize: bool = False,
     seed: int = 0,
+    **design: Any,
 ) -> PreTrainedModel:
     """Return a draft for ``target`` with its initialization done, ready to be trained.
 
@@ -60,15 +53,13 @@ def build_draft(
     Args:
         target: a model id on the Hub, a folder, ``embedded:NAME``, or a loaded model.
         params: parameter budget, such as ``"50M"`` or 50_000_000; met within 2%.
-        init: ``prune`` (layers of the target cut to the draft's widths), ``project`` (its
-            embeddings and head, random layers), ``transplant`` (a donor with another tokenizer) or
-            ``scratch``.
-        num_hidden_layers, hidden_size, intermediate_size, donor, layers, token_map, resize: as in
-            a recipe's section ``design``.
         seed: of the random weights.
+        **design: other settings of a recipe's section ``design``, such as ``init="project"`` or
+            ``num_hidden_layers=3``.
 
     Raises:
-        FastDraftError: the target or donor cannot be used, or the budget cannot be met.
+        FastDraftError: a setting is wrong, the target or donor cannot be used, or the budget cannot
+            hold the vocabulary.
 
     Example:
         ```python
@@ -76,19 +67,9 @@ def build_draft(
         trainer = DraftDistillationTrainer(model=draft, train_dataset=dataset)
         ```
     """
-    design = DesignConfig(
-        params=params,
-        init=init,
-        num_hidden_layers=num_hidden_layers,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        donor=donor,
-        layers=layers,
-        token_map=token_map or {},
-        resize=resize,
-    )
+    section = DesignConfig(params=params, draft=None, **design)
     source = resolve_target(str(target)).path if isinstance(target, (str, Path)) else target
-    return build(source, design, seed)[0]
+    return build(source, section, seed)[0]
 
 
 def build(

@@ -16,19 +16,11 @@ class DesignConfig(Section):
     """The draft: the target's architecture, smaller, within a parameter budget."""
 
     draft: str | None = Field(
-        None,
-        description="use this draft (a folder) instead of designing one; of the other settings "
-        "only resize applies then",
+        None, description="use this draft (a folder); of the other settings only resize applies"
     )
-    params: Count = Field(
-        10_000_000, description="parameter budget of the draft, such as 10M; met within 2%"
-    )
-    num_hidden_layers: Count = Field(
-        2, description="layers; latency grows with them more than with width"
-    )
-    hidden_size: Count | None = Field(
-        None, description="width; by default what fits params, which it overrides"
-    )
+    params: Count = Field(10_000_000, description="parameter budget, such as 10M; met within 2%")
+    num_hidden_layers: Count = Field(2, description="latency grows with it more than with width")
+    hidden_size: Count | None = Field(None, description="width; by default what fits params")
     intermediate_size: Count | None = Field(
         None, description="feed-forward width; by default what fills params"
     )
@@ -40,7 +32,7 @@ class DesignConfig(Section):
     )
     donor: str | None = Field(
         None,
-        description="prune, transplant: the model whose weights are used, an id or a folder; for "
+        description="prune, transplant: the model (id or folder) whose weights are used; for "
         "prune, the target by default, and any other must have its vocabulary",
     )
     layers: Literal["even", "first", "importance"] | list[Count] = Field(
@@ -49,13 +41,11 @@ class DesignConfig(Section):
         "that change the hidden states most, or a list such as [0, 5]",
     )
     token_map: dict[Key, str] = Field(
-        {},
-        description="transplant: target token -> donor token, where the automatic match is wrong",
+        {}, description="transplant: target token -> donor token, where the match is wrong"
     )
     resize: StrictBool = Field(
         False,
-        description="give a draft or donor whose shared ids agree with the target's the target's "
-        "number of rows",
+        description="give a draft or donor whose shared ids agree the target's number of rows",
     )
 
     @property
@@ -73,13 +63,12 @@ class DesignConfig(Section):
             raise FastDraftError(
                 f"donor: init {self.init} uses none; remove it, or use prune or transplant"
             )
-        if isinstance(self.layers, list):
-            if len(self.layers) != self.num_hidden_layers:
-                raise FastDraftError(
-                    f"layers: {len(self.layers)} are listed, but num_hidden_layers is "
-                    f"{self.num_hidden_layers}"
-                )
-            if self.layers != sorted(set(self.layers)) or self.layers[0] < 0:
-                raise FastDraftError(
-                    f"layers: must be ascending indices from 0 without repeats, got {self.layers}"
-                )
+        given, number = self.layers, self.num_hidden_layers
+        if isinstance(given, list) and len(given) != number:
+            raise FastDraftError(
+                f"layers: {len(given)} are listed, but num_hidden_layers is {number}"
+            )
+        if isinstance(given, list) and (given != sorted(set(given)) or given[0] < 0):
+            raise FastDraftError(
+                f"layers: must be ascending indices from 0 without repeats, got {given}"
+            )

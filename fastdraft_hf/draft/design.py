@@ -48,17 +48,11 @@ class Shape(NamedTuple):
 def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
     """Return the config of a draft for ``target_config``, which is not changed.
 
-    Vocabulary, tied or untied head, rope settings, head size, grouped-query ratio, activation,
-    norms, multipliers and special tokens are the target's; depth and widths are scaled. A mixture
-    of experts gets a dense relative, a multimodal model a draft of its text part. Without
-    ``hidden_size``, width and feed-forward meet ``params`` to within 2%: among the widths that can,
-    the one whose feed-forward is closest to the target's proportion (with `prune`, closest to the
-    target's own feed-forward width, which is never exceeded).
-
-    Args:
-        target_config: the target's config, as `AutoConfig` reads it.
-        design: the section. With a ``donor``, the donor's architecture is scaled instead, with the
-            target's vocabulary.
+    Depth and widths are scaled, the rest is the target's, or a ``donor``'s with the target's
+    vocabulary. A mixture of experts gets a dense relative, a multimodal model a draft of its text
+    part. Without ``hidden_size``, width and feed-forward meet ``params`` to within 2%: among the
+    widths that can, the one whose feed-forward is closest to the target's proportion (with `prune`,
+    closest to the target's own feed-forward width, which is never exceeded).
 
     Raises:
         FastDraftError: the family is not supported, the budget cannot hold the vocabulary, or a
@@ -116,27 +110,18 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
 
 
 def _check(source: Any, design: DesignConfig) -> None:
+    limits = {"num_hidden_layers": source.num_hidden_layers, "hidden_size": source.hidden_size}
+    if design.takes_layers:
+        limits["intermediate_size"] = source.intermediate_size
+    for name, limit in limits.items():
+        value = getattr(design, name)
+        if value is not None and value > limit:
+            raise FastDraftError(f"design.{name}: {value} is more than the target's {limit}")
     layers = source.num_hidden_layers
-    if design.num_hidden_layers > layers:
-        raise FastDraftError(
-            f"design.num_hidden_layers: {design.num_hidden_layers} is deeper than the target's "
-            f"{layers}"
-        )
     if isinstance(design.layers, list) and design.layers[-1] >= layers:
         raise FastDraftError(
             f"design.layers: there is no layer {design.layers[-1]}; the last of {layers} is "
             f"{layers - 1}"
-        )
-    if design.hidden_size is not None and design.hidden_size > source.hidden_size:
-        raise FastDraftError(
-            f"design.hidden_size: {design.hidden_size} is wider than the target's "
-            f"{source.hidden_size}"
-        )
-    wanted = design.intermediate_size
-    if design.takes_layers and wanted and wanted > source.intermediate_size:
-        raise FastDraftError(
-            f"design.intermediate_size: {wanted} is wider than the target's "
-            f"{source.intermediate_size}, which it would be cut from"
         )
 
 

@@ -135,16 +135,6 @@ def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def whole_parameters(model: PreTrainedModel) -> int:
-    """Return the parameters of a draft's checkpoint, with the full head."""
-    if getattr(model, "head_token_ids", None) is None:
-        return int(model.num_parameters())
-    from fastdraft_hf.draft.sizes import count_parameters
-
-    # With tied embeddings, the rows of a reduced head are in memory twice.
-    return count_parameters(model.config)
-
-
 def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a draft for `fastdraft_hf.assisted_decoding`, with its reduced vocabulary if it has one.
 

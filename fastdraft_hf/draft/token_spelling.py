@@ -70,15 +70,13 @@ def match_tokens(
         if (ids := spelled.get(text) or _longest_pieces(text, by_bytes, longest))
     }
     vocabulary, other_vocabulary = target.get_vocab(), donor.get_vocab()
-    for ours_, theirs_ in (given or {}).items():
-        for token, known, whose in (
-            (ours_, vocabulary, "target"),
-            (theirs_, other_vocabulary, "donor"),
-        ):
-            if token not in known:
-                hint = nearest(token, [name for name in known if name[:1] == token[:1]])
-                raise FastDraftError(f"design.token_map: the {whose} has no token '{token}'{hint}")
-    special = {**_match_special(target, donor, set(ours)), **(given or {})}
+    given = given or {}
+    named = [(token, vocabulary, "target") for token in given]
+    for token, known, whose in [*named, *((t, other_vocabulary, "donor") for t in given.values())]:
+        if token not in known:
+            hint = nearest(token, [name for name in known if name[:1] == token[:1]])
+            raise FastDraftError(f"design.token_map: the {whose} has no token '{token}'{hint}")
+    special = {**_match_special(target, donor, set(ours)), **given}
     chosen = {vocabulary[t]: [other_vocabulary[other]] for t, other in special.items()}
     pieces = {**same, **split, **chosen}
     counts = {"same": len(same.keys() - chosen.keys()), "pieces": len(split.keys() - chosen.keys())}
@@ -128,25 +126,23 @@ def _match_special(
     target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase, ordinary: set[int]
 ) -> dict[str, str]:
     theirs, found = donor.get_vocab(), {}
-    roles, other_roles = _roles(target), _roles(donor)
+    other_roles = _roles(donor)
+    by_role: dict[str, str] = {}
+    for role, token in _roles(target).items():
+        if role in other_roles:
+            by_role.setdefault(token, other_roles[role])
     for token, index in target.get_vocab().items():
-        if index in ordinary:
-            continue
-        shared = [r for r, own in roles.items() if own == token and r in other_roles]
-        if token in theirs:
-            found[token] = token
-        elif shared:
-            found[token] = other_roles[shared[0]]
+        other = token if token in theirs else by_role.get(token)
+        if index not in ordinary and other is not None:
+            found[token] = other
     return found
 
 
 def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the token of each role that a tokenizer has, the marks of a turn first."""
     vocabulary = tokenizer.get_vocab()
-    wanted = {
-        **_TURN_ROLES,
-        **{r: (getattr(tokenizer, f"{r}_token", None),) for r in ("bos", "eos", "pad", "unk")},
-    }
+    named = {r: (getattr(tokenizer, f"{r}_token", None),) for r in ("bos", "eos", "pad", "unk")}
+    wanted = {**_TURN_ROLES, **named}
     own = {role: [s for s in names if s in vocabulary] for role, names in wanted.items()}
     found = {role: str(names[0]) for role, names in own.items() if names}
     # A model without a mark for it ends a turn with its end of text.

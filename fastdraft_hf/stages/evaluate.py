@@ -21,7 +21,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastdraft_hf.draft.reduced_vocabulary import load_draft, whole_parameters
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
+    from fastdraft_hf.draft.sizes import count_parameters
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.eval.evaluate import Models, evaluate
     from fastdraft_hf.eval.prompts import draw_prompts
@@ -62,7 +63,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         folder,
         seed=run.recipe.seed,
         target_parameters=target.num_parameters(),
-        draft_parameters=whole_parameters(draft),
+        draft_parameters=count_parameters(draft.config),  # with the full head
     )
     if results is None:  # not the main process
         return {}

@@ -189,17 +189,14 @@ def _check_added_tokens(folder: Path, rows: int | None, where: str) -> None:
 
     Such a token alone is no error: Gemma 3 names one for images that its text models never see.
     """
-    added = _stored(folder / "tokenizer.json").get("added_tokens") or []
-    beyond = {t["content"]: t["id"] for t in added if rows is not None and t["id"] >= rows}
-    if not beyond:
-        return
     settings = _stored(folder / "tokenizer_config.json")
     roles = [settings.get(f"{role}_token") for role in ("bos", "eos", "pad")]
     used = [r.get("content") if isinstance(r, dict) else r for r in roles]
     templates = [file.read_text(encoding="utf-8") for file in folder.glob("*.jinja")]
     template = "".join([str(settings.get("chat_template", "")), *templates])
-    for token, index in beyond.items():
-        if token in used or token in template:
+    for added in _stored(folder / "tokenizer.json").get("added_tokens") or []:
+        token, index = added["content"], added["id"]
+        if rows is not None and index >= rows and (token in used or token in template):
             raise FastDraftError(
                 f"{where}: the tokenizer's '{token}' has id {index:,} and the model has only "
                 f"{rows:,} rows; call model.resize_token_embeddings(len(tokenizer)) and save it, "

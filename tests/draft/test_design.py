@@ -188,10 +188,10 @@ FIVE_HEADS = {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size":
 @pytest.mark.parametrize(
     ("changes", "section", "message"),
     [
-        ({}, {"hidden_size": 96}, "hidden_size: 96 is wider than the target's 64"),
-        ({}, {"num_hidden_layers": 4}, "num_hidden_layers: 4 is deeper than the target's 3"),
+        ({}, {"hidden_size": 96}, "hidden_size: 96 is more than the target's 64"),
+        ({}, {"num_hidden_layers": 4}, "num_hidden_layers: 4 is more than the target's 3"),
         ({}, {"hidden_size": 33}, "hidden_size: 33 is not a multiple of the attention"),
-        ({}, {"hidden_size": 32, "intermediate_size": 192}, "intermediate_size: 192 is wider"),
+        ({}, {"hidden_size": 32, "intermediate_size": 192}, "intermediate_size: 192 is more than"),
         ({}, {"layers": [1, 5]}, "design.layers: there is no layer 5; the last of 3"),
         (FIVE_HEADS, {}, "design.hidden_size: no multiple of 8 from 32 up to the target's width"),
     ],

@@ -21,9 +21,7 @@ from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
     ReducedVocabulary,
-    load_draft,
     read_reduced_vocabulary,
-    whole_parameters,
     write_reduced_vocabulary,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
@@ -232,15 +230,6 @@ def test_evaluate_uses_the_head_of_a_given_draft_as_it_is(
     assert found["draft_parameters"] == tiny_model().num_parameters()
     rate = found["overall"]["greedy"]["acceptance_rate"][0]
     assert (rate < 0.5) if path == "ours" else (rate == 1.0)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_whole_parameters_are_the_folders(tmp_path: Path, tiny_model: Any, tied: bool) -> None:
-    model = tiny_model(tie_word_embeddings=tied)
-    model.save_pretrained(tmp_path)
-    write_reduced_vocabulary(tmp_path, ReducedVocabulary((1, 5, 9)))
-    assert whole_parameters(model) == model.num_parameters()
-    assert whole_parameters(load_draft(tmp_path)) == model.num_parameters()
 
 
 def test_ids_outside_a_given_draft_are_refused(
