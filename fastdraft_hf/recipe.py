@@ -53,7 +53,7 @@ class Recipe(Section):
 
     target: str = Field(
         "embedded:smollm2-135m-instruct",
-        description="model id of the Hub, a folder, or embedded:smollm2-135m-instruct",
+        description="model id on the Hub, a folder, or embedded:smollm2-135m-instruct",
     )
     target_revision: str | None = Field(None, description="branch, tag or commit of a Hub target")
     output_dir: str = Field(
@@ -140,8 +140,7 @@ class Recipe(Section):
             check_source(source, where, self.generate.sets if self.generate else ())
             if name == "align" and source.kind != "generated":
                 raise FastDraftError(
-                    f"{where}.kind: align reads what the target wrote (generated), not "
-                    f"{source.kind}"
+                    f"{where}.kind: align reads generated sets only, not {source.kind}"
                 )
         if name == "align" and stage.streaming:
             raise FastDraftError("align.streaming: for pretrain and continue only")
@@ -212,17 +211,15 @@ def distribution_source(recipe: Recipe, name: str) -> str:
     return "stored" if name == "align" and recipe.logits is not None else "online"
 
 
-def sections(recipe: type[Recipe]) -> dict[str, type[Section]]:
+def sections() -> dict[str, type[Section]]:
     """Return the sections of a recipe by their keys."""
     found: dict[str, type[Section]] = {}
-    for name, field in recipe.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        for kind in kinds:
+    for name, field in Recipe.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
             kind = getattr(kind, "__origin__", kind)  # of an annotated type
-            if kind is TrainingSection:
-                found[field.alias or name] = training_section()
-            elif isinstance(kind, type) and issubclass(kind, Section):
-                found[field.alias or name] = kind
+            if isinstance(kind, type) and issubclass(kind, Section):
+                training = kind is TrainingSection
+                found[field.alias or name] = training_section() if training else kind
     return found
 
 
@@ -252,7 +249,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     import yaml
 
     if not path.is_file():
-        raise FastDraftError(f"there is no recipe file {path}")
+        raise FastDraftError(f"the recipe file {path} does not exist")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

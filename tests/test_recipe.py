@@ -93,7 +93,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         (
             {"generate": CHAT, "align": {"sources": [{"name": "chat"}, {"kind": "python"}]}},
-            "align.sources[1].kind: align reads what the target wrote (generated), not python",
+            "align.sources[1].kind: align reads generated sets only, not python",
         ),
         (
             {"generate": CHAT, "align": {"sources": [{"name": "chat"}], "streaming": True}},
@@ -273,7 +273,7 @@ def test_a_file_that_is_not_a_recipe(tmp_path: Path, content: bytes, message: st
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match=r"there is no recipe file .*none\.yaml"):
+    with pytest.raises(FastDraftError, match=r"the recipe file .*none\.yaml does not exist"):
         read_recipe(tmp_path / "none.yaml")
 
 

@@ -19,12 +19,12 @@ def run(args: argparse.Namespace) -> None:
 
     from fastdraft_hf._errors import FastDraftError, nearest
     from fastdraft_hf.cli._running import settings_text
-    from fastdraft_hf.recipe import Recipe, recipe_schema, sections
+    from fastdraft_hf.recipe import recipe_schema, sections
 
     if args.section is None:
         print(json.dumps(recipe_schema(), indent=2))
         return
-    found = sections(Recipe)
+    found = sections()
     if args.section not in found:
         hint = nearest(args.section, found)
         raise FastDraftError(

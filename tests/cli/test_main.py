@@ -111,7 +111,7 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.yaml")
-    assert refused("run", missing) == f"fastdraft: there is no recipe file {missing}"
+    assert refused("run", missing) == f"fastdraft: the recipe file {missing} does not exist"
 
 
 def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
