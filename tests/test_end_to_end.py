@@ -19,7 +19,7 @@ import yaml
 
 from fastdraft_hf._extras import openvino_available
 
-STAGES = (
+STAGES = [
     "design",
     "generate",
     "pretrain",
@@ -30,8 +30,16 @@ STAGES = (
     "bench",
     "draft",
     "report",
-)
+]
 PNG = b"\x89PNG\r\n\x1a\n"
+TRAIN = {
+    "max_train_tokens": 384,
+    "max_length": 64,
+    "per_device_train_batch_size": 2,
+    "eval_rows": 2,
+    "logging_steps": 1,
+}
+DECODE = {"prompts_per_task": 1, "max_new_tokens": 8, "max_prompt_tokens": 120}
 
 RECIPE: dict[str, Any] = {
     "target": "embedded:smollm2-135m-instruct",
@@ -46,47 +54,22 @@ RECIPE: dict[str, Any] = {
             "code": {"kind": "code", "rows": 10, "max_new_tokens": 16},
         },
     },
-    "pretrain": {
-        "sources": [{"kind": "generated", "name": "text"}],
-        "max_train_tokens": 384,
-        "max_length": 64,
-        "per_device_train_batch_size": 2,
-        "eval_rows": 2,
-        "logging_steps": 1,
-    },
-    "continue": {
-        "sources": [{"kind": "python"}, {"kind": "generated", "name": "text"}],
-        "max_train_tokens": 384,
-        "max_length": 64,
-        "per_device_train_batch_size": 2,
-        "eval_rows": 2,
-        "logging_steps": 1,
-    },
+    "pretrain": {**TRAIN, "sources": [{"name": "text"}]},
+    "continue": {**TRAIN, "sources": [{"kind": "python"}, {"name": "text"}]},
     # Many small steps, so that a kill after the first checkpoint falls into the middle of them.
     "align": {
-        "sources": [{"kind": "generated", "name": "chat"}, {"kind": "generated", "name": "code"}],
+        **TRAIN,
+        "sources": [{"name": "chat"}, {"name": "code"}],
         "max_train_tokens": 2500,
         "max_length": 128,
         "per_device_train_batch_size": 1,
-        "eval_rows": 2,
         "logging_steps": 2,
         "save_steps": 3,
     },
     "export": {"acceptance_texts": 1},
-    "evaluate": {
-        "prompts_per_task": 1,
-        "max_new_tokens": 8,
-        "max_prompt_tokens": 120,
-        "untrained_prompts_per_task": 1,
-    },
-    "bench": {
-        "prompts_per_task": 1,
-        "max_new_tokens": 8,
-        "max_prompt_tokens": 120,
-        "num_assistant_tokens": [2],
-        "repeats": 1,
-        "memory": False,  # a start of Python for each path
-    },
+    "evaluate": {**DECODE, "untrained_prompts_per_task": 1},
+    # Memory takes a start of Python for each path.
+    "bench": {**DECODE, "num_assistant_tokens": [2], "repeats": 1, "memory": False},
 }
 
 # What a user of the finished folder does: plain transformers and nothing of ours.

@@ -37,16 +37,12 @@ class Decontaminator:
         self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for text in held_out:
             words = _words(text)
-            if not words:
-                continue
-            if len(words) < NGRAM:
-                # Fewer than five words ("return True") are no sign of contamination.
-                if len(words) >= SHORTEST:
-                    first = tuple(words[:SHORTEST])
-                    self._short.setdefault(first, set()).add(tuple(words))
-                continue
-            self._grams.update(_runs(words, NGRAM))
-            self._parts.update(_runs(words, PART))
+            # Fewer than five words ("return True") are no sign of contamination.
+            if SHORTEST <= len(words) < NGRAM:
+                self._short.setdefault(tuple(words[:SHORTEST]), set()).add(tuple(words))
+            elif len(words) >= NGRAM:
+                self._grams.update(_runs(words, NGRAM))
+                self._parts.update(_runs(words, PART))
 
     @classmethod
     def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
@@ -58,14 +54,11 @@ class Decontaminator:
         """
         texts: list[str] = []
         held_out: dict[str, list[str]] = {}
-        named = [entry for tasks in (TASK_NAMES, *evaluated) for entry in settings_of(tasks)]
-        for number, (name, settings) in enumerate(named):
-            if any(entry == (name, settings) for entry in named[:number]):
-                continue
+        for name, settings in [e for t in (TASK_NAMES, *evaluated) for e in settings_of(t)]:
             prompts = load_task_set(name, settings)
-            held_out.setdefault(name, []).append(digest(prompts))
-            for prompt in prompts:
-                texts += [prompt.text, prompt.also]
+            if (key := digest(prompts)) not in held_out.setdefault(name, []):
+                held_out[name].append(key)
+                texts += [text for prompt in prompts for text in (prompt.text, prompt.also)]
         found = cls(texts)
         found.held_out = held_out
         return found
@@ -73,20 +66,17 @@ class Decontaminator:
     def overlaps(self, text: str) -> bool:
         """Return whether ``text`` shares `NGRAM` words in a row with a held-out text."""
         words = _words(text)
-        if self._may_overlap(words) and any(run in self._grams for run in _runs(words, NGRAM)):
+        # Without a part of a held-out run, no run can occur.
+        starts = range(0, len(words), NGRAM + 1 - PART)
+        if any(tuple(words[i : i + PART]) in self._parts for i in starts) and any(
+            run in self._grams for run in _runs(words, NGRAM)
+        ):
             return True
-        if not self._short:
-            return False
-        return any(
-            tuple(words[place : place + len(whole)]) == whole
-            for place, first in enumerate(_runs(words, SHORTEST))
+        return bool(self._short) and any(
+            tuple(words[i : i + len(whole)]) == whole
+            for i, first in enumerate(_runs(words, SHORTEST))
             for whole in self._short.get(first, ())
         )
-
-    def _may_overlap(self, words: list[str]) -> bool:
-        """Return whether a part of a held-out run occurs. Without one, no run can."""
-        starts = range(0, len(words), NGRAM + 1 - PART)
-        return any(tuple(words[i : i + PART]) in self._parts for i in starts)
 
 
 def _words(text: str) -> list[str]:

@@ -6,6 +6,7 @@ Nothing is padded. A source that ends is read again in another order.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections import Counter, deque
@@ -62,10 +63,8 @@ class Encoder:
         self._tokenizer, self._decontaminator = tokenizer, decontaminator
         self._backend: Any = None
         if hasattr(tokenizer, "backend_tokenizer"):
-            from tokenizers import Tokenizer
-
             # A copy, because these settings are the tokenizer's own.
-            self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
             self._backend.encode_special_tokens = True
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -75,8 +74,8 @@ class Encoder:
         kept: list[tuple[str, list[int] | None]] = []
         dropped: Counter[str] = Counter()
         for document in batch:
+            # Generated rows too: the tasks may have been named after a set was made.
             ids = None if isinstance(document, str) else document
-            # Generated rows with their prompt: the tasks may have been named after a set was made.
             text = document if isinstance(document, str) else self._tokenizer.decode(document)
             text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is not text
             if not text.strip():
@@ -125,17 +124,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 class SourceBlocks:
     """Packed blocks of one source without end: pass after pass, local text in another order each.
 
-    Args:
-        source: what to read.
-        encode: see `Encoder`.
-        length: ids per block.
-        seed: of the order of the documents.
-        generated: folder of the generated sets.
-        left_out: hashes of documents that are held out.
-        unique: drop documents that were read before in the same pass.
-
-    Attributes:
-        tokens: ids of the blocks so far.
+    Arguments are those of `BlockStream`; with ``unique`` documents that were read before in the
+    same pass are dropped. ``tokens`` counts the ids of the blocks so far.
     """
 
     def __init__(
@@ -149,7 +139,7 @@ class SourceBlocks:
         left_out: frozenset[int] = frozenset(),
         unique: bool = False,
     ) -> None:
-        self._source, self._encode, self._length, self._seed = source, encode, length, seed
+        self._source, self._encode, self.length, self._seed = source, encode, length, seed
         self._generated, self._left_out, self._unique = generated, left_out, unique
         self.tokens, self._passes = 0, 1
         self._position: dict[str, Any] = {}  # after the last batch of documents
@@ -191,10 +181,10 @@ class SourceBlocks:
         return self
 
     def __next__(self) -> NDArray[Any]:
-        while len(self._carry) < self._length:
+        while len(self._carry) < self.length:
             self._carry = np.concatenate([self._carry, next(self._batches)])
-        block, self._carry = self._carry[: self._length], self._carry[self._length :]
-        self.tokens += self._length
+        block, self._carry = self._carry[: self.length], self._carry[self.length :]
+        self.tokens += self.length
         return block
 
     def _read_batches(self) -> Iterator[NDArray[Any]]:
@@ -268,9 +258,9 @@ class BlockStream:
         left_out: frozenset[int] = frozenset(),
         window: int = WINDOW,
     ) -> None:
-        self._sources, self._encode, self._length = list(sources), encode, length
+        self._sources, self._encode = list(sources), encode
         self._seed, self._window = seed, window
-        self._generated, self._left_out = generated, left_out
+        self._settings = {"length": length, "generated": generated, "left_out": left_out}
         self._start: dict[str, Any] = {"window": 0, "taken": 0}
         # At the beginning of the last windows of the latest iteration.
         self._states: deque[dict[str, Any]] = deque()
@@ -301,33 +291,23 @@ class BlockStream:
         self._start = state
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        streams = {
-            key: SourceBlocks(
-                source,
-                self._encode,
-                length=self._length,
-                seed=f"{self._seed}-{number}",
-                generated=self._generated,
-                left_out=self._left_out,
-            )
-            for number, (key, source) in enumerate(
-                zip(summary_keys(self._sources), self._sources, strict=True)
-            )
-        }
-        sources = list(streams.values())
-        for stream, state in zip(sources, self._start.get("sources", []), strict=False):
+        settings: dict[str, Any] = self._settings
+        streams = [
+            SourceBlocks(source, self._encode, seed=f"{self._seed}-{number}", **settings)
+            for number, source in enumerate(self._sources)
+        ]
+        for stream, state in zip(streams, self._start.get("sources", []), strict=False):
             stream.load_state_dict(state)
         states: deque[dict[str, Any]] = deque(maxlen=_WINDOWS_KEPT)
         self._states = states
 
         def make(window: int) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-            state: dict[str, Any] = {"window": window}
-            state["sources"] = [stream.state_dict() for stream in sources]
-            given = [stream.tokens // self._length for stream in sources]
-            blocks = [next(sources[number]) for number in self._deal(given)]
+            before = [stream.state_dict() for stream in streams]
+            blocks = [next(streams[number]) for number in self._deal(streams)]
             random.Random(f"{self._seed}-window-{window}").shuffle(blocks)
-            state["read"] = {key: stream.facts() for key, stream in streams.items()}
-            return state, blocks
+            facts = [stream.facts() for stream in streams]
+            read = dict(zip(summary_keys(self._sources), facts, strict=True))
+            return {"window": window, "sources": before, "read": read}, blocks
 
         # One window ahead, so that training need not wait: encoding releases Python's lock.
         with ThreadPoolExecutor(1, "corpus") as pool:
@@ -342,13 +322,14 @@ class BlockStream:
                     yield {"input_ids": block.tolist()}
                 skip = 0
 
-    def _deal(self, given: list[int]) -> list[int]:
+    def _deal(self, streams: list[SourceBlocks]) -> list[int]:
         """Return the sources of a window's blocks: always the one that is furthest behind."""
-        weights = [source.weight for source in self._sources]
-        total, found = sum(weights), []
+        given = [stream.tokens // stream.length for stream in streams]
+        total, found = sum(source.weight for source in self._sources), []
         for _ in range(self._window):
             count = sum(given) + 1
-            behind = [count * w / total - g for w, g in zip(weights, given, strict=True)]
+            pairs = zip(self._sources, given, strict=True)
+            behind = [count * source.weight / total - done for source, done in pairs]
             found.append(behind.index(max(behind)))
             given[found[-1]] += 1
         return found
