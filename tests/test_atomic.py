@@ -16,12 +16,16 @@ class Killed(BaseException):
     """Stands for Ctrl-C: no `except Exception` may swallow it."""
 
 
+def kill_after_half(path: Path) -> None:
+    path.write_text("half")
+    raise Killed
+
+
 def test_a_failing_block_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(Killed), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise Killed
+        kill_after_half(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -43,9 +47,7 @@ def test_a_file_appears_whole_and_replaces(tmp_path: Path) -> None:
 
 def test_a_failing_block_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(Killed), atomic_folder(tmp_path / "f") as temporary:
-        (temporary / "sub").mkdir()
-        (temporary / "sub" / "a").write_text("half")
-        raise Killed
+        kill_after_half(temporary / "a")
     assert list(tmp_path.iterdir()) == []
 
 
