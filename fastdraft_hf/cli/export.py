@@ -90,17 +90,17 @@ def run(args: argparse.Namespace) -> None:
 def _acceptance(name: str, draft: Path, output: Path, target: Path) -> None:
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.recipe import resolve_device
-    from fastdraft_hf.stages import exporting
+    from fastdraft_hf.stages.export import acceptance_lines, load_exported, read_acceptance
 
-    reading = exporting.read_acceptance(
+    reading = read_acceptance(
         target,
         {
             "PyTorch": functools.partial(load_draft, draft, dtype="float32"),
-            name: functools.partial(exporting.load_exported, draft, output),
+            name: functools.partial(load_exported, draft, output),
         },
         device=resolve_device("auto"),
     )
-    print("\n".join(exporting.acceptance_lines(reading)), flush=True)
+    print("\n".join(acceptance_lines(reading)), flush=True)
 
 
 def _report(output: Path, found: Any) -> None:

@@ -72,7 +72,7 @@ def _measure(target: str, draft: Path, cast: Path, gamma: int) -> dict[str, Any]
     """Return the expected acceptance of a draft before and after rounding."""
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.stages.exporting import read_acceptance
+    from fastdraft_hf.stages.export import read_acceptance
     from fastdraft_hf.target.resolve import resolve_target
 
     path = resolve_target(target).path

@@ -14,7 +14,7 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.export import parity
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.export.parity import Parity, Parting, checked_export, compare
-from fastdraft_hf.stages import exporting
+from fastdraft_hf.stages.export import PROMPTS
 
 
 @pytest.fixture
@@ -181,4 +181,4 @@ def test_texts_of_acceptance_are_bounded() -> None:
     assert ExportConfig(acceptance_texts=0).acceptance_texts == 0
     with pytest.raises(FastDraftError, match="acceptance_texts: must be from 0 to 8, got 9"):
         ExportConfig(acceptance_texts=9)
-    assert len(exporting.PROMPTS) == 8
+    assert len(PROMPTS) == 8
