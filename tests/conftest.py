@@ -12,8 +12,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -181,39 +181,18 @@ def reduced_draft_folder(
     return folder
 
 
-@dataclass(frozen=True)
-class OpenVINOModels:
-    """Tiny models as OpenVINO. Read them, never write in their folders.
-
-    Attributes:
-        target, draft, reduced: in float32.
-        target_int8, reduced_int8: the same in int8.
-        finished: how often `export_several` told of a finished model.
-        error: what it said of a last model, which cannot be exported.
-        broken: that model.
-    """
-
-    target: Path
-    draft: Path
-    reduced: Path
-    target_int8: Path
-    reduced_int8: Path
-    finished: int
-    error: str
-    broken: Path
-
-
 @pytest.fixture(scope="session")
 def openvino_models(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_target_folder: Path,
     noisy_draft_folder: Path,
     reduced_draft_folder: Path,
-) -> OpenVINOModels:
-    """All that the suite needs of OpenVINO models, made in two starts of the exporter.
+) -> SimpleNamespace:
+    """Tiny models as OpenVINO, made in two starts of the exporter. Never write in their folders.
 
-    A start takes longer than a tiny model: a test that exports by itself costs ten seconds. The
-    target is made by `export_openvino`, the others, in one start, by `export_several`.
+    A start takes longer than a tiny model: a test that exports by itself costs ten seconds. Beside
+    the models there are ``finished``, the number that `export_several` reported as finished, and
+    ``error``, its message about the model ``broken``, which cannot be exported.
     """
     pytest.importorskip("openvino_genai")
     pytest.importorskip("optimum.intel")
@@ -233,7 +212,7 @@ def openvino_models(
         export_several([*jobs, (broken, root / "broken", "int8")], lambda: done.append(None))
     # Nothing temporary is left, and nothing of the model that failed.
     assert {p.name for p in root.iterdir()} == {"target", *(output.name for _, output, _ in jobs)}
-    return OpenVINOModels(
+    return SimpleNamespace(
         target=root / "target",
         **{output.name: output for _, output, _ in jobs},
         finished=len(done),

@@ -34,32 +34,9 @@ class Outer(Section):
     parts: list[Inner] = Field([], description="planks")
     named: dict[str, Inner] = Field({}, description="planks by name")
     inner: Inner = Field(default_factory=Inner, description="one plank")
-    extra: dict[str, Any] = Field({}, description="anything")
 
 
 FACTORS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-numbers = st.floats(allow_nan=False, allow_infinity=False)
-inners = st.builds(
-    Inner,
-    width=st.integers(0, 10**12),
-    kind=st.sampled_from(["oak", "pine"]),
-    rate=st.none() | numbers,
-)
-outers = st.builds(
-    Outer,
-    name=st.text(),
-    flag=st.booleans(),
-    rates=st.lists(numbers, max_size=3),
-    parts=st.lists(inners, max_size=3),
-    named=st.dictionaries(st.text(min_size=1), inners, max_size=3),
-    inner=inners,
-    extra=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=3),
-)
-
-
-@given(outers)
-def test_round_trip_through_yaml(value: Outer) -> None:
-    assert Outer(**yaml.safe_load(yaml.safe_dump(value.model_dump()))) == value
 
 
 @pytest.mark.parametrize("cls", [DesignConfig, GenerateConfig, training_section()])
@@ -90,6 +67,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "x", "inner": {"rate": True}}, r"^inner\.rate: expected a number, got True"),
     ({"name": "x", "inner": {"width": -1}}, r"^inner\.width: must not be negative"),
     ({"flag": True}, r"^name: missing.*what it is called"),
+    ({"name": "x", "inner": {"zzzzzz": 1}}, r"zzzzzz: unknown key; valid: width, kind, rate"),
 ]
 
 
@@ -99,24 +77,9 @@ def test_errors_name_the_path(data: dict[str, Any], message: str) -> None:
         Outer(**data)
 
 
-def test_an_unknown_key_like_no_other_lists_the_valid_ones() -> None:
-    with pytest.raises(FastDraftError, match=r"zzzzzz: unknown key; valid: width, kind, rate"):
-        Inner(zzzzzz=1)
-
-
 @pytest.mark.parametrize(
     ("text", "number"),
-    [
-        ("50M", 50_000_000),
-        ("1.5k", 1500),
-        ("7", 7),
-        ("0", 0),
-        ("1_000", 1000),
-        ("1,000", 1000),
-        ("2B", 2 * 10**9),
-        ("1T", 10**12),
-        (" 3k ", 3000),
-    ],
+    [("1.5k", 1500), ("0", 0), ("1_000", 1000), ("1,000", 1000), ("1T", 10**12), (" 3k ", 3000)],
 )
 def test_counts(text: str, number: int) -> None:
     assert parse_count(text) == number
