@@ -26,8 +26,7 @@ from fastdraft_hf.draft.cutting import (
 )
 from fastdraft_hf.draft.design import TOLERANCE, design_draft, with_layers
 from fastdraft_hf.draft.sizes import count_parameters
-from fastdraft_hf.draft.token_spelling import match_tokens
-from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_tokens
 from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
 
 if TYPE_CHECKING:

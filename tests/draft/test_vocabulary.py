@@ -16,11 +16,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli.main import main
-from fastdraft_hf.draft.token_spelling import match_tokens, token_bytes
 from fastdraft_hf.draft.vocabulary import (
     Vocabulary,
     check_vocabulary,
     compare_vocabularies,
+    match_tokens,
+    token_bytes,
 )
 
 
