@@ -29,34 +29,19 @@ _FIELDS: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _EXPERTS = {
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_topk": 2,
-    "moe_k": 2,
-    "moe_num_experts": 4,
-    "moe_intermediate_size": 48,
-    "shared_expert_intermediate_size": 48,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("n_shared_experts", "first_k_dense_replace", "n_group", "topk_group"), 1),
     "head_dim": 8,
 }
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _OWN: dict[str, dict[str, Any]] = {
     # Heads that are not width / heads, as in Qwen3 and Gemma.
-    "qwen3": {"head_dim": 16},
-    "gemma": {"head_dim": 16},
-    "gemma2": {"head_dim": 16},
-    "gemma3_text": {"head_dim": 16},
+    **{name: {"head_dim": 16} for name in ("ernie4_5", "gemma", "gemma2", "gemma3_text", "glm")},
+    **{name: {"head_dim": 16} for name in ("glm4", "qwen3", "seed_oss")},
+    **{name: {"head_dim": 8} for name in ("ministral", "hunyuan_v1_dense")},
     "vaultgemma": {"head_dim": 16, "final_logit_softcapping": None},
-    "glm": {"head_dim": 16},
-    "glm4": {"head_dim": 16},
-    "ernie4_5": {"head_dim": 16},
-    "seed_oss": {"head_dim": 16},
-    "ministral": {"head_dim": 8},
     "ministral3": {
         "head_dim": 16,
         "rope_parameters": {
@@ -65,7 +50,6 @@ _OWN: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 64,
         },
     },
-    "hunyuan_v1_dense": {"head_dim": 8},
     "apertus": {"rope_parameters": _ROPE},
     "granite": {
         "embedding_multiplier": 3.0,

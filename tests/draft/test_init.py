@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from draft_targets import DENSE, randomised, tiny_target
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.build import initialize
@@ -28,16 +29,6 @@ from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import FAMILIES
 
 Make = Callable[..., Any]
-
-
-def with_gains(model: Any, seed: int = 3) -> Any:
-    """Give the final norm gains other than 1, as training does (some of them negative)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        gains = torch.rand(model.model.norm.weight.shape, generator=generator) + 0.5
-        gains[::5] *= -1
-        model.model.norm.weight.copy_(gains)
-    return model
 
 
 def weights_equal(a: Any, b: Any) -> bool:
@@ -69,7 +60,10 @@ def test_scratch_reads_no_target_and_project_leaves_its_layers(
 
 @given(width=st.integers(1, 32), seed=st.integers(0, 20), tied=st.booleans())
 def test_the_basis_is_the_best_one(tiny_model: Make, width: int, seed: int, tied: bool) -> None:
-    target = with_gains(tiny_model(seed=seed, tie_word_embeddings=tied), seed)
+    target = tiny_model(seed=seed, tie_word_embeddings=tied)
+    torch.manual_seed(seed)
+    target.model.norm.weight.data = torch.rand(32) + 0.5
+    target.model.norm.weight.data[::5] *= -1  # training makes some gains negative
     hidden = vocabulary_basis(target, width)
     directions, scale, share = hidden.directions, hidden.scale, hidden.share
     torch.testing.assert_close(directions.T @ directions, torch.eye(width), atol=1e-5, rtol=0)
@@ -210,17 +204,15 @@ def test_gains_are_read_and_set_as_the_norm_means_them(family: str) -> None:
             assert family == "olmo"
 
 
-def test_the_layers_that_change_most(tiny_target_folder: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
-    config = tiny_target("llama", vocab_size=len(tokenizer), tie_word_embeddings=False)
-    model = randomised(config, seed=7)
+def test_the_layers_that_change_most(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model = randomised(tiny_target("llama", vocab_size=len(tiny_tokenizer)), seed=7)
     with torch.no_grad():  # the layer in the middle does nothing
         model.model.layers[1].self_attn.o_proj.weight.zero_()
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    influence = block_influence(model, tokenizer)
+    influence = block_influence(model, tiny_tokenizer)
     assert influence[1] == pytest.approx(0, abs=1e-6)
     assert min(influence[0], influence[2]) > 0.01
-    tokenizer.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
     section = {"hidden_size": 32, "num_hidden_layers": 2, "layers": "importance"}
     draft, facts = made(model, tmp_path, **section)
     assert facts["layers_of_the_target"] == [0, 2]
@@ -235,59 +227,43 @@ def test_the_first_layers_see_past_their_window(kept: int, chosen: list[int]) ->
     assert kept_layers(target, kept, first=True) == chosen
 
 
-def test_the_real_target(target_folder: Path) -> None:
-    design = DesignConfig(hidden_size=96, num_hidden_layers=2)
-    config = design_draft(AutoConfig.from_pretrained(target_folder), design)
-    draft, facts = initialize(target_folder, config, design, seed=0)
-    assert 0.3 < facts["explained_variance"] < 1
-    with torch.no_grad():
-        assert torch.isfinite(draft(torch.tensor([[1, 9690, 198]])).logits).all()
+def with_donor(target: Path, tokenizer: Any, rows: int, **section: Any) -> tuple[Any, Any, Any]:
+    """Return a draft with layers of a random Qwen3, the donor, and the facts."""
+    donor, tied = target.parent / "donor", section.pop("tied", True)
+    if not donor.exists():
+        config = tiny_target("qwen3", vocab_size=rows, tie_word_embeddings=tied)
+        randomised(config, seed=8).save_pretrained(donor)
+        tokenizer.save_pretrained(donor)
+    section = {"hidden_size": 64, "num_hidden_layers": 1, "donor": str(donor), **section}
+    design = DesignConfig(**section)
+    config = design_draft(AutoConfig.from_pretrained(target), design)
+    draft, facts = initialize(target, config, design, seed=0)
+    return draft, AutoModelForCausalLM.from_pretrained(donor), facts
 
 
-def donor_folder(folder: Path, tokenizer: Any, rows: int, **changes: Any) -> Path:
-    """Save a random Qwen3 with a tokenizer: the donor is of another family than the target."""
-    config = tiny_target("qwen3", vocab_size=rows, **changes)
-    randomised(config, seed=8).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def target(tiny_target_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_target_folder, tmp_path / "target"))
 
 
-def test_layers_of_another_model_of_the_vocabulary(
-    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
-    donor = donor_folder(tmp_path / "donor", tokenizer, len(tokenizer))
-    design = DesignConfig(hidden_size=64, num_hidden_layers=1, init="prune", donor=str(donor))
-    config = design_draft(tiny_config(), design)
-    assert config.model_type == "qwen3"
-    draft, facts = initialize(tiny_target_folder, config, design, seed=0)
-    assert facts["donor"] == "donor"
-    theirs = AutoModelForCausalLM.from_pretrained(donor)
-    assert torch.equal(
-        draft.model.layers[0].mlp.up_proj.weight, theirs.model.layers[0].mlp.up_proj.weight
-    )
-    assert torch.equal(draft.lm_head.weight, theirs.lm_head.weight)
+def test_layers_of_another_model_of_the_vocabulary(target: Path, tiny_tokenizer: Any) -> None:
+    draft, donor, facts = with_donor(target, tiny_tokenizer, len(tiny_tokenizer))
+    assert (draft.config.model_type, facts["donor"]) == ("qwen3", "donor")
+    ours, theirs = draft.model.layers[0], donor.model.layers[0]
+    assert torch.equal(ours.mlp.up_proj.weight, theirs.mlp.up_proj.weight)
+    assert torch.equal(draft.lm_head.weight, donor.lm_head.weight)
 
 
 @pytest.mark.parametrize("rows", [272 + 40, 272 + 16])
 def test_a_padded_donor_is_resized_on_request(
-    tiny_target_folder: Path, tiny_config: Make, tmp_path: Path, rows: int
+    target: Path, tiny_tokenizer: Any, tiny_config: Make, rows: int
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_target_folder)
-    donor = donor_folder(tmp_path / "donor", tokenizer, rows, tie_word_embeddings=False)
-    padded = tiny_config(vocab_size=rows + 8)
-    target = tmp_path / "target"
-    randomised(padded, seed=9).save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    settings_ = {"hidden_size": 64, "num_hidden_layers": 1, "donor": str(donor)}
-    refused = DesignConfig(**settings_)
-    config = design_draft(padded, refused)
-    with pytest.raises(
-        FastDraftError, match=rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
-    ):
-        initialize(target, config, refused, seed=0)
-    draft, _ = initialize(target, config, DesignConfig(**settings_, resize=True), seed=0)
-    theirs = AutoModelForCausalLM.from_pretrained(donor).lm_head.weight
+    randomised(tiny_config(vocab_size=rows + 8), seed=9).save_pretrained(target)
+    message = rf"design.donor: .*{rows + 8:,} and {rows:,} ids: pad"
+    with pytest.raises(FastDraftError, match=message):
+        with_donor(target, tiny_tokenizer, rows, tied=False)
+    draft, donor, _ = with_donor(target, tiny_tokenizer, rows, resize=True)
+    theirs = donor.lm_head.weight
     assert draft.lm_head.weight.shape[0] == rows + 8 == draft.config.vocab_size
     torch.testing.assert_close(draft.lm_head.weight[:rows], theirs)
     torch.testing.assert_close(draft.lm_head.weight[rows:], theirs.mean(0).expand(8, -1))
@@ -295,37 +271,19 @@ def test_a_padded_donor_is_resized_on_request(
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_transplant_gives_each_token_its_pieces(
-    tiny_target_folder: Path,
-    tiny_config: Make,
-    other_tokenizer: Any,
-    tmp_path: Path,
-    tied: bool,
+    target: Path, tiny_tokenizer: Any, other_tokenizer: Any, tied: bool
 ) -> None:
     rows = len(other_tokenizer)
-    donor = donor_folder(tmp_path / "donor", other_tokenizer, rows, tie_word_embeddings=tied)
-    design = DesignConfig(hidden_size=64, num_hidden_layers=2, init="transplant", donor=str(donor))
-    config = design_draft(tiny_config(), design)
-    draft, facts = initialize(tiny_target_folder, config, design, seed=0)
-    target = AutoTokenizer.from_pretrained(tiny_target_folder)
-    assert sum(facts["tokens"].values()) == len(target) == draft.config.vocab_size
+    draft, donor, facts = with_donor(target, other_tokenizer, rows, init="transplant", tied=tied)
+    assert sum(facts["tokens"].values()) == len(tiny_tokenizer) == draft.config.vocab_size
     assert facts["tokens"]["none"] == 0
     assert (draft.config.eos_token_id, draft.config.bos_token_id) == (2, 1)
-    theirs, ours = target.get_vocab(), other_tokenizer.get_vocab()
-    model = AutoModelForCausalLM.from_pretrained(donor)
+    theirs, ours = tiny_tokenizer.get_vocab(), other_tokenizer.get_vocab()
     pieces = other_tokenizer.encode("the", add_special_tokens=False)
     for get in ("get_input_embeddings", "get_output_embeddings"):
-        mine, table = getattr(draft, get)().weight, getattr(model, get)().weight
+        mine, table = getattr(draft, get)().weight, getattr(donor, get)().weight
         # " the" is one token of the target; the donor spells it "▁t" and "he", or so.
         torch.testing.assert_close(mine[theirs["Ġthe"]], table[pieces].mean(0))
         torch.testing.assert_close(mine[theirs["a"]], table[ours["a"]])
         torch.testing.assert_close(mine[theirs["<|im_end|>"]], table[ours["</s>"]])
     assert (draft.lm_head.weight is draft.model.embed_tokens.weight) is tied
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [({"init": "transplant"}, "transplant needs one"), ({"init": "scratch", "donor": "x"}, "none")],
-)
-def test_a_transplant_needs_a_donor(section: dict[str, Any], message: str) -> None:
-    with pytest.raises(FastDraftError, match=f"^donor: init .*{message}"):
-        DesignConfig(**section)
