@@ -70,14 +70,6 @@ def test_a_given_draft_that_does_not_fit_is_refused(
         design.run(run, out)
 
 
-def test_without_openvino_export_is_left_out(
-    make_run: Callable[..., Run], out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "openvino_available", lambda: False)
-    assert export.run(make_run(), out)["openvino"] == []
-    assert list(out.iterdir()) == []
-
-
 def test_an_export_made_by_a_killed_run_is_kept(
     make_run: Callable[..., Run], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,14 +161,21 @@ def test_every_path_and_draft_is_timed_and_a_killed_bench_resumes(
     assert best_of_paths(results, ("transformers", "ours")) == 2
 
 
-def test_without_openvino_its_paths_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_openvino_it_is_neither_exported_nor_timed(
+    make_run: Callable[..., Run],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(bench, "openvino_available", lambda: False)
+    for module in (bench, export):
+        monkeypatch.setattr(module, "openvino_available", lambda: False)
     paths = ["openvino", "ours", "openvino-prompt-lookup", "ours-openvino", "ours"]
     with caplog.at_level("WARNING", logger="fastdraft_hf"):
         assert bench._available(paths) == ["ours"]
+        assert export.run(make_run(), out)["openvino"] == []
     assert "path openvino-prompt-lookup is left out" in caplog.text
+    assert "no OpenVINO folder is made" in caplog.text
+    assert list(out.iterdir()) == []
 
 
 def test_bench_writes_the_best_setting_where_it_was_asked_to(
