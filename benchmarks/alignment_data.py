@@ -128,10 +128,7 @@ def ask(
         prompts, temperatures=temperatures, max_new_tokens=longest, seed=0, source=folder.name
     )
     if len(stored_indices(folder)) < len(requests):
-        with Progress(folder.name, len(requests), "rows") as progress:
-            write_rows(
-                engine(), requests, folder, on_progress=lambda rows, _: progress.advance(rows)
-            )
+        write_rows(engine(), requests, folder)
     return read_rows(folder)
 
 

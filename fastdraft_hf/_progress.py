@@ -40,12 +40,6 @@ class Progress(tqdm):
             leave=not self._log,
         )
 
-    def found(self, done: float, total: float) -> None:
-        """Set what an earlier run did, if that becomes known after the display was opened."""
-        self.total, self.initial, self.n, self.last_print_n = total, done, done, done
-        if not self.disable:
-            self.start_t = self.last_print_t = self._time()
-
     def advance(self, amount: float = 1, note: str | None = None) -> None:
         """Count ``amount`` more; ``note`` replaces the text at the end of the line."""
         if note is not None:

@@ -17,11 +17,10 @@ def test_rows_of_an_earlier_run_do_not_count_towards_the_rate(
     now = 100.0
     monkeypatch.setattr(time, "time", lambda: now)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    with Progress("generate chat", None, "rows") as progress:
+    with Progress("generate chat", 6000, "rows", done=3000) as progress:
         progress._time = time.time
-        now = 150.0  # the search for rows takes a while, which is not part of the rate
-        progress.found(3000, 6000)
-        now = 160.0 + LOG_SECONDS
+        progress.start_t = progress.last_print_t = now
+        now = 110.0 + LOG_SECONDS
         progress.advance(rows, note="9 tokens")
         line = capsys.readouterr().err
     assert line.startswith(f"generate chat: {3000 + rows}/6000 rows, ")
@@ -35,8 +34,7 @@ def test_the_other_processes_are_quiet(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with Progress("generate", 2, "rows") as progress:
-        progress.found(1, 2)
+    with Progress("generate", 2, "rows", done=1) as progress:
         progress.advance(1, note="9 tokens")
     assert capsys.readouterr().err == ""
 
@@ -45,8 +43,7 @@ def test_a_terminal_shows_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress("generate", None, "rows") as progress:
-        progress.found(1, 4)
+    with Progress("generate", 4, "rows", done=1) as progress:
         progress.advance(3, note="9 tokens")
     shown = capsys.readouterr().err
     assert "generate: 100%" in shown

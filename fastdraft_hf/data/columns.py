@@ -35,7 +35,6 @@ IGNORED = -100  # label of a token without loss
 
 # Rows checked before training starts (a few seconds).
 _CHECKED_ROWS = 1000
-_ROWS_A_CHUNK = 1000
 
 
 def smallest_id_type(vocab_size: int) -> type[np.integer[Any]]:
@@ -53,18 +52,6 @@ def distribution_table(
             distributions belong to the last n tokens of the row.
         temperature: of the distributions.
     """
-    import pyarrow as pa
-
-    # Arrow's list offsets have 32 bits, so a long table is made of chunks.
-    return pa.concat_tables(
-        _table_chunk(rows[start : start + _ROWS_A_CHUNK], temperature)
-        for start in range(0, len(rows), _ROWS_A_CHUNK)
-    )
-
-
-def _table_chunk(
-    rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], temperature: float
-) -> Any:
     import pyarrow as pa
 
     k = rows[0][1].shape[1]
@@ -137,7 +124,16 @@ def check_distribution(
     streamed = not isinstance(dataset, datasets.Dataset)
     k, number = 0, -1
     for number, row in enumerate(itertools.islice(dataset, _CHECKED_ROWS)):
-        k = _check_row(row, k, vocab_size, temperature, f"{name} dataset, row {number}")
+        where = f"{name} dataset, row {number}"
+        _check_lists(row, where)
+        made_at = float(row.get(TEMPERATURE) or 1.0)
+        if abs(made_at - temperature) > 1e-6:
+            raise FastDraftError(
+                f"{where}: {TEMPERATURE} is {made_at:g}, temperature is {temperature:g}; run stage "
+                "logits again or change temperature"
+            )
+        positions, ids, *_ = checked(row, k, vocab_size, where)
+        k = ids.shape[1] if len(positions) else k
         if streamed and k:
             break
     if not k:
@@ -146,24 +142,16 @@ def check_distribution(
     return k
 
 
-def _check_row(row: dict[str, Any], k: int, vocab_size: int, temperature: float, where: str) -> int:
-    """Check a row and return k; a known k is not 0."""
+def _check_lists(row: dict[str, Any], where: str) -> None:
+    """Raise `FastDraftError` unless the columns are lists as long as ``input_ids``."""
     if "input_ids" not in row:
         raise FastDraftError(
             f"{where}: {IDS} without input_ids. A stored distribution belongs to the token ids the "
             "target generated; text is not tokenized again"
         )
-    made_at = float(row.get(TEMPERATURE) or 1.0)
-    if abs(made_at - temperature) > 1e-6:
-        raise FastDraftError(
-            f"{where}: {TEMPERATURE} is {made_at:g}, temperature is {temperature:g}; run stage "
-            "logits again or change temperature"
-        )
     size = len(row["input_ids"])
-    for column in (*LISTS, "labels"):
+    for column in LISTS if row.get("labels") is None else (*LISTS, "labels"):
         values = row.get(column)
-        if column == "labels" and values is None:
-            continue
         if not isinstance(values, list):
             raise FastDraftError(f"{where}: {column} is {type(values).__name__}; it must be a list")
         if len(values) != size:
@@ -172,15 +160,6 @@ def _check_row(row: dict[str, Any], k: int, vocab_size: int, temperature: float,
             )
         if column in (IDS, LOG_PROBS) and not all(isinstance(entry, list) for entry in values):
             raise FastDraftError(f"{where}: {column} must have a list for every token")
-    positions, ids, log_probs = stored(row, where)
-    check_covered(row.get("labels"), positions, where)
-    if not len(positions):
-        return k
-    if k and k != ids.shape[1]:
-        raise FastDraftError(f"{where}: {IDS} has {ids.shape[1]} ids for a token, {k} before")
-    tail = np.asarray(row[TAIL], dtype=np.float32)[positions]
-    check_entries(ids, log_probs, tail, vocab_size, where)
-    return int(ids.shape[1])
 
 
 def stored(row: dict[str, Any], where: str = "a row") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,32 +172,49 @@ def stored(row: dict[str, Any], where: str = "a row") -> tuple[np.ndarray, np.nd
     Raises:
         FastDraftError: entries of unequal lengths.
     """
-    lengths = np.fromiter((len(entry) for entry in row[IDS]), np.int64, len(row[IDS]))
-    positions = np.flatnonzero(lengths)
-    others = np.fromiter((len(entry) for entry in row[LOG_PROBS]), np.int64, len(row[LOG_PROBS]))
-    if len(lengths) != len(others) or (lengths != others).any():
+    lengths, others = (np.array([*map(len, row[name])], np.int64) for name in (IDS, LOG_PROBS))
+    if not np.array_equal(lengths, others):
         raise FastDraftError(f"{where}: {IDS} and {LOG_PROBS} have entries of different lengths")
-    if len(set(lengths[positions])) > 1:
-        counts = sorted(set(lengths[positions].tolist()))
+    positions = np.flatnonzero(lengths)
+    counts = sorted(set(lengths[positions].tolist()))
+    if len(counts) > 1:
         raise FastDraftError(f"{where}: {IDS} has entries of {counts} ids")
-    k = int(lengths[positions[0]]) if len(positions) else 1
+    k = counts[0] if counts else 1
     ids = np.fromiter(itertools.chain.from_iterable(row[IDS]), np.int64)
     log_probs = np.fromiter(itertools.chain.from_iterable(row[LOG_PROBS]), np.float32)
     return positions, ids.reshape(-1, k), log_probs.reshape(-1, k)
 
 
-def check_entries(
-    ids: np.ndarray, log_probs: np.ndarray, tail: np.ndarray, vocab_size: int, where: str
-) -> None:
-    """Raise `FastDraftError` unless every entry is a distribution over ids of the vocabulary.
+def checked(
+    row: dict[str, Any], k: int, vocab_size: int, where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return `stored` and the tails [m], if every labelled token has a distribution over k ids.
 
     Args:
-        ids: [m, k].
-        log_probs: [m, k].
-        tail: [m].
+        row: with the columns of this module, and ``seq_lengths`` if sequences are packed in it.
+        k: of the rows before, 0 for the first.
         vocab_size: ids are below it.
         where: names the row, for messages.
+
+    Raises:
+        FastDraftError: with the column and the fault.
     """
+    positions, ids, log_probs = stored(row, where)
+    if row.get("labels") is not None:
+        labelled = np.flatnonzero(np.asarray(row["labels"]) != IGNORED)
+        # Nothing predicts the first token of a sequence.
+        starts = np.cumsum([0, *row.get("seq_lengths", ())])
+        missing = np.setdiff1d(labelled, np.union1d(positions, starts))
+        if len(missing):
+            raise FastDraftError(
+                f"{where}: token {missing[0]} is labelled and has no stored distribution "
+                f"({IDS} is empty)"
+            )
+    tail = np.asarray(row[TAIL], dtype=np.float32)[positions]
+    if not len(positions):
+        return positions, ids, log_probs, tail
+    if k and k != ids.shape[1]:
+        raise FastDraftError(f"{where}: {IDS} has {ids.shape[1]} ids for a token, {k} before")
     for outside in ids[(ids < 0) | (ids >= vocab_size)][:1]:
         raise FastDraftError(f"{where}: {IDS} holds {outside}, the vocabulary has {vocab_size} ids")
     ordered = np.sort(ids, 1)
@@ -231,16 +227,4 @@ def check_entries(
             f"{where}: exp of {LOG_PROBS} and {TAIL} sums to {wrong:.3g}, not to 1; natural "
             "logarithms of probabilities are needed"
         )
-
-
-def check_covered(labels: Any, positions: np.ndarray, where: str) -> None:
-    """Raise `FastDraftError` if a labelled token but the first has no stored distribution."""
-    if labels is None:
-        return
-    labelled = np.flatnonzero(np.asarray(labels) != IGNORED)
-    missing = np.setdiff1d(labelled[labelled > 0], positions)
-    if len(missing):
-        raise FastDraftError(
-            f"{where}: token {missing[0]} is labelled and has no stored distribution "
-            f"({IDS} is empty)"
-        )
+    return positions, ids, log_probs, tail

@@ -116,6 +116,15 @@ class GenerateConfig(Section):
 
     def check_values(self) -> None:
         self.require_positive("batch_size", "rows_per_shard")
+        if self.engine == "server" and not self.server:
+            raise FastDraftError(
+                "server: engine server needs the URL of an OpenAI-compatible server, such as "
+                "http://host:8000/v1"
+            )
+        if self.server and self.engine not in ("auto", "server"):
+            raise FastDraftError(
+                f"server: engine {self.engine} does not use a server; set generate.engine to server"
+            )
         folders: dict[str, str] = {}
         for name, wanted in self.sets.items():
             if not _FOLDER.fullmatch(name):

@@ -260,4 +260,5 @@ def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
     Raises:
         FastDraftError: it is not a complete set, or a part is damaged or missing.
     """
-    return list(iter_kept_rows(folder)), kept_indices(folder)[1]
+    kept, counts = kept_indices(folder)
+    return list(iter_rows(folder, only=kept)), counts

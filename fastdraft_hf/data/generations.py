@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import barrier, on_main, rank, world
+from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.engines import Completion, Engine, Request
 from fastdraft_hf.data.parts import (
     FLUSH_SECONDS,
@@ -83,10 +84,7 @@ def write_rows(
     folder: Path,
     *,
     rows_per_part: int = 1024,
-    seconds: float = FLUSH_SECONDS,
     max_minutes: float | None = None,
-    on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
-    on_found: Callable[[int, int], None] = lambda rows, wanted: None,
 ) -> None:
     """Generate every requested row that is in no part of ``folder`` yet.
 
@@ -98,13 +96,9 @@ def write_rows(
         requests: numbered 0, 1, 2, …
         folder: of the parts; created if missing.
         rows_per_part: rows of a parquet file.
-        seconds: longest time between two writes of a part.
         max_minutes: stop after this much time of generation, over all runs of this folder. What
             unfinished rows have by then is kept, as if it were their length limit. Each process
             stops by its own clock.
-        on_progress: called with (rows, tokens) finished since the last call.
-        on_found: called once, before any row is generated, with (rows that exist, rows that exist
-            when this process is done).
 
     Raises:
         FastDraftError: the disk is full or a part is damaged. Finished rows are kept.
@@ -113,15 +107,21 @@ def write_rows(
     def look() -> tuple[np.ndarray, float]:
         with room_to_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return np.setdiff1d(np.arange(len(requests)), stored_indices(folder)), _read_clocks(folder)
+        clocks = [json.loads(path.read_text())["seconds"] for path in folder.glob("clock-*.json")]
+        missing = np.setdiff1d(np.arange(len(requests)), stored_indices(folder))
+        return missing, max(clocks, default=0.0)
+
+    def finish() -> None:
+        if not has_parts(folder):  # a set without rows has a schema too
+            import pyarrow.parquet as pq
+
+            with room_to_write(folder):
+                pq.write_table(_table([]), folder / "part-00000-00000.parquet")
 
     missing, seconds_before = on_main(look)
     clock = _Clock(folder, seconds_before, max_minutes)
     mine = missing[:0] if clock.is_over() else missing[rank() :: world()]
-    found = len(requests) - len(missing)
-    on_found(found, found + len(mine))
-    left = np.zeros(len(requests), bool)
-    left[mine] = True
+    found, tokens = len(requests) - len(missing), 0
 
     def due() -> Iterator[Request]:
         for index in mine:
@@ -129,32 +129,24 @@ def write_rows(
                 return
             yield requests[int(index)]
 
-    def on_tokens(tokens: int) -> bool:
-        on_progress(0, tokens)
+    def on_tokens(new: int) -> bool:
+        nonlocal tokens
+        tokens += new
+        progress.advance(0, note=f"{tokens:,} tokens")
         return clock.is_over()
 
-    with clock, PartWriter(folder, rows_per_part=rows_per_part, seconds=seconds) as writer:
+    label = f"generate {folder.name}"
+    with (
+        Progress(label, found + len(mine), "rows", done=found) as progress,
+        clock,
+        PartWriter(folder, rows_per_part=rows_per_part) as writer,
+    ):
         for completion in engine.generate(due(), on_tokens):
-            index = completion.request.index
-            if not left[index]:
-                raise RuntimeError(f"engine {engine.name} generated row {index} twice")
-            left[index] = False
             writer.add(_table([completion]))
-            clock.save(every=seconds)
-            on_progress(1, 0)
-    if left.any() and not clock.is_over():
-        raise RuntimeError(f"engine {engine.name} left out {left.sum()} rows")
+            clock.save(every=FLUSH_SECONDS)
+            progress.advance(1)
     barrier()
-    on_main(lambda: _finish(folder))
-
-
-def _finish(folder: Path) -> None:
-    """Give a set without rows its schema, so that every reader finds parts."""
-    if not has_parts(folder):
-        import pyarrow.parquet as pq
-
-        with room_to_write(folder):
-            pq.write_table(_table([]), folder / "part-00000-00000.parquet")
+    on_main(finish)
 
 
 class _Clock:
@@ -163,32 +155,24 @@ class _Clock:
     def __init__(self, folder: Path, before: float, max_minutes: float | None) -> None:
         self._path = folder / f"clock-{rank():05d}.json"
         self._limit = None if max_minutes is None else 60 * max_minutes
-        self._before = before
         self._start = self._saved_at = time.monotonic()
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+        self._start -= before
 
     def is_over(self) -> bool:
-        return self._limit is not None and self.seconds() >= self._limit
+        return self._limit is not None and time.monotonic() - self._start >= self._limit
 
     def save(self, every: float = 0.0) -> None:
-        if self._limit is not None and time.monotonic() - self._saved_at >= every:
+        now = time.monotonic()
+        if self._limit is not None and now - self._saved_at >= every:
             with room_to_write(self._path.parent):
-                write_json(self._path, {"seconds": self.seconds()})
-            self._saved_at = time.monotonic()
+                write_json(self._path, {"seconds": now - self._start})
+            self._saved_at = now
 
     def __enter__(self) -> _Clock:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.save()
-
-
-def _read_clocks(folder: Path) -> float:
-    """Return the seconds of the process that generated longest."""
-    clocks = [json.loads(path.read_text()) for path in folder.glob("clock-*.json")]
-    return max((float(clock["seconds"]) for clock in clocks), default=0.0)
 
 
 def _table(completions: Sequence[Completion]) -> Any:
@@ -210,15 +194,10 @@ def _table(completions: Sequence[Completion]) -> Any:
     )
     rows = [
         {
-            "index": completion.request.index,
-            "source": completion.request.source,
-            "prompt_ids": completion.request.prompt_ids,
+            **vars(completion.request),
+            "prompt_hash": completion.request.prompt_hash,
             "completion_ids": completion.ids,
             "finish_reason": completion.finish_reason,
-            "temperature": completion.request.temperature,
-            "top_p": completion.request.top_p,
-            "seed": completion.request.seed,
-            "prompt_hash": completion.request.prompt_hash,
         }
         for completion in completions
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,10 @@ import numpy as np
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf._processes import barrier, on_main, rank, world
+from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.columns import IGNORED, distribution_table, smallest_id_type
 from fastdraft_hf.data.filters import kept_indices
-from fastdraft_hf.data.parts import (
-    FLUSH_SECONDS,
-    PartWriter,
-    iter_rows,
-    room_to_write,
-    stored_indices,
-)
+from fastdraft_hf.data.parts import PartWriter, iter_rows, room_to_write, stored_indices
 
 if TYPE_CHECKING:
     import torch
@@ -142,9 +137,6 @@ def write_target_logits(
     temperature: float,
     batch_tokens: int = 4096,
     rows_per_part: int = 1024,
-    seconds: float = FLUSH_SECONDS,
-    on_progress: Callable[[int], None] = lambda rows: None,
-    on_found: Callable[[int, int], None] = lambda rows, wanted: None,
 ) -> dict[str, int]:
     """Store the target's distribution for every completion token of a set's kept rows.
 
@@ -159,10 +151,6 @@ def write_target_logits(
         temperature: of the distribution.
         batch_tokens: tokens of a batch, padding included.
         rows_per_part: rows of a parquet file.
-        seconds: longest time between two writes of a part.
-        on_progress: called with the rows finished since the last call.
-        on_found: called once, before any row is read, with (rows that exist, rows that exist when
-            this process is done).
 
     Returns:
         the ``rows`` of the set, and how many of them are ``new``.
@@ -175,7 +163,7 @@ def write_target_logits(
     reader = target if isinstance(target, LogitsReader) else ModelReader(target)
     if top_k > reader.vocab_size:
         raise FastDraftError(
-            f"top_k: {top_k} is more than the target's vocabulary of {reader.vocab_size}"
+            f"logits.top_k: {top_k} is more than the target's vocabulary of {reader.vocab_size}"
         )
 
     def look() -> tuple[int, np.ndarray]:
@@ -186,37 +174,33 @@ def write_target_logits(
 
     rows, missing = on_main(look)
     mine = missing[rank() :: world()]
-    on_found(rows - len(missing), rows - len(missing) + len(mine))
-    with PartWriter(folder, rows_per_part=rows_per_part, seconds=seconds) as writer:
-        for window in _windows(generated, mine):
-            for batch in _batches(window, batch_tokens):
-                with torch.inference_mode():
-                    writer.add(_stored_table(reader, batch, top_k, temperature))
-                on_progress(len(batch))
+    found = rows - len(missing)
+    with (
+        Progress(f"logits {folder.name}", found + len(mine), "rows", done=found) as progress,
+        PartWriter(folder, rows_per_part=rows_per_part) as writer,
+        torch.inference_mode(),
+    ):
+        for batch in _batches(generated, mine, batch_tokens):
+            writer.add(_stored_table(reader, batch, top_k, temperature))
+            progress.advance(len(batch))
     barrier()
     return {"rows": rows, "new": len(missing)}
 
 
-def _windows(generated: Path, wanted: np.ndarray) -> Iterator[list[dict[str, Any]]]:
-    """Yield the wanted rows of a set, `_WINDOW` at a time."""
-    rows = iter_rows(generated, ["prompt_ids", "completion_ids"], only=wanted)
-    while len(wanted) and (window := list(itertools.islice(rows, _WINDOW))):
-        yield window
-
-
-def _batches(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[str, Any]]]:
+def _batches(generated: Path, wanted: np.ndarray, tokens: int) -> Iterator[list[dict[str, Any]]]:
     """Group rows of similar length so that a padded batch has at most ``tokens`` tokens."""
 
     def length(row: dict[str, Any]) -> int:
         return len(row["prompt_ids"]) + len(row["completion_ids"])
 
-    batch: list[dict[str, Any]] = []
-    for row in sorted(rows, key=length):
-        if batch and length(row) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
+    rows = iter_rows(generated, ["prompt_ids", "completion_ids"], only=wanted)
+    while len(wanted) and (window := list(itertools.islice(rows, _WINDOW))):
+        batch: list[dict[str, Any]] = []
+        for row in sorted(window, key=length):
+            if batch and length(row) * (len(batch) + 1) > tokens:
+                yield batch
+                batch = []
+            batch.append(row)
         yield batch
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
-from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -247,23 +246,13 @@ class _Set:
         # Two sets must not sample the same stream from the same prompt.
         seed = recipe.seed * 97 + zlib.crc32(name.encode()) % 1_000_000
         requests = Requests(prompts, seed=seed, source=name, **how)
-        with Progress(f"generate {name}", len(requests), "rows") as progress:
-            tokens = 0
-
-            def on_progress(rows: int, new_tokens: int) -> None:
-                nonlocal tokens
-                tokens += new_tokens
-                progress.advance(rows, note=f"{tokens:,} tokens")
-
-            write_rows(
-                engine,
-                requests,
-                self.folder / name,
-                rows_per_part=recipe.generate.rows_per_shard,
-                max_minutes=self.wanted.max_minutes,
-                on_progress=on_progress,
-                on_found=progress.found,
-            )
+        write_rows(
+            engine,
+            requests,
+            self.folder / name,
+            rows_per_part=recipe.generate.rows_per_shard,
+            max_minutes=self.wanted.max_minutes,
+        )
 
     def _instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""

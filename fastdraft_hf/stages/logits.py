@@ -9,7 +9,6 @@ from typing import Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
-from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.config import LogitsConfig
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import stored_indices
@@ -27,26 +26,18 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.logits
     assert config is not None  # the stage is planned only with its section
     reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
-    if config.top_k > reader.vocab_size:
-        raise FastDraftError(
-            f"logits.top_k: {config.top_k} is more than the target's vocabulary of "
-            f"{reader.vocab_size}"
-        )
     generated = run.stage_folder("generate")
     sets = {}
     for name in config.sets:
-        with Progress(f"logits {name}", None, "rows") as progress:
-            sets[name] = write_target_logits(
-                reader,
-                generated / name,
-                folder / name,
-                top_k=config.top_k,
-                temperature=config.temperature,
-                batch_tokens=config.batch_tokens,
-                rows_per_part=config.rows_per_shard,
-                on_progress=progress.advance,
-                on_found=progress.found,
-            )
+        sets[name] = write_target_logits(
+            reader,
+            generated / name,
+            folder / name,
+            top_k=config.top_k,
+            temperature=config.temperature,
+            batch_tokens=config.batch_tokens,
+            rows_per_part=config.rows_per_shard,
+        )
     return {"sets": sets, "top_k": config.top_k, **how}
 
 

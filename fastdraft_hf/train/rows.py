@@ -54,17 +54,10 @@ class DraftCollator(DataCollatorForLanguageModeling):
         start = k = 0
         for number, example in enumerate(examples):
             where = f"row {number} of a batch"
-            positions, ids, log_probs = columns.stored(example, where)
-            columns.check_covered(example.get("labels"), _with_starts(positions, example), where)
+            positions, ids, log_probs, tail = columns.checked(example, k, self.vocab_size, where)
             if len(positions):
-                if k and k != ids.shape[1]:
-                    raise FastDraftError(
-                        f"{where}: {columns.IDS} has {ids.shape[1]} ids for a token, {k} before"
-                    )
                 k = ids.shape[1]
                 arrays = arrays or _zeros(rows, length, k)
-                tail = np.asarray(example[columns.TAIL], dtype=np.float32)[positions]
-                columns.check_entries(ids, log_probs, tail, self.vocab_size, where)
                 row, at = (0, start) if self.padding_free else (number, 0)
                 places = torch.from_numpy(positions + at)
                 arrays[columns.IDS][row, places] = torch.from_numpy(ids)
@@ -93,14 +86,6 @@ def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
         columns.LOG_PROBS: torch.zeros(rows, length, k, dtype=torch.float16),
         columns.TAIL: torch.zeros(rows, length, dtype=torch.float16),
     }
-
-
-def _with_starts(positions: np.ndarray, example: dict[str, Any]) -> np.ndarray:
-    """Add the first tokens of packed sequences, which nothing predicts, to ``positions``."""
-    if "seq_lengths" not in example:
-        return positions
-    starts = np.cumsum([0, *example["seq_lengths"]])[:-1]
-    return np.union1d(positions, starts)
 
 
 def with_labels_in_reach(dataset: Any, max_length: int | None, keep_end: bool) -> Any:

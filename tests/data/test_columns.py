@@ -75,7 +75,6 @@ LENGTHS = st.lists(
     k=st.integers(1, 9),
     vocab_size=st.sampled_from([9, 300, 2**16, 2**16 + 1]),
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
-    rows_a_chunk=st.sampled_from([1, 2, 1000]),
     flattened=st.booleans(),
     multiple=st.sampled_from([None, 4]),
     seed=st.integers(0, 99),
@@ -85,7 +84,6 @@ def test_from_the_table_to_the_batch_nothing_changes(
     k: int,
     vocab_size: int,
     temperature: float,
-    rows_a_chunk: int,
     flattened: bool,
     multiple: int | None,
     seed: int,
@@ -93,8 +91,7 @@ def test_from_the_table_to_the_batch_nothing_changes(
     if not any(n for _, n in lengths):
         lengths = [*lengths, (3, 2)]
     parts = parts_of(lengths, k, vocab_size, seed)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ROWS_A_CHUNK", rows_a_chunk)
+    with tempfile.TemporaryDirectory() as folder:
         dataset_of(parts, temperature, vocab_size, seed).save_to_disk(folder)
         dataset = datasets.load_from_disk(folder)
         assert has_distribution(dataset)

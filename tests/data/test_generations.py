@@ -149,7 +149,7 @@ def test_when_the_time_is_up_finished_rows_are_kept(
 def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     first = clock.engine(60, in_flight=1, dies_after=4)
-    given = {"rows_per_part": 2, "seconds": 0.0, "max_minutes": 6}
+    given = {"rows_per_part": 2, "max_minutes": 6}
     with pytest.raises(Killed):
         write_rows(first, make_requests(40), tmp_path / "set", **given)
     clock.now += 10_000  # the time between two runs does not count

@@ -79,9 +79,8 @@ def test_a_recipe_with_servers(tmp_path: Path, tiny_target_folder: Path) -> None
 def test_settings_that_do_not_fit(
     tmp_path: Path, tiny_target_folder: Path, generate: dict[str, Any], message: str
 ) -> None:
-    run = make_run(tmp_path / "run", tiny_target_folder, **generate)
     with pytest.raises(FastDraftError, match=message):
-        execute(run, ["generate"])
+        execute(make_run(tmp_path / "run", tiny_target_folder, **generate), ["generate"])
 
 
 def test_the_servers_model_is_the_recipes_target(tmp_path: Path, tiny_target_folder: Path) -> None:

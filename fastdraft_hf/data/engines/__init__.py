@@ -85,21 +85,11 @@ def choose_engine(
         servers: URLs of servers.
 
     Raises:
-        FastDraftError: the engine is not installed, ``server`` has no URL, or another engine has
-            one.
+        FastDraftError: the engine is not installed.
     """
     if name == "openvino" and not openvino_available():
         raise FastDraftError(
             "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
-        )
-    if name == "server" and not servers:
-        raise FastDraftError(
-            "generate.server: engine server needs the URL of an OpenAI-compatible server, such as "
-            "http://host:8000/v1"
-        )
-    if servers and name not in ("auto", "server"):
-        raise FastDraftError(
-            f"generate.server: engine {name} does not use a server; set generate.engine to server"
         )
     if name != "auto":
         return name
