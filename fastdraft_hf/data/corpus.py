@@ -219,8 +219,6 @@ _NAMES = {
     "tokens": "tokens to train on",
     "passes": "passes",
     "documents": "documents",
-    "bytes": "bytes of text",
-    "bytes_per_token": "bytes per token",
     "completion_tokens": "completion tokens",
 }
 

@@ -37,11 +37,10 @@ _WINDOWS_KEPT = 64  # of which a loader may have fetched ahead
 
 
 class Encoded(NamedTuple):
-    """A document: 64 bits of its text's hash, its ids with the end token, bytes of its text."""
+    """A document: 64 bits of its text's hash, its ids with the end token."""
 
     hash: int
     ids: NDArray[Any]
-    size: int
 
 
 class Encoder:
@@ -87,9 +86,9 @@ class Encoder:
         encoded = iter(self._encode([text for text, ids in kept if ids is None]))
         found = []
         for text, ids in kept:
-            raw = text.encode()
-            digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
-            found.append(Encoded(digest, self._closed(ids or next(encoded)), len(raw)))
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            own = self._closed(ids or next(encoded))
+            found.append(Encoded(int.from_bytes(digest, "little"), own))
         return found, dropped
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -144,9 +143,7 @@ class SourceBlocks:
         self.tokens, self._passes = 0, 1
         self._position: dict[str, Any] = {}  # after the last batch of documents
         self._carry = np.empty(0, encode.dtype)  # ids that are read and not yet in a block
-        # Of the first pass.
-        self._read: Counter[str] = Counter(documents=0, bytes=0, tokens=0)
-        self._dropped: Counter[str] = Counter()
+        self._documents, self._dropped = 0, Counter[str]()  # of the first pass
         self._batches = self._read_batches()
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,7 +153,7 @@ class SourceBlocks:
             "passes": self._passes,
             "position": self._position,
             "carry": self._carry,
-            "read": dict(self._read),
+            "documents": self._documents,
             "dropped": dict(self._dropped),
         }
 
@@ -164,18 +161,12 @@ class SourceBlocks:
         """Continue at a position that `state_dict` returned, before the first block is read."""
         self.tokens, self._passes = state["tokens"], state["passes"]
         self._position, self._carry = state["position"], np.array(state["carry"], self._carry.dtype)
-        self._read, self._dropped = Counter(state["read"]), Counter(state["dropped"])
+        self._documents, self._dropped = state["documents"], Counter(state["dropped"])
 
     def facts(self) -> dict[str, Any]:
-        """Return tokens given and passes; documents, bytes and drops of the first pass."""
-        return {
-            "tokens": self.tokens,
-            "passes": self._passes,
-            "documents": self._read["documents"],
-            "bytes": self._read["bytes"],
-            "bytes_per_token": round(self._read["bytes"] / max(1, self._read["tokens"]), 3),
-            "dropped": dict(self._dropped),
-        }
+        """Return tokens given and passes; documents and drops of the first pass."""
+        state = self.state_dict()
+        return {key: state[key] for key in ("tokens", "passes", "documents", "dropped")}
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return self
@@ -218,8 +209,7 @@ class SourceBlocks:
         ids = np.concatenate([np.empty(0, self._encode.dtype), *(one.ids for one in kept)])
         if self._passes == 1:
             self._dropped.update(dropped)
-            size = sum(document.size for document in kept)
-            self._read.update(documents=len(kept), bytes=size, tokens=len(ids))
+            self._documents += len(kept)
         return ids
 
 

@@ -87,7 +87,6 @@ def test_a_document_is_closed_by_one_end_token(tiny_tokenizer: Any) -> None:
         [1, 7, 2, END],
         [8, END],
     ]
-    assert [one.size for one in made[:2]] == [7, 4]  # UTF-8 bytes
     assert made[0].ids.dtype == np.uint16
     assert not dropped
 
@@ -190,7 +189,6 @@ def test_the_summary(tmp_path: Path, corpus: Make) -> None:
     assert made.summary["held_out"] == Overlaps.held_out
     assert facts["dropped"] == {"empty": 1, "overlaps held-out text": 1, "duplicate": 1}
     assert facts["documents"] == 31
-    assert facts["bytes"] == sum(len(f"cat {n} ") * 20 for n in range(30)) + 3
     (line,) = summary_lines(made.summary["sources"])
     assert line.startswith(f"{a.name}: 16,000 tokens to train on; ")
     assert "31 documents" in line
