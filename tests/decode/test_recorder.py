@@ -95,16 +95,6 @@ def test_a_batch_gives_a_record_a_row_as_if_each_were_alone(
     assert len({r.seconds for r in batch}) == 1  # the call's, shared out
 
 
-def test_alone_every_token_is_a_pass(target: LlamaForCausalLM) -> None:
-    with record_decoding(target) as records:
-        write(target, [[40, 41]])
-    (record,) = records
-    assert (record.path, record.num_assistant_tokens, record.rounds) == ("transformers", 0, [])
-    assert (record.drafted, record.accepted) == (0, 0)
-    assert record.target_passes == record.new_tokens == len(record.tokens) > 0
-    assert records.columns(by_round=True) == {"drafted": [[]], "accepted": [[]]}
-
-
 def test_prompts_and_settings_are_found_however_they_are_given(
     target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> None:
@@ -231,6 +221,11 @@ def test_saved_records_are_a_data_set(
         )
         assert {column: rows[column][:] for column in some.columns()} == some.columns()
         assert rows["tokens"][:] == [r.tokens for r in some]
+    # Alone, every token is a pass of the target.
+    (record,) = alone
+    assert (record.path, record.num_assistant_tokens, record.rounds) == ("transformers", 0, [])
+    assert record.target_passes == record.new_tokens == len(record.tokens) > 0
+    assert alone.columns(by_round=True) == {"drafted": [[]], "accepted": [[]]}
 
 
 def test_the_file_of_a_stage_is_read(target: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -257,22 +252,3 @@ def test_totals_alone_have_no_rounds(target: LlamaForCausalLM, neighbour: LlamaF
     records[0].rounds = []
     with pytest.raises(ValueError, match="record 0: ours does not report its rounds"):
         records.columns(by_round=True)
-
-
-@pytest.mark.usefixtures("evaluate_cache")
-def test_evaluate_reads_what_was_recorded(
-    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
-) -> None:
-    evaluate = pytest.importorskip("evaluate", exc_type=ImportError)
-    with record_decoding(target) as records:
-        for prompt in ([40, 41], [100], [7, 8, 9]):
-            stock(target, prompt, neighbour, 3)
-    metric = evaluate.combine(
-        [evaluate.load(fastdraft_hf.metric_path(n)) for n in ("acceptance_rate", "mbsu")]
-    )
-    result = metric.compute(**records.columns(), cost_ratio=0.1, num_assistant_tokens=3)
-    efficiency = fastdraft_hf.block_efficiency(records)
-    assert result == {
-        "acceptance_rate": pytest.approx(fastdraft_hf.acceptance_rate(records)),
-        "mbsu": pytest.approx(fastdraft_hf.mbsu(efficiency, 0.1, 3)),
-    }
