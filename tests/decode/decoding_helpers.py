@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdraft_hf import assisted_decoding
 from fastdraft_hf.decode.assisted import set_draft_length
+from fastdraft_hf.export.parity import EXACT
+
+
+def load_openvino(folder: Path, **config: str) -> Any:
+    """Load an OpenVINO model that rounds nothing, or one with the device's properties given."""
+    from optimum.intel import OVModelForCausalLM
+
+    return OVModelForCausalLM.from_pretrained(folder, ov_config=config or EXACT)
+
+
+def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask of prompts, padded on the left with 0."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
 
 
 def write(target: Any, ids: Any, draft: Any = None, gamma: int = 3, **given: Any) -> Any:

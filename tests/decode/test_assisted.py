@@ -63,22 +63,6 @@ def test_the_neighbour_is_accepted_in_part(
     assert 0.02 < rate < 0.98
 
 
-@given(PROMPTS, GAMMAS)
-@settings(max_examples=25)
-def test_the_target_drafting_for_itself_is_always_accepted(
-    tiny_model: TinyModel, target: LlamaForCausalLM, prompt: list[int], gamma: int
-) -> None:
-    assisted = run(target, prompt, tiny_model(seed=0), gamma)
-    assert assisted.tokens == run(target, prompt).tokens
-    check_rounds(assisted, gamma)
-    ended = assisted.tokens[-1] == target.generation_config.eos_token_id
-    for place, (drafted, accepted) in enumerate(assisted.rounds):
-        # A drafted end of text is emitted as the target's own token, so it is counted there.
-        last = place == len(assisted.rounds) - 1
-        assert accepted == drafted - (1 if ended and last and drafted else 0)
-        assert drafted == gamma or last
-
-
 @given(PROMPTS, GAMMAS, st.floats(0.3, 2), st.integers(0, 99))
 @settings(max_examples=15)
 def test_sampled_rounds_add_up_and_a_seed_decides_them(
@@ -93,20 +77,6 @@ def test_sampled_rounds_add_up_and_a_seed_decides_them(
     check_rounds(first, gamma)
     again = run(target, prompt, neighbour, gamma, temperature=temperature, seed=seed)
     assert (again.tokens, again.rounds) == (first.tokens, first.rounds)
-
-
-def test_an_end_of_text_ends_the_answer(tiny_model: TinyModel) -> None:
-    """The token the target writes fourth becomes its end of text, drafted or not."""
-    target = tiny_model(seed=0)
-    written = run(target, [40, 41]).tokens
-    end = next(t for n, t in enumerate(written) if n >= 3 and t not in written[:n])
-    place = written.index(end)
-    target.generation_config.eos_token_id = end
-    draft = tiny_model(seed=0)
-    for gamma in range(1, 6):
-        record = run(target, [40, 41], draft, gamma)
-        assert record.tokens == written[: place + 1]
-        check_rounds(record, gamma)
 
 
 def test_the_draft_keeps_its_length_whatever_happened_before(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import write
+from decoding_helpers import load_openvino, padded, write
 from test_sampling_is_exact import exact, p_value, sample
 from transformers import LlamaForCausalLM
 
@@ -19,22 +19,10 @@ from fastdraft_hf.decode.assisted import record_rounds
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.recorder import record_decoding
 from fastdraft_hf.decode.settings import store_draft_settings
+from fastdraft_hf.export.parity import EXACT
 
 pytest.importorskip("openvino_genai")
 pytest.importorskip("optimum.intel")
-
-# Two orders of the same computation are compared, so nothing may be rounded on the way.
-EXACT = {
-    "KV_CACHE_PRECISION": "f32",
-    "INFERENCE_PRECISION_HINT": "f32",
-    "INFERENCE_NUM_THREADS": "1",
-}
-
-
-def load(folder: Path) -> Any:
-    from optimum.intel import OVModelForCausalLM
-
-    return OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
 
 
 @pytest.fixture(scope="module", params=["pages", "stateful"])
@@ -45,9 +33,11 @@ def models(
     neighbour: LlamaForCausalLM,
 ) -> dict[str, Any]:
     """Models whose cache lies in pages, and models that cannot have it so."""
+    # Two orders of the same computation are compared, so nothing may be rounded on the way.
+    properties = {**EXACT, "INFERENCE_NUM_THREADS": "1"}
     found = {
-        "ov-target": load(openvino_models.target),
-        "ov-draft": load(openvino_models.draft),
+        "ov-target": load_openvino(openvino_models.target, **properties),
+        "ov-draft": load_openvino(openvino_models.draft, **properties),
         "pt-target": target,
         "pt-draft": neighbour,
     }
@@ -107,22 +97,12 @@ def test_batches_and_compaction(
             prompts = [
                 [rng.randrange(3, 288) for _ in range(rng.randrange(1, 9))] for _ in range(rows)
             ]
-            length = max(map(len, prompts))
-            ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
-            mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+            ids, mask = padded(prompts)
             ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=20)
             for row, prompt in enumerate(prompts):
                 alone = write(models["pt-target"], [prompt], max_new_tokens=20)
-                written = ours[row, length - len(prompt) :][None, : alone.shape[1]]
+                written = ours[row, ids.shape[1] - len(prompt) :][None, : alone.shape[1]]
                 check(models["pt-target"], prompt, alone, written)
-
-
-@pytest.mark.parametrize("new", [1, 2])
-def test_fewer_new_tokens_than_gamma(models: dict[str, Any], new: int) -> None:
-    target, draft = models["ov-target"], models["ov-draft"]
-    for gamma in (1, 4):
-        ours = write(target, [[40]], draft, gamma, max_new_tokens=new)
-        assert torch.equal(ours, write(target, [[40]], max_new_tokens=new))
 
 
 def test_what_it_cannot_do_goes_to_stock(models: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import write
+from decoding_helpers import load_openvino, write
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
@@ -15,24 +15,18 @@ from transformers import LlamaForCausalLM
 from fastdraft_hf.decode.openvino import paged as module
 from fastdraft_hf.decode.openvino.paged import PagedModel, Pages, paged
 from fastdraft_hf.decode.openvino.stateful import OpenVINOModel, open_openvino
+from fastdraft_hf.export.parity import EXACT
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
 
-EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 PROMPT = torch.randint(3, 288, (1, 40), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.arange(40)[None]
 
 
-def load(folder: Path, **config: Any) -> Any:
-    from optimum.intel import OVModelForCausalLM
-
-    return OVModelForCausalLM.from_pretrained(folder, ov_config=config or EXACT)
-
-
 @pytest.fixture(scope="module")
 def pages(openvino_models: Any) -> Pages:
-    found = paged(load(openvino_models.target))
+    found = paged(load_openvino(openvino_models.target))
     assert found is not None  # OpenVINO's transformation, or what we read of optimum-intel, moved
     assert found.narrow
     return found
@@ -103,7 +97,7 @@ def test_blocks_are_made_as_needed_and_used_again(pages: Pages) -> None:
 
 
 def test_the_model_itself_stays_as_it_was(openvino_models: Any, tmp_path: Path) -> None:
-    model, draft = load(openvino_models.target), load(openvino_models.draft)
+    model, draft = load_openvino(openvino_models.target), load_openvino(openvino_models.draft)
     alone = write(model, PROMPT)
     first = paged(model)
     assert model.request is None  # not two copies of the weights
@@ -119,16 +113,16 @@ def test_the_model_itself_stays_as_it_was(openvino_models: Any, tmp_path: Path) 
     assert {port.get_any_name() for port in again.inputs} == set(model.input_names)
 
 
-@pytest.mark.parametrize("config", [{}, {"KV_CACHE_PRECISION": "bf16"}, EXACT])
+@pytest.mark.parametrize(
+    "config", [{"PERFORMANCE_HINT": "LATENCY"}, {"KV_CACHE_PRECISION": "bf16"}, EXACT]
+)
 def test_the_cache_is_rounded_as_the_models_own(
     openvino_models: Any, config: dict[str, str]
 ) -> None:
-    from optimum.intel import OVModelForCausalLM
-
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if "bf16" in config.values() and "BF16" not in able:
         pytest.skip("this processor has no bfloat16")
-    model = OVModelForCausalLM.from_pretrained(openvino_models.target, ov_config=config)
+    model = load_openvino(openvino_models.target, **config)
     stateful = model.request.get_compiled_model()
     pages = paged(model)
     assert pages is not None
@@ -141,7 +135,7 @@ def test_a_small_head_scores_every_token(
     openvino_models: Any, monkeypatch: pytest.MonkeyPatch, target: LlamaForCausalLM
 ) -> None:
     monkeypatch.setattr(module, "LEAST_SHARE", 0.99)
-    pages = paged(load(openvino_models.target))
+    pages = paged(load_openvino(openvino_models.target))
     assert pages is not None
     assert not pages.narrow
     found = PagedModel(pages).feed(PROMPT, POSITIONS, None, 3)
@@ -151,7 +145,7 @@ def test_a_small_head_scores_every_token(
 
 
 def test_a_reduced_vocabulary(openvino_models: Any) -> None:
-    model = load(openvino_models.reduced)
+    model = load_openvino(openvino_models.reduced)
     whole = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits[:, -3:]
     pages = paged(model)
     assert pages is not None
@@ -168,7 +162,7 @@ def test_what_cannot_be_paged_keeps_its_graph(
 ) -> None:
     from openvino import _offline_transformations as transformations
 
-    model = load(openvino_models.target)
+    model = load_openvino(openvino_models.target)
     whole = transformations.paged_attention_transformation
 
     def fails(graph: Any) -> None:

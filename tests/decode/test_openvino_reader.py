@@ -20,11 +20,10 @@ from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.data.target_logits import write_target_logits
 from fastdraft_hf.decode.openvino import reader as openvino_reader
 from fastdraft_hf.decode.openvino.reader import OpenVINOReader
+from fastdraft_hf.export.parity import EXACT
 
 pytest.importorskip("openvino")
 pytest.importorskip("optimum.intel")
-
-EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import write
+from decoding_helpers import padded, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaForCausalLM
@@ -82,9 +82,7 @@ def test_a_batch_gives_a_record_a_row_as_if_each_were_alone(
     with record_decoding(target) as single:
         for prompt in prompts:
             write(target, [prompt], draft)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = padded(prompts)
     with record_decoding(target) as batch:
         write(target, ids, draft, attention_mask=mask)
     assert [r.tokens for r in batch] == [r.tokens for r in single]

@@ -179,14 +179,6 @@ def test_single_samples_of_a_table(stateful: bool) -> None:
     assert p_value(found, cells) > 1e-3
 
 
-@pytest.mark.slow
-def test_single_samples(pair: tuple[LlamaForCausalLM, LlamaForCausalLM]) -> None:
-    """The same through ``generate`` with a model's own cache."""
-    target, draft = pair
-    found = sample(target, draft, SETTINGS["plain"], rows=1, gamma=3, runs=2 * RUNS)
-    assert p_value(found, exact(target, SETTINGS["plain"])) > 1e-3
-
-
 def test_the_cells_are_every_three_tokens(pair: tuple[LlamaForCausalLM, LlamaForCausalLM]) -> None:
     cells = exact(pair[0], SETTINGS["plain"])
     assert set(cells) == set(itertools.product(range(VOCABULARY), repeat=3))

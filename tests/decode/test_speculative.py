@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import write
+from decoding_helpers import padded, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import noisy
@@ -72,9 +72,7 @@ def test_a_batch_with_padding_on_the_left(
     compacts: bool,
 ) -> None:
     """Rows roll back by different lengths; each must come out as if it were alone."""
-    length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = padded(prompts)
     alone = write(target, ids, attention_mask=mask, max_new_tokens=24)
     kept = SlotModel.waste_factor, SlotModel.waste_slots
     if compacts:
@@ -461,10 +459,8 @@ def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
         alone.append(write(target, [prompt], max_new_tokens=10)[0, len(prompt) :].tolist())
         ours = write(target, [prompt], draft, gamma, max_new_tokens=10)[0, len(prompt) :].tolist()
         assert_equal_or_tied(target, prompt, alone[-1], ours)
-    length = max(map(len, prompts))
-    ids = torch.tensor([[2] * (length - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    ours = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)[:, length:]
+    ids, mask = padded(prompts)
+    ours = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)[:, ids.shape[1] :]
     for prompt, one, row in zip(prompts, alone, ours.tolist(), strict=True):
         assert_equal_or_tied(target, prompt, one, row[: len(one)])
 
