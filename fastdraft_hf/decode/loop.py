@@ -9,8 +9,8 @@ Shapes: B rows that have not ended, g ≤ γ drafted tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -48,65 +48,28 @@ class Drafting:
             )
 
 
-@dataclass
-class Trace:
-    """Scores of emitted tokens, kept when the caller wants them: one [e, V] per round and row."""
-
-    scores: list[list[torch.Tensor]] | None = None
-    logits: list[list[torch.Tensor]] | None = None
-
-
 # (row, drafted, accepted) of every round.
 Report = Callable[[int, int, int], None]
+# What a round did to one row: tokens appended, drafts that counted, whether the row has ended.
+Outcome = tuple[int, int, bool]
 
 
-@dataclass
-class Block:
-    """The tokens that the draft proposed.
-
-    Attributes:
-        tokens: [B, g] ids.
-        limits: [B] number of them that count.
-        q: [B, g, V] their probabilities, when sampling.
-    """
+class Block(NamedTuple):
+    """The draft's tokens [B, g], how many of them count [B], when sampling their q [B, g, V]."""
 
     tokens: torch.Tensor
     limits: torch.Tensor
     q: torch.Tensor | None = None
 
 
-@dataclass
-class Written:
-    """The verified tokens of a round, before a stop cuts them.
-
-    Attributes:
-        tokens: for each row, the accepted drafts and the target's own token.
-        limits: for each row how many drafts counted.
-        drafted: g, the drafts that were verified.
-        raw: [B, g + 1, V] the target's logits.
-        scores: [B, g + 1, V] the processed logits.
-    """
+class Verified(NamedTuple):
+    """A verified block: for each row its new tokens before a stop cuts them, and its limit."""
 
     tokens: list[list[int]]
     limits: list[int]
-    drafted: int
-    raw: torch.Tensor
-    scores: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a round did to one row.
-
-    Attributes:
-        emitted: tokens appended, the target's own included.
-        limit: drafted tokens that counted.
-        done: whether the row has ended.
-    """
-
-    emitted: int
-    limit: int
-    done: bool
+    drafted: int  # g
+    raw: torch.Tensor  # [B, g + 1, V] the target's logits
+    scores: torch.Tensor  # [B, g + 1, V] processed
 
 
 @dataclass
@@ -122,7 +85,7 @@ class Loop:
         sampling: draw tokens instead of taking the best.
         streamer: receives the tokens of a single row as they are emitted.
         report: called after every round.
-        trace: collects scores.
+        kept_scores, kept_logits: given a list for each row, collect one [e, V] per round.
     """
 
     target: CachedModel
@@ -134,7 +97,8 @@ class Loop:
     sampling: bool
     streamer: BaseStreamer | None = None
     report: Report | None = None
-    trace: Trace = field(default_factory=Trace)
+    kept_scores: list[list[torch.Tensor]] | None = None
+    kept_logits: list[list[torch.Tensor]] | None = None
 
     def run(self) -> None:
         """Decode every row to its end."""
@@ -162,18 +126,23 @@ class Loop:
             drafted, outcomes = self._ordered_round()
         else:
             block = self._plain_block() if self._is_plain() else self._any_block()
-            drafted, outcomes = block.drafted, self._emit_block(block)
-        kept = [outcome.emitted - 1 for outcome in outcomes]
-        for row, outcome in zip(self._active, outcomes, strict=True):
-            if self.report is not None:
-                self.report(row, outcome.limit, outcome.emitted - 1)
+            drafted, outcomes = block.drafted, []
+            for row, tokens, limit, raw, scores in zip(
+                self._active, block.tokens, block.limits, block.raw, block.scores, strict=True
+            ):
+                emitted, done = self._emit(row, tokens, raw, scores)
+                outcomes.append((emitted, limit, done))
+        kept = [emitted - 1 for emitted, _, _ in outcomes]
+        if self.report is not None:
+            for row, (emitted, limit, _) in zip(self._active, outcomes, strict=True):
+                self.report(row, limit, emitted - 1)
         self.target.rollback(drafted, kept)
         if drafted:
             stay = [min(drafted - 1, k) for k in kept]
             self.draft.rollback(drafted - 1, stay)
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
-        self.drafting.adapt(all(outcome.emitted - 1 == outcome.limit for outcome in outcomes))
-        going = [index for index, outcome in enumerate(outcomes) if not outcome.done]
+        self.drafting.adapt(all(emitted - 1 == limit for emitted, limit, _ in outcomes))
+        going = [index for index, (_, _, done) in enumerate(outcomes) if not done]
         if len(going) < len(self._active):
             self._active = [self._active[i] for i in going]
             self._draft_seen = [self._draft_seen[i] for i in going]
@@ -182,24 +151,11 @@ class Loop:
                 self.draft.select(going)
         self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
 
-    def _emit_block(self, block: Written) -> list[Outcome]:
-        """Append a verified block to its rows."""
-        outcomes = []
-        for index, (row, tokens, limit) in enumerate(
-            zip(self._active, block.tokens, block.limits, strict=True)
-        ):
-            emitted, done = self._emit(row, tokens, block.raw[index], block.scores[index])
-            outcomes.append(Outcome(emitted, limit, done))
-        return outcomes
-
     def _ordered_round(self) -> tuple[int, list[Outcome]]:
         """Draft and verify one row whose processors are called once per emitted token, in order.
 
-        The draft is processed by those without a state alone, which changes the acceptance rate
-        and not the output.
-
-        Returns:
-            the number of drafted tokens, and the row's outcome.
+        Only those without a state process the draft, which changes the acceptance rate and not the
+        output. Return the number of drafted tokens, and the row's outcome.
         """
         (row,) = self._active
         block = self._propose(self._limits())
@@ -214,15 +170,15 @@ class Loop:
             _, done = self._emit(row, [token], one, scores)
             emitted += 1
             if done or not accepted:
-                return block.tokens.shape[1], [Outcome(emitted, limit, done)]
+                return block.tokens.shape[1], [(emitted, limit, done)]
 
-    def _any_block(self) -> Written:
+    def _any_block(self) -> Verified:
         """Draft and verify any number of rows, on any device, greedily or not."""
         block = self._propose(self._limits())
         accepted, own, raw, scores = self._verify(block)
         columns = [accepted[:, None], own[:, None], block.limits[:, None], block.tokens]
         settled = torch.cat(columns, 1).tolist()
-        return Written(
+        return Verified(
             tokens=[[*values[3 : 3 + values[0]], values[1]] for values in settled],
             limits=[values[2] for values in settled],
             drafted=block.tokens.shape[1],
@@ -234,7 +190,7 @@ class Loop:
         """Return whether one row is decoded greedily on the CPU, without processors."""
         return self._on_cpu and len(self._active) == 1 and self._best_only
 
-    def _plain_block(self) -> Written:
+    def _plain_block(self) -> Verified:
         """Draft and verify one greedy row with Python's numbers between the passes.
 
         The result is that of `_any_block`, whose hundred small operations take as long as a pass of
@@ -254,7 +210,7 @@ class Loop:
         raw = self._read(torch.tensor([drafts], dtype=torch.long))
         own = rules.first_choice(raw[0]).tolist()
         same = next((n for n in range(drafted) if drafts[n] != own[n]), drafted)
-        return Written([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
+        return Verified([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
 
     def _limits(self) -> list[int]:
         """Return how many tokens each row may draft, with room left for the target's own."""
@@ -389,28 +345,19 @@ class Loop:
     def _emit(
         self, row: int, tokens: list[int], raw: torch.Tensor, scores: torch.Tensor
     ) -> tuple[int, bool]:
-        """Append tokens to a row up to its first stop.
-
-        Args:
-            row: the row.
-            tokens: accepted drafts and the target's own token.
-            raw, scores: [at least as many as tokens, V].
-
-        Returns:
-            the number of tokens appended, and whether the row is done.
-        """
+        """Append tokens to a row up to its first stop; return how many, and whether it is done."""
         known = None
-        if self.trace.scores is not None and self.stops.others:
-            before = [one[None] for block in self.trace.scores[row] for one in block]
+        if self.kept_scores is not None and self.stops.others:
+            before = [one[None] for block in self.kept_scores[row] for one in block]
 
             def known(count: int) -> tuple[torch.Tensor, ...]:
                 return (*before, *(one[None] for one in scores[:count].float()))
 
         new, done = self.stops.cut(self.text, row, tokens, known)
-        if self.trace.scores is not None:
-            self.trace.scores[row].append(scores[: len(new)].float())
-        if self.trace.logits is not None:
-            self.trace.logits[row].append(raw[: len(new)].float())
+        if self.kept_scores is not None:
+            self.kept_scores[row].append(scores[: len(new)].float())
+        if self.kept_logits is not None:
+            self.kept_logits[row].append(raw[: len(new)].float())
         if self.streamer is not None:
             self.streamer.put(torch.tensor([new]))
         return len(new), done

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,14 +39,8 @@ _KNOWN = {
 _WINDOW = re.compile(r"(window|chunk)(_size)?$")
 
 
-@dataclass(frozen=True)
-class Obstacle:
-    """One reason why the loop cannot decode a call.
-
-    Attributes:
-        reason: for the warning.
-        stock_drafts: whether stock assisted generation can use the draft all the same.
-    """
+class Obstacle(NamedTuple):
+    """One reason why the loop cannot decode a call, and whether stock drafting still can."""
 
     reason: str
     stock_drafts: bool = False
@@ -75,11 +68,27 @@ def obstacles(
     Raises:
         FastDraftError: the vocabularies differ and no tokenizers were given.
     """
-    rows = input_ids.shape[0]
+    rows, length = input_ids.shape
     if draft is None:
         yield Obstacle("no assistant_model was given")
         return
-    yield from _of_the_call(input_ids, config, synced_gpus, streamer, model_kwargs)
+    mode = config.get_generation_mode(None)
+    if mode not in ("greedy_search", "sample"):
+        yield Obstacle(f"{mode.replace('_', ' ')} takes no draft")
+    if synced_gpus:
+        yield Obstacle("models spread over processes are not supported")
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
+        yield Obstacle("attentions and hidden states are not kept")
+    if getattr(config, "assistant_ensemble_weight", None) is not None:
+        yield Obstacle("assistant_ensemble_weight is not supported")
+    further = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN)
+    if further or not length:
+        yield Obstacle(f"inputs {', '.join(further) or 'without ids'} are not supported")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions.dim() != 2:
+        yield Obstacle("positions of several dimensions are not supported")
+    if rows > 1 and streamer is not None:
+        yield Obstacle("a streamer cannot tell apart rows that grow at different rates")
     if model.config.is_encoder_decoder or draft.config.is_encoder_decoder:
         yield Obstacle("encoder-decoder models are not supported", stock_drafts=True)
     elif draft_tokenizer is not None:
@@ -91,7 +100,7 @@ def obstacles(
                 f"the draft's vocabulary has {theirs} tokens and the target's {ours}; a draft must "
                 "use the target's own tokenizer"
             )
-        yield from _of_the_models(model, draft, input_ids, config, model_kwargs)
+        yield from _of_the_models(model, draft, rows, length, int(config.max_length), model_kwargs)
     by_number = sorted({type(p).__name__ for p in processors} & BY_ROW_NUMBER)
     stateful = sorted({type(p).__name__ for p in processors if keeps_state(p)})
     if rows > 1 and by_number:
@@ -103,41 +112,14 @@ def obstacles(
         yield Obstacle(f"{', '.join(others)} may look at a whole batch")
 
 
-def _of_the_call(
-    input_ids: torch.Tensor,
-    config: GenerationConfig,
-    synced_gpus: bool,
-    streamer: Any,
-    model_kwargs: dict[str, Any],
-) -> Iterator[Obstacle]:
-    mode = config.get_generation_mode(None)
-    if mode not in ("greedy_search", "sample"):
-        yield Obstacle(f"{mode.replace('_', ' ')} takes no draft")
-    if synced_gpus:
-        yield Obstacle("models spread over processes are not supported")
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        yield Obstacle("attentions and hidden states are not kept")
-    if getattr(config, "assistant_ensemble_weight", None) is not None:
-        yield Obstacle("assistant_ensemble_weight is not supported")
-    further = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN)
-    if further or not input_ids.shape[1]:
-        yield Obstacle(f"inputs {', '.join(further) or 'without ids'} are not supported")
-    positions = model_kwargs.get("position_ids")
-    if positions is not None and positions.dim() != 2:
-        yield Obstacle("positions of several dimensions are not supported")
-    if input_ids.shape[0] > 1 and streamer is not None:
-        yield Obstacle("a streamer cannot tell apart rows that grow at different rates")
-
-
 def _of_the_models(
     model: PreTrainedModel,
     draft: PreTrainedModel,
-    input_ids: torch.Tensor,
-    config: GenerationConfig,
+    rows: int,
+    length: int,
+    last: int,
     model_kwargs: dict[str, Any],
 ) -> Iterator[Obstacle]:
-    rows, length = input_ids.shape
-    last = int(config.max_length)
     if draft is model and is_openvino(model):
         yield Obstacle("an OpenVINO model cannot draft for itself: it has one cache")
     for one in (model, draft):
@@ -161,11 +143,9 @@ def _of_the_models(
 
 
 def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
-    """Return whether ids, mask, positions and a key-value cache are all the model reads.
+    """Return whether a model reads nothing else than ids, mask, positions and a key-value cache.
 
-    Args:
-        model: a PyTorch model.
-        first, last: lengths of the text, from the prompt to the end.
+    The text is ``first`` tokens long at the start and ``last`` at its end.
     """
     if is_stateful(model):
         return False
@@ -185,11 +165,9 @@ def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
 
 
 def _has_window(model: PreTrainedModel, last: int) -> bool:
-    """Return whether attention reaches less far than a cache with hidden slots is long.
+    """Return whether the target's attention is shorter than a cache with hidden slots.
 
-    Args:
-        model: the target. What a draft makes of hidden slots changes acceptance, not the output.
-        last: length of the text at its end.
+    What a draft makes of hidden slots changes acceptance and not the output.
     """
     config = model.config.get_text_config()
     if getattr(config, "use_sliding_window", True) is False:

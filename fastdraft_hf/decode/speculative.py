@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
-from fastdraft_hf.decode.loop import Drafting, Loop, Trace
+from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.obstacles import is_openvino, obstacles
 from fastdraft_hf.decode.patches import (
     CACHE_NAME,
@@ -165,10 +165,7 @@ def _decode(
     pad = config.pad_token_id
     pad = getattr(config, "_pad_token_tensor", None) if pad is None else pad
     text = Text(input_ids, mask, positions.to(input_ids.device).expand(rows, -1), int(pad or 0))
-    trace = Trace()
-    if config.return_dict_in_generate:
-        trace.scores = [[] for _ in range(rows)] if config.output_scores else None
-        trace.logits = [[] for _ in range(rows)] if config.output_logits else None
+    keeps = config.return_dict_in_generate
     drafting = drafting_of(draft)
     loop = Loop(
         target=_cached(model, model_kwargs.get(CACHE_NAME), mask),
@@ -180,7 +177,8 @@ def _decode(
         sampling=bool(config.do_sample),
         streamer=streamer,
         report=listener.get(),
-        trace=trace,
+        kept_scores=[[] for _ in range(rows)] if keeps and config.output_scores else None,
+        kept_logits=[[] for _ in range(rows)] if keeps and config.output_logits else None,
     )
     both_openvino = is_openvino(model) and is_openvino(draft)
     with one_torch_thread() if both_openvino else contextlib.nullcontext():
@@ -188,13 +186,13 @@ def _decode(
     if drafting.schedule == "heuristic":
         draft.generation_config.num_assistant_tokens = drafting.num_assistant_tokens
     sequences = text.whole()
-    if not config.return_dict_in_generate:
+    if not keeps:
         return sequences
     cache = getattr(loop.target, "cache", None)
     return GenerateDecoderOnlyOutput(
         sequences=sequences,
-        scores=_by_step(trace.scores),
-        logits=_by_step(trace.logits),
+        scores=_by_step(loop.kept_scores),
+        logits=_by_step(loop.kept_logits),
         **{CACHE_NAME: cache if rows == 1 else None},
     )
 

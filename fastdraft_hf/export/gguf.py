@@ -182,16 +182,11 @@ def _add_settings(
 ) -> None:
     import gguf
 
-    types = {
-        "f32": gguf.LlamaFileType.ALL_F32,
-        "f16": gguf.LlamaFileType.MOSTLY_F16,
-        "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    }
+    share = "ALL" if weight_type == "f32" else "MOSTLY"
     rope, head = _rope(config), _head_size(config)
     rotated = int(head * rope.get("partial_rotary_factor", 1.0))
     writer.add_name(name)
-    writer.add_file_type(types[weight_type])
+    writer.add_file_type(gguf.LlamaFileType[f"{share}_{weight_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -291,7 +286,7 @@ def _stored(tensor: torch.Tensor, weight_type: GGUFType) -> tuple[np.ndarray, An
 
     array = tensor.float().contiguous().numpy()
     kinds = gguf.GGMLQuantizationType
-    kind = {"f32": kinds.F32, "f16": kinds.F16, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[weight_type]
+    kind = kinds[weight_type.upper()]
     if array.ndim < 2:
         kind = kinds.F32
     elif kind == kinds.Q8_0 and array.shape[-1] % _BLOCK:

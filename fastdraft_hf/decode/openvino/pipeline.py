@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import kept_signal_stack
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.settings import read_draft_tokens
+from fastdraft_hf.export.openvino import require_openvino
 
 # γ of a draft without a measured one: the paper's.
 _UNMEASURED = 3
@@ -38,8 +38,7 @@ def openvino_pipeline(
     Raises:
         FastDraftError: OpenVINO is missing, or a folder has no OpenVINO model.
     """
-    if not openvino_available():
-        raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
+    require_openvino()
     for folder in (target_dir, draft_dir):
         if not (Path(folder) / "openvino_model.xml").is_file():
             raise FastDraftError(
@@ -130,8 +129,7 @@ class OpenVINODecoder:
         if temperature > 0:
             config.temperature = temperature
             config.rng_seed = seed
-        assisted = self._drafts or self._lookup
-        if assisted:
+        if self._drafts or self._lookup:
             config.num_assistant_tokens = num_assistant_tokens
         if self._lookup:
             config.max_ngram_size = _LOOKUP_NGRAM
@@ -139,30 +137,19 @@ class OpenVINODecoder:
         start = time.perf_counter()
         result = self._pipeline.generate(inputs, config)
         seconds = time.perf_counter() - start
-        tokens = list(result.tokens[0])
-        drafted = accepted = 0
-        if self._drafts:
-            metrics = result.extended_perf_metrics
-            drafted = metrics.get_num_draft_tokens()
-            accepted = metrics.get_num_accepted_tokens()
-        elif self._lookup:
+        record = record_result(
+            result, num_assistant_tokens, temperature=temperature, task=task, key=key
+        )
+        record.seconds = seconds
+        record.first_token_seconds = result.perf_metrics.get_ttft().mean / 1e3
+        if self._lookup:
             # GenAI reports the number of passes, not the number of drafted tokens.
             passes = len(result.perf_metrics.raw_metrics.m_batch_sizes)
-            accepted = max(0, len(tokens) - passes)
-        return DecodingRecord(
-            path="openvino-prompt-lookup" if self._lookup else "openvino",
-            task=task,
-            key=key,
-            temperature=temperature,
-            num_assistant_tokens=num_assistant_tokens if assisted else 0,
-            tokens=tokens,
-            seconds=seconds,
-            # Every pass of the target emits one token of its own beside the accepted ones.
-            target_passes=max(1, len(tokens) - accepted),
-            drafted=drafted,
-            accepted=accepted,
-            first_token_seconds=result.perf_metrics.get_ttft().mean / 1e3,
-        )
+            record.path = "openvino-prompt-lookup"
+            record.num_assistant_tokens = num_assistant_tokens
+            record.drafted, record.accepted = 0, max(0, record.new_tokens - passes)
+            record.target_passes = max(1, record.new_tokens - record.accepted)
+        return record
 
 
 def record_result(
