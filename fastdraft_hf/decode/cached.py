@@ -90,9 +90,6 @@ class SlotModel(CachedModel):
     for one row and a valid one for another. The slot stays, with attention_mask 0 where its token
     was rejected, and later tokens are fed with explicit position_ids, which count valid tokens
     only. When too many slots are masked, the cache is compacted.
-
-    Args:
-        device, token_ids: see `CachedModel`.
     """
 
     # A cache is compacted when its slots exceed `waste_factor` times the longest row plus
@@ -197,7 +194,6 @@ class TorchModel(SlotModel):
         prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
         token_ids: see `CachedModel`.
         step: the compiled model, for passes over one unmasked token of each row.
-        skinny: whether linear layers take the faster order for few tokens (`skinny`).
     """
 
     def __init__(
@@ -207,10 +203,9 @@ class TorchModel(SlotModel):
         prompt_mask: torch.Tensor | None = None,
         token_ids: torch.Tensor | None = None,
         step: Callable[..., Any] | None = None,
-        skinny: bool = True,
     ) -> None:
         super().__init__(execution_device(model), token_ids)
-        self.model: Any = with_skinny_linears(model) if skinny else model
+        self.model: Any = with_skinny_linears(model)
         self.step = step
         self.cache = cache
         self.slots = cache.get_seq_length()
@@ -254,10 +249,10 @@ class TorchModel(SlotModel):
     def _gather(self, order: torch.Tensor) -> None:
         for layer in self.cache.layers:
             index = order[:, None, :, None].to(layer.keys.device)
-            heads, width = layer.keys.shape[1], layer.keys.shape[3]
-            layer.keys = layer.keys.gather(2, index.expand(-1, heads, -1, width))
-            heads, width = layer.values.shape[1], layer.values.shape[3]
-            layer.values = layer.values.gather(2, index.expand(-1, heads, -1, width))
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                wide = index.expand(-1, states.shape[1], -1, states.shape[3])
+                setattr(layer, name, states.gather(2, wide))
 
     def _select(self, rows: torch.Tensor) -> None:
         self.cache.batch_select_indices(rows)

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def apply_draft_settings(config: GenerationConfig, num_assistant_tokens: int) -> None:
-    """Make a draft propose exactly ``num_assistant_tokens`` per round.
-
-    The schedule is constant, so that γ never changes, and the threshold is 0, so that no block is
-    cut short.
-    """
+    """Set γ, a schedule that never changes it, and a threshold that cuts no block short."""
     config.num_assistant_tokens = num_assistant_tokens
     config.num_assistant_tokens_schedule = "constant"
     config.assistant_confidence_threshold = 0.0

@@ -66,12 +66,9 @@ def run_request(request: Any, given: Mapping[str, numpy.ndarray]) -> numpy.ndarr
 class Pages:
     """The paged graph of a model, compiled, with the blocks of its cache.
 
-    Args:
-        compiled: the compiled graph.
-
     Attributes:
         request: its infer request.
-        block_size: tokens a block holds.
+        block_size: tokens per block.
         narrow: whether the graph has the input `POSITIONS`.
         vocab_size: tokens it scores.
     """
@@ -130,11 +127,10 @@ class PagedModel(CachedModel):
 
     Args:
         pages: of `paged`. All its blocks are freed first.
-        token_ids: see `CachedModel`.
     """
 
-    def __init__(self, pages: Pages, token_ids: torch.Tensor | None = None) -> None:
-        super().__init__(torch.device("cpu"), token_ids)
+    def __init__(self, pages: Pages) -> None:
+        super().__init__(torch.device("cpu"))
         self._pages = pages
         pages.reset()
         # Each row's length and its blocks, which may be more than its length needs.
@@ -184,39 +180,26 @@ class PagedModel(CachedModel):
     def _pass(
         self, ids: numpy.ndarray, positions: numpy.ndarray, widths: list[int], scored: numpy.ndarray
     ) -> numpy.ndarray:
-        """Feed the tokens of all rows, row after row, and return the logits [scored, V'].
-
-        Args:
-            ids, positions: tokens and their positions, of all rows.
-            widths: number of tokens of each row.
-            scored: indices of the tokens that are scored.
-        """
+        """Feed ``widths`` tokens of each row, and return the logits [scored, V'] of some."""
         before = self._past
         self._past = [past + new for past, new in zip(before, widths, strict=True)]
-        self._make_room()
-        logits = self._pages.infer(
-            {
-                "input_ids": numpy.ascontiguousarray(ids),
-                "position_ids": numpy.ascontiguousarray(positions),
-                "past_lens": numpy.array(before, numpy.int32),
-                "subsequence_begins": numpy.cumsum([0, *widths], dtype=numpy.int32),
-                "block_indices": numpy.array(
-                    [block for blocks in self._blocks for block in blocks], numpy.int32
-                ),
-                "block_indices_begins": numpy.cumsum(
-                    [0, *map(len, self._blocks)], dtype=numpy.int32
-                ),
-                "max_context_len": numpy.array(max(self._past), numpy.int32),
-                POSITIONS: scored.astype(numpy.int64),
-            }
-        )
-        return logits if self._pages.narrow else logits[scored]
-
-    def _make_room(self) -> None:
-        size = self._pages.block_size
         for past, blocks in zip(self._past, self._blocks, strict=True):
-            while len(blocks) * size < past:
+            while len(blocks) * self._pages.block_size < past:
                 blocks.append(self._pages.take())
+        blocks = [block for row in self._blocks for block in row]
+        begins = numpy.cumsum([0, *map(len, self._blocks)], dtype=numpy.int32)
+        given = {
+            "input_ids": numpy.ascontiguousarray(ids),
+            "position_ids": numpy.ascontiguousarray(positions),
+            "past_lens": numpy.array(before, numpy.int32),
+            "subsequence_begins": numpy.cumsum([0, *widths], dtype=numpy.int32),
+            "block_indices": numpy.array(blocks, numpy.int32),
+            "block_indices_begins": begins,
+            "max_context_len": numpy.array(max(self._past), numpy.int32),
+            POSITIONS: scored.astype(numpy.int64),
+        }
+        logits = self._pages.infer(given)
+        return logits if self._pages.narrow else logits[scored]
 
     def rollback(self, fed: int, kept: Sequence[int]) -> None:
         # Later tokens overwrite what lies after a row's length.

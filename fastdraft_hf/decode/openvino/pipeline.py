@@ -68,8 +68,6 @@ class OpenVINODecoder:
     Args:
         target: the target's OpenVINO folder.
         draft: the draft's; ``None`` decodes with the target alone.
-        device: an OpenVINO device such as ``CPU`` or ``GPU``.
-        cache_gigabytes: size of the key-value cache, in GB.
         prompt_lookup: draft by copying from the text, as transformers' prompt lookup does, without
             a draft.
         properties: of both models, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
@@ -82,8 +80,6 @@ class OpenVINODecoder:
         self,
         target: Path,
         draft: Path | None = None,
-        device: str = "CPU",
-        cache_gigabytes: int = 1,
         prompt_lookup: bool = False,
         properties: Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,17 +87,16 @@ class OpenVINODecoder:
 
         if prompt_lookup and draft is not None:
             raise ValueError("prompt lookup takes no draft")
-
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = cache_gigabytes
+        scheduler.cache_size = 1  # GB
         given = dict(properties or {})
         options: dict[str, Any] = {"scheduler_config": scheduler, **given}
         if draft is not None:
-            options["draft_model"] = openvino_genai.draft_model(str(draft), device, **given)
+            options["draft_model"] = openvino_genai.draft_model(str(draft), "CPU", **given)
         if prompt_lookup:
             options["prompt_lookup"] = True
         with kept_signal_stack():
-            self._pipeline = openvino_genai.LLMPipeline(str(target), device, **options)
+            self._pipeline = openvino_genai.LLMPipeline(str(target), "CPU", **options)
         self._drafts = draft is not None
         self._lookup = prompt_lookup
 

@@ -30,15 +30,14 @@ class OpenVINOModel(SlotModel):
 
     Args:
         model: the model. Its cache is emptied.
-        token_ids: see `CachedModel`.
     """
 
     # A compaction copies the whole cache, several passes' worth of time.
     waste_factor = 1.5
     waste_slots = 192
 
-    def __init__(self, model: Any, token_ids: torch.Tensor | None = None) -> None:
-        super().__init__(torch.device("cpu"), token_ids)
+    def __init__(self, model: Any) -> None:
+        super().__init__(torch.device("cpu"))
         model.compile()
         self._request = model.request
         self._request.reset_state()
@@ -57,9 +56,8 @@ class OpenVINOModel(SlotModel):
             "beam_idx": numpy.arange(rows, dtype=numpy.int32) if self._beam is None else self._beam,
         }
         self._beam = None
-        logits = run_request(
-            self._request, {name: numpy.ascontiguousarray(given[name]) for name in self._inputs}
-        )
+        inputs = {name: numpy.ascontiguousarray(given[name]) for name in self._inputs}
+        logits = run_request(self._request, inputs)
         return torch.from_numpy(logits)[:, -keep:].clone()
 
     def _crop(self, count: int) -> int:
