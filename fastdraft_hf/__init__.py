@@ -36,7 +36,7 @@ _LAZY = {
     "assisted_decoding": "fastdraft_hf.decode.speculative",
     "openvino_pipeline": "fastdraft_hf.decode.openvino.pipeline",
     "record_rounds": "fastdraft_hf.decode.assisted",
-    "record_decoding": "fastdraft_hf.decode.recorder",
+    "record_decoding": "fastdraft_hf.decode.assisted",
     "record_result": "fastdraft_hf.decode.openvino.pipeline",
     "DecodingRecords": "fastdraft_hf.decode.records",
     "FastDraftError": "fastdraft_hf._errors",
@@ -46,10 +46,10 @@ __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
     from fastdraft_hf._errors import FastDraftError as FastDraftError
+    from fastdraft_hf.decode.assisted import record_decoding as record_decoding
     from fastdraft_hf.decode.assisted import record_rounds as record_rounds
     from fastdraft_hf.decode.openvino.pipeline import openvino_pipeline as openvino_pipeline
     from fastdraft_hf.decode.openvino.pipeline import record_result as record_result
-    from fastdraft_hf.decode.recorder import record_decoding as record_decoding
     from fastdraft_hf.decode.records import DecodingRecords as DecodingRecords
     from fastdraft_hf.decode.speculative import assisted_decoding as assisted_decoding
     from fastdraft_hf.draft.build import build_draft as build_draft

@@ -15,9 +15,8 @@ from transformers import LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
 from fastdraft_hf._ties import greedy_margin
-from fastdraft_hf.decode.assisted import record_rounds
+from fastdraft_hf.decode.assisted import record_decoding, record_rounds
 from fastdraft_hf.decode.loop import Loop
-from fastdraft_hf.decode.recorder import record_decoding
 from fastdraft_hf.decode.settings import store_draft_settings
 from fastdraft_hf.export.parity import EXACT
 

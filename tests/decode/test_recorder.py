@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaForCausalLM
 
 import fastdraft_hf
-from fastdraft_hf.decode.assisted import decode, record_rounds, set_draft_length
-from fastdraft_hf.decode.recorder import record_decoding
+from fastdraft_hf.decode.assisted import decode, record_decoding, record_rounds, set_draft_length
 from fastdraft_hf.decode.records import DecodingRecords
 
 TinyModel = Callable[..., LlamaForCausalLM]
