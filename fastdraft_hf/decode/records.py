@@ -104,10 +104,9 @@ class DecodingRecords(list[DecodingRecord]):
         Raises:
             FastDraftError: the name ends otherwise.
         """
-        path = Path(path)
         kind = _kind(path)
         rows = [{**r.to_dict(), "new_tokens": r.new_tokens} for r in self]
-        with atomic_file(path) as temporary:
+        with atomic_file(Path(path)) as temporary:
             if kind == ".jsonl":
                 text = "".join(json.dumps(row) + "\n" for row in rows)
                 temporary.write_text(text, encoding="utf-8")
@@ -121,9 +120,8 @@ class DecodingRecords(list[DecodingRecord]):
         Raises:
             FastDraftError: the name ends neither in ``.jsonl`` nor in ``.parquet``.
         """
-        path = Path(path)
         if _kind(path) == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
         else:
             import pyarrow.parquet
 
@@ -137,7 +135,8 @@ class DecodingRecords(list[DecodingRecord]):
         )
 
 
-def _kind(path: Path) -> str:
+def _kind(path: str | Path) -> str:
+    path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise FastDraftError(f"{path.name}: records are saved as .jsonl or .parquet")
     return path.suffix

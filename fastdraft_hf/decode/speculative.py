@@ -112,15 +112,14 @@ def assisted_decoding(
             streamer,
             model_kwargs,
         )
-    prepared: dict[str, Any] = {
-        "logits_processor": logits_processor,
-        "stopping_criteria": stopping_criteria,
-        "generation_config": generation_config,
-        "synced_gpus": synced_gpus,
+    prepared = dict(
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        generation_config=generation_config,
+        synced_gpus=synced_gpus,
         **model_kwargs,
-    }
-    if streamer is not None:
-        prepared["streamer"] = streamer
+        **({} if streamer is None else {"streamer": streamer}),
+    )
     reason = "; ".join(obstacle.reason for obstacle in found)
     # Every obstacle must allow the draft, and stock generation would take the columns of a reduced
     # vocabulary for token ids.
