@@ -33,7 +33,11 @@ class GeneratedSet(Section):
     max_prompt_tokens: Count = Field(1024, description="longer prompts are left out")
     temperatures: list[Number] = Field([0.0, 0.6, 0.8, 1.0], description="0 is greedy")
     temperatures_per_prompt: Literal["one", "all"] = Field(
-        "one", description="one: one per prompt, in turn; all: every prompt at every one"
+        "one",
+        description=(
+            "one: one per prompt, in turn; all: every prompt at every one (one listed twice gives "
+            "two completions)"
+        ),
     )
     top_p: Number = Field(1.0, description="nucleus to sample from; 1 is the whole distribution")
     system_prompt: str | None = Field(None, description="system turn of chats without one")
@@ -69,10 +73,6 @@ class GeneratedSet(Section):
         temperatures = self.temperatures
         if not temperatures or not all(0 <= t < math.inf for t in temperatures):
             raise FastDraftError("temperatures: needs a list of numbers of at least 0")
-        if self.temperatures_per_prompt == "all" and len({*temperatures}) < len(temperatures):
-            raise FastDraftError(
-                "temperatures: one is there twice, and temperatures_per_prompt is all"
-            )
         temperatures = self.instruction_temperatures
         if not temperatures or not all(0 < t < math.inf for t in temperatures):
             raise FastDraftError(

@@ -20,9 +20,8 @@ from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine
-from fastdraft_hf.data.filters import FILTERS, check_language, write_filters
+from fastdraft_hf.data.filters import FILTERS, check_language, keep_instructions, write_filters
 from fastdraft_hf.data.generations import Requests, write_rows
-from fastdraft_hf.data.instructions import keep_instructions
 from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompt_sets import conversations

@@ -15,26 +15,15 @@ from fastdraft_hf.data.config import GenerateConfig
         ({"max_prompt_tokens": 0}, "max_prompt_tokens: must be at least 1"),
         ({"max_instruction_tokens": 0}, "max_instruction_tokens: must be at least 1"),
         ({"temperatures": []}, "temperatures: needs a list of numbers of at least 0"),
-        ({"temperatures": [-0.1]}, "temperatures: needs a list of numbers of at least 0"),
         ({"temperatures": [float("nan")]}, "temperatures: needs a list of numbers of at least 0"),
-        ({"temperatures": [float("inf")]}, "temperatures: needs a list of numbers of at least 0"),
-        (
-            {"temperatures": [1.0, 1.0], "temperatures_per_prompt": "all"},
-            "temperatures: one is there twice",
-        ),
         (
             {"instruction_temperatures": [0.0]},
             "instruction_temperatures: needs a list of numbers above",
-        ),
-        (
-            {"instruction_temperatures": []},
-            "instruction_temperatures: needs a list of numbers above 0",
         ),
         ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, got 0.0"),
         ({"kind": "dataset"}, "dataset: kind dataset needs"),
         ({"dataset": "x"}, "dataset: only for kind dataset, and kind is magpie"),
         ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free has no chats"),
-        ({"system_prompt_in_answers": False}, "system_prompt_in_answers: false needs kind magpie"),
         (
             {"system_prompt_in_answers": False, "kind": "code", "system_prompt": "x"},
             "system_prompt_in_answers: false needs kind magpie and a system_prompt",

@@ -15,7 +15,7 @@ from fastdraft_hf.data.filters import RowFilters, write_filters
 from fastdraft_hf.data.generations import read_rows, write_rows
 from fastdraft_hf.target.resolve import Target
 
-from .fakes import FakeEngine, in_processes, make_requests
+from .fakes import FakeEngine, make_requests
 
 FACTS: dict[str, Any] = {
     "target": Target(Path("x"), "some/model", "abc", "apache-2.0"),
@@ -93,13 +93,3 @@ def test_nothing_in_a_text_closes_its_fence(text: str) -> None:
     assert first == f"{last}text"
     assert set(last) == {"`"}
     assert last not in text
-
-
-def test_the_card_does_not_depend_on_the_processes_that_wrote_the_rows(tmp_path: Path) -> None:
-    def work(rank: int) -> None:
-        engine = FakeEngine(seed=rank)
-        write_rows(engine, make_requests(23), tmp_path / "b" / "chat", rows_per_part=4)
-
-    write_rows(FakeEngine(), make_requests(23), tmp_path / "a" / "chat")
-    in_processes(3, work)
-    assert write(tmp_path / "a" / "chat") == write(tmp_path / "b" / "chat")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections import Counter
@@ -18,14 +19,20 @@ from fastdraft_hf.data.filters import (
     LOOP_PERIOD,
     LOOP_TAIL,
     RowFilters,
+    asks,
+    check_language,
     in_a_long_loop,
     in_a_loop,
+    in_another_language,
     judge_rows,
+    keep_instructions,
+    no_words,
     read_kept_rows,
     repeats_itself,
     write_filters,
 )
 from fastdraft_hf.data.generations import read_rows, write_rows
+from fastdraft_hf.data.prompts import template_ends
 
 from .fakes import FakeEngine, make_requests
 
@@ -106,7 +113,10 @@ def test_rows_are_judged_by_reason() -> None:
         (row([*([1, 3] * 40), 2]), "loop"),  # it looped, and then it stopped
         (row([*range(200, 230), *list(range(50)) * 3, 2]), "loop"),
     ]
-    assert reasons_of([row for row, _ in judged]) == [reason for _, reason in judged]
+    rows = [row for row, _ in judged]
+    assert reasons_of(rows) == [reason for _, reason in judged]
+    strict = reasons_of(rows, RowFilters(cut_off="drop"))
+    assert [number for number, reason in enumerate(strict) if reason == "cut off"] == [5, 6]
 
 
 def test_near_duplicates_are_dropped_and_what_all_prompts_share_does_not_count() -> None:
@@ -158,7 +168,7 @@ def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
     assert kept == [r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"]
     assert counts == read == Counter(reasons)
     written = json.loads((made / FILTERS).read_text())
-    assert written["settings"] == {"near_duplicates": 0.4, "language": None}
+    assert written["settings"] == {"cut_off": "keep", "near_duplicates": 0.4, "language": None}
     assert read_rows(made) == rows  # all rows stay on disk
 
 
@@ -167,3 +177,173 @@ def test_a_set_with_missing_rows_is_refused(made: Path) -> None:
     (made / "part-00000-00001.parquet").unlink()
     with pytest.raises(FastDraftError, match=r"it has 18 of 23 rows\. Run stage generate again"):
         read_kept_rows(made)
+
+
+# ---- languages
+
+TEXTS = {
+    "en": "The river runs through the old town and past the mill where nobody works any more.",
+    "de": "Der Fluss fließt durch die alte Stadt und an der Mühle vorbei, in der keiner arbeitet.",
+    "fr": "La rivière traverse la vieille ville et passe devant le moulin où nul ne travaille.",
+    "es": "El río atraviesa la ciudad vieja y pasa por el molino donde ya no trabaja nadie.",
+    "ja": "川は古い町を流れ、もう誰も働いていない水車小屋のそばを通り過ぎます。",
+    "ru": "Река течёт через старый город мимо мельницы, где больше никто не работает.",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("wanted", TEXTS)
+def test_only_another_language_is_wrong(text: str, wanted: str) -> None:
+    assert in_another_language(TEXTS[text], wanted) == (text != wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "12 + 30 = 42",
+        "Sí, claro.",  # too short to be sure
+        "```python\ndef f(x):\n    return sorted(set(x))[-1]\n```",
+        "```python\ndef unfinished(x):\n    return sorted(set(x))[-1] or unfinished(x - 1)",
+    ],
+)
+def test_what_cannot_be_judged_is_not_wrong(text: str) -> None:
+    assert not in_another_language(text, "en")
+    assert not in_another_language(text, "de")
+
+
+def test_a_word_in_another_language_does_not_make_the_text_so() -> None:
+    text = (
+        'In Spanish one says "buenos días" in the morning, and "buenas noches" before going to bed.'
+    )
+    assert not in_another_language(text, "en")
+
+
+def test_words_around_code_are_what_is_judged() -> None:
+    code = "```python\nfor the_word in the_list_of_words:\n    print(the_word)\n```"
+    assert in_another_language(f"{TEXTS['de']}\n{code}\n{TEXTS['de']}", "en")
+    assert not in_another_language(f"{TEXTS['en']}\n{code}", "en")
+
+
+def test_a_code_that_is_no_language() -> None:
+    check_language("en")
+    with pytest.raises(FastDraftError, match="py3langid does not know 'english'"):
+        check_language("english")
+
+
+def test_without_the_language_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[language\]"):
+        check_language("en")
+
+
+# ---- instructions of the target
+
+
+def never(text: str) -> bool:
+    return False
+
+
+def test_instructions() -> None:
+    good = [3, 4, 5, 6, 7]
+    rows = [
+        row([*good, 2]),
+        row([*good, 2]),
+        row([*good, 8, 2]),
+        row(good, reason="length"),
+        row([3, 4, 5, 6, 2]),
+        row([3, 4] * 15 + [2]),
+        row([9, 9, 8, 8, 7, 2]),
+        row([3, 4, 1, 6, 7, 2]),
+    ]
+    kept, reasons = keep_instructions(
+        rows,
+        lambda ids: " ".join(map(str, ids)),
+        lambda text: text.startswith("9 9"),
+        special_ids={1, 2},
+        filters=RowFilters(near_duplicates=None),
+    )
+    assert kept == [tuple(good), (*good, 8)]
+    assert reasons == {
+        "kept": 2,
+        "duplicate": 1,
+        "cut off": 1,
+        "too short": 1,
+        "loop": 1,
+        "overlaps held-out text": 1,
+        "special token": 1,
+    }
+
+
+def test_near_instructions_are_asked_once() -> None:
+    first = list(range(10, 40))
+    rows = [row([*first, 2]), row([*first[:-1], 5, 2]), row([*first[::-1], 2])]
+    kept, reasons = keep_instructions(rows, str, never, filters=RowFilters())
+    assert kept == [tuple(first), tuple(first[::-1])]
+    assert reasons["near duplicate"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Can you suggest a name for a bakery?",
+        "Write a poem about rain.",
+        "I'm moving to Lisbon next month. Recommend a quiet neighbourhood.",
+        "Here is my essay:\n\nrewrite it in plain words",
+        "I need a plan for a garden with three beds.",
+        "The function below is slow; optimise nothing, but explain why.",
+        "please be quick",
+    ],
+)
+def test_what_asks(text: str) -> None:
+    assert asks(text)
+    assert not no_words(text, round(1.4 * len(text.split())))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The Kitebark community is committed to protecting the planet and its ecosystems.",
+        "The clinical session should start with a morning kick.",
+        "Revup – winter has arrived, a season of speculation in our year!",
+    ],
+)
+def test_what_asks_nothing(text: str) -> None:
+    assert not asks(text)
+
+
+def test_words_that_are_none(target_tokenizer: Any) -> None:
+    def judged(text: str) -> bool:
+        return no_words(text, len(target_tokenizer(text)["input_ids"]))
+
+    assert judged("Gnattik wuorfel hjaksed blimfu, tzoqqel vamdrix ulpakkoz snerq bwxilly")
+    assert judged("What is a popular worksofcraiglondonappealingtonshire?")
+    assert not judged("What is the most interesting thing about volcanoes in Iceland?")
+    assert not judged("Solve: 3*x**2 + 17/4 - (2.5e-3) = 0, and 0x1F ^ 0b101")
+    assert not judged("Visit https://example.com/a/very/long/address/indeed/that/goes/on")
+
+
+def test_only_english_is_held_to_english_words(target_tokenizer: Any) -> None:
+    _, suffix = template_ends(target_tokenizer)
+
+    def reasons_of(text: str, language: str | None) -> dict[str, int]:
+        ids = target_tokenizer(text, add_special_tokens=False)["input_ids"]
+        _, reasons = keep_instructions(
+            [row([*ids, target_tokenizer.eos_token_id])],
+            target_tokenizer.decode,
+            never,
+            suffix=suffix,
+            special_ids=set(target_tokenizer.all_special_ids),
+            filters=RowFilters(language=language),
+        )
+        return reasons
+
+    german = "Schreibe bitte ein kurzes Gedicht über den Regen in der alten Stadt am Fluss."
+    assert reasons_of(german, None) == reasons_of(german, "de") == {"kept": 1}
+    assert reasons_of(german, "en") == {"wrong language": 1}
+    nothing = "The clinical session should start with a morning kick."
+    assert reasons_of(nothing, "en") == {"asks nothing": 1}
+    assert reasons_of(nothing, None) == {"kept": 1}
+    assistant = "Sure, I can help you with that. What is the first line of your poem?"
+    assert reasons_of(assistant, "en") == {"speaks as the assistant": 1}
+    assert reasons_of("Can you suggest a name for a bakery?", "en") == {"kept": 1}

@@ -132,16 +132,6 @@ def test_one_of_three_dies(
         assert f"{second.url}: given up" in caplog.text
 
 
-def test_what_the_server_refuses_is_told(tmp_path: Path) -> None:
-    with (
-        VLLMServer(faults=lambda number, body: "400" if number == 9 else None) as server,
-        pytest.raises(
-            FastDraftError, match=r"refuses the request \(HTTP 400\): .*the prompt is too long"
-        ),
-    ):
-        list(open_engine(server).generate(make_requests(40), lambda n: None))
-
-
 def test_a_server_without_ids_is_refused() -> None:
     with (
         VLLMServer(returns_ids=False) as server,
@@ -213,7 +203,8 @@ def test_the_key_comes_from_the_environment_only(
         check(open_engine(server))
         server.faults = lambda number, body: "400"
         server.change = lambda answer: None
-        with pytest.raises(FastDraftError) as error:
+        refused = r"refuses the request \(HTTP 400\): .*the prompt is too long"
+        with pytest.raises(FastDraftError, match=refused) as error:
             list(open_engine(server).generate(make_requests(2), lambda n: None))
         assert "sesame-9" not in str(error.value) + caplog.text
 
@@ -245,16 +236,10 @@ def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
         end.set()
 
 
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("http://host:8000", "http://host:8000/v1"),
-        ("http://host:8000/v1/", "http://host:8000/v1"),
-        (" https://host/some/path ", "https://host/some/path/v1"),
-    ],
-)
-def test_urls(text: str, url: str) -> None:
-    assert server_url(text) == url
+def test_urls() -> None:
+    for text in ("http://host:8000", "http://host:8000/v1/", " http://host:8000/ "):
+        assert server_url(text) == "http://host:8000/v1"
+    assert server_url("https://host/some/path") == "https://host/some/path/v1"
 
 
 @pytest.mark.parametrize("text", ["http://me:sesame@host/v1", "http://host/v1?key=sesame"])

@@ -151,9 +151,6 @@ class VLLMServer:
             self._dead.wait()
         if self._dead.is_set() or fault == "reset":
             return reset(handler.connection)
-        if fault == "timeout":
-            time.sleep(1.5)
-            return reset(handler.connection)
         if fault == "429":
             return self._send(handler, 429, {"error": "busy"}, Retry_After="0.05")
         if fault == "500":

@@ -54,7 +54,7 @@ class ServerEngine:
         target: the target's name or folder.
 
     Raises:
-        FastDraftError: no server answers, one serves another model, or returns no ids.
+        FastDraftError: a server does not answer, serves another model, or returns no ids.
     """
 
     name = "server"
@@ -79,20 +79,17 @@ class ServerEngine:
         self._loop = asyncio.new_event_loop()
         key = os.environ.get(KEY_VARIABLE) or "EMPTY"
         self._servers: list[_Server] = []
-        urls = list(dict.fromkeys(map(server_url, urls)))
-        for url in urls:
+        for url in dict.fromkeys(map(server_url, urls)):
             client = AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
             server = _Server(url, client)
             try:
                 self._loop.run_until_complete(self._greet(server, model, target))
-                self._servers.append(server)
             except _ServerFault as fault:
-                if url == urls[-1] and not self._servers:
-                    raise FastDraftError(
-                        f"generate.server: {url} does not answer ({fault}). Start the server or "
-                        "correct the URL"
-                    ) from None
-                logger.warning("%s: left out, it does not answer (%s)", url, fault)
+                raise FastDraftError(
+                    f"generate.server: {url} does not answer ({fault}). Start the server or "
+                    "correct the URL"
+                ) from None
+            self._servers.append(server)
 
     async def _greet(self, server: _Server, model: str | None, target: str) -> None:
         """Check that a server has the model, takes ids and returns ids."""

@@ -101,16 +101,16 @@ class TransformersEngine:
         while window := list(islice(waiting, self._batch_size * 8)):
             window.sort(key=lambda request: len(request.prompt_ids))
             for start in range(0, len(window), self._batch_size):
-                watch = _Watch(self._stop_ids, on_tokens)
-                yield from self._batch(window[start : start + self._batch_size], watch)
+                watch = _Watch(window[start : start + self._batch_size], self._stop_ids, on_tokens)
+                yield from self._batch(watch)
                 if watch.over:
                     return
 
-    def _batch(self, batch: list[Request], watch: _Watch) -> list[Completion]:
+    def _batch(self, watch: _Watch) -> list[Completion]:
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        width = max(len(request.prompt_ids) for request in batch)
+        batch, width = watch.batch, watch.width
         pad = min(self._stop_ids)
         ids = torch.full((len(batch), width), pad)
         mask = torch.zeros_like(ids)
@@ -118,13 +118,11 @@ class TransformersEngine:
             start = width - len(request.prompt_ids)
             ids[row, start:] = torch.tensor(request.prompt_ids)
             mask[row, start:] = 1
-        limits = torch.tensor([request.max_new_tokens for request in batch], device=self._device)
-        watch.start(width, limits)
         with torch.inference_mode():
             output = self._model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
-                max_new_tokens=int(limits.max()),
+                max_new_tokens=max(request.max_new_tokens for request in batch),
                 eos_token_id=sorted(self._stop_ids),
                 pad_token_id=pad,
                 do_sample=False,
@@ -139,31 +137,25 @@ class TransformersEngine:
 
 
 class _Watch:
-    """A stopping criterion that counts tokens and ends a batch when the time is up.
+    """A stopping criterion that counts tokens and ends a batch when the time is up."""
 
-    Attributes:
-        running: [B], which rows have neither stopped nor reached their length limit.
-        over: whether the time is up.
-    """
-
-    def __init__(self, stop_ids: set[int], on_tokens: Callable[[int], bool | None]) -> None:
-        self._stop_ids, self._on_tokens = sorted(stop_ids), on_tokens
-        self.over = False
-
-    def start(self, width: int, limits: torch.Tensor) -> None:
-        """Begin a batch with prompts of ``width`` tokens and length limits [B]."""
+    def __init__(
+        self, batch: list[Request], stop_ids: set[int], on_tokens: Callable[[int], bool | None]
+    ) -> None:
         import torch
 
-        self._width, self._limits = width, limits
-        self._stops = torch.tensor(self._stop_ids, device=limits.device)
-        self.running = torch.ones_like(limits, dtype=torch.bool)
+        self.batch, self.over, self._on_tokens = batch, False, on_tokens
+        self.width = max(len(request.prompt_ids) for request in batch)
+        self._limits = torch.tensor([request.max_new_tokens for request in batch])
+        self._stops = torch.tensor(sorted(stop_ids))
+        self._running = torch.ones(len(batch), dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return which rows [B] are done."""
         import torch
 
-        new = int(self.running.sum())
-        self.running &= ~torch.isin(input_ids[:, -1], self._stops)
-        self.running &= input_ids.shape[1] - self._width < self._limits
+        new = int(self._running.sum())
+        self._running &= ~torch.isin(input_ids[:, -1].cpu(), self._stops)
+        self._running &= input_ids.shape[1] - self.width < self._limits
         self.over = bool(self._on_tokens(new))
-        return ~self.running | self.over
+        return (~self._running | self.over).to(input_ids.device)
