@@ -18,23 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import cast
 
-_PERMISSIVE = {
-    "0BSD", "APACHE-2.0", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "BSD", "BSL-1.0", "CC0-1.0", "HPND",
-    "ISC", "MIT", "MIT-0", "MIT-CMU", "NCSA", "PSF-2.0", "PYTHON-2.0", "UNLICENSE", "ZLIB",
-    "ZPL-2.1",
-}  # fmt: skip
-# Trove classifiers and free text of older metadata, by what they contain.
-_WORDINGS = {
-    r"\bapache\b": "Apache-2.0",
-    r"\b(?:mit|expat)\b": "MIT",
-    r"\bbsd\b": "BSD",
-    r"\bisc\b": "ISC",
-    r"\bpython software foundation\b|\bpsf": "PSF-2.0",
-    r"\bunlicense\b": "Unlicense",
-    r"\bzlib\b": "Zlib",
-    r"\bhpnd\b": "HPND",
-}
-_RESTRICTIVE = re.compile(r"gpl|copyleft|mozilla|\bmpl|proprietary|commercial|eula|nvidia", re.I)
+# In SPDX expressions, Trove classifiers and free text, by what they contain.
+_PERMISSIVE = re.compile(
+    r"\b(0bsd|apache|bsd|bsl-1\.0|cc0|expat|hpnd|isc|mit|ncsa|psf|python software foundation"
+    r"|unlicense|zlib|zpl)\b",
+    re.I,
+)
+_RESTRICTIVE = re.compile(
+    r"gpl|copyleft|mozilla|\bmpl|proprietary|commercial|eula|nvidia|nuclear|licenseref", re.I
+)
 _SHORTEST_DOC = 80  # characters; shorter docstrings are labels
 # Tests repeat themselves, and what a package vendors has another license.
 _SKIPPED = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "third_party"}
@@ -44,35 +36,29 @@ _SKIPPED_OF_LIBRARY = {*_SKIPPED, "idle_test", "site-packages", "lib2to3"}
 def license_of(package: Message) -> str | None:
     """Return the license that a package's metadata name, if it is a permissive one.
 
-    ``License-Expression`` (SPDX) goes before classifiers, and these before the free text.
+    ``License-Expression`` (SPDX) goes before classifiers, and these before the free text. One
+    permissive choice of ``OR`` is enough.
     """
-    expression = package.get("License-Expression")
-    if expression:
-        return expression if _permits(expression) else None
-    texts = [
-        value.split("::")[-1]
+    classifiers = [
+        value.split("::")[-1].strip()
         for value in package.get_all("Classifier", [])
         if value.startswith("License ::") and not value.endswith(":: OSI Approved")
     ]
     first_line = (package.get("License") or "").strip().splitlines()[:1]
-    if not texts and first_line and len(first_line[0]) < 100:
-        texts = first_line
-    found = []
-    for text in texts:
-        wording = next((w for w in _WORDINGS if re.search(w, text, re.I)), None)
-        if wording is None or _RESTRICTIVE.search(text):
-            return None
-        found.append(_WORDINGS[wording])
-    return " AND ".join(dict.fromkeys(found)) or None
+    expression = package.get("License-Expression")
+    texts = [expression] if expression else classifiers or first_line
+    if texts and all(any(map(_permits, _choices(text))) for text in texts):
+        return " AND ".join(texts)
+    return None
 
 
-def _permits(expression: str) -> bool:
-    """Return whether an SPDX expression is permissive; one choice of ``OR`` is enough."""
-    words = re.findall(r"[\w.+-]+", re.sub(r"\s+WITH\s+\S+", "", expression))
-    known = [word.upper() in _PERMISSIVE for word in words if word.upper() not in ("AND", "OR")]
-    if all(known):
-        return bool(known)
-    return "AND" not in words and "(" not in expression and any(known)
+def _choices(text: str) -> list[str]:
+    return [text] if "(" in text or " AND " in text else text.split(" OR ")
+
+
+def _permits(text: str) -> bool:
+    found = all(_PERMISSIVE.search(part) for part in text.split(" AND "))
+    return found and not _RESTRICTIVE.search(text)
 
 
 def _metadata(package: metadata.Distribution) -> Message:

@@ -5,50 +5,12 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from fastdraft_hf._config import Number, Section
-from fastdraft_hf._errors import FastDraftError, nearest
-
-_FINEWEB = {
-    "kind": "hub",
-    "name": "HuggingFaceFW/fineweb",
-    "subset": "sample-10BT",
-    "column": "text",
-}
-_FINEWEB_EDU = {**_FINEWEB, "name": "HuggingFaceFW/fineweb-edu"}
-# Gated: accept its terms on the Hub and log in with `hf auth login`. Without a folder it would be
-# read language by language, in the order of the alphabet.
-_THE_STACK = {
-    "kind": "hub",
-    "name": "bigcode/the-stack-dedup",
-    "data_dir": "data/python",
-    "column": "content",
-}
-# Not gated: Python files from GitHub, deduplicated and filtered.
-_CODEPARROT = {"kind": "hub", "name": "codeparrot/codeparrot-clean", "column": "content"}
-
-# Mixtures with a name. The shares of ``paper-cp`` are the paper's: 5 billion tokens of code to 2.5
-# billion of text.
-PRESETS: dict[str, list[dict[str, Any]]] = {
-    "fineweb": [_FINEWEB],
-    "fineweb-edu": [_FINEWEB_EDU],
-    "the-stack": [_THE_STACK],
-    "codeparrot": [_CODEPARROT],
-    # The paper's PT and CP.
-    "paper-pt": [_FINEWEB],
-    "paper-cp": [{**_THE_STACK, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
-    "paper-cp-open": [{**_CODEPARROT, "weight": 5}, {**_FINEWEB, "weight": 2.5}],
-    # Without a download: from what is installed.
-    "offline-pt": [{"kind": "package_docs"}],
-    "offline-cp": [
-        {"kind": "python", "weight": 2},
-        {"kind": "packages", "weight": 3},
-        {"kind": "package_docs", "weight": 2.5},
-    ],
-}
+from fastdraft_hf._errors import FastDraftError
 
 
 class Source(Section):
@@ -86,23 +48,10 @@ class Source(Section):
     extensions: list[str] = Field(
         [], description="files: only names with these endings, such as [.py, .md]; empty for all"
     )
-    preset: str | None = Field(
-        None,
-        description="a mixture with a name instead of kind and name; its entries share the weight",
-    )
 
     def check_values(self) -> None:
         if self.weight <= 0:
             raise FastDraftError(f"weight: must be above 0, got {self.weight}")
-        if self.preset is not None:
-            if self.preset not in PRESETS:
-                raise FastDraftError(
-                    f"preset: there is no '{self.preset}'{nearest(self.preset, PRESETS)}; known: "
-                    f"{', '.join(PRESETS)}"
-                )
-            if self.name:
-                raise FastDraftError(f"preset: '{self.preset}' and name '{self.name}'; give one")
-            return
         if self.kind in ("generated", "files", "hub") and not self.name:
             raise FastDraftError(f"name: needed for kind {self.kind}")
         if self.extensions and self.kind != "files":
@@ -117,22 +66,6 @@ class Source(Section):
             names = glob.glob(self.name, recursive=True)
         endings = tuple(self.extensions) or ""
         return sorted(p for p in map(Path, names) if p.name.endswith(endings) and p.is_file())
-
-
-def expand_presets(sources: Sequence[Source]) -> list[Source]:
-    """Replace every preset by its entries, which share its weight."""
-    found: list[Source] = []
-    for source in sources:
-        if source.preset is None:
-            found.append(source)
-            continue
-        entries = [Source(**entry) for entry in PRESETS[source.preset]]
-        total = sum(entry.weight for entry in entries)
-        found += [
-            entry.model_copy(update={"weight": source.weight * entry.weight / total})
-            for entry in entries
-        ]
-    return found
 
 
 def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:

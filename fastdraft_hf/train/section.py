@@ -26,7 +26,7 @@ from pydantic import (
 
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.sources import Source, expand_presets
+from fastdraft_hf.data.sources import Source
 
 if TYPE_CHECKING:
     from fastdraft_hf.train.config import DraftDistillationConfig
@@ -135,7 +135,6 @@ class TrainingSection(Section):
     def check_values(self) -> None:
         from fastdraft_hf.train.config import check_settings
 
-        self.sources = expand_presets(self.sources)
         check_settings(self)
         self.require_positive("per_device_train_batch_size", "gradient_accumulation_steps")
         if self.eval_rows < 0:

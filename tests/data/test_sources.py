@@ -6,10 +6,8 @@ import pytest
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.sources import (
-    PRESETS,
     Source,
     check_source,
-    expand_presets,
     summary_keys,
 )
 
@@ -32,35 +30,12 @@ def test_sources_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         ({"kind": "hub"}, "name: needed for kind hub"),
         ({}, "name: needed for kind generated"),
         ({"kind": "python", "weight": 0}, "weight: must be above 0, got 0"),
-        ({"preset": "fineweeb"}, r"preset: there is no 'fineweeb' \(did you mean 'fineweb"),
-        ({"preset": "fineweb", "name": "x"}, "preset: 'fineweb' and name 'x'; give one"),
         ({"kind": "python", "extensions": [".py"]}, "extensions: for kind files only, not python"),
     ],
 )
 def test_sources_refuse_nonsense(fields: dict, message: str) -> None:
     with pytest.raises(FastDraftError, match=f"^{message}"):
         Source(**fields)
-
-
-def test_every_preset_is_made_of_sources() -> None:
-    for name in PRESETS:
-        for source in expand_presets([Source(preset=name)]):
-            assert source.preset is None
-            assert source.kind in ("hub", "python", "packages", "package_docs")
-            # What a preset names is on the Hub or on every machine: nothing of a user's own.
-            assert (source.kind == "hub") == bool(source.name)
-    offline = [
-        s.kind for n in ("offline-pt", "offline-cp") for s in expand_presets([Source(preset=n)])
-    ]
-    assert "hub" not in offline
-
-
-def test_a_preset_shares_its_weight() -> None:
-    both = expand_presets([Source(preset="paper-cp", weight=3), Source(kind="python", weight=1)])
-    assert [s.weight for s in both] == [2, 1, 1]  # code 5 : text 2.5, as in the paper
-    assert both[0].column == "content"
-    assert both[0].data_dir == "data/python"
-    assert expand_presets(both) == both
 
 
 def test_files_of_a_folder_by_their_endings(tmp_path: Path) -> None:
