@@ -69,7 +69,7 @@ RECIPE: dict[str, Any] = {
     "export": {"acceptance_texts": 1},
     "evaluate": {**DECODE, "untrained_prompts_per_task": 1},
     # Memory takes a start of Python for each path.
-    "bench": {**DECODE, "num_assistant_tokens": [2], "repeats": 1, "memory": False},
+    "bench": {**DECODE, "num_assistant_tokens": [2], "repeats": 1},
 }
 
 # What a user of the finished folder does: plain transformers and nothing of ours.

@@ -122,7 +122,6 @@ class BenchConfig(_Measuring):
     repeats: Count = Field(2, description="times every prompt is decoded in every setting")
     paths: list[BenchPath] = Field(["transformers", "openvino"], description=_PATHS_HELP)
     drafts: dict[Key, str] = Field({}, description=_DRAFTS_HELP)
-    memory: StrictBool = Field(True, description="measure the peak memory of each path")
     weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
     write: StrictBool = Field(
         False, description="store the best γ in the draft's generation config"

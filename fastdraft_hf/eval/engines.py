@@ -1,39 +1,20 @@
-"""The models that a benchmark times, loaded once for all settings of a runtime; and their memory.
-
-Peak memory is measured per path in a process of its own, because the paths of a runtime share one
-target. The figure includes Python and PyTorch or OpenVINO (some hundred MiB), as for a user.
-"""
+"""The models that a benchmark times, loaded once for all settings of a runtime."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-import math
-import os
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import write_json
-from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.bench import OPENVINO, Decode, Setting
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
-logger = logging.getLogger(__name__)
-
-Peaks = dict[str, int | None]
-
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of the models, in plain values that another process can be given.
+    """The folders of the models.
 
     Attributes:
         target: the target's folder.
@@ -183,98 +164,3 @@ class _OpenVINO(_Engine):
         record = decode(self.target, prompt.ids, draft=draft, path="ours", **arguments)
         record.path = "ours-openvino"
         return record
-
-
-def measure_memory(
-    models: Models,
-    settings: Sequence[Setting],
-    prompts: Sequence[EvaluationPrompt],
-    max_new_tokens: int,
-    saved: Path,
-    deadline: float = math.inf,
-) -> dict[str, Peaks]:
-    """Measure the peak memory of each path and draft, at its largest γ on the longest prompt.
-
-    Args:
-        models: their folders.
-        settings: what is timed, baselines included.
-        prompts: the benchmark's.
-        max_new_tokens: length of the answer.
-        saved: a JSON file that keeps the peaks, for a run that was killed.
-        deadline: of ``time.monotonic``; paths not measured by then are missing.
-
-    Returns:
-        name of a path -> ``peak_bytes`` (resident) and ``gpu_peak_bytes`` (allocated), ``None``
-        where unknown. A path whose process failed is missing, and a warning is logged.
-    """
-    longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    largest = {s.name: s for s in sorted(settings, key=lambda one: one.num_assistant_tokens)}
-    found: dict[str, Peaks] = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
-    with Progress("bench memory", len(largest), "paths", done=len(found)) as progress:
-        for setting in [one for name, one in largest.items() if name not in found]:
-            if time.monotonic() > deadline:
-                logger.warning("bench: no time left to measure the memory of %s", setting.name)
-                continue
-            peaks = _in_a_process(models, setting, longest, max_new_tokens)
-            if peaks is not None:
-                found[setting.name] = peaks
-                write_json(saved, found)
-            progress.advance(1)
-    return found
-
-
-def _in_a_process(
-    models: Models, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
-) -> Peaks | None:
-    task = {
-        "models": dataclasses.asdict(models),
-        "setting": dataclasses.asdict(setting),
-        "prompt": dataclasses.asdict(prompt),
-        "max_new_tokens": max_new_tokens,
-    }
-    result = subprocess.run(
-        [sys.executable, "-m", "fastdraft_hf.eval.engines"],
-        input=json.dumps(task),
-        capture_output=True,
-        text=True,
-        # The models are on disk; nothing has to be asked of the Hub.
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    lines = result.stdout.strip().splitlines()
-    if result.returncode != 0 or not lines:
-        why = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-        logger.warning("bench: the memory of %s could not be measured (%s)", setting.name, why)
-        return None
-    peaks: Peaks = json.loads(lines[-1])
-    return peaks
-
-
-def resident_peak() -> int | None:
-    """Return the peak resident memory of this process in bytes; ``None`` outside Linux.
-
-    ``VmHWM`` starts at zero with a program. ``getrusage`` would include the parent's peak.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else None
-
-
-def main() -> None:
-    """Run the task on standard input and print its peaks as the last line."""
-    task: dict[str, Any] = json.load(sys.stdin)
-    setting, models = Setting(**task["setting"]), Models(**task["models"])
-    decode = load_engine(models, [setting])
-    decode(setting, EvaluationPrompt(**task["prompt"]), task["max_new_tokens"])
-    gpu = None
-    if models.device == "cuda":
-        import torch
-
-        gpu = torch.cuda.max_memory_allocated()
-    print(json.dumps({"peak_bytes": resident_peak(), "gpu_peak_bytes": gpu}))
-
-
-if __name__ == "__main__":
-    main()

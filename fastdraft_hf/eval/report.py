@@ -11,12 +11,13 @@ from pathlib import Path
 from fastdraft_hf._card import python
 from fastdraft_hf.eval.figures import draw_figures
 from fastdraft_hf.eval.summary import (
-    BENCH_TABLES,
+    KERNELS_NOTE,
     SPEED_NOTE,
     RunSummary,
     acceptance_rows,
     acceptance_sentences,
     cut_sentence,
+    kernel_rows,
     speed_rows,
     stage_rows,
     verdict,
@@ -93,7 +94,8 @@ def write_report(
         acceptance_sentences=acceptance_sentences(evaluation) if evaluation else [],
         speed=speed_rows(bench) if bench else [],
         speed_note=SPEED_NOTE,
-        bench_tables=[(h, found) for h, rows in BENCH_TABLES if (found := rows(bench or {}))],
+        kernels=kernel_rows(bench or {}),
+        kernels_note=KERNELS_NOTE,
         samples=samples,
         stages=stage_rows(summary.provenance),
         snippet=snippet(target, draft_location),

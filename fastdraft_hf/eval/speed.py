@@ -19,7 +19,7 @@ from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.bench import Setting
 from fastdraft_hf.eval.config import BenchConfig
-from fastdraft_hf.eval.engines import Models, load_engine, measure_memory
+from fastdraft_hf.eval.engines import Models, load_engine
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
     Estimate,
@@ -163,14 +163,14 @@ def run_bench(
     config: BenchConfig,
     folder: Path,
 ) -> dict[str, Any]:
-    """Time the settings and measure their memory; return ``results.json``.
+    """Time the settings; return the content of ``results.json``.
 
     Args:
         models: the folders of target and drafts.
         assisted: from `assisted_settings`.
         prompts: from `draw_prompts`.
-        config: repeats, length of answers, memory and time limit.
-        folder: keeps ``records.jsonl`` and ``memory.json``; what they hold is not measured again.
+        config: repeats, length of answers and time limit.
+        folder: keeps ``records.jsonl``; what it holds is not measured again.
     """
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     journal: Journal[DecodingRecord] = Journal(folder / "records.jsonl")
@@ -193,10 +193,6 @@ def run_bench(
         "max_new_tokens": config.max_new_tokens,
         "prompts": {"drawn": len(prompts), "measured": measured},
     }
-    if config.memory and assisted:
-        results["memory"] = measure_memory(
-            models, everything, prompts, config.max_new_tokens, folder / "memory.json", end
-        )
     return results | summarize(Timings(journal, blocks), assisted)
 
 

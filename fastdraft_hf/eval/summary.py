@@ -220,27 +220,8 @@ def kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def memory_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row per path: the peak memory of a process that does nothing else."""
-    memory = bench.get("memory", {})
-    columns = {"peak_bytes": "peak memory, GiB", "gpu_peak_bytes": "peak GPU memory, GiB"}
-    known = [key for key in columns if any(peaks[key] is not None for peaks in memory.values())]
-
-    def cell(size: int | None) -> str:
-        return "" if size is None else f"{size / 2**30:.2f}"
-
-    return [
-        {"path": path_words(name), **{columns[key]: cell(peaks[key]) for key in known}}
-        for name, peaks in memory.items()
-        if known
-    ]
-
-
-# Tables of a benchmark beside that of speeds: heading, rows.
-BENCH_TABLES = (
-    ("What our kernels bring, without and with the draft, over stock decoding:", kernel_rows),
-    ("Peak memory of a process that runs this path alone:", memory_rows),
-)
+# Above the rows of `kernel_rows`.
+KERNELS_NOTE = "What our kernels bring, without and with the draft, over stock decoding:"
 
 
 def verdict(bench: dict[str, Any] | None) -> str:
@@ -393,8 +374,7 @@ def print_bench(bench: dict[str, Any]) -> None:
     if bench["paths"]:
         print_table(speed_rows(bench))
         print(f"\n{SPEED_NOTE}", file=sys.stderr)
-    for heading, rows in BENCH_TABLES:
-        if found := rows(bench):
-            print(f"\n{heading}", file=sys.stderr)
-            print_table(found)
+    if found := kernel_rows(bench):
+        print(f"\n{KERNELS_NOTE}", file=sys.stderr)
+        print_table(found)
     print("\n" + " ".join(filter(None, (verdict(bench), cut_sentence(bench)))), file=sys.stderr)

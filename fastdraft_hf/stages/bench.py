@@ -32,7 +32,7 @@ _OPENVINO_DRAFTS = {"openvino", "ours-openvino"}
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``records.jsonl``, ``memory.json`` and ``results.json``."""
+    """Write ``records.jsonl`` and ``results.json``."""
     from transformers import AutoTokenizer
 
     config = run.recipe.bench

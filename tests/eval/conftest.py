@@ -97,10 +97,6 @@ def bench_results() -> dict[str, Any]:
     return {
         "max_new_tokens": 64,
         "prompts": {"drawn": 4, "measured": 4},
-        "memory": {
-            "alone": {"peak_bytes": 2**30, "gpu_peak_bytes": None},
-            "transformers/big": {"peak_bytes": 3 * 2**29, "gpu_peak_bytes": None},
-        },
         "paths": paths,
         "best": {
             "path": "openvino",

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf.eval import bench, engines
+from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.bench import Setting
-from fastdraft_hf.eval.engines import Models, load_engine, measure_memory
+from fastdraft_hf.eval.engines import Models, load_engine
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
@@ -122,60 +117,3 @@ def test_a_draft_does_not_make_the_target_alone_compile_again(
     decode(drafted, PROMPT, 4)
     decode(alone, PROMPT, 4)
     assert target.request is compiled
-
-
-PROMPTS = [EvaluationPrompt("humaneval", "H/0", (40,)), EvaluationPrompt("ifbench", "7", (40, 41))]
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc reports the peak")
-def test_memory_is_the_peak_of_a_process_of_its_own(
-    tiny_target_folder: Path, tmp_path: Path
-) -> None:
-    ballast = numpy.ones(2**30, numpy.uint8)  # this process's peak must not count
-    models, saved = Models(target=str(tiny_target_folder)), tmp_path / "memory.json"
-    found = measure_memory(models, [Setting("alone")], PROMPTS, 4, saved)
-    peak, own = found["alone"]["peak_bytes"], engines.resident_peak()
-    assert peak is not None
-    assert own is not None
-    assert 2**26 < peak < len(ballast) < own
-    assert found["alone"]["gpu_peak_bytes"] is None
-
-
-def test_memory_of_each_path_is_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """At the largest γ and on the longest prompt; a killed run measures what is missing."""
-    asked: list[tuple[str, int, str]] = []
-
-    def fake(
-        models: Models, setting: Setting, prompt: EvaluationPrompt, longest: int
-    ) -> engines.Peaks | None:
-        asked.append((setting.name, setting.num_assistant_tokens, prompt.key))
-        return {"peak_bytes": len(asked), "gpu_peak_bytes": None}
-
-    monkeypatch.setattr(engines, "_in_a_process", fake)
-    saved = tmp_path / "memory.json"
-    measure_memory(Models("t"), [Setting("alone")], PROMPTS, 4, saved)
-    settings = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [3, 1], ["b"]))
-    found = measure_memory(Models("t"), settings, PROMPTS, 4, saved)
-    assert asked[0] == ("alone", 0, "7")
-    wanted = {("ours", 3), ("transformers", 3), ("transformers/b", 3), ("ours/b", 3)}
-    assert {one[:2] for one in asked[1:]} == wanted
-    assert len(asked) == 5
-    assert json.loads(saved.read_text(encoding="utf-8")) == found
-    over = measure_memory(Models("t"), settings, PROMPTS, 4, tmp_path / "x", time.monotonic() - 1)
-    assert over == {}
-    assert "no time left to measure the memory of ours" in caplog.text
-
-
-def test_a_process_that_fails_does_not_end_the_benchmark(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho first >&2\necho out of memory >&2\nexit 3\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with caplog.at_level(logging.WARNING, logger="fastdraft_hf"):
-        found = measure_memory(Models("x"), [Setting("alone")], PROMPTS, 4, tmp_path / "m.json")
-    assert found == {}
-    assert "the memory of alone could not be measured (out of memory)" in caplog.text

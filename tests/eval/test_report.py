@@ -134,7 +134,6 @@ def test_the_report_is_one_page_that_loads_nothing(
         "1.25x (1.10 to 1.40) the speed of the target alone through the same kernels",
         SPEED_NOTE,
         "What our kernels bring",
-        "peak memory, GiB",
         snippet("org/target", "runs/draft"),
         "target: org/target",
         "# The card",

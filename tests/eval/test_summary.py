@@ -15,7 +15,6 @@ from fastdraft_hf.eval.summary import (
     greedy_sentence,
     kernel_rows,
     markdown_table,
-    memory_rows,
     print_bench,
     print_evaluation,
     read_summary,
@@ -181,19 +180,6 @@ def test_a_markdown_table() -> None:
     rows = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
     assert markdown_table(rows) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 | y |"
     assert markdown_table([]) == ""
-
-
-def test_memory_is_in_gibibytes(bench_results: dict[str, Any]) -> None:
-    assert memory_rows(bench_results) == [
-        {"path": "alone", "peak memory, GiB": "1.00"},
-        {"path": "transformers, draft big", "peak memory, GiB": "1.50"},
-    ]
-    bench_results["memory"]["alone"]["gpu_peak_bytes"] = 2**29
-    assert [row["peak GPU memory, GiB"] for row in memory_rows(bench_results)] == ["0.50", ""]
-    for peaks in bench_results["memory"].values():
-        peaks.update(peak_bytes=None, gpu_peak_bytes=None)
-    assert memory_rows(bench_results) == []
-    assert memory_rows({"paths": {}}) == []
 
 
 def test_nothing_measured_is_said() -> None:

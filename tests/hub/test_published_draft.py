@@ -48,7 +48,6 @@ RECIPE: dict[str, Any] = {
         "max_prompt_tokens": 120,
         "num_assistant_tokens": [2],
         "repeats": 1,
-        "memory": False,
     },
     "card": {"language": ["en", "code"]},
 }

@@ -167,7 +167,7 @@ def test_bench_times_it_where_columns_can_be_mapped_back(
 ) -> None:
     prompts = [EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 40, 41))]
     monkeypatch.setattr(bench, "draw_prompts", lambda *given: prompts)
-    section = {"paths": ["transformers", "ours"], "tasks": ["humaneval"], "memory": False}
+    section = {"paths": ["transformers", "ours"], "tasks": ["humaneval"]}
     section |= {"num_assistant_tokens": [2], "max_new_tokens": 6, "repeats": 1, "write": True}
     run = make_run(bench=section, export={"openvino": []})
     execute(run, ["design", "reduced_vocabulary", "export", "bench"])

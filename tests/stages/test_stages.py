@@ -139,14 +139,12 @@ def test_every_path_and_draft_is_timed_and_a_killed_bench_resumes(
         "bench.tasks=[humaneval]",
         "bench.num_assistant_tokens=[2]",
         "bench.max_new_tokens=6",
-        "bench.memory=false",
     )
     facts = bench.run(run, out)
     names = ["transformers", "ours", "prompt-lookup", "transformers/big", "ours/big"]
     assert list(facts) == names
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(results["paths"]) == names
-    assert "memory" not in results
     for found in results["paths"].values():
         assert found["answers_differing"] == 0
         assert found["overall"]["alone_first_token_seconds"] > 0
