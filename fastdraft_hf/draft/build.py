@@ -194,10 +194,8 @@ def _load(model: Path | PreTrainedModel) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    return loaded.eval()
+    kwargs = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    return AutoModelForCausalLM.from_pretrained(model, **kwargs).eval()
 
 
 def resize_rows(model: PreTrainedModel, rows: int) -> None:
@@ -217,31 +215,25 @@ def resize_rows(model: PreTrainedModel, rows: int) -> None:
 def _replace_vocabulary(
     model: PreTrainedModel, pieces: Mapping[int, Sequence[int]], rows: int
 ) -> None:
-    """Make each token's row the mean of its pieces' rows, in embeddings and head.
-
-    Tokens without pieces, and rows without a token, get the mean of all.
-    """
+    """Make each token's row the mean of its pieces' rows; rows without pieces, the mean of all."""
     import torch
 
+    def mapped(table: torch.Tensor) -> torch.Tensor:
+        new = table.mean(0).repeat(rows, 1)
+        for index, found in pieces.items():
+            # A tokenizer may name tokens beyond the model's rows (Gemma's `<image_soft_token>`).
+            known = [piece for piece in found if piece < len(table)]
+            if known and index < rows:
+                new[index] = table[known].mean(0)
+        return new
+
     with torch.no_grad():
-        tables = [model.get_input_embeddings().weight]
-        if not tied(model):
-            tables.append(model.get_output_embeddings().weight)
-        new = [_mapped(table.float(), pieces, rows) for table in tables]
+        embeddings = mapped(model.get_input_embeddings().weight.float())
+        head = None if tied(model) else mapped(model.get_output_embeddings().weight.float())
         resize_rows(model, rows)
-        model.get_input_embeddings().weight.copy_(new[0])
-        model.get_output_embeddings().weight.copy_(new[-1])
-
-
-def _mapped(table: torch.Tensor, pieces: Mapping[int, Sequence[int]], rows: int) -> torch.Tensor:
-    """Return [rows, D] from [V, D]."""
-    new = table.mean(0).repeat(rows, 1)
-    for index, found in pieces.items():
-        # A tokenizer may name tokens beyond the model's rows (Gemma's `<image_soft_token>`).
-        known = [piece for piece in found if piece < len(table)]
-        if known and index < rows:
-            new[index] = table[known].mean(0)
-    return new
+        model.get_input_embeddings().weight.copy_(embeddings)
+        if head is not None:
+            model.get_output_embeddings().weight.copy_(head)
 
 
 def save_draft(draft: PreTrainedModel, folder: str | Path) -> None:
@@ -274,9 +266,8 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
     target_tokenizer = load_tokenizer(target, "target")
     vocabulary = Vocabulary.of_folder(target, "the target", target_tokenizer)
     report = check_vocabulary(vocabulary, source, "design.draft", resize=resize)
-    draft: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=False
-    )
+    kwargs = {"use_safetensors": True, "trust_remote_code": False}
+    draft: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **kwargs)
     draft.tokenizer = target_tokenizer if resize else load_tokenizer(source, "design.draft")
     if resize and vocabulary.rows is not None:
         resize_rows(draft, vocabulary.rows)
@@ -284,8 +275,5 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
             index = getattr(target_tokenizer, f"{role}_token_id")
             for config in (draft.config, draft.generation_config):
                 setattr(config, f"{role}_token_id", index)
-    return draft, {
-        "draft_parameters": draft.num_parameters(),
-        "init": str(source),
-        "vocabulary": report.verdict,
-    }
+    size = draft.num_parameters()
+    return draft, {"draft_parameters": size, "init": str(source), "vocabulary": report.verdict}

@@ -216,9 +216,9 @@ def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
 
 def _largest_channels(source: PreTrainedModel, width: int) -> torch.Tensor:
     head = source.get_output_embeddings().weight.float()
+    head = head * gain_of(final_norm(source), head)
     embeddings = source.get_input_embeddings().weight.float()
-    gain = gain_of(final_norm(source), head)
-    weight = sum(t.square().sum(0) / t.square().sum() for t in (head * gain, embeddings))
+    weight = sum(t.square().sum(0) / t.square().sum() for t in (head, embeddings))
     channels: torch.Tensor = weight.topk(width).indices.sort().values
     return channels
 
@@ -232,15 +232,15 @@ def cut_layers(
     """
     import torch
 
+    old, new, all_layers = source.config.get_text_config(), draft.config, decoder_of(source).layers
     with torch.no_grad():
         for ours, index in zip(decoder_of(draft).layers, layers, strict=True):
-            _cut_layer(source, draft, ours, decoder_of(source).layers[index], hidden)
+            _cut_layer(old, new, ours, all_layers[index], hidden)
 
 
-def _cut_layer(source: Any, draft: Any, ours: Any, theirs: Any, hidden: Hidden) -> None:
+def _cut_layer(old: Any, new: Any, ours: Any, theirs: Any, hidden: Hidden) -> None:
     import torch
 
-    old, new = source.config.get_text_config(), draft.config
     size, ratio = head_size(new), new.num_attention_heads // head_groups(new)
     groups, inner = head_groups(old), old.intermediate_size
     kept = {

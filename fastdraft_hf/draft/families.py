@@ -72,11 +72,7 @@ DENSE_PROPORTION = 3.0
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Return the family of a text config.
-
-    Raises:
-        FastDraftError: the family is not supported; the message lists those that are.
-    """
+    """Return the family of a text config, or raise `FastDraftError` with those supported."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise FastDraftError(

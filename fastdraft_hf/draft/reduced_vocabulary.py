@@ -42,16 +42,10 @@ class ReducedVocabulary:
 def choose_token_ids(
     counts: Mapping[int, int], always: Collection[int], size: int, vocabulary: int
 ) -> list[int]:
-    """Return ``size`` ids, ascending: those of ``always``, then the most frequent.
+    """Return ``size`` ids of ``vocabulary``, ascending: those of ``always``, then by ``counts``.
 
     Among equally frequent tokens, the lower ids are taken: byte-pair vocabularies are in the order
     of their merges, the most common first.
-
-    Args:
-        counts: how often each id occurs in the target's completions.
-        always: ids that are always kept: special and end tokens.
-        size: K, the number of ids.
-        vocabulary: V, the number of tokens.
 
     Raises:
         FastDraftError: ``size`` is not between the number of ``always`` and the vocabulary.

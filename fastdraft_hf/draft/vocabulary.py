@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
-
-Verdict = Literal["identical", "padded", "extended", "different"]
 
 CONCLUSIONS = {
     "identical": "The same vocabulary: one can draft for the other as it is.",
@@ -69,10 +67,7 @@ class Vocabulary:
     ) -> Vocabulary:
         """Read the tokenizer, config and generation config of a model's folder; no weights.
 
-        Args:
-            folder: the model's folder.
-            name: for reports; by default the folder.
-            tokenizer: the folder's own, where it is already loaded.
+        ``name`` is for reports, ``tokenizer`` the folder's own where it is already loaded.
 
         Raises:
             FastDraftError: its tokenizer or its config cannot be read.
@@ -105,7 +100,7 @@ class VocabularyReport:
     draft: Vocabulary
     agreeing: int
     differing: int
-    verdict: Verdict
+    verdict: str
     problems: list[str]
 
 
@@ -116,7 +111,7 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
     shared = ours.keys() & theirs.keys()
     differing = [i for i in sorted(shared) if ours[i] != theirs[i]]
     problems: list[str] = []
-    verdict: Verdict = "identical"
+    verdict = "identical"
     if target.rows != draft.rows and None not in (target.rows, draft.rows):
         end = "" if differing else ": padding, which can be resized"
         problems.append(f"the heads score {target.rows:,} and {draft.rows:,} ids{end}")

@@ -82,16 +82,12 @@ def check_name(target: str, key: str = "target") -> None:
 
 
 def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model without running code of its repository.
-
-    Raises:
-        FastDraftError: it cannot be read; ``key`` is the setting that named the model.
-    """
+    """Load a model's tokenizer, or raise `FastDraftError` with ``key``, which named the model."""
     return cast("PreTrainedTokenizerBase", _load("tokenizer", folder, key))
 
 
 def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
-    """Load the config of a model; arguments and errors as in `load_tokenizer`."""
+    """Load a model's config as `load_tokenizer` does."""
     return cast("PretrainedConfig", _load("config", folder, key))
 
 

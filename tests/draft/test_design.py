@@ -162,7 +162,7 @@ def test_heads_in_sevens_take_narrower_steps(kind: Initialization) -> None:
     assert count_parameters(config) <= 50_000_000
 
 
-FIVE_HEADS = {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size": 35}
+ELEVEN_HEADS = {"num_attention_heads": 11, "num_key_value_heads": 1, "hidden_size": 44}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ FIVE_HEADS = {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size":
         ({}, {"hidden_size": 33}, "hidden_size: 33 is not a multiple of the attention"),
         ({}, {"hidden_size": 32, "intermediate_size": 192}, "intermediate_size: 192 is more than"),
         ({}, {"layers": [1, 5]}, "design.layers: there is no layer 5; the last of 3"),
-        (FIVE_HEADS, {}, "design.hidden_size: no multiple of 8 from 32 up to the target's width"),
+        (ELEVEN_HEADS, {}, "design.hidden_size: no multiple of 8 from 32 up to the target's width"),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line(

@@ -30,8 +30,6 @@ from fastdraft_hf.export.parity import compare_export
 from fastdraft_hf.export.reduced_vocabulary import LOWEST, reduce_openvino
 
 TinyModel = Callable[..., LlamaForCausalLM]
-openvino = pytest.importorskip("openvino")
-ops = pytest.importorskip("openvino.opset13")
 EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -198,6 +196,7 @@ def test_genai_and_our_loop_take_it_as_a_draft(openvino_models: Any, tiny_model:
 
 def test_a_head_that_lies_another_way_is_refused(tmp_path: Path) -> None:
     """Nothing is overwritten: an unknown operation behind the product stops the edit."""
+    openvino, ops = (pytest.importorskip(name) for name in ("openvino", "openvino.opset13"))
     hidden = ops.parameter([-1, -1, 4], numpy.float32)
     product = ops.matmul(hidden, ops.constant(numpy.ones((9, 4), "float32")), False, True)
     soft = ops.softmax(product, -1)
@@ -214,6 +213,7 @@ def test_a_head_that_lies_another_way_is_refused(tmp_path: Path) -> None:
 
 def test_scales_and_caps_behind_the_head_stay(tmp_path: Path) -> None:
     """Granite divides its logits, Gemma 2 caps them, other families add a bias."""
+    openvino, ops = (pytest.importorskip(name) for name in ("openvino", "openvino.opset13"))
     rng = numpy.random.default_rng(0)
     weight = rng.normal(size=(9, 4)).astype("float32")
     bias = rng.normal(size=9).astype("float32")
