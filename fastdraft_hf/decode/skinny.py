@@ -102,14 +102,7 @@ def skinny_linear(
     *,
     alike: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Return ``torch.nn.functional.linear(inputs, weight, bias)``, to rounding.
-
-    Args:
-        inputs: [..., K].
-        weight: [N, K], float32 on a CPU.
-        bias: [N].
-        alike: weights of the same shape to time with, ``weight`` or some of its neighbors.
-    """
+    """Return ``linear(inputs, weight, bias)`` to rounding; ``alike`` are weights to time with."""
     width = inputs.shape[-1]
     count = inputs.numel() // width
     if not 0 < count <= MOST_ROWS:

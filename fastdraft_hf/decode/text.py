@@ -143,12 +143,8 @@ class Stops:
     ) -> tuple[list[int], bool]:
         """Append ``new`` to a row up to its first stop; return what was appended, and if it ended.
 
-        Args:
-            text: the text.
-            row: the row.
-            new: accepted tokens and the target's own.
-            scores: given a number of the new tokens, returns the scores [1, V] of every token of
-                the row up to there, for criteria; ``None`` unless scores are returned.
+        ``scores``, given a number of the new tokens, returns the scores [1, V] of every token of
+        the row up to there, for criteria. It is ``None`` unless scores are returned.
         """
         end = next((n for n, token in enumerate(new, 1) if token in self.ends), 0)
         done = end > 0

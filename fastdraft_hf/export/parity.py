@@ -147,11 +147,7 @@ def compare_export(model: Path, exported: Path) -> Parity:
 
 
 def check_export(model: Path, exported: Path, weight_format: str) -> Parity:
-    """Compare an export with PyTorch.
-
-    Raises:
-        FastDraftError: it is float32 and differs by more than rounding. The export is kept.
-    """
+    """Compare an export with PyTorch; raise `FastDraftError` when float32 does not agree."""
     found = compare_export(model, exported)
     if weight_format in ("fp32", "f32") and not found.exact:
         raise FastDraftError(f"{exported} differs from PyTorch: " + "; ".join(found.lines()))
@@ -165,16 +161,15 @@ def checked_export(
 
     Args:
         model: a folder that ``from_pretrained`` reads.
-        output: the OpenVINO folder or, ending in ``.gguf``, the GGUF file to make.
+        output: the OpenVINO folder or, ending in ``.gguf``, the GGUF file to make. It must not
+            exist.
         weight_format: how weights are stored. float32 must agree with PyTorch; for the others the
             differences are returned.
         check: whether to compare; without it ``None`` is returned.
 
     Raises:
-        FastDraftError: ``output`` exists, the export fails, or float32 does not agree.
+        FastDraftError: the export fails, or float32 does not agree.
     """
-    if output.exists():
-        raise FastDraftError(f"{output} exists; move it away or give another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     gguf = output.suffix == ".gguf"  # transformers knows a GGUF file by its ending
     unchecked = output.with_name(f".unchecked-{output.name}")
@@ -199,10 +194,8 @@ def read_gguf(model: Path, file: Path) -> Any:
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type == "mistral":
-        shared = {**config.to_dict()}
-        for name in ("model_type", "architectures", "sliding_window"):
-            shared.pop(name, None)
-        config = LlamaConfig(**shared)
+        own = {"model_type", "architectures", "sliding_window"}
+        config = LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in own})
     return _load(file.parent, gguf_file=file.name, config=config)
 
 
@@ -236,12 +229,6 @@ def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     import torch
 
     ids = torch.tensor([prompt])
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=count,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    found: list[int] = output[0, len(prompt) :].tolist()
+    given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "pad_token_id": 0}
+    found: list[int] = model.generate(ids, do_sample=False, **given)[0, len(prompt) :].tolist()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -67,8 +68,8 @@ def test_rows_past_the_drafts_positions_continue_without_it(
     kind, sizes = FAMILIES["gpt2"]
     monkeypatch.setitem(FAMILIES, "short gpt2", (kind, {**sizes, "n_positions": 16}))
     long, short = tiny("gpt2"), noisy_draft("short gpt2")
-    for length in (8, 14, 20):
-        given = prompts(3, length)
+    for rows, length in itertools.product((1, 3), (8, 12, 14, 15, 16, 17, 20)):
+        given = prompts(rows, length)
         fields = {"attention_mask": given["attention_mask"], "eos_token_id": None}
         alone = write(long, given["input_ids"], **fields)
         assert torch.equal(write(long, given["input_ids"], short, 4, **fields), alone)

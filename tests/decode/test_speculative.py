@@ -19,16 +19,13 @@ from transformers import (
     AutoModelForCausalLM,
     CompileConfig,
     DynamicCache,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedTokenizerFast,
 )
 from transformers.generation.streamers import BaseStreamer
+from zoo import noisy_draft, tiny
 
 from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf._ties import greedy_margin
@@ -251,24 +248,8 @@ def test_a_returned_cache_goes_on_with_the_text(
     assert torch.equal(ours, alone)
 
 
-def test_prompts_at_the_limits_of_both_contexts(tiny_model: TinyModel) -> None:
-    """Learned positions end hard: beyond the draft's the target goes on alone."""
-
-    def gpt2(positions: int, seed: int) -> GPT2LMHeadModel:
-        torch.manual_seed(seed)
-        config = GPT2Config(
-            vocab_size=64, n_positions=positions, n_embd=16, n_layer=1, n_head=2, eos_token_id=None
-        )
-        return GPT2LMHeadModel(config).eval()
-
-    target, draft = gpt2(24, 0), gpt2(16, 0)
-    for length in (1, 12, 15, 16, 17, 20, 23):
-        ids = torch.randint(0, 64, (1, length))
-        room = 24 - length
-        alone = write(target, ids, max_new_tokens=room, pad_token_id=0)
-        for gamma in (1, 3, 8):
-            ours = write(target, ids, draft, gamma, max_new_tokens=room, pad_token_id=0)
-            assert torch.equal(ours, alone)
+def test_prompts_at_the_limit_of_the_drafts_context(tiny_model: TinyModel) -> None:
+    """Rotary positions; tests/decode/test_corners.py has learned ones."""
     rotary, small = tiny_model(0), noisy(tiny_model(0, max_position_embeddings=8))
     for length in (6, 8, 9):
         ids = torch.randint(3, 288, (1, length))
@@ -397,20 +378,12 @@ def test_phi3_goes_through_the_loop_until_its_rotary_factors_switch() -> None:
 
 def test_windows_and_batches() -> None:
     """A window counts slots of the cache, so hidden ones would shift it; a single row has none."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = MistralConfig(
-        **sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
-        pad_token_id=0, eos_token_id=None, bos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    target = MistralForCausalLM(config).eval()
-    draft = noisy(MistralForCausalLM(config).eval())
-    draft.load_state_dict(target.state_dict())
+    target, draft = tiny("mistral"), noisy_draft("mistral")
+    one, both = (torch.randint(4, 64, (rows, 4)) for rows in (1, 2))
     for gamma in (1, 3, 5):
-        ids = torch.randint(2, 64, (1, 4))
-        alone = write(target, ids, max_new_tokens=20)
-        assert torch.equal(write(target, ids, noisy(draft, 0.02), gamma, max_new_tokens=20), alone)
-    both = torch.randint(2, 64, (2, 4))
+        alone = write(target, one, max_new_tokens=20, eos_token_id=None)
+        ours = write(target, one, draft, gamma, max_new_tokens=20, eos_token_id=None)
+        assert torch.equal(ours, alone)
     with pytest.warns(UserWarning, match="slots of the cache"):
         ours = write(target, both, draft, 3, max_new_tokens=20)
     assert torch.equal(ours, write(target, both, max_new_tokens=20))
