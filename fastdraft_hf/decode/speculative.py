@@ -167,8 +167,8 @@ def _decode(
     keeps = config.return_dict_in_generate
     drafting = drafting_of(draft)
     loop = Loop(
-        target=_cached(model, model_kwargs.get(CACHE_NAME), mask),
-        draft=_cached(draft, None, None, _compiled_step(draft)),
+        target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
+        draft=open_cached(draft, step=_compiled_step(draft)),
         text=text,
         scores=Scores(processors, _vocabulary(model), rows),
         stops=stops,
@@ -240,12 +240,13 @@ def _compiled_step(draft: PreTrainedModel) -> Callable[..., Any] | None:
     return compiled
 
 
-def _cached(
+def open_cached(
     model: PreTrainedModel,
-    cache: Any,
-    prompt_mask: torch.Tensor | None,
+    cache: Any = None,
+    prompt_mask: torch.Tensor | None = None,
     step: Callable[..., Any] | None = None,
 ) -> CachedModel:
+    """Return a model with its cache, empty or given; the other arguments as `TorchModel`'s."""
     if is_openvino(model):
         from fastdraft_hf.decode.openvino.stateful import open_openvino
 

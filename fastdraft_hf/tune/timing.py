@@ -75,13 +75,13 @@ class LoopTimer:
         """
         import torch
 
-        from fastdraft_hf.decode.speculative import one_torch_thread
+        from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
 
         model = self._load(draft)
         order = random.Random(f"{self._seed} {repeat}").sample(self._gammas, len(self._gammas))
         openvino = self._measure == "openvino"
         with torch.inference_mode(), one_torch_thread() if openvino else contextlib.nullcontext():
-            return self._time(self._cached(self._target), self._cached(model), order)
+            return self._time(open_cached(self._target), open_cached(model), order)
 
     def _load(self, folder: Path) -> Any:
         if self._measure == "openvino":
@@ -95,20 +95,6 @@ class LoopTimer:
         cuda = self._measure == "cuda"
         model = load_draft(folder, dtype=torch.bfloat16 if cuda else torch.float32)
         return model.to(self._measure).eval()
-
-    def _cached(self, model: Any) -> CachedModel:
-        if self._measure == "openvino":
-            from fastdraft_hf.decode.openvino.stateful import open_openvino
-
-            return open_openvino(model)
-        import torch
-        from transformers import DynamicCache
-
-        from fastdraft_hf.decode.cached import TorchModel
-
-        ids = getattr(model, "head_token_ids", None)
-        ids = None if ids is None else torch.as_tensor(ids, device=model.device)
-        return TorchModel(model, DynamicCache(), token_ids=ids)
 
     def _time(
         self, target: CachedModel, draft: CachedModel, order: Sequence[int]
