@@ -32,102 +32,69 @@ _FEW = {
 }
 _STATES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
+
+def _family(kind: str, *sizes: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
+    return kind, {key: value for part in (*sizes, more) for key, value in part.items()}
+
+
 # family -> (config class, its settings)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", _SIZES),
-    "qwen2": ("Qwen2Config", _SIZES),
-    "qwen3": ("Qwen3Config", {**_SIZES, "head_dim": 8}),
-    "gemma": ("GemmaConfig", {**_SIZES, "head_dim": 8}),
-    "gemma2": ("Gemma2Config", {**_SIZES, **_WINDOW, "head_dim": 8}),
-    "gemma3": (
-        "Gemma3TextConfig",
-        {
-            **_SIZES,
-            **_WINDOW,
-            "head_dim": 8,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
+    "llama": _family("LlamaConfig", _SIZES),
+    "qwen2": _family("Qwen2Config", _SIZES),
+    "qwen3": _family("Qwen3Config", _SIZES, head_dim=8),
+    "gemma": _family("GemmaConfig", _SIZES, head_dim=8),
+    "gemma2": _family("Gemma2Config", _SIZES, _WINDOW, head_dim=8),
+    "gemma3": _family(
+        "Gemma3TextConfig", _SIZES, _WINDOW, head_dim=8,
+        layer_types=["sliding_attention", "full_attention"],
     ),
-    "phi": ("PhiConfig", _SIZES),
-    "phi3": ("Phi3Config", {**_SIZES, "sliding_window": None}),
-    "mistral": ("MistralConfig", {**_SIZES, **_WINDOW, "head_dim": 8}),
-    "mistral without a window": ("MistralConfig", {**_SIZES, "sliding_window": None}),
-    "gpt_neox": (
-        "GPTNeoXConfig",
-        {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"},
+    "phi": _family("PhiConfig", _SIZES),
+    "phi3": _family("Phi3Config", _SIZES, sliding_window=None),
+    "mistral": _family("MistralConfig", _SIZES, _WINDOW, head_dim=8),
+    "mistral without a window": _family("MistralConfig", _SIZES, sliding_window=None),
+    "gpt_neox": _family("GPTNeoXConfig", _FEW, intermediate_size=48, max_position_embeddings=256),
+    "olmo2": _family("Olmo2Config", _SIZES),
+    "granite": _family("GraniteConfig", _SIZES),
+    "smollm3": _family("SmolLM3Config", _SIZES),
+    "stablelm": _family("StableLmConfig", _SIZES),
+    "starcoder2": _family("Starcoder2Config", _SIZES, sliding_window=None),
+    "cohere2": _family("Cohere2Config", _SIZES, _WINDOW),
+    "mixtral": _family("MixtralConfig", _SIZES, _EXPERTS, sliding_window=None),
+    "qwen3_moe": _family(
+        "Qwen3MoeConfig", _SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
-    "olmo2": ("Olmo2Config", _SIZES),
-    "granite": ("GraniteConfig", _SIZES),
-    "smollm3": ("SmolLM3Config", _SIZES),
-    "stablelm": ("StableLmConfig", _SIZES),
-    "starcoder2": ("Starcoder2Config", {**_SIZES, "sliding_window": None}),
-    "cohere2": ("Cohere2Config", {**_SIZES, **_WINDOW}),
-    "mixtral": ("MixtralConfig", {**_SIZES, **_EXPERTS, "sliding_window": None}),
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gpt_oss": _family("GptOssConfig", _SIZES, _EXPERTS, _WINDOW, head_dim=8),
+    "gpt2": _family("GPT2Config", _GPT),
+    "gptj": _family("GPTJConfig", _GPT, rotary_dim=4),
+    "gpt_neo": _family(
+        "GPTNeoConfig", vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4,
+        intermediate_size=48, attention_types=[[["global", "local"], 1]], window_size=8,
+        max_position_embeddings=256,
     ),
-    "gpt_oss": ("GptOssConfig", {**_SIZES, **_EXPERTS, **_WINDOW, "head_dim": 8}),
-    "gpt2": ("GPT2Config", _GPT),
-    "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 4}),
-    "gpt_neo": (
-        "GPTNeoConfig",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 48,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 8,
-            "max_position_embeddings": 256,
-        },
+    "opt": _family(
+        "OPTConfig", _FEW, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=256
     ),
-    "opt": (
-        "OPTConfig",
-        {**_FEW, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 256},
-    ),
-    "bloom": (
-        "BloomConfig",
-        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    ),
-    "falcon": ("FalconConfig", {**_FEW, "alibi": False}),
-    "falcon with alibi": ("FalconConfig", {**_FEW, "alibi": True}),
+    "bloom": _family("BloomConfig", vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": _family("FalconConfig", _FEW, alibi=False),
+    "falcon with alibi": _family("FalconConfig", _FEW, alibi=True),
     # Below: a state that cannot be rolled back, or no cache at all.
-    "mamba": ("MambaConfig", _STATES),
-    "mamba2": (
-        "Mamba2Config",
-        {**_STATES, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    "mamba": _family("MambaConfig", _STATES),
+    "mamba2": _family("Mamba2Config", _STATES, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
+    "lfm2": _family("Lfm2Config", _SIZES, layer_types=["conv", "full_attention"]),
+    "minimax": _family(
+        "MiniMaxConfig", _SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+        layer_types=["linear_attention", "full_attention"], block_size=8,
     ),
-    "lfm2": ("Lfm2Config", {**_SIZES, "layer_types": ["conv", "full_attention"]}),
-    "minimax": (
-        "MiniMaxConfig",
-        {
-            **_SIZES,
-            "head_dim": 8,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "layer_types": ["linear_attention", "full_attention"],
-            "block_size": 8,
-        },
-    ),
-    "recurrent_gemma": (
+    "recurrent_gemma": _family(
         "RecurrentGemmaConfig",
-        {
-            **_SIZES,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 1,
-            "intermediate_size": 96,
-            "lru_width": 32,
-            "attention_window_size": 16,
-        },
+        {**_SIZES, "num_hidden_layers": 3, "num_key_value_heads": 1, "intermediate_size": 96},
+        lru_width=32, attention_window_size=16,
     ),
-    "openai-gpt": ("OpenAIGPTConfig", _GPT),
-    "xlm": (
-        "XLMConfig",
-        {"vocab_size": VOCABULARY, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": True},
+    "openai-gpt": _family("OpenAIGPTConfig", _GPT),
+    "xlm": _family(
+        "XLMConfig", vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=4, causal=True
     ),
-}
+}  # fmt: skip
 
 
 @functools.cache
