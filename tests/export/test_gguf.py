@@ -27,7 +27,6 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.export.gguf import (
     check_supported,
     export_gguf,
-    interleaved,
     pre_tokenizer_name,
 )
 from fastdraft_hf.export.parity import compare_export
@@ -164,11 +163,6 @@ def test_rows_that_q8_0_cannot_hold_stay_f16_and_are_reported(
     assert "gguf: 14 of 16 matrices are stored in F16 instead of q8_0" in caplog.text
 
 
-def test_interleaving_puts_both_halves_of_a_head_side_by_side() -> None:
-    rows = torch.arange(8)[:, None].expand(8, 3)  # two heads of four
-    assert interleaved(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-
-
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -198,8 +192,8 @@ LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def tokenizer_with(split: Any, model: Any = None) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(model or models.BPE(vocab={"a": 0}, merges=[]))
+def tokenizer_with(split: Any) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     if split is not None:
         backend.pre_tokenizer = split
     return PreTrainedTokenizerFast(tokenizer_object=backend)
