@@ -33,10 +33,7 @@ from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.engines import choose_engine
 from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
-from fastdraft_hf.eval.expected import (
-    Continuation,
-    log_probabilities,
-)
+from fastdraft_hf.eval.expected import Continuation
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.recipe import Recipe, read_recipe
 from fastdraft_hf.stages.runner import Run, execute
@@ -56,6 +53,14 @@ OBJECTIVES: dict[str, Any] = {
     "rkl": "rkl",
 }
 BASE = ("design", "generate", "logits", "pretrain", "continue")
+
+
+def log_probabilities(model: Any, text: Continuation) -> torch.Tensor:
+    """Return a model's log distributions [len(text.ids), V], one for every token of the text."""
+    ids = torch.tensor([[*text.prompt_ids, *text.ids]], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=len(text.ids) + 1).logits[0, :-1]
+        return torch.log_softmax(logits.float() / TEMPERATURE, -1)
 
 
 def expected_acceptance(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
@@ -133,7 +138,7 @@ def held_out(
             rows = {}
             for number, text in enumerate(texts):
                 # float16 keeps a distribution to three digits at half the memory.
-                rows[str(number)] = log_probabilities(target, text, TEMPERATURE).half()
+                rows[str(number)] = log_probabilities(target, text).half()
                 progress.advance(1)
         with atomic_file(kept) as temporary:
             save_file(rows, temporary)
@@ -146,7 +151,7 @@ def alphas_of(
 ) -> list[list[float]]:
     """Return α of every token of every text."""
     return [
-        expected_acceptance(target.float(), log_probabilities(draft, text, TEMPERATURE)).tolist()
+        expected_acceptance(target.float(), log_probabilities(draft, text)).tolist()
         for text, target in zip(texts, reference, strict=True)
     ]
 

@@ -73,16 +73,6 @@ class ExpectedRounds:
     accepted: tuple[float, ...]
 
 
-def log_probabilities(
-    model: PreTrainedModel, text: Continuation, temperature: float
-) -> torch.Tensor:
-    """Return a model's log distributions [len(text.ids), V], one for every token of the text."""
-    import torch
-
-    with torch.inference_mode():
-        return torch.log_softmax(_logits(model, text).float() / temperature, -1)
-
-
 def text_acceptance(
     target: PreTrainedModel,
     draft: PreTrainedModel,

@@ -42,9 +42,6 @@ class Estimate:
         """Return ``[value, low, high]``, the form of results files."""
         return [self.value, self.low, self.high]
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
 
 def acceptance_rate(records: Records) -> float:
     """Return accepted / drafted tokens; 0 if nothing was drafted."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.eval.bench import RUNTIMES, Setting
-from fastdraft_hf.export.openvino import cache_folder
 from fastdraft_hf.plan.estimate import bench_answers, evaluate_answers, passes, row_tokens
 from fastdraft_hf.plan.machines import Machine, Shape, cpu_machine
 from fastdraft_hf.recipe import Recipe
@@ -42,7 +41,7 @@ def calibrate(
         name: passes(name, wanted)[-1][1:]
         for name, wanted in (recipe.generate.sets if recipe.generate else {}).items()
     }
-    with Progress("measuring this CPU", 3 + len(stages), "parts") as progress:
+    with Progress("measuring this CPU", 2 + len(stages), "parts") as progress:
         machine = cpu_machine(*machine_peaks(target.width), rates)
         progress.advance(1)
         for name in stages:
@@ -50,9 +49,8 @@ def calibrate(
             rates[name] = training_rate(recipe, name, length, draft_config, draft, machine)
             progress.advance(1)
         if target.parameters < LARGEST_TARGET and any(folder.glob("*.safetensors")):
-            rates |= writing_rates(recipe, folder, target)
             rates |= decoding_rates(recipe, folder, draft_config, target)
-        progress.advance(2)
+        progress.advance(1)
     return machine
 
 
@@ -112,39 +110,6 @@ def training_rate(
     return float(rows * length / statistics.median(timer.seconds[2:]))
 
 
-def _prompt(vocabulary: int, length: int, start: int = 0) -> tuple[int, ...]:
-    return tuple((7 * start + 13 * n) % (vocabulary - 8) + 8 for n in range(length))
-
-
-def writing_rates(recipe: Recipe, folder: Path, target: Shape) -> dict[str, float]:
-    """Return the rates of OpenVINO with a full batch; nothing if the target is not exported yet."""
-    config = recipe.generate
-    if config is None or config.engine not in ("auto", "openvino"):
-        return {}
-    export, batch = cache_folder(folder, config.openvino_weight_format), config.batch_size
-    if not export.exists():
-        return {}
-    from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-    from fastdraft_hf.data.generations import Requests
-
-    engine = OpenVINOEngine(export, set(), batch)  # no stop ids: every text has full length
-    prompts = [_prompt(target.vocabulary, 96, row) for row in range(batch)]
-
-    def seconds(tokens: int) -> float:
-        requests = Requests(
-            prompts, temperatures=[1.0], max_new_tokens=tokens, seed=0, source="calibrate"
-        )
-        start = time.perf_counter()
-        for _ in engine.generate(requests, lambda written: None):
-            pass
-        return time.perf_counter() - start
-
-    seconds(1)  # allocates
-    # The faster of two each, since the rate comes from their difference.
-    reading, whole = map(min, zip(*[(seconds(1), seconds(33)) for _ in range(2)], strict=True))
-    return {"prompt": 96 * batch / reading, "write": 32 * batch / max(whole - reading, 1e-6)}
-
-
 def decoding_rates(
     recipe: Recipe, folder: Path, draft_config: Any, target: Shape
 ) -> dict[str, float]:
@@ -161,7 +126,8 @@ def decoding_rates(
     # Baselines and the largest γ first, in case time runs out.
     order = sorted(wanted, key=lambda one: (one[0] not in (0, last), *one))
     settings = [Setting(path, "", gamma) for gamma, path in order]
-    prompt = EvaluationPrompt("calibrate", "0", _prompt(target.vocabulary, PROMPT))
+    ids = tuple(13 * n % (target.vocabulary - 8) + 8 for n in range(PROMPT))
+    prompt = EvaluationPrompt("calibrate", "0", ids)
     rates, firsts, start = dict[str, float](), [], time.monotonic()
     with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
         AutoModelForCausalLM.from_config(draft_config, dtype=torch.float32).save_pretrained(work)

@@ -225,8 +225,6 @@ class Job:
         each = rows / self.machine.count
         texts = min(batch, max(each, 1.0))
         step = self.machine.step(self.target, texts, prompt + tokens / 2, engine)
-        if engine == "openvino" and "write" in self.machine.rates:
-            step = texts / self.machine.rates["write"]
         reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
         return each * (reading + tokens * step / texts)
 

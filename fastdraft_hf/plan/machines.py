@@ -79,8 +79,8 @@ class Machine:
         train, read: shares of ``flops`` reached by training and by reading a text.
         stream: share of ``bandwidth`` reached by decoding.
         launch: seconds per layer and step of eager decoding; a server takes a tenth.
-        rates: measured tokens/s by training stage, ``write`` and ``prompt`` of the engine that
-            generates, ``read`` of PyTorch; seconds of a round by path and γ, such as ``ours/3``.
+        rates: measured tokens/s by training stage, and ``read`` of PyTorch; seconds of a round by
+            path and γ, such as ``ours/3``.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Machine:
         """Return the tokens/s that one device reads."""
         rate = self.flops * self.read / target.flops(context)
         if "openvino" in engine:
-            return self.rates.get("prompt", OPENVINO_SPEEDUP * rate)
+            return OPENVINO_SPEEDUP * rate
         return self.rates.get("read", rate)
 
     def step(self, shape: Shape, texts: float, context: float, engine: str = "") -> float:

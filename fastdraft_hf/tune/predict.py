@@ -11,18 +11,10 @@ tokens (Leviathan et al. 2023, arXiv 2211.17192, equation 1), so the speed after
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 
 def expected_block_efficiency(alpha: float, num_assistant_tokens: int) -> float:
     """Return τ, the tokens per round at an acceptance α and γ."""
     return sum(alpha**position for position in range(num_assistant_tokens + 1))
-
-
-def expected_acceptance_rate(alpha: float, num_assistant_tokens: int) -> float:
-    """Return accepted / drafted tokens, (τ - 1) / γ."""
-    return (expected_block_efficiency(alpha, num_assistant_tokens) - 1) / num_assistant_tokens
 
 
 def acceptance_of_rate(rate: float, num_assistant_tokens: int) -> float:
@@ -30,32 +22,9 @@ def acceptance_of_rate(rate: float, num_assistant_tokens: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if expected_acceptance_rate(middle, num_assistant_tokens) < rate:
+        tokens = expected_block_efficiency(middle, num_assistant_tokens)
+        if (tokens - 1) / num_assistant_tokens < rate:
             low = middle
         else:
             high = middle
     return (low + high) / 2
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """A draft's acceptance.
-
-    Attributes:
-        alpha: chance that a drafted token is accepted; of a probe, what fits its largest γ.
-        efficiency: γ -> block efficiency, where it was measured; otherwise it follows from α.
-    """
-
-    alpha: float
-    efficiency: Mapping[int, float] | None = None
-
-    def block_efficiency(self, num_assistant_tokens: int) -> float:
-        if self.efficiency is not None:
-            return self.efficiency[num_assistant_tokens]
-        return expected_block_efficiency(self.alpha, num_assistant_tokens)
-
-    @classmethod
-    def of_efficiencies(cls, efficiency: Mapping[int, float]) -> Acceptance:
-        """Return the acceptance of block efficiencies measured by γ."""
-        gamma = max(efficiency)
-        return cls(acceptance_of_rate((efficiency[gamma] - 1) / gamma, gamma), dict(efficiency))

@@ -22,7 +22,6 @@ from fastdraft_hf.eval.expected import expected_rounds, rounds_block_efficiency
 from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
-from fastdraft_hf.tune.predict import Acceptance
 from fastdraft_hf.tune.texts import (
     MAX_NEW_TOKENS,
     held_out,
@@ -68,8 +67,8 @@ class Probes:
         facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
-    def __call__(self, designs: list[Design]) -> dict[str, Acceptance]:
-        """Return the acceptance of every design, by name."""
+    def __call__(self, designs: list[Design]) -> dict[str, dict[int, float]]:
+        """Return design -> γ -> block efficiency."""
         path = self._folder / "probes.json"
         saved: dict[str, Any] = (
             json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -91,9 +90,8 @@ class Probes:
                     }
                     write_json(path, saved)
                     shutil.rmtree(self._folder / "probes" / label, ignore_errors=True)
-                efficiency = {int(gamma): value for gamma, value in saved[label].items()}
-                found[design.name] = Acceptance.of_efficiencies(efficiency)
-                progress.advance(1, f"{design.name}: α {found[design.name].alpha:.3f}")
+                found[design.name] = {int(gamma): value for gamma, value in saved[label].items()}
+                progress.advance(1)
         return found
 
     def _trained(self, design: Design, work: Path) -> Path:

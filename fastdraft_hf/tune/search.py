@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design, designs_of
-from fastdraft_hf.tune.predict import Acceptance
-from fastdraft_hf.tune.timing import LoopTimer, Timer, median_and_quartiles
+from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency
+from fastdraft_hf.tune.timing import LoopTimer, median_and_quartiles
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
@@ -36,26 +36,14 @@ DEFAULT_ACCEPTANCE = 0.4
 _NOT_TIMED = {"acceptance", "probe_tokens", "rows", "repeats", "depths", "widths_per_depth"}
 _NOT_TIMED |= {"width_multiple", "params"}
 
-# Designs -> acceptance of each, by name.
-Prober = Callable[[list[Design]], Mapping[str, Acceptance]]
 
-
-def search(
-    config: TuneConfig,
-    target: Target,
-    folder: Path,
-    *,
-    make_timer: Callable[[], Timer] | None = None,
-    prober: Prober | None = None,
-) -> dict[str, Any]:
+def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
     """Return the best design and γ on this machine, and all measurements.
 
     Args:
         config: what is searched, and how.
         target: the model to draft for.
         folder: keeps everything; what a killed run finished is not measured again.
-        make_timer: another way to time; by default rounds of our loop.
-        prober: another way to measure acceptance; by default short trainings.
 
     Returns:
         the content of ``results.json``; see docs/search.md.
@@ -66,25 +54,26 @@ def search(
     from transformers import AutoConfig
 
     target_config = AutoConfig.from_pretrained(target.path)
-    _check(config, target_config.get_text_config(), real=make_timer is None)
+    _check(config, target_config.get_text_config())
     gammas = list(range(1, config.max_num_assistant_tokens + 1))
     designs = designs_of(target_config, config)
-    if prober is None and config.probe_tokens:
+    probes, efficiencies = None, dict[str, dict[int, float]]()
+    if config.probe_tokens:
         from fastdraft_hf.tune.probe import Probes
 
-        prober = Probes(config, target, folder, gammas)
-    given = None if prober else given_acceptances(config, designs)
+        probes = Probes(config, target, folder, gammas)
+    else:
+        efficiencies = assumed_efficiencies(config, designs)
     logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
-    make_timer = make_timer or (lambda: _loop_timer(config, target, gammas))
-    seconds = _time(config, target, designs, folder, make_timer)
-    acceptances = given if prober is None else prober(designs)
-    assert acceptances is not None
-    results = {"target": target.name, **results_of(config, designs, seconds, acceptances)}
+    seconds = _time(config, target, designs, folder, gammas)
+    if probes is not None:
+        efficiencies = probes(designs)
+    results = {"target": target.name, **results_of(config, designs, seconds, efficiencies)}
     write_json(folder / "results.json", results)
     return results
 
 
-def _check(config: TuneConfig, text: Any, real: bool) -> None:
+def _check(config: TuneConfig, text: Any) -> None:
     gammas = range(1, config.max_num_assistant_tokens + 1)
     reach = config.context + (config.rounds + 1) * sum(g + 1 for g in gammas) + 64
     if reach > text.max_position_embeddings:
@@ -92,28 +81,32 @@ def _check(config: TuneConfig, text: Any, real: bool) -> None:
             f"context: timing from {config.context} tokens reads up to {reach}, and the target "
             f"reads {text.max_position_embeddings}; lower context or rounds"
         )
-    if real and config.measure == "openvino":
+    if config.measure == "openvino":
         from fastdraft_hf.export.openvino import require_openvino
 
         require_openvino()
-    if real and config.measure == "cuda":
+    if config.measure == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
 
 
-def given_acceptances(config: TuneConfig, designs: list[Design]) -> dict[str, Acceptance]:
-    """Return the acceptance of every design, as the settings give it."""
+def assumed_efficiencies(config: TuneConfig, designs: list[Design]) -> dict[str, dict[int, float]]:
+    """Return design -> γ -> block efficiency at the acceptance that the settings give."""
     given = config.acceptance
     if not isinstance(given, dict):
         alpha = DEFAULT_ACCEPTANCE if given is None else given
-        return {d.name: Acceptance(alpha) for d in designs}
+        given = {str(d.layers): alpha for d in designs}
     depths = {str(d.layers) for d in designs}
     if given.keys() != depths:
         wrong = ", ".join(sorted(given.keys() ^ depths))
         raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
-    return {d.name: Acceptance(given[str(d.layers)]) for d in designs}
+    gammas = range(1, config.max_num_assistant_tokens + 1)
+    return {
+        d.name: {g: expected_block_efficiency(given[str(d.layers)], g) for g in gammas}
+        for d in designs
+    }
 
 
 def _time(
@@ -121,7 +114,7 @@ def _time(
     target: Target,
     designs: list[Design],
     folder: Path,
-    make_timer: Callable[[], Timer],
+    gammas: list[int],
 ) -> dict[str, dict[int, list[float]]]:
     """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
     facts = config.model_dump(exclude=_NOT_TIMED)
@@ -138,13 +131,12 @@ def _time(
     due = [(d, r) for d, r in order if label(d, r) not in saved]
     if due:
         drafts = dict(zip(designs, _drafts(config, target, designs, folder), strict=True))
-        timer = make_timer()
+        timer = _loop_timer(config, target, gammas)
         with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
             for design, repeat in due:
                 saved[label(design, repeat)] = timer.measure(drafts[design], repeat)
                 write_json(path, saved)
                 progress.advance(1)
-        saved = json.loads(path.read_text(encoding="utf-8"))
     else:
         logger.info("tune: uses the timings of an earlier run; delete %s to time again", path)
     found: dict[str, dict[int, list[float]]] = {d.name: {} for d in designs}
@@ -190,7 +182,7 @@ def results_of(
     config: TuneConfig,
     designs: list[Design],
     seconds: Mapping[str, Mapping[int, list[float]]],
-    acceptances: Mapping[str, Acceptance],
+    efficiencies: Mapping[str, Mapping[int, float]],
 ) -> dict[str, Any]:
     """Return the times and predicted speeds of every design, and the best one."""
     rows: list[dict[str, Any]] = []
@@ -199,8 +191,10 @@ def results_of(
         times = {g: median_and_quartiles(found) for g, found in seconds[design.name].items()}
         first, last = min(times), max(times)
         each = (times[last][0] - times[first][0]) / max(last - first, 1)
-        acceptance = acceptances[design.name]
-        predicted = {g: acceptance.block_efficiency(g) / t[0] for g, t in times.items()}
+        tokens = efficiencies[design.name]
+        # Of a probe, the acceptance that its largest γ shows.
+        alpha = round(acceptance_of_rate((tokens[last] - 1) / last, last), 9)
+        predicted = {g: tokens[g] / t[0] for g, t in times.items()}
         speeds |= {(design, g): speed for g, speed in predicted.items()}
         rows.append(
             {
@@ -208,7 +202,7 @@ def results_of(
                 **asdict(design),
                 "drafted_token_seconds": each,
                 "round_seconds": {str(g): [*t] for g, t in times.items()},
-                "acceptance": acceptance.alpha,
+                "acceptance": alpha,
                 "tokens_per_second": {str(g): speed for g, speed in predicted.items()},
             }
         )
@@ -220,7 +214,7 @@ def results_of(
             "design": best.name,
             "num_assistant_tokens": gamma,
             "tokens_per_second": speeds[best, gamma],
-            "acceptance": acceptances[best.name].alpha,
+            "acceptance": next(r["acceptance"] for r in rows if r["design"] == best.name),
             "section": best.section(config),
         },
     }

@@ -13,17 +13,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdraft_hf.decode.cached import CachedModel
-
-
-class Timer(Protocol):
-    """What the search times drafts with."""
-
-    def measure(self, draft: Path, repeat: int) -> dict[int, list[float]]:
-        """Return γ -> seconds of each timed round."""
 
 
 def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:

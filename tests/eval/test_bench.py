@@ -135,19 +135,10 @@ def test_after_the_deadline_one_prompt_of_each_task_is_timed(tmp_path: Path) -> 
     assert len(bench.complete_blocks(other, SETTINGS, turns, CONFIG)) == 6
 
 
-def test_no_two_timings_share_a_label() -> None:
-    settings = bench.all_settings(
-        bench.assisted_settings(list(bench.BASELINES), [1, 12], ["a", "b.c"])
-    )
-    labels = [s.label(r, p) for s in settings for r in range(2) for p in PROMPTS]
-    assert len(set(labels)) == len(labels)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is not a valid name"),
-        ({"drafts": {"": "x"}}, "drafts: '' is not a valid name"),
         ({"drafts": {"a": "x"}, "paths": ["openvino"]}, "drafts: they are timed on transformers"),
         ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
         ({"repeats": 0}, "repeats: must be at least 1"),

@@ -14,34 +14,6 @@ from fastdraft_hf.eval.journal import Journal
 
 MakeRecord = Callable[..., DecodingRecord]
 
-RECORDS = st.builds(
-    DecodingRecord,
-    path=st.sampled_from(["transformers", "openvino"]),
-    task=st.text(max_size=8),
-    key=st.text(max_size=8),
-    temperature=st.floats(0, 2),
-    num_assistant_tokens=st.integers(0, 9),
-    tokens=st.lists(st.integers(0, 2**31 - 1), max_size=6),
-    seconds=st.floats(0, 1e6),
-    target_passes=st.integers(0, 99),
-    drafted=st.integers(0, 99),
-    accepted=st.integers(0, 99),
-    rounds=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4),
-)
-
-
-@given(st.dictionaries(st.text(max_size=12), RECORDS, max_size=5))
-def test_results_are_read_back(records: dict[str, DecodingRecord]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records.jsonl"
-        journal: Journal[DecodingRecord] = Journal(path)
-        assert len(journal) == 0
-        assert not path.exists()
-        for label, record in records.items():
-            journal.add(label, record)
-        for held in (journal, Journal(path)):
-            assert list(held.items()) == list(records.items())
-
 
 @given(data=st.data())
 def test_a_line_cut_off_anywhere_is_dropped_and_written_again(

@@ -85,15 +85,6 @@ def test_rounds_give_the_same_rate_and_that_by_position(
     }
 
 
-def test_one_set_of_columns_serves_all_three(
-    modules: dict[str, Any], make_record: MakeRecord
-) -> None:
-    records = [make_record([(4, 4), (4, 0), (4, 1)]), make_record([(4, 3)])]
-    combined = evaluate.combine([modules[name] for name in METRICS])
-    result = combined.compute(**totals(records), cost_ratio=0.25, num_assistant_tokens=4)
-    assert result == {"acceptance_rate": 0.5, "block_efficiency": 3.0, "mbsu": 1.5}
-
-
 GOOD = {"drafted": [3, 3], "accepted": [1, 3]}
 EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
 
@@ -102,24 +93,13 @@ EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
     ("name", "given_", "message"),
     [
         ("acceptance_rate", {"drafted": [3], "accepted": [4]}, "answer 0: 3 .* 4 accepted"),
-        (
-            "acceptance_rate",
-            {"drafted": [3, 3], "accepted": [1, -1]},
-            "answer 1: .* below 0",
-        ),
         ("acceptance_rate", {"drafted": [3, 3], "accepted": [1]}, "Mismatch in the number"),
         ("acceptance_rate", {"drafted": [], "accepted": []}, "at least one answer"),
-        ("acceptance_rate", {"drafted": [[3]], "accepted": [[1]]}, "expected format"),
         ("acceptance_rate", {**GOOD, "confidence_level": 95}, "between 0 and 1"),
-        ("acceptance_rate", {**GOOD, "confidence_level": 0.9, "n_resamples": 0}, "at least 1"),
-        ("acceptance_rate", {**GOOD, "confidence": 0.9}, "takes no confidence"),
         ("mbsu", {**EMITTED, "gamma": 3}, "takes no gamma"),
         ("rounds", {"drafted": [[3, 3]], "accepted": [[1]]}, "2 rounds in drafted, 1 in accepted"),
         ("rounds", {"drafted": [[3], [3]], "accepted": [[1], [4]]}, "answer 1: .* 4 accepted"),
-        ("rounds", {"drafted": [3], "accepted": [1]}, "expected format"),
-        ("block_efficiency", {"new_tokens": [], "target_passes": []}, "at least one answer"),
         ("block_efficiency", {"new_tokens": [2, 1], "target_passes": [1, 0]}, "without a pass"),
-        ("block_efficiency", {"new_tokens": [-2], "target_passes": [1]}, "below 0"),
         ("mbsu", EMITTED, "needs cost_ratio"),
         ("mbsu", {**EMITTED, "cost_ratio": -1, "num_assistant_tokens": 3}, "at least 0; got -1"),
         ("mbsu", {**EMITTED, "cost_ratio": 0.1, "num_assistant_tokens": 2}, "answer 1: .* than γ"),

@@ -44,7 +44,6 @@ def timings(
     paths: list[str],
     tokens_per_second: Callable[[Setting], float],
     config: BenchConfig = CONFIG,
-    other_answers: set[tuple[str, int, str]] = frozenset(),  # type: ignore[assignment]
     drafts: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Summarize a benchmark at chosen speeds; a prompt's noise is on all settings that draft."""
@@ -54,14 +53,13 @@ def timings(
     def decode(setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         gamma = setting.num_assistant_tokens
         noise = NOISE[prompt.key] if gamma else 1.0
-        other = (setting.path, gamma, prompt.key) in other_answers
         return DecodingRecord(
             path=setting.path,
             task=prompt.task,
             key=prompt.key,
             temperature=0.0,
             num_assistant_tokens=gamma,
-            tokens=[9, 9, 9, 9] if other else [1, 2, 3, 4],
+            tokens=[1, 2, 3, 4],
             seconds=4 / (tokens_per_second(setting) * noise),
             target_passes=2 if gamma else 4,
             drafted=2 * gamma,
@@ -84,8 +82,13 @@ def test_a_ratio_is_of_sums_over_pairs() -> None:
     assert (found.low, found.high) == pytest.approx((1.0, 2.0))
     with pytest.raises(ValueError, match="same prompt"):
         paired_ratio([(record("a", 1), record("b", 1))])
-    with pytest.raises(ValueError, match="same prompt"):
-        paired_ratio([(record("a", 1, "t"), record("a", 1, "u"))])
+
+
+def test_a_ratio_is_of_pairs() -> None:
+    """Half the time on every prompt, whatever its own speed, is an interval of no width."""
+    found = [(record(str(s), s / 2), record(str(s), s)) for s in (1.0, 2.0, 8.0, 32.0)]
+    ratio = paired_ratio(found)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
 
 
 def test_repeats_do_not_pass_for_prompts() -> None:
@@ -110,16 +113,6 @@ def test_a_prompt_has_no_say_in_how_it_is_judged() -> None:
     # Two halvings: chosen on a (γ = 2) and judged on b, chosen on b (γ = 1) and judged on a.
     assert found.ratio.value == pytest.approx(2 / (1 / 1.0 + 1 / 1.1))
     assert found.ratio.value < paired_ratio(candidates[found.best]).value
-
-
-def test_many_prompts_are_halved_at_random_and_all_are_judged() -> None:
-    prompts = [("t", str(n)) for n in range(20)]
-    halves = speed._halves(prompts)
-    assert len(halves) == speed._MOST_HALVINGS
-    assert {len(half) for half in halves} == {10}
-    judged = [sum(key not in half for half in halves) for key in prompts]
-    assert set(judged) == {len(halves) // 2}
-    assert halves == speed._halves(prompts)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +179,6 @@ def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
     [
         (12.0, True),  # 1.08 to 1.32 times the target alone
         (10.0, False),  # 0.9 to 1.1: the value may lie above 1, the interval does not
-        (10.3, False),
         (5.0, False),
     ],
 )
@@ -199,18 +191,6 @@ def test_a_speed_up_has_its_whole_interval_above_one(
     assert low < value < high
     assert overall["is_speed_up"] is results["best"]["is_speed_up"] is expected
     assert (low > 1) is expected
-
-
-def test_differing_answers_are_counted(tmp_path: Path) -> None:
-    speeds = by_gamma({0: 10, 1: 12, 2: 15, 4: 9})
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    same = timings(tmp_path / "a", ["openvino"], speeds)["paths"]["openvino"]
-    assert (same["answers_compared"], same["answers_differing"]) == (18, 0)
-    others = {("openvino", 2, "H/1"), ("openvino", 4, "7")}
-    found = timings(tmp_path / "b", ["openvino"], speeds, other_answers=others)
-    other = found["paths"]["openvino"]
-    assert (other["answers_compared"], other["answers_differing"]) == (18, 4)
 
 
 def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:

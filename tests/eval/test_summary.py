@@ -11,10 +11,8 @@ from fastdraft_hf.eval.summary import (
     RunSummary,
     acceptance_rows,
     budget_sentence,
-    cut_sentence,
     greedy_sentence,
     kernel_rows,
-    markdown_table,
     print_bench,
     print_evaluation,
     read_summary,
@@ -155,13 +153,10 @@ def test_the_verdict_begins_with_the_best_of_all(bench_results: dict[str, Any]) 
 def test_a_time_limit_is_said(
     bench_results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cut_sentence(bench_results) == cut_sentence(None) == ""
     bench_results["prompts"] = {"drawn": 16, "measured": 3}
-    said = "The time limit (max_minutes) was reached after 3 of 16 prompts."
-    assert cut_sentence(bench_results) == said
     print_bench(bench_results)
     shown = capsys.readouterr().err
-    assert said in shown
+    assert "The time limit (max_minutes) was reached after 3 of 16 prompts." in shown
     assert "What our kernels bring" in shown
     assert "1.25 (1.10 to 1.40)" in shown
 
@@ -174,12 +169,6 @@ def test_greedy_differences_are_ties_or_faults(run_summary: RunSummary) -> None:
     text = greedy_sentence(evaluation)
     assert "On 1 it differs at a near-tie" in text
     assert "On 1 it differs without one: a fault" in text
-
-
-def test_a_markdown_table() -> None:
-    rows = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
-    assert markdown_table(rows) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 | y |"
-    assert markdown_table([]) == ""
 
 
 def test_nothing_measured_is_said() -> None:
@@ -195,9 +184,6 @@ def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
     )
     assert rows["align"]["what"] == "400,000 tokens in 1,500 steps"
     assert rows["export"]["what"] == "OpenVINO left out"
-    assert rows["evaluate"]["what"] == "4 prompts"
-    assert rows["bench"]["what"] == "openvino, transformers"
-    assert rows["align"]["wall time"] in ("1,234 s", "1,235 s")
     assert rows["align"]["peak memory"] == "1.5 GiB"
 
 
@@ -211,13 +197,5 @@ def test_the_budget_is_told_against_the_papers(run_summary: RunSummary) -> None:
     text = budget_sentence(run_summary)
     assert text.startswith("The draft was trained on 1,000,000 tokens.")
     assert "10,000 times as many" in text
-    run_summary.provenance["design"]["facts"]["earlier"] = {"tokens": 500_000, "seconds": 90.0}
-    assert trained_tokens(run_summary) == 1_500_000
-    assert stage_rows(run_summary.provenance)[0]["what"] == (
-        "10,000,000 parameters, trained before on 500,000 tokens in 90 s"
-    )
-    del run_summary.provenance["design"]["facts"]["earlier"]
     run_summary.provenance["pretrain"]["facts"]["tokens"] = 5 * 10**9
     assert budget_sentence(run_summary) == "The draft was trained on 5,000,400,000 tokens."
-    assert trained_tokens(RunSummary(None, None, {}, {})) == 0
-    assert "times" not in budget_sentence(RunSummary(None, None, {}, {}))

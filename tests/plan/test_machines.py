@@ -38,21 +38,12 @@ def test_hardware(text: str, count: int, name: str) -> None:
     ("text", "said"),
     [
         ("8xH10", "did you mean 'h100'"),
-        ("0xH100", "is not known"),
         ("lots", "a number and one of"),
-        ("", "is not known"),
     ],
 )
 def test_other_hardware_is_refused(text: str, said: str) -> None:
     with pytest.raises(FastDraftError, match=said):
         parse_hardware(text)
-
-
-def test_every_device_has_a_source_and_sane_figures() -> None:
-    for device in DEVICES.values():
-        assert device.source
-        # FLOPs per byte of bandwidth: between a consumer card and the newest.
-        assert 50 < device.flops / device.bandwidth < 600, device.name
 
 
 @pytest.mark.parametrize("tied", [True, False])
