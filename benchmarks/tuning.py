@@ -24,13 +24,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf import load_draft
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.metrics import acceptance_rate, bootstrap
+from fastdraft_hf.eval.metrics import (
+    acceptance_of_rate,
+    acceptance_rate,
+    bootstrap,
+    expected_block_efficiency,
+)
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import resolve_target
-from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.tune.timing import LoopTimer, median_and_quartiles
 
 MEASURES = {"pytorch": "cpu", "openvino": "openvino", "cuda": "cuda"}

@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.target.resolve import resolve_target
     from fastdraft_hf.tune.config import TuneConfig
-    from fastdraft_hf.tune.figures import draw
-    from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
+    from fastdraft_hf.tune.search import draw, recipe_snippet, search, table, verdict
 
     settings = {}
     for word in args.overrides:

@@ -66,6 +66,27 @@ def mbsu(efficiency: float, cost_ratio: float, num_assistant_tokens: int) -> flo
     return efficiency / (cost_ratio * num_assistant_tokens + 1)
 
 
+def expected_block_efficiency(alpha: float, num_assistant_tokens: int) -> float:
+    """Return τ = 1 + α + … + α^γ, where α is the chance that a drafted token is accepted.
+
+    See Leviathan et al. 2023, arXiv 2211.17192, equation 1.
+    """
+    return sum(alpha**position for position in range(num_assistant_tokens + 1))
+
+
+def acceptance_of_rate(rate: float, num_assistant_tokens: int) -> float:
+    """Return the α whose acceptance rate (τ - 1) / γ is ``rate`` (0 to 1), by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        tokens = expected_block_efficiency(middle, num_assistant_tokens)
+        if (tokens - 1) / num_assistant_tokens < rate:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
 def tokens_per_second(records: Records) -> float:
     """Return new tokens per second of wall clock, prompt processing included."""
     seconds = sum(r.seconds for r in records)

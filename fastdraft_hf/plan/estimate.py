@@ -14,13 +14,12 @@ from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.target_logits import stored_bytes
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
-from fastdraft_hf.eval.metrics import mbsu
+from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.run import PROVENANCE, Run
 from fastdraft_hf.stages.runner import grows, planned
 from fastdraft_hf.target.resolve import resolve_target
-from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency
 
 # Stages that use every process; the others run on the main one.
 PARALLEL = ("generate", "logits", "pretrain", "continue", "align", "evaluate")

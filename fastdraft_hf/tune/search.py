@@ -20,9 +20,9 @@ from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design, designs_of
-from fastdraft_hf.tune.predict import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.tune.timing import LoopTimer, median_and_quartiles
 
 if TYPE_CHECKING:
@@ -268,3 +268,34 @@ def recipe_snippet(results: dict[str, Any]) -> str:
     near = [g for g in (gamma - 1, gamma, gamma + 1) if g >= 1]
     sections = {"design": results["best"]["section"], "bench": {"num_assistant_tokens": near}}
     return str(yaml.safe_dump(sections, sort_keys=False, default_flow_style=None))
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Write a PNG: predicted speed over depth and over γ, and a drafted token's time by depth."""
+    from matplotlib.figure import Figure
+
+    rows = results["designs"]
+    figure = Figure(figsize=(14, 4), dpi=120, layout="constrained")
+    depth, gamma, latency = figure.subplots(1, 3)
+    tops = {row["design"]: max(row["tokens_per_second"].values()) for row in rows}
+    depths = sorted({row["layers"] for row in rows})
+    best = [max(tops[row["design"]] for row in rows if row["layers"] == n) for n in depths]
+    depth.plot(depths, best, "-o", ms=4)
+    depth.set(xlabel="layers, at one parameter budget", ylabel="tokens/s, predicted")
+    for row in sorted(rows, key=lambda row: -tops[row["design"]])[:10]:
+        speeds = {int(g): speed for g, speed in row["tokens_per_second"].items()}
+        label = f"{row['design']}, α {row['acceptance']:.2f}"
+        gamma.plot([*speeds], [*speeds.values()], "-o", ms=3, lw=1.2, label=label)
+    gamma.set(xlabel="drafted tokens per round (γ)", ylabel="tokens/s, predicted")
+    gamma.legend(fontsize=7, frameon=False)
+    times = [1e3 * row["drafted_token_seconds"] for row in rows]
+    latency.plot([row["layers"] for row in rows], times, "o", ms=4)
+    for row, time in zip(rows, times, strict=True):
+        offset = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+        latency.annotate(str(row["width"]), (row["layers"], time), **offset)
+    latency.set(xlabel="layers (at each point: width)", ylabel="a drafted token, ms")
+    for axes in (depth, gamma, latency):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

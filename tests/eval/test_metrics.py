@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.metrics import (
     acceptance_by_position,
+    acceptance_of_rate,
     acceptance_rate,
     block_efficiency,
     bootstrap,
+    expected_block_efficiency,
     mbsu,
 )
 
@@ -70,3 +74,23 @@ def test_a_bootstrap_interval_holds_its_value_and_narrows(make_record: MakeRecor
 def test_one_record_has_no_interval(make_record: MakeRecord) -> None:
     estimate = bootstrap([make_record([(4, 1)])], acceptance_rate)
     assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.3, 1), (0.45, 3), (0.8, 5), (0.97, 8)])
+def test_block_efficiency_is_that_of_simulated_rounds(alpha: float, gamma: int) -> None:
+    rng, emitted, rounds = random.Random(0), 0, 40_000
+    for _ in range(rounds):
+        accepted = 0
+        while accepted < gamma and rng.random() < alpha:
+            accepted += 1
+        emitted += accepted + 1
+    assert expected_block_efficiency(alpha, gamma) == pytest.approx(emitted / rounds, rel=0.01)
+    closed = (1 - alpha ** (gamma + 1)) / (1 - alpha)
+    assert expected_block_efficiency(alpha, gamma) == pytest.approx(closed)
+
+
+@given(st.floats(0, 1), st.integers(1, 12))
+def test_an_acceptance_comes_back_from_its_rate(alpha: float, gamma: int) -> None:
+    tokens = expected_block_efficiency(alpha, gamma)
+    found = acceptance_of_rate((tokens - 1) / gamma, gamma)
+    assert expected_block_efficiency(found, gamma) == pytest.approx(tokens, abs=1e-8)

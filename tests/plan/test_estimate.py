@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.eval.metrics import acceptance_of_rate
 from fastdraft_hf.plan.estimate import (
     Job,
     Plan,
@@ -22,7 +23,6 @@ from fastdraft_hf.plan.estimate import (
 )
 from fastdraft_hf.plan.machines import DEVICES, cpu_machine, parse_hardware, shape_of
 from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
-from fastdraft_hf.tune.predict import acceptance_of_rate
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ROOT / "tests" / "fixtures" / "targets"

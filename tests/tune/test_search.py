@@ -20,9 +20,8 @@ from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.tune import search as searching
 from fastdraft_hf.tune.config import TuneConfig
-from fastdraft_hf.tune.figures import draw
 from fastdraft_hf.tune.grid import designs_of
-from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
+from fastdraft_hf.tune.search import draw, recipe_snippet, search, table, verdict
 
 PARAMS = 250_000
 
