@@ -239,10 +239,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     quiet_libraries()
-    begun, draft = args.work / "draft.json", str(args.draft.resolve())
-    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != draft:
-        parser.error(f"{args.work} was begun with another --draft; give another --work")
-    write_json(begun, draft)
+    recorded, draft = args.work / "draft.json", str(args.draft.resolve())
+    if recorded.exists() and json.loads(recorded.read_text(encoding="utf-8")) != draft:
+        parser.error(f"{args.work} was started with another --draft; give another --work")
+    write_json(recorded, draft)
     folder = resolve_target(TARGET).path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     opened: list[Engine] = []

@@ -25,9 +25,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.corpus import open_corpus
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.documents import Documents
 from fastdraft_hf.data.packing import Encoder
-from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.sources import Documents, Source
 from fastdraft_hf.target.embedded import embedded_target
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=20, help="prompts of each set left out")
     args = parser.parse_args()
     if missing := [d for d in args.drafts if not (d / "config.json").is_file()]:
-        parser.error(f"{missing[0]} is no folder of a draft")
+        parser.error(f"{missing[0]} is not the folder of a draft")
     quiet_libraries()
     recipe = build_recipe({"target": args.target})
     folder = resolve_target(args.target).path

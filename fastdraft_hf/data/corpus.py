@@ -20,9 +20,8 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data import installed
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.documents import Documents
 from fastdraft_hf.data.packing import BlockStream, Encoded, Encoder, SourceBlocks, no_text
-from fastdraft_hf.data.sources import Source, summary_keys
+from fastdraft_hf.data.sources import Documents, Source, summary_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -19,9 +19,8 @@ import numpy as np
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.documents import Document, Documents
 from fastdraft_hf.data.prompts import free_prefix
-from fastdraft_hf.data.sources import Source, summary_keys
+from fastdraft_hf.data.sources import Document, Documents, Source, summary_keys
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import documents, packing
+from fastdraft_hf.data import packing
+from fastdraft_hf.data import sources as documents
 from fastdraft_hf.data.corpus import Corpus, block_shares, open_corpus, summary_lines
 from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.packing import BlockStream, Encoder

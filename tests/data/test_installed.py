@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastdraft_hf.data import installed
-from fastdraft_hf.data.documents import Documents
-from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.sources import Documents, Source
 
 DOC = "Adds two numbers and says nothing more about it than this sentence, which is long enough."
 
