@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -69,17 +70,67 @@ def open_completions(
     """
     import datasets
 
-    def judge(index: int, ids: list[int], labels: list[int]) -> str | None:
+    def judge(index: int, ids: list[int], labels: list[int]) -> str:
         if all(label == IGNORED for label in labels[:max_length]):
             return "prompt too long"
         if not keep(index):
             return "left out"
-        return "overlaps held-out text" if decontaminator.overlaps(tokenizer.decode(ids)) else None
+        return "overlaps held-out text" if decontaminator.overlaps(tokenizer.decode(ids)) else KEPT
 
     def prepare() -> None:
-        if not (folder / _SUMMARY).exists():
-            _prepare(sources, folder, generated, logits, judge, max_length, seed)
+        """Write all rows to one arrow file, their order to another, and the summary last."""
+        import pyarrow as pa
 
+        if (folder / _SUMMARY).exists():
+            return
+        summary: dict[str, Any] = {}
+        found = [np.zeros((0, 2), np.int64)]  # (source, index) of the rows, in the file's order
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / _ROWS) as temporary, contextlib.ExitStack() as stack:
+            sink = stack.enter_context(pa.OSFile(str(temporary), "wb"))
+            writer: pa.RecordBatchStreamWriter | None = None
+            for number, (key, source) in enumerate(
+                zip(summary_keys(sources), sources, strict=True)
+            ):
+                kept, counts = kept_indices(generated / source.name)
+                tokens = rows = 0
+                for table in _tables(source.name, kept, generated, logits):
+                    rows += len(table)
+                    columns = [table[name].to_pylist() for name in ("index", "input_ids", "labels")]
+                    reasons = [judge(*row) for row in zip(*columns, strict=True)]
+                    counts.update(reasons)
+                    counts[KEPT] -= len(reasons)  # counted by kept_indices already
+                    table = table.filter(
+                        pa.array([reason == KEPT for reason in reasons], pa.bool_())
+                    )
+                    for labels in table["labels"].to_pylist():
+                        tokens += sum(label != IGNORED for label in labels[:max_length])
+                    if writer is None:
+                        writer = stack.enter_context(pa.ipc.new_stream(sink, table.schema))
+                    writer.write_table(table)
+                    indices = table["index"].to_numpy()
+                    found.append(np.stack([np.full_like(indices, number), indices], 1))
+                if rows != len(kept):
+                    raise FastDraftError(
+                        f"{logits}: set {source.name} has {rows:,} of {len(kept):,} rows. Run "
+                        "stage logits again to store the missing ones"
+                    )
+                summary[key] = {"completion_tokens": tokens, **counts}
+        order = np.concatenate(found)
+        if not len(order):
+            raise FastDraftError(f"align.sources: no row is left to train on ({summary})")
+        # By source and index, whatever parts the rows are in, and then shuffled.
+        ordered = np.lexsort((order[:, 1], order[:, 0]))
+        with atomic_file(folder / _ORDER) as temporary, temporary.open("wb") as file:
+            np.save(file, np.random.default_rng(seed).permutation(ordered))
+        write_json(folder / _SUMMARY, summary)
+
+    for source in sources:
+        if source.kind != "generated":
+            raise FastDraftError(
+                f"align.sources: '{source.name or source.kind}' is of kind {source.kind}; align "
+                "reads sets of kind generated"
+            )
     on_main(prepare)
     rows = datasets.Dataset.from_file(str(folder / _ROWS)).remove_columns("index")
     order = np.load(folder / _ORDER)
@@ -87,67 +138,6 @@ def open_completions(
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     evaluated = rows.select(order[:held_out]) if held_out else None
     return rows.select(order[held_out:]), evaluated, summary
-
-
-def _prepare(
-    sources: Sequence[Source],
-    folder: Path,
-    generated: Path,
-    logits: Path | None,
-    judge: Callable[[int, list[int], list[int]], str | None],
-    max_length: int,
-    seed: int,
-) -> None:
-    """Write all rows to one arrow file, their order to another, and the summary last."""
-    import pyarrow as pa
-
-    summary: dict[str, Any] = {}
-    found: list[np.ndarray] = []  # (number of the source, index) of the rows, in the file's order
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / _ROWS) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        writer: pa.RecordBatchStreamWriter | None = None
-        for number, (key, source) in enumerate(zip(summary_keys(sources), sources, strict=True)):
-            if source.kind != "generated":
-                raise FastDraftError(
-                    f"align.sources: '{source.name or source.kind}' is of kind {source.kind}; "
-                    "align reads sets of kind generated"
-                )
-            kept, counts = kept_indices(generated / source.name)
-            tokens = rows = 0
-            for table in _tables(source.name, kept, generated, logits):
-                names = ("index", "input_ids", "labels")
-                chosen = []
-                for position, row in enumerate(table.select(names).to_pylist()):
-                    reason = judge(*(row[name] for name in names))
-                    if reason is not None:
-                        counts[reason] += 1
-                        counts[KEPT] -= 1
-                        continue
-                    chosen.append(position)
-                    tokens += sum(label != IGNORED for label in row["labels"][:max_length])
-                rows += len(table)
-                table = table.take(pa.array(chosen, pa.int64()))
-                if writer is None:
-                    writer = pa.ipc.new_stream(sink, table.schema)
-                writer.write_table(table)
-                indices = table["index"].to_numpy()
-                found.append(np.stack([np.full_like(indices, number), indices], 1))
-            if rows != len(kept):
-                raise FastDraftError(
-                    f"{logits}: set {source.name} has {rows:,} of {len(kept):,} rows. Run stage "
-                    "logits again to store the missing ones"
-                )
-            summary[key] = {"completion_tokens": tokens, **counts}
-        if writer is not None:
-            writer.close()
-    order = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
-    if not len(order):
-        raise FastDraftError(f"align.sources: no row is left to train on ({summary})")
-    # By source and index, whatever parts the rows are in, and then shuffled.
-    ordered = np.lexsort((order[:, 1], order[:, 0]))
-    with atomic_file(folder / _ORDER) as temporary, temporary.open("wb") as file:
-        np.save(file, np.random.default_rng(seed).permutation(ordered))
-    write_json(folder / _SUMMARY, summary)
 
 
 def _tables(

@@ -5,7 +5,7 @@ All rows stay on disk. `write_filters` lists the dropped rows in a set's folder 
 complete, so `read_kept_rows` gives every later stage the same rows without the recipe, the
 tokenizer or the language classifier.
 
-Languages are told apart by py3langid (an optional extra), the maintained fork of langid.py (Lui and
+Languages are identified by py3langid (an optional extra), the maintained fork of langid.py (Lui and
 Baldwin 2012): a naive Bayes classifier over byte n-grams, without network access. It is unsure of
 short and mixed texts, so only a text that is surely in another language is dropped.
 """
@@ -51,6 +51,9 @@ _SHARED_BY = 256
 LETTERS = 20
 # How sure the classifier must be of another language.
 CONFIDENCE = 0.8
+
+# Tokens of the shortest instruction.
+SHORTEST = 5
 
 _CODE = re.compile(r"[a-z]{2,3}")
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -270,58 +273,6 @@ def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
     return list(iter_rows(folder, only=kept)), counts
 
 
-SHORTEST = 5
-# English prose has 1.2 to 1.5 tokens per word; made-up words have many more.
-TOKENS_PER_WORD = 2.5
-LONGEST_WORD = 30
-
-# Words that ask, anywhere in a sentence.
-_ASKING = re.compile(
-    r"\?|\b(?:please|help|how|what|what's|why|which|who|whose|where|can you|could you|would you|"
-    r"will you|do you|i need|i want|i wish|i'd like|i would like|i'm looking|i am looking|"
-    r"i'm trying|i am trying|tell me|show me|give me|let's|let us|teach me|make me)\b",
-    re.IGNORECASE,
-)
-# Verbs that ask, at the start of a sentence.
-_ORDERS = re.compile(
-    r"(?:^|[.!:;,\n]\s*)(?:also |then |now |first |and |or |to )?(?:add|analy[sz]e|answer|arrange|"
-    r"assess|build|calculate|change|check|choose|classify|clean|combine|come up|compare|complete|"
-    r"compose|compute|consider|construct|convert|correct|count|create|debug|decide|define|"
-    r"demonstrate|describe|design|determine|develop|discuss|divide|draft|draw|edit|elaborate|"
-    r"estimate|evaluate|examine|explain|explore|express|extract|fill|find|fix|format|formulate|"
-    r"generate|guess|highlight|identify|imagine|implement|improve|include|infer|invent|list|"
-    r"look|make|match|modify|name|organi[sz]e|outline|paraphrase|perform|pick|plan|predict|"
-    r"prepare|present|pretend|produce|proofread|propose|prove|provide|rank|rate|read|rearrange|"
-    r"recommend|refactor|remove|rephrase|replace|research|respond|return|reverse|review|revise|"
-    r"rewrite|run|say|select|shorten|simplify|simulate|solve|sort|split|state|suggest|"
-    r"summari[sz]e|take|tell|test|think|transform|translate|turn|update|use|verify|write)\b",
-    re.IGNORECASE,
-)
-_ASSISTANT = re.compile(
-    r"(?:sure[,!. ]|certainly[,!. ]|of course[,!. ]|here (?:is|are)\b|here's\b|as an ai\b|"
-    r"i'm sorry|i apologi[sz]e|thank you for|you're welcome|i'd be happy|i'm happy to)",
-    re.IGNORECASE,
-)
-
-
-def asks(text: str) -> bool:
-    """Return whether an English text asks for something, judged by its words."""
-    return bool(_ASKING.search(text) or _ORDERS.search(text.strip()))
-
-
-def no_words(text: str, tokens: int) -> bool:
-    """Return whether an English text consists of made-up words.
-
-    Such a text has many tokens per word, or words of more than ``LONGEST_WORD`` letters.
-    """
-    words = text.split()
-    if any(len(word) > LONGEST_WORD and word.isalpha() for word in words):
-        return True
-    # Code, numbers and formulas have many tokens per word too.
-    letters = sum(c.isalpha() or c.isspace() for c in text)
-    return letters >= 0.9 * len(text) and tokens > TOKENS_PER_WORD * max(1, len(words))
-
-
 def keep_instructions(
     rows: Iterable[dict[str, Any]],
     decode: Decode,
@@ -335,8 +286,7 @@ def keep_instructions(
 
     Reasons, in the order of the checks: ``cut off`` (the turn did not end), ``special token`` (a
     turn within a turn), ``too short`` (fewer than ``SHORTEST`` tokens), ``loop``, ``duplicate``,
-    ``overlaps held-out text``, ``wrong language`` and, for English, ``speaks as the assistant``,
-    ``asks nothing`` and ``no words``; last ``near duplicate``.
+    ``overlaps held-out text``, ``wrong language`` and ``near duplicate``.
 
     Args:
         rows: completions of the template's start, by increasing index.
@@ -344,8 +294,7 @@ def keep_instructions(
         overlaps: whether a text overlaps held-out text (`Decontaminator.overlaps`).
         suffix: the template's ids after the user's message (`prompts.template_ends`).
         special_ids: the tokenizer's special tokens.
-        filters: the language, and the similarity from which a later instruction is dropped. The
-            checks for English need language ``en``.
+        filters: the language, and the similarity from which a later instruction is dropped.
     """
     language, threshold = filters.language, filters.near_duplicates
     near = None if threshold is None else NearDuplicates(threshold)
@@ -367,13 +316,6 @@ def keep_instructions(
             return "overlaps held-out text"
         if language is not None and in_another_language(text, language):
             return "wrong language"
-        if language == "en":
-            if _ASSISTANT.match(text.strip()):
-                return "speaks as the assistant"
-            if not asks(text):
-                return "asks nothing"
-            if no_words(text, len(ids)):
-                return "no words"
         if near is not None and near.find_or_add(ids) is not None:
             return "near duplicate"
         seen.add(ids)

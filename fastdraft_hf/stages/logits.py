@@ -51,12 +51,6 @@ def lacks_rows(folder: Path) -> bool:
     )
 
 
-def may_read_openvino(config: LogitsConfig, device: str) -> bool:
-    """Return whether OpenVINO is to read the target."""
-    automatic = config.engine == "auto" and device == "cpu" and openvino_available()
-    return automatic or config.engine == "openvino"
-
-
 def _open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
@@ -65,12 +59,12 @@ def _open_reader(
     Raises:
         FastDraftError: OpenVINO is asked for and is not installed, or cannot read this target.
     """
-    if config.engine == "openvino" and not openvino_available():
+    wanted = config.engine == "openvino"
+    if wanted and not openvino_available():
         raise FastDraftError(
             "logits.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
         )
-    wanted = config.engine == "openvino"
-    if may_read_openvino(config, device):
+    if wanted or (config.engine == "auto" and device == "cpu" and openvino_available()):
         try:
             return _openvino_reader(target), {"engine": "openvino", "dtype": "float16"}
         except (FastDraftError, NotImplementedError) as error:

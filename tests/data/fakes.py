@@ -31,7 +31,7 @@ class FakeEngine:
     def __init__(self, *, in_flight: int = 4, seed: int = 0, dies_after: int | None = None) -> None:
         self.in_flight, self.dies_after = in_flight, dies_after
         self.random = random.Random(seed)
-        self.begun: list[int] = []
+        self.started: list[int] = []
         self.finished: list[int] = []
         self.on_begin: Callable[[], None] = lambda: None
 
@@ -42,7 +42,7 @@ class FakeEngine:
         running: list[Request] = []
         while True:
             for request in islice(waiting, self.in_flight - len(running)):
-                self.begun.append(request.index)
+                self.started.append(request.index)
                 running.append(request)
                 self.on_begin()
             if not running:

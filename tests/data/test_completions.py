@@ -33,7 +33,7 @@ class Words:
 
 
 class Answers(FakeEngine):
-    """Answers of given lengths, told apart by their ids."""
+    """Answers of given lengths, with an id of their own each."""
 
     def __init__(self, lengths: list[int]) -> None:
         super().__init__()

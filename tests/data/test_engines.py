@@ -29,8 +29,6 @@ from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngin
         (set(), "cuda", "transformers"),
         ({"openvino_genai"}, "cpu", "transformers"),
         ({"optimum", "optimum.intel"}, "cpu", "transformers"),
-        # Other parts of optimum come alone with other packages.
-        ({"optimum.intel"}, "cpu", "transformers"),
     ],
 )
 def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], device: str, chosen: str) -> None:
@@ -111,20 +109,6 @@ def sampled(count: int) -> list[Request]:
 
 def by_index(done: Iterable[Completion]) -> dict[int, tuple[int, ...]]:
     return {c.request.index: c.ids for c in done}
-
-
-def test_a_seed_belongs_to_its_row(tiny_target_folder: Path) -> None:
-    """So a killed run that resumes with other batches generates the same rows."""
-    requests = sampled(37)
-    whole = by_index(
-        TransformersEngine(tiny_target_folder, {0, 2}, 64).generate(requests, lambda n: None)
-    )
-    small = TransformersEngine(tiny_target_folder, {0, 2}, 3)
-    assert by_index(small.generate(requests[11:], lambda n: None)) == {
-        index: ids for index, ids in whole.items() if index >= 11
-    }
-    (other,) = small.generate([dataclasses.replace(requests[2], seed=99)], lambda n: None)
-    assert other.ids != whole[2]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.8)])
@@ -235,15 +219,24 @@ def test_a_signal_after_openvino_is_handled(openvino_folder: Path) -> None:
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
-def test_openvino_a_seed_belongs_to_its_row(openvino_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["transformers", "openvino"])
+def test_a_seed_belongs_to_its_row(
+    tiny_target_folder: Path, openvino_folder: Path, name: str
+) -> None:
+    """So a killed run that resumes with other batches generates the same rows."""
+
+    def engine(batch_size: int) -> Any:
+        if name == "openvino":
+            return OpenVINOEngine(openvino_folder, {0, 2}, batch_size, properties=EXACT)
+        return TransformersEngine(tiny_target_folder, {0, 2}, batch_size)
+
     requests = sampled(37)
-    engine = OpenVINOEngine(openvino_folder, {0, 2}, 16, properties=EXACT)
-    whole = by_index(engine.generate(requests, lambda n: None))
-    again = OpenVINOEngine(openvino_folder, {0, 2}, 5, properties=EXACT)
-    assert by_index(again.generate(requests[11:], lambda n: None)) == {
+    whole = by_index(engine(16).generate(requests, lambda n: None))
+    small = engine(3)
+    assert by_index(small.generate(requests[11:], lambda n: None)) == {
         index: ids for index, ids in whole.items() if index >= 11
     }
-    (other,) = again.generate([dataclasses.replace(requests[2], seed=99)], lambda n: None)
+    (other,) = small.generate([dataclasses.replace(requests[2], seed=99)], lambda n: None)
     assert other.ids != whole[2]
 
 

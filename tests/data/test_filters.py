@@ -19,20 +19,17 @@ from fastdraft_hf.data.filters import (
     LOOP_PERIOD,
     LOOP_TAIL,
     RowFilters,
-    asks,
     check_language,
     in_a_long_loop,
     in_a_loop,
     in_another_language,
     judge_rows,
     keep_instructions,
-    no_words,
     read_kept_rows,
     repeats_itself,
     write_filters,
 )
 from fastdraft_hf.data.generations import read_rows, write_rows
-from fastdraft_hf.data.prompts import template_ends
 
 from .fakes import FakeEngine, make_requests
 
@@ -283,67 +280,13 @@ def test_near_instructions_are_asked_once() -> None:
     assert reasons["near duplicate"] == 1
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Can you suggest a name for a bakery?",
-        "Write a poem about rain.",
-        "I'm moving to Lisbon next month. Recommend a quiet neighbourhood.",
-        "Here is my essay:\n\nrewrite it in plain words",
-        "I need a plan for a garden with three beds.",
-        "The function below is slow; optimise nothing, but explain why.",
-        "please be quick",
-    ],
-)
-def test_what_asks(text: str) -> None:
-    assert asks(text)
-    assert not no_words(text, round(1.4 * len(text.split())))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The Kitebark community is committed to protecting the planet and its ecosystems.",
-        "The clinical session should start with a morning kick.",
-        "Revup – winter has arrived, a season of speculation in our year!",
-    ],
-)
-def test_what_asks_nothing(text: str) -> None:
-    assert not asks(text)
-
-
-def test_words_that_are_none(target_tokenizer: Any) -> None:
-    def judged(text: str) -> bool:
-        return no_words(text, len(target_tokenizer(text)["input_ids"]))
-
-    assert judged("Gnattik wuorfel hjaksed blimfu, tzoqqel vamdrix ulpakkoz snerq bwxilly")
-    assert judged("What is a popular worksofcraiglondonappealingtonshire?")
-    assert not judged("What is the most interesting thing about volcanoes in Iceland?")
-    assert not judged("Solve: 3*x**2 + 17/4 - (2.5e-3) = 0, and 0x1F ^ 0b101")
-    assert not judged("Visit https://example.com/a/very/long/address/indeed/that/goes/on")
-
-
-def test_only_english_is_held_to_english_words(target_tokenizer: Any) -> None:
-    _, suffix = template_ends(target_tokenizer)
-
-    def reasons_of(text: str, language: str | None) -> dict[str, int]:
-        ids = target_tokenizer(text, add_special_tokens=False)["input_ids"]
+def test_instructions_in_another_language_are_dropped_when_asked() -> None:
+    text = "Schreibe bitte ein kurzes Gedicht über den Regen in der alten Stadt am Fluss."
+    for language, reason in ((None, "kept"), ("de", "kept"), ("en", "wrong language")):
         _, reasons = keep_instructions(
-            [row([*ids, target_tokenizer.eos_token_id])],
-            target_tokenizer.decode,
+            [row([*range(3, 20), 2])],
+            lambda ids: text,
             never,
-            suffix=suffix,
-            special_ids=set(target_tokenizer.all_special_ids),
             filters=RowFilters(language=language),
         )
-        return reasons
-
-    german = "Schreibe bitte ein kurzes Gedicht über den Regen in der alten Stadt am Fluss."
-    assert reasons_of(german, None) == reasons_of(german, "de") == {"kept": 1}
-    assert reasons_of(german, "en") == {"wrong language": 1}
-    nothing = "The clinical session should start with a morning kick."
-    assert reasons_of(nothing, "en") == {"asks nothing": 1}
-    assert reasons_of(nothing, None) == {"kept": 1}
-    assistant = "Sure, I can help you with that. What is the first line of your poem?"
-    assert reasons_of(assistant, "en") == {"speaks as the assistant": 1}
-    assert reasons_of("Can you suggest a name for a bakery?", "en") == {"kept": 1}
+        assert reasons == {reason: 1}

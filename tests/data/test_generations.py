@@ -52,18 +52,18 @@ def test_killed_resumed_and_grown_by_any_number_of_processes(
             requests = make_requests(count)
             for seed, kill in enumerate([*kills, None]):
                 before = set(stored_indices(folder).tolist())
-                begun: list[int] = []
+                started: list[int] = []
 
                 def work(rank: int, seed: int = seed, kill: int | None = kill) -> None:
                     engine = FakeEngine(in_flight=in_flight, seed=seed + rank, dies_after=kill)
                     try:
                         write_rows(engine, requests, folder, rows_per_part=size)  # noqa: B023
                     finally:
-                        begun.extend(engine.begun)  # noqa: B023
+                        started.extend(engine.started)  # noqa: B023
 
                 in_processes(world if kill is None else 1 + world % 3, work)
-                assert before.isdisjoint(begun)  # a stored row is not generated again
-                assert len(set(begun)) == len(begun)  # nor by two processes
+                assert before.isdisjoint(started)  # a stored row is not generated again
+                assert len(set(started)) == len(started)  # nor by two processes
             check_complete(folder, requests)
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
     lost = sorted(set(lost) - set(stored_indices(folder).tolist()))
     again = FakeEngine(in_flight=1)
     write_rows(again, requests, folder, rows_per_part=20)
-    assert again.begun == lost
+    assert again.started == lost
     assert len(lost) == 20
     check_complete(folder, requests)
 
@@ -114,7 +114,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room[0] = 100
     again = FakeEngine()
     write_rows(again, requests, folder, rows_per_part=4)
-    assert len(again.begun) == 60 - 9 * 4
+    assert len(again.started) == 60 - 9 * 4
     check_complete(folder, requests)
 
 
@@ -138,12 +138,12 @@ def test_when_the_time_is_up_finished_rows_are_kept(
     engine = clock.engine(30, in_flight=3)
     write_rows(engine, make_requests(40), tmp_path / "set", max_minutes=5)
     # 5 minutes are 10 rows of half a minute. Those in flight at the end are dropped.
-    assert len(engine.begun) == 10
+    assert len(engine.started) == 10
     assert 7 < len(engine.finished) < 10
     assert [row["index"] for row in read_rows(tmp_path / "set")] == sorted(engine.finished)
     again = clock.engine(30)
     write_rows(again, make_requests(40), tmp_path / "set", max_minutes=5)
-    assert again.begun == []
+    assert again.started == []
 
 
 def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.Monke
     clock.now += 10_000  # the time between two runs does not count
     second = clock.engine(60, in_flight=1)
     write_rows(second, make_requests(40), tmp_path / "set", **given)
-    assert first.begun + second.begun == [0, 1, 2, 3, 4, 4]
+    assert first.started + second.started == [0, 1, 2, 3, 4, 4]
     assert json.loads((tmp_path / "set" / "clock-00000.json").read_text())["seconds"] == 360
 
 

@@ -138,7 +138,7 @@ def test_cells(value: Any, wanted: Any) -> None:
         ({"split": "tset"}, "cannot read"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     path = tmp_path / "saved"
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
     with pytest.raises(FastDraftError, match=message):
@@ -154,9 +154,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], messag
         ("bad.jsonl", "{no json\n", "cannot read .*bad.jsonl .*; check the file"),
     ],
 )
-def test_files_that_cannot_be_read(
-    tmp_path: Path, name: str, text: str | None, message: str
-) -> None:
+def test_unreadable_files(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     path = tmp_path / name
     if text is not None:
         path.write_text(text)
@@ -164,6 +162,6 @@ def test_files_that_cannot_be_read(
         prompt_column(of(str(path)))
 
 
-def test_a_set_of_the_hub_that_cannot_be_had() -> None:
+def test_a_dataset_on_the_hub_out_of_reach() -> None:
     with pytest.raises(FastDraftError, match=r"cannot read no/such-set .* or name a local copy"):
         prompt_column(of("no/such-set"))

@@ -163,7 +163,7 @@ def test_an_instruction_ends_where_the_target_or_the_template_says(styled: Any) 
     stop = styled.eos_token_id
     assert written_instruction((*words, stop), "stop", suffix, special) == words
     assert written_instruction(words, "length", suffix, special) is None
-    # Mistral's user ends with no token that ends a text, and the target goes on to answer.
+    # Mistral's user ends with no token that ends a text, and the target continues with an answer.
     on = (*words, *suffix, *words)
     assert written_instruction((*on, stop), "stop", suffix, special) == words
     assert written_instruction(on, "length", suffix, special) == words

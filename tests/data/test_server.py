@@ -150,7 +150,7 @@ def test_a_server_without_ids_is_refused() -> None:
         ({"token_ids": [-1]}, "returned token id -1"),
     ],
 )
-def test_another_model_shows_itself(change: dict[str, Any], message: str) -> None:
+def test_another_model_is_detected(change: dict[str, Any], message: str) -> None:
     with (
         VLLMServer(change=lambda answer: answer["choices"][0].update(change)) as server,
         pytest.raises(FastDraftError, match=message),
@@ -218,7 +218,7 @@ def test_a_wrong_address() -> None:
         open_engine(gone)
 
 
-def test_a_hanging_server_keeps_nobody_from_leaving() -> None:
+def test_a_hanging_server_does_not_block_leaving() -> None:
     end = threading.Event()
 
     def write(body: dict[str, Any]) -> list[int]:

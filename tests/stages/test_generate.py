@@ -121,7 +121,7 @@ def prompts(tmp_path: Path) -> str:
     return jsonl(tmp_path, [{"id": n, "messages": chat} for n, chat in enumerate(chats)])
 
 
-def test_a_data_set_answered_at_every_temperature(
+def test_a_dataset_answered_at_every_temperature(
     make: Callable[..., tuple[Run, Writer]], prompts: str, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     settings = {
@@ -164,7 +164,7 @@ def test_a_data_set_answered_at_every_temperature(
     assert facts["rows"] == 9
 
 
-def test_a_data_set_that_changed_in_between_is_refused(
+def test_a_changed_dataset_is_refused(
     make: Callable[..., tuple[Run, Writer]], prompts: str
 ) -> None:
     settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
@@ -197,7 +197,7 @@ def test_a_data_set_that_changed_in_between_is_refused(
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_a_model_is_loaded(
+def test_bad_settings_are_refused_before_a_model_is_loaded(
     make: Callable[..., tuple[Run, Writer]],
     prompts: str,
     wanted: dict[str, Any],
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, _ = make({"kind": "dataset", "dataset": prompts, **wanted})
-    monkeypatch.setattr(generate, "open_target_engine", lambda *a: pytest.fail("work was begun"))
+    monkeypatch.setattr(generate, "open_target_engine", lambda *a: pytest.fail("work was started"))
     with pytest.raises(FastDraftError, match=rf"^generate\.sets\.mine\.{message}"):
         run_generate(run)
 
@@ -240,7 +240,7 @@ def test_a_template_without_a_system_turn(
 
 @pytest.mark.parametrize("style", ["chatml", "mistral"])
 @pytest.mark.parametrize("in_answers", [True, False])
-def test_magpie_asks_what_the_target_thought_up(
+def test_magpie_asks_the_instructions_of_the_target(
     make: Callable[..., tuple[Run, Writer]],
     tmp_path: Path,
     tiny_tokenizer: PreTrainedTokenizerFast,
@@ -300,7 +300,7 @@ def test_magpie_asks_what_the_target_thought_up(
 
 @pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
 @pytest.mark.parametrize("dies_after", [None, 1])
-def test_raised_rows_go_on_with_what_is_there(
+def test_a_larger_set_keeps_the_rows_it_has(
     make: Callable[..., tuple[Run, Writer]],
     prompts: str,
     tmp_path: Path,
@@ -315,7 +315,7 @@ def test_raised_rows_go_on_with_what_is_there(
     }[kind]
 
     def write(request: Request) -> str:
-        if request.source == "mine-instructions":  # one in three is the one before it again
+        if request.source == "mine-instructions":  # one in three repeats the one before
             return f"Is cat {request.index - request.index % 3 // 2} in the hat?"
         return answer(request)
 
@@ -334,11 +334,11 @@ def test_raised_rows_go_on_with_what_is_there(
     rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
     assert rows == other
     asked = [(r.source, r.index) for writer in (first, second, third) for r in writer.asked]
-    if dies_after is None:  # nothing was asked twice
+    if dies_after is None:  # no row is asked twice
         assert sorted(asked) == sorted((r.source, r.index) for r in all_at_once.asked)
 
 
-def test_a_finished_set_says_what_it_is_and_what_is_kept(
+def test_card_and_filters_of_a_finished_set(
     make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
 ) -> None:
     filters = {"near_duplicates": None}
