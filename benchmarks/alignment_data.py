@@ -51,10 +51,9 @@ from fastdraft_hf.eval.expected import (
     Continuation,
     ExpectedRounds,
     expected_rounds,
-    rounds_acceptance_rate,
-    rounds_block_efficiency,
     text_acceptance,
 )
+from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.stages.target_engine import load_engine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
@@ -195,9 +194,7 @@ def rounds(
 
 
 def rate_gain(pairs: list[Any]) -> float:
-    return rounds_acceptance_rate([a for a, _ in pairs]) - rounds_acceptance_rate(
-        [b for _, b in pairs]
-    )
+    return acceptance_rate([a for a, _ in pairs]) - acceptance_rate([b for _, b in pairs])
 
 
 def table(found: dict[str, list[ExpectedRounds]], tasks: list[str]) -> str:
@@ -218,8 +215,8 @@ def table(found: dict[str, list[ExpectedRounds]], tasks: list[str]) -> str:
                 both = list(zip(part[written], part[own], strict=True))
                 gain = _show(interval(both, rate_gain), "+.3f")
             lines.append(
-                f"| {name} | {_show(interval(part[name], rounds_acceptance_rate))} | "
-                f"{_show(interval(part[name], rounds_block_efficiency), '.2f')} | {gain} |"
+                f"| {name} | {_show(interval(part[name], acceptance_rate))} | "
+                f"{_show(interval(part[name], block_efficiency), '.2f')} | {gain} |"
             )
         lines.append("")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.eval.config import EvaluateConfig
-from fastdraft_hf.eval.expected import rounds_acceptance_rate, rounds_block_efficiency
+from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.recipe import build_recipe
@@ -85,12 +85,12 @@ def main() -> None:
         for task in tasks:
             own = [row for row, text in zip(rows, texts, strict=True) if text.task == task]
             base = [row for row, text in zip(first, texts, strict=True) if text.task == task]
-            rate = _show(interval(own, rounds_acceptance_rate))
+            rate = _show(interval(own, acceptance_rate))
             pairs = list(zip(own, base, strict=True))
             change = "" if rows is first else _show(interval(pairs, rate_gain), "+.3f")
             print(
                 f"| {label} | {task} | {len(own)} | {rate} | {change} "
-                f"| {rounds_block_efficiency(own):.2f} |"
+                f"| {block_efficiency(own):.2f} |"
             )
     print(f"\n{describe_machine(machine())}")
 

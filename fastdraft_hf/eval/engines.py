@@ -137,7 +137,7 @@ class _OpenVINO(_Engine):
 
             from fastdraft_hf.decode.openvino.paged import paged
 
-            # They are exports: without being told, optimum-intel asks the Hub about each folder.
+            # Without `export=False` optimum-intel asks the Hub about each folder.
             given = {"compile": False, "export": False}
             self._set_target(OVModelForCausalLM.from_pretrained(str(target), **given))
             # Paging drops the target's own compiled graph, once. Done here and not by the first

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf import _processes
 from fastdraft_hf._progress import Progress
@@ -31,13 +31,12 @@ from fastdraft_hf.eval.expected import (
     TextAcceptance,
     add_rounds,
     expected_rounds,
-    rounds_acceptance_rate,
-    rounds_block_efficiency,
     rounds_by_position,
     text_acceptance,
 )
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
+    Counts,
     acceptance_by_position,
     acceptance_rate,
     block_efficiency,
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
 RECORDS, READINGS = "records.jsonl", "readings.jsonl"
 
-T = TypeVar("T")
 Records = Mapping[str, DecodingRecord]
 Readings = Mapping[str, TextAcceptance]
 
@@ -292,7 +290,7 @@ def summarize(
         found: dict[str, Any] = {
             "prompts": len(taken),
             "drafted": sum(r.drafted for r in taken),
-            **_intervals(taken, acceptance_rate, block_efficiency, ratio, gamma),
+            **_intervals(taken, ratio, gamma),
             "acceptance_by_position": acceptance_by_position(taken),
         }
         if setting.run != SAMPLED:
@@ -308,7 +306,7 @@ def summarize(
         ]
         expected: dict[str, Any] = {
             "texts": len(chosen) * len(same),
-            **_intervals(parts, rounds_acceptance_rate, rounds_block_efficiency, ratio, gamma),
+            **_intervals(parts, ratio, gamma),
             "acceptance_by_position": rounds_by_position(parts),
         }
         one, other = found["acceptance_rate"], expected["acceptance_rate"]
@@ -352,16 +350,10 @@ def summarize(
     }
 
 
-def _intervals(
-    taken: Sequence[T],
-    rate: Callable[[Sequence[T]], float],
-    efficiency: Callable[[Sequence[T]], float],
-    ratio: float,
-    gamma: int,
-) -> dict[str, list[float]]:
-    found = bootstrap(taken, efficiency).triple()
+def _intervals(taken: Sequence[Counts], ratio: float, gamma: int) -> dict[str, list[float]]:
+    found = bootstrap(taken, block_efficiency).triple()
     return {
-        "acceptance_rate": bootstrap(taken, rate).triple(),
+        "acceptance_rate": bootstrap(taken, acceptance_rate).triple(),
         "block_efficiency": found,
         "mbsu": [mbsu(value, ratio, gamma) for value in found],
     }

@@ -61,16 +61,24 @@ class ExpectedRounds:
     """Expected counts of decoding one or several texts with γ tokens drafted per round.
 
     Attributes:
-        tokens: emitted tokens.
-        rounds: forward passes of the target.
-        drafted: for each position of a block, the rounds that drafted that far.
-        accepted: for each position, the rounds that accepted up to it.
+        new_tokens: emitted tokens.
+        target_passes: forward passes of the target, one per round.
+        drafted_by_position: for each position of a block, the rounds that drafted that far.
+        accepted_by_position: for each position, the rounds that accepted up to it.
     """
 
-    tokens: float
-    rounds: float
-    drafted: tuple[float, ...]
-    accepted: tuple[float, ...]
+    new_tokens: float
+    target_passes: float
+    drafted_by_position: tuple[float, ...]
+    accepted_by_position: tuple[float, ...]
+
+    @property
+    def drafted(self) -> float:
+        return sum(self.drafted_by_position)
+
+    @property
+    def accepted(self) -> float:
+        return sum(self.accepted_by_position)
 
 
 def text_acceptance(
@@ -159,12 +167,12 @@ def expected_rounds(
         if not reached:
             continue
         limit = max(0, min(num_assistant_tokens, max_new_tokens - start - 1))
-        for place in range(limit):
-            position = start + place
-            drafted[place] += drafting
+        for step in range(limit):
+            position = start + step
+            drafted[step] += drafting
             if position >= length:  # the text has ended: nothing more is accepted
                 continue
-            accepted[place] += reached * text.alphas[position]
+            accepted[step] += reached * text.alphas[position]
             drafting -= reached * text.draft_ends[position]
             starts[position + 1] += reached * (1 - text.kept[position])
             reached *= text.kept[position]
@@ -177,27 +185,15 @@ def expected_rounds(
 def add_rounds(parts: Sequence[ExpectedRounds]) -> ExpectedRounds:
     """Return the sum of counts of one γ."""
     return ExpectedRounds(
-        sum(p.tokens for p in parts),
-        sum(p.rounds for p in parts),
-        tuple(map(sum, zip(*(p.drafted for p in parts), strict=True))),
-        tuple(map(sum, zip(*(p.accepted for p in parts), strict=True))),
+        sum(p.new_tokens for p in parts),
+        sum(p.target_passes for p in parts),
+        tuple(map(sum, zip(*(p.drafted_by_position for p in parts), strict=True))),
+        tuple(map(sum, zip(*(p.accepted_by_position for p in parts), strict=True))),
     )
-
-
-def rounds_acceptance_rate(parts: Sequence[ExpectedRounds]) -> float:
-    """Return expected accepted / drafted tokens; 0 if nothing was drafted."""
-    drafted = sum(sum(p.drafted) for p in parts)
-    return sum(sum(p.accepted) for p in parts) / drafted if drafted else 0.0
-
-
-def rounds_block_efficiency(parts: Sequence[ExpectedRounds]) -> float:
-    """Return emitted tokens per expected forward pass of the target; 1 if there are none."""
-    rounds = sum(p.rounds for p in parts)
-    return sum(p.tokens for p in parts) / rounds if rounds else 1.0
 
 
 def rounds_by_position(parts: Sequence[ExpectedRounds]) -> list[float]:
     """Return, for each position of a block, the expected share accepted up to it."""
     total = add_rounds(parts)
-    pairs = zip(total.accepted, total.drafted, strict=True)
+    pairs = zip(total.accepted_by_position, total.drafted_by_position, strict=True)
     return [accepted / drafted if drafted else 0.0 for accepted, drafted in pairs]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.eval.bench import BASELINES
-from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, judged_ratio, path_words
+from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, path_words
 
 _COLORS = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#64b5cd", "#ccb974"]
 # The target alone, by the path of the baseline.
@@ -126,7 +126,7 @@ def speed(paths: dict[str, Any]) -> Any:
         alone = _ALONE[BASELINES[found["path"]]]
         rows.setdefault(alone, (overall["alone_tokens_per_second"], "#b0b7c3"))
         gamma = overall["best_num_assistant_tokens"]
-        label = f"{path_words(name)}, γ = {gamma}: {judged_ratio(overall)[0]:.2f}x"
+        label = f"{path_words(name)}, γ = {gamma}: {overall['judged']['ratio'][0]:.2f}x"
         rows[label] = overall["sweep"][str(gamma)]["tokens_per_second"], colors[name]
     values, fills = zip(*rows.values(), strict=True)
     drawn = bars.barh(list(rows), values, color=fills, height=0.72)

@@ -17,12 +17,26 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fastdraft_hf.decode.records import DecodingRecord
 
 Records = Sequence[DecodingRecord]
 T = TypeVar("T")
+
+
+class Counts(Protocol):
+    """An answer's totals: counted in a `DecodingRecord`, or expected (`eval.expected`)."""
+
+    @property
+    def drafted(self) -> float: ...
+    @property
+    def accepted(self) -> float: ...
+    @property
+    def new_tokens(self) -> float: ...
+    @property
+    def target_passes(self) -> float: ...
+
 
 # The same prompt (and repeat) in two settings.
 Pair = tuple[DecodingRecord, DecodingRecord]
@@ -43,13 +57,13 @@ class Estimate:
         return [self.value, self.low, self.high]
 
 
-def acceptance_rate(records: Records) -> float:
+def acceptance_rate(records: Sequence[Counts]) -> float:
     """Return accepted / drafted tokens; 0 if nothing was drafted."""
     drafted = sum(r.drafted for r in records)
     return sum(r.accepted for r in records) / drafted if drafted else 0.0
 
 
-def block_efficiency(records: Records) -> float:
+def block_efficiency(records: Sequence[Counts]) -> float:
     """Return emitted tokens per forward pass of the target; 1 if there were no passes."""
     passes = sum(r.target_passes for r in records)
     return sum(r.new_tokens for r in records) / passes if passes else 1.0

@@ -68,15 +68,11 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     expects = any("expected" in (s["overall"] or {}) for s in settings)
     rows = []
     for task in [*evaluation["tasks"], "overall"]:
-        first, *ways = (
-            one["overall"] if task == "overall" else one["tasks"][task]
-            for one in (evaluation, *settings)
-        )
-        taken = [("", setting, figures) for setting, figures in zip(settings, ways, strict=True)]
-        for prefix, setting, figures in [
-            *taken,
-            ("untrained, ", evaluation, first.get("untrained")),
-        ]:
+        for setting in (*settings, evaluation):
+            figures = setting["overall"] if task == "overall" else setting["tasks"][task]
+            prefix = ""
+            if setting is evaluation:
+                prefix, figures = "untrained, ", figures.get("untrained")
             if figures is None:
                 continue
             temperature, expected = setting["temperature"], ""
@@ -179,7 +175,7 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
                 "task set": task,
                 "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
                 "with the draft, tokens/s": f"{best['tokens_per_second']:.1f}",
-                "ratio": with_interval(judged_ratio(figures)),
+                "ratio": with_interval(figures["judged"]["ratio"]),
                 "best γ": gamma,
             }
             if alone is not None:
@@ -194,12 +190,6 @@ def path_words(name: str) -> str:
     """Return a key of ``paths`` as words: the path, and the draft if it is another one."""
     path, _, draft = name.partition("/")
     return f"{path}, draft {draft}" if draft else path
-
-
-def judged_ratio(figures: dict[str, Any]) -> list[float]:
-    """Return a path's speed-up over the target alone through the same kernels, with interval."""
-    ratio: list[float] = figures["judged"]["ratio"]
-    return ratio
 
 
 def kernel_rows(bench: dict[str, Any]) -> list[dict[str, str]]:

@@ -19,7 +19,6 @@ from fastdraft_hf.eval.summary import (
     cut_sentence,
     greedy_sentence,
     held_out_sentence,
-    judged_ratio,
     kernel_rows,
     markdown_table,
     path_words,
@@ -143,7 +142,7 @@ def _headline(bench: dict[str, Any] | None) -> str:
     best = bench["best"]
     name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
     overall = bench["paths"][name]["overall"]
-    value, low, high = judged_ratio(overall)
+    value, low, high = overall["judged"]["ratio"]
     words = (
         f"**{value:.2f}x** the speed of the target alone through the same kernels (95% interval "
         f"{low:.2f} to {high:.2f}; {path_words(name)}, γ = {overall['best_num_assistant_tokens']})."
@@ -218,7 +217,7 @@ def _speed_results(bench: dict[str, Any] | None) -> list[EvalResult]:
         for task, figures in found["tasks"].items():
             gamma = figures["best_num_assistant_tokens"]
             how = f"{path_words(path)}, greedy, γ = {gamma}, same kernels"
-            results += _result(task, "speed_up", "Speed-up", how, judged_ratio(figures), 3)
+            results += _result(task, "speed_up", "Speed-up", how, figures["judged"]["ratio"], 3)
     return results
 
 

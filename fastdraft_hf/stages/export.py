@@ -147,7 +147,7 @@ def read_acceptance(
         ``block_efficiency`` (tokens per forward pass of the target).
     """
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.eval import expected
+    from fastdraft_hf.eval import expected, metrics
     from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     tokenizer = load_tokenizer(target, "target")
@@ -166,8 +166,8 @@ def read_acceptance(
         found.append(
             {
                 "name": name,
-                "acceptance_rate": expected.rounds_acceptance_rate(rounds),
-                "block_efficiency": expected.rounds_block_efficiency(rounds),
+                "acceptance_rate": metrics.acceptance_rate(rounds),
+                "block_efficiency": metrics.block_efficiency(rounds),
             }
         )
     return {

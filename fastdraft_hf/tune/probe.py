@@ -18,7 +18,8 @@ from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.eval.expected import expected_rounds, rounds_block_efficiency
+from fastdraft_hf.eval.expected import expected_rounds
+from fastdraft_hf.eval.metrics import block_efficiency
 from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
@@ -83,7 +84,7 @@ class Probes:
                         self._target.path, [draft], self._texts, self._device
                     )
                     saved[label] = {
-                        str(gamma): rounds_block_efficiency(
+                        str(gamma): block_efficiency(
                             [expected_rounds(text, gamma, MAX_NEW_TOKENS) for text in texts]
                         )
                         for gamma in self._gammas
@@ -133,13 +134,13 @@ class Probes:
             return folder
         decontaminator, parts = Decontaminator.of_task_sets(), []
         with atomic_folder(folder) as temporary:
-            for number, (source, place) in enumerate(
+            for number, (source, rows_folder) in enumerate(
                 zip(self._train.sources, self._sets, strict=True)
             ):
                 rows, _, _ = open_completions(
                     [source],
                     folder=temporary / f"rows-{number}",
-                    generated=place.parent,
+                    generated=rows_folder.parent,
                     logits=None,
                     tokenizer=tokenizer,
                     decontaminator=decontaminator,

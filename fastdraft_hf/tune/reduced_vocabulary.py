@@ -16,8 +16,8 @@ from fastdraft_hf.draft.reduced_vocabulary import (
     read_reduced_vocabulary,
     write_reduced_vocabulary,
 )
-from fastdraft_hf.eval.expected import TextAcceptance, expected_rounds, rounds_acceptance_rate
-from fastdraft_hf.eval.metrics import bootstrap
+from fastdraft_hf.eval.expected import TextAcceptance, expected_rounds
+from fastdraft_hf.eval.metrics import acceptance_rate, bootstrap
 from fastdraft_hf.target.resolve import all_end_ids, load_tokenizer
 from fastdraft_hf.tune.texts import MAX_NEW_TOKENS, held_out, read_acceptance, sampled_completions
 
@@ -94,8 +94,8 @@ def reduce_draft(
     vocabulary = AutoConfig.from_pretrained(draft).get_text_config().vocab_size
 
     counts, measured = Counter[int](), Counter[int]()
-    for place in sets:
-        for row in read_kept_rows(place)[0]:
+    for rows in sets:
+        for row in read_kept_rows(rows)[0]:
             (measured if held_out(row["index"]) else counts).update(row["completion_ids"])
     if not counts:
         raise FastDraftError("reduced_vocabulary: the generated sets hold no completions")
@@ -129,7 +129,7 @@ def acceptance_cost(
     ]
 
     def rate(which: int, chosen: Any) -> float:
-        return rounds_acceptance_rate([pair[which] for pair in chosen])
+        return acceptance_rate([pair[which] for pair in chosen])
 
     return {
         "num_assistant_tokens": num_assistant_tokens,

@@ -98,7 +98,7 @@ def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> N
     forth, back = SETTINGS, SETTINGS[::-1]
     orders = [[s for s, _, _ in block] for block in blocks]
     assert orders == [forth, back, back, back, forth, forth]
-    # Over two repeats no setting has a better place than another on any prompt.
+    # Over two repeats no setting has a better position than another on any prompt.
     places: Counter[tuple[Setting, str]] = Counter()
     for block in blocks:
         for place, (setting, key, _) in enumerate(block):

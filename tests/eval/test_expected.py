@@ -17,8 +17,6 @@ from fastdraft_hf.eval.expected import (
     TextAcceptance,
     add_rounds,
     expected_rounds,
-    rounds_acceptance_rate,
-    rounds_block_efficiency,
     text_acceptance,
 )
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
@@ -64,10 +62,10 @@ def teacher_forced(p: Chain, q: Chain, ends: set[int], gamma: int) -> ExpectedRo
         found = expected_rounds(seen(p, q, ends, text), gamma, LONGEST)
         parts.append(
             ExpectedRounds(
-                chance * found.tokens,
-                chance * found.rounds,
-                tuple(chance * d for d in found.drafted),
-                tuple(chance * a for a in found.accepted),
+                chance * found.new_tokens,
+                chance * found.target_passes,
+                tuple(chance * d for d in found.drafted_by_position),
+                tuple(chance * a for a in found.accepted_by_position),
             )
         )
     return add_rounds(parts)
@@ -122,21 +120,24 @@ def decoded(p: Chain, q: Chain, ends: set[int], gamma: int) -> ExpectedRounds:
 @given(CHAINS, CHAINS, st.integers(1, 4))
 def test_it_is_what_decoding_counts(p: Chain, q: Chain, gamma: int) -> None:
     found, true = teacher_forced(p, q, set(), gamma), decoded(p, q, set(), gamma)
-    assert found.tokens == pytest.approx(true.tokens) == pytest.approx(LONGEST)
-    assert found.rounds == pytest.approx(true.rounds)
-    assert found.drafted == pytest.approx(true.drafted)
-    assert found.accepted == pytest.approx(true.accepted)
+    assert found.new_tokens == pytest.approx(true.new_tokens) == pytest.approx(LONGEST)
+    assert found.target_passes == pytest.approx(true.target_passes)
+    assert found.drafted_by_position == pytest.approx(true.drafted_by_position)
+    assert found.accepted_by_position == pytest.approx(true.accepted_by_position)
 
 
 @given(CHAINS, CHAINS, st.integers(1, 3))
 def test_texts_that_end_are_counted_to_their_end(p: Chain, q: Chain, gamma: int) -> None:
     found, true = teacher_forced(p, q, {0}, gamma), decoded(p, q, {0}, gamma)
-    assert found.tokens == pytest.approx(true.tokens)
-    assert found.rounds == pytest.approx(true.rounds)
-    assert found.accepted == pytest.approx(true.accepted)
+    assert found.new_tokens == pytest.approx(true.new_tokens)
+    assert found.target_passes == pytest.approx(true.target_passes)
+    assert found.accepted_by_position == pytest.approx(true.accepted_by_position)
     # What a draft writes after a rejected token is not in any text.
-    assert found.drafted[:2] == pytest.approx(true.drafted[:2])
-    assert all(a >= b - 1e-9 for a, b in zip(found.drafted, true.drafted, strict=True))
+    assert found.drafted_by_position[:2] == pytest.approx(true.drafted_by_position[:2])
+    assert all(
+        a >= b - 1e-9
+        for a, b in zip(found.drafted_by_position, true.drafted_by_position, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +211,11 @@ def test_real_decoding_counts_what_its_own_texts_let_expect(
         text = Continuation("t", prompt, tuple(record.tokens))
         parts.append(expected_rounds(text_acceptance(target, draft, text, 6.0, ends), gamma, 16))
     drafted = sum(r.drafted for r in records)
-    rate = rounds_acceptance_rate(parts)
+    rate = acceptance_rate(parts)
     # Three standard deviations of coins that are thrown alone; blocks make them dependent.
     slack = 3 * (rate * (1 - rate) / drafted) ** 0.5 * 1.5
     assert 0.05 < rate < 0.95
     assert acceptance_rate(records) == pytest.approx(rate, abs=slack)
     assert block_efficiency(records) == pytest.approx(
-        rounds_block_efficiency(parts), abs=slack * (gamma + 1)
+        block_efficiency(parts), abs=slack * (gamma + 1)
     )

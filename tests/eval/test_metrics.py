@@ -48,7 +48,7 @@ def test_mbsu_is_the_papers_formula() -> None:
 
 def test_acceptance_by_position(make_record: MakeRecord) -> None:
     records = [make_record([(3, 3), (3, 1)]), make_record([(3, 0), (1, 1)]), make_record()]
-    # First place: accepted in three of four rounds; second and third: one of the three that
+    # First position: accepted in three of four rounds; second and third: one of the three that
     # drafted so far.
     assert acceptance_by_position(records) == [3 / 4, 1 / 3, 1 / 3]
     assert acceptance_by_position([]) == []

@@ -187,7 +187,7 @@ def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
     assert rows["align"]["peak memory"] == "1.5 GiB"
 
 
-def test_the_budget_is_told_against_the_papers(run_summary: RunSummary) -> None:
+def test_the_budget_is_compared_with_the_papers(run_summary: RunSummary) -> None:
     run_summary.provenance["pretrain"] = {
         "facts": {"tokens": 600_000, "steps": 1},
         "wall_seconds": 1,

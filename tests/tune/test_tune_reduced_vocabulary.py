@@ -102,8 +102,8 @@ def test_a_reduced_folder_and_its_facts(
 def test_the_cost_is_that_of_what_is_left_out() -> None:
     """Half of the positions can no longer be accepted.
 
-    At γ = 1 a round from a good place is accepted with 0.8 and the next begins at a good one;
-    else one round from a bad place follows, where nothing is accepted: 0.8 of 1.2 rounds.
+    At γ = 1 a round from a good position is accepted with 0.8 and the next starts at a good one;
+    else one round from a bad position follows, where nothing is accepted. 0.8 of 1.2 rounds.
     """
     full = [TextAcceptance((0.8,) * 12, (0.8,) * 12, (0.0,) * 12) for _ in range(4)]
     reduced = [TextAcceptance((0.8, 0.0) * 6, (0.8, 0.0) * 6, (0.0,) * 12) for _ in range(4)]
