@@ -96,11 +96,6 @@ def test_prompt_lookup_writes_what_the_target_writes(
         assert record.first_token_seconds is not None
 
 
-def test_prompt_lookup_takes_no_draft(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="prompt lookup takes no draft"):
-        OpenVINODecoder(*folders, prompt_lookup=True)
-
-
 @pytest.mark.parametrize("drafted", [True, False], ids=["assisted", "alone"])
 def test_a_result_of_a_pipeline_becomes_a_record(folders: tuple[Path, Path], drafted: bool) -> None:
     import numpy

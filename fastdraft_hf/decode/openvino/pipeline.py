@@ -85,8 +85,6 @@ class OpenVINODecoder:
     ) -> None:
         import openvino_genai
 
-        if prompt_lookup and draft is not None:
-            raise ValueError("prompt lookup takes no draft")
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = 1  # GB
         given = dict(properties or {})

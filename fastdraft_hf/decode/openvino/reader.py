@@ -50,18 +50,13 @@ class OpenVINOReader(LogitsReader):
             while last < len(texts) and (last == first or tokens + len(texts[last]) <= most):
                 tokens += len(texts[last])
                 last += 1
-            for logits in self._pass(texts[first:last], begins[first:last]):
-                yield iter([logits])
-            first = last
-
-    def _pass(
-        self, texts: Sequence[Sequence[int]], begins: Sequence[int]
-    ) -> Iterator[torch.Tensor]:
-        model = PagedModel(self._pages)
-        wanted = [
+            part = slice(first, last)
             # The token at t is predicted at t − 1.
-            range(begin - 1, len(text) - 1)
-            for text, begin in zip(texts, begins, strict=True)
-        ]
-        logits = model.read(texts, wanted)
-        yield from torch.split(logits, [len(places) for places in wanted])
+            wanted = [
+                range(begin - 1, len(text) - 1)
+                for text, begin in zip(texts[part], begins[part], strict=True)
+            ]
+            logits = PagedModel(self._pages).read(texts[part], wanted)
+            for one in logits.split([len(positions) for positions in wanted]):
+                yield iter([one])
+            first = last
