@@ -57,6 +57,6 @@ class OpenVINOReader(LogitsReader):
                 for text, begin in zip(texts[part], begins[part], strict=True)
             ]
             logits = PagedModel(self._pages).read(texts[part], wanted)
-            for one in logits.split([len(positions) for positions in wanted]):
+            for one in torch.split(logits, [len(positions) for positions in wanted]):
                 yield iter([one])
             first = last
