@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf import _metadata
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._redact import holds_token
+from fastdraft_hf._errors import FastDraftError, holds_token
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard

@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
-from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._redact import holds_token, redacted
+from fastdraft_hf._errors import FastDraftError, holds_token, nearest, redacted
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig

@@ -10,9 +10,8 @@ import time
 from collections.abc import Sequence
 
 from fastdraft_hf import __version__
-from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._errors import FastDraftError, redacted
 from fastdraft_hf._processes import MainProcessError, is_main, rank, started, world
-from fastdraft_hf._redact import redacted
 
 # command -> (module that has `add_arguments` and `run`, one line of help)
 COMMANDS = {

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._card import fill_card, markdown, python
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._redact import redacted
+from fastdraft_hf._errors import FastDraftError, redacted
 from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
     TRAINING_STAGES,

@@ -6,8 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._redact import redacted
+from fastdraft_hf._errors import FastDraftError, redacted
 
 # The client waits without a limit by default. This one is between two packets, not for an upload.
 TIMEOUT_SECONDS = 60.0

@@ -11,9 +11,8 @@ from typing import Any
 
 from fastdraft_hf._atomic import publish_folder, sha256_file
 from fastdraft_hf._card import CARD, PROVENANCE, TAGS, Files, draft_files, load_card
-from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._errors import FastDraftError, redacted
 from fastdraft_hf._metadata import check_metadata
-from fastdraft_hf._redact import redacted
 from fastdraft_hf.hub.card import render_card
 from fastdraft_hf.hub.run_folder import RunFolder
 

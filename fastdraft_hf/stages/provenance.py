@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._redact import redacted
+from fastdraft_hf._errors import redacted
 
 # fmt: off
 _PACKAGES = (
