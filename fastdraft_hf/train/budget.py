@@ -36,27 +36,6 @@ class TokenBudget(TrainerCallback):
         state.max_steps = state.global_step
 
 
-def token_schedule(
-    args: Any, optimizer: torch.optim.Optimizer, progress: Callable[[], float]
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return the learning-rate schedule over the share of the budget that is spent.
-
-    Args:
-        args: the trainer's config, as for `schedule_shape`.
-        optimizer: what the schedule drives.
-        progress: returns the share of the budget spent so far.
-
-    Raises:
-        FastDraftError: the schedule is not a function of progress alone.
-    """
-    shape = schedule_shape(args)
-
-    def factor(_: int) -> float:
-        return shape(min(1.0, progress()))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor] * len(optimizer.param_groups))
-
-
 def schedule_shape(args: Any) -> Callable[[float], float]:
     """Return the factor of the learning rate as a function of the share of the budget, 0 to 1.
 
@@ -71,10 +50,9 @@ def schedule_shape(args: Any) -> Callable[[float], float]:
     name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if name == WARMUP_STABLE_DECAY:
         kwargs["num_decay_steps"] = round(kwargs.get("num_decay_steps", DECAY_SHARE) * _POINTS)
-    # The optimizer is a dummy: only the shape is wanted.
     schedule = get_scheduler(
         name,
-        optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),  # required, but not used
         num_warmup_steps=args.get_warmup_steps(_POINTS),
         num_training_steps=_POINTS,
         scheduler_specific_kwargs=kwargs,
@@ -84,4 +62,4 @@ def schedule_shape(args: Any) -> Callable[[float], float]:
         raise FastDraftError(
             f"lr_scheduler_type: {name} cannot follow a token budget; use max_steps"
         )
-    return lambda share: float(shapes[0](share * _POINTS))
+    return lambda share: float(shapes[0](min(1.0, share) * _POINTS))

@@ -33,11 +33,7 @@ torch.serialization.register_package(
 
 
 class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint after everything in it is written.
-
-    ``on_save`` runs after the last file. A checkpoint without the mark was interrupted, and
-    `Trainer` itself would try to resume from it, because it only compares the numbers.
-    """
+    """Marks a checkpoint when it is complete; `Trainer` would resume from an interrupted one."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()  # every process has written files of its own
@@ -45,15 +41,16 @@ class MarkCompleteCheckpoints(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True)
+def _newest_first(folder: Path) -> dict[Path, int]:
+    steps = {path: path.name.split("-")[-1] for path in folder.glob("checkpoint-*")}
+    found = [(int(step), path) for path, step in steps.items() if step.isdigit()]
+    return {path: step for step, path in sorted(found, reverse=True)}
 
 
 def newest_complete(folder: Path, most: int | None = None) -> Path | None:
     """Return the newest complete checkpoint in ``folder``, of at most step ``most``."""
-    for path in _newest_first(folder):
-        if (path / _MARK).exists() and (most is None or int(path.name.split("-")[-1]) <= most):
+    for path, step in _newest_first(folder).items():
+        if (path / _MARK).exists() and (most is None or step <= most):
             return path
     return None
 
@@ -85,24 +82,20 @@ class StopAtTheEnd(TrainerCallback):
     """Raises `AlreadyTrainedError` where `Trainer` would train one step too many."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        budget = getattr(args, "max_train_tokens", None)
-        if budget:
-            ended = state.num_input_tokens_seen >= budget
-        else:
-            ended = state.global_step >= state.max_steps
-        if ended:
+        budget = args.max_train_tokens
+        if (
+            state.num_input_tokens_seen >= budget
+            if budget
+            else state.global_step >= state.max_steps
+        ):
             raise AlreadyTrainedError
 
 
 class SaveStreamState(TrainerCallback):
     """Writes a text stream's position into checkpoints.
 
-    `Trainer` alone would read everything again up to a checkpoint. The position is that after the
-    blocks of finished steps: what a loader fetched ahead does not count.
-
-    Args:
-        stream: what is trained on.
-        rows: blocks per step, over accumulation and all processes.
+    `Trainer` alone would read everything again up to a checkpoint. Blocks that a loader prefetched
+    do not count. ``rows`` is the number of blocks per step, over accumulation and all processes.
     """
 
     def __init__(self, stream: BlockStream, rows: int) -> None:
@@ -113,8 +106,8 @@ class SaveStreamState(TrainerCallback):
     def resume(self, trainer: Trainer, checkpoint: Path) -> None:
         """Continue the stream at a checkpoint; ``trainer.args.ignore_data_skip`` must be set.
 
-        `Trainer`, told not to skip, restores the random state before it opens the data, which draws
-        a number; here it is restored after that.
+        With it, `Trainer` restores the random state before it opens the data, which draws a
+        number; here it is restored after that.
         """
         self._stream.load_state_dict(read_stream_state(checkpoint))
         # Private in `Trainer`; `tests/train/test_corpora.py` fails when it moves.

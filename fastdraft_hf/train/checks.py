@@ -1,11 +1,13 @@
-"""What the trainer refuses before any work, and how it opens the online teacher."""
+"""What the trainer refuses before any work, and how it loads the online teacher."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from datasets import IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -17,83 +19,41 @@ from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.objectives import Objective
 
 
-def check_stream(dataset: Any) -> None:
-    """Refuse a streamed dataset without rows: it is repeated, and would never yield one.
+def check_sources(objective: Objective, online: bool, stored: dict[str, bool]) -> None:
+    """Check that there is one source of the teacher's distribution where one is needed.
 
-    Raises:
-        FastDraftError: the dataset is empty.
+    Args:
+        objective: its terms decide whether a distribution is needed.
+        online: whether there is an online teacher.
+        stored: whether a dataset stores the distribution, by its name.
     """
-    if isinstance(dataset, IterableDataset) and next(iter(dataset), None) is None:
-        raise FastDraftError("train dataset: it has no rows")
-
-
-def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
-    """Return the datasets there are, by name."""
-    several = isinstance(eval_dataset, dict)
-    sets = {"train": train_dataset, **(eval_dataset if several else {"eval": eval_dataset})}
-    return {name: dataset for name, dataset in sets.items() if dataset is not None}
-
-
-def stores_distribution(sets: dict[str, Any]) -> bool:
-    """Return whether the first of the datasets stores the teacher's distribution."""
-    return any(columns.has_distribution(dataset, name) for name, dataset in sets.items())
-
-
-def check_sources(
-    objective: Objective,
-    teacher_model: Any,
-    sets: dict[str, Any],
-    *,
-    vocab_size: int,
-    temperature: float,
-) -> bool:
-    """Return whether the teacher's distribution is stored in the datasets.
-
-    Raises:
-        FastDraftError: the objective needs a distribution and there is none, there are two sources
-            of it, some datasets store it and some do not, or the columns are malformed.
-    """
-    stored = {name: columns.has_distribution(dataset, name) for name, dataset in sets.items()}
-    if teacher_model is not None and any(stored.values()):
+    if online and any(stored.values()):
         raise FastDraftError(
             "both an online teacher and stored distributions: leave teacher_model out, or the "
             f"columns {', '.join(columns.LISTS)}"
         )
-    if teacher_model is None and objective.needs_distribution:
-        for name, has in stored.items():
-            if not has:
-                raise FastDraftError(
-                    f"objective {objective} needs the target's distribution and the {name} "
-                    f"dataset has no {', '.join(columns.LISTS)}: store them, give teacher_model, "
-                    "or train with objective ce"
-                )
+    for name, has in stored.items():
+        if objective.needs_distribution and not online and not has:
+            raise FastDraftError(
+                f"objective {objective} needs the target's distribution and the {name} dataset has "
+                f"no {', '.join(columns.LISTS)}: store them, give teacher_model, or train with "
+                "objective ce"
+            )
     if len(set(stored.values())) > 1:
         raise FastDraftError(
             "some datasets store the target's distribution and some do not: "
             + ", ".join(f"{name} {'does' if has else 'does not'}" for name, has in stored.items())
         )
-    if not any(stored.values()):
-        return False
-    for name, dataset in sets.items():
-        columns.check_distribution(
-            dataset, vocab_size=vocab_size, temperature=temperature, name=name
-        )
-    return True
 
 
 def open_teacher(
     teacher: str | PreTrainedModel, args: DraftDistillationConfig, tokenizer: Any, vocab_size: int
 ) -> PreTrainedModel:
-    """Load and freeze the online teacher.
-
-    Args:
-        teacher: the model, or its name or folder.
-        args: the trainer's.
-        tokenizer: the draft's.
-        vocab_size: rows of the draft's head.
+    """Load the online teacher, given as a model, a name or a folder, and freeze it.
 
     Raises:
-        FastDraftError: its vocabulary is not the draft's.
+        FastDraftError: its vocabulary is not the draft's, which has ``tokenizer`` and a head of
+            ``vocab_size`` rows.
     """
     if isinstance(teacher, str):
         kwargs = args.teacher_model_init_kwargs
@@ -103,7 +63,7 @@ def open_teacher(
         try:
             theirs = AutoTokenizer.from_pretrained(teacher)
         except (OSError, ValueError):
-            theirs = None  # a teacher without a tokenizer: the heads are compared below
+            theirs = None  # a teacher without a tokenizer: only the heads are compared
         if theirs is not None and tokenizer is not None:
             try:
                 check_vocabulary(
@@ -124,11 +84,7 @@ def open_teacher(
 
 
 def check_adapter(model: Any, peft_config: Any) -> None:
-    """Refuse a PEFT adapter that would change the head: its weight is read directly.
-
-    Raises:
-        FastDraftError: naming the modules.
-    """
+    """Refuse a PEFT adapter on the head, because the loss reads the head's weight directly."""
     if peft_config is None:
         return
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -142,10 +98,10 @@ def check_adapter(model: Any, peft_config: Any) -> None:
         wanted = getattr(peft_config, setting, None)
         if setting == "trainable_token_indices" and isinstance(wanted, list):
             wanted = ["embed_tokens"]  # PEFT's choice for a list of ids
-        if wanted == "all-linear":  # PEFT leaves the head out of these
+        if wanted == "all-linear":  # PEFT leaves the head out
             continue
         for name in refused:
-            if isinstance(wanted, str):  # a regular expression over whole names
+            if isinstance(wanted, str):  # a regular expression over full names
                 found = [wanted] if re.fullmatch(wanted, name) else []
             else:
                 found = [w for w in wanted or [] if name == w or name.endswith(f".{w}")]
@@ -158,16 +114,20 @@ def check_adapter(model: Any, peft_config: Any) -> None:
 
 
 def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
-    """Return more steps than the token budget can take: `Trainer` needs a number at the start.
+    """Return more steps than the token budget can take; `Trainer` needs a number at the start.
 
     Raises:
-        FastDraftError: the budget is below one batch.
+        FastDraftError: the budget is below one batch, estimated from the dataset's first rows.
     """
     budget = int(args.max_train_tokens or 0)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = float(args.max_length or 1)
     if not args.packing and "input_ids" in columns.column_names(dataset):
-        length = mean_length(dataset, args.max_length)
+        streamed = isinstance(dataset, IterableDataset)
+        first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
+        most = args.max_length or float("inf")
+        sizes = [min(len(row["input_ids"]), most) for row in first.select_columns(["input_ids"])]
+        length = sum(sizes) / max(1, len(sizes))
     if budget < rows * length:
         raise FastDraftError(
             f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "
@@ -177,11 +137,26 @@ def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
     return budget + 1  # a last batch of an epoch may hold a single token
 
 
-def mean_length(dataset: Any, max_length: int | None = None) -> float:
-    """Return the mean length of a dataset's first rows in tokens, cut to ``max_length``."""
-    streamed = isinstance(dataset, IterableDataset)
-    first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
-    lengths = [len(row["input_ids"]) for row in first.select_columns(["input_ids"])]
-    if max_length:
-        lengths = [min(length, max_length) for length in lengths]
-    return sum(lengths) / max(1, len(lengths))
+def check_sharding(args: DraftDistillationConfig) -> None:
+    """Refuse ways of sharding that the loss, Muon or weight averaging cannot work with."""
+    deepspeed = args.deepspeed_plugin
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise FastDraftError(
+            "DeepSpeed ZeRO-3 shards the draft's head, which the loss needs whole; use "
+            "zero_stage 2 (recipes/accelerate/deepspeed_zero2.yaml) or FSDP2"
+        )
+    fsdp = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    # The trainer's arguments take precedence over the launcher's environment.
+    version = int((args.fsdp_plugin_args or {}).get("fsdp_version", os.getenv("FSDP_VERSION", 1)))
+    if fsdp and version != 2:
+        raise FastDraftError(
+            "the first version of FSDP shards the draft's head, which the loss needs whole; set "
+            "fsdp_version: 2 (recipes/accelerate/fsdp2.yaml)"
+        )
+    if args.use_muon and (fsdp or deepspeed is not None):
+        raise FastDraftError(
+            "use_muon: Muon needs unsharded matrices, and FSDP and DeepSpeed shard them; set "
+            "use_muon to false"
+        )
+    if args.start_weight and fsdp:
+        raise FastDraftError("start_weight: FSDP shards the weights; set it to 0 or use DDP")

@@ -28,7 +28,7 @@ class DraftDistillationConfig(SFTConfig):
     # A preset's name stays a string; a mapping given as JSON on the command line is parsed.
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "teacher_model_init_kwargs"]
 
-    # ---------------------------------------------------------------------- objective and teacher
+    # --- objective and teacher
     objective: dict[str, Any] | str = field(
         default="auto",
         metadata={
@@ -58,9 +58,9 @@ class DraftDistillationConfig(SFTConfig):
     sampled_softmax: int | None = field(
         default=8192,
         metadata={
-            "help": "While training, score the ids that occur in a batch and this many others, "
-            "drawn at random, instead of the whole vocabulary; all if empty. With an online "
-            "teacher, with capped logits (Gemma 2) and in evaluation every id is scored."
+            "help": "While training, score the ids of a batch and this many random others instead "
+            "of the whole vocabulary; all if empty. With an online teacher, with capped logits "
+            "(Gemma 2) and in evaluation every id is scored."
         },
     )
     head_dtype: str = field(
@@ -70,7 +70,7 @@ class DraftDistillationConfig(SFTConfig):
             "where the device multiplies it in hardware). Sums stay in float32."
         },
     )
-    # ------------------------------------------------------------------------------------- budget
+    # --- budget
     max_train_tokens: int | str | None = field(
         default=None,
         metadata={
@@ -97,7 +97,7 @@ class DraftDistillationConfig(SFTConfig):
             "lr_scheduler_kwargs, a share of the budget, by default 0.2), ..."
         },
     )
-    # ---------------------------------------------------------------------------------- optimizer
+    # --- optimizer
     use_muon: bool = field(
         default=True,
         metadata={
@@ -115,38 +115,31 @@ class DraftDistillationConfig(SFTConfig):
     start_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the initial weights in the trained ones: the two are averaged at the "
-            "end (WiSE-FT), so that a draft that sees new text keeps what it knew."
+            "help": "Share of the initial weights in the trained ones, which are averaged at the "
+            "end (WiSE-FT), so that a draft does not forget."
         },
     )
-    # ------------------------------------------------------- defaults that differ from SFTConfig's
+    # --- defaults that differ from SFTConfig's
     max_length: int | None = field(
         default=512, metadata={"help": "Longest sequence, in tokens; longer rows are cut."}
     )
     bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Mixed precision in bfloat16; by default where the device is fast at it."
-        },
+        default=None, metadata={"help": "bfloat16 mixed precision; by default where it is fast."}
     )
     gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Recompute activations in the backward pass; a draft rarely needs it."},
+        default=False, metadata={"help": "Recompute activations in the backward pass."}
     )
     # Only str: on the command line, bool in the type would refuse every name.
     include_num_input_tokens_seen: str = field(
-        default="non_padding",
-        metadata={"help": "Count the tokens read: non_padding, all or no; the log has their rate."},
+        default="non_padding", metadata={"help": "Count the tokens: non_padding, all or no."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Log the mean of finite steps instead of a loss that became NaN."},
+        default=False, metadata={"help": "Leave losses that are not finite out of the log."}
     )
     save_steps: float = field(default=50, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     hub_strategy: str = field(
-        default="end",
-        metadata={"help": "When to push with push_to_hub: end, or every_save, checkpoint, ..."},
+        default="end", metadata={"help": "When push_to_hub pushes: end, every_save, ..."}
     )
 
     if TYPE_CHECKING:
@@ -242,6 +235,3 @@ def has_fast_bf16(device: torch.device | str) -> bool:
         # Emulated bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
-
-
-__all__ = ["DraftDistillationConfig", "check_settings", "has_fast_bf16"]

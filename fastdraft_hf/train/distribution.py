@@ -1,9 +1,4 @@
-"""Where the target's distribution comes from: stored top-k log-probabilities, or its hidden states.
-
-Stored, a position costs k ids, k log-probabilities in float16 and the logarithm of what is left of
-the mass, instead of V numbers. The rest is one more outcome, a bucket, so the k + 1 numbers are a
-distribution again and every divergence is defined; `objectives` says what is exact over
-buckets and what is a bound.
+"""The target's distribution: stored top-k log-probabilities, or the target's hidden states.
 
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, k stored tokens.
 """
@@ -20,13 +15,15 @@ from fastdraft_hf.data.target_logits import FLOOR
 
 @dataclass(frozen=True)
 class TopK:
-    """The target's k most probable tokens and the rest as one bucket.
+    """The target's k most probable tokens, and the tail as one more outcome.
+
+    The k + 1 outcomes are a distribution again, so every divergence is defined; `objectives` says
+    what is exact over them and what is a bound.
 
     Attributes:
         ids: [N, k] int64, every id once.
         log_probs: [N, k], natural logarithms, any float type.
-        tail: [N], logarithm of the mass of all other tokens; any value at or below `FLOOR` stands
-            for none.
+        tail: [N], logarithm of the mass of all other tokens; at or below `FLOOR` there is none.
     """
 
     ids: torch.Tensor
@@ -37,7 +34,7 @@ class TopK:
         return TopK(self.ids[rows], self.log_probs[rows], self.tail[rows])
 
     def buckets(self) -> torch.Tensor:
-        """Return log p [N, k + 1], the rest last, normalised: float16 lost a little of the sum."""
+        """Return log p [N, k + 1], the tail last, normalized: float16 lost some of the sum."""
         stored = torch.cat([self.log_probs.float(), self.tail.float()[:, None]], 1)
         return torch.log_softmax(stored.clamp(min=FLOOR), -1)
 
@@ -48,12 +45,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class TargetHead:
-    """The target's last hidden states and its head: the whole distribution, made chunk by chunk.
-
-    Attributes:
-        hidden: [N, H] (the target's H).
-        head: the target's.
-    """
+    """The target's last hidden states [N, H] and its head, whose logits are made by chunks."""
 
     hidden: torch.Tensor
     head: Head

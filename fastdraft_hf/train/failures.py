@@ -28,7 +28,7 @@ class NonFiniteLossError(FastDraftError):
         """Return the error, naming the step, the rows and the last good checkpoint.
 
         Args:
-            what: what happened.
+            what: what is not finite.
             args: the trainer's config.
             step: number of finished steps.
             rows: the dataset as it was given to the trainer; ``None`` in an evaluation.
@@ -41,37 +41,32 @@ class NonFiniteLossError(FastDraftError):
         if args.use_muon:
             rates += f", muon_learning_rate {args.muon_learning_rate:g}"
         return cls(
-            f"{where}: {what} on {rows_of_batch(rows, batches)}; {kept}. Look at these rows, or "
+            f"{where}: {what} on {_rows_of(rows, batches)}; {kept}. Look at these rows, or "
             f"lower the learning rate ({rates})"
         )
 
 
-def rows_of_batch(dataset: Any, batches: Sequence[dict[str, Any]]) -> str:
-    """Name the rows of a dataset that some batches hold, by searching for their ids.
+def _rows_of(dataset: Any, batches: list[dict[str, Any]]) -> str:
+    """Name the rows that some batches hold.
 
-    This runs once, when training fails, so that the data pipeline need not carry row numbers. Rows
-    may have been cut, split or packed since. For a dataset that cannot be searched (streamed, or
-    text) the first ids are shown instead.
-
-    Args:
-        dataset: as it was given to the trainer, or None.
-        batches: the inputs of the model.
+    Rows are found by their ids, so that the data pipeline need not carry row numbers; they may have
+    been cut, split or packed. For a stream or text the first ids are shown instead.
     """
     documents = [ids for inputs in batches for ids in _documents(inputs)]
     documents = [ids for ids in documents if len(ids) > 1] or documents
     if hasattr(dataset, "__len__") and "input_ids" in dataset.column_names:
-        whole: dict[bytes, set[int]] = {}
+        equal: dict[bytes, set[int]] = {}
         parts: dict[bytes, set[int]] = {}
         wanted = {_bytes(ids) for ids in documents}
         for number, row in enumerate(dataset.select_columns(["input_ids"])):
             ids = _bytes(row["input_ids"])
             if ids in wanted:
-                whole.setdefault(ids, set()).add(number)
+                equal.setdefault(ids, set()).add(number)
                 continue
             for document in wanted:
                 if _inside(document, ids) or _inside(ids, document):
                     parts.setdefault(document, set()).add(number)
-        found = set().union(*(whole.get(ids) or parts.get(ids, set()) for ids in wanted))
+        found = set().union(*(equal.get(ids) or parts.get(ids, set()) for ids in wanted))
         if found:
             listed = ", ".join(map(str, sorted(found)))
             return f"row{'s' if len(found) > 1 else ''} {listed} of train_dataset"
@@ -95,7 +90,7 @@ def _bytes(ids: Sequence[int]) -> bytes:
 
 
 def _inside(part: bytes, whole: bytes) -> bool:
-    """Return whether ``part`` occurs in ``whole``; a match must begin at an id."""
+    """Return whether ``part`` occurs in ``whole``, at a whole id."""
     at = whole.find(part) if part else -1
     while at >= 0 and at % 4:
         at = whole.find(part, at + 1)

@@ -2,36 +2,36 @@
 
 For a draft of 10M parameters and a vocabulary of 49k, the head is nine tenths of the work of
 training. Chunk by chunk of tokens, the forward pass computes the logits, every term's value and
-the gradients, and keeps only the gradients, so the projection is done once and not again in the
-backward pass (as a checkpointed head does), and memory does not grow with tokens x vocabulary.
+the gradients, and keeps only the gradients. The projection is done once (a checkpointed head
+repeats it in the backward pass), and memory does not grow with tokens x vocabulary.
 
-Shapes: N tokens that carry loss, H hidden size, V vocabulary, B outcomes.
+Shapes: N tokens that carry loss, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_logits
-from fastdraft_hf.train.chunks import Sums, Tables, add_product, logits_gradient
+from fastdraft_hf.train.chunks import Chunks, add_product
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.objectives import Objective
 
 # Bytes of a chunk's logits in float32, so that memory is the same for every vocabulary: 256 tokens
-# of 49k. With the target's full distribution at hand a chunk has several such tables.
+# of 49k. With the target's full distribution a chunk has several such tables.
 CHUNK_BYTES = 256 * 49_152 * 4
 _CHUNK_BYTES_FULL = CHUNK_BYTES // 4
-# A CPU's products in bfloat16 keep a kernel and its workspace (some 20 MB with a large vocabulary)
-# for each of the last 1,024 shapes (oneDNN's primitive cache), so the rows of a product are few
-# different numbers: a full chunk, or multiples of this.
+# oneDNN keeps a kernel and its workspace (some 20 MB with a large vocabulary) for each of the last
+# 1,024 shapes of bfloat16 products on a CPU. Multiples of this keep the shapes few.
 _ROWS_STEP = 64
 
 
 class HeadLoss(NamedTuple):
-    """What the head gave, summed over tokens.
+    """The head's output, summed over tokens.
 
     Attributes:
         loss: scalar, the weighted sum of the terms in nats; differentiable.
@@ -48,6 +48,17 @@ class HeadLoss(NamedTuple):
     agreement: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class _Settings:
+    objective: Objective
+    target: TopK | TargetHead | None
+    temperature: float
+    scale: float
+    softcap: float | None
+    chunk: int
+    dtype: torch.dtype
+
+
 class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,15 +67,10 @@ class _FusedHead(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         labels: torch.Tensor,
-        objective: Objective,
-        target: TopK | TargetHead | None,
-        temperature: float,
-        scale: float,
-        softcap: float | None,
-        chunk: int,
-        dtype: torch.dtype,
+        settings: _Settings,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wants = ctx.needs_input_grad
+        wants, dtype, chunk = ctx.needs_input_grad, settings.dtype, settings.chunk
+        target, scale, softcap = settings.target, settings.scale, settings.softcap
         grad_hidden = torch.empty_like(hidden) if wants[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
         grad_bias = (
@@ -72,10 +78,15 @@ class _FusedHead(torch.autograd.Function):
         )
         projection = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
-        sums = Sums(objective, hidden.device)
         step = _ROWS_STEP if hidden.device.type == "cpu" and dtype != torch.float32 else 1
         size = min(chunk, -(-hidden.shape[0] // step) * step)
-        tables = Tables(size, weight.shape[0], hidden, dtype)
+        chunks = Chunks(
+            settings.objective,
+            settings.temperature,
+            (size, weight.shape[0]),
+            dtype,
+            hidden.device,
+        )
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows].to(dtype)
@@ -83,16 +94,10 @@ class _FusedHead(torch.autograd.Function):
             extra = min(chunk, -(-count // step) * step) - count
             if extra:
                 part = torch.nn.functional.pad(part, (0, 0, 0, extra))
-            table = tables.take("logits", count + extra)
+            table = chunks.table("logits", count + extra)
             logits = head_logits(part, projection, offset, scale, softcap, out=table)[:count]
-            gradient = logits_gradient(
-                logits,
-                tables,
-                labels[rows, None],
-                objective,
-                None if target is None else target[rows],
-                temperature,
-                sums,
+            gradient = chunks.gradient(
+                logits, labels[rows, None], None if target is None else target[rows]
             )
             if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
@@ -104,23 +109,20 @@ class _FusedHead(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += gradient.sum(0, dtype=torch.float32)
             if extra:
-                padded = tables.take("padded", count + extra)
+                padded = chunks.table("padded", count + extra)
                 padded[:count], padded[count:] = gradient, 0.0
                 gradient = padded
             if grad_hidden is not None:
                 grad_hidden[rows] = (gradient @ projection)[:count]
             if grad_weight is not None:
                 add_product(grad_weight, gradient, part)
-        # Not saved for backward as such: they are no tensors of the graph, and one that is let go
-        # of becomes the parameter's gradient itself instead of being copied.
+        # Not `save_for_backward`: released here, a gradient becomes the parameter's own instead of
+        # being copied.
         ctx.gradients = [grad_hidden, grad_weight, grad_bias]
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        vector = sums.vector()
-        ctx.mark_non_differentiable(vector)
-        loss = torch.zeros((), dtype=sums.dtype, device=hidden.device)
-        for name, value in sums.terms.items():
-            loss = loss + objective.weights[name] * value
-        return loss.float(), vector
+        ctx.dtypes = [hidden.dtype, weight.dtype, None if bias is None else bias.dtype]
+        sums = chunks.sums()
+        ctx.mark_non_differentiable(sums)
+        return chunks.loss(), sums
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
@@ -128,16 +130,13 @@ class _FusedHead(torch.autograd.Function):
             raise RuntimeError(
                 "the head's gradients were used; call the loss again for a second pass"
             )
-        grad_hidden, grad_weight, grad_bias = ctx.gradients
-        ctx.gradients = None
-        weight_dtype, bias_dtype = ctx.dtypes
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_loss).to(weight_dtype)
-        if grad_bias is not None:
-            grad_bias = grad_bias.mul_(grad_loss).to(bias_dtype)
-        return grad_hidden, grad_weight, grad_bias, *([None] * 8)
+        grads, ctx.gradients = ctx.gradients, None
+        if grads[0] is not None:
+            grads[0] = grads[0] * grad_loss.to(grads[0].dtype)
+        for i in (1, 2):
+            if grads[i] is not None:
+                grads[i] = grads[i].mul_(grad_loss).to(ctx.dtypes[i])
+        return *grads, None, None
 
 
 def fused_head_loss(
@@ -171,87 +170,72 @@ def fused_head_loss(
         scale: factor of the logits (Granite divides by ``logits_scaling``, Cohere multiplies).
         softcap: cap of the logits.
         chunk: tokens at a time; by default as many as keep the memory the same for any vocabulary.
-        dtype: of the matrix products; ``hidden``'s by default. Sums stay in float32. For float16
-            it is float32: half of a softmax over a vocabulary lies below what float16 can hold.
+        dtype: of the matrix products; ``hidden``'s by default. Sums stay in float32. float16 is
+            replaced by float32: half of a softmax over a vocabulary underflows in float16.
 
     Raises:
-        FastDraftError: the shapes do not belong together, a number is out of its range, or a term
-            needs a distribution and there is none.
+        FastDraftError: shapes do not match, a number is out of range, or a term needs a
+            distribution and there is none.
     """
     objective = objective or Objective("ce")
-    _check(hidden, weight, labels, target)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise FastDraftError(f"bias {tuple(bias.shape)} does not match {weight.shape[0]} ids")
+    _check(hidden, weight, labels, bias, target)
     if not 0 < temperature < float("inf"):
         raise FastDraftError(f"temperature must be above 0, got {temperature}")
     if softcap is not None and not softcap > 0:
         raise FastDraftError(f"softcap must be above 0, got {softcap}")
     if chunk is not None and chunk < 1:
         raise FastDraftError(f"chunk must be at least 1, got {chunk}")
+    if objective.needs_distribution and target is None:
+        raise FastDraftError(f"objective {objective} needs the target's distribution")
     dtype = dtype or hidden.dtype
     if dtype == torch.float16:
         dtype = torch.float32
-    if objective.needs_distribution and target is None:
-        raise FastDraftError(f"objective {objective} needs the target's distribution")
     if chunk is None:
         table = _CHUNK_BYTES_FULL if isinstance(target, TargetHead) else CHUNK_BYTES
         chunk = max(16, table // (4 * weight.shape[0]))
+    settings = _Settings(objective, target, temperature, scale, softcap, chunk, dtype)
     # Under autocast the products would be in its type, whatever `dtype` says.
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, vector = _FusedHead.apply(  # type: ignore[no-untyped-call]
-            hidden,
-            weight,
-            bias,
-            labels,
-            objective,
-            target,
-            temperature,
-            scale,
-            softcap,
-            chunk,
-            dtype,
-        )
-    *values, correct, acceptance, agreement = vector
-    known = target is not None
-    return HeadLoss(
-        loss,
-        dict(zip(objective.weights, values, strict=True)),
-        correct,
-        acceptance if known else None,
-        agreement if known else None,
-    )
+        loss, sums = _FusedHead.apply(hidden, weight, bias, labels, settings)  # type: ignore[no-untyped-call]
+    *values, correct, acceptance, agreement = sums
+    terms = dict(zip(objective.weights, values, strict=True))
+    if target is None:
+        return HeadLoss(loss, terms, correct, None, None)
+    return HeadLoss(loss, terms, correct, acceptance, agreement)
 
 
 def _check(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
+    bias: torch.Tensor | None,
     target: TopK | TargetHead | None,
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise FastDraftError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} mismatch"
         )
-    if labels.shape != hidden.shape[:1]:
-        raise FastDraftError(f"labels {tuple(labels.shape)} do not match {hidden.shape[0]} tokens")
+    n, v = hidden.shape[0], weight.shape[0]
+    if labels.shape != (n,):
+        raise FastDraftError(f"labels {tuple(labels.shape)} do not match {n} tokens")
+    if bias is not None and bias.shape != (v,):
+        raise FastDraftError(f"bias {tuple(bias.shape)} does not match {v} ids")
     if isinstance(target, TopK):
-        wanted = (hidden.shape[0], target.ids.shape[-1])
-        if target.ids.shape != wanted or target.log_probs.shape != wanted:
+        shapes = [tuple(t.shape) for t in (target.ids, target.log_probs, target.tail)]
+        if shapes != [(n, target.ids.shape[-1])] * 2 + [(n,)]:
             raise FastDraftError(
-                f"top-k ids {tuple(target.ids.shape)} and log-probabilities "
-                f"{tuple(target.log_probs.shape)} do not match {hidden.shape[0]} tokens"
+                f"top-k ids {shapes[0]}, log-probabilities {shapes[1]} and tail {shapes[2]} do not "
+                f"match {n} tokens"
             )
-        if target.tail.shape != hidden.shape[:1]:
-            raise FastDraftError(f"tail {tuple(target.tail.shape)} does not match the tokens")
     elif target is not None:
-        if target.hidden.shape[0] != hidden.shape[0]:
+        if target.hidden.shape[0] != n:
             raise FastDraftError(
-                f"{target.hidden.shape[0]} hidden states of the target for {hidden.shape[0]} tokens"
+                f"{target.hidden.shape[0]} hidden states of the target for {n} tokens"
             )
-        if target.head.weight.shape[0] != weight.shape[0]:
+        if target.head.weight.shape[0] != v:
             raise FastDraftError(
-                f"the target's head has {target.head.weight.shape[0]} rows, the draft's "
-                f"{weight.shape[0]}: different vocabularies"
+                f"the target's head has {target.head.weight.shape[0]} rows, the draft's {v}: "
+                "different vocabularies"
             )
 
 
@@ -267,7 +251,7 @@ def dense_head_loss(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """The plain formula beside `fused_head_loss`: full tables, autograd's gradients."""
+    """Return the loss of `fused_head_loss` by the plain formula: full tables, autograd."""
     objective = objective or Objective("ce")
     logits = head_logits(hidden, weight, bias, scale, softcap)
     loss = objective.label_weight * torch.nn.functional.cross_entropy(
@@ -281,13 +265,9 @@ def dense_head_loss(
     else:
         stored = torch.cat([target.log_probs, target.tail[:, None]], 1).to(q.dtype)
         p = torch.softmax(stored, -1)
-        kept = q.gather(1, target.ids)
-        rest = q.scatter(1, target.ids, 0.0).sum(-1, keepdim=True)
-        rest = rest.clamp(min=torch.finfo(torch.float32).tiny)  # an empty bucket adds nothing
-        q = torch.cat([kept, rest], 1)
+        tail = q.scatter(1, target.ids, 0.0).sum(-1, keepdim=True)
+        tail = tail.clamp(min=torch.finfo(torch.float32).tiny)  # an empty bucket adds nothing
+        q = torch.cat([q.gather(1, target.ids), tail], 1)
     for weight_of, term in objective.divergences.values():
         loss = loss + weight_of * term.reference(p, q).sum()
     return loss
-
-
-__all__ = ["CHUNK_BYTES", "HeadLoss", "dense_head_loss", "fused_head_loss"]

@@ -36,18 +36,15 @@ def train(
     label: str,
     teacher: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a draft, or resume from the last complete checkpoint in ``work``.
-
-    Every process of a run calls this with the same arguments.
+    """Train a draft in every process, resuming from the last complete checkpoint in ``work``.
 
     Args:
         start_model: folder of the draft to start from.
         work: where checkpoints go; the trained draft goes to ``work/model``.
         section: the stage's settings.
-        train_dataset, eval_dataset: rows of ``input_ids``, ``labels`` (by default the same) and the
-            stored distribution if there is one.
+        train_dataset, eval_dataset: rows as `DraftDistillationTrainer` takes them.
         stream: what ``train_dataset`` reads, if it is a stream; checkpoints hold its position.
-        tokenizer: the target's.
+        tokenizer: the draft's.
         seed: of shuffling and sampling.
         device: ``cpu`` or ``cuda``.
         label: the stage's name, for progress lines and errors.
@@ -57,8 +54,7 @@ def train(
         facts for the provenance; ``log`` is the trainer's log history.
 
     Raises:
-        FastDraftError: the trainer refuses the data or a setting, or a loss is not finite. The
-            message begins with ``label``.
+        FastDraftError: the trainer refuses the data or a setting, or a loss is not finite.
     """
     from transformers import AutoModelForCausalLM
 

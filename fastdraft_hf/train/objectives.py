@@ -9,28 +9,12 @@ a divergence (data processing inequality), so over buckets
 - ``lk_hybrid`` mixes two lower bounds; its weight comes from the bounded α,
 - ``ce`` reads only the label and is exact.
 
-A bound is exact when the tail has no mass, and otherwise when the merged tokens would add nothing:
-for ``kl``, ``rkl`` and ``jsd`` when p/q is the same for all of them, for ``tvd``, ``nla`` and α
-already when p ≥ q for all of them or p ≤ q for all of them.
+A bound is exact when the tail has no mass. It is exact too for ``kl``, ``rkl`` and ``jsd`` when p/q
+is the same for all merged tokens, and for ``tvd``, ``nla`` and α when p ≥ q for all of them or
+p ≤ q for all of them.
 
-A new loss is a `Term` under ``@register_term``; it can be in any package:
-
-```python
-@register_term
-class SquaredError(Term):
-    \"\"\"``mse`` = Σ (p − q)².\"\"\"
-
-    name = "mse"
-
-    def value_and_slope(self, pair):
-        difference = pair.p - pair.q
-        return difference.square().sum(-1), pair.slope_of(-2 * difference)
-
-    def reference(self, p, q):
-        return (p - q).square().sum(-1)
-
-DraftDistillationConfig(objective={"ce": 0.5, "mse": 0.5})
-```
+A new loss is a `Term` under ``@register_term``, in any package; docs/objectives.md has an example.
+Shapes: N tokens, B outcomes.
 """
 
 from __future__ import annotations
@@ -47,24 +31,17 @@ from fastdraft_hf._errors import FastDraftError, nearest
 
 
 class Pair:
-    """The two distributions over the same B outcomes, and what several terms need of them.
-
-    Attributes:
-        log_p: [N, B], log-probabilities of the teacher, finite.
-        log_q: [N, B], log-probabilities of the draft, finite.
-    """
+    """Log-probabilities [N, B] of the teacher, `log_p`, and of the draft, `log_q`, all finite."""
 
     def __init__(self, log_p: torch.Tensor, log_q: torch.Tensor) -> None:
         self.log_p, self.log_q = log_p, log_q
 
     @cached_property
     def p(self) -> torch.Tensor:
-        """[N, B]"""
         return self.log_p.exp()
 
     @cached_property
     def q(self) -> torch.Tensor:
-        """[N, B]"""
         return self.log_q.exp()
 
     @cached_property
@@ -78,18 +55,14 @@ class Pair:
     def slope_of(self, factor: torch.Tensor) -> torch.Tensor:
         """Return ``q · (factor − factor at the most probable outcome of q)`` [N, B].
 
-        A constant times q cancels in the gradient by the logits. Taken so that the most probable
-        outcome has none, nothing large is left to cancel in float32 where the draft is nearly
-        certain.
+        A constant times q cancels in the gradient by the logits. With this one nothing large is
+        left to cancel in float32 where the draft is nearly certain.
         """
         return self.q * (factor - factor.gather(1, self.log_q.argmax(-1, keepdim=True)))
 
     @cached_property
     def rejection_slope(self) -> torch.Tensor:
-        """[N, B], the derivative of 1 − α by ``log q``: −q where q < p, else 0, up to `slope_of`.
-
-        Where p = q there is a kink, and half of it is the subgradient that autograd takes as well.
-        """
+        """[N, B], the derivative of 1 − α by ``log q``: −q where q < p, half of it at p = q."""
         return self.slope_of((self.q - self.p).sign() / 2)
 
 
@@ -102,16 +75,13 @@ class Term(ABC):
     def value_and_slope(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the term's values [N] and its derivatives by ``log q`` [N, B].
 
-        The derivatives treat every ``log q`` as independent; the caller accounts for the sum of
-        the probabilities. A constant times ``q`` may be left out, since it cancels there.
+        The derivatives treat every ``log q`` as independent. A constant times ``q`` may be left
+        out, because it cancels in the gradient by the logits.
         """
 
     @abstractmethod
     def reference(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        """Return the values [N] by the plain formula over probabilities [N, B].
-
-        Differentiable by autograd; tests compare `value_and_slope` with it.
-        """
+        """Return the values [N] by the plain formula over probabilities [N, B], for tests."""
 
 
 T = TypeVar("T", bound=type[Term])
@@ -151,11 +121,8 @@ def terms() -> dict[str, Term]:
 class CrossEntropy(Term):
     """``ce`` = −log q at the label: pre-training, and sequence-level knowledge distillation.
 
-    On the target's completions it is all of FastDraft's alignment (arXiv 2411.11055, section 3.3).
-    Its p puts all mass on the label, so it needs no distribution of the teacher: the head computes
-    it from the labels and does not call `value_and_slope`.
-
-    Example: ``DraftDistillationConfig(objective="ce")``
+    On the target's completions it is FastDraft's alignment (arXiv 2411.11055, section 3.3). The
+    head computes it from the labels and does not call `value_and_slope`.
     """
 
     name = "ce"
@@ -172,8 +139,6 @@ class ForwardKL(Term):
     """``kl`` = Σ p (log p − log q): the draft covers whatever the teacher may say.
 
     Hinton et al. 2015, arXiv 1503.02531; the paper's KL (arXiv 2411.11055).
-
-    Example: ``DraftDistillationConfig(objective={"ce": 0.5, "kl": 0.5})``
     """
 
     name = "kl"
@@ -189,10 +154,8 @@ class ForwardKL(Term):
 class ReverseKL(Term):
     """``rkl`` = Σ q (log q − log p): the draft keeps to what the teacher is likely to say.
 
-    Where the stored mass of the tail is zero its logarithm is floored (`TopK`), so the term stays
-    finite. Gu et al. 2023, MiniLLM, arXiv 2306.08543.
-
-    Example: ``DraftDistillationConfig(objective="rkl")``
+    An empty tail is floored (`TopK`), so the term stays finite. Gu et al. 2023, MiniLLM, arXiv
+    2306.08543.
     """
 
     name = "rkl"
@@ -211,8 +174,6 @@ class JensenShannon(Term):
     """``jsd`` = ½ KL(p‖m) + ½ KL(q‖m) with m = ½ (p + q); between 0 and log 2.
 
     Lin 1991; for distillation Agarwal et al. 2023, arXiv 2306.13649.
-
-    Example: ``DraftDistillationConfig(objective="jsd")``
     """
 
     name = "jsd"
@@ -237,8 +198,6 @@ class TotalVariation(Term):
     """``tvd`` = ½ Σ |p − q| = 1 − α.
 
     Zhou et al. 2023, DistillSpec, arXiv 2310.08461, section 3.
-
-    Example: ``DraftDistillationConfig(objective={"ce": 0.5, "tvd": 0.5})``
     """
 
     name = "tvd"
@@ -254,10 +213,8 @@ class TotalVariation(Term):
 class NegativeLogAcceptance(Term):
     """``nla`` = −log α with α = Σ min(p, q).
 
-    It has the minimum of ``tvd``, and a gradient 1/α times as steep: where the draft is far off,
-    total variation hardly moves it. Samarin et al. 2026, LK losses, arXiv 2602.23881.
-
-    Example: ``DraftDistillationConfig(objective="nla")``
+    Its gradient is that of ``tvd`` divided by α, so that it does not vanish where the draft is far
+    off. Samarin et al. 2026, LK losses, arXiv 2602.23881.
     """
 
     name = "nla"
@@ -276,10 +233,8 @@ class NegativeLogAcceptance(Term):
 class LKHybrid(Term):
     """``lk_hybrid`` = λ·KL + (1 − λ)·TV with λ = exp(−3α), α and λ of each token, λ detached.
 
-    KL gives a useful gradient where the draft is still far off; total variation is what acceptance
-    is, and takes over as α grows. Samarin et al. 2026, arXiv 2602.23881.
-
-    Example: ``DraftDistillationConfig(objective="lk_hybrid")``
+    KL has a useful gradient where the draft is far off; total variation, which is the acceptance,
+    takes over as α grows. Samarin et al. 2026, arXiv 2602.23881.
     """
 
     name = "lk_hybrid"
@@ -351,6 +306,3 @@ class Objective:
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
-
-
-__all__ = ["PRESETS", "Objective", "Pair", "Term", "register_term", "terms"]

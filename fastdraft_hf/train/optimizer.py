@@ -1,9 +1,9 @@
-"""Muon for the matrices and AdamW for the rest, as one optimizer that a checkpoint can hold.
+"""Muon for the matrices and AdamW for everything else, as one optimizer.
 
 At the few hundred thousand tokens that a small machine can afford, a draft trained with Muon
 (Jordan et al. 2024; ``torch.optim.Muon``) has a higher acceptance rate than with AdamW
-(benchmarks/README.md). Muon is made for matrices between hidden states; embeddings,
-head, norms and biases stay with AdamW, as its authors advise.
+(benchmarks/README.md). Muon is made for matrices between hidden states; embeddings, head, norms
+and biases stay with AdamW, as its authors advise.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import torch
 class MuonWithAdamW(torch.optim.Optimizer):
     """Steps a `torch.optim.Muon` and a `torch.optim.AdamW` together.
 
-    ``param_groups`` are those of both, so that a learning-rate scheduler drives both and a
-    checkpoint keeps both.
+    ``param_groups`` holds the groups of both, so that one learning-rate scheduler drives them.
 
     Args:
         matrices: 2D parameters of the layers.
-        others: everything else.
+        others: all other parameters.
         muon_lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that
-            rates of the two are comparable (``adjust_lr_fn="match_rms_adamw"``).
+            the two rates are comparable (``adjust_lr_fn="match_rms_adamw"``).
         lr: AdamW's learning rate.
-        weight_decay: of the matrices; the rest has none.
+        weight_decay: of the matrices; the other parameters have none.
         betas, eps: AdamW's.
     """
 
@@ -43,12 +42,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._muon = torch.optim.Muon(
             matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        # A group, since there may be nothing else (adapters) and a bare list must not be empty.
+        # As a group, because a bare list must not be empty, and with adapters it is.
         self._adamw = torch.optim.AdamW(
             [{"params": others}], lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
         )
-        # The base class keeps hooks and the profiler's name; groups and state are the parts' own.
-        super().__init__([*matrices, *others], {})
+        super().__init__([*matrices, *others], {})  # for its hooks
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
 
     @property
@@ -61,10 +59,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}

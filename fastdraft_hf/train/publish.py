@@ -1,4 +1,4 @@
-"""The model card of `DraftDistillationTrainer`, and what of its output goes to the Hub."""
+"""The model card of `DraftDistillationTrainer`, and the files that it pushes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def trainer_card(
         model_name: the heading.
         dataset_name: id of the dataset.
         tags: further tags.
-        target: the target's id, for training on a stored distribution or on plain cross-entropy.
+        target: the target's id; by default the teacher's.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    found = _target(trainer, target)
-    teacher = trainer.teacher_model
-    seen = int(trainer.state.num_input_tokens_seen)
+    teacher, own = trainer.teacher_model, model.num_parameters()
+    if target is None and teacher is not None:
+        target = teacher.config.name_or_path
+    target = target or trainer.args.teacher_model_name_or_path
+    found = _describe(target) if target else None
     seconds = sum(entry.get("train_runtime", 0) for entry in trainer.state.log_history)
     device = trainer.accelerator.device
-    machine = f"{trainer.accelerator.num_processes} x {device.type} ({platform.machine()})"
+    kind = f"{device.type} ({platform.machine()})"
     if device.type == "cuda":
         import torch
 
-        name = torch.cuda.get_device_name(device)
-        machine = f"{trainer.accelerator.num_processes} x {name}"
-    own = model.num_parameters()
+        kind = torch.cuda.get_device_name(device)
+    steps = f"{trainer.state.global_step:,} steps."
     return fill_card(
         model_name=model_name or Path(str(trainer.args.output_dir)).name,
         target_name=found.name if found else "its target",
@@ -58,23 +59,18 @@ def trainer_card(
         draft_parameters=f"{own:,}",
         target_parameters=f"{teacher.num_parameters():,}" if teacher is not None else "more",
         size_ratio=f"{teacher.num_parameters() / own:.1f}" if teacher is not None else None,
-        stages_table=f"{seen:,} tokens in {trainer.state.global_step:,} steps.",
+        stages_table=f"{int(trainer.state.num_input_tokens_seen):,} tokens in {steps}",
         objective=", ".join(f"{w:g} {name}" for name, w in trainer.objective.weights.items()),
-        machine=machine,
+        machine=f"{trainer.accelerator.num_processes} x {kind}",
         cost=f"Training time {seconds / 3600:.2f} hours." if seconds else "",
         limits="",
     )
 
 
-def _target(trainer: DraftDistillationTrainer, name: str | None) -> Target | None:
-    """Describe the target without reaching the Hub."""
+def _describe(name: str) -> Target:
+    """Describe the target without contacting the Hub."""
     from fastdraft_hf.target.resolve import Target, resolve_target
 
-    if name is None and trainer.teacher_model is not None:
-        name = trainer.teacher_model.config.name_or_path
-    name = name or trainer.args.teacher_model_name_or_path
-    if not name:
-        return None
     if not Path(name).is_dir():
         return Target(Path(name), name)
     try:
@@ -86,7 +82,7 @@ def _target(trainer: DraftDistillationTrainer, name: str | None) -> Target | Non
 def push_folder(
     trainer: DraftDistillationTrainer, message: str, token: str | None, revision: str | None
 ) -> Any:
-    """Send the output folder's draft, and nothing else of it, in one commit."""
+    """Push the draft in the output folder, and nothing else of it, in one commit."""
     from huggingface_hub import HfApi
 
     folder = Path(str(trainer.args.output_dir))

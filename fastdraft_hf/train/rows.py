@@ -1,4 +1,4 @@
-"""Rows on their way to the draft: sampled, cut to ``max_length`` and collated in one place."""
+"""Sampling rows, cutting them to ``max_length`` and collating them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ _ROWS_AT_ONCE = 10_000
 
 @dataclass
 class DraftCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also cuts rows and collates the stored top-k if there is one.
+    """TRL's collator, which also cuts rows and collates a stored distribution.
 
-    Adds, to TRL's output for a batch of shape [B, T] ([1, T] when flattened):
-
-    - ``target_top_k_ids`` [B, T, k] int64, ``target_top_k_logprobs`` [B, T, k] float16 and
-      ``target_tail_logprob`` [B, T] float16, zeros where nothing is stored;
-    - labels of every sequence's first token are -100: nothing predicts it, and `Trainer` counts
-      the labels to divide the loss by.
+    Adds to TRL's output for a batch of shape [B, T] ([1, T] when flattened) ``target_top_k_ids``
+    [B, T, k] int64, ``target_top_k_logprobs`` [B, T, k] float16 and ``target_tail_logprob`` [B, T]
+    float16, zeros where nothing is stored. The label of a row's first token is -100: nothing
+    predicts it, and `Trainer` divides the loss by the number of labels.
 
     Args:
         stored: whether rows have the columns.
@@ -59,10 +57,10 @@ class DraftCollator(DataCollatorForLanguageModeling):
                 k = ids.shape[1]
                 arrays = arrays or _zeros(rows, length, k)
                 row, at = (0, start) if self.padding_free else (number, 0)
-                places = torch.from_numpy(positions + at)
-                arrays[columns.IDS][row, places] = torch.from_numpy(ids)
-                arrays[columns.LOG_PROBS][row, places] = torch.from_numpy(log_probs).half()
-                arrays[columns.TAIL][row, places] = torch.from_numpy(tail).half()
+                where_to = torch.from_numpy(positions + at)
+                arrays[columns.IDS][row, where_to] = torch.from_numpy(ids)
+                arrays[columns.LOG_PROBS][row, where_to] = torch.from_numpy(log_probs).half()
+                arrays[columns.TAIL][row, where_to] = torch.from_numpy(tail).half()
             start += len(example["input_ids"])
         return {**output, **(arrays or _zeros(rows, length, 1))}
 
@@ -89,7 +87,7 @@ def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
 
 
 def with_labels_in_reach(dataset: Any, max_length: int | None, keep_end: bool) -> Any:
-    """Return the rows that keep a label when they are cut; only longer rows are looked at."""
+    """Return the rows that keep a label when they are cut; only longer rows are read."""
     if not isinstance(dataset, Dataset) or not max_length:
         return dataset
     import pyarrow.compute as pc
@@ -109,12 +107,9 @@ def with_labels_in_reach(dataset: Any, max_length: int | None, keep_end: bool) -
 
 
 class SameLengthSampler(LengthGroupedSampler):
-    """transformers' sampler of rows of similar length, the same whatever the number of processes.
+    """transformers' sampler of rows of similar length, the same for any number of processes.
 
-    Args:
-        sampler: transformers' own, whose batch is one process's.
-        processes: how many processes share a batch.
-        seed: with the epoch it decides the order, so that a resumed epoch repeats it.
+    The order follows from the seed and the epoch, so that a resumed epoch repeats it.
     """
 
     def __init__(self, sampler: LengthGroupedSampler, processes: int, seed: int) -> None:

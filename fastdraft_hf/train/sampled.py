@@ -1,14 +1,11 @@
 """Sampled softmax: a step scores the ids that occur in it and a few random others.
 
-The head of a small draft is most of its training, and most of its rows are far from every token of
-a batch. Of the softmax's denominator only the part that matters is summed exactly: the ids that
-occur in the batch, as labels or in the target's stored distribution. The sum over the R other ids
-is estimated from m of them, drawn uniformly without replacement; each stands for R / m ids, which
-adds log(R / m) to its logit. Every id is drawn sooner or later, so every row of the head is
-trained. Several processes share one batch, so they score the same ids: all that occur in any of
-them, and one common draw. (Bengio and Senécal 2008, IEEE Trans. Neural Networks 19(4), equation 7,
-with uniform proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, section
-3.)
+Of the softmax's denominator the part of the ids that occur in the batch, as labels or in the
+target's stored distribution, is summed exactly. The sum over the R other ids is estimated from m of
+them, drawn uniformly without replacement; each stands for R / m ids, which adds log(R / m) to its
+logit. Processes share one batch, so they score the same ids: all that occur in any of them, and one
+common draw. (Bengio and Senécal 2008, IEEE Trans. Neural Networks 19(4), equation 7, with uniform
+proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, section 3.)
 
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, C ids that are scored, k stored.
 """
@@ -24,14 +21,14 @@ from fastdraft_hf.train.distribution import TopK
 
 
 class SampledHead(NamedTuple):
-    """A head of the ids that are scored, and the batch in their numbering.
+    """The head's rows of the scored ids, and the batch with positions in ``ids`` instead of ids.
 
     Attributes:
         ids: [C], ascending.
         weight: [C, H], differentiable by the whole weight.
         bias: [C], with log(R / m) for drawn ids.
-        labels: [N], positions in ``ids``.
-        target: with positions in ``ids`` instead of ids.
+        labels: [N].
+        target: the stored distribution, if there is one.
     """
 
     ids: torch.Tensor
@@ -73,24 +70,21 @@ def sample_head(
         everywhere = occurs.to(torch.uint8)
         torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX)
         occurs = everywhere.bool()
-    rest = (~occurs).nonzero()[:, 0]
-    drawn = rest
-    if negatives < len(rest):
-        order = torch.randperm(len(rest), generator=generator)[:negatives]
-        drawn = rest[order.to(rest.device)]
+    others = (~occurs).nonzero()[:, 0]
+    drawn = others
+    if negatives < len(others):
+        order = torch.randperm(len(others), generator=generator)[:negatives]
+        drawn = others[order.to(others.device)]
     scored = occurs.clone()
     scored[drawn] = True
     ids = scored.nonzero()[:, 0]
-    places = torch.empty(size, dtype=torch.int64, device=weight.device)
-    places[ids] = torch.arange(len(ids), device=weight.device)
-    stands_for = math.log(len(rest) / len(drawn)) if len(drawn) else 0.0
+    positions = torch.empty(size, dtype=torch.int64, device=weight.device)
+    positions[ids] = torch.arange(len(ids), device=weight.device)
+    stands_for = math.log(len(others) / len(drawn)) if len(drawn) else 0.0
     offset = weight.new_full((len(ids),), stands_for / scale, dtype=torch.float32)
     offset.masked_fill_(occurs[ids], 0.0)
     if bias is not None:
         offset = offset + bias[ids]
     if target is not None:
-        target = TopK(places[target.ids], target.log_probs, target.tail)
-    return SampledHead(ids, weight.index_select(0, ids), offset, places[labels], target)
-
-
-__all__ = ["SampledHead", "sample_head"]
+        target = TopK(positions[target.ids], target.log_probs, target.tail)
+    return SampledHead(ids, weight.index_select(0, ids), offset, positions[labels], target)

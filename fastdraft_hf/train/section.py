@@ -1,8 +1,4 @@
-"""A recipe's training stages: `DraftDistillationConfig`'s fields beside ``sources``.
-
-The section is built from the config's dataclass fields the first time a training stage is read, so
-that recipes without one do not import torch.
-"""
+"""A recipe's training stages: `DraftDistillationConfig`'s fields beside ``sources``."""
 
 from __future__ import annotations
 
@@ -33,27 +29,25 @@ if TYPE_CHECKING:
 
 # Fields that the stage sets. A recipe that sets them would detach the run from its folder, its
 # budget or its checkpoints.
+_BUDGET = "the budget is max_train_tokens"
+_RESUMES = "a killed run resumes from its last checkpoint by itself"
+_SEED = "the recipe's seed is used"
+_LAUNCH = "it belongs in the configuration of `accelerate launch`"
 _OURS = {
     "output_dir": "checkpoints go into the stage's folder",
-    "max_steps": "the budget is max_train_tokens",
-    "num_train_epochs": "the budget is max_train_tokens",
-    "resume_from_checkpoint": "a killed run resumes from its last checkpoint by itself",
-    "ignore_data_skip": "a killed run resumes from its last checkpoint by itself",
+    **dict.fromkeys(("max_steps", "num_train_epochs"), _BUDGET),
+    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), _RESUMES),
     "save_strategy": "checkpoints are written every save_steps, so that a killed run can resume",
     "save_only_model": "a killed run needs the optimizer's state to resume",
     "load_best_model_at_end": "the last weights are kept",
     "auto_find_batch_size": "a resumed run must read the rows that follow",
     "eval_strategy": "held-out rows are evaluated every eval_steps; eval_rows: 0 turns it off",
-    "seed": "the recipe's seed is used",
-    "data_seed": "the recipe's seed is used",
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
     "use_cpu": "the recipe's device decides",
     "push_to_hub": "run `fastdraft push` on the finished run",
     "teacher_model_name_or_path": "the recipe's target is the teacher; set target_distribution",
     "dataset_kwargs": "sources decide what is read",
-    "deepspeed": "it belongs in the configuration of `accelerate launch`",
-    "fsdp": "it belongs in the configuration of `accelerate launch`",
-    "fsdp_config": "it belongs in the configuration of `accelerate launch`",
-    "parallelism_config": "it belongs in the configuration of `accelerate launch`",
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), _LAUNCH),
 }
 _NEVER = ("do_train", "do_eval", "do_predict", "local_rank", "debug", "fp16_full_eval")
 
@@ -175,13 +169,7 @@ class TrainingSection(Section):
     def trainer_config(
         self, output_dir: Path | str, *, seed: int, device: str, **changes: Any
     ) -> DraftDistillationConfig:
-        """Return the trainer's config.
-
-        Args:
-            output_dir: where checkpoints go.
-            seed: of shuffling and sampling.
-            device: ``cpu`` or ``cuda``.
-            **changes: fields that differ from the section's.
+        """Return the trainer's config for ``device``, ``cpu`` or ``cuda``, with some ``changes``.
 
         Raises:
             FastDraftError: transformers or TRL refuse a value.
@@ -191,9 +179,8 @@ class TrainingSection(Section):
         names = {field.name for field in dataclasses.fields(DraftDistillationConfig)}
         values = {name: getattr(self, name) for name in type(self).model_fields if name in names}
         values |= {"output_dir": str(output_dir), "seed": seed, "data_seed": seed}
-        values |= {"use_cpu": device == "cpu"}
         if device == "cpu":
-            values["dataloader_pin_memory"] = False
+            values |= {"use_cpu": True, "dataloader_pin_memory": False}
         try:
             return DraftDistillationConfig(**{**values, **changes})
         except FastDraftError:
@@ -202,7 +189,7 @@ class TrainingSection(Section):
             raise FastDraftError(" ".join(str(error).split())) from error
 
     def peft_config(self) -> Any:
-        """Return PEFT's config for `lora`, ``None`` without it."""
+        """Return PEFT's config for `lora`, or ``None``."""
         if self.lora is None:
             return None
         from peft import LoraConfig
@@ -212,7 +199,10 @@ class TrainingSection(Section):
 
 @cache
 def training_section() -> Any:  # a type[TrainingSection] whose fields mypy cannot see
-    """Return the section with every field of `DraftDistillationConfig` that a recipe may set."""
+    """Return the section with every field of `DraftDistillationConfig` that a recipe may set.
+
+    It is built when a training stage is read, so that other recipes do not import torch.
+    """
     from typing import get_type_hints
 
     from fastdraft_hf.train.config import DraftDistillationConfig
@@ -230,8 +220,8 @@ def training_section() -> Any:  # a type[TrainingSection] whose fields mypy cann
         if one.name.endswith("_steps"):  # a number of steps, or a share
             kind = Count | kind
         fields[one.name] = (kind, Field(**default, description=about))
-    about = str(DraftDistillationConfig.__dataclass_fields__["max_train_tokens"].metadata["help"])
-    fields["max_train_tokens"] = (Count, Field(1_000_000, description=about))
+    budget = fields["max_train_tokens"][1].description
+    fields["max_train_tokens"] = (Count, Field(1_000_000, description=budget))
     made = create_model("TrainingSection", __base__=TrainingSection, **fields)
     own = {*TrainingSection.model_fields, *DraftDistillationConfig.__annotations__}
     own |= {"per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay"}
@@ -267,5 +257,3 @@ def _read(value: Any) -> Any:
 
 TrainingField = Annotated[SerializeAsAny[TrainingSection], BeforeValidator(_read)]
 """Type of a recipe's training sections."""
-
-__all__ = ["LoraSettings", "TrainingField", "TrainingSection", "training_section"]

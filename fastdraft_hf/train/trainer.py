@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import logging
 import random
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -34,7 +37,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import columns
 from fastdraft_hf.train import checks, publish
-from fastdraft_hf.train.budget import TokenBudget, token_schedule
+from fastdraft_hf.train.budget import TokenBudget, schedule_shape
 from fastdraft_hf.train.checkpoints import (
     AlreadyTrainedError,
     MarkCompleteCheckpoints,
@@ -50,7 +53,6 @@ from fastdraft_hf.train.optimizer import MuonWithAdamW
 from fastdraft_hf.train.progress import StepTimer, TrainingProgress
 from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler, with_labels_in_reach
 from fastdraft_hf.train.sampled import sample_head
-from fastdraft_hf.train.sharding import check_sharding, check_whole, keep_head_whole
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -70,11 +72,10 @@ _TIMED_STEPS = 12
 class DraftDistillationTrainer(SFTTrainer):
     """Trains a draft: pre-training, continued pre-training and alignment.
 
-    The dataset holds ``input_ids`` and ``labels`` of equal length (``labels`` are -100 where no
-    loss is taken), or anything else that `SFTTrainer` prepares into these. An objective with a
-    term besides ``ce`` needs the target's distribution: from an online teacher, or stored in the
-    columns that `fastdraft_hf.data.columns` describes. Rows are cut to ``max_length``, all columns
-    alike.
+    The dataset holds ``input_ids`` and ``labels`` (-100 where no loss is taken), or anything else
+    that `SFTTrainer` prepares into these. An objective with a term besides ``ce`` needs the
+    target's distribution: from an online teacher, or stored in the columns that
+    `fastdraft_hf.data.columns` describes. Rows are cut to ``max_length``, all columns alike.
 
     Logged with the loss, all of them means over the labelled tokens since the last log: every term
     under its name, ``mean_token_accuracy``, and where a distribution is known
@@ -86,10 +87,9 @@ class DraftDistillationTrainer(SFTTrainer):
 
     Args:
         model: the draft, or its name or folder.
-        args: the config; it is copied. By default a `DraftDistillationConfig` with the draft's name
-            in ``output_dir``.
-        teacher_model: the target as an online teacher, or its name or folder; by default the one
-            of ``args.teacher_model_name_or_path``, if any.
+        args: the config, which is copied; by default one with the draft's name in ``output_dir``.
+        teacher_model: the online teacher (the target), or its name or folder; by default
+            ``args.teacher_model_name_or_path``.
         train_dataset: rows to train on.
         eval_dataset: held-out rows, or several sets by name.
         processing_class: the tokenizer; by default ``model.tokenizer`` (`build_draft` sets it), or
@@ -98,10 +98,7 @@ class DraftDistillationTrainer(SFTTrainer):
             preprocess_logits_for_metrics, peft_config, formatting_func: as for `SFTTrainer`.
 
     Raises:
-        FastDraftError: before any work, saying what to change: ``args`` of another kind, columns
-            that are missing or malformed, ids outside the vocabulary, an objective without the
-            distribution it needs, two sources of it, another vocabulary, an adapter on the head,
-            a budget below one batch, a stream without rows, DeepSpeed ZeRO-3 or the first FSDP.
+        FastDraftError: before any work, saying what to change; docs/trainer.md lists the messages.
         NonFiniteLossError: while training, naming the step, the rows and the last good checkpoint.
 
     Example:
@@ -156,15 +153,20 @@ class DraftDistillationTrainer(SFTTrainer):
         args = _own_copy(args)
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise FastDraftError("loss_type must be 'nll' and label_smoothing_factor 0")
-        check_sharding(args)
-        checks.check_stream(train_dataset)
+        checks.check_sharding(args)
+        # A stream is repeated below, and an empty one would never yield a row.
+        if isinstance(train_dataset, IterableDataset) and next(iter(train_dataset), None) is None:
+            raise FastDraftError("train dataset: it has no rows")
         _use_one_device(args)
-        sets = checks.named_sets(train_dataset, eval_dataset)
+        several = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        sets = {k: v for k, v in {"train": train_dataset, **several}.items() if v is not None}
+        stores = {name: columns.has_distribution(rows, name) for name, rows in sets.items()}
+        stored = any(stores.values())
         teacher_model = teacher_model or args.teacher_model_name_or_path
         if args.objective == "auto":
-            known = teacher_model is not None or checks.stores_distribution(sets)
-            args.objective = "nla" if known else "ce"
+            args.objective = "nla" if stored or teacher_model is not None else "ce"
         self.objective = Objective(args.objective)
+        checks.check_sources(self.objective, teacher_model is not None, stores)
         if isinstance(model, str):  # loaded here, so that it can be checked before any work
             given = dict(args.model_init_kwargs or {})
             given.setdefault("trust_remote_code", args.trust_remote_code)
@@ -173,9 +175,10 @@ class DraftDistillationTrainer(SFTTrainer):
             args.model_init_kwargs = None
         checks.check_adapter(model, peft_config)
         vocab_size = int(head_of(model).weight.shape[0])
-        stored = checks.check_sources(
-            self.objective, teacher_model, sets, vocab_size=vocab_size, temperature=args.temperature
-        )
+        for set_name, rows in sets.items() if stored else ():
+            columns.check_distribution(
+                rows, vocab_size=vocab_size, temperature=args.temperature, name=set_name
+            )
         if stored and data_collator is not None:
             raise FastDraftError("a stored distribution needs the trainer's own data_collator")
         if args.max_train_tokens is not None:
@@ -237,18 +240,15 @@ class DraftDistillationTrainer(SFTTrainer):
         if args.start_weight:
             weights = self.model.named_parameters()
             self._initial = {name: weight.detach().cpu().clone() for name, weight in weights}
-        self._add_own_callbacks()
-
-    def _add_own_callbacks(self) -> None:
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        given = {type(callback) for callback in self.callback_handler.callbacks}
+        present = {type(callback) for callback in self.callback_handler.callbacks}
         for own in (MarkCompleteCheckpoints, TokenBudget, StopAtTheEnd):
             self.add_callback(own())
-        if TrainingProgress not in given and not self.args.disable_tqdm:
+        if TrainingProgress not in present and not args.disable_tqdm:
             self.add_callback(TrainingProgress())
 
-    # --------------------------------------------------------------------------------- training
+    # --- training
 
     def train(
         self,
@@ -270,8 +270,7 @@ class DraftDistillationTrainer(SFTTrainer):
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except AlreadyTrainedError:
             output = TrainOutput(self.state.global_step, 0.0, {})
-        # WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): both lie in one basin of the loss, so
-        # their average keeps most of what was learned and of what would be forgotten.
+        # WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903).
         with torch.no_grad():
             for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
                 if name in self._initial:
@@ -280,28 +279,25 @@ class DraftDistillationTrainer(SFTTrainer):
 
     def _affordable_tokens(self) -> int:
         """Return the budget that `max_minutes` affords, decided once and kept for resumed runs."""
-        import json
-
         path = Path(str(self.args.output_dir)) / "plan.json"
-        budget = int(self.args.max_train_tokens)
-        known = [path.exists()]
-        if not broadcast_object_list(known)[0]:
+        budget, main = int(self.args.max_train_tokens), self.is_world_process_zero()
+        decided: list[Any] = [json.loads(path.read_text()) if main and path.exists() else None]
+        if broadcast_object_list(decided)[0] is None:
             rate = self._measured_rate()
             rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
             step = rows * self.args.world_size * int(self.args.max_length or 1)
             affordable = max(step, int(60 * self.args.max_minutes * rate))
             if affordable < budget:
                 logger.warning(
-                    "this machine trains %s tokens per second: %s instead of %s tokens fit into "
-                    "max_minutes: %g",
-                    *(f"{rate:,.0f}", f"{affordable:,}", f"{budget:,}", self.args.max_minutes),
+                    f"this machine trains {rate:,.0f} tokens per second: {affordable:,} instead of "
+                    f"{budget:,} tokens fit into max_minutes: {self.args.max_minutes:g}"
                 )
             plan = {"max_train_tokens": min(affordable, budget), "asked_for": budget}
-            if self.is_world_process_zero():
+            decided = [{**plan, "tokens_per_second": round(rate, 1)}]
+            if main:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {**plan, "tokens_per_second": round(rate, 1)})
-        decided = [json.loads(path.read_text()) if self.is_world_process_zero() else None]
-        return int(broadcast_object_list(decided)[0]["max_train_tokens"])
+                write_json(path, decided[0])
+        return int(decided[0]["max_train_tokens"])
 
     def _measured_rate(self) -> float:
         """Return tokens per second of a few real steps on a copy of the draft."""
@@ -316,12 +312,12 @@ class DraftDistillationTrainer(SFTTrainer):
         if isinstance(rows, IterableDataset):
             count = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             rows = Dataset.from_list(list(itertools.islice(rows, count)))
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        states = random.getstate(), np.random.get_state()
+        devices = [args.device] if args.device.type == "cuda" else []
         draft = copy.deepcopy(self.accelerator.unwrap_model(self.model))
         for module in draft.modules():
             module.__dict__.pop("forward", None)  # TRL's patch, which calls the original
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices):
             args.output_dir = scratch
             timer = StepTimer()
             trainer = DraftDistillationTrainer(
@@ -335,18 +331,15 @@ class DraftDistillationTrainer(SFTTrainer):
             trainer.train()
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpu:
-            torch.cuda.set_rng_state_all(on_gpu)
         times = sorted(timer.seconds[2:])  # the first steps warm up
         step_tokens = trainer.state.num_input_tokens_seen / trainer.state.global_step
         rate = [float(step_tokens / times[len(times) // 2])]
         return float(broadcast_object_list(rate)[0])
 
-    # ------------------------------------------------------------------------------------- data
+    # --- data
 
-    # Private in `SFTTrainer`; `test_trainer_data.py` fails when it moves. Its own version cuts
-    # ids and labels only, and drops every other column when it packs.
+    # Private in `SFTTrainer`, whose version cuts ids and labels only, and drops every other column
+    # when it packs. `test_trainer_data.py` fails when one of the private hooks here moves.
     def _prepare_dataset(
         self,
         dataset: Any,
@@ -383,21 +376,18 @@ class DraftDistillationTrainer(SFTTrainer):
         dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
-    # Private in `Trainer`; `test_trainer_data.py` fails when it moves.
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns.LISTS]))
 
-    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. Its own sampler groups by
-    # the batch of one process.
+    # Private in `Trainer`, which groups by the batch of one process.
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             return SameLengthSampler(sampler, self.args.world_size, self.args.seed)
         return sampler
 
-    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It counts the labels of a
-    # step's batches before they are trained on.
+    # Private in `Trainer`, which counts a step's labels here before training on them.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         if batch_samples and isinstance(self.train_dataset, Dataset):
             # accelerate's own count is wrong in a loader that skips batches after a resume.
@@ -419,9 +409,7 @@ class DraftDistillationTrainer(SFTTrainer):
     def _without_repeats(self, inputs: dict[str, Any], remainder: int) -> dict[str, Any]:
         """Drop the rows that accelerate repeats to give every process a full last batch.
 
-        Args:
-            inputs: a batch.
-            remainder: rows that the last batch has over all processes; 0 if it is full.
+        ``remainder`` is the number of rows in the last batch over all processes, 0 if it is full.
         """
         state, rows = self.accelerator.gradient_state, len(inputs["input_ids"])
         if (
@@ -440,9 +428,8 @@ class DraftDistillationTrainer(SFTTrainer):
             self._repeated = inputs
         return inputs
 
-    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. Without a mask (padding-free
-    # batches) its own version takes ids equal to the padding token for padding; where that is the
-    # end-of-text token the count would be short.
+    # Private in `Trainer`. In padding-free batches, which have no mask, its version takes ids equal
+    # to the padding token for padding, and these may be end-of-text tokens.
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         if self.args.include_num_input_tokens_seen != "non_padding":
             super()._track_num_input_tokens(inputs)
@@ -454,7 +441,7 @@ class DraftDistillationTrainer(SFTTrainer):
         everywhere = self.accelerator.gather(torch.tensor(count, device=self.args.device))
         self.state.num_input_tokens_seen += int(everywhere.sum())
 
-    # ------------------------------------------------------------------------------------- loss
+    # --- loss
 
     def compute_loss(
         self,
@@ -477,10 +464,15 @@ class DraftDistillationTrainer(SFTTrainer):
         labels = inputs.pop("labels")[:, 1:]
         labelled = labels != -100
         unwrapped = self.accelerator.unwrap_model(model)
-        keep_head_whole(unwrapped)
+        _keep_head_whole(unwrapped)
         hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
         head = head_of(unwrapped)
-        weight, bias = check_whole(head.weight), head.bias
+        weight, bias = head.weight, head.bias
+        if isinstance(weight, DTensor):
+            raise FastDraftError(
+                "the draft's head is sharded over devices where the loss needs it whole; use data "
+                "parallelism or FSDP2"
+            )
         wanted, target = labels[labelled], self._distribution(inputs, stored, labelled)
         if (
             model.training
@@ -552,29 +544,26 @@ class DraftDistillationTrainer(SFTTrainer):
                 f"{name} {value / max(1.0, sums[-1]):g}"
                 for name, value in zip(result.terms, sums, strict=False)
             )
-            raise self._failure(f"the loss is not finite ({values})", [inputs], model.training)
+            self._fail(f"the loss is not finite ({values})", [inputs], model.training)
         window = self._window["train" if model.training else "eval"]
         for name, value in zip([*notes, ""], sums, strict=True):  # "": the tokens
             window[name] = window.get(name, 0.0) + value
         if model.training:
             self._step_inputs.append(inputs)
 
-    # Private in `Trainer`; `test_trainer_data.py` fails when it moves. It is called between
-    # clipping and the optimizer's step: a non-finite gradient must not reach the weights, since
-    # the next checkpoint would hold them.
+    # Private in `Trainer`. It is called between clipping and the optimizer's step: a non-finite
+    # gradient must not reach the weights.
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)).all():
             what = f"the gradient is not finite (norm {float(norm):g})"
-            raise self._failure(what, self._step_inputs)
+            self._fail(what, self._step_inputs)
         self._step_inputs.clear()
         return norm
 
-    def _failure(
-        self, what: str, batches: list[dict[str, Any]], training: bool = True
-    ) -> NonFiniteLossError:
+    def _fail(self, what: str, batches: list[dict[str, Any]], training: bool = True) -> NoReturn:
         rows = self._given_rows if training else None
-        return NonFiniteLossError.of(what, self.args, self.state.global_step, rows, batches)
+        raise NonFiniteLossError.of(what, self.args, self.state.global_step, rows, batches)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log means over the labelled tokens since the last log, and the rate."""
@@ -595,10 +584,10 @@ class DraftDistillationTrainer(SFTTrainer):
                 logs["tokens_per_second"] = round((seen - self._log_tokens) / seconds, 1)
             self._log_time, self._log_tokens = now, seen
         if self.args.max_train_tokens is not None:
-            logs.pop("train_samples_per_second", None)  # counted from the most steps there could be
+            logs.pop("train_samples_per_second", None)  # computed from the upper bound of the steps
         super().log(logs, start_time)
 
-    # -------------------------------------------------------------------------------- optimizer
+    # --- optimizer
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As `Trainer`, or Muon for the layers' matrices and AdamW for everything else."""
@@ -629,16 +618,15 @@ class DraftDistillationTrainer(SFTTrainer):
         if budget is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = token_schedule(
-                self.args,
-                optimizer or self.create_optimizer(),
-                lambda: self.state.num_input_tokens_seen / budget,
+            optimizer, shape = optimizer or self.create_optimizer(), schedule_shape(self.args)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda _: shape(self.state.num_input_tokens_seen / budget)
             )
             # Private in `Trainer`, which saves only a scheduler it knows to be its own.
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # ---------------------------------------------------------------------------------- the Hub
+    # --- the Hub
 
     def create_model_card(
         self,
@@ -686,6 +674,18 @@ class DraftDistillationTrainer(SFTTrainer):
         self.create_model_card(**{"model_name": Path(name).name, **kwargs})
         revision = revision or self.args.hub_revision
         return publish.push_folder(self, commit_message or "End of training", token, revision)
+
+
+def _keep_head_whole(model: Any) -> None:
+    """Have FSDP2 keep the head unsharded between the forward and the backward pass.
+
+    FSDP2 shards parameters again after their module ran, and gathers them when a gradient by the
+    module's output arrives. The loss reads the head's weight and never its output, so the backward
+    pass would read freed memory. accelerate 1.15 does the same by itself.
+    """
+    for module in (model, model.get_output_embeddings()):
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
 
 
 def _own_copy(args: DraftDistillationConfig) -> DraftDistillationConfig:

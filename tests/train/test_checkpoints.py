@@ -19,11 +19,6 @@ def make(folder: Path, step: int, whole: bool) -> Path:
     return path
 
 
-def test_none(tmp_path: Path) -> None:
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
-
-
 def test_the_newest_whole_one_and_torn_ones_go(tmp_path: Path) -> None:
     make(tmp_path, 9, whole=True)
     newest = make(tmp_path, 10, whole=True)  # as text, 9 would come after 10
@@ -31,18 +26,6 @@ def test_the_newest_whole_one_and_torn_ones_go(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path) == newest
     assert not torn.exists()
     assert (tmp_path / "checkpoint-9").exists()
-
-
-def test_only_torn_ones(tmp_path: Path) -> None:
-    torn = [make(tmp_path, step, whole=False) for step in (1, 2)]
-    assert last_complete_checkpoint(tmp_path) is None
-    assert not any(path.exists() for path in torn)
-
-
-def test_other_folders_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-mine").mkdir()
-    assert last_complete_checkpoint(tmp_path) is None
-    assert (tmp_path / "checkpoint-mine").exists()
 
 
 def test_other_processes_mark_nothing(tmp_path: Path) -> None:

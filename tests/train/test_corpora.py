@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from launched import TwoProcesses
 from safetensors.torch import load_file
+from scale_out import TwoProcesses
+from tiny_training import LENGTH, Killed, kill_at, losses, section
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.corpus import Corpus
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint, read_stream_state
 from fastdraft_hf.train.loop import train
-from fastdraft_hf.train.progress import TrainingProgress
-from fastdraft_hf.train.section import training_section
 
-Make = Callable[..., Any]
-LENGTH, STEPS, WINDOW = 8, 11, 6
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make, tiny_tokenizer: Any) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    # Dropout makes a run depend on the state of the random numbers, which must be resumed too.
-    tiny_model(attention_dropout=0.2).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+STEPS, WINDOW = 11, 6
 
 
 @pytest.fixture
@@ -49,38 +32,9 @@ def source(tmp_path: Path) -> Source:
     return Source(kind="files", name=str(path))
 
 
-def config(source: Source, **changes: Any) -> Any:
-    settings: dict[str, Any] = {
-        "sources": [source],
-        "max_train_tokens": STEPS * 4 * LENGTH,
-        "max_length": LENGTH,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-        "save_steps": 3,
-        "streaming": True,
-        "disable_tqdm": True,
-        "head_dtype": "float32",
-    }
-    return training_section()(**{**settings, **changes})
-
-
-def corpus_of(source: Source, tokenizer: Any, kind: type[BlockStream] = BlockStream) -> Corpus:
-    stream = kind([source], Encoder(tokenizer), length=LENGTH, seed=0, window=WINDOW)
-    return Corpus(stream.as_dataset(), None, {}, stream)
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
-    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
-            raise Killed
-
-    monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
-
-
 def test_a_killed_stream_resumes_bit_for_bit(
     tmp_path: Path,
-    start: Path,
+    start_model: Path,
     source: Source,
     tiny_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,13 +50,21 @@ def test_a_killed_stream_resumes_bit_for_bit(
                 yield row
 
     def run(name: str) -> Any:
-        corpus = corpus_of(source, tiny_tokenizer, Counting)
+        stream = Counting([source], Encoder(tiny_tokenizer), length=LENGTH, seed=0, window=WINDOW)
+        settings = section(
+            sources=[source],
+            max_train_tokens=STEPS * 4 * LENGTH,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            save_steps=3,
+            streaming=True,
+        )
         return train(
-            start,
+            start_model,
             tmp_path / name,
-            config(source),
-            train_dataset=corpus.train,
-            stream=corpus.stream,
+            settings,
+            train_dataset=stream.as_dataset(),
+            stream=stream,
             tokenizer=tiny_tokenizer,
             seed=3,
             device="cpu",
@@ -123,9 +85,7 @@ def test_a_killed_stream_resumes_bit_for_bit(
     kill_at(monkeypatch, None)
     resumed = run("killed")
     assert read_in[-1] <= (STEPS - 9 + 1) * 4  # the trainer did not read its way there again
-    assert [e["loss"] for e in resumed["log"] if "loss" in e] == [
-        e["loss"] for e in whole["log"] if "loss" in e
-    ]
+    assert losses(resumed) == losses(whole)
     ours, theirs = (
         load_file(tmp_path / n / "model" / "model.safetensors") for n in ("killed", "whole")
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 import scale_out
 import torch
-from launched import TwoProcesses
 from safetensors.torch import load_file
+from scale_out import TwoProcesses
 
-from fastdraft_hf.train import sharding
-from fastdraft_hf.train.sharding import check_sharding, check_whole, keep_head_whole
+from fastdraft_hf.train.checks import check_sharding
 from fastdraft_hf.train.trainer import DraftDistillationConfig
 
 TRAINED = [name for name in {**scale_out.SCENARIOS, **scale_out.SHARDED} if name != "non_finite"]
@@ -75,7 +73,7 @@ def test_a_budget_stops_both_at_the_same_step(two: Path) -> None:
     assert first["tokens"] == second["tokens"] >= 230
 
 
-def test_a_loss_that_is_no_number_on_one_process_stops_both(two: Path) -> None:
+def test_a_non_finite_loss_on_one_process_stops_both(two: Path) -> None:
     for found in ranks(two, "non_finite"):
         assert found["error"].startswith(
             "NonFiniteLossError: step 2: the loss is not finite (ce nan) on rows "
@@ -113,20 +111,8 @@ def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sharding(arguments())
     with pytest.raises(ValueError, match="Muon needs unsharded matrices"):
         check_sharding(arguments(use_muon=True))
-    # The trainer's own arguments go before what the launcher says.
+    # The trainer's own arguments take precedence over the launcher's.
     args = arguments()
     args.fsdp_plugin_args = {"fsdp_version": 1}
     with pytest.raises(ValueError, match="set fsdp_version: 2"):
         check_sharding(args)
-
-
-def test_a_head_in_pieces_is_refused(
-    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_model()
-    keep_head_whole(model)  # nothing to do
-    weight = model.lm_head.weight
-    assert check_whole(weight) is weight
-    monkeypatch.setattr(sharding, "DTensor", torch.nn.Parameter)
-    with pytest.raises(ValueError, match="head is sharded over devices"):
-        check_whole(weight)

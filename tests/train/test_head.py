@@ -380,7 +380,10 @@ def cases(draw: st.DrawFn) -> tuple[Case, float]:
     return case, draw(st.sampled_from([1.0, 0.25, -3.0]))
 
 
-def check_values_and_gradients(case: Case, upstream: float) -> None:
+@settings(max_examples=500)
+@given(cases())
+def test_values_and_gradients(drawn: tuple[Case, float]) -> None:
+    case, upstream = drawn
     result = compare(case, upstream)
     tensors = case.tensors
     logits = logits_of(
@@ -391,19 +394,6 @@ def check_values_and_gradients(case: Case, upstream: float) -> None:
     # Products over one row and over several round differently, so what is near may be a tie.
     alone = chosen & (near.sum(-1, keepdim=True) == 1)
     assert int(alone.sum()) <= int(result.correct) <= int(chosen.sum())
-
-
-@settings(max_examples=500)
-@given(cases())
-def test_values_and_gradients(drawn: tuple[Case, float]) -> None:
-    check_values_and_gradients(*drawn)
-
-
-@pytest.mark.slow
-@settings(max_examples=5000)
-@given(cases())
-def test_values_and_gradients_of_many_cases(drawn: tuple[Case, float]) -> None:
-    check_values_and_gradients(*drawn)
 
 
 @settings(max_examples=150)
@@ -422,13 +412,6 @@ def test_the_dense_formula_is_the_same(drawn: tuple[Case, float]) -> None:
         assert found is not None
         # 1 − ½ Σ |p − q| of `nla` cancels where α is small.
         assert greatest(found - reference) <= 1e-7 * greatest(reference) + 1e-12
-
-
-@pytest.mark.parametrize("name", ["kl", "lk_hybrid"])
-def test_the_dense_formula_with_an_empty_bucket(name: str) -> None:
-    case = make(weights=name, k=50)
-    doubles = copies(case.tensors, torch.float64)
-    assert float(case.dense(doubles).detach()) == pytest.approx(exactly(case).loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [7, 50, "full"])
@@ -452,30 +435,6 @@ def test_a_draft_that_is_the_target(name: str, k: int | str) -> None:
         assert all(greatest(g) < 1e-5 for g in grads(ours).values())
 
 
-@pytest.mark.parametrize("k", [3, 7, "full"])
-@pytest.mark.parametrize("name", ["tvd", "nla"])
-def test_the_kink_itself(name: str, k: int | str) -> None:
-    """One token of four with p = q exactly: the gradient is between the two one-sided ones."""
-    wanted = torch.tensor([[0.25, 0.25, 0.25, 0.25, 0.0, 0.0, 0.0]]).log().clamp(min=-60)
-    logits = torch.tensor([[0.25, 0.5, 0.125, 0.125, 0.0, 0.0, 0.0]]).log().clamp(min=-60)
-    head = TargetHead(wanted, Head(torch.eye(7), None))
-    target = head if isinstance(k, str) else TopK(*top_k_of(wanted, k))
-    case = Case({"hidden": logits, "weight": torch.eye(7)}, torch.tensor([0]), {name: 1.0}, target)
-    ours = copies(case.tensors, torch.float32)
-    case.run(ours).loss.backward()
-    found = grads(ours)["hidden"]
-    ends = []
-    for step in (-1e-3, 1e-3):
-        moved = logits.clone()
-        moved[0, 0] += step
-        ends.append(exactly(replace(case, tensors={**case.tensors, "hidden": moved})).grads)
-    below, above = (end["hidden"] for end in ends)
-    slack = 1e-2
-    assert (found >= torch.minimum(below, above) - slack).all()
-    assert (found <= torch.maximum(below, above) + slack).all()
-    assert greatest(above - below) > 0.1
-
-
 # Known numerical limits; each states what would have to hold.
 
 
@@ -489,14 +448,8 @@ def certain(margin: float, k: int | str, name: str) -> Case:
 
 
 @pytest.mark.parametrize("k", [3, "full"])
-@pytest.mark.parametrize("name", ["kl", "nla", "tvd", "lk_hybrid"])
+@pytest.mark.parametrize("name", ["kl", "rkl", "jsd", "nla", "tvd", "lk_hybrid"])
 def test_a_draft_that_is_surely_wrong(name: str, k: int | str) -> None:
-    compare(certain(12.0, k, name), parts=0.0)
-
-
-@pytest.mark.parametrize("k", [3, "full"])
-@pytest.mark.parametrize("name", ["rkl", "jsd"])
-def test_a_draft_that_is_surely_wrong_under_reverse_terms(name: str, k: int | str) -> None:
     compare(certain(12.0, k, name), parts=0.0)
 
 
@@ -547,25 +500,6 @@ def test_bfloat16_products_are_close(
         assert error < 0.03 * float(exact.grads[name].norm()) + 0.03 * n**0.5
 
 
-@pytest.mark.parametrize("k", [None, 8, "full"])
-@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
-def test_gradients_come_in_their_tensors_own_type(
-    dtype: torch.dtype, size: float, k: int | str | None
-) -> None:
-    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "kl": 0.5}
-    case = make(20, 30, 8, weights=weights, k=k, spread=1.0)
-    exact = exactly(case)
-    ours = copies(case.tensors, dtype)
-    result = case.run(ours)
-    result.loss.backward()
-    assert result.loss.dtype == torch.float32
-    assert float(result.loss.detach()) == pytest.approx(exact.loss, rel=size)
-    for name, tensor in ours.items():
-        assert tensor.grad is not None
-        assert tensor.grad.dtype == dtype
-        assert relative(tensor.grad, exact.grads[name]) < size
-
-
 def test_types_may_differ() -> None:
     """Autocast's hidden states with a float32 head; every gradient in its own type."""
     case = make(20, 30, 8, weights={"ce": 0.5, "tvd": 0.5}, k=6, more={"dtype": torch.float32})
@@ -580,19 +514,6 @@ def test_types_may_differ() -> None:
         assert tensor.grad is not None
         assert tensor.grad.dtype == types[name]
     assert relative(grads(ours)["weight"], exact.grads["weight"]) < CLOSE
-
-
-@pytest.mark.parametrize("size", [1e2, 1e4])
-def test_large_logits_cross_entropy(size: float) -> None:
-    case = make(12, 20, 6, spread=size)
-    del case.tensors["bias"]
-    exact = exactly(case)
-    ours = copies(case.tensors, torch.float32)
-    result = case.run(ours)
-    result.loss.backward()
-    assert float(result.loss.detach()) == pytest.approx(exact.loss, rel=CLOSE)
-    assert relative(grads(ours)["weight"], exact.grads["weight"]) < 1e-2
-    assert torch.isfinite(grads(ours)["hidden"]).all()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
@@ -637,32 +558,6 @@ def test_only_what_is_wanted_gets_a_gradient(wanted: set[str], k: int | str | No
     assert set(grads(ours)) == wanted
     for name, found in grads(ours).items():
         assert relative(found, exact.grads[name]) < CLOSE
-
-
-@pytest.mark.parametrize("k", [None, 4, "full"])
-def test_one_weight_for_two_uses(k: int | str | None) -> None:
-    """Tied embeddings: the head's gradient adds to the input's, whatever order they come in."""
-    case = make(7, 11, 4, weights={"ce": 1.0} if k is None else {"ce": 0.5, "kl": 2.0}, k=k)
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        weight = copies(case.tensors, dtype)["weight"]
-        tensors = {"hidden": torch.tanh(weight[case.labels.flip(0)]), "weight": weight}
-        loss = case.run(tensors).loss if dtype == torch.float32 else case.dense(tensors)
-        loss.backward()
-        assert weight.grad is not None
-        found.append(weight.grad)
-    assert relative(*found) < CLOSE
-
-
-def test_the_targets_own_tensors_get_no_gradient() -> None:
-    case = make(weights="kl", k="full")
-    assert isinstance(case.target, TargetHead)
-    case.target.head.weight.requires_grad_()
-    case.target.hidden.requires_grad_()
-    ours = copies(case.tensors, torch.float32)
-    case.run(ours).loss.backward()
-    assert case.target.head.weight.grad is None
-    assert case.target.hidden.grad is None
 
 
 def test_nothing_given_is_written_to() -> None:
@@ -756,59 +651,6 @@ def test_counts_take_ties_as_chosen(
         assert int(result.agreement) == chosen(wanted.argmax(-1))
 
 
-@pytest.mark.parametrize("k", [1, 6, "full"])
-@pytest.mark.parametrize("weights", [{"ce": 1.0}, {"ce": 0.3, "kl": 2.0, "tvd": 0.5, "nla": 4.0}])
-def test_the_sums_beside_the_loss(weights: dict[str, float], k: int | str) -> None:
-    case = make(15, 12, 4, weights=weights, k=k, temperature=0.6, chunk=4)
-    exact = exactly(case)
-    result = case.run(copies(case.tensors, torch.float32))
-    assert list(result.terms) == list(weights)
-    weighted = sum(weights[name] * float(value) for name, value in result.terms.items())
-    assert weighted == pytest.approx(float(result.loss.detach()), rel=1e-6)
-    for name, value in result.terms.items():
-        assert float(value) == pytest.approx(exact.terms[name], rel=CLOSE)
-        assert not value.requires_grad
-    assert result.acceptance is not None
-    assert exact.acceptance is not None
-    assert 0 < exact.acceptance < 15
-    assert float(result.acceptance) == pytest.approx(exact.acceptance, rel=CLOSE)
-    assert not result.acceptance.requires_grad
-    logits = case.tensors["hidden"] @ case.tensors["weight"].T + case.tensors["bias"]
-    assert int(result.correct) == int((logits.argmax(-1) == case.labels).sum())
-    assert isinstance(case.target, (TopK, TargetHead))
-    first = (
-        case.target.ids[:, 0]
-        if isinstance(case.target, TopK)
-        else (case.target.hidden @ case.target.head.weight.T).argmax(-1)
-    )
-    assert result.agreement is not None
-    assert int(result.agreement) == int((logits.argmax(-1) == first).sum())
-
-
-def test_a_target_without_a_divergence_changes_nothing_but_the_log() -> None:
-    plain = make(chunk=4)
-    for k in (3, "full"):
-        found = []
-        for case in (plain, replace(plain, target=make(k=k).target)):
-            ours = copies(case.tensors, torch.float32)
-            result = case.run(ours)
-            result.loss.backward()
-            found.append((result, grads(ours)))
-        assert float(found[1][0].loss.detach()) == pytest.approx(float(found[0][0].loss.detach()))
-        assert found[1][0].acceptance is not None
-        for name, gradient in found[0][1].items():
-            torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-5, atol=1e-6)
-
-
-def test_cross_entropy_is_the_default_objective() -> None:
-    case = make()
-    default = fused_head_loss(*(case.tensors[n] for n in ("hidden", "weight")), case.labels)
-    logits = case.tensors["hidden"] @ case.tensors["weight"].T
-    expected = torch.nn.functional.cross_entropy(logits, case.labels, reduction="sum")
-    assert float(default.loss) == pytest.approx(float(expected), rel=1e-6)
-    assert list(default.terms) == ["ce"]
-
-
 # Memory
 
 
@@ -867,32 +709,6 @@ def test_the_default_chunk_keeps_memory_the_same(
     assert largest.numel == expected * 700
 
 
-class Products(TorchDispatchMode):
-    """The shapes of all matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[torch.Size, ...]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-            self.shapes.add(tuple(a.shape for a in args))
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("k", [None, 6])
-def test_bfloat16_products_have_few_shapes(k: int | None) -> None:
-    """oneDNN keeps a kernel and its workspace for every shape it has seen."""
-    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "kl": 0.5}
-    seen = Products()
-    for n in range(1, 301, 7):
-        case = make(n, 40, 4, weights=weights, k=k, chunk=256, more={"dtype": torch.bfloat16})
-        tensors = copies(case.tensors, torch.float32)
-        with seen:
-            case.run(tensors).loss.backward()
-    assert 3 <= len(seen.shapes) <= 3 * 4
-
-
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("k", [None, 6, "full"])
 def test_padded_rows_add_nothing(n: int, k: int | str | None) -> None:
@@ -934,9 +750,9 @@ def full(n: int = 4, v: int = 5) -> TargetHead:
         ((4, 3), (5,), (4,), None, r"weight \(5,\) mismatch"),
         ((4, 3), (5, 3), (3,), None, r"labels \(3,\) do not match 4 tokens"),
         ((4, 3), (5, 3), (4, 1), None, r"labels \(4, 1\) do not match 4 tokens"),
-        ((4, 3), (5, 3), (4,), stored(3), r"top-k ids \(3, 2\) and .* do not match 4 tokens"),
-        ((4, 3), (5, 3), (4,), stored(kept=5), r"log-probabilities \(5, 2\) do not match"),
-        ((4, 3), (5, 3), (4,), stored(tail=3), r"tail \(3,\) does not match the tokens"),
+        ((4, 3), (5, 3), (4,), stored(3), r"top-k ids \(3, 2\), .* do not match 4 tokens"),
+        ((4, 3), (5, 3), (4,), stored(kept=5), r"log-probabilities \(5, 2\) and .* do not match"),
+        ((4, 3), (5, 3), (4,), stored(tail=3), r"tail \(3,\) do not match 4 tokens"),
         ((4, 3), (5, 3), (4,), full(3), r"3 hidden states of the target for 4 tokens"),
         ((4, 3), (5, 3), (4,), full(v=6), r"head has 6 rows, the draft's 5: different vocab"),
     ],
@@ -961,20 +777,6 @@ def test_shapes_that_do_not_belong_together(
 def test_a_divergence_needs_a_distribution(name: str) -> None:
     with pytest.raises(ValueError, match=r"objective .* needs the target's distribution"):
         make(weights=name).run(make().tensors)
-
-
-def test_float16_products_are_made_in_float32() -> None:
-    hidden = torch.tensor([[14.0, 0.0, 0.0]], dtype=torch.float16, requires_grad=True)
-    target = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5]).log())
-    weight = torch.eye(3, dtype=torch.float16)
-    objective = Objective("kl")
-    fused_head_loss(
-        hidden, weight, torch.tensor([0]), objective=objective, target=target
-    ).loss.backward()
-    # q is nearly 1 at token 0: its gradient is q - p, and the rest's half splits evenly.
-    assert hidden.grad is not None
-    expected = torch.tensor([[0.5, -0.25, -0.25]], dtype=torch.float16)
-    torch.testing.assert_close(hidden.grad, expected, rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole training runs: killed ones go on bit for bit, and nothing is told to anybody."""
+"""Training runs: killed ones resume bit for bit, and nothing is sent over the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,20 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import LENGTH, Killed, Make, kill_at, losses, run, same
+from tiny_training import section as any_section
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
 from fastdraft_hf.train.config import DraftDistillationConfig
-from fastdraft_hf.train.loop import train
-from fastdraft_hf.train.progress import TrainingProgress
 from fastdraft_hf.train.section import LoraSettings, training_section
 
-Make = Callable[..., Any]
-LENGTH, STEPS = 8, 9
+STEPS = 9
 
 
-class Killed(BaseException):
-    pass
+def config(**changes: Any) -> Any:
+    return any_section(**{"max_train_tokens": STEPS * 4 * LENGTH, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -43,49 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def start_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    # Dropout makes a run depend on the state of the random numbers, which must be resumed too.
-    tiny_model(attention_dropout=0.2).save_pretrained(folder)
-    return folder
-
-
-def config(**changes: Any) -> Any:
-    settings: dict[str, Any] = {
-        "max_train_tokens": STEPS * 4 * LENGTH,
-        "max_length": LENGTH,
-        "per_device_train_batch_size": 4,
-        "eval_rows": 4,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "disable_tqdm": True,
-        "head_dtype": "float32",
-    }
-    return training_section()(**{**settings, **changes})
-
-
-def run(start: Path, tokenizer: Any, data: Path, work: Path, settings: Any, **more: Any) -> Any:
-    splits = ("train", "eval")
-    rows = {f"{name}_dataset": datasets.load_from_disk(str(data / name)) for name in splits}
-    more = {"label": "pretrain", **rows, **more}
-    return train(start, work, settings, tokenizer=tokenizer, seed=3, device="cpu", **more)
-
-
 def weights(work: Path) -> dict[str, torch.Tensor]:
     return load_file(work / "model" / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
-            raise Killed
-
-    monkeypatch.setattr(TrainingProgress, "on_step_end", on_step_end)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +55,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     ],
     ids=["muon", "adamw", "accumulated", "sampled"],
 )
-def test_a_killed_run_goes_on_bit_for_bit(
+def test_a_killed_run_resumes_bit_for_bit(
     tmp_path: Path,
     start_model: Path,
     tiny_tokenizer: Any,
@@ -125,9 +82,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     resumed = run(start_model, tiny_tokenizer, data, tmp_path / "killed", settings)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert (resumed["steps"], resumed["tokens"]) == (facts["steps"], facts["tokens"])
-    assert [e["loss"] for e in resumed["log"] if "loss" in e] == [
-        e["loss"] for e in facts["log"] if "loss" in e
-    ]
+    assert losses(resumed) == losses(facts)
 
 
 def test_what_a_run_leaves(
@@ -167,7 +122,7 @@ def test_weights_are_averaged_with_those_of_the_start(
         ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
     ],
 )
-def test_a_start_weight_that_is_none(changes: dict[str, Any], message: str) -> None:
+def test_bad_start_weights(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FastDraftError, match=message):
         config(**changes)
 
@@ -204,7 +159,7 @@ def test_a_minute_budget_can_only_cut(
     assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
 
 
-def test_a_loss_that_explodes_is_said(
+def test_a_loss_that_explodes(
     tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path, tiny_model: Make
 ) -> None:
     broken = tiny_model()
@@ -308,7 +263,7 @@ print("TRIED", tried)
 """
 
 
-def test_nothing_is_told_to_anybody(tmp_path: Path, tiny_target_folder: Path, data: Path) -> None:
+def test_no_telemetry(tmp_path: Path, tiny_target_folder: Path, data: Path) -> None:
     silenced = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
     environment = {k: v for k, v in os.environ.items() if k not in silenced}
     # Whatever slips through the check goes nowhere.

@@ -101,25 +101,3 @@ def test_a_scheduler_drives_both() -> None:
         assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [0.0, 0.0]
         step(model, [optimizer], 1)
         assert equal(before, weights(model))
-
-
-def test_zero_grad_and_closure() -> None:
-    model = make_model()
-    optimizer = make_optimizer(model)
-    model(torch.ones(1, 6)).sum().backward()
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in model.parameters())
-
-    def closure() -> float:
-        model(torch.ones(1, 6)).square().sum().backward()
-        return 7.0
-
-    before = weights(model)
-    assert optimizer.step(closure) == 7.0
-    assert not equal(before, weights(model))
-
-
-def test_every_parameter_is_in_one_group() -> None:
-    model = make_model()
-    held = [id(p) for g in make_optimizer(model).param_groups for p in g["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import Trainer
 
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
@@ -79,13 +77,3 @@ def test_the_token_is_in_no_file(trained: DraftDistillationTrainer) -> None:
     assert args.hub_token is None
     assert args.max_steps == 2
     assert torch.load(folder / "training_args.bin", weights_only=False).hub_token is None
-
-
-def test_the_hooks_are_still_transformers_own() -> None:
-    """`push_to_hub` takes what `Trainer`'s takes, and these are called by it."""
-    ours = inspect.signature(DraftDistillationTrainer.push_to_hub).parameters
-    theirs = inspect.signature(Trainer.push_to_hub).parameters  # newer ones have `private` as well
-    assert [name for name in ours if name in theirs] == list(theirs)
-    for name in ("init_hf_repo", "save_model", "is_world_process_zero", "create_model_card"):
-        assert callable(getattr(Trainer, name))
-    assert DraftDistillationConfig(output_dir="x", use_cpu=True).hub_strategy == "end"

@@ -141,14 +141,3 @@ def test_every_id_is_drawn_and_only_rows_that_are_scored_get_a_gradient() -> Non
         assert gradient.abs().sum(-1).nonzero()[:, 0].tolist() == found.ids.tolist()
         seen |= set(found.ids.tolist())
     assert seen == set(range(60))
-
-
-def test_the_draw_is_pytorchs_own_and_repeats_with_its_state() -> None:
-    """Checkpoints keep that state, so a resumed run draws what it would have drawn."""
-    parts = case(1, 3, 100)
-    torch.manual_seed(4)
-    first = sample_head(parts["weight"], parts["labels"], 5).ids
-    second = sample_head(parts["weight"], parts["labels"], 5).ids
-    torch.manual_seed(4)
-    assert torch.equal(sample_head(parts["weight"], parts["labels"], 5).ids, first)
-    assert not torch.equal(first, second)

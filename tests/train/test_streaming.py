@@ -1,9 +1,8 @@
-"""Streamed data: a budget of tokens over several passes, killed and gone on with."""
+"""Streamed data: a budget of tokens over several passes, killed and resumed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_training import QUIET, Killed, Make
 from transformers import TrainerCallback
 
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.checkpoints import last_complete_checkpoint
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
-Make = Callable[..., Any]
-
 ROWS, SHARDS, TOP_K = 15, 3, 5
 # The rows have 135 tokens: the budget ends in the third pass.
 BUDGET = 330
-
-
-class Killed(Exception):
-    pass
 
 
 class KillAfter(TrainerCallback):
@@ -101,14 +95,10 @@ def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
             "output_dir": str(tmp_path / name),
             "per_device_train_batch_size": 2,
             "max_train_tokens": str(BUDGET),
-            "head_dtype": "float32",
             "learning_rate": 5e-3,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
             "save_steps": 3,
             "logging_steps": 1,
-            "disable_tqdm": True,
+            **QUIET,
         }
         trainer = trainer_class(
             # Dropout, so that the random numbers' state counts as well.

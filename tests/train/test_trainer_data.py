@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, get_scheduler
-from trl import SFTTrainer
+from tiny_training import Make, Row, V, completions, with_columns
+from transformers import TrainerCallback, get_scheduler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastdraft_hf.data import columns
-from fastdraft_hf.data.columns import check_distribution, distribution_table
-from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.checkpoints import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
@@ -32,54 +26,8 @@ from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.rows import DraftCollator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
-Make = Callable[..., Any]
-
-# Without sampling, warm-up and Muon: what a step does can be compared with a formula.
-PLAIN: dict[str, Any] = {
-    "sampled_softmax": None,
-    "use_muon": False,
-    "objective": "ce",
-    "warmup_steps": 0,
-    "lr_scheduler_type": "linear",
-    "learning_rate": 2e-5,
-    "adam_beta2": 0.999,
-}
-Row = dict[str, Any]
-
-V, K = 288, 5
 SEEN = "num_input_tokens_seen"
 MIXED: dict[str, float] = {"ce": 0.3, "kl": 0.5, "jsd": 0.4}
-
-
-def completions(count: int = 10, seed: int = 0, longest: int = 12) -> list[Row]:
-    """Rows with a prompt of two tokens; one that is all loss, and one that is none."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for number in range(count):
-        ids = torch.randint(3, 280, (4 + (5 * number) % (longest - 3),), generator=generator)
-        rows.append({"input_ids": ids.tolist(), "labels": [-100, -100, *ids[2:].tolist()]})
-    rows[3]["labels"] = list(rows[3]["input_ids"])  # its first token is labelled as well
-    rows[6]["labels"] = [-100] * len(rows[6]["labels"])
-    return rows
-
-
-def with_columns(
-    rows: list[Row], target: Any, k: int = K, temperature: float = 1.0
-) -> datasets.Dataset:
-    """Add what ``target`` stores for every labelled token that has a past."""
-    parts = []
-    for row in rows:
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            logits = target(ids).logits[0, :-1].float()
-        count = sum(label != -100 for label in row["labels"][1:])
-        kept = top_k_of(logits[len(logits) - count :], k, temperature)
-        types = (np.uint16, np.float16, np.float16)
-        numbers = (part.numpy().astype(kind) for part, kind in zip(kept, types, strict=True))
-        parts.append((len(row["input_ids"]), *numbers))
-    table = datasets.table.InMemoryTable(distribution_table(parts, temperature))  # type: ignore[arg-type]
-    plain = datasets.Dataset.from_list(rows)
-    return datasets.concatenate_datasets([plain, datasets.Dataset(table)], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -87,47 +35,7 @@ def target(tiny_model: Make) -> Any:
     return tiny_model(seed=5, num_hidden_layers=1)
 
 
-@pytest.fixture
-def trainer(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
-    """Make a trainer: ``trainer(dataset, model=…, teacher_model=…, **arguments of the config)``."""
-
-    def make(
-        dataset: Any,
-        model: Any = None,
-        eval_dataset: Any = None,
-        teacher_model: Any = None,
-        callbacks: Any = None,
-        kind: Any = DraftDistillationTrainer,
-        given: dict[str, Any] | None = None,
-        **settings: Any,
-    ) -> DraftDistillationTrainer:
-        defaults = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 4,
-            **PLAIN,
-            "head_dtype": "float32",
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
-        if not {"max_steps", "max_train_tokens"} & set(settings):
-            defaults["max_steps"] = 3
-        made: DraftDistillationTrainer = kind(
-            model=tiny_model() if model is None else model,
-            args=DraftDistillationConfig(**{**defaults, **settings}),
-            train_dataset=dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-            teacher_model=teacher_model,
-            **{"processing_class": tiny_tokenizer, **(given or {})},
-        )
-        return made
-
-    return make
-
-
-# ---------------------------------------------------------------- the loss against plain float64
+# --- the loss against plain float64
 
 
 def reference(
@@ -264,21 +172,6 @@ def test_stored_distributions_are_those_of_their_tokens(
     check(made, documents(dataset.to_list()))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_documents_do_not_attend_to_one_another(
-    trainer: Make, tiny_model: Make, target: Any, attention: str
-) -> None:
-    model = tiny_model(attn_implementation=attention)
-    dataset = with_columns(completions(), target)
-    losses = [
-        check(
-            trainer(dataset, copy.deepcopy(model), objective=MIXED, **settings), dataset.to_list()
-        )
-        for settings in ({}, {"packing": True, "max_length": 30}, BATCHES["padding-free"][0])
-    ]
-    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
-
-
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("objective", [MIXED, {"rkl": 1.0}, {"ce": 0.5, "tvd": 0.5}])
 def test_other_terms_and_temperatures(
@@ -287,47 +180,6 @@ def test_other_terms_and_temperatures(
     dataset = with_columns(completions(), target, temperature=temperature)
     made = trainer(dataset, objective=objective, temperature=temperature)
     check(made, dataset.to_list(), objective, temperature)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "on_disk"),
-    [("bfd", False), ("bfd", True), ("bfd_split", True), ("wrapped", True), ("wrapped", False)],
-)
-def test_packing_of_more_rows_than_a_chunk(
-    trainer: Make, target: Any, tmp_path: Path, strategy: str, on_disk: bool
-) -> None:
-    # Arrow's chunks, the packing's and ours end at other rows.
-    few = with_columns(completions(60, longest=7), target, k=2)
-    dataset = datasets.concatenate_datasets([few] * 20)
-    dataset = datasets.concatenate_datasets(
-        [
-            datasets.Dataset.from_list(dataset.select_columns(["input_ids", "labels"]).to_list()),
-            dataset.select_columns([*columns.LISTS, columns.TEMPERATURE]),
-        ],
-        axis=1,
-    )
-    if on_disk:
-        dataset.save_to_disk(str(tmp_path / "rows"))
-        dataset = datasets.load_from_disk(str(tmp_path / "rows"))
-    made = trainer(dataset, objective="kl", packing=True, packing_strategy=strategy, max_length=16)
-    assert sum(map(len, made.train_dataset["input_ids"])) == sum(map(len, dataset["input_ids"]))
-    # What is stored for a token is a function of what precedes it, so a pair of ids that is in no
-    # document, or another document's numbers beside it, gives it away.
-    known = {
-        (row["input_ids"][t - 1], row["input_ids"][t], tuple(row[columns.IDS][t]))
-        for row in dataset
-        for t in range(1, len(row["input_ids"]))
-    }
-    for row in made.train_dataset:
-        starts = set(np.cumsum(row.get("seq_lengths", [])).tolist())
-        for t in range(1, len(row["input_ids"])):
-            entry = (row["input_ids"][t - 1], row["input_ids"][t], tuple(row[columns.IDS][t]))
-            at_a_start = t in starts or not row[columns.IDS][t]
-            assert at_a_start or entry in known
-    for batch in made.get_train_dataloader():
-        loss = made.compute_loss(made.model, batch)
-        assert torch.isfinite(loss)
-        break
 
 
 @pytest.mark.parametrize(
@@ -343,7 +195,7 @@ def test_a_streamed_data_set(trainer: Make, target: Any, settings: dict[str, Any
     check(made, rows if settings else rows[:4], batches=[first])
 
 
-# ------------------------------------------------------------------------------ an online target
+# --- an online target
 
 
 def notes(made: DraftDistillationTrainer) -> dict[str, float]:
@@ -376,50 +228,7 @@ def test_online_is_what_storing_the_whole_vocabulary_is(
     assert 0 < online["expected_acceptance"] < 1
 
 
-def test_an_online_target_by_its_folder(
-    trainer: Make, tiny_target_folder: Path, tiny_model: Make
-) -> None:
-    draft = tiny_model(seed=9, num_hidden_layers=1)
-    rows = datasets.Dataset.from_list(completions())
-    made = trainer(
-        rows,
-        draft,
-        objective="kl",
-        teacher_model_name_or_path=str(tiny_target_folder),
-        teacher_model_init_kwargs={"dtype": "bfloat16"},
-    )
-    teacher = made.teacher_model
-    assert teacher is not None
-    assert teacher.dtype == torch.bfloat16
-    assert not teacher.training
-    assert not any(p.requires_grad for p in teacher.parameters())
-    before = {name: p.clone() for name, p in teacher.state_dict().items()}
-    made.train()
-    assert all(torch.equal(before[name], p) for name, p in teacher.state_dict().items())
-    assert all("target" not in name for name, _ in made.model.named_parameters())
-
-
-# ---------------------------------------------------------- what is private in TRL, transformers
-
-
-def names_of(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def test_the_private_hooks_are_where_they_were() -> None:
-    prepare = ["self", "dataset", "processing_class", "args", "packing", "formatting_func"]
-    assert names_of(SFTTrainer._prepare_dataset) == [*prepare, "dataset_name"]
-    assert names_of(SFTTrainer._set_signature_columns_if_needed) == ["self"]
-    assert names_of(Trainer._track_num_input_tokens) == ["self", "inputs"]
-    assert names_of(Trainer._get_grad_norm) == ["self", "model", "grad_norm"]
-    assert names_of(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
-    assert names_of(Trainer._get_train_sampler) == ["self", "train_dataset"]
-    assert "self._created_lr_scheduler = False" in inspect.getsource(Trainer.__init__)
-    assert "self._created_lr_scheduler" in inspect.getsource(Trainer.create_scheduler)
-    fields = [field.name for field in dataclasses.fields(DataCollatorForLanguageModeling)]
-    ours = ["stored", "vocab_size", "max_length", "keep_end"]
-    assert [f.name for f in dataclasses.fields(DraftCollator)] == [*fields, *ours]
-    assert {"pad_token_id", "padding_free"} <= set(fields)
+# --- what is private in TRL, transformers
 
 
 def test_the_private_hooks_are_called(
@@ -462,17 +271,7 @@ def test_the_private_hooks_are_called(
     assert made.lr_scheduler is not first
 
 
-class OwnCollator(DataCollatorForLanguageModeling):
-    """Somebody's."""
-
-
-def test_a_custom_collator_is_kept(trainer: Make) -> None:
-    rows = datasets.Dataset.from_list(completions())
-    own = OwnCollator(pad_token_id=0)
-    assert trainer(rows, given={"data_collator": own}).data_collator is own
-
-
-# --------------------------------------------------------------------------------------- refusals
+# --- refusals
 
 
 @pytest.fixture
@@ -495,156 +294,78 @@ def entries(dataset: datasets.Dataset) -> list[Row]:
     return rows
 
 
-def altered(dataset: datasets.Dataset, change: Callable[[list[Row]], None]) -> datasets.Dataset:
-    rows = entries(dataset)
-    change(rows)
-    # Types are inferred again; float16 stays one of numbers only if it is asked for.
+# Changes of a row, and what is said of row 2, which has 5 tokens.
+MISSHAPEN: dict[str, tuple[Callable[[Row], Any], str]] = {
+    "one tail short": (
+        lambda row: row[columns.TAIL].pop(),
+        r"train dataset, row 2: target_tail_logprob has 4 entries for 5 input_ids",
+    ),
+    "one more id": (
+        lambda row: row[columns.IDS][-1].append(7),
+        r"row 2: .* have entries of different lengths",
+    ),
+    "another k": (
+        lambda row: [row[name][-1].pop() for name in (columns.IDS, columns.LOG_PROBS)],
+        r"row 2: target_top_k_ids has entries of \[4, 5\] ids",
+    ),
+    "nothing for a label": (
+        lambda row: [row[name][-1].clear() for name in (columns.IDS, columns.LOG_PROBS)],
+        r"row 2: token \d+ is labelled and has no stored distribution",
+    ),
+    "outside the vocabulary": (
+        lambda row: row[columns.IDS][-1].__setitem__(1, V),
+        r"row 2: target_top_k_ids holds 288, the vocabulary has 288 ids",
+    ),
+    "twice": (
+        lambda row: row[columns.IDS][-1].__setitem__(1, row[columns.IDS][-1][0]),
+        r"row 2: target_top_k_ids holds an id twice in one entry",
+    ),
+    "base two": (
+        lambda row: row[columns.LOG_PROBS].__setitem__(
+            -1, [x * 1.44 for x in row[columns.LOG_PROBS][-1]]
+        ),
+        r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not",
+    ),
+    "NaN": (
+        lambda row: row[columns.TAIL].__setitem__(-1, math.nan),
+        r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan",
+    ),
+    "hotter": (
+        lambda row: row.update({columns.TEMPERATURE: 2.0}),
+        r"row 2: target_temperature is 2, temperature is 1; run stage",
+    ),
+    "labels": (
+        lambda row: row["labels"].pop(),
+        r"row 2: labels has 4 entries for 5 input_ids",
+    ),
+}
+
+
+def altered(target: Any, change: Callable[[Row], Any]) -> datasets.Dataset:
+    rows = entries(with_columns(completions(), target))
+    change(rows[2])
     return datasets.Dataset.from_list(rows)
 
 
-def drop_one(rows: list[Row]) -> None:
-    rows[2][columns.TAIL] = rows[2][columns.TAIL][:-1]
-
-
-def one_more_id(rows: list[Row]) -> None:
-    rows[2][columns.IDS][-1] = [*rows[2][columns.IDS][-1], 7]
-
-
-def another_k(rows: list[Row]) -> None:
-    for name in (columns.IDS, columns.LOG_PROBS):
-        rows[2][name][-1] = rows[2][name][-1][:-1]
-
-
-def nothing_for_a_label(rows: list[Row]) -> None:
-    rows[2][columns.IDS][-1], rows[2][columns.LOG_PROBS][-1] = [], []
-
-
-def outside(rows: list[Row]) -> None:
-    rows[2][columns.IDS][-1][1] = V
-
-
-def below(rows: list[Row]) -> None:
-    rows[2][columns.IDS][-1][1] = -1
-
-
-def twice(rows: list[Row]) -> None:
-    rows[2][columns.IDS][-1][1] = rows[2][columns.IDS][-1][0]
-
-
-def base_two(rows: list[Row]) -> None:
-    rows[2][columns.LOG_PROBS][-1] = [x * 1.44 for x in rows[2][columns.LOG_PROBS][-1]]
-
-
-def no_number(rows: list[Row]) -> None:
-    rows[2][columns.TAIL][-1] = math.nan
-
-
-def hotter(rows: list[Row]) -> None:
-    rows[2][columns.TEMPERATURE] = 2.0
-
-
-def flat_ids(rows: list[Row]) -> None:
-    for row in rows:
-        row[columns.IDS] = [entry[0] if entry else 0 for entry in row[columns.IDS]]
-
-
-def no_list(rows: list[Row]) -> None:
-    for row in rows:
-        row[columns.TAIL] = 0.5
-
-
-def short_labels(rows: list[Row]) -> None:
-    rows[2]["labels"] = rows[2]["labels"][:-1]
-
-
-def without_ids(rows: list[Row]) -> None:
-    for row in rows:
-        row["text"] = "the cat"
-        del row["input_ids"]
-
-
-def nothing_at_all(rows: list[Row]) -> None:
-    for row in rows:
-        row["labels"] = [-100] * len(row["labels"])
-        for name in (columns.IDS, columns.LOG_PROBS):
-            row[name] = [[] for _ in row[name]]
-
-
-# Row 2 has a length of 4 + 10 % 9 = 5 tokens and row 3 of 10.
-MISSHAPEN: list[tuple[Callable[[list[Row]], None], str]] = [
-    (drop_one, r"train dataset, row 2: target_tail_logprob has 4 entries for 5 input_ids"),
-    (one_more_id, r"row 2: .* have entries of different lengths"),
-    (another_k, r"row 2: target_top_k_ids has entries of \[4, 5\] ids"),
-    (nothing_for_a_label, r"row 2: token \d+ is labelled and has no stored distribution"),
-    (outside, r"row 2: target_top_k_ids holds 288, the vocabulary has 288 ids"),
-    (below, r"row 2: target_top_k_ids holds -1, the vocabulary has 288 ids"),
-    (twice, r"row 2: target_top_k_ids holds an id twice in one entry"),
-    (base_two, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to 0\.\d+, not"),
-    (no_number, r"row 2: exp of target_top_k_logprobs and target_tail_logprob sums to nan"),
-    (hotter, r"row 2: target_temperature is 2, temperature is 1; run stage"),
-    (flat_ids, r"row 0: target_top_k_ids must have a list for every token"),
-    (no_list, r"row 0: target_tail_logprob is float; it must be a list"),
-    (short_labels, r"row 2: labels has 4 entries for 5 input_ids"),
-    (without_ids, r"target_top_k_ids without input_ids\. A stored distribution belongs to the"),
-    (nothing_at_all, r"it has an empty target_top_k_ids in every row"),
-]
-
-
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize(("change", "message"), MISSHAPEN, ids=lambda x: getattr(x, "__name__", ""))
-def test_misshapen_columns_are_refused(
-    trainer: Make, target: Any, change: Callable[[list[Row]], None], message: str
-) -> None:
-    dataset = altered(with_columns(completions(), target), change)
+@pytest.mark.parametrize("case", MISSHAPEN)
+def test_misshapen_columns_are_refused(trainer: Make, target: Any, case: str) -> None:
+    change, message = MISSHAPEN[case]
+    dataset = altered(target, change)
     with pytest.raises(ValueError, match=message):
         trainer(dataset, objective="kl")
     with pytest.raises(ValueError, match=message.replace("train data", "eval data")):
         trainer(with_columns(completions(), target), eval_dataset=dataset, objective="kl")
 
 
-def test_the_row_is_counted_over_the_whole_data_set(target: Any) -> None:
-    rows = entries(with_columns(completions(), target))
-    many = [row for _ in range(60) for row in rows]
-    many[502] = {**many[502], columns.TAIL: [0.0]}
-    with pytest.raises(ValueError, match=r"train dataset, row 502: target_tail_logprob has 1 "):
-        check_distribution(datasets.Dataset.from_list(many), vocab_size=V, temperature=1.0)
-    assert (
-        check_distribution(with_columns(completions(), target, k=3), vocab_size=V, temperature=1.0)
-        == 3
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (nothing_for_a_label, "labelled"),
-        (outside, "holds 288, the vocabulary has 288 ids"),
-        (twice, "holds an id twice in one entry"),
-        (base_two, r"sums to 0\.\d+, not to 1"),
-        (another_k, "entries of"),
-        (drop_one, "has 4 entries for 5 input_ids"),
-    ],
-)
-def test_streamed_rows_are_looked_at_as_they_come(
-    trainer: Make, target: Any, change: Callable[[list[Row]], None], message: str
-) -> None:
-    stream = altered(with_columns(completions(), target), change).to_iterable_dataset()
+@pytest.mark.parametrize("case", ["one tail short", "nothing for a label", "twice", "base two"])
+def test_streamed_rows_are_checked_as_they_are_read(trainer: Make, target: Any, case: str) -> None:
+    change, message = MISSHAPEN[case]
+    stream = altered(target, change).to_iterable_dataset()
     made = trainer(stream, objective="kl", per_device_train_batch_size=2, **SKIP)
     batches = iter(made.get_train_dataloader())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message.split("row 2: ")[-1]):
         next(batches), next(batches)
-
-
-def test_streamed_rows_of_another_k_are_refused(trainer: Make, target: Any) -> None:
-    # The second row of a batch must not widen away what the first one stored.
-    def wider(rows: list[Row]) -> None:
-        narrow = entries(with_columns(completions(), target, k=3))
-        rows[0] = narrow[0]
-
-    stream = altered(with_columns(completions(), target), wider).to_iterable_dataset()
-    made = trainer(stream, objective="kl", per_device_train_batch_size=2, **SKIP)
-    with pytest.raises(ValueError, match=r"5 ids for a token, 3 before"):
-        next(iter(made.get_train_dataloader()))
 
 
 @pytest.mark.usefixtures("no_work")
@@ -695,43 +416,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="its head has 300 rows, the draft's 288: different"):
             trainer(rows, teacher_model=tiny_model(vocab_size=300), objective="kl")
 
-    def test_tokenizers_of_one_length_with_other_ids(
-        self,
-        trainer: Make,
-        tiny_model: Make,
-        tiny_tokenizer: Any,
-        tmp_path_factory: pytest.TempPathFactory,
-    ) -> None:
-        folder = tmp_path_factory.mktemp("other")
-        tiny_model().save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-        path = folder / "tokenizer.json"
-        # Two merged words change places.
-        vocabulary = tiny_tokenizer.get_vocab()
-        words = {index: word for word, index in vocabulary.items()}
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["model"]["vocab"][words[286]], data["model"]["vocab"][words[287]] = 287, 286
-        path.write_text(json.dumps(data), encoding="utf-8")
-        rows = datasets.Dataset.from_list(completions())
-        with pytest.raises(
-            ValueError, match=r"teacher_model: the draft: its vocabulary is not the"
-        ):
-            trainer(rows, teacher_model=str(folder), objective="kl")
-        # The draft's own tokenizer is looked for where the draft came from.
-        draft = tmp_path_factory.mktemp("draft")
-        tiny_model(num_hidden_layers=1).save_pretrained(draft)
-        tiny_tokenizer.save_pretrained(draft)
-        with pytest.raises(
-            ValueError, match=r"teacher_model: the draft: its vocabulary is not the"
-        ):
-            trainer(
-                rows,
-                str(draft),
-                teacher_model=str(folder),
-                objective="kl",
-                given={"processing_class": None},
-            )
-
     def test_a_budget_below_one_batch(self, trainer: Make) -> None:
         rows = datasets.Dataset.from_list(completions(10))
         with pytest.raises(ValueError, match=r"max_train_tokens 20 is below one batch of about \d"):
@@ -752,21 +436,8 @@ class TestRefused:
             ),
             ({"max_train_tokens": "1k", "warmup_steps": 5}, r"at least 0 and below 1, got 5"),
             ({"max_train_tokens": "lots"}, "max_train_tokens: .*write 5B, 200M or 50000"),
-            ({"max_train_tokens": "0"}, "max_train_tokens: must be at least 1, got 0"),
             ({"max_train_tokens": "1k", "save_steps": 0.5}, "save_steps: with max_train_tokens"),
-            ({"max_train_tokens": "1k", "logging_steps": 0.1}, "logging_steps: with max_train_to"),
             ({"objective": "klx"}, r"objective: there is no 'klx' \(did you mean 'kl'\?\); terms"),
-            ({"objective": {"ce": 1, "kll": 1}}, r"objective.kll: there is no such term \(did yo"),
-            ({"objective": {"kl": -1.0}}, r"objective.kl: a weight above 0 is needed, got -1"),
-            ({"temperature": 0.0}, "temperature: must be above 0"),
-            (
-                {
-                    "max_train_tokens": "1k",
-                    "lr_scheduler_type": "warmup_stable_decay",
-                    "lr_scheduler_kwargs": {"num_decay_steps": 0.0},
-                },
-                r"num_decay_steps: with max_train_tokens .*; got 0",
-            ),
         ],
     )
     def test_arguments(self, trainer: Make, settings: dict[str, Any], message: str) -> None:
@@ -793,34 +464,10 @@ class TestRefused:
         ("tied", "settings", "message"),
         [
             (False, {"target_modules": ["q_proj", "lm_head"]}, "target_modules: 'lm_head' is the"),
-            (
-                False,
-                {"target_modules": r".*(q_proj|lm_head)"},
-                r"target_modules: .* is the draft's",
-            ),
-            (
-                True,
-                {"target_modules": ["embed_tokens"]},
-                r"target_modules: 'embed_tokens' is .* \(tied",
-            ),
-            (
-                True,
-                {"target_modules": r"model\..*"},
-                r"target_modules: .*\(tied to the embedding\)",
-            ),
-            (
-                True,
-                {"target_modules": ["model.embed_tokens"]},
-                "target_modules: 'model.embed_tokens' is",
-            ),
+            (True, {"target_modules": r"model\..*"}, r"target_modules: .*\(tied to the embedding"),
+            (True, {"target_modules": ["model.embed_tokens"]}, "target_modules: 'model.embed_tok"),
             (False, {"modules_to_save": ["lm_head"]}, "modules_to_save: 'lm_head' is the draft's"),
-            (True, {"modules_to_save": ["embed_tokens"]}, "modules_to_save: 'embed_tokens' is the"),
             (True, {"trainable_token_indices": [1, 2]}, "trainable_token_indices: 'embed_tokens'"),
-            (
-                False,
-                {"trainable_token_indices": {"lm_head": [1]}},
-                "trainable_token_indices: 'lm_head' is the draft's head",
-            ),
         ],
     )
     def test_adapters_on_the_head(
@@ -833,25 +480,11 @@ class TestRefused:
             trainer(rows, model, given={"peft_config": config})
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_adapters_elsewhere_are_fine(trainer: Make, tiny_model: Make, tied: bool) -> None:
-    rows = datasets.Dataset.from_list(completions())
-    for settings in (
-        {"target_modules": "all-linear"},
-        {"target_modules": r".*\.(q|v)_proj"},
-        {} if tied else {"target_modules": ["embed_tokens"]},
-    ):
-        config = LoraConfig(r=2, **settings)
-        model = tiny_model(tie_word_embeddings=tied)
-        made = trainer(rows, model, given={"peft_config": config})
-        assert made.compute_loss(made.model, next(iter(made.get_train_dataloader()))) > 0
-
-
-# ------------------------------------------------------------------- a loss that is no number
+# --- a loss that is not finite
 
 
 class Spoil(TrainerCallback):
-    """From a step on, makes the loss, or only a gradient, no number for rows with a marked id."""
+    """From a step on, makes the loss, or only a gradient, not finite."""
 
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
@@ -873,9 +506,7 @@ class Spoil(TrainerCallback):
 
 NOT_PADDED = {
     "padded": {},
-    "cut": {"max_length": 6},
     "padding-free": {"padding_free": True, "max_length": None},
-    "bfd": {"packing": True, "max_length": 30},
     "bfd, cut": {"packing": True, "max_length": 8},
     "bfd_split": {"packing": True, "packing_strategy": "bfd_split", "max_length": 6},
     "wrapped": {"packing": True, "packing_strategy": "wrapped", "max_length": 30},
@@ -885,7 +516,7 @@ NOT_PADDED = {
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("case", NOT_PADDED)
-def test_a_number_that_is_none_stops_training(
+def test_a_non_finite_number_stops_training(
     trainer: Make, target: Any, tmp_path: Path, case: str, what: str
 ) -> None:
     rows = with_columns(filtered(completions(20)), target)
@@ -950,7 +581,7 @@ def test_rows_of_a_stream_are_shown_by_their_ids(trainer: Make) -> None:
     assert "there is no checkpoint yet" in str(caught.value)
 
 
-def test_an_evaluation_that_is_no_number_says_so(trainer: Make) -> None:
+def test_a_non_finite_evaluation_is_reported(trainer: Make) -> None:
     rows = datasets.Dataset.from_list(completions())
     made = trainer(rows, eval_dataset=rows)
     made.train()
@@ -960,7 +591,7 @@ def test_an_evaluation_that_is_no_number_says_so(trainer: Make) -> None:
         made.evaluate()
 
 
-# --------------------------------------------------------------------------- a budget of tokens
+# --- a budget of tokens
 
 
 class Rates(TrainerCallback):
@@ -1040,9 +671,7 @@ def test_the_budget_ends_training_and_every_token_counts(trainer: Make, case: st
     ("schedule", "warmup", "kwargs"),
     [
         ("cosine", 0.2, {}),
-        ("cosine", 0.0, {}),
-        ("linear", 0.1, {}),
-        ("warmup_stable_decay", 0.1, {}),
+        ("linear", 0.0, {}),
         ("warmup_stable_decay", 0.1, {"min_lr_ratio": 0.1}),
         ("constant_with_warmup", 0.3, {}),
     ],
@@ -1081,38 +710,7 @@ def test_the_rate_follows_the_tokens(
     assert made.state.num_input_tokens_seen >= budget
 
 
-def test_a_resumed_run_stops_where_the_whole_one_does(trainer: Make, tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_list(completions(30))
-    settings: dict[str, Any] = {
-        "max_train_tokens": "300",
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "save_total_limit": None,
-        "per_device_train_batch_size": 2,
-    }
-    whole, rates = trainer(rows, **settings), Rates()
-    whole.train()
-    again = trainer(rows, callbacks=[rates], **settings)
-    for later in sorted((tmp_path / "out").glob("checkpoint-*")):
-        if later.name != "checkpoint-4":
-            (later / "complete").unlink()  # as if it had been killed while it was saved
-    again.train(resume_from_checkpoint=True)
-    assert again.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
-    assert again.state.global_step == whole.state.global_step == 4 + len(rates.rates)
-    assert rates.rates[0] < 5e-5
-    ours, theirs = again.model.state_dict(), whole.model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_a_budget_is_spent_however_small_the_batches(trainer: Make) -> None:
-    # A dataset smaller than a batch: a step has fewer rows than the batch size says.
-    rows = datasets.Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}])
-    made = trainer(rows, max_train_tokens="60", per_device_train_batch_size=16)
-    made.train()
-    assert (made.state.global_step, made.state.num_input_tokens_seen) == (20, 60)
-
-
-# ------------------------------------------------------------------------------------------ logs
+# --- logs
 
 
 @pytest.mark.parametrize("source", ["stored", "online", "none"])
@@ -1155,28 +753,7 @@ def test_what_is_logged(trainer: Make, target: Any, source: str) -> None:
     assert "train_samples_per_second" not in summary
 
 
-def test_acceptance_and_agreement_are_those_of_the_two_models(
-    trainer: Make, tiny_model: Make, target: Any
-) -> None:
-    rows = completions()
-    made = trainer(datasets.Dataset.from_list(rows), teacher_model=target, objective="kl")
-    found = notes(made)
-    alpha = agree = count = 0.0
-    for row in rows:
-        ids = torch.tensor([row["input_ids"]])
-        with torch.no_grad():
-            p = target(ids).logits[0].softmax(-1)
-            q = made.model(ids).logits[0].softmax(-1)
-        for t, label in enumerate(row["labels"]):
-            if t and label != -100:
-                alpha += float(torch.minimum(p[t - 1], q[t - 1]).sum())
-                agree += float(p[t - 1].argmax() == q[t - 1].argmax())
-                count += 1
-    assert found["expected_acceptance"] == pytest.approx(alpha / count, rel=1e-4)
-    assert found["top1_agreement"] == pytest.approx(agree / count)
-
-
-# ------------------------------------------------------------------------------------- bfloat16
+# --- bfloat16
 
 
 def test_bf16_is_chosen_by_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
