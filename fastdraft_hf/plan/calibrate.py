@@ -80,7 +80,7 @@ def training_rate(
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from fastdraft_hf.train.progress import StepTimer
+    from fastdraft_hf.train.callbacks import StepTimer
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
     config = recipe.training_stages()[name]

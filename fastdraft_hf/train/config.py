@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.optimization import get_scheduler
 from trl import SFTConfig
 
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.train.budget import DECAY_SHARE, WARMUP_STABLE_DECAY, schedule_shape
 from fastdraft_hf.train.objectives import Objective
+
+# transformers' schedules count in steps; their shape is sampled at this many.
+_POINTS = 1_000_000
+_WARMUP_STABLE_DECAY, _DECAY_SHARE = "warmup_stable_decay", 0.2
 
 
 @dataclass
@@ -213,15 +218,44 @@ def check_settings(config: Any) -> None:
             "warmup_steps: with max_train_tokens it is a share of the budget, at least 0 and "
             f"below 1, got {config.warmup_steps:g}"
         )
-    if config.lr_scheduler_type == WARMUP_STABLE_DECAY:
+    if config.lr_scheduler_type == _WARMUP_STABLE_DECAY:
         kwargs = config.lr_scheduler_kwargs
-        decay = (kwargs if isinstance(kwargs, dict) else {}).get("num_decay_steps", DECAY_SHARE)
+        decay = (kwargs if isinstance(kwargs, dict) else {}).get("num_decay_steps", _DECAY_SHARE)
         if not 0 < decay <= 1 - config.warmup_steps:
             raise FastDraftError(
                 "lr_scheduler_kwargs.num_decay_steps: with max_train_tokens it is a share of the "
                 f"budget, above 0, that leaves room for warmup_steps ({config.warmup_steps:g}); "
                 f"got {decay}"
             )
+
+
+def schedule_shape(args: Any) -> Callable[[float], float]:
+    """Return the factor of the learning rate as a function of the share of the budget, 0 to 1.
+
+    Args:
+        args: the trainer's config; ``lr_scheduler_type``, ``warmup_steps`` (a share) and
+            ``lr_scheduler_kwargs`` (``num_decay_steps`` is a share) are read.
+
+    Raises:
+        FastDraftError: the schedule is not a function of progress alone.
+    """
+    kwargs = dict(args.lr_scheduler_kwargs or {})
+    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if name == _WARMUP_STABLE_DECAY:
+        kwargs["num_decay_steps"] = round(kwargs.get("num_decay_steps", _DECAY_SHARE) * _POINTS)
+    schedule = get_scheduler(
+        name,
+        optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0),  # required, but not used
+        num_warmup_steps=args.get_warmup_steps(_POINTS),
+        num_training_steps=_POINTS,
+        scheduler_specific_kwargs=kwargs,
+    )
+    shapes = getattr(schedule, "lr_lambdas", None)
+    if shapes is None:
+        raise FastDraftError(
+            f"lr_scheduler_type: {name} cannot follow a token budget; use max_steps"
+        )
+    return lambda share: float(shapes[0](min(1.0, share) * _POINTS))
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:
@@ -231,7 +265,7 @@ def has_fast_bf16(device: torch.device | str) -> bool:
             torch.cuda.is_bf16_supported(including_emulation=False)
         )
     if torch.device(device).type == "cpu":
-        # A private query, there being no public one; `test_trainer.py` fails when it moves.
-        # Emulated bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
+        # Private, as there is no public query; `test_trainer.py` fails when it moves. Emulated
+        # bfloat16 (a CPU with AVX-512 but no bf16 products) is slower than float32.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False

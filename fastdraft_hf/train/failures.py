@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.train.checkpoints import newest_complete
+from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.config import DraftDistillationConfig
 
 

@@ -58,13 +58,13 @@ def train(
     """
     from transformers import AutoModelForCausalLM
 
-    from fastdraft_hf.train.checkpoints import (
+    from fastdraft_hf.train.callbacks import (
         SaveStreamState,
+        TrainingProgress,
         newest_complete,
         read_stream_state,
         shared_checkpoint,
     )
-    from fastdraft_hf.train.progress import TrainingProgress
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
     evaluated = "no" if eval_dataset is None else "steps"

@@ -37,20 +37,21 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import columns
 from fastdraft_hf.train import checks, publish
-from fastdraft_hf.train.budget import TokenBudget, schedule_shape
-from fastdraft_hf.train.checkpoints import (
+from fastdraft_hf.train.callbacks import (
     AlreadyTrainedError,
     MarkCompleteCheckpoints,
+    StepTimer,
     StopAtTheEnd,
+    TokenBudget,
+    TrainingProgress,
     shared_checkpoint,
 )
-from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
+from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16, schedule_shape
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
-from fastdraft_hf.train.progress import StepTimer, TrainingProgress
 from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler, with_labels_in_reach
 from fastdraft_hf.train.sampled import sample_head
 

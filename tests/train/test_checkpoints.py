@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from fastdraft_hf.train.checkpoints import MarkCompleteCheckpoints, last_complete_checkpoint
+from fastdraft_hf.train.callbacks import MarkCompleteCheckpoints, last_complete_checkpoint
 
 
 def make(folder: Path, step: int, whole: bool) -> Path:

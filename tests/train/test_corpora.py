@@ -18,7 +18,7 @@ from tiny_training import LENGTH, Killed, kill_at, losses, section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
-from fastdraft_hf.train.checkpoints import last_complete_checkpoint, read_stream_state
+from fastdraft_hf.train.callbacks import last_complete_checkpoint, read_stream_state
 from fastdraft_hf.train.loop import train
 
 STEPS, WINDOW = 11, 6

@@ -19,7 +19,7 @@ from tiny_training import section as any_section
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.callbacks import last_complete_checkpoint
 from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.section import LoraSettings, training_section
 

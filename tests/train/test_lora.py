@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_training import LENGTH, Killed, Make, kill_at, losses, run, same, section, with_columns
 from transformers import AutoModelForCausalLM
 
-from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.callbacks import last_complete_checkpoint
 from fastdraft_hf.train.section import LoraSettings
 
 STEPS = 7

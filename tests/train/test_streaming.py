@@ -16,7 +16,7 @@ from tiny_training import QUIET, Killed, Make
 from transformers import TrainerCallback
 
 from fastdraft_hf.data.columns import distribution_table
-from fastdraft_hf.train.checkpoints import last_complete_checkpoint
+from fastdraft_hf.train.callbacks import last_complete_checkpoint
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 ROWS, SHARDS, TOP_K = 15, 3, 5

@@ -13,6 +13,7 @@ from fastdraft_hf.train.optimizer import MuonWithAdamW
 from fastdraft_hf.train.trainer import (
     DraftDistillationConfig,
     DraftDistillationTrainer,
+    has_fast_bf16,
 )
 
 
@@ -162,6 +163,13 @@ def test_only_a_folder_and_rows(
     before = dict(vars(args))
     DraftDistillationTrainer(str(tiny_target_folder), args, train_dataset=examples())
     assert vars(args) == before
+
+
+def test_bf16_is_asked_of_the_device() -> None:
+    # torch has these queries under private names; they may move.
+    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert has_fast_bf16("cpu") is bool(supported)
+    assert has_fast_bf16("meta") is False
 
 
 def test_sampled_softmax_is_for_training_alone(trainer: Make) -> None:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, get_scheduler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastdraft_hf.data import columns
-from fastdraft_hf.train.checkpoints import newest_complete
+from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
 from fastdraft_hf.train.head import dense_head_loss

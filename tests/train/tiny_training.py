@@ -13,8 +13,8 @@ import torch
 
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.data.target_logits import top_k_of
+from fastdraft_hf.train.callbacks import TrainingProgress
 from fastdraft_hf.train.loop import train
-from fastdraft_hf.train.progress import TrainingProgress
 from fastdraft_hf.train.section import training_section
 
 Make = Callable[..., Any]

@@ -1,9 +1,10 @@
-"""Checkpoints that a killed run can resume from: only those that were written completely."""
+"""The trainer's callbacks: complete checkpoints to resume from, the token budget, progress."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._progress import Progress
 
 if TYPE_CHECKING:
     from fastdraft_hf.data.packing import BlockStream
@@ -140,3 +143,72 @@ def read_stream_state(checkpoint: Path) -> dict[str, Any]:
         raise FastDraftError(
             f"{checkpoint}: no position of a stream ({_STREAM_STATE}); it was not trained on one"
         ) from None
+
+
+class TokenBudget(TrainerCallback):
+    """Ends training with the first step after which ``max_train_tokens`` is reached."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The count is gathered over processes, so all of them stop at the same step.
+        if args.max_train_tokens is None or state.num_input_tokens_seen < args.max_train_tokens:
+            return
+        control.should_training_stop = control.should_log = True
+        # What transformers' own flow does at the last step.
+        if args.eval_strategy == IntervalStrategy.STEPS and args.eval_delay <= state.global_step:
+            control.should_evaluate = True
+        if args.save_strategy == SaveStrategy.STEPS:
+            control.should_save = True
+        # Trainer's closing summary divides by the planned steps.
+        state.max_steps = state.global_step
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows tokens of the budget, or steps without one, with the loss.
+
+    Args:
+        label: what is trained.
+    """
+
+    def __init__(self, label: str = "training") -> None:
+        self._label = label
+        self._progress: Progress | None = None
+        self._note, self._done = "", 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        budget = args.max_train_tokens
+        self._done = state.num_input_tokens_seen if budget else state.global_step
+        total, unit = (budget, "tokens") if budget else (state.max_steps, "steps")
+        self._progress = Progress(self._label, total, unit, done=self._done)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._progress is not None:
+            done = state.num_input_tokens_seen if args.max_train_tokens else state.global_step
+            self._progress.advance(done - self._done, note=f"step {state.global_step}{self._note}")
+            self._done = done
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._note = f", loss {float(logs['loss']):.3f}"
+            if "expected_acceptance" in logs:
+                self._note += f", expected acceptance {logs['expected_acceptance']:.3f}"
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+            self._progress = None
+
+
+class StepTimer(TrainerCallback):
+    """Collects the wall time of every step, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._start = time.monotonic()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.monotonic() - self._start)
