@@ -198,12 +198,10 @@ def check_settings(config: Any) -> None:
             f"head_dtype: must be auto, float32 or bfloat16, got {config.head_dtype!r}"
         )
     for name in ("max_train_tokens", "sampled_softmax", "max_length"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
+        if (value := getattr(config, name)) is not None and value < 1:
             raise FastDraftError(f"{name}: must be at least 1, got {value}")
     for name in ("temperature", "learning_rate", "muon_learning_rate", "max_minutes"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
+        if (value := getattr(config, name)) is not None and not value > 0:
             raise FastDraftError(f"{name}: must be above 0, got {value}")
     if not 0 <= config.start_weight < 1:
         raise FastDraftError(
@@ -232,9 +230,7 @@ def check_settings(config: Any) -> None:
 def schedule_shape(args: Any) -> Callable[[float], float]:
     """Return the factor of the learning rate as a function of the share of the budget, 0 to 1.
 
-    Args:
-        args: the trainer's config; ``lr_scheduler_type``, ``warmup_steps`` (a share) and
-            ``lr_scheduler_kwargs`` (``num_decay_steps`` is a share) are read.
+    ``warmup_steps`` and ``num_decay_steps`` are shares as well.
 
     Raises:
         FastDraftError: the schedule is not a function of progress alone.

@@ -27,12 +27,8 @@ class NonFiniteLossError(FastDraftError):
     ) -> NonFiniteLossError:
         """Return the error, naming the step, the rows and the last good checkpoint.
 
-        Args:
-            what: what is not finite.
-            args: the trainer's config.
-            step: number of finished steps.
-            rows: the dataset as it was given to the trainer; ``None`` in an evaluation.
-            batches: inputs of the model.
+        ``step`` counts finished steps, ``rows`` is the dataset as it was given to the trainer
+        (``None`` in an evaluation), and ``batches`` are inputs of the model.
         """
         where = f"evaluation after step {step}" if rows is None else f"step {step + 1}"
         good = newest_complete(Path(str(args.output_dir)), step)

@@ -24,15 +24,7 @@ def trainer_card(
     tags: list[str],
     target: str | None,
 ) -> ModelCard:
-    """Return the card of a draft that is not measured yet.
-
-    Args:
-        trainer: the trainer.
-        model_name: the heading.
-        dataset_name: id of the dataset.
-        tags: further tags.
-        target: the target's id; by default the teacher's.
-    """
+    """Return the card of a draft that is not measured yet; ``target`` is the teacher by default."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     teacher, own = trainer.teacher_model, model.num_parameters()
     if target is None and teacher is not None:

@@ -451,10 +451,10 @@ class DraftDistillationTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean objective of the labelled tokens.
+        """Return the objective's sum over labelled tokens, divided by ``num_items_in_batch``.
 
-        With ``num_items_in_batch`` (labelled tokens of the whole step, over accumulation and
-        processes) the sum is divided by it, as `Trainer` expects.
+        `Trainer` gives the labelled tokens of a step, over accumulation and processes; by default
+        it is the batch's own.
         """
         stored = {name: inputs[name] for name in columns.LISTS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in stored}
@@ -481,6 +481,9 @@ class DraftDistillationTrainer(SFTTrainer):
             and head.softcap is None  # the correction for drawn ids belongs behind the cap
             and not isinstance(target, TargetHead)
         ):
+            # The same draw in all processes and in resumed runs.
+            batch = (self.state.global_step << 16) + len(self._step_inputs)
+            seed = random.Random(f"{self.args.seed} {batch}").getrandbits(63)
             _, weight, bias, wanted, target = sample_head(
                 weight,
                 wanted,
@@ -488,7 +491,7 @@ class DraftDistillationTrainer(SFTTrainer):
                 bias,
                 target=target,
                 scale=head.scale,
-                generator=self._draw_generator(),
+                generator=torch.Generator().manual_seed(seed),
                 shared=self.accelerator.num_processes > 1,
             )
         result = fused_head_loss(
@@ -511,12 +514,6 @@ class DraftDistillationTrainer(SFTTrainer):
             # The count is of all processes, and DDP averages the gradients over them.
             loss = loss * self.accelerator.num_processes
         return loss
-
-    def _draw_generator(self) -> torch.Generator:
-        """Return the generator of a batch's draw: the same in all processes and resumed runs."""
-        batch = (self.state.global_step << 16) + len(self._step_inputs)
-        seed = random.Random(f"{self.args.seed} {batch}").getrandbits(63)
-        return torch.Generator().manual_seed(seed)
 
     def _distribution(
         self, inputs: dict[str, Any], stored: dict[str, Any], labelled: torch.Tensor

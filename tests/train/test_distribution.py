@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -95,23 +93,9 @@ def test_first_is_the_most_probable_id_whatever_the_order() -> None:
 def test_head_logits(with_bias: bool, scale: float, softcap: float | None) -> None:
     hidden, weight = random_logits(4, 3, 0), random_logits(5, 3, 1)
     bias = random_logits(1, 5, 2)[0] if with_bias else None
-    expected = torch.tensor(
-        [
-            [
-                scale
-                * (
-                    sum(float(h) * float(w) for h, w in zip(row, column, strict=True))
-                    + (float(bias[i]) if bias is not None else 0.0)
-                )
-                for i, column in enumerate(weight)
-            ]
-            for row in hidden
-        ]
-    )
+    expected = scale * ((hidden[:, None] * weight).sum(-1) + (0.0 if bias is None else bias))
     if softcap is not None:
-        expected = torch.tensor(
-            [[softcap * math.tanh(z / softcap) for z in row] for row in expected.tolist()]
-        )
+        expected = softcap * torch.tanh(expected / softcap)
     torch.testing.assert_close(head_logits(hidden, weight, bias, scale, softcap), expected)
     target = TargetHead(hidden, Head(weight, bias, scale, softcap))
     torch.testing.assert_close(target.logits(), expected)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
+from formulas import FORMULAS, alpha
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +21,6 @@ from fastdraft_hf.train.head import HeadLoss, dense_head_loss, fused_head_loss
 from fastdraft_hf.train.objectives import PRESETS, Objective, terms
 
 Tensors = dict[str, torch.Tensor]
-Formula = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # float32 against float64: errors over the greatest number of the reference.
 CLOSE = 1e-5
@@ -35,41 +34,6 @@ NATS = 2e-6
 NEAR = 1e-4
 KINKED = {"tvd", "nla", "lk_hybrid"}
 NAMES = sorted(terms())
-
-
-# The reference: logarithms in float64 over whole tables. Nothing of it comes from the package.
-
-
-def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def alpha(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(log_p.exp(), log_q.exp()).sum(-1)
-
-
-def tvd(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    return 1 - alpha(log_p, log_q)
-
-
-def jsd(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kl(log_p, log_m) + kl(log_q, log_m)) / 2
-
-
-def lk_hybrid(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    share = torch.exp(-3 * alpha(log_p, log_q)).detach()
-    return share * kl(log_p, log_q) + (1 - share) * tvd(log_p, log_q)
-
-
-FORMULAS: dict[str, Formula] = {
-    "kl": kl,
-    "rkl": lambda log_p, log_q: kl(log_q, log_p),
-    "jsd": jsd,
-    "tvd": tvd,
-    "nla": lambda log_p, log_q: -alpha(log_p, log_q).log(),
-    "lk_hybrid": lk_hybrid,
-}
 
 
 @dataclass
@@ -86,33 +50,20 @@ class Case:
     chunk: int | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
+    def given(self, tensors: Tensors, target: TopK | TargetHead | None) -> dict[str, Any]:
+        names = ("labels", "temperature", "scale", "softcap")
+        return {
+            **tensors,
+            **{name: getattr(self, name) for name in names},
+            "objective": Objective(self.weights),
+            "target": target,
+        }
+
     def run(self, tensors: Tensors) -> HeadLoss:
-        return fused_head_loss(
-            tensors["hidden"],
-            tensors["weight"],
-            self.labels,
-            tensors.get("bias"),
-            objective=Objective(self.weights),
-            target=self.target,
-            temperature=self.temperature,
-            scale=self.scale,
-            softcap=self.softcap,
-            chunk=self.chunk,
-            **self.more,
-        )
+        return fused_head_loss(**self.given(tensors, self.target), chunk=self.chunk, **self.more)
 
     def dense(self, tensors: Tensors) -> torch.Tensor:
-        return dense_head_loss(
-            tensors["hidden"],
-            tensors["weight"],
-            self.labels,
-            tensors.get("bias"),
-            objective=Objective(self.weights),
-            target=in_double(self.target),
-            temperature=self.temperature,
-            scale=self.scale,
-            softcap=self.softcap,
-        )
+        return dense_head_loss(**self.given(tensors, in_double(self.target)))
 
 
 def in_double(target: TopK | TargetHead | None) -> TopK | TargetHead | None:
@@ -435,7 +386,7 @@ def test_a_draft_that_is_the_target(name: str, k: int | str) -> None:
         assert all(greatest(g) < 1e-5 for g in grads(ours).values())
 
 
-# Known numerical limits; each states what would have to hold.
+# Numerical limits
 
 
 def certain(margin: float, k: int | str, name: str) -> Case:

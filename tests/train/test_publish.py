@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from tiny_training import Make
 
-from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
-Make = Callable[..., Any]
 TOKEN = "hf_" + "OnlyForThisTest" + "0123456789"
 
 
 @pytest.fixture
 def trained(
-    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any, tiny_target_folder: Path
+    trainer: Make, tmp_path: Path, tiny_model: Make, tiny_target_folder: Path
 ) -> DraftDistillationTrainer:
     ids = [5, 6, 7, 8, 9]
-    trainer = DraftDistillationTrainer(
-        model=tiny_model(seed=1),
-        args=DraftDistillationConfig(
-            output_dir=str(tmp_path / "my-draft"),
-            per_device_train_batch_size=2,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            objective={"ce": 0.5, "kl": 0.5},
-            max_steps=2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            save_steps=1,
-            hub_token=TOKEN,
-        ),
-        train_dataset=datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 4),
-        processing_class=tiny_tokenizer,
+    made: DraftDistillationTrainer = trainer(
+        datasets.Dataset.from_list([{"input_ids": ids, "labels": ids}] * 4),
+        tiny_model(seed=1),
         teacher_model=str(tiny_target_folder),
+        output_dir=str(tmp_path / "my-draft"),
+        per_device_train_batch_size=2,
+        objective={"ce": 0.5, "kl": 0.5},
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        hub_token=TOKEN,
     )
-    trainer.train()
-    return trainer
+    made.train()
+    return made
 
 
 def test_the_card_is_ours_and_says_what_the_trainer_knows(

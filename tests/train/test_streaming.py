@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_training import QUIET, Killed, Make
+from tiny_training import Killed, Make
 from transformers import TrainerCallback
 
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.callbacks import last_complete_checkpoint
-from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
 ROWS, SHARDS, TOP_K = 15, 3, 5
 # The rows have 135 tokens: the budget ends in the third pass.
@@ -82,13 +82,12 @@ def stream_of(shards: Path, kind: str, *, stored: bool) -> Any:
 
 
 @pytest.fixture
-def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
+def run(trainer: Make, tmp_path: Path, tiny_model: Make) -> Make:
     def make(
         name: str,
         dataset: Any,
         *callbacks: TrainerCallback,
         resume: Path | None = None,
-        trainer_class: Any = DraftDistillationTrainer,
         **settings: Any,
     ) -> DraftDistillationTrainer:
         defaults = {
@@ -96,20 +95,17 @@ def run(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Any) -> Make:
             "per_device_train_batch_size": 2,
             "max_train_tokens": str(BUDGET),
             "learning_rate": 5e-3,
+            "save_strategy": "steps",
             "save_steps": 3,
             "logging_steps": 1,
-            **QUIET,
         }
-        trainer = trainer_class(
-            # Dropout, so that the random numbers' state counts as well.
-            model=tiny_model(attention_dropout=0.1).train(),
-            args=DraftDistillationConfig(**{**defaults, **settings}),
-            train_dataset=dataset,
-            processing_class=tiny_tokenizer,
-            callbacks=list(callbacks),
+        # Dropout, so that the random numbers' state counts as well.
+        model = tiny_model(attention_dropout=0.1).train()
+        made: DraftDistillationTrainer = trainer(
+            dataset, model, callbacks=list(callbacks), **{**defaults, **settings}
         )
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        return trainer
+        made.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return made
 
     return make
 
@@ -174,7 +170,7 @@ def test_steps_go_on_over_the_end_of_the_stream(run: Make, shards: Path) -> None
     stream = stream_of(shards, "jsonl", stored=False)
     rows = [row["input_ids"] for row in stream]
     settings = {"max_train_tokens": None, "max_steps": 10, "save_strategy": "no"}
-    trainer = run("over", stream, trainer_class=Watching, **settings)
+    trainer = run("over", stream, kind=Watching, **settings)
     assert trainer.state.global_step == 10
     assert seen == (rows + rows)[:20]
 
