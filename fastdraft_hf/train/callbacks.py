@@ -85,12 +85,11 @@ class StopAtTheEnd(TrainerCallback):
     """Raises `AlreadyTrainedError` where `Trainer` would train one step too many."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        budget = args.max_train_tokens
-        if (
-            state.num_input_tokens_seen >= budget
-            if budget
-            else state.global_step >= state.max_steps
-        ):
+        if args.max_train_tokens:
+            ended = state.num_input_tokens_seen >= args.max_train_tokens
+        else:
+            ended = state.global_step >= state.max_steps
+        if ended:
             raise AlreadyTrainedError
 
 

@@ -360,10 +360,10 @@ class DraftDistillationTrainer(SFTTrainer):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
-        whole = copy.copy(args)
-        whole.max_length, whole.shuffle_dataset = None, False  # packing cuts, after shuffling
+        uncut = copy.copy(args)
+        uncut.max_length, uncut.shuffle_dataset = None, False  # packing cuts, after shuffling
         dataset = super()._prepare_dataset(
-            dataset, processing_class, whole, False, formatting_func, dataset_name
+            dataset, processing_class, uncut, False, formatting_func, dataset_name
         )
         dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
         if args.packing_strategy == "wrapped":

@@ -241,7 +241,7 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
 
 
 def _poison(trainer: Any, rank: int, step: int) -> None:
-    """Make one process's hidden states no numbers at one step."""
+    """Make one process's hidden states NaN at one step."""
     calls = 0
 
     def spoil(module: Any, args: Any, output: Any) -> Any:

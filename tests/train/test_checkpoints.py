@@ -8,28 +8,28 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from fastdraft_hf.train.callbacks import MarkCompleteCheckpoints, last_complete_checkpoint
 
 
-def make(folder: Path, step: int, whole: bool) -> Path:
+def make(folder: Path, step: int, complete: bool) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     (path / "model.safetensors").write_text("weights")
-    if whole:
+    if complete:
         state = TrainerState(global_step=step, is_world_process_zero=True)
         arguments = TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
         MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())
     return path
 
 
-def test_the_newest_whole_one_and_torn_ones_go(tmp_path: Path) -> None:
-    make(tmp_path, 9, whole=True)
-    newest = make(tmp_path, 10, whole=True)  # as text, 9 would come after 10
-    torn = make(tmp_path, 11, whole=False)
+def test_the_newest_complete_one_and_others_go(tmp_path: Path) -> None:
+    make(tmp_path, 9, complete=True)
+    newest = make(tmp_path, 10, complete=True)  # as text, 9 would come after 10
+    interrupted = make(tmp_path, 11, complete=False)
     assert last_complete_checkpoint(tmp_path) == newest
-    assert not torn.exists()
+    assert not interrupted.exists()
     assert (tmp_path / "checkpoint-9").exists()
 
 
 def test_other_processes_mark_nothing(tmp_path: Path) -> None:
-    path = make(tmp_path, 3, whole=False)
+    path = make(tmp_path, 3, complete=False)
     state = TrainerState(global_step=3, is_world_process_zero=False)
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())

@@ -60,19 +60,6 @@ def test_two_processes_are_one(two: Path, models: Path, tmp_path: Path, name: st
         torch.testing.assert_close(theirs[weight], value, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "of"), [("ce_accumulated", "ce_adamw")])
-def test_accumulated_batches_are_one(two: Path, name: str, of: str) -> None:
-    for one, other in zip(ranks(two, name), ranks(two, of), strict=True):
-        assert one["losses"] == pytest.approx(other["losses"], abs=1e-5)
-        assert one["tokens"] == other["tokens"]
-
-
-def test_a_budget_stops_both_at_the_same_step(two: Path) -> None:
-    first, second = ranks(two, "token_budget")
-    assert first["step"] == second["step"] == 3
-    assert first["tokens"] == second["tokens"] >= 230
-
-
 def test_a_non_finite_loss_on_one_process_stops_both(two: Path) -> None:
     for found in ranks(two, "non_finite"):
         assert found["error"].startswith(

@@ -81,12 +81,6 @@ def test_whatever_is_at_or_below_the_floor_stands_for_an_empty_bucket(tail: floa
     assert stored.buckets().tolist() == [[0.0, FLOOR]]
 
 
-def test_first_is_the_most_probable_id_whatever_the_order() -> None:
-    ids = torch.tensor([[3, 1, 7], [5, 6, 4]])
-    log_probs = torch.tensor([[-2.0, -0.5, -3.0], [-1.0, -1.0, -2.0]])
-    assert TopK(ids, log_probs, torch.zeros(2)).first().tolist() == [[1], [5]]
-
-
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("scale", [1.0, -0.5])
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdraft_hf._head import Head
 from fastdraft_hf.data.target_logits import FLOOR, top_k_of
-from fastdraft_hf.train import head as head_module
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import HeadLoss, dense_head_loss, fused_head_loss
 from fastdraft_hf.train.objectives import PRESETS, Objective, terms
@@ -646,18 +645,6 @@ def test_what_measures_memory_sees_a_table() -> None:
     with Largest() as largest:
         case.dense(copies(case.tensors, torch.float64)).backward()
     assert largest.numel == 40 * 700
-
-
-@pytest.mark.parametrize(("k", "expected"), [(None, 32), (6, 32), ("full", 16)])
-def test_the_default_chunk_keeps_memory_the_same(
-    k: int | str | None, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * 32 * 700)
-    monkeypatch.setattr(head_module, "_CHUNK_BYTES_FULL", 4 * 8 * 700)  # at least 16 tokens
-    case = make(100, 700, 4, weights={"ce": 1.0} if k is None else {"kl": 1.0}, k=k)
-    with Largest() as largest:
-        case.run(copies(case.tensors, torch.float32)).loss.backward()
-    assert largest.numel == expected * 700
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 300])

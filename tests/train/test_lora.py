@@ -116,28 +116,6 @@ def test_a_killed_run_resumes_bit_for_bit_and_is_merged(
     assert not torch.allclose(logits(model), logits(original), atol=1e-2)
 
 
-def test_an_online_target_and_minutes(
-    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path, tiny_target_folder: Path
-) -> None:
-    rows = datasets.load_from_disk(str(data / "train")).select_columns(["input_ids", "labels"])
-    plain = {"train_dataset": rows, "eval_dataset": None, "teacher": tiny_target_folder}
-    made = [
-        run(
-            start_model,
-            tiny_tokenizer,
-            data,
-            tmp_path / name,
-            config(objective={"ce": 0.5, "lk_hybrid": 0.5}, max_minutes=minutes),
-            **plain,
-        )
-        for name, minutes in (("a", None), ("b", 1e6))
-    ]
-    # Timing a few steps first must leave no trace in the adapters.
-    assert losses(made[0]) == losses(made[1])
-    models = [tmp_path / name / "model" / "model.safetensors" for name in ("a", "b")]
-    assert same(*map(load_file, models))
-
-
 def test_from_python(trainer: Make, tmp_path: Path, start_model: Path, data: Path) -> None:
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     made = trainer(

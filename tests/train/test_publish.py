@@ -42,7 +42,7 @@ def test_the_card_is_ours_and_says_what_the_trainer_knows(
 ) -> None:
     trained.create_model_card(model_name="Mine", dataset_name="user/rows", tags="extra")
     card = ModelCard.load(Path(trained.args.output_dir) / "README.md")
-    assert card.data.base_model is None  # a folder's name is no id
+    assert card.data.base_model is None  # a folder's name is not an id
     assert card.data.datasets == ["user/rows"]
     assert {"fastdraft", "trl", "extra"} <= set(card.data.tags)
     assert card.data.eval_results is None

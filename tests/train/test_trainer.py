@@ -80,7 +80,7 @@ def test_a_batch_without_labels_has_no_loss(trainer: Make, tiny_model: Make) -> 
     assert float(loss) == 0
 
 
-def test_somebody_who_wants_outputs_gets_logits(trainer: Make, tiny_model: Make) -> None:
+def test_outputs_have_logits(trainer: Make, tiny_model: Make) -> None:
     model = tiny_model().train()
     inputs = batch()
     draft_trainer = trainer(model)
