@@ -19,6 +19,10 @@ _POINTS = 1_000_000
 _WARMUP_STABLE_DECAY, _DECAY_SHARE = "warmup_stable_decay", 0.2
 
 
+def _field(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
+
+
 @dataclass
 class DraftDistillationConfig(SFTConfig):
     """Configuration of `DraftDistillationTrainer`; a recipe's training stages hold these fields.
@@ -34,118 +38,83 @@ class DraftDistillationConfig(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "teacher_model_init_kwargs"]
 
     # --- objective and teacher
-    objective: dict[str, Any] | str = field(
-        default="auto",
-        metadata={
-            "help": "Weighted sum of terms, such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, "
-            "nla and lk_hybrid; or the name of a term or of a combination of the FastDraft paper: "
-            "ce, ce_kl, ce_tvd, kl, tvd. auto: nla where the teacher's distribution is known, "
-            "else ce."
-        },
+    objective: dict[str, Any] | str = _field(
+        "auto",
+        "Weighted sum of terms, such as {ce: 0.5, kl: 0.5}, of ce, kl, rkl, jsd, tvd, nla and "
+        "lk_hybrid; or the name of a term or of a combination of the FastDraft paper: ce, ce_kl, "
+        "ce_tvd, kl, tvd. auto: nla where the teacher's distribution is known, else ce.",
     )
-    temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "Temperature of both distributions in every term but ce. Stored distributions "
-            "must have been made at it."
-        },
+    temperature: float = _field(
+        1.0,
+        "Temperature of both distributions in every term but ce. Stored distributions must have "
+        "been made at it.",
     )
-    teacher_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Online teacher (the target), for objectives that need its distribution when "
-            "the dataset does not store it."
-        },
+    teacher_model_name_or_path: str | None = _field(
+        None,
+        "Online teacher (the target), for objectives that need its distribution when the dataset "
+        "does not store it.",
     )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained for the online teacher."}
+    teacher_model_init_kwargs: dict[str, Any] | str | None = _field(
+        None,
+        "Arguments of from_pretrained for the online teacher.",
     )
-    sampled_softmax: int | None = field(
-        default=8192,
-        metadata={
-            "help": "While training, score the ids of a batch and this many random others instead "
-            "of the whole vocabulary; all if empty. With an online teacher, with capped logits "
-            "(Gemma 2) and in evaluation every id is scored."
-        },
+    sampled_softmax: int | None = _field(
+        8192,
+        "While training, score the ids of a batch and this many random others instead of the whole "
+        "vocabulary; all if empty. With an online teacher, with capped logits (Gemma 2) and in "
+        "evaluation every id is scored.",
     )
-    head_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Type of the head's matrix products: float32, bfloat16, or auto (bfloat16 "
-            "where the device multiplies it in hardware). Sums stay in float32."
-        },
+    head_dtype: str = _field(
+        "auto",
+        "Type of the head's matrix products: float32, bfloat16, or auto (bfloat16 where the device "
+        "multiplies it in hardware). Sums stay in float32.",
     )
     # --- budget
-    max_train_tokens: int | str | None = field(
-        default=None,
-        metadata={
-            "help": "Budget in tokens, padding not counted, such as 5B, 200M or 50000. Training "
-            "ends with the first step that reaches it, and the learning rate follows it. Replaces "
-            "max_steps and num_train_epochs."
-        },
+    max_train_tokens: int | str | None = _field(
+        None,
+        "Budget in tokens, padding not counted, such as 5B, 200M or 50000. Training ends with the "
+        "first step that reaches it, and the learning rate follows it. Replaces max_steps and "
+        "num_train_epochs.",
     )
-    max_minutes: float | None = field(
-        default=None,
-        metadata={
-            "help": "Cut max_train_tokens to what this machine trains in this time. The rate is "
-            "measured before the first step; the cut is then fixed."
-        },
+    max_minutes: float | None = _field(
+        None,
+        "Cut max_train_tokens to what this machine trains in this time. The rate is measured "
+        "before the first step; the cut is then fixed.",
     )
-    warmup_steps: float = field(
-        default=0.03, metadata={"help": "Warm-up: a share of the budget if below 1, else steps."}
-    )
-    lr_scheduler_type: str = field(
-        default="cosine",
-        metadata={
-            "help": "How the learning rate falls after warm-up: cosine, linear, "
-            "constant_with_warmup, warmup_stable_decay (over the last num_decay_steps of "
-            "lr_scheduler_kwargs, a share of the budget, by default 0.2), ..."
-        },
+    warmup_steps: float = _field(0.03, "Warm-up: a share of the budget if below 1, else steps.")
+    lr_scheduler_type: str = _field(
+        "cosine",
+        "How the learning rate falls after warm-up: cosine, linear, constant_with_warmup, "
+        "warmup_stable_decay (over the last num_decay_steps of lr_scheduler_kwargs, a share of the "
+        "budget, by default 0.2), ...",
     )
     # --- optimizer
-    use_muon: bool = field(
-        default=True,
-        metadata={
-            "help": "Train the layers' matrices with Muon and everything else with AdamW; if "
-            "false, `optim` trains everything. FSDP and DeepSpeed need false."
-        },
+    use_muon: bool = _field(
+        True,
+        "Train the layers' matrices with Muon and everything else with AdamW; if false, `optim` "
+        "trains everything. FSDP and DeepSpeed need false.",
     )
-    muon_learning_rate: float = field(
-        default=4e-3, metadata={"help": "Peak learning rate of the matrices under Muon."}
-    )
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate of AdamW: embeddings, head, norms."}
-    )
-    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
-    start_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the initial weights in the trained ones, which are averaged at the "
-            "end (WiSE-FT), so that a draft does not forget."
-        },
+    muon_learning_rate: float = _field(4e-3, "Peak learning rate of the matrices under Muon.")
+    learning_rate: float = _field(1e-3, "Peak learning rate of AdamW: embeddings, head, norms.")
+    adam_beta2: float = _field(0.95, "Beta2 of AdamW.")
+    start_weight: float = _field(
+        0.0,
+        "Share of the initial weights in the trained ones, which are averaged at the end "
+        "(WiSE-FT), so that a draft does not forget.",
     )
     # --- defaults that differ from SFTConfig's
-    max_length: int | None = field(
-        default=512, metadata={"help": "Longest sequence, in tokens; longer rows are cut."}
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 mixed precision; by default where it is fast."}
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass."}
-    )
+    max_length: int | None = _field(512, "Longest sequence, in tokens; longer rows are cut.")
+    bf16: bool | None = _field(None, "bfloat16 mixed precision; by default where it is fast.")
+    gradient_checkpointing: bool = _field(False, "Recompute activations in the backward pass.")
     # Only str: on the command line, bool in the type would refuse every name.
-    include_num_input_tokens_seen: str = field(
-        default="non_padding", metadata={"help": "Count the tokens: non_padding, all or no."}
+    include_num_input_tokens_seen: str = _field(
+        "non_padding",
+        "Count the tokens: non_padding, all or no.",
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the log."}
-    )
-    save_steps: float = field(default=50, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    hub_strategy: str = field(
-        default="end", metadata={"help": "When push_to_hub pushes: end, every_save, ..."}
-    )
+    logging_nan_inf_filter: bool = _field(False, "Leave losses that are not finite out of the log.")
+    save_steps: float = _field(50, "Steps between checkpoints.")
+    save_total_limit: int | None = _field(2, "Checkpoints to keep.")
+    hub_strategy: str = _field("end", "When push_to_hub pushes: end, every_save, ...")
 
     if TYPE_CHECKING:
         use_cpu: bool = False  # mypy does not follow transformers
