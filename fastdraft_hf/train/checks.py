@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
@@ -17,6 +17,34 @@ from fastdraft_hf.data import columns
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.objectives import Objective
+
+
+def check_rows(sets: dict[str, Any]) -> None:
+    """Refuse a dataset without rows.
+
+    Raises:
+        FastDraftError: naming the dataset.
+    """
+    for name, dataset in sets.items():
+        if next(iter(dataset), None) is None:
+            raise FastDraftError(f"{name} dataset: it has no rows")
+
+
+def check_labels(sets: dict[str, Any]) -> None:
+    """Refuse a prepared dataset in which no token carries loss; streams are not read.
+
+    Raises:
+        FastDraftError: naming the dataset.
+    """
+    for name, dataset in sets.items():
+        if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
+            continue
+        rows = dataset.select_columns(["labels"]).with_format(None)
+        if not any(label != columns.IGNORED for row in rows for label in row["labels"][1:]):
+            raise FastDraftError(
+                f"no row of the {name} dataset has a label left; raise max_length (prompts may "
+                "fill it), or label the tokens to train on"
+            )
 
 
 def check_sources(objective: Objective, online: bool, stored: dict[str, bool]) -> None:

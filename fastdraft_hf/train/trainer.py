@@ -155,12 +155,10 @@ class DraftDistillationTrainer(SFTTrainer):
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise FastDraftError("loss_type must be 'nll' and label_smoothing_factor 0")
         checks.check_sharding(args)
-        # A stream is repeated below, and an empty one would never yield a row.
-        if isinstance(train_dataset, IterableDataset) and next(iter(train_dataset), None) is None:
-            raise FastDraftError("train dataset: it has no rows")
         _use_one_device(args)
         several = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
         sets = {k: v for k, v in {"train": train_dataset, **several}.items() if v is not None}
+        checks.check_rows(sets)
         stores = {name: columns.has_distribution(rows, name) for name, rows in sets.items()}
         stored = any(stores.values())
         teacher_model = teacher_model or args.teacher_model_name_or_path
@@ -213,6 +211,12 @@ class DraftDistillationTrainer(SFTTrainer):
             peft_config=peft_config,
             formatting_func=formatting_func,
         )
+        several = (
+            self.eval_dataset
+            if isinstance(self.eval_dataset, dict)
+            else {"eval": self.eval_dataset}
+        )
+        checks.check_labels({"train": self.train_dataset, **several})
         if isinstance(self.train_dataset, IterableDataset):
             # `Trainer` takes `max_steps` for the length of a pass, whatever the stream's is: after
             # a second pass it would resume at a wrong position. Endless, a stream has one pass.

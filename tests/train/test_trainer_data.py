@@ -11,18 +11,18 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from dense_head import dense_loss
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_training import Make, Row, V, completions, with_columns
 from transformers import TrainerCallback, get_scheduler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import columns
 from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
-from fastdraft_hf.train.head import dense_head_loss
-from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.rows import DraftCollator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
@@ -63,13 +63,12 @@ def reference(
             torch.tensor([document[columns.LOG_PROBS][t] for t in places]).double(),
             torch.tensor([document[columns.TAIL][t] for t in places]).double(),
         )
-        sums = sums + dense_head_loss(
-            hidden[[t - 1 for t in places]],
-            exact.lm_head.weight,
+        sums = sums + dense_loss(
+            hidden[[t - 1 for t in places]] @ exact.lm_head.weight.T,
             torch.tensor([document["labels"][t] for t in places]),
-            objective=Objective(objective),
-            target=stored,
-            temperature=temperature,
+            objective,
+            stored,
+            temperature,
         )
     loss = sums / count
     loss.backward()
@@ -416,6 +415,13 @@ class TestRefused:
         with pytest.raises(ValueError, match="its head has 300 rows, the draft's 288: different"):
             trainer(rows, teacher_model=tiny_model(vocab_size=300), objective="kl")
 
+    def test_no_rows(self, trainer: Make) -> None:
+        rows, none = datasets.Dataset.from_list(completions()), datasets.Dataset.from_dict({})
+        with pytest.raises(FastDraftError, match=r"^train dataset: it has no rows"):
+            trainer(none)
+        with pytest.raises(FastDraftError, match=r"^late dataset: it has no rows"):
+            trainer(rows, eval_dataset={"late": none})
+
     def test_a_budget_below_one_batch(self, trainer: Make) -> None:
         rows = datasets.Dataset.from_list(completions(10))
         with pytest.raises(ValueError, match=r"max_train_tokens 20 is below one batch of about \d"):
@@ -478,6 +484,28 @@ class TestRefused:
         model = tiny_model(tie_word_embeddings=tied)
         with pytest.raises(ValueError, match=rf"^peft_config\.{message}"):
             trainer(rows, model, given={"peft_config": config})
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"prompt": "the cat and the hat " * 9, "completion": "then"}, {"max_length": 8}),
+        ({"input_ids": [5, 6, 7], "labels": [-100] * 3}, {}),
+        ({"input_ids": [5, 6, 7], "labels": [-100] * 3}, {"packing": True, "max_length": 8}),
+        ({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"max_length": 2}),
+        ({"input_ids": [5], "labels": [5]}, SKIP),
+    ],
+)
+def test_rows_without_a_label_left(trainer: Make, row: Row, settings: dict[str, Any]) -> None:
+    bad = datasets.Dataset.from_list([row] * 8)
+    message = "no row of the {} dataset has a label left; raise max_length"
+    with pytest.raises(FastDraftError, match=message.format("train")):
+        trainer(bad, **settings)
+    good: Row = {"input_ids": [5, 6], "labels": [5, 6]}
+    if "prompt" in row:
+        good = {"prompt": "a", "completion": "b"}
+    with pytest.raises(FastDraftError, match=message.format("eval")):
+        trainer(datasets.Dataset.from_list([good] * 8), eval_dataset=bad, **settings)
 
 
 # --- a loss that is not finite
