@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from dense_head import dense_loss
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_training import Make, Row, V, completions, with_columns
@@ -23,6 +22,8 @@ from fastdraft_hf.data import columns
 from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
+from fastdraft_hf.train.head import dense_head_loss
+from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.rows import DraftCollator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
@@ -63,12 +64,13 @@ def reference(
             torch.tensor([document[columns.LOG_PROBS][t] for t in places]).double(),
             torch.tensor([document[columns.TAIL][t] for t in places]).double(),
         )
-        sums = sums + dense_loss(
-            hidden[[t - 1 for t in places]] @ exact.lm_head.weight.T,
+        sums = sums + dense_head_loss(
+            hidden[[t - 1 for t in places]],
+            exact.lm_head.weight,
             torch.tensor([document["labels"][t] for t in places]),
-            objective,
-            stored,
-            temperature,
+            objective=Objective(objective),
+            target=stored,
+            temperature=temperature,
         )
     loss = sums / count
     loss.backward()
