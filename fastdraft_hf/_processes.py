@@ -6,15 +6,17 @@ WORLD_SIZE. A plain ``python`` is one process; nothing here then imports torch.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastdraft_hf._errors import FastDraftError
 
 T = TypeVar("T")
+
+_SS_DISABLE = 2 if sys.platform == "linux" else 4
 
 _group: Any = None
 
@@ -147,20 +149,13 @@ class _SignalStack(ctypes.Structure):
     _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
-@contextlib.contextmanager
-def kept_signal_stack() -> Iterator[None]:
-    """Keep this thread's stack for signal handlers while a library sets its own.
+def drop_signal_stack() -> None:
+    """Let this thread's signal handlers run on its ordinary stack.
 
-    OpenVINO GenAI 2026 gives the thread that creates a pipeline an alternative signal stack and
-    frees it with the pipeline. Python's handlers run on that stack, so the next signal with a
-    handler (SIGCHLD once a DataLoader has had workers, SIGINT) would end the process with SIGSEGV.
+    OpenVINO 2026 gives the thread that loads its CPU plugin a stack for signal handlers, and leaves
+    a freed one behind once several cores or pipelines have come and gone. The next signal with a
+    handler (SIGINT; SIGCHLD once a DataLoader has had workers) would end the process by SIGSEGV.
     """
     sigaltstack = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "sigaltstack", None)
-    before = _SignalStack()
-    if sigaltstack is None or sigaltstack(None, ctypes.byref(before)):
-        yield
-        return
-    try:
-        yield
-    finally:
-        sigaltstack(ctypes.byref(before), None)
+    if sigaltstack is not None:
+        sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from fastdraft_hf import FastDraftError
+from fastdraft_hf._processes import drop_signal_stack
 from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
 from fastdraft_hf.export.openvino import WeightFormat, export_openvino, export_several
 from fastdraft_hf.target.embedded import embedded_target
@@ -57,8 +58,10 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _own_process() -> Iterator[None]:
     torch.set_num_threads(1)
+    yield
+    drop_signal_stack()  # what OpenVINO leaves behind
 
 
 @pytest.fixture(scope="session")

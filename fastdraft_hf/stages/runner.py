@@ -21,7 +21,15 @@ import yaml
 
 from fastdraft_hf._atomic import publish_folder, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._processes import barrier, is_main, on_main, rank, start, world
+from fastdraft_hf._processes import (
+    barrier,
+    drop_signal_stack,
+    is_main,
+    on_main,
+    rank,
+    start,
+    world,
+)
 from fastdraft_hf.hub.run_folder import read_record
 from fastdraft_hf.recipe import Recipe, resolve_device
 from fastdraft_hf.stages import (
@@ -140,6 +148,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
         on_main(prepare)
         for name in stages:
             _StageOfRun(run, name).execute()
+            drop_signal_stack()
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:

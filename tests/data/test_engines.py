@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._processes import drop_signal_stack
 from fastdraft_hf.data.engines import Completion, Request, choose_engine
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
@@ -203,11 +204,12 @@ def test_openvino(tiny_target_folder: Path, openvino_folder: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
 def test_a_signal_after_openvino_is_handled(openvino_folder: Path) -> None:
-    """GenAI frees the signal stack that it gave the thread: a crash, if it were still set."""
+    """OpenVINO frees the signal stack that it gave the thread: a crash, if it were still set."""
     engine = OpenVINOEngine(openvino_folder, {0, 2}, 4)
     list(engine.generate(make_requests(2), lambda n: None))
     del engine
     gc.collect()
+    drop_signal_stack()
     received: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
     os.kill(os.getpid(), signal.SIGUSR1)

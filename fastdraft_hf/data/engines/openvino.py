@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._processes import kept_signal_stack
 from fastdraft_hf.data.engines import Completion, Request, completed
 
 
@@ -41,10 +40,9 @@ class OpenVINOEngine:
         scheduler.cache_size = 1  # gigabytes of KV cache; if it is full, completions wait
         scheduler.max_num_seqs = batch_size
         scheduler.max_num_batched_tokens = 256
-        with kept_signal_stack():
-            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-                str(folder), scheduler, "CPU", properties or {}
-            )
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+            str(folder), scheduler, "CPU", properties or {}
+        )
         self._stop_ids = stop_ids
         self._batch_size = batch_size
         self._number = 0

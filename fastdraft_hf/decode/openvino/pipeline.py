@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._processes import kept_signal_stack
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.export.openvino import require_openvino
@@ -47,10 +46,7 @@ def openvino_pipeline(
     import openvino_genai
 
     draft = openvino_genai.draft_model(str(draft_dir), device)
-    with kept_signal_stack():
-        pipeline = openvino_genai.LLMPipeline(
-            str(target_dir), device, draft_model=draft, **properties
-        )
+    pipeline = openvino_genai.LLMPipeline(str(target_dir), device, draft_model=draft, **properties)
     # With a draft the pipeline starts from an empty config instead of the target's own.
     own = Path(target_dir) / "generation_config.json"
     config = openvino_genai.GenerationConfig(str(own)) if own.is_file() else None
@@ -93,8 +89,7 @@ class OpenVINODecoder:
             options["draft_model"] = openvino_genai.draft_model(str(draft), "CPU", **given)
         if prompt_lookup:
             options["prompt_lookup"] = True
-        with kept_signal_stack():
-            self._pipeline = openvino_genai.LLMPipeline(str(target), "CPU", **options)
+        self._pipeline = openvino_genai.LLMPipeline(str(target), "CPU", **options)
         self._drafts = draft is not None
         self._lookup = prompt_lookup
 
