@@ -54,14 +54,17 @@ pretrained: $(VENV)/.run
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
 
+# Two processes, each with whole files, since fixtures of a module are dear.
+PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-latest: $(VENV_LATEST)/.dev
-	$(VENV_LATEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV_LATEST)/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
