@@ -10,7 +10,7 @@ from fastdraft_hf._processes import is_main
 
 # How often a log gets a line.
 LOG_SECONDS = 15.0
-_LINE = "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Progress(tqdm):
@@ -29,7 +29,7 @@ class Progress(tqdm):
             desc=label,
             total=total,
             initial=done,
-            unit=f" {unit}",
+            unit=unit,
             disable=not is_main(),
             dynamic_ncols=True,
             smoothing=0,  # the mean rate of the whole run

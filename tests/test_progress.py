@@ -10,7 +10,7 @@ import pytest
 from fastdraft_hf._progress import LOG_SECONDS, Progress
 
 
-@pytest.mark.parametrize(("rows", "rate"), [(25, "1.00 rows/s"), (5, "5.00s/ rows")])
+@pytest.mark.parametrize(("rows", "rate"), [(25, "1.00rows/s"), (5, "5.00s/rows")])
 def test_rows_of_an_earlier_run_do_not_count_towards_the_rate(
     rows: int, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
