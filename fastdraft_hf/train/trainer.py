@@ -95,8 +95,8 @@ class DraftDistillationTrainer(SFTTrainer):
         eval_dataset: held-out rows, or several sets by name.
         processing_class: the tokenizer; by default ``model.tokenizer`` (`build_draft` sets it), or
             the one in the draft's folder.
-        data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics, peft_config, formatting_func: as for `SFTTrainer`.
+
+    The other parameters are those of `SFTTrainer`.
 
     Raises:
         FastDraftError: before any work, saying what to change; docs/trainer.md lists the messages.

@@ -162,7 +162,9 @@ def record_result(
         result: ``DecodedResults`` (the number of tokens is known, their ids are not) or
             ``EncodedResults``.
         num_assistant_tokens: γ of the call; ignored for a pipeline without a draft.
-        temperature, task, key: written into the record; temperature 0 is greedy.
+        temperature: written into the record; 0 is greedy.
+        task: written into the record.
+        key: written into the record.
 
     Raises:
         FastDraftError: ``result`` is not such a result.
