@@ -19,6 +19,12 @@ from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16
 from fastdraft_hf.train.objectives import Objective
 
 
+def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """Return the datasets by name; a single evaluation set is ``eval``."""
+    several = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return {k: v for k, v in {"train": train_dataset, **several}.items() if v is not None}
+
+
 def check_rows(sets: dict[str, Any]) -> None:
     """Refuse a dataset without rows.
 

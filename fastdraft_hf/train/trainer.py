@@ -156,8 +156,7 @@ class DraftDistillationTrainer(SFTTrainer):
             raise FastDraftError("loss_type must be 'nll' and label_smoothing_factor 0")
         checks.check_sharding(args)
         _use_one_device(args)
-        several = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-        sets = {k: v for k, v in {"train": train_dataset, **several}.items() if v is not None}
+        sets = checks.named_sets(train_dataset, eval_dataset)
         checks.check_rows(sets)
         stores = {name: columns.has_distribution(rows, name) for name, rows in sets.items()}
         stored = any(stores.values())
@@ -211,12 +210,7 @@ class DraftDistillationTrainer(SFTTrainer):
             peft_config=peft_config,
             formatting_func=formatting_func,
         )
-        several = (
-            self.eval_dataset
-            if isinstance(self.eval_dataset, dict)
-            else {"eval": self.eval_dataset}
-        )
-        checks.check_labels({"train": self.train_dataset, **several})
+        checks.check_labels(checks.named_sets(self.train_dataset, self.eval_dataset))
         if isinstance(self.train_dataset, IterableDataset):
             # `Trainer` takes `max_steps` for the length of a pass, whatever the stream's is: after
             # a second pass it would resume at a wrong position. Endless, a stream has one pass.
