@@ -55,7 +55,7 @@ demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
 
 # Two processes, each with whole files, since fixtures of a module are dear.
-PYTEST = -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = -m pytest --numprocesses 2 --dist loadfile
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python $(PYTEST) $(PYTEST_ARGS)
