@@ -33,12 +33,14 @@ class Drafting:
             round whose drafts were all accepted, one fewer after any other.
         threshold: drafting stops after a token to which the draft gives less probability.
         max_positions: positions that the draft can read; beyond them the target decodes alone.
+        temperature_ratio: when sampling, the draft's scores are divided by it.
     """
 
     num_assistant_tokens: int
     schedule: str = "constant"
     threshold: float = 0.0
     max_positions: int | None = None
+    temperature_ratio: float = 1.0
 
     def adapt(self, all_accepted: bool) -> None:
         if self.schedule in ("heuristic", "heuristic_transient"):
@@ -265,7 +267,7 @@ class Loop:
             if logits.shape[-1] < self.scores.vocabulary:
                 # Processors may have ruled out the whole reduced vocabulary; any guess is right.
                 scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
-            chance = scores.softmax(-1)
+            chance = (scores / self.drafting.temperature_ratio).softmax(-1)
             return torch.multinomial(chance, 1), chance
         best = rules.first_choice(scores)[:, None]
         return best, scores.softmax(-1) if self.drafting.threshold else best

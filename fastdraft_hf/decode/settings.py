@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
+# Our own key: the draft's temperature over the target's (`fastdraft_hf.decode.draft_temperature`).
+TEMPERATURE_RATIO = "assistant_temperature_ratio"
+
+
 def apply_draft_settings(config: GenerationConfig, num_assistant_tokens: int) -> None:
     """Set γ, a schedule that never changes it, and a threshold that cuts no block short."""
     config.num_assistant_tokens = num_assistant_tokens
@@ -26,21 +30,34 @@ def store_draft_settings(folder: Path, num_assistant_tokens: int) -> None:
         folder: of the draft, PyTorch or OpenVINO. Its other settings are kept.
         num_assistant_tokens: the measured γ.
     """
+    config = _read(folder)
+    apply_draft_settings(config, num_assistant_tokens)
+    _write(config, folder)
+
+
+def store_temperature_ratio(folder: Path, ratio: float) -> None:
+    """Write the ratio of temperatures into a draft's folder; its other settings are kept."""
+    config = _read(folder)
+    setattr(config, TEMPERATURE_RATIO, ratio)
+    _write(config, folder)
+
+
+def _read(folder: Path) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    if (folder / "generation_config.json").exists():
-        config = GenerationConfig.from_pretrained(folder)
-    else:
-        config = GenerationConfig()
-    apply_draft_settings(config, num_assistant_tokens)
+    if not (folder / "generation_config.json").exists():
+        return GenerationConfig()
+    return GenerationConfig.from_pretrained(folder, _from_model_config=False)
+
+
+def _write(config: GenerationConfig, folder: Path) -> None:
+    # transformers marks a config that it derived from config.json, and reads such a one without the
+    # keys that it does not know. It is a file of its own now.
+    config._from_model_config = False
     config.save_pretrained(folder)
 
 
 def read_draft_tokens(folder: Path) -> int | None:
     """Return γ of a draft's folder, or ``None`` when it has none."""
-    from transformers import GenerationConfig
-
-    if not (folder / "generation_config.json").exists():
-        return None
-    number = GenerationConfig.from_pretrained(folder).num_assistant_tokens
+    number = _read(folder).num_assistant_tokens
     return None if number is None else int(number)

@@ -28,6 +28,7 @@ from fastdraft_hf.decode.patches import (
 )
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
 from fastdraft_hf.decode.text import Stops, Text
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def assisted_decoding(
 
     Greedy and sampling with any logits processors, stopping criteria, stop strings, streamers,
     several end tokens and batches with padding on the left. γ, its schedule and the confidence
-    threshold come from the draft's generation config, as in stock assisted generation. Target and
+    threshold come from the draft's generation config, as in stock assisted generation, and so does
+    ``assistant_temperature_ratio``, by which the draft samples sharper than the target. Target and
     draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of different types and on
     different devices. What the loop cannot do, transformers decodes with the target alone after one
     warning; models with different tokenizers go to its own assisted generation.
@@ -213,7 +215,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def drafting_of(draft: PreTrainedModel) -> Drafting:
-    """Read γ, its schedule and the threshold from the draft's generation config."""
+    """Read how to draft from the draft's generation config."""
     config = draft.generation_config
     number = config.num_assistant_tokens
     schedule = config.num_assistant_tokens_schedule
@@ -224,6 +226,7 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
         _DEFAULTS[1] if schedule is None else str(schedule),
         _DEFAULTS[2] if threshold is None else float(threshold),
         limit,
+        getattr(config, TEMPERATURE_RATIO, 1.0),
     )
 
 

@@ -25,6 +25,7 @@ from fastdraft_hf._sequences import first_difference
 from fastdraft_hf._ties import greedy_margin
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.speculative import drafting_of
 from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.expected import (
     Continuation,
@@ -215,6 +216,7 @@ def _measure(
     if total:  # the first calls of a process are slow (threads, allocator) and not kept
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
             answer(setting, EvaluationPrompt("warm-up", "", prompts[0].ids), seed, 8)
+    ratio = drafting_of(models.draft).temperature_ratio if config.path == "ours" else 1.0
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     with Progress("evaluate", total, "answers") as progress:
         for number, prompt, steps, _ in due:
@@ -228,7 +230,8 @@ def _measure(
                 if setting.run == SAMPLED and label not in readings:
                     text = Continuation(prompt.task, prompt.ids, tuple(records[label].tokens))
                     pair, ends = (models.target, models.draft), models.stop_ids
-                    readings.add(label, text_acceptance(*pair, text, setting.temperature, ends))
+                    reading = text_acceptance(*pair, text, setting.temperature, ends, ratio)
+                    readings.add(label, reading)
 
 
 def compare_greedy(

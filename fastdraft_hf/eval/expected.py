@@ -1,7 +1,8 @@
 """Expected acceptance, teacher-forced: both models read a text once and nothing is decoded.
 
 In a text that the target wrote at temperature T, let p and q be the distributions of target and
-draft at a position, at that temperature. A drafted token is accepted there with probability
+draft at a position, at that temperature (the draft's may differ, see
+`fastdraft_hf.decode.draft_temperature`). A drafted token is accepted there with probability
 α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5). Given the emitted text
 x, the drafted token of position t was the accepted one with probability
 
@@ -19,7 +20,7 @@ the acceptance rate is a little too low. Logits processors are not considered.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,39 +88,55 @@ def text_acceptance(
     text: Continuation,
     temperature: float,
     ends: Collection[int],
+    temperature_ratio: float = 1.0,
 ) -> TextAcceptance:
     """Read a text with both models, one forward pass each.
 
     Args:
         target, draft: the pair; the draft's head may score fewer tokens than the target's.
         text: a text of the target's.
-        temperature: T, above 0, of both.
+        temperature: T of the target, above 0.
         ends: the target's end tokens.
+        temperature_ratio: the draft's temperature is this times T.
+    """
+    import torch
+
+    parts: list[list[float]] = [[], [], []]
+    start = 0
+    for p, q in aligned_logits(target, draft, text):
+        own = torch.tensor(text.ids[start : start + len(p)], device=p.device)[:, None]
+        start += len(p)
+        end = [e for e in ends if e < p.shape[-1]]
+        p = torch.log_softmax(p / temperature, -1)
+        q = torch.log_softmax(q / (temperature * temperature_ratio), -1)
+        both = torch.minimum(p, q).exp()
+        parts[0] += (both.sum(-1) - both[:, end].sum(-1)).clamp(0, 1).tolist()
+        parts[1] += (q - p).gather(1, own)[:, 0].exp().clamp(max=1).tolist()
+        parts[2] += q[:, end].exp().sum(-1).clamp(max=1).tolist()
+    return TextAcceptance(*(tuple(part) for part in parts))
+
+
+def aligned_logits(
+    target: PreTrainedModel, draft: PreTrainedModel, text: Continuation
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield both models' float32 logits [n, V] of a text's own tokens, in pieces of up to 128.
+
+    Both are on the target's device and as wide as its head. Whole, they would be gigabytes for a
+    long text.
     """
     import torch
 
     if not text.ids:
-        return TextAcceptance((), (), ())
+        return
     with torch.inference_mode():
         raw = [_logits(model, text) for model in (target, draft)]
         width = raw[0].shape[-1]
-        parts: list[list[float]] = [[], [], []]
-        # In pieces: [text, V] in float32 is gigabytes for a long text.
         for start in range(0, len(text.ids), 128):
-            piece = slice(start, start + 128)
-            own = torch.tensor(text.ids[piece], device=target.device)[:, None]
             p, q = (
-                torch.log_softmax(
-                    _widened(one[piece].to(target.device), model, width) / temperature, -1
-                )
+                _widened(one[start : start + 128].to(target.device), model, width)
                 for one, model in zip(raw, (target, draft), strict=True)
             )
-            both = torch.minimum(p, q).exp()
-            end = [e for e in ends if e < width]
-            parts[0] += (both.sum(-1) - both[:, end].sum(-1)).clamp(0, 1).tolist()
-            parts[1] += (q - p).gather(1, own)[:, 0].exp().clamp(max=1).tolist()
-            parts[2] += q[:, end].exp().sum(-1).clamp(max=1).tolist()
-    return TextAcceptance(*(tuple(part) for part in parts))
+            yield p, q
 
 
 def _logits(model: PreTrainedModel, text: Continuation) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._processes import barrier, is_main, on_main
+from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.corpus import open_corpus, summary_lines
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -52,6 +53,8 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
         if is_main():
             # Copied, not moved: if this is interrupted, the next run copies again.
             shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
+            if name == "align" and rows["eval_dataset"] is not None:
+                facts["draft_temperature"] = _fit_temperature(run, folder, rows["eval_dataset"])
             write_json(folder / "log.json", facts.pop("log"))
             write_json(trained, {"data": summary, "started_from": start_model.name, **facts})
         barrier()
@@ -59,6 +62,35 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
         for used in (folder / "work", data):  # checkpoints and data are no longer needed
             shutil.rmtree(used, ignore_errors=True)
     return dict(on_main(lambda: json.loads(trained.read_text(encoding="utf-8"))))
+
+
+def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
+    """Choose the draft's temperature on the rows held out from alignment, and store it."""
+    from fastdraft_hf.decode.draft_temperature import fit_temperature_ratio
+    from fastdraft_hf.decode.settings import store_temperature_ratio
+    from fastdraft_hf.draft.reduced_vocabulary import load_draft
+    from fastdraft_hf.eval.expected import Continuation
+
+    device = resolve_device(run.recipe.device)
+    pair = [load_draft(path, dtype="auto").to(device).eval() for path in (run.target.path, folder)]
+    limit = run.recipe.training_stages()["align"].max_length
+    texts = []
+    for row in rows:
+        start = next(n for n, label in enumerate(row["labels"]) if label != IGNORED)
+        ids = row["input_ids"][:limit]
+        texts.append(Continuation("align", tuple(ids[:start]), tuple(ids[start:])))
+    temperature = (*run.recipe.evaluate.sampled, 1.0)[0]
+    found = fit_temperature_ratio(pair[0], pair[1], texts, temperature)
+    store_temperature_ratio(folder, found["temperature_ratio"])
+    logger.info(
+        "align: the draft samples at %.2f times the target's temperature (%g): expected acceptance "
+        "of a token %.3f, at the same temperature %.3f",
+        found["temperature_ratio"],
+        temperature,
+        found["acceptance"],
+        found["acceptance_at_1"],
+    )
+    return found
 
 
 def open_rows(

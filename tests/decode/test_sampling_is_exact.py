@@ -154,8 +154,8 @@ class EverySecond(LogitsProcessor):
         return scores + 1.5 * (self.calls % 2 == 0) * torch.eye(VOCABULARY)[2]
 
 
-@pytest.mark.parametrize("stateful", [False, True])
-def test_single_samples_of_a_table(stateful: bool) -> None:
+@pytest.mark.parametrize(("stateful", "ratio"), [(False, 1.0), (True, 1.0), (False, 0.6)])
+def test_single_samples_of_a_table(stateful: bool, ratio: float) -> None:
     """A single row crops its cache instead of masking it, and may keep a state in a processor."""
     set_seed(0)
     target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
@@ -163,12 +163,13 @@ def test_single_samples_of_a_table(stateful: bool) -> None:
     found = []
     ids = torch.tensor([PROMPT])
     positions = torch.arange(len(PROMPT))[None]
+    drafting = Drafting(3, temperature_ratio=ratio)
     for _ in range(FEWER):
         text = Text(ids, None, positions, 0)
         models = Table(target), Table(draft)
         stops = Stops(len(PROMPT) + 4)
         scores = Scores([EverySecond()] if stateful else [], VOCABULARY)
-        Loop(*models, text, scores, stops, Drafting(3), True).run()
+        Loop(*models, text, scores, stops, drafting, True).run()
         found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
     step = target.softmax(-1)
     second = (target + 1.5 * stateful * torch.eye(VOCABULARY)[2]).softmax(-1)

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from fastdraft_hf.decode.settings import read_draft_tokens, store_draft_settings
+from fastdraft_hf.decode.settings import (
+    read_draft_tokens,
+    store_draft_settings,
+    store_temperature_ratio,
+)
 from fastdraft_hf.decode.speculative import drafting_of
 
 
@@ -16,12 +20,14 @@ def test_stored_settings_come_with_the_draft(
     draft.generation_config.max_new_tokens = 77
     draft.save_pretrained(tmp_path)
     assert read_draft_tokens(tmp_path) is None
+    store_temperature_ratio(tmp_path, 0.75)
     store_draft_settings(tmp_path, 4)
     assert read_draft_tokens(tmp_path) == 4
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     drafting = drafting_of(loaded)
     assert (drafting.num_assistant_tokens, drafting.schedule) == (4, "constant")
     assert (drafting.threshold, drafting.max_positions) == (0.0, 512)
+    assert drafting.temperature_ratio == 0.75
     assert loaded.generation_config.max_new_tokens == 77
 
 
@@ -39,3 +45,4 @@ def test_a_draft_that_says_nothing_has_transformers_defaults(
     assert drafting.num_assistant_tokens == stock["num_assistant_tokens"]
     assert drafting.schedule == stock["num_assistant_tokens_schedule"]
     assert drafting.threshold == stock["assistant_confidence_threshold"]
+    assert drafting.temperature_ratio == 1
