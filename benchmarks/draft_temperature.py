@@ -66,7 +66,9 @@ def main() -> None:
                 records[prompt.task, temperature, gamma, ratio].append(record)
                 progress.advance(1)
     print(describe_machine(machine()))
-    print("| tasks | T | γ | ratio | acceptance rate | block efficiency |\n|---|---|---|---|---|---|")
+    print(
+        "| tasks | T | γ | ratio | acceptance rate | block efficiency |\n|---|---|---|---|---|---|"
+    )
     for (task, temperature, gamma, ratio), found in records.items():
         rate, tokens = bootstrap(found, acceptance_rate), bootstrap(found, block_efficiency)
         print(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
-# Our own key: the draft's temperature over the target's (`fastdraft_hf.decode.draft_temperature`).
+# Our own key: the draft's temperature over the target's (`fastdraft_hf.eval.draft_temperature`).
 TEMPERATURE_RATIO = "assistant_temperature_ratio"
 
 

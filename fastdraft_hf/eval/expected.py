@@ -2,7 +2,7 @@
 
 In a text that the target wrote at temperature T, let p and q be the distributions of target and
 draft at a position, at that temperature (the draft's may differ, see
-`fastdraft_hf.decode.draft_temperature`). A drafted token is accepted there with probability
+`fastdraft_hf.eval.draft_temperature`). A drafted token is accepted there with probability
 α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5). Given the emitted text
 x, the drafted token of position t was the accepted one with probability
 

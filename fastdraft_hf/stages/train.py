@@ -66,9 +66,9 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
 
 def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
     """Choose the draft's temperature on the rows held out from alignment, and store it."""
-    from fastdraft_hf.decode.draft_temperature import fit_temperature_ratio
     from fastdraft_hf.decode.settings import store_temperature_ratio
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
+    from fastdraft_hf.eval.draft_temperature import fit_temperature_ratio
     from fastdraft_hf.eval.expected import Continuation
 
     device = resolve_device(run.recipe.device)

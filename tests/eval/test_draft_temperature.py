@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from fastdraft_hf.decode.draft_temperature import RATIOS, fit_temperature_ratio
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
 from fastdraft_hf.decode.speculative import assisted_decoding
+from fastdraft_hf.eval.draft_temperature import RATIOS, fit_temperature_ratio
 from fastdraft_hf.eval.expected import Continuation, text_acceptance
 
 SCALE = 5
