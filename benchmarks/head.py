@@ -22,8 +22,8 @@ from fastdraft_hf._head import Head
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.config import has_fast_bf16
 from fastdraft_hf.train.distribution import TargetHead, TopK
-from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
-from fastdraft_hf.train.objectives import Objective
+from fastdraft_hf.train.head import fused_head_loss
+from fastdraft_hf.train.objectives import Objective, Pair
 
 Loss = Callable[[], torch.Tensor]
 
@@ -46,7 +46,20 @@ def ways(
     """Return the losses to compare, the full logits first."""
 
     def dense() -> torch.Tensor:
-        return dense_head_loss(hidden, weight, labels, objective=objective, target=target)
+        logits = hidden @ weight.T
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = objective.label_weight * loss
+        if target is None:
+            return loss
+        log_q = torch.log_softmax(logits, -1)
+        if isinstance(target, TargetHead):
+            pair = Pair(torch.log_softmax(target.logits(), -1), log_q)
+        else:
+            tail = log_q.scatter(1, target.ids, float("-inf")).logsumexp(-1, keepdim=True)
+            pair = Pair(target.buckets(), torch.cat([log_q.gather(1, target.ids), tail], 1))
+        for weight_of, term in objective.divergences.values():
+            loss = loss + weight_of * term.value_and_slope(pair)[0].sum()
+        return loss
 
     def fused(dtype: torch.dtype) -> Loss:
         return lambda: (

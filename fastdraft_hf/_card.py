@@ -1,4 +1,4 @@
-"""A draft's repository: which files it holds, and its model card. For the trainer and for `hub`."""
+"""A draft's repository: which files it holds, and its model card."""
 
 from __future__ import annotations
 

@@ -114,12 +114,13 @@ class DraftDistillationConfig(SFTConfig):
     logging_nan_inf_filter: bool = _field(False, "Leave losses that are not finite out of the log.")
     save_steps: float = _field(50, "Steps between checkpoints.")
     save_total_limit: int | None = _field(2, "Checkpoints to keep.")
-    hub_strategy: str = _field("end", "When push_to_hub pushes: end, every_save, ...")
 
     if TYPE_CHECKING:
         use_cpu: bool = False  # mypy does not follow transformers
 
     def __post_init__(self) -> None:
+        if self.push_to_hub:
+            raise FastDraftError("push_to_hub: run `fastdraft push` on the trained draft's folder")
         if self.max_train_tokens is not None:
             try:
                 self.max_train_tokens = parse_count(str(self.max_train_tokens))
@@ -148,10 +149,6 @@ class DraftDistillationConfig(SFTConfig):
                 )
         self.include_num_input_tokens_seen = "non_padding"  # the budget is counted in these
         schedule_shape(self)  # refuses a schedule that cannot follow tokens
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the token out of pickles: `Trainer` writes its arguments beside the weights."""
-        return {**self.__dict__, "hub_token": None}
 
 
 def check_settings(config: Any) -> None:

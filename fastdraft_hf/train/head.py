@@ -174,17 +174,16 @@ def fused_head_loss(
             replaced by float32: half of a softmax over a vocabulary underflows in float16.
 
     Raises:
-        FastDraftError: shapes do not match, a number is out of range, or a term needs a
-            distribution and there is none.
+        FastDraftError: hidden states, labels and distribution are not of the same tokens, or a
+            term needs a distribution and there is none.
     """
     objective = objective or Objective("ce")
-    _check(hidden, weight, labels, bias, target)
-    if not 0 < temperature < float("inf"):
-        raise FastDraftError(f"temperature must be above 0, got {temperature}")
-    if softcap is not None and not softcap > 0:
-        raise FastDraftError(f"softcap must be above 0, got {softcap}")
-    if chunk is not None and chunk < 1:
-        raise FastDraftError(f"chunk must be at least 1, got {chunk}")
+    shapes = [tuple(hidden.shape[:-1]), tuple(labels.shape)]
+    if target is not None:
+        of_target = target.ids if isinstance(target, TopK) else target.hidden
+        shapes.append(tuple(of_target.shape[:-1]))
+    if any(shape != (len(hidden),) for shape in shapes):
+        raise FastDraftError(f"hidden states, labels and distribution are of {shapes} tokens")
     if objective.needs_distribution and target is None:
         raise FastDraftError(f"objective {objective} needs the target's distribution")
     dtype = dtype or hidden.dtype
@@ -202,72 +201,3 @@ def fused_head_loss(
     if target is None:
         return HeadLoss(loss, terms, correct, None, None)
     return HeadLoss(loss, terms, correct, acceptance, agreement)
-
-
-def _check(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: TopK | TargetHead | None,
-) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise FastDraftError(
-            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} mismatch"
-        )
-    n, v = hidden.shape[0], weight.shape[0]
-    if labels.shape != (n,):
-        raise FastDraftError(f"labels {tuple(labels.shape)} do not match {n} tokens")
-    if bias is not None and bias.shape != (v,):
-        raise FastDraftError(f"bias {tuple(bias.shape)} does not match {v} ids")
-    if isinstance(target, TopK):
-        shapes = [tuple(t.shape) for t in (target.ids, target.log_probs, target.tail)]
-        if shapes != [(n, target.ids.shape[-1])] * 2 + [(n,)]:
-            raise FastDraftError(
-                f"top-k ids {shapes[0]}, log-probabilities {shapes[1]} and tail {shapes[2]} do not "
-                f"match {n} tokens"
-            )
-    elif target is not None:
-        if target.hidden.shape[0] != n:
-            raise FastDraftError(
-                f"{target.hidden.shape[0]} hidden states of the target for {n} tokens"
-            )
-        if target.head.weight.shape[0] != v:
-            raise FastDraftError(
-                f"the target's head has {target.head.weight.shape[0]} rows, the draft's {v}: "
-                "different vocabularies"
-            )
-
-
-def dense_head_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    objective: Objective | None = None,
-    target: TopK | TargetHead | None = None,
-    temperature: float = 1.0,
-    scale: float = 1.0,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    """Return the loss of `fused_head_loss` by the plain formula: full tables, autograd."""
-    objective = objective or Objective("ce")
-    logits = head_logits(hidden, weight, bias, scale, softcap)
-    loss = objective.label_weight * torch.nn.functional.cross_entropy(
-        logits, labels, reduction="sum"
-    )
-    if not objective.divergences or target is None:
-        return loss
-    q = torch.softmax(logits / temperature, -1)
-    if isinstance(target, TargetHead):
-        p = torch.softmax(target.head.logits(target.hidden).to(q.dtype) / temperature, -1)
-    else:
-        stored = torch.cat([target.log_probs, target.tail[:, None]], 1).to(q.dtype)
-        p = torch.softmax(stored, -1)
-        tail = q.scatter(1, target.ids, 0.0).sum(-1, keepdim=True)
-        tail = tail.clamp(min=torch.finfo(torch.float32).tiny)  # an empty bucket adds nothing
-        q = torch.cat([q.gather(1, target.ids), tail], 1)
-    for weight_of, term in objective.divergences.values():
-        loss = loss + weight_of * term.reference(p, q).sum()
-    return loss

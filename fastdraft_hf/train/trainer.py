@@ -36,7 +36,7 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import columns
-from fastdraft_hf.train import checks, publish
+from fastdraft_hf.train import checks
 from fastdraft_hf.train.callbacks import (
     AlreadyTrainedError,
     MarkCompleteCheckpoints,
@@ -305,7 +305,7 @@ class DraftDistillationTrainer(SFTTrainer):
         args.max_train_tokens = args.max_minutes = None
         args.max_steps, args.start_weight, args.disable_tqdm = _TIMED_STEPS, 0.0, True
         args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-        args.report_to, args.push_to_hub = [], False
+        args.report_to = []
         if args.packing:
             args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are packed already
         if isinstance(rows, IterableDataset):
@@ -624,52 +624,9 @@ class DraftDistillationTrainer(SFTTrainer):
 
     # --- the Hub
 
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        target: str | None = None,
-    ) -> None:
-        """Write ``README.md`` from the package's template; ``target`` is the target's id."""
-        if not self.is_world_process_zero():
-            return
-        card = publish.trainer_card(
-            self,
-            model_name=model_name,
-            dataset_name=dataset_name,
-            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
-            target=target,
-        )
-        card.save(Path(str(self.args.output_dir)) / "README.md")
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `Trainer`, but push only the draft from the output folder: no pickles, no logs.
-
-        Returns when the commit is made, whatever ``blocking`` says. ``private`` applies to a
-        repository that is created now; ``kwargs`` are those of `create_model_card`.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
-        if self.hub_model_id is None:  # called with push_to_hub=False
-            if private is not None:
-                self.args.hub_private_repo = private
-            self.init_hf_repo(token=token)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        name = str(self.hub_model_id or self.args.output_dir)
-        self.create_model_card(**{"model_name": Path(name).name, **kwargs})
-        revision = revision or self.args.hub_revision
-        return publish.push_folder(self, commit_message or "End of training", token, revision)
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: `Trainer` would push its pickled arguments and logs with the draft."""
+        raise FastDraftError("push_to_hub: save the draft and run `fastdraft push` on its folder")
 
 
 def _keep_head_whole(model: Any) -> None:

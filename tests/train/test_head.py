@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from formulas import FORMULAS, alpha
+from formulas import FORMULAS, alpha, dense_terms, logits_of, outcomes, weighted
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import Head
-from fastdraft_hf.data.target_logits import FLOOR, top_k_of
+from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.distribution import TargetHead, TopK
-from fastdraft_hf.train.head import HeadLoss, dense_head_loss, fused_head_loss
+from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import PRESETS, Objective, terms
 
 Tensors = dict[str, torch.Tensor]
@@ -49,44 +50,18 @@ class Case:
     chunk: int | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
-    def given(self, tensors: Tensors, target: TopK | TargetHead | None) -> dict[str, Any]:
-        names = ("labels", "temperature", "scale", "softcap")
-        return {
-            **tensors,
-            **{name: getattr(self, name) for name in names},
-            "objective": Objective(self.weights),
-            "target": target,
-        }
-
     def run(self, tensors: Tensors) -> HeadLoss:
-        return fused_head_loss(**self.given(tensors, self.target), chunk=self.chunk, **self.more)
-
-    def dense(self, tensors: Tensors) -> torch.Tensor:
-        return dense_head_loss(**self.given(tensors, in_double(self.target)))
-
-
-def in_double(target: TopK | TargetHead | None) -> TopK | TargetHead | None:
-    """The same stored numbers, cast."""
-    if isinstance(target, TopK):
-        return TopK(target.ids, target.log_probs.double(), target.tail.double())
-    if isinstance(target, TargetHead):
-        head = target.head
-        bias = None if head.bias is None else head.bias.double()
-        double = replace(head, weight=head.weight.double(), bias=bias)
-        return TargetHead(target.hidden.double(), double)
-    return None
-
-
-def logits_of(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    raw = hidden @ weight.T
-    logits = scale * (raw if bias is None else raw + bias)
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        return fused_head_loss(
+            **tensors,
+            labels=self.labels,
+            objective=Objective(self.weights),
+            target=self.target,
+            temperature=self.temperature,
+            scale=self.scale,
+            softcap=self.softcap,
+            chunk=self.chunk,
+            **self.more,
+        )
 
 
 @dataclass
@@ -101,72 +76,48 @@ class Exact:
     nearest: float
 
 
-def outcomes(case: Case, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log p and log q over the outcomes of the case's target."""
-    target = in_double(case.target)
-    log_q = torch.log_softmax(logits / case.temperature, -1)
-    if isinstance(target, TargetHead):
-        head = target.head
-        wanted = logits_of(target.hidden, head.weight, head.bias, head.scale, head.softcap)
-        return torch.log_softmax(wanted / case.temperature, -1), log_q
-    assert isinstance(target, TopK)
-    stored = torch.cat([target.log_probs, target.tail[:, None]], 1).clamp(min=FLOOR)
-    if target.ids.shape[1] == logits.shape[1]:  # nothing is left over
-        rest = log_q.new_full((log_q.shape[0], 1), FLOOR)
-    else:
-        rest = log_q.scatter(1, target.ids, float("-inf")).logsumexp(-1, keepdim=True)
-    return torch.log_softmax(stored, -1), torch.cat([log_q.gather(1, target.ids), rest], 1)
-
-
 def exactly(case: Case) -> Exact:
     doubles = {name: t.detach().double().requires_grad_() for name, t in case.tensors.items()}
-    hidden, weight, bias = doubles["hidden"], doubles["weight"], doubles.get("bias")
-    logits = logits_of(hidden, weight, bias, case.scale, case.softcap)
-    rows = torch.arange(len(case.labels))
-    values = {"ce": -torch.log_softmax(logits, -1)[rows, case.labels].sum()}
+    logits = logits_of(**doubles, scale=case.scale, softcap=case.softcap)
+    values = dense_terms(logits, case.labels, case.weights, case.target, case.temperature)
     # Each logit's gradient is a slope minus q times the sum of slopes: here their absolute sum.
     parts = torch.zeros_like(logits)
     if "ce" in case.weights:
         certain = torch.nn.functional.one_hot(case.labels, logits.shape[1])
         parts += case.weights["ce"] * (torch.softmax(logits.detach(), -1) + certain)
     acceptance, nearest = None, math.inf
+    divergences = {name: weight for name, weight in case.weights.items() if name != "ce"}
     if case.target is not None:
-        log_p, log_q = outcomes(case, logits)
-        values |= {
-            name: FORMULAS[name](log_p, log_q).sum() for name in case.weights if name != "ce"
-        }
-        acceptance = float(alpha(log_p, log_q).sum().detach())
-        free = log_q.detach().requires_grad_()
-        apart = (log_p - free.detach()).abs()[torch.maximum(log_p, free.detach()) > -60]
-        if logits.shape[1] > 1:  # of one token p and q are 1, and no gradient is left
-            nearest = float(apart.min()) if apart.numel() else math.inf
-        weighted = [
-            w * FORMULAS[n](log_p, free).sum() for n, w in case.weights.items() if n != "ce"
-        ]
-        if weighted:
-            torch.stack(weighted).sum().backward()
+        log_p, log_q = (t.detach() for t in outcomes(logits, case.target, case.temperature))
+        acceptance = float(alpha(log_p, log_q).sum())
+        apart = (log_p - log_q).abs()[torch.maximum(log_p, log_q) > -60]
+        if logits.shape[1] > 1 and apart.numel():  # of one token p and q are 1
+            nearest = float(apart.min())
+        if divergences:
+            free = log_q.requires_grad_()
+            weighted(
+                {n: FORMULAS[n](log_p, free).sum() for n in divergences}, divergences
+            ).backward()
             assert free.grad is not None
             # Even a slope of 0 comes from logarithms that are known to a unit in the last place.
-            known = sum(w for n, w in case.weights.items() if n != "ce")
-            slope = free.grad.abs() + known * free.detach().exp()
+            slope = free.grad.abs() + sum(divergences.values()) * free.detach().exp()
             q = torch.softmax(logits.detach() / case.temperature, -1)
+            of_token = slope
             if isinstance(case.target, TopK):
                 of_token = (slope / free.detach().exp())[:, -1:] * q
                 of_token = of_token.scatter(1, case.target.ids, slope[:, :-1])
-            else:
-                of_token = slope
             parts += (of_token + q * slope.sum(-1, keepdim=True)) / case.temperature
-    total = sum((w * values[name] for name, w in case.weights.items()), torch.zeros(()))
+    total = weighted(values, case.weights)
     total.backward()
     parts *= abs(case.scale) * (8 + greatest(logits) / case.temperature)
     sizes = {
-        "hidden": parts @ weight.detach().abs(),
-        "weight": parts.T @ hidden.detach().abs(),
+        "hidden": parts @ doubles["weight"].detach().abs(),
+        "weight": parts.T @ doubles["hidden"].detach().abs(),
         "bias": parts.sum(0),
     }
     return Exact(
         float(total.detach()),
-        {name: float(values[name].detach()) for name in case.weights},
+        {name: float(value.detach()) for name, value in values.items()},
         acceptance,
         {name: t.grad for name, t in doubles.items() if t.grad is not None},
         {name: greatest(sizes[name]) for name in doubles},
@@ -336,53 +287,12 @@ def test_values_and_gradients(drawn: tuple[Case, float]) -> None:
     case, upstream = drawn
     result = compare(case, upstream)
     tensors = case.tensors
-    logits = logits_of(
-        tensors["hidden"], tensors["weight"], tensors.get("bias"), case.scale, case.softcap
-    )
+    logits = logits_of(**tensors, scale=case.scale, softcap=case.softcap)
     near = logits >= logits.amax(-1, keepdim=True) - 1e-5 * (1 + greatest(logits))
     chosen = near.gather(1, case.labels[:, None])
     # Products over one row and over several round differently, so what is near may be a tie.
     alone = chosen & (near.sum(-1, keepdim=True) == 1)
     assert int(alone.sum()) <= int(result.correct) <= int(chosen.sum())
-
-
-@settings(max_examples=150)
-@given(cases())
-def test_the_dense_formula_is_the_same(drawn: tuple[Case, float]) -> None:
-    """`dense_head_loss` is what users may check against, so it is checked in float64."""
-    case, _ = drawn
-    exact = exactly(case)
-    assume(exact.nearest > 1e-9 or not KINKED & set(case.weights))
-    doubles = copies(case.tensors, torch.float64)
-    loss = case.dense(doubles)
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(exact.loss, rel=1e-9, abs=1e-9)
-    for name, reference in exact.grads.items():
-        found = doubles[name].grad
-        assert found is not None
-        # 1 − ½ Σ |p − q| of `nla` cancels where α is small.
-        assert greatest(found - reference) <= 1e-7 * greatest(reference) + 1e-12
-
-
-@pytest.mark.parametrize("k", [7, 50, "full"])
-@pytest.mark.parametrize("name", sorted(FORMULAS))
-def test_a_draft_that_is_the_target(name: str, k: int | str) -> None:
-    """Values are 0, and so are gradients: at a kink half of it is taken for every token."""
-    case = make(weights=name, chunk=4)
-    target = TargetHead(case.tensors["hidden"], Head(case.tensors["weight"], case.tensors["bias"]))
-    case.target = target if isinstance(k, str) else TopK(*top_k_of(target.logits(), k))
-    ours = copies(case.tensors, torch.float32)
-    result = case.run(ours)
-    result.loss.backward()
-    assert abs(float(result.loss.detach())) < 1e-5
-    assert result.acceptance is not None
-    assert float(result.acceptance) == pytest.approx(9, rel=1e-5)
-    assert result.agreement is not None
-    assert int(result.agreement) == 9
-    if name in KINKED:  # rounding decides at every token: any subgradient of ½ Σ |p − q|
-        assert all(greatest(g) < 30 for g in grads(ours).values())
-    else:
-        assert all(greatest(g) < 1e-5 for g in grads(ours).values())
 
 
 # Numerical limits
@@ -510,56 +420,6 @@ def test_only_what_is_wanted_gets_a_gradient(wanted: set[str], k: int | str | No
         assert relative(found, exact.grads[name]) < CLOSE
 
 
-def test_nothing_given_is_written_to() -> None:
-    for k in (None, 5, "full"):
-        case = make(weights={"ce": 0.5} if k is None else {"ce": 0.5, "nla": 1.0}, k=k)
-        given_tensors = [*case.tensors.values(), case.labels]
-        if isinstance(case.target, TopK):
-            given_tensors += [case.target.ids, case.target.log_probs, case.target.tail]
-        elif case.target is not None:
-            given_tensors += [case.target.hidden, case.target.head.weight]
-        before = [t.clone() for t in given_tensors]
-        case.run({n: t.requires_grad_() for n, t in case.tensors.items()}).loss.backward()
-        assert all(torch.equal(a, b) for a, b in zip(before, given_tensors, strict=True))
-
-
-# Chunks, and no tokens at all
-
-
-@pytest.mark.parametrize("k", [None, 5, "full"])
-def test_the_chunk_does_not_show(k: int | str | None) -> None:
-    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "nla": 0.5, "jsd": 1.0}
-    whole = make(24, 40, 8, weights=weights, k=k, temperature=0.6)
-    expected: tuple[HeadLoss, Tensors] | None = None
-    for chunk in (None, 24, 100, 1, 5, 8):
-        ours = copies(whole.tensors, torch.float32)
-        result = replace(whole, chunk=chunk).run(ours)
-        result.loss.backward()
-        if expected is None:
-            expected = result, grads(ours)
-            continue
-        assert float(result.loss.detach()) == pytest.approx(float(expected[0].loss.detach()), 1e-6)
-        assert int(result.correct) == int(expected[0].correct)
-        for name, found in grads(ours).items():
-            assert relative(found, expected[1][name]) < 1e-6
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("k", [3, "full"])
-def test_no_tokens(name: str, k: int | str) -> None:
-    case = make(0, 5, 3, weights=name, k=k)
-    ours = copies(case.tensors, torch.float32)
-    result = case.run(ours)
-    result.loss.backward()
-    assert (float(result.loss.detach()), int(result.correct)) == (0.0, 0)
-    assert {n: float(t) for n, t in result.terms.items()} == {name: 0.0}
-    assert result.acceptance is not None
-    assert float(result.acceptance) == 0.0
-    for tensor_name, found in grads(ours).items():
-        assert torch.equal(found, torch.zeros_like(case.tensors[tensor_name]))
-    assert set(grads(ours)) == {"hidden", "weight", "bias"}
-
-
 # What is reported beside the loss
 
 
@@ -640,93 +500,19 @@ def test_no_table_of_tokens_by_vocabulary(
     assert largest.numel <= max(chunk * v, v * (h + (k == "full")), n * h)
 
 
-def test_what_measures_memory_sees_a_table() -> None:
-    case = make(40, 700, 4, weights="kl", k=6)
-    with Largest() as largest:
-        case.dense(copies(case.tensors, torch.float64)).backward()
-    assert largest.numel == 40 * 700
-
-
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
-@pytest.mark.parametrize("k", [None, 6, "full"])
-def test_padded_rows_add_nothing(n: int, k: int | str | None) -> None:
-    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "kl": 0.5}
-    case = make(n, 40, 4, weights=weights, k=k, chunk=256, more={"dtype": torch.bfloat16})
-    found = []
-    for chunk in (256, 1):  # no row is added to a chunk of one
-        case.chunk, tensors = chunk, copies(case.tensors, torch.float32)
-        result = case.run(tensors)
-        result.loss.backward()
-        found.append((result, grads(tensors)))
-    (padded, gradients), (alone, expected) = found
-    torch.testing.assert_close(padded.loss, alone.loss, rtol=1e-5, atol=0)
-    assert (padded.correct, padded.agreement) == (alone.correct, alone.agreement)
-    for name, gradient in gradients.items():
-        assert (gradient - expected[name]).norm() <= 0.01 * expected[name].norm()
-
-
 # Wrong input
 
 
-def stored(n: int = 4, k: int = 2, *, kept: int | None = None, tail: int | None = None) -> TopK:
-    return TopK(
-        torch.arange(k).repeat(n, 1),
-        torch.zeros(n if kept is None else kept, k),
-        torch.zeros(n if tail is None else tail),
-    )
+@pytest.mark.parametrize("shape", [(3,), (4, 1)])
+@pytest.mark.parametrize("what", ["labels", "distribution"])
+def test_other_tokens_are_refused(shape: tuple[int, ...], what: str) -> None:
+    target = TargetHead(torch.zeros(*shape, 7), Head(torch.zeros(5, 7), None))
+    labels = torch.zeros(shape if what == "labels" else 4, dtype=torch.long)
+    given_target = None if what == "labels" else target
+    with pytest.raises(FastDraftError, match="hidden states, labels and distribution are of"):
+        fused_head_loss(torch.zeros(4, 3), torch.zeros(5, 3), labels, target=given_target)
 
 
-def full(n: int = 4, v: int = 5) -> TargetHead:
-    return TargetHead(torch.zeros(n, 7), Head(torch.zeros(v, 7), None))
-
-
-@pytest.mark.parametrize(
-    ("hidden", "weight", "labels", "target", "message"),
-    [
-        ((4, 3), (5, 2), (4,), None, r"hidden \(4, 3\) and weight \(5, 2\) mismatch"),
-        ((2, 4, 3), (5, 3), (2, 4), None, r"hidden \(2, 4, 3\) and weight"),
-        ((4, 3), (5,), (4,), None, r"weight \(5,\) mismatch"),
-        ((4, 3), (5, 3), (3,), None, r"labels \(3,\) do not match 4 tokens"),
-        ((4, 3), (5, 3), (4, 1), None, r"labels \(4, 1\) do not match 4 tokens"),
-        ((4, 3), (5, 3), (4,), stored(3), r"top-k ids \(3, 2\), .* do not match 4 tokens"),
-        ((4, 3), (5, 3), (4,), stored(kept=5), r"log-probabilities \(5, 2\) and .* do not match"),
-        ((4, 3), (5, 3), (4,), stored(tail=3), r"tail \(3,\) do not match 4 tokens"),
-        ((4, 3), (5, 3), (4,), full(3), r"3 hidden states of the target for 4 tokens"),
-        ((4, 3), (5, 3), (4,), full(v=6), r"head has 6 rows, the draft's 5: different vocab"),
-    ],
-)
-def test_shapes_that_do_not_belong_together(
-    hidden: tuple[int, ...],
-    weight: tuple[int, ...],
-    labels: tuple[int, ...],
-    target: TopK | TargetHead | None,
-    message: str,
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        fused_head_loss(
-            torch.zeros(hidden),
-            torch.zeros(weight),
-            torch.zeros(labels, dtype=torch.long),
-            target=target,
-        )
-
-
-@pytest.mark.parametrize("name", sorted({*NAMES, *PRESETS} - {"ce"}))
-def test_a_divergence_needs_a_distribution(name: str) -> None:
-    with pytest.raises(ValueError, match=r"objective .* needs the target's distribution"):
-        make(weights=name).run(make().tensors)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bias": torch.zeros(1)}, r"bias \(1,\) does not match 4 ids"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"temperature": float("nan")}, "temperature must be above 0"),
-        ({"softcap": 0.0}, "softcap must be above 0"),
-        ({"chunk": 0}, "chunk must be at least 1"),
-    ],
-)
-def test_numbers_out_of_range(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fused_head_loss(torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]), **changes)
+def test_a_divergence_needs_a_distribution() -> None:
+    with pytest.raises(FastDraftError, match=r"objective .* needs the target's distribution"):
+        make(weights="ce_kl").run(make().tensors)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from formulas import dense_terms, logits_of, weighted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdraft_hf.train.distribution import TopK
-from fastdraft_hf.train.head import dense_head_loss, fused_head_loss
+from fastdraft_hf.train.head import fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.sampled import SampledHead, sample_head
 
@@ -87,15 +88,9 @@ def test_all_drawn_is_the_dense_loss(objective: Any, bias: bool, scale: float) -
     leaves = [parts[name].requires_grad_() for name in ("hidden", "weight", "bias") if
               parts[name] is not None]  # fmt: skip
     goal = Objective(objective)
-    dense = dense_head_loss(
-        parts["hidden"],
-        parts["weight"],
-        parts["labels"],
-        parts["bias"],
-        objective=goal,
-        target=parts["target"],
-        scale=scale,
-    )
+    logits = logits_of(parts["hidden"], parts["weight"], parts["bias"], scale)
+    terms = dense_terms(logits, parts["labels"], goal.weights, parts["target"])
+    dense = weighted(terms, goal.weights)
     wanted = torch.autograd.grad(dense, leaves)
     found = sampled(parts, 40, scale=scale)
     loss = fused_head_loss(

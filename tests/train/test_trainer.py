@@ -9,6 +9,7 @@ import torch
 from tiny_training import Make
 from trl import SFTConfig
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.train.optimizer import MuonWithAdamW
 from fastdraft_hf.train.trainer import (
     DraftDistillationConfig,
@@ -133,6 +134,10 @@ def test_wrong_arguments(trainer: Make, tiny_model: Make, tiny_tokenizer: Any) -
         trainer(loss_type="dft")
     with pytest.raises(ValueError, match="head_dtype: must be auto"):
         trainer(head_dtype="float16")
+    with pytest.raises(FastDraftError, match="push_to_hub: run `fastdraft push`"):
+        trainer(push_to_hub=True)
+    with pytest.raises(FastDraftError, match=r"push_to_hub: .* run `fastdraft push`"):
+        trainer().push_to_hub()
 
 
 def test_two_visible_gpus_and_one_process(trainer: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from formulas import dense_terms, weighted
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny_training import Make, Row, V, completions, with_columns
@@ -22,8 +23,6 @@ from fastdraft_hf.data import columns
 from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
-from fastdraft_hf.train.head import dense_head_loss
-from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.rows import DraftCollator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
@@ -64,14 +63,10 @@ def reference(
             torch.tensor([document[columns.LOG_PROBS][t] for t in places]).double(),
             torch.tensor([document[columns.TAIL][t] for t in places]).double(),
         )
-        sums = sums + dense_head_loss(
-            hidden[[t - 1 for t in places]],
-            exact.lm_head.weight,
-            torch.tensor([document["labels"][t] for t in places]),
-            objective=Objective(objective),
-            target=stored,
-            temperature=temperature,
-        )
+        logits = hidden[[t - 1 for t in places]] @ exact.lm_head.weight.T
+        labels = torch.tensor([document["labels"][t] for t in places])
+        terms = dense_terms(logits, labels, objective, stored, temperature)
+        sums = sums + weighted(terms, objective)
     loss = sums / count
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in exact.named_parameters()}, count
