@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--hardware",
         default="cpu",
         metavar="HARDWARE",
-        help="such as 8xH100, 8xGaudi2, 1xRTX4090; by default this machine's CPU, which is "
-        "measured for up to a minute",
+        help="such as 8xH100, 8xGaudi2, 1xRTX4090 (default: the cores of this machine's CPU)",
     )
     parser.add_argument(
         "--acceptance",
         type=float,
         metavar="RATE",
-        help="acceptance rate at γ = 3 (default: from the token budget)",
+        help="acceptance rate at γ = 3, such as stage evaluate measured in an earlier run "
+        "(default: from the token budget)",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.acceptance is not None and not 0 < args.acceptance < 1:
         raise FastDraftError(f"--acceptance: got {args.acceptance:g}; give a rate between 0 and 1")
     # A recipe's `when: cuda` holds for every accelerator.
-    device = "cpu" if machine is None else "cuda"
+    device = "cpu" if machine.cpu else "cuda"
     recipe = read_recipe(args.recipe, [f"device={device}", *args.overrides])
     quiet_libraries()
     plan = make_plan(recipe, machine, args.acceptance)
@@ -76,7 +76,7 @@ def render(plan: Plan) -> str:
     """Return a plan as text."""
     rows = [("stage", "devices", "tokens", "time", "memory", "disk", "")]
     for stage in plan.stages:
-        notes = ["finished; this is what it took"] if stage.finished else list(stage.notes)
+        notes = list(stage.notes)
         if 0 < plan.machine.memory < stage.memory_bytes:
             notes.insert(0, "MORE MEMORY THAN A DEVICE HAS")
         cells = (count(stage.tokens), duration(stage.seconds), size(stage.memory_bytes))

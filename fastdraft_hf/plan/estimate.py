@@ -1,8 +1,10 @@
-"""Tokens, time, memory and disk of every stage of a recipe, and the expected speed-up."""
+"""Tokens, time, memory and disk of every stage of a recipe, and the expected speed-up.
+
+All of it is arithmetic. The assumptions are printed with the plan.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,12 +19,9 @@ from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
-from fastdraft_hf.stages.run import PROVENANCE, Run
-from fastdraft_hf.stages.runner import grows, planned
+from fastdraft_hf.stages.runner import STAGES, planned
 from fastdraft_hf.target.resolve import resolve_target
 
-# Stages that use every process; the others run on the main one.
-PARALLEL = ("generate", "logits", "pretrain", "continue", "align", "evaluate")
 # By kind of set: mean over longest length of a completion, and tokens of a prompt.
 LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58, "dataset": 0.75}
 PROMPT_TOKENS = {"free": 1.0, "magpie": 85.0, "code": 70.0, "passages": 90.0, "dataset": 120.0}
@@ -41,8 +40,6 @@ ASSUMPTIONS = (
     "in the quickstart",
     "a stage takes 0.5 to 5 s whatever its size, an OpenVINO export 19 s, loading 1 s per 0.6 GB",
 )
-Sets = dict[str, tuple[float, float, float]]  # rows, prompt and completion tokens by set
-Answers = list[tuple[str, int, int, bool]]  # path, γ, number, whether the draft is trained
 
 
 @dataclass
@@ -51,7 +48,7 @@ class StagePlan:
 
     Attributes:
         tokens: trained on, written, read or decoded.
-        seconds: wall time; of a finished stage, what it took.
+        seconds: wall time.
         memory_bytes: peak of one device (on a CPU: of the process).
         disk_bytes: at most, checkpoints and prepared text included.
         devices: how many it uses.
@@ -63,7 +60,6 @@ class StagePlan:
     memory_bytes: float = BASE_MEMORY
     disk_bytes: float = 0.0
     devices: int = 1
-    finished: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,22 +83,12 @@ class Plan:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def _config(path: Path | str, key: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FastDraftError(f"{key}: cannot read {path}/config.json ({reason})") from error
-
-
-def make_plan(recipe: Recipe, machine: Machine | None, acceptance: float | None = None) -> Plan:
+def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None) -> Plan:
     """Return the plan of a recipe.
 
     Args:
         recipe: as resolved for the machine's device. Of its target, config.json is enough.
-        machine: ``None`` is this machine's CPU, which is measured for up to a minute.
+        machine: from `parse_hardware`.
         acceptance: rate at γ = 3, above 0 and below 1; by default from the token budget.
     """
     folder = resolve_target(recipe.target, recipe.target_revision, weights=False).path
@@ -115,15 +101,22 @@ def make_plan(recipe: Recipe, machine: Machine | None, acceptance: float | None 
             f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the token budget "
             "between the quickstart's 0.134 at 0.64M and the paper's 0.466 at 12.5B"
         )
-    if machine is None:
-        from fastdraft_hf.plan.calibrate import calibrate
-
-        machine = calibrate(recipe, folder, draft, *shapes)
-    job = Job(recipe, *shapes, machine, acceptance_of_rate(acceptance, 3))
     notes += [*machine.assumptions(), *ASSUMPTIONS]
     if machine.count > 1:
-        notes.append(f"time divides by {machine.count} in {', '.join(PARALLEL)}")
+        parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
+        notes.append(f"time divides by {machine.count} in {parallel}")
+    job = _Job(recipe, *shapes, machine, acceptance_of_rate(acceptance, 3))
     return Plan(machine, *shapes, acceptance, job.stages(), job.gains(), notes)
+
+
+def _config(path: Path | str, key: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FastDraftError(f"{key}: cannot read {path}/config.json ({reason})") from error
 
 
 def assumed_acceptance(recipe: Recipe) -> float:
@@ -136,7 +129,7 @@ def assumed_acceptance(recipe: Recipe) -> float:
     return round(0.134 + (0.466 - 0.134) * min(1.0, share), 3)
 
 
-def passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, float]]:
+def _passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, float]]:
     """Return the target's passes over a set: name, rows, prompt and completion tokens."""
     rows, found = float(wanted.rows), []
     if wanted.kind == "magpie":
@@ -149,63 +142,28 @@ def passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, flo
     return [*found, (name, rows, PROMPT_TOKENS[wanted.kind], length)]
 
 
-def row_tokens(recipe: Recipe, name: str, sets: Sets) -> float:
-    """Return the mean length of a training stage's sequences."""
-    config = recipe.training_stages()[name]
-    read = [sets[source.name] for source in config.sources if source.name in sets]
-    if name != "align" or not read:
-        return float(config.max_length)
-    tokens = sum(count * (prompt + length) for count, prompt, length in read)
-    return min(float(config.max_length), tokens / sum(count for count, _, _ in read))
-
-
-def evaluate_answers(recipe: Recipe) -> Answers:
-    """Return what stage evaluate decodes with the trained draft and without."""
-    config = recipe.evaluate
-    count = len(config.tasks) * config.prompts_per_task
-    gammas = config.gammas * len(config.sampled) + config.greedy_gammas
-    return [("alone", 0, count, False), *((config.path, g, count, True) for g in gammas)]
-
-
-def bench_answers(recipe: Recipe) -> Answers:
-    """Return what stage bench decodes: all repeats, and one for warm-up and memory."""
-    config = recipe.bench
-    known = bench.BASELINES if openvino_available() else bench.RUNTIMES["pytorch"]
-    paths = [path for path in dict.fromkeys(config.paths) if path in known]
-    reduced = paths if recipe.reduced_vocabulary is not None else ()
-    gammas, drafts = config.num_assistant_tokens, list(config.drafts)
-    settings = bench.all_settings(bench.assisted_settings(paths, gammas, drafts, reduced))
-    count = len(config.tasks) * config.prompts_per_task * config.repeats + 1
-    found = [(one.path, one.num_assistant_tokens) for one in settings]
-    return [(path, gamma, count, gamma > 0) for path, gamma in found]
-
-
-@dataclass
-class Job:
+class _Job:
     """A recipe on a machine; ``alpha`` is the chance that a drafted token is accepted."""
 
-    recipe: Recipe
-    target: Shape
-    draft: Shape
-    machine: Machine
-    alpha: float
+    def __init__(
+        self, recipe: Recipe, target: Shape, draft: Shape, machine: Machine, alpha: float
+    ) -> None:
+        self.recipe, self.target, self.draft = recipe, target, draft
+        self.machine, self.alpha = machine, alpha
+        # Rows, prompt and completion tokens of the sets that are generated.
+        self.sets: dict[str, tuple[float, float, float]] = {}
 
     def stages(self) -> list[StagePlan]:
         """Return a line for every stage the recipe has, in order."""
-        run, found, sets = Run(self.recipe, Path(self.recipe.output_dir)), [], Sets()
+        found = []
         for name in planned(self.recipe):
             line = StagePlan(name, seconds=FIXED.get(name, 3.0))
-            line.devices = self.machine.count if name in PARALLEL else 1
+            line.devices = self.machine.count if STAGES[name].parallel else 1
             line.disk_bytes = 4.0 * self.draft.parameters
-            if name in self.recipe.training_stages():
-                self._train(line, sets)
-            elif name in ("generate", "logits"):
-                getattr(self, f"_{name}")(line, sets)
-            else:
-                self._measure(line)
-            if run.finished(name) and not grows(run, name):
-                took = json.loads((run.stage_folder(name) / PROVENANCE).read_text(encoding="utf-8"))
-                line.finished, line.seconds = True, float(took["wall_seconds"])
+            training = name in self.recipe.training_stages()
+            estimate = self._train if training else getattr(self, f"_{name}", None)
+            if estimate is not None:
+                estimate(line)
             found.append(line)
         return found
 
@@ -219,45 +177,44 @@ class Job:
             return "openvino" if openvino_available() else "transformers"
         return wanted if self.machine.cpu or self.machine.cuda else "vllm"
 
-    def _write(self, rows: float, prompt: float, tokens: float, batch: int, engine: str) -> float:
-        """Return how long all devices take to write ``rows`` texts, ``batch`` at once on each."""
-        each = rows / self.machine.count
-        texts = min(batch, max(each, 1.0))
-        step = self.machine.step(self.target, texts, prompt + tokens / 2, engine)
-        reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
-        return each * (reading + tokens * step / texts)
+    def _design(self, line: StagePlan) -> None:
+        if self.recipe.design.init != "scratch" and self.recipe.design.draft is None:
+            self._loads(line, self.target, element=4.0)
 
-    def _generate(self, line: StagePlan, sets: Sets) -> None:
-        config = self.recipe.generate
+    def _generate(self, line: StagePlan) -> None:
+        config, devices = self.recipe.generate, self.machine.count
         assert config is not None
         engine, batch = "vllm" if config.servers else self._engine(config.engine), config.batch_size
         for name, wanted in config.sets.items():
             kept = 1.0  # share of the instructions that a time limit left
-            for label, rows, prompt, length in passes(name, wanted):
+            for label, rows, prompt, length in _passes(name, wanted):
                 rows *= kept
                 # transformers waits for the longest completion of a batch.
                 waits = engine in ("auto", "transformers")
                 steps = length / (LENGTH_SHARE[wanted.kind] if waits else 1)
-                took = self._write(rows, prompt, steps, batch, engine)
+                texts = min(batch, max(rows / devices, 1.0))
+                step = self.machine.step(self.target, texts, prompt + steps / 2, engine)
+                reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
+                took = rows / devices * (reading + steps * step / texts)
                 limit = 60 * (wanted.max_minutes or math.inf)
                 if took > limit:
                     kept, rows = kept * limit / took, rows * limit / took
                     # Completions that have started are finished.
-                    took = limit * (1 + min(1.0, batch * self.machine.count / rows))
+                    took = limit * (1 + min(1.0, batch * devices / rows))
                     line.notes.append(f"{label}: cut to {rows:,.0f} rows by max_minutes")
                 line.seconds += took
                 line.tokens += rows * length
-                sets[name] = (rows, prompt, length)
+                self.sets[name] = (rows, prompt, length)
         self._loads(line, self.target, element=1.0 if engine == "openvino" else 0)
         longest = max((w.max_new_tokens + 200 for w in config.sets.values()), default=0)
         cache = batch * longest * self.target.cache_bytes(self.machine.element)
         line.memory_bytes += 1.7e9 if engine == "openvino" else cache  # GenAI's cache and buffers
         line.disk_bytes = 4.0 * line.tokens
 
-    def _logits(self, line: StagePlan, sets: Sets) -> None:
+    def _logits(self, line: StagePlan) -> None:
         config = self.recipe.logits
         assert config is not None
-        read = [sets[name] for name in config.sets if name in sets]
+        read = [self.sets[name] for name in config.sets]
         line.tokens = sum(count * (prompt + length) for count, prompt, length in read)
         # Slower than reading prompts: the head and its top k, and fp16 instead of int8.
         rate = 0.7 * self.machine.read_rate(self.target, 128, self._engine(config.engine))
@@ -267,10 +224,14 @@ class Job:
         written = round(sum(count * length for count, _, length in read))
         line.disk_bytes = stored_bytes(written, config.top_k, self.target.vocabulary)
 
-    def _train(self, line: StagePlan, sets: Sets) -> None:
+    def _train(self, line: StagePlan) -> None:
         name, config = line.stage, self.recipe.training_stages()[line.stage]
-        length = row_tokens(self.recipe, name, sets)
-        rate = line.devices * self.machine.train_rate(name, self.draft, length)
+        length = float(config.max_length)
+        read = [self.sets[source.name] for source in config.sources if source.name in self.sets]
+        if name == "align" and read:
+            tokens = sum(count * (prompt + length) for count, prompt, length in read)
+            length = min(length, tokens / sum(count for count, _, _ in read))
+        rate = line.devices * self.machine.train_rate(self.draft, length)
         if distribution_source(self.recipe, name) == "online":
             own = 3 * self.draft.flops(length / 2)
             rate *= own / (own + self.target.flops(length / 2))
@@ -283,8 +244,7 @@ class Job:
             line.notes.append(f"cut to {limit:,.0f} tokens by max_minutes")
         batch = config.per_device_train_batch_size * length
         step = batch * config.gradient_accumulation_steps * line.devices
-        evaluations = math.ceil(line.tokens / step / config.save_steps)
-        evaluated = evaluations * config.eval_rows * length
+        evaluated = math.ceil(line.tokens / step / config.save_steps) * config.eval_rows * length
         line.seconds += (line.tokens + evaluated / 3) / rate  # forward passes only
         # Weights, gradients and two moments in float32, activations, a chunk of the head's logits.
         each = self.draft.layers * (14 * self.draft.width + 4 * self.draft.inner)
@@ -294,33 +254,47 @@ class Job:
         line.disk_bytes += 24.0 * self.draft.parameters
         line.disk_bytes += 0.0 if name != "align" and config.streams else 4.0 * line.tokens
 
-    def _measure(self, line: StagePlan) -> None:
-        """Plan design, reduced_vocabulary, export, evaluate and bench."""
-        recipe, name = self.recipe, line.stage
-        read, answers, longest = 0.0, Answers(), 0
-        if name == "design" and recipe.design.init != "scratch" and recipe.design.draft is None:
-            self._loads(line, self.target, element=4.0)
-        elif name == "reduced_vocabulary" and recipe.reduced_vocabulary is not None:
-            read = recipe.reduced_vocabulary.texts * (EVALUATION_PROMPT + 128.0)
-        elif name == "export":
-            forms = [*recipe.export.openvino, *recipe.export.gguf]
-            copies = 1 if recipe.reduced_vocabulary is None else 2
-            line.seconds = copies * EXPORT * len(recipe.export.openvino) + 3.0 * len(forms)
-            line.disk_bytes = self.draft.parameters * sum(FORM_BYTES.get(f, 2.0) for f in forms)
+    def _export(self, line: StagePlan) -> None:
+        config, forms = self.recipe.export, [*self.recipe.export.openvino, *self.recipe.export.gguf]
+        copies = 1 if self.recipe.reduced_vocabulary is None else 2
+        line.seconds = copies * EXPORT * len(config.openvino) + 3.0 * len(forms)
+        line.disk_bytes = self.draft.parameters * sum(FORM_BYTES.get(f, 2.0) for f in forms)
+        if forms and config.acceptance_texts:
             # Written by the target in batches of eight, read by it and each form.
-            read = recipe.export.acceptance_texts * 48.0 * (1 + len(forms)) * bool(forms)
-            answers, longest = [("alone", 0, 2 * bool(read), False)], 48
-        elif name == "evaluate":
-            config = recipe.evaluate
-            answers, longest = evaluate_answers(recipe), config.max_new_tokens
-            # Sampled answers are read again, for the expected acceptance.
-            rows = len(config.tasks) * config.prompts_per_task * len(config.gammas)
-            read = rows * len(config.sampled) * (EVALUATION_PROMPT + longest)
-        elif name == "bench":
-            answers, longest = bench_answers(recipe), recipe.bench.max_new_tokens
+            read = config.acceptance_texts * 48.0 * (1 + len(forms))
+            self._decodes(line, read, 48, [("alone", 0)], 2)
+
+    def _evaluate(self, line: StagePlan) -> None:
+        config = self.recipe.evaluate
+        count, gammas = len(config.tasks) * config.prompts_per_task, config.gammas
+        drafting = [(config.path, g) for g in gammas * len(config.sampled) + config.greedy_gammas]
+        # Sampled answers are read again, for the expected acceptance.
+        rows = count * len(gammas) * len(config.sampled)
+        read = rows * (EVALUATION_PROMPT + config.max_new_tokens)
+        self._decodes(line, read, config.max_new_tokens, [("alone", 0), *drafting], count)
+
+    def _bench(self, line: StagePlan) -> None:
+        config = self.recipe.bench
+        known = bench.BASELINES if openvino_available() else bench.RUNTIMES["pytorch"]
+        paths = [path for path in dict.fromkeys(config.paths) if path in known]
+        reduced = paths if self.recipe.reduced_vocabulary is not None else ()
+        settings = bench.all_settings(
+            bench.assisted_settings(
+                paths, config.num_assistant_tokens, list(config.drafts), reduced
+            )
+        )
+        answers = [(one.path, one.num_assistant_tokens) for one in settings]
+        # All repeats, and one for warm-up and memory.
+        count = len(config.tasks) * config.prompts_per_task * config.repeats + 1
+        self._decodes(line, 0, config.max_new_tokens, answers, count)
+
+    def _decodes(
+        self, line: StagePlan, read: float, longest: int, answers: list[tuple[str, int]], count: int
+    ) -> None:
+        """Add ``read`` tokens, and ``count`` answers on each path with γ (0: the target alone)."""
         seconds = read / self.machine.read_rate(self.target, 128)
-        for path, gamma, count, trained in answers:
-            tau = expected_block_efficiency(self.alpha, gamma) if trained else 1.0
+        for path, gamma in answers:
+            tau = expected_block_efficiency(self.alpha, gamma)
             prompt = EVALUATION_PROMPT / self.machine.read_rate(self.target, 75, path)
             seconds += count * (prompt + longest / tau * self._round(path, gamma))
             line.tokens += count * longest

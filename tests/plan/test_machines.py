@@ -29,9 +29,8 @@ H100 = DEVICES["H100"]
 )
 def test_hardware(text: str, count: int, name: str) -> None:
     found = parse_hardware(text)
-    assert found is not None
     assert (found.count, found.name) == (count, name)
-    assert parse_hardware("CPU") is None
+    assert parse_hardware("CPU").cpu
 
 
 @pytest.mark.parametrize(
@@ -80,12 +79,6 @@ def test_one_text_is_bound_by_memory_and_many_by_flops() -> None:
     assert H100.step(SHAPE, 64, 200) > H100.step(SHAPE, 64, 200, "vllm")
 
 
-def test_measured_rounds_replace_the_estimate() -> None:
-    rates = {"alone/0": 0.05, "ours/0": 0.04, "ours/1": 0.06, "ours/5": 0.1, "pretrain": 700.0}
-    machine = cpu_machine(1e11, 1e10, rates)
-    found = [machine.round_seconds(SHAPE, SHAPE, "ours", gamma) for gamma in (0, 1, 3, 5)]
-    assert found == pytest.approx([0.04, 0.06, 0.08, 0.1])
-    assert machine.train_rate("pretrain", SHAPE, 64) == 700
-    # Nothing was measured on OpenVINO: int8 reads a quarter of the bytes.
-    step = machine.round_seconds(SHAPE, SHAPE, "openvino-alone", 0)
+def test_openvino_reads_a_quarter_of_the_bytes() -> None:
+    step = cpu_machine(1).round_seconds(SHAPE, SHAPE, "openvino-alone", 0)
     assert step == pytest.approx(7e9 / (0.6 * 1e10), rel=0.05)
