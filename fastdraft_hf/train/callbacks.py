@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _MARK = "complete"
 _STREAM_STATE = "stream.json"
+# The steps that `max_minutes` is judged by, after those in which the device warms up.
+_WARM_STEPS, _TIMED_STEPS = 2, 10
+
+logger = logging.getLogger(__name__)
 
 # Processes on the CPU have the devices cpu:0, cpu:1 and so on. `Trainer` resumes with
 # `torch.load(…, map_location=device)`, and torch knows this location as cpu only.
@@ -44,53 +48,21 @@ class MarkCompleteCheckpoints(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
 
 
-def _newest_first(folder: Path) -> dict[Path, int]:
-    steps = {path: path.name.split("-")[-1] for path in folder.glob("checkpoint-*")}
-    found = [(int(step), path) for path, step in steps.items() if step.isdigit()]
-    return {path: step for step, path in sorted(found, reverse=True)}
-
-
-def newest_complete(folder: Path, most: int | None = None) -> Path | None:
-    """Return the newest complete checkpoint in ``folder``, of at most step ``most``."""
-    for path, step in _newest_first(folder).items():
-        if (path / _MARK).exists() and (most is None or step <= most):
-            return path
-    return None
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in ``folder``; remove incomplete ones after it."""
-    good = newest_complete(folder)
-    for path in _newest_first(folder):
-        if path == good:
-            break
-        shutil.rmtree(path)
-    return good
+def newest_complete(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in ``folder``."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{_MARK}")]
+    return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 def shared_checkpoint(folder: Path) -> Path | None:
-    """Return `last_complete_checkpoint`, found by the main process, in every process."""
-    found: list[Path | None] = [None]
-    if PartialState().is_main_process:
-        found = [last_complete_checkpoint(folder)]
+    """Return `newest_complete`, found by the main process, in every process."""
+    found = [newest_complete(folder) if PartialState().is_main_process else None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
     return checkpoint
 
 
 class AlreadyTrainedError(Exception):
     """The resumed run is at its end; the weights of its last checkpoint are loaded."""
-
-
-class StopAtTheEnd(TrainerCallback):
-    """Raises `AlreadyTrainedError` where `Trainer` would train one step too many."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.max_train_tokens:
-            ended = state.num_input_tokens_seen >= args.max_train_tokens
-        else:
-            ended = state.global_step >= state.max_steps
-        if ended:
-            raise AlreadyTrainedError
 
 
 class SaveStreamState(TrainerCallback):
@@ -144,8 +116,55 @@ def read_stream_state(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
+class TimeBudget(TrainerCallback):
+    """Cuts ``max_train_tokens`` to what ``max_minutes`` affords at the rate of the first steps.
+
+    ``plan.json`` in ``output_dir`` holds the cut, and the step from which on a resumed run repeats
+    it.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._path, self._first = Path(args.output_dir) / "plan.json", state.global_step
+        known = state.is_world_process_zero and self._path.exists()
+        self._plan = broadcast_object_list([json.loads(self._path.read_text()) if known else None])
+        self._cut(args, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, seen = state.global_step - self._first, state.num_input_tokens_seen
+        if step == _WARM_STEPS:
+            self._start = time.monotonic(), seen
+        elif step == _WARM_STEPS + _TIMED_STEPS and self._plan[0] is None:
+            rate = (seen - self._start[1]) / (time.monotonic() - self._start[0])
+            affordable, wanted = int(60 * args.max_minutes * rate), int(args.max_train_tokens)
+            if affordable < wanted:
+                logger.warning(
+                    f"this machine trains {rate:,.0f} tokens per second: {affordable:,} instead of "
+                    f"{wanted:,} tokens fit into max_minutes: {args.max_minutes:g}"
+                )
+            plan = {"max_train_tokens": max(1, min(affordable, wanted)), "asked_for": wanted}
+            plan |= {"tokens_per_second": round(rate, 1), "after_step": state.global_step}
+            self._plan = broadcast_object_list([plan])
+            if state.is_world_process_zero:
+                write_json(self._path, self._plan[0])
+        self._cut(args, state)
+
+    def _cut(self, args: Any, state: Any) -> None:
+        plan = self._plan[0]
+        if plan is not None and state.global_step >= plan["after_step"]:
+            args.max_train_tokens = plan["max_train_tokens"]
+
+
 class TokenBudget(TrainerCallback):
     """Ends training with the first step after which ``max_train_tokens`` is reached."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # `Trainer` would train one step too many.
+        if args.max_train_tokens:
+            ended = state.num_input_tokens_seen >= args.max_train_tokens
+        else:
+            ended = state.global_step >= state.max_steps
+        if ended:
+            raise AlreadyTrainedError
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The count is gathered over processes, so all of them stop at the same step.
@@ -183,6 +202,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._progress is not None:
+            self._progress.total = args.max_train_tokens or state.max_steps  # may be cut
             done = state.num_input_tokens_seen if args.max_train_tokens else state.global_step
             self._progress.advance(done - self._done, note=f"step {state.global_step}{self._note}")
             self._done = done
@@ -197,17 +217,3 @@ class TrainingProgress(TrainerCallback):
         if self._progress is not None:
             self._progress.__exit__(None, None, None)
             self._progress = None
-
-
-class StepTimer(TrainerCallback):
-    """Collects the wall time of every step, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._start = 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._start = time.monotonic()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.monotonic() - self._start)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
@@ -36,17 +36,20 @@ def check_rows(sets: dict[str, Any]) -> None:
             raise FastDraftError(f"{name} dataset: it has no rows")
 
 
-def check_labels(sets: dict[str, Any]) -> None:
+def check_labels(sets: dict[str, Any], args: DraftDistillationConfig) -> None:
     """Refuse a prepared dataset in which no token carries loss; streams are not read.
 
     Raises:
         FastDraftError: naming the dataset.
     """
+    kept = slice(args.max_length)
+    if args.max_length and args.truncation_mode == "keep_end":
+        kept = slice(-args.max_length, None)
     for name, dataset in sets.items():
         if not isinstance(dataset, Dataset) or "labels" not in dataset.column_names:
             continue
         rows = dataset.select_columns(["labels"]).with_format(None)
-        if not any(label != columns.IGNORED for row in rows for label in row["labels"][1:]):
+        if not any(label != columns.IGNORED for row in rows for label in row["labels"][kept][1:]):
             raise FastDraftError(
                 f"no row of the {name} dataset has a label left; raise max_length (prompts may "
                 "fill it), or label the tokens to train on"
@@ -94,18 +97,10 @@ def open_teacher(
         given = dict(kwargs) if isinstance(kwargs, dict) else {}
         given.setdefault("trust_remote_code", args.trust_remote_code)
         given.setdefault("dtype", torch.bfloat16 if has_fast_bf16(args.device) else torch.float32)
-        try:
-            theirs = AutoTokenizer.from_pretrained(teacher)
-        except (OSError, ValueError):
-            theirs = None  # a teacher without a tokenizer: only the heads are compared
-        if theirs is not None and tokenizer is not None:
-            try:
-                check_vocabulary(
-                    Vocabulary.of_tokenizer(theirs, "the target"),
-                    Vocabulary.of_tokenizer(tokenizer, "the draft"),
-                )
-            except FastDraftError as error:
-                raise FastDraftError(f"teacher_model: {error}") from error
+        check_vocabulary(
+            Vocabulary.of_tokenizer(AutoTokenizer.from_pretrained(teacher), "the target"),
+            Vocabulary.of_tokenizer(tokenizer, "the draft"),
+        )
         teacher = AutoModelForCausalLM.from_pretrained(teacher, **given)
     rows = int(head_of(teacher).weight.shape[0])
     if rows != vocab_size:
@@ -119,56 +114,23 @@ def open_teacher(
 
 def check_adapter(model: Any, peft_config: Any) -> None:
     """Refuse a PEFT adapter on the head, because the loss reads the head's weight directly."""
-    if peft_config is None:
-        return
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = output.weight is embedding.weight
-    refused = [
-        name
-        for name, module in model.named_modules()
-        if module is output or (tied and module is embedding)
-    ]
+    heads = [output, embedding] if tied else [output]
+    names = [name for name, module in model.named_modules() if module in heads]
     for setting in ("target_modules", "modules_to_save", "trainable_token_indices"):
-        wanted = getattr(peft_config, setting, None)
-        if setting == "trainable_token_indices" and isinstance(wanted, list):
+        wanted = getattr(peft_config, setting, None) or []
+        if setting == "trainable_token_indices" and isinstance(wanted, list) and wanted:
             wanted = ["embed_tokens"]  # PEFT's choice for a list of ids
-        if wanted == "all-linear":  # PEFT leaves the head out
-            continue
-        for name in refused:
-            if isinstance(wanted, str):  # a regular expression over full names
-                found = [wanted] if re.fullmatch(wanted, name) else []
-            else:
-                found = [w for w in wanted or [] if name == w or name.endswith(f".{w}")]
-            if found:
+        if not isinstance(wanted, str):  # which is a regular expression over full names
+            wanted = "|".join(rf"(?:.*\.)?{re.escape(one)}" for one in wanted)
+        for name in names:
+            if re.fullmatch(wanted, name):
                 raise FastDraftError(
-                    f"peft_config.{setting}: '{found[0]}' is the draft's head"
+                    f"peft_config.{setting}: '{name}' is the draft's head"
                     f"{' (tied to the embedding)' if tied else ''}, which takes no adapter; leave "
                     "it out"
                 )
-
-
-def most_steps(args: DraftDistillationConfig, dataset: Any) -> int:
-    """Return more steps than the token budget can take; `Trainer` needs a number at the start.
-
-    Raises:
-        FastDraftError: the budget is below one batch, estimated from the dataset's first rows.
-    """
-    budget = int(args.max_train_tokens or 0)
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    length = float(args.max_length or 1)
-    if not args.packing and "input_ids" in columns.column_names(dataset):
-        streamed = isinstance(dataset, IterableDataset)
-        first = dataset.take(64) if streamed else dataset.select(range(min(len(dataset), 512)))
-        most = args.max_length or float("inf")
-        sizes = [min(len(row["input_ids"]), most) for row in first.select_columns(["input_ids"])]
-        length = sum(sizes) / max(1, len(sizes))
-    if budget < rows * length:
-        raise FastDraftError(
-            f"max_train_tokens {budget:,} is below one batch of about {rows * length:,.0f} tokens "
-            f"({rows} rows of {length:,.0f}: per_device_train_batch_size x "
-            "gradient_accumulation_steps x processes); raise it or lower these"
-        )
-    return budget + 1  # a last batch of an epoch may hold a single token
 
 
 def check_sharding(args: DraftDistillationConfig) -> None:

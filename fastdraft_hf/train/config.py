@@ -79,7 +79,7 @@ class DraftDistillationConfig(SFTConfig):
     max_minutes: float | None = _field(
         None,
         "Cut max_train_tokens to what this machine trains in this time. The rate is measured "
-        "before the first step; the cut is then fixed.",
+        "over the first steps; the cut is then fixed.",
     )
     warmup_steps: float = _field(0.03, "Warm-up: a share of the budget if below 1, else steps.")
     lr_scheduler_type: str = _field(

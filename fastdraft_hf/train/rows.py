@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import columns
-
-_ROWS_AT_ONCE = 10_000
 
 
 @dataclass
@@ -84,26 +80,6 @@ def _zeros(rows: int, length: int, k: int) -> dict[str, torch.Tensor]:
         columns.LOG_PROBS: torch.zeros(rows, length, k, dtype=torch.float16),
         columns.TAIL: torch.zeros(rows, length, dtype=torch.float16),
     }
-
-
-def with_labels_in_reach(dataset: Any, max_length: int | None, keep_end: bool) -> Any:
-    """Return the rows that keep a label when they are cut; only longer rows are read."""
-    if not isinstance(dataset, Dataset) or not max_length:
-        return dataset
-    import pyarrow.compute as pc
-
-    tokens = dataset.select_columns(["input_ids"]).with_format("arrow")
-    parts = [
-        pc.list_value_length(tokens[start : start + _ROWS_AT_ONCE]["input_ids"]).to_numpy()
-        for start in range(0, len(dataset), _ROWS_AT_ONCE)
-    ]
-    long = np.flatnonzero(np.concatenate([*parts, np.empty(0)]) > max_length)
-    if not len(long):
-        return dataset
-    window = slice(-max_length, None) if keep_end else slice(max_length)
-    labels = dataset.select_columns(["labels"])
-    lost = {i for i in map(int, long) if set(labels[i]["labels"][window]) <= {columns.IGNORED}}
-    return dataset.select([i for i in range(len(dataset)) if i not in lost]) if lost else dataset
 
 
 class SameLengthSampler(LengthGroupedSampler):

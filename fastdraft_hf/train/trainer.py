@@ -9,11 +9,8 @@ values and gradients of every term from there, on the labelled tokens only.
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import logging
 import random
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.data import columns
@@ -40,19 +33,19 @@ from fastdraft_hf.train import checks
 from fastdraft_hf.train.callbacks import (
     AlreadyTrainedError,
     MarkCompleteCheckpoints,
-    StepTimer,
-    StopAtTheEnd,
+    TimeBudget,
     TokenBudget,
     TrainingProgress,
+    newest_complete,
     shared_checkpoint,
 )
 from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16, schedule_shape
 from fastdraft_hf.train.distribution import TargetHead, TopK
-from fastdraft_hf.train.failures import NonFiniteLossError
+from fastdraft_hf.train.failures import NonFiniteLossError, rows_of
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
-from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler, with_labels_in_reach
+from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler
 from fastdraft_hf.train.sampled import sample_head
 
 if TYPE_CHECKING:
@@ -65,9 +58,6 @@ if TYPE_CHECKING:
     )
 
 logger = logging.getLogger(__name__)
-
-# Steps that are timed where max_minutes is given.
-_TIMED_STEPS = 12
 
 
 class DraftDistillationTrainer(SFTTrainer):
@@ -151,11 +141,17 @@ class DraftDistillationTrainer(SFTTrainer):
             )
         if train_dataset is None:
             raise FastDraftError("train_dataset is missing; give the rows to train on")
-        args = _own_copy(args)
+        args = copy.copy(args)
         if args.loss_type != "nll" or args.label_smoothing_factor:
             raise FastDraftError("loss_type must be 'nll' and label_smoothing_factor 0")
         checks.check_sharding(args)
-        _use_one_device(args)
+        if args.n_gpu > 1:  # under `DataParallel` the loss cannot read the hidden states
+            logger.warning(
+                "%d GPUs are visible and this process trains on one; to use all of them, start "
+                "with `accelerate launch`",
+                args.n_gpu,
+            )
+            args._n_gpu = 1
         sets = checks.named_sets(train_dataset, eval_dataset)
         checks.check_rows(sets)
         stores = {name: columns.has_distribution(rows, name) for name, rows in sets.items()}
@@ -180,7 +176,8 @@ class DraftDistillationTrainer(SFTTrainer):
         if stored and data_collator is not None:
             raise FastDraftError("a stored distribution needs the trainer's own data_collator")
         if args.max_train_tokens is not None:
-            args.max_steps = checks.most_steps(args, train_dataset)
+            # `Trainer` needs a number: more than the budget has tokens.
+            args.max_steps = int(args.max_train_tokens) + 1
         if processing_class is None:
             processing_class = getattr(model, "tokenizer", None)
         if processing_class is None:
@@ -210,7 +207,7 @@ class DraftDistillationTrainer(SFTTrainer):
             peft_config=peft_config,
             formatting_func=formatting_func,
         )
-        checks.check_labels(checks.named_sets(self.train_dataset, self.eval_dataset))
+        checks.check_labels(checks.named_sets(self.train_dataset, self.eval_dataset), args)
         if isinstance(self.train_dataset, IterableDataset):
             # `Trainer` takes `max_steps` for the length of a pass, whatever the stream's is: after
             # a second pass it would resume at a wrong position. Endless, a stream has one pass.
@@ -229,9 +226,7 @@ class DraftDistillationTrainer(SFTTrainer):
         self.head_dtype: torch.dtype = getattr(torch, wanted)
         self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
-        # As they were given, so that a message's numbers are those of the caller's rows.
-        given_ids = "input_ids" in columns.column_names(train_dataset)
-        self._given_rows = train_dataset if given_ids else self.train_dataset
+        self._given_rows = train_dataset  # an error numbers the caller's rows
         self._step_inputs: list[dict[str, Any]] = []
         self._repeated: dict[str, Any] | None = None
         self._window: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
@@ -242,7 +237,9 @@ class DraftDistillationTrainer(SFTTrainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         present = {type(callback) for callback in self.callback_handler.callbacks}
-        for own in (MarkCompleteCheckpoints, TokenBudget, StopAtTheEnd):
+        if args.max_minutes is not None:
+            self.add_callback(TimeBudget())  # before the others, which read the budget
+        for own in (MarkCompleteCheckpoints, TokenBudget):
             self.add_callback(own())
         if TrainingProgress not in present and not args.disable_tqdm:
             self.add_callback(TrainingProgress())
@@ -263,8 +260,6 @@ class DraftDistillationTrainer(SFTTrainer):
         if resume_from_checkpoint is True:
             found = shared_checkpoint(Path(str(self.args.output_dir)))
             resume_from_checkpoint = None if found is None else str(found)
-        if self.args.max_minutes is not None:
-            self.args.max_train_tokens = self._affordable_tokens()
         try:
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except AlreadyTrainedError:
@@ -275,65 +270,6 @@ class DraftDistillationTrainer(SFTTrainer):
                 if name in self._initial:
                     weight.lerp_(self._initial[name].to(weight.device), self.args.start_weight)
         return output
-
-    def _affordable_tokens(self) -> int:
-        """Return the budget that `max_minutes` affords, decided once and kept for resumed runs."""
-        path = Path(str(self.args.output_dir)) / "plan.json"
-        budget, main = int(self.args.max_train_tokens), self.is_world_process_zero()
-        decided: list[Any] = [json.loads(path.read_text()) if main and path.exists() else None]
-        if broadcast_object_list(decided)[0] is None:
-            rate = self._measured_rate()
-            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            step = rows * self.args.world_size * int(self.args.max_length or 1)
-            affordable = max(step, int(60 * self.args.max_minutes * rate))
-            if affordable < budget:
-                logger.warning(
-                    f"this machine trains {rate:,.0f} tokens per second: {affordable:,} instead of "
-                    f"{budget:,} tokens fit into max_minutes: {self.args.max_minutes:g}"
-                )
-            plan = {"max_train_tokens": min(affordable, budget), "asked_for": budget}
-            decided = [{**plan, "tokens_per_second": round(rate, 1)}]
-            if main:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, decided[0])
-        return int(decided[0]["max_train_tokens"])
-
-    def _measured_rate(self) -> float:
-        """Return tokens per second of a few real steps on a copy of the draft."""
-        rows: Any = self.train_dataset
-        args = copy.copy(self.args)
-        args.max_train_tokens = args.max_minutes = None
-        args.max_steps, args.start_weight, args.disable_tqdm = _TIMED_STEPS, 0.0, True
-        args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-        args.report_to = []
-        if args.packing:
-            args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are packed already
-        if isinstance(rows, IterableDataset):
-            count = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            rows = Dataset.from_list(list(itertools.islice(rows, count)))
-        states = random.getstate(), np.random.get_state()
-        devices = [args.device] if args.device.type == "cuda" else []
-        draft = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-        for module in draft.modules():
-            module.__dict__.pop("forward", None)  # TRL's patch, which calls the original
-        with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices):
-            args.output_dir = scratch
-            timer = StepTimer()
-            trainer = DraftDistillationTrainer(
-                draft,
-                args,
-                teacher_model=self.teacher_model,
-                train_dataset=rows,
-                processing_class=self.processing_class,
-                callbacks=[timer],
-            )
-            trainer.train()
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        times = sorted(timer.seconds[2:])  # the first steps warm up
-        step_tokens = trainer.state.num_input_tokens_seen / trainer.state.global_step
-        rate = [float(step_tokens / times[len(times) // 2])]
-        return float(broadcast_object_list(rate)[0])
 
     # --- data
 
@@ -350,10 +286,7 @@ class DraftDistillationTrainer(SFTTrainer):
     ) -> Any:
         present = columns.column_names(dataset)
         if not packing and {"input_ids", "labels"} <= set(present):  # the collator cuts
-            dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
-            return with_labels_in_reach(
-                dataset, args.max_length, args.truncation_mode == "keep_end"
-            )
+            return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
         if not (packing and args.max_length and columns.has_distribution(dataset, dataset_name)):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -463,15 +396,9 @@ class DraftDistillationTrainer(SFTTrainer):
         labels = inputs.pop("labels")[:, 1:]
         labelled = labels != -100
         unwrapped = self.accelerator.unwrap_model(model)
-        _keep_head_whole(unwrapped)
         hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
         head = head_of(unwrapped)
         weight, bias = head.weight, head.bias
-        if isinstance(weight, DTensor):
-            raise FastDraftError(
-                "the draft's head is sharded over devices where the loss needs it whole; use data "
-                "parallelism or FSDP2"
-            )
         wanted, target = labels[labelled], self._distribution(inputs, stored, labelled)
         if (
             model.training
@@ -558,8 +485,17 @@ class DraftDistillationTrainer(SFTTrainer):
         return norm
 
     def _fail(self, what: str, batches: list[dict[str, Any]], training: bool = True) -> NoReturn:
-        rows = self._given_rows if training else None
-        raise NonFiniteLossError.of(what, self.args, self.state.global_step, rows, batches)
+        step, rates = self.state.global_step, f"learning_rate {self.args.learning_rate:g}"
+        if self.args.use_muon:
+            rates += f", muon_learning_rate {self.args.muon_learning_rate:g}"
+        where = f"step {step + 1}" if training else f"evaluation after step {step}"
+        rows = rows_of(self._given_rows if training else None, batches)
+        good = newest_complete(Path(str(self.args.output_dir)))
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"{where}: {what} on {rows}; {kept}. Look at these rows, or lower the learning rate "
+            f"({rates})"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log means over the labelled tokens since the last log, and the rate."""
@@ -610,13 +546,13 @@ class DraftDistillationTrainer(SFTTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
         """As `Trainer`, but by tokens when there is a budget of them."""
-        budget = self.args.max_train_tokens
-        if budget is None:
+        if self.args.max_train_tokens is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             optimizer, shape = optimizer or self.create_optimizer(), schedule_shape(self.args)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda _: shape(self.state.num_input_tokens_seen / budget)
+                optimizer,
+                lambda _: shape(self.state.num_input_tokens_seen / self.args.max_train_tokens),
             )
             # Private in `Trainer`, which saves only a scheduler it knows to be its own.
             self._created_lr_scheduler = True
@@ -627,45 +563,3 @@ class DraftDistillationTrainer(SFTTrainer):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: `Trainer` would push its pickled arguments and logs with the draft."""
         raise FastDraftError("push_to_hub: save the draft and run `fastdraft push` on its folder")
-
-
-def _keep_head_whole(model: Any) -> None:
-    """Have FSDP2 keep the head unsharded between the forward and the backward pass.
-
-    FSDP2 shards parameters again after their module ran, and gathers them when a gradient by the
-    module's output arrives. The loss reads the head's weight and never its output, so the backward
-    pass would read freed memory. accelerate 1.15 does the same by itself.
-    """
-    for module in (model, model.get_output_embeddings()):
-        if isinstance(module, FSDPModule):
-            module.set_reshard_after_forward(False, recurse=False)
-
-
-def _own_copy(args: DraftDistillationConfig) -> DraftDistillationConfig:
-    """Return a copy that the trainer may change without the caller's config changing."""
-    own = copy.copy(args)
-    for name, value in vars(own).items():
-        if isinstance(value, dict):
-            setattr(own, name, dict(value))
-    own.accelerator_config = copy.copy(args.accelerator_config)
-    return own
-
-
-def _use_one_device(args: DraftDistillationConfig) -> None:
-    """Keep `Trainer` from `DataParallel`, under which the loss cannot read the hidden states."""
-    _ = args.device  # decides how many devices there are
-    if args.n_gpu > 1:
-        logger.warning(
-            "%d GPUs are visible and this process trains on one; to use all of them, start with "
-            "`accelerate launch`",
-            args.n_gpu,
-        )
-        args._n_gpu = 1
-
-
-__all__ = [
-    "DraftDistillationConfig",
-    "DraftDistillationTrainer",
-    "NonFiniteLossError",
-    "has_fast_bf16",
-]

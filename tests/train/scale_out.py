@@ -55,15 +55,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "non_finite": {"max_steps": 3},
 }
 # FSDP2 shards the draft; the head is used outside of the forward pass that it is gathered for.
-# "all": the head and the last norm too are sharded again after the forward pass, as in accelerate
-# before 1.15.
 SHARDED = {
     "sharded_tied": {},
     "sharded_untied": {},
     "sharded_accumulated": {"gradient_accumulation_steps": 2},
     "sharded_stored": {"objective": {"ce": 0.3, "kl": 0.7}},
-    "sharded_all_tied": {},
-    "sharded_all_untied": {},
 }
 STEPS = 4
 ROWS_A_STEP = 8
@@ -260,28 +256,17 @@ def shard_on_cpu() -> None:
     It looks at the kind of processes and at nothing else before it prepares the model, so they are
     called GPUs here; everything after that is accelerate's and torch's own code.
     """
-    import accelerate.accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
-    from torch.distributed.fsdp import FSDPModule
 
-    init, prepare = AcceleratorState.__init__, accelerate.accelerator.fsdp2_prepare_model
+    init = AcceleratorState.__init__
 
     def init_with_gpus(self: Any, *args: Any, **kwargs: Any) -> None:
         if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         init(self, *args, **kwargs)
 
-    def prepare_all(accelerator: Any, model: Any) -> Any:
-        model = prepare(accelerator, model)
-        if os.environ.get("RESHARD_ALL"):
-            for module in model.modules():
-                if isinstance(module, FSDPModule):
-                    module.set_reshard_after_forward(True)
-        return model
-
     AcceleratorState.__init__ = init_with_gpus
-    accelerate.accelerator.fsdp2_prepare_model = prepare_all
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
@@ -348,7 +333,6 @@ def main(models: Path, folder: Path, corpus: Path) -> None:
     for name in [*SCENARIOS, *SHARDED]:
         if name == next(iter(SHARDED)):
             shard_on_cpu()
-        os.environ["RESHARD_ALL"] = "yes" if "_all_" in name else ""
         found = train(name, models, folder, processes)
         (folder / f"{name}.{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

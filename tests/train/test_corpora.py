@@ -18,7 +18,7 @@ from tiny_training import LENGTH, Killed, kill_at, losses, section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
-from fastdraft_hf.train.callbacks import last_complete_checkpoint, read_stream_state
+from fastdraft_hf.train.callbacks import newest_complete, read_stream_state
 from fastdraft_hf.train.loop import train
 
 STEPS, WINDOW = 11, 6
@@ -77,7 +77,7 @@ def test_a_killed_stream_resumes_bit_for_bit(
         kill_at(monkeypatch, step)
         with pytest.raises(Killed):
             run("killed")
-    kept = last_complete_checkpoint(tmp_path / "killed")
+    kept = newest_complete(tmp_path / "killed")
     assert kept is not None
     assert kept.name == "checkpoint-9"
     state = read_stream_state(kept)

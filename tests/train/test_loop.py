@@ -19,7 +19,8 @@ from tiny_training import section as any_section
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.train.callbacks import last_complete_checkpoint
+from fastdraft_hf.train import callbacks
+from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.section import LoraSettings, training_section
 
@@ -73,7 +74,7 @@ def test_a_killed_run_resumes_bit_for_bit(
             with pytest.raises(Killed):
                 run(start_model, tiny_tokenizer, data, tmp_path / "killed", settings)
     assert not (tmp_path / "killed" / "model").exists()
-    whole = last_complete_checkpoint(tmp_path / "killed")
+    whole = newest_complete(tmp_path / "killed")
     assert whole is not None
     assert whole.name == "checkpoint-6"
     torn = tmp_path / "killed" / "checkpoint-8"  # what a kill while saving leaves
@@ -138,25 +139,39 @@ def test_killed_after_the_last_checkpoint(
     assert same(before, weights(tmp_path))
 
 
-def test_the_plan_is_kept(
-    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
-) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"max_train_tokens": 3 * 4 * LENGTH}))
-    assert run(start_model, tiny_tokenizer, data, tmp_path, config(max_minutes=1))["steps"] == 3
-
-
 def test_a_minute_budget_can_only_cut(
-    tmp_path: Path, start_model: Path, tiny_tokenizer: Any, data: Path
+    tmp_path: Path,
+    start_model: Path,
+    tiny_tokenizer: Any,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = config(max_minutes=1e-9)
-    assert run(start_model, tiny_tokenizer, data, tmp_path / "a", settings)["steps"] == 1
-    run(start_model, tiny_tokenizer, data, tmp_path / "b", config(max_minutes=1e6))
-    run(start_model, tiny_tokenizer, data, tmp_path / "c", config())
+    monkeypatch.setattr(callbacks, "_TIMED_STEPS", 3)
+
+    def trained(name: str, **changes: Any) -> Any:
+        return run(start_model, tiny_tokenizer, data, tmp_path / name, config(**changes))
+
+    assert trained("a", max_minutes=1e-9)["steps"] == 5  # the cut is made after them
+    trained("b", max_minutes=1e6)
+    trained("c")
     plan = json.loads((tmp_path / "b" / "plan.json").read_text())
     assert plan["max_train_tokens"] == STEPS * 4 * LENGTH
     assert plan["tokens_per_second"] > 0
-    # Timing a few steps first must leave no trace in what is trained.
     assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
+    # A resumed run makes the same cut at the same step.
+    plan = {"max_train_tokens": 7 * 4 * LENGTH, "after_step": 5}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text(json.dumps(plan))
+    facts = trained("whole", max_minutes=1)
+    assert facts["steps"] == 7
+    for step in (3, 6):
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(Killed):
+                trained("killed", max_minutes=1)
+    assert losses(trained("killed", max_minutes=1)) == losses(facts)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
 def test_a_loss_that_explodes(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_training import LENGTH, Killed, Make, kill_at, losses, run, same, section, with_columns
 from transformers import AutoModelForCausalLM
 
-from fastdraft_hf.train.callbacks import last_complete_checkpoint
+from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.section import LoraSettings
 
 STEPS = 7
@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_is_merged(
         kill_at(patch, 5)
         with pytest.raises(Killed):
             run(start_model, tiny_tokenizer, data, killed, settings)
-    checkpoint = last_complete_checkpoint(killed)
+    checkpoint = newest_complete(killed)
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-4"
     assert (checkpoint / "adapter_model.safetensors").exists()

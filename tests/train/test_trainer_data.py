@@ -419,17 +419,6 @@ class TestRefused:
         with pytest.raises(FastDraftError, match=r"^late dataset: it has no rows"):
             trainer(rows, eval_dataset={"late": none})
 
-    def test_a_budget_below_one_batch(self, trainer: Make) -> None:
-        rows = datasets.Dataset.from_list(completions(10))
-        with pytest.raises(ValueError, match=r"max_train_tokens 20 is below one batch of about \d"):
-            trainer(rows, max_train_tokens="20")
-        with pytest.raises(
-            ValueError, match=r"is below one batch of about 4,096 tokens \(4 rows o"
-        ):
-            trainer(
-                rows.to_iterable_dataset(), max_train_tokens="4k", max_length=1024, packing=True
-            )
-
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
@@ -470,7 +459,7 @@ class TestRefused:
             (True, {"target_modules": r"model\..*"}, r"target_modules: .*\(tied to the embedding"),
             (True, {"target_modules": ["model.embed_tokens"]}, "target_modules: 'model.embed_tok"),
             (False, {"modules_to_save": ["lm_head"]}, "modules_to_save: 'lm_head' is the draft's"),
-            (True, {"trainable_token_indices": [1, 2]}, "trainable_token_indices: 'embed_tokens'"),
+            (True, {"trainable_token_indices": [1, 2]}, "trainable_token_indices: 'model.embed"),
         ],
     )
     def test_adapters_on_the_head(
