@@ -63,8 +63,7 @@ def open_corpus(
 ) -> Corpus:
     """Return a stage's packed text; write it into ``folder`` where it is not there yet.
 
-    Every process of a run calls it; the main one writes. A killed run continues with the first
-    source that is not finished and gets the same blocks. Blocks are in the order of their sources:
+    Every process of a run calls it; the main one writes. Blocks are in the order of their sources:
     the trainer's sampler shuffles them.
 
     Args:
@@ -89,52 +88,39 @@ def open_corpus(
     settings: dict[str, Any] = {"length": max_length, "generated": generated}
 
     def write() -> None:
-        """Write the held-out blocks, each source's share unless it is a stream, and the summary."""
-        if (folder / "summary.json").exists():
-            return
-        if not (folder / "held_out.json").exists():
-            _hold_out(folder, sources, encode, eval_rows, seed, **settings)
-        held_out = _read(folder / "held_out.json")
-        blocks = tokens // max_length
+        """Write the held-out blocks, the blocks unless they are streamed, and the summary."""
+        held_out, hashes = _hold_out(folder, sources, encode, eval_rows, seed, **settings)
+        shares = block_shares(sources, tokens // max_length)
+        streams = [
+            SourceBlocks(
+                source, encode, seed=f"{seed}-{n}", left_out=hashes, unique=True, **settings
+            )
+            for n, source in enumerate(sources)
+        ]
+        if not streaming:
+            blocks = (block for some in map(islice, streams, shares) for block in some)
+            _write_blocks(folder / "train.arrow", blocks, encode, max_length)
         summary: dict[str, Any] = {}
-        for number, (key, source, share) in enumerate(
-            zip(summary_keys(sources), sources, block_shares(sources, blocks), strict=True)
-        ):
-            facts: dict[str, Any] = {"tokens": share * max_length}
-            done = folder / f"train-{number:03d}.json"
-            if not streaming and share:
-                if not done.exists():
-                    left_out = frozenset(held_out["hashes"])
-                    stream = SourceBlocks(
-                        source,
-                        encode,
-                        seed=f"{seed}-{number}",
-                        left_out=left_out,
-                        unique=True,
-                        **settings,
-                    )
-                    _write_blocks(done.with_suffix(".arrow"), islice(stream, share), max_length)
-                    write_json(done, stream.facts())
-                facts = _read(done)
-            facts["held_out_tokens"] = held_out["tokens"][number]
+        for number, (key, source) in enumerate(zip(summary_keys(sources), sources, strict=True)):
+            facts: dict[str, Any] = {} if streaming else streams[number].read
+            facts |= {"tokens": shares[number] * max_length, "held_out_tokens": held_out[number]}
             if source.kind in ("packages", "package_docs"):
                 facts["licenses"] = installed.licenses(source.name)
             summary[key] = facts
-        examples = blocks + sum(held_out["tokens"]) // max_length
+        examples = sum(shares) + sum(held_out) // max_length
+        write_json(folder / "hashes.json", sorted(hashes))
         write_json(folder / "summary.json", {"sources": summary, "examples": examples})
 
-    on_main(write)
+    on_main(lambda: None if (folder / "summary.json").exists() else write())
     summary = _read(folder / "summary.json")
     summary["held_out"] = {} if decontaminator is None else decontaminator.held_out
-    eval_file = folder / "eval.arrow"
-    held_out = datasets.Dataset.from_file(str(eval_file)) if eval_file.exists() else None
+    evaluated, trained = folder / "eval.arrow", folder / "train.arrow"
+    held_out = datasets.Dataset.from_file(str(evaluated)) if evaluated.exists() else None
     if streaming:
-        left_out = frozenset(_read(folder / "held_out.json")["hashes"])
+        left_out = frozenset(_read(folder / "hashes.json"))
         stream = BlockStream(sources, encode, seed=seed, left_out=left_out, **settings)
         return Corpus(stream.as_dataset(), held_out, summary, stream)
-    files = sorted(folder.glob("train-*.arrow"))
-    parts = [datasets.Dataset.from_file(str(file)) for file in files]
-    return Corpus(datasets.concatenate_datasets(parts), held_out, summary)
+    return Corpus(datasets.Dataset.from_file(str(trained)), held_out, summary)
 
 
 def _read(path: Path) -> Any:
@@ -155,8 +141,8 @@ def _hold_out(
     seed: int,
     length: int,
     generated: Path,
-) -> None:
-    """Write the held-out blocks, their tokens per source, and the hashes of their documents."""
+) -> tuple[list[int], frozenset[int]]:
+    """Write the held-out blocks; return their tokens per source and their documents' hashes."""
     rows: list[NDArray[Any]] = []
     hashes: set[int] = set()
     tokens = []
@@ -190,45 +176,32 @@ def _hold_out(
         rows += list(np.concatenate([one.ids for one in found])[:wanted].reshape(-1, length))
         tokens.append(wanted)
     if rows:
-        _write_blocks(folder / "eval.arrow", rows, length)
-    write_json(folder / "held_out.json", {"tokens": tokens, "hashes": sorted(hashes)})
+        _write_blocks(folder / "eval.arrow", rows, encode, length)
+    return tokens, frozenset(hashes)
 
 
-def _write_blocks(path: Path, blocks: Iterable[NDArray[Any]], length: int) -> None:
+def _write_blocks(path: Path, blocks: Iterable[NDArray[Any]], encode: Encoder, length: int) -> None:
     """Write an Arrow file that `Dataset.from_file` maps into memory."""
     import pyarrow as pa
     from tqdm import tqdm
 
+    schema = pa.schema({"input_ids": pa.list_(pa.from_numpy_dtype(encode.dtype), length)})
     remaining = iter(tqdm(blocks, "blocks", disable=None))
-    rows = list(islice(remaining, _ROWS_WRITTEN))
-    ids = pa.list_(pa.from_numpy_dtype(rows[0].dtype), length)
-    schema = pa.schema({"input_ids": ids})
     with (
         atomic_file(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_stream(sink, schema) as writer,
     ):
-        while rows:
+        while rows := list(islice(remaining, _ROWS_WRITTEN)):
             column = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(rows)), length)
             writer.write_batch(pa.record_batch([column], schema=schema))
-            rows = list(islice(remaining, _ROWS_WRITTEN))
-
-
-_NAMES = {
-    "tokens": "tokens to train on",
-    "passes": "passes",
-    "documents": "documents",
-    "completion_tokens": "completion tokens",
-}
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a line per source: tokens, passes, documents, and what was dropped."""
+    """Return a line per source: what was read and dropped."""
     lines = []
     for key, facts in summary.items():
-        parts = [f"{facts[k]:,} {what}" for k, what in _NAMES.items() if facts.get(k) is not None]
-        if facts.get("dropped"):
-            dropped = ", ".join(f"{n:,} {why}" for why, n in facts["dropped"].items())
-            parts.append(f"dropped: {dropped}")
+        counts = {**facts, **{f"dropped ({why})": n for why, n in facts.get("dropped", {}).items()}}
+        parts = [f"{n:,} {k.replace('_', ' ')}" for k, n in counts.items() if isinstance(n, int)]
         lines.append(f"{key}: {'; '.join(parts)}")
     return lines

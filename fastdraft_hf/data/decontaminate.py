@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from fastdraft_hf.data.task_sets import TASK_NAMES, Tasks, digest, load_task_set, settings_of
 
 NGRAM = 13
-PART = 7
 SHORTEST = 5
 
 _WORD = re.compile(r"[a-z0-9_]+")
@@ -30,19 +29,12 @@ class Decontaminator:
 
     def __init__(self, held_out: Iterable[str]) -> None:
         self.held_out: dict[str, list[str]] = {}
-        self._grams: set[tuple[str, ...]] = set()
-        # A shared run contains one of these at every seventh word of a text.
-        self._parts: set[tuple[str, ...]] = set()
-        # By their first words, so that one pass finds short texts of every length.
-        self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-        for text in held_out:
-            words = _words(text)
-            # Fewer than five words ("return True") are no sign of contamination.
-            if SHORTEST <= len(words) < NGRAM:
-                self._short.setdefault(tuple(words[:SHORTEST]), set()).add(tuple(words))
-            elif len(words) >= NGRAM:
-                self._grams.update(_runs(words, NGRAM))
-                self._parts.update(_runs(words, PART))
+        # Runs by their first words: 13 in a row, and texts of 5 to 12 whole. Fewer than five words
+        # ("return True") are no sign of contamination.
+        self._runs: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for words in map(_words, held_out):
+            for run in _runs(words, min(len(words), NGRAM)) if len(words) >= SHORTEST else ():
+                self._runs.setdefault(run[:SHORTEST], set()).add(run)
 
     @classmethod
     def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
@@ -66,16 +58,10 @@ class Decontaminator:
     def overlaps(self, text: str) -> bool:
         """Return whether ``text`` shares `NGRAM` words in a row with a held-out text."""
         words = _words(text)
-        # Without a part of a held-out run, no run can occur.
-        starts = range(0, len(words), NGRAM + 1 - PART)
-        if any(tuple(words[i : i + PART]) in self._parts for i in starts) and any(
-            run in self._grams for run in _runs(words, NGRAM)
-        ):
-            return True
-        return bool(self._short) and any(
-            tuple(words[i : i + len(whole)]) == whole
-            for i, first in enumerate(_runs(words, SHORTEST))
-            for whole in self._short.get(first, ())
+        return any(
+            tuple(words[start : start + len(run)]) == run
+            for start, first in enumerate(_runs(words, SHORTEST))
+            for run in self._runs.get(first, ())
         )
 
 

@@ -10,8 +10,9 @@ import copy
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-EMPTY, OVERLAPS, DUPLICATE = "empty", "overlaps held-out text", "duplicate"
-HELD_OUT = "held out for evaluation"
-
-_BATCH_CHARS = 1 << 18  # text that is encoded at once
+_ENCODED = 128  # documents that are encoded at once
 WINDOW = 256  # blocks that are shuffled together
 _WINDOWS_KEPT = 64  # of which a loader may have fetched ahead
 
@@ -59,13 +57,6 @@ class Encoder:
         self.end = free_prefix(tokenizer)[-1]
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self._tokenizer, self._decontaminator = tokenizer, decontaminator
-        self._backend: Any = None
-        if hasattr(tokenizer, "backend_tokenizer"):
-            # A copy, because these settings are the tokenizer's own.
-            self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
-            self._backend.encode_special_tokens = True
-            self._backend.no_truncation()
-            self._backend.no_padding()
 
     def __call__(self, batch: Sequence[Document]) -> tuple[list[Encoded], Counter[str]]:
         """Return the documents that are kept, and how many were dropped for which reason."""
@@ -77,9 +68,9 @@ class Encoder:
             text = document if isinstance(document, str) else self._tokenizer.decode(document)
             text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is not text
             if not text.strip():
-                dropped[EMPTY] += 1
+                dropped["empty"] += 1
             elif self._decontaminator is not None and self._decontaminator.overlaps(text):
-                dropped[OVERLAPS] += 1
+                dropped["overlaps held-out text"] += 1
             else:
                 kept.append((text, ids))
         encoded = iter(self._encode([text for text, ids in kept if ids is None]))
@@ -91,11 +82,12 @@ class Encoder:
         return found, dropped
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self._backend is not None:
-            found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            return [encoding.ids for encoding in found]
-        encode = self._tokenizer.encode
-        return [encode(t, add_special_tokens=False, split_special_tokens=True) for t in texts]
+        if not texts:
+            return []
+        # The defaults neither truncate nor pad.
+        how: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
+        found = self._tokenizer(texts, **how, return_attention_mask=False, verbose=False)
+        return list(found["input_ids"])
 
     def _closed(self, ids: list[int]) -> NDArray[Any]:
         """Return the ids with the end token after them, once, and not before them."""
@@ -106,24 +98,12 @@ class Encoder:
         return np.array(ids, self.dtype)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document) if isinstance(document, str) else 4 * len(document)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 class SourceBlocks:
     """Packed blocks of one source without end: pass after pass, local text in another order each.
 
     Arguments are those of `BlockStream`; with ``unique`` documents that were read before in the
-    same pass are dropped. ``tokens`` counts the ids of the blocks so far.
+    same pass are dropped. ``read`` has the tokens given and the passes so far, and the documents
+    and drops of the first pass.
     """
 
     def __init__(
@@ -139,33 +119,20 @@ class SourceBlocks:
     ) -> None:
         self._source, self._encode, self.length, self._seed = source, encode, length, seed
         self._generated, self._left_out, self._unique = generated, left_out, unique
-        self.tokens, self._passes = 0, 1
+        self.read: dict[str, Any] = {"tokens": 0, "passes": 1, "documents": 0, "dropped": Counter()}
         self._position: dict[str, Any] = {}  # after the last batch of documents
         self._carry = np.empty(0, encode.dtype)  # ids that are read and not yet in a block
-        self._documents, self._dropped = 0, Counter[str]()  # of the first pass
         self._batches = self._read_batches()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last block: JSON data but for the array ``carry``."""
-        return {
-            "tokens": self.tokens,
-            "passes": self._passes,
-            "position": self._position,
-            "carry": self._carry,
-            "documents": self._documents,
-            "dropped": dict(self._dropped),
-        }
+        state = {"read": self.read, "position": self._position, "carry": self._carry}
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a position that `state_dict` returned, before the first block is read."""
-        self.tokens, self._passes = state["tokens"], state["passes"]
+        self.read = {**state["read"], "dropped": Counter(state["read"]["dropped"])}
         self._position, self._carry = state["position"], np.array(state["carry"], self._carry.dtype)
-        self._documents, self._dropped = state["documents"], Counter(state["dropped"])
-
-    def facts(self) -> dict[str, Any]:
-        """Return tokens given and passes; documents and drops of the first pass."""
-        state = self.state_dict()
-        return {key: state[key] for key in ("tokens", "passes", "documents", "dropped")}
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return self
@@ -174,41 +141,41 @@ class SourceBlocks:
         while len(self._carry) < self.length:
             self._carry = np.concatenate([self._carry, next(self._batches)])
         block, self._carry = self._carry[: self.length], self._carry[self.length :]
-        self.tokens += self.length
+        self.read["tokens"] += self.length
         return block
 
     def _read_batches(self) -> Iterator[NDArray[Any]]:
-        """Yield the ids of one batch of documents after the other."""
         while True:
-            documents = Documents(self._source, self._generated, f"{self._seed}-{self._passes}")
+            number, dropped = self.read["passes"], self.read["dropped"]
+            documents = Documents(self._source, self._generated, f"{self._seed}-{number}")
             documents.load_state_dict(self._position)
-            found, seen = bool(self._position), set[int]()
-            for batch in _batches(documents):
-                if self._passes == 1 and not self._position:
-                    self._dropped.update(documents.dropped)
+            remaining, found, seen = iter(documents), bool(self._position), set[int]()
+            while batch := list(islice(remaining, _ENCODED)):
+                if number == 1 and not self._position:
+                    dropped.update(documents.dropped)
                 ids = self._kept_ids(batch, seen)
                 found, self._position = found or len(ids) > 0, documents.state_dict()
                 yield ids
             if not found:
-                raise no_text(self._source, {**documents.dropped, **self._dropped})
-            self._passes, self._position = self._passes + 1, {}
+                raise no_text(self._source, {**documents.dropped, **dropped})
+            self.read["passes"], self._position = number + 1, {}
 
     def _kept_ids(self, batch: list[Document], seen: set[int]) -> NDArray[Any]:
         encoded, dropped = self._encode(batch)
         kept = []
         for document in encoded:
             if document.hash in self._left_out:
-                dropped[HELD_OUT] += 1
+                dropped["held out for evaluation"] += 1
             elif document.hash in seen:
-                dropped[DUPLICATE] += 1
+                dropped["duplicate"] += 1
             else:
                 kept.append(document)
                 if self._unique:
                     seen.add(document.hash)
         ids = np.concatenate([np.empty(0, self._encode.dtype), *(one.ids for one in kept)])
-        if self._passes == 1:
-            self._dropped.update(dropped)
-            self._documents += len(kept)
+        if self.read["passes"] == 1:
+            self.read["dropped"].update(dropped)
+            self.read["documents"] += len(kept)
         return ids
 
 
@@ -294,8 +261,8 @@ class BlockStream:
             before = [stream.state_dict() for stream in streams]
             blocks = [next(streams[number]) for number in self._deal(streams)]
             random.Random(f"{self._seed}-window-{window}").shuffle(blocks)
-            facts = [stream.facts() for stream in streams]
-            read = dict(zip(summary_keys(self._sources), facts, strict=True))
+            after = [stream.state_dict()["read"] for stream in streams]
+            read = dict(zip(summary_keys(self._sources), after, strict=True))
             return {"window": window, "sources": before, "read": read}, blocks
 
         # One window ahead, so that training need not wait: encoding releases Python's lock.
@@ -313,7 +280,7 @@ class BlockStream:
 
     def _deal(self, streams: list[SourceBlocks]) -> list[int]:
         """Return the sources of a window's blocks: always the one that is furthest behind."""
-        given = [stream.tokens // stream.length for stream in streams]
+        given = [stream.read["tokens"] // stream.length for stream in streams]
         total, found = sum(source.weight for source in self._sources), []
         for _ in range(self._window):
             count = sum(given) + 1

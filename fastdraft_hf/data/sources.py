@@ -1,44 +1,38 @@
 """Sources of training text: their settings, their checks, and their documents from any position on.
 
-A local source is a list of units (a file, a stretch of a jsonl file, a row group of a parquet
-file), so that its order can be shuffled without holding the text and a position in it is two
-numbers. A dataset on the Hub is streamed by `datasets`, whose own state is the position.
+A local source is a list of units (a file, a package's page, a generated set). Their order is
+shuffled, and a position is two numbers. A dataset on the Hub is streamed by `datasets`, whose own
+state is the position.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import glob
-import gzip
 import io
-import itertools
 import json
-import lzma
-import math
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from fastdraft_hf._config import Number, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import installed
-from fastdraft_hf.data.filters import KEPT, iter_kept_rows, kept_indices
+from fastdraft_hf.data.filters import KEPT, kept_indices
+from fastdraft_hf.data.parts import iter_rows
 
 # A document: its text, or the token ids that the target emitted.
 Document = str | list[int]
-Unit = Callable[[], Iterator[Document]]
 
 _CHECKED = 10_000  # files
-# Bytes of a jsonl file that are one unit: few enough to shuffle well, enough to read fast.
-_STRETCH = 1 << 20
 
 
 class Source(Section):
@@ -73,17 +67,12 @@ class Source(Section):
         None, description="hub: the folder inside the dataset, such as data/python"
     )
     revision: str | None = Field(None, description="hub: branch, tag or commit of the dataset")
-    extensions: list[str] = Field(
-        [], description="files: only names with these endings, such as [.py, .md]; empty for all"
-    )
 
     def check_values(self) -> None:
         if self.weight <= 0:
             raise FastDraftError(f"weight: must be above 0, got {self.weight}")
         if self.kind in ("generated", "files", "hub") and not self.name:
             raise FastDraftError(f"name: needed for kind {self.kind}")
-        if self.extensions and self.kind != "files":
-            raise FastDraftError(f"extensions: for kind files only, not {self.kind}")
 
     def matching_files(self) -> list[Path]:
         """Return the files that ``name`` stands for (a file, a folder or a glob), sorted."""
@@ -92,8 +81,7 @@ class Source(Section):
             names = [f"{folder}/{n}" for n in glob.glob("**", root_dir=folder, recursive=True)]
         else:
             names = glob.glob(self.name, recursive=True)
-        endings = tuple(self.extensions) or ""
-        return sorted(p for p in map(Path, names) if p.name.endswith(endings) and p.is_file())
+        return sorted(path for path in map(Path, names) if path.is_file())
 
 
 def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:
@@ -117,8 +105,7 @@ def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> No
     elif source.kind == "files":
         files = source.matching_files()
         if not files:
-            which = f" with {', '.join(source.extensions)}" if source.extensions else ""
-            raise FastDraftError(f"{path}.name: no file matches '{source.name}'{which}")
+            raise FastDraftError(f"{path}.name: no file matches '{source.name}'")
         # Later ones are refused when they are read: opening millions of files takes minutes.
         for file in files[:_CHECKED]:
             if _ending(file) != ".parquet":
@@ -175,23 +162,23 @@ class Documents:
                     self._state = {"unit": number, "row": row + 1}
                     yield document
 
-    def _units(self) -> list[Unit]:
+    def _units(self) -> list[Callable[[], Iterator[Document]]]:
         source = self._source
         if source.kind == "generated":
             assert self._generated is not None
             folder = self._generated / source.name
-            counts = kept_indices(folder)[1]
+            kept, counts = kept_indices(folder)
             self.dropped = {reason: n for reason, n in counts.items() if reason != KEPT}
-            return [partial(_generated, folder)]
+            return [partial(_generated, folder, kept)]
         if source.kind == "package_docs":
-            units: list[Unit] = [partial(_description, n) for n in installed.licenses(source.name)]
+            pages = [partial(_description, name) for name in installed.licenses(source.name)]
             files = installed.package_files(source.name)
-            return units + [partial(installed.docstrings, path) for path in files]
+            return [*pages, *(partial(installed.docstrings, path) for path in files)]
         if source.kind == "python":
             return [partial(_code, path) for path in installed.library_files()]
         if source.kind == "packages":
             return [partial(_code, path) for path in installed.package_files(source.name)]
-        return [unit for path in source.matching_files() for unit in _file_units(path, source)]
+        return [partial(_file, path, source.column) for path in source.matching_files()]
 
     def _hub(self) -> Iterator[Document]:
         import datasets
@@ -219,8 +206,8 @@ class Documents:
             raise FastDraftError(f"source hub '{source.name}': {reason}") from error
 
 
-def _generated(folder: Path) -> Iterator[Document]:
-    for row in iter_kept_rows(folder, ["prompt_ids", "completion_ids"]):
+def _generated(folder: Path, kept: np.ndarray) -> Iterator[Document]:
+    for row in iter_rows(folder, ["prompt_ids", "completion_ids"], only=kept):
         yield row["prompt_ids"] + row["completion_ids"]
 
 
@@ -237,120 +224,74 @@ def _code(path: Path) -> Iterator[str]:
         return
 
 
-def _zstd(path: Path, mode: str) -> Any:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-
-
-# By content and not by name: a file is often compressed under another ending, or not at all.
-_COMPRESSED: dict[bytes, Callable[..., Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": _zstd,
-}
-
-
-def _opener(path: Path) -> Callable[..., Any]:
-    with path.open("rb") as stream:
-        head = stream.read(10)
-    return next((o for magic, o in _COMPRESSED.items() if head.startswith(magic)), open)
+def _ending(path: Path) -> str:
+    """Return the ending of a name in lower case, without that of its compression."""
+    return Path(re.sub(r"\.(gz|bz2|zst)$", "", path.name.lower())).suffix
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
+    import pyarrow as pa
+
     try:
-        with _opener(path)(path, "rb") as stream:
+        with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as stream:
             yield stream
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except OSError as error:
         raise FastDraftError(f"{path}: cannot be read to its end ({error})") from error
-
-
-def _ending(path: Path) -> str:
-    """Return the ending of a name in lower case, without that of its compression."""
-    return Path(re.sub(r"\.(gz|bz2|xz|zst)$", "", path.name.lower())).suffix
 
 
 def _decoded(raw: bytes, path: Path, *, whole: bool = True) -> str:
     """Return UTF-8 text; a character may be cut at the end if it is not the whole file."""
-    text, reason = "", ""
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(raw, whole)
+        reason = "a NUL byte" if "\0" in text else ""
     except UnicodeDecodeError as error:
-        reason = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-    if b"\0" in raw:
-        reason = "a NUL byte"
+        text, reason = "", f"byte 0x{error.object[error.start]:02x} at {error.start}"
     if reason:
         raise FastDraftError(
-            f"{path}: not UTF-8 text ({reason}); convert the file, or leave it out with extensions"
+            f"{path}: not UTF-8 text ({reason}); convert the file, or leave it out with a glob "
+            "such as **/*.md"
         )
     return text
 
 
-def _file_units(path: Path, source: Source) -> Iterator[Unit]:
-    ending, column = _ending(path), source.column
-    if ending == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            groups = pq.ParquetFile(path).metadata.num_row_groups
-        except (OSError, ValueError) as error:
-            raise FastDraftError(f"{path}: not a parquet file ({error})") from error
-        yield from (partial(_parquet, path, column, group) for group in range(groups))
-    elif ending in (".jsonl", ".ndjson") and _opener(path) is open:
-        for start in range(0, path.stat().st_size, _STRETCH):
-            yield partial(_json_rows, path, column, start, start + _STRETCH)
-    elif ending in (".jsonl", ".ndjson", ".json"):
-        yield partial(_json_rows, path, column)
+def _file(path: Path, column: str) -> Iterator[str]:
+    if _ending(path) == ".parquet":
+        rows: Iterable[Any] = _parquet_rows(path, column)
+    elif _ending(path) in (".jsonl", ".ndjson", ".json"):
+        rows = _json_rows(path)
     else:
-        yield partial(_whole_file, path)
+        with _opened(path) as stream:
+            yield _decoded(stream.read(), path)
+        return
+    for row in rows:
+        yield _text(row, column, str(path))
 
 
-def _whole_file(path: Path) -> Iterator[str]:
-    with _opened(path) as stream:
-        yield _decoded(stream.read(), path)
-
-
-def _parquet(path: Path, column: str, group: int) -> Iterator[str]:
+def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    if column not in file.schema_arrow.names:
-        raise _no_column(column, file.schema_arrow.names, str(path))
-    for batch in file.iter_batches(row_groups=[group], columns=[column]):
-        for row in batch.to_pylist():
-            yield _text(row, column, str(path))
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise FastDraftError(f"{path}: not a parquet file ({error})") from error
+    _text(dict.fromkeys(file.schema_arrow.names, ""), column, str(path))  # the column exists
+    for batch in file.iter_batches(columns=[column]):
+        yield from batch.to_pylist()
 
 
-def _json_rows(path: Path, column: str, start: int = 0, end: float = math.inf) -> Iterator[str]:
-    """Yield the texts of the lines that begin from byte ``start`` to before ``end``."""
+def _json_rows(path: Path) -> Iterator[Any]:
+    """Yield the row of every line, or those of one array."""
     with _opened(path) as stream:
-        position = start
-        if start:
-            stream.seek(start - 1)
-            position += len(stream.readline()) - 1  # the end of a line that began before
-        for line in stream:
-            if position >= end:
-                return
-            if position == 0 and line.lstrip().startswith(b"["):  # one array of rows
+        for number, line in enumerate(stream, 1):
+            if number == 1 and line.lstrip().startswith(b"["):
                 line += stream.read()
             if line.strip():
                 try:
                     found = json.loads(line)
                 except ValueError as error:
-                    number = _line_number(path, position)
                     raise FastDraftError(f"{path}:{number}: not valid JSON ({error})") from error
-                for row in found if isinstance(found, list) else [found]:
-                    yield _text(row, column, str(path))
-            position += len(line)
-
-
-def _line_number(path: Path, position: int) -> int:
-    """Return the number of the line that begins at a byte of a file."""
-    with _opened(path) as stream:
-        ends = itertools.accumulate(map(len, stream))
-        return next(number for number, end in enumerate(ends, 1) if end > position)
+                yield from found if isinstance(found, list) else [found]
 
 
 def _text(row: Any, column: str, where: str) -> str:
@@ -359,12 +300,8 @@ def _text(row: Any, column: str, where: str) -> str:
     if column in row and row[column] is None:  # an empty cell, which is dropped and counted
         return ""
     if not isinstance(row.get(column), str):
-        raise _no_column(column, row, where)
+        raise FastDraftError(
+            f"{where}: column '{column}' is missing or not text; it has: "
+            f"{', '.join(islice(row, 20))}"
+        )
     return str(row[column])
-
-
-def _no_column(column: str, names: Iterable[str], where: str) -> FastDraftError:
-    return FastDraftError(
-        f"{where}: column '{column}' is missing or not text; it has: "
-        f"{', '.join(itertools.islice(names, 20))}"
-    )

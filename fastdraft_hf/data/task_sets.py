@@ -18,7 +18,6 @@ import json
 import random
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,7 @@ from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.data.prompt_sets import (
-    check_local,
-    no_column,
-    questions_end,
-    read_dataset,
-    read_turns,
-)
+from fastdraft_hf.data.prompt_sets import check_local, no_column, read_dataset
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION
 from fastdraft_hf.target.packages import PackagedFile, fetch
 
@@ -51,7 +44,6 @@ class HeldOutPrompt:
     text: str
     instruction: str
     also: str = ""  # other text of the row that must not be trained on (a reference solution)
-    messages: tuple[tuple[str, str], ...] = ()  # (role, content) where it is a conversation
 
 
 def _humaneval(row: dict[str, Any]) -> HeldOutPrompt:
@@ -104,9 +96,7 @@ class TaskSet(Section):
     )
     name: str | None = Field(None, description="the dataset's configuration")
     split: str | None = Field(None, description="the split (train)")
-    column: str | None = Field(
-        None, description="column of the prompt (text): a text, or a list of chat messages"
-    )
+    column: str | None = Field(None, description="column of the prompt (text)")
     instruction: str | None = Field(
         None,
         description=(
@@ -115,9 +105,6 @@ class TaskSet(Section):
     )
     words: Count | None = Field(
         None, description="words of the column that the prompt takes; all of them"
-    )
-    key_column: str | None = Field(
-        None, description="column that names a row; by default its number"
     )
     revision: str | None = Field(None, description="branch, tag or commit of the dataset")
     rows: Count | None = Field(
@@ -149,7 +136,6 @@ HUB_SETS = {
         split="test",
         column="article",
         instruction="Summarize this article:\n\n{}",
-        key_column="id",
     ),
     "tinystories": TaskSet(
         dataset="roneneldan/TinyStories",
@@ -266,11 +252,6 @@ def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
     prompts = [prompt for prompt in found if prompt.text.strip()]
     if not prompts:
         raise FastDraftError(f"tasks.{name}.column: '{wanted.column}' is empty in every row")
-    for key, count in Counter(prompt.key for prompt in prompts).items():
-        if count > 1:
-            raise FastDraftError(
-                f"tasks.{name}.key_column: '{key}' occurs {count} times in '{wanted.key_column}'"
-            )
     return prompts
 
 
@@ -280,24 +261,10 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
             raise no_column(f"tasks.{name}.{setting}", wanted.dataset, column, row)
         return "" if row[column] is None else row[column]
 
-    where = f"tasks.{name}.column: '{wanted.column}'"
-    key = str(number) if wanted.key_column is None else str(cell(wanted.key_column, "key_column"))
     value = cell(str(wanted.column), "column")
-    if isinstance(value, list):
-        if wanted.instruction != "{}" or wanted.words is not None:
-            raise FastDraftError(f"{where} holds messages; instruction and words are for texts")
-        turns = read_turns(value)
-        if turns is None:
-            raise FastDraftError(f"{where} holds no messages with role and content in row {number}")
-        end = questions_end(turns)
-        if not end:
-            raise FastDraftError(f"{where} has no user turn in row {number}")
-        # The answer after the user's last turn is held out too.
-        text, also = ("\n".join(said for _, said in some) for some in (turns[:end], turns[end:]))
-        return HeldOutPrompt(name, key, text, turns[end - 1][1], also, messages=turns[:end])
     if not isinstance(value, str):
         raise FastDraftError(
-            f"{where} holds neither text nor chat messages in row {number}, but "
+            f"tasks.{name}.column: '{wanted.column}' holds no text in row {number}, but "
             f"{type(value).__name__}"
         )
     others = {f: str(cell(f, "instruction")) for f in _fields(str(wanted.instruction)) if f}
@@ -307,7 +274,8 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
         asked = first.group().rstrip() if first else value
     instruction = str(wanted.instruction).format(asked, **others)
     # The whole column is held out, also what `words` cuts off the prompt.
-    return HeldOutPrompt(name, key, value, instruction.rstrip(), also="\n".join(others.values()))
+    also = "\n".join(others.values())
+    return HeldOutPrompt(name, str(number), value, instruction.rstrip(), also)
 
 
 def sample_task_set(name: str, given: TaskSet | None, seed: int) -> list[HeldOutPrompt]:

@@ -48,7 +48,7 @@ def draw_prompts(
     for task, settings in settings_of(tasks):
         chosen: list[EvaluationPrompt] = []
         for prompt in sample_task_set(task, settings, seed):
-            ids = chat_ids(tokenizer, prompt.messages or prompt.instruction)
+            ids = chat_ids(tokenizer, prompt.instruction)
             if len(ids) <= max_tokens:
                 chosen.append(EvaluationPrompt(task, prompt.key, ids))
             if len(chosen) == per_task:

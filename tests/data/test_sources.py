@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
-import lzma
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import sources as module
 from fastdraft_hf.data.sources import Documents, Source, check_source, summary_keys
 
 ROWS = b'{"text": "one", "n": 1}\n\n{"text": "two", "n": 2}'
 FORMS = {
-    "rows.jsonl": ROWS,
     "rows.JSONL": ROWS,
     "rows.ndjson": ROWS,
-    "rows.json": ROWS,
     "array.json": b'[{"text": "one"},\n {"text": "two"}]',
-    "rows.jsonl.gz": gzip.compress(ROWS),
     "rows.json.gz": gzip.compress(ROWS),
     "rows.jsonl.bz2": bz2.compress(ROWS),
-    "rows.jsonl.xz": lzma.compress(ROWS),
     "rows.jsonl.zst": pa.compress(ROWS, codec="zstd", asbytes=True),
-    "compressed.jsonl": gzip.compress(ROWS),  # by content, whatever the name says
-    "plain.jsonl.gz": ROWS,
 }
 
 
@@ -75,26 +65,13 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3, "n": 1}', r"column 'text' is .*not text; it has: text, n"),
         ("a.jsonl", b"3", r"a row is not a mapping"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"}\n{"text": \n', r"jsonl:4: not valid JSON"),
-        (
-            "a.jsonl.gz",
-            gzip.compress(b'{"text": "a"}\n\n{"text": \n', mtime=0),
-            r"jsonl\.gz:3: not valid JSON",
-        ),
         ("cut.jsonl.gz", gzip.compress(ROWS[:23] * 99, mtime=0)[:-9], r"cannot be read to its end"),
-        ("cut.txt.xz", lzma.compress(ROWS * 99)[:-9], r"cannot be read to its end"),
-        (
-            "cut.txt.zst",
-            pa.compress(ROWS * 99, codec="zstd", asbytes=True)[:-9],
-            r"cannot be read to its end",
-        ),
+        ("plain.jsonl.gz", ROWS, r"cannot be read to its end"),
         ("a.parquet", b"text", r"not a parquet file"),
         ("late.txt", b"x" * 5000 + b"\xff", r"not UTF-8 text \(byte 0xff at 5000\)"),
     ],
 )
-def test_what_is_refused_while_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, raw: bytes, message: str
-) -> None:
-    monkeypatch.setattr(module, "_STRETCH", 16)
+def test_what_is_refused_while_reading(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(FastDraftError, match=rf"{name}:? ?.*{message}|{message}") as caught:
         list(Documents(local(tmp_path / name)))
@@ -107,7 +84,6 @@ def test_what_is_refused_while_reading(
     [
         ("picture.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
         ("utf16.txt", "Grüße aus Köln.".encode("utf-16")),
-        ("utf16.txt", "no mark".encode("utf-16-le")),
         ("latin.jsonl", '{"text": "Köln"}'.encode("latin-1")),
         ("archive.tar.gz", gzip.compress(b"name\0\0", mtime=0)),
     ],
@@ -117,23 +93,13 @@ def test_what_is_refused_before_any_work(tmp_path: Path, name: str, raw: bytes) 
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(FastDraftError, match=rf"{name}: not UTF-8 text .*; convert the file"):
         check_source(local(tmp_path), "pretrain.sources[0]", [])
-    check_source(local(tmp_path, extensions=["good.txt"]), "pretrain.sources[0]", [])
+    check_source(local(tmp_path / "good*"), "pretrain.sources[0]", [])
 
 
 def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["p1"]}), tmp_path / "a.parquet")
     with pytest.raises(FastDraftError, match=r"a\.parquet: column 'text' .*it has: body"):
         list(Documents(local(tmp_path / "a.parquet")))
-
-
-@given(st.lists(st.text(max_size=30), max_size=20), st.integers(1, 40))
-def test_stretches_hold_every_line_once(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], stretch: int
-) -> None:
-    source = write_jsonl(tmp_path_factory.mktemp("lines") / "a.jsonl", texts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_STRETCH", stretch)
-        assert Counter(Documents(source)) == Counter(texts)
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +123,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 
 
 @pytest.mark.parametrize("kind", ["hub", "jsonl", "tree", "parquet"])
-def test_resuming_at_any_position(
-    corpora: dict[str, Source], monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(module, "_STRETCH", 100)
+def test_resuming_at_any_position(corpora: dict[str, Source], kind: str) -> None:
     documents = Documents(corpora[kind], order="a")
     whole, states = [], []
     for document in documents:
@@ -210,7 +173,6 @@ def test_sources_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         ({"kind": "hub"}, "name: needed for kind hub"),
         ({}, "name: needed for kind generated"),
         ({"kind": "python", "weight": 0}, "weight: must be above 0, got 0"),
-        ({"kind": "python", "extensions": [".py"]}, "extensions: for kind files only, not python"),
     ],
 )
 def test_sources_refuse_nonsense(fields: dict, message: str) -> None:
@@ -218,20 +180,16 @@ def test_sources_refuse_nonsense(fields: dict, message: str) -> None:
         Source(**fields)
 
 
-def test_files_of_a_folder_by_their_endings(tmp_path: Path) -> None:
-    for name in ("a.py", "b.md", "sub/c.py", "sub/.hidden/d.py", ".git/e.py", "f.jsonl.gz"):
+def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.py", "sub/c.py", "sub/.hidden/d.py", ".git/e.py", "f.jsonl.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
 
-    def names(**fields: object) -> list[str]:
-        source = Source(kind="files", **fields)  # type: ignore[arg-type]
-        return [str(p.relative_to(tmp_path)) for p in source.matching_files()]
+    def names(path: Path) -> list[str]:
+        return [str(p.relative_to(tmp_path)) for p in local(path).matching_files()]
 
-    assert names(name=str(tmp_path)) == ["a.py", "b.md", "f.jsonl.gz", "sub/c.py"]
-    assert names(name=str(tmp_path), extensions=[".py"]) == ["a.py", "sub/c.py"]
-    assert names(name=str(tmp_path / "*.gz")) == ["f.jsonl.gz"]
-    with pytest.raises(FastDraftError, match=r"no file matches .* with \.rs"):
-        check_source(Source(kind="files", name=str(tmp_path), extensions=[".rs"]), "p", [])
+    assert names(tmp_path) == ["a.py", "f.jsonl.gz", "sub/c.py"]
+    assert names(tmp_path / "**" / "*.py") == ["a.py", "sub/c.py"]
 
 
 def test_names_in_a_summary_are_different() -> None:

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import task_sets
-from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.data.task_sets import (
     HUB_SETS,
     ROWS,
@@ -59,10 +58,10 @@ def test_ifbench() -> None:
     assert all(p.text == p.instruction and p.text.strip() for p in prompts)
 
 
-def test_a_column_is_asked_and_another_names_the_row(questions: Path) -> None:
-    prompts = load_task_set("mine", TaskSet(dataset=str(questions), column="ask", key_column="id"))
+def test_a_column_is_asked(questions: Path) -> None:
+    prompts = load_task_set("mine", TaskSet(dataset=str(questions), column="ask"))
     assert [p.text for p in prompts] == [p.instruction for p in prompts] == QUESTIONS
-    assert [p.key for p in prompts] == [f"q{n}" for n in range(8)]
+    assert [p.key for p in prompts] == [str(n) for n in range(8)]
     assert {p.task for p in prompts} == {"mine"}
 
 
@@ -74,30 +73,6 @@ def test_the_template_takes_other_columns_and_words_cut(questions: Path) -> None
     assert first.instruction == "sums: Question number 0:\n\n{literally}"
     assert first.text == QUESTIONS[0]  # held out is the whole column, and what else was read
     assert first.also == "sums"
-
-
-def test_a_conversation_is_asked_up_to_its_last_question(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "the cat"},
-        {"role": "assistant", "content": "and the hat"},
-        {"role": "user", "content": "on that"},
-        {"role": "assistant", "content": "the answer"},
-    ]
-    path = write(tmp_path / "chat.jsonl", [{"messages": messages}])
-    wanted = TaskSet(dataset=str(path), column="messages")
-    (prompt,) = load_task_set("mine", wanted)
-    assert prompt.messages == tuple((m["role"], m["content"]) for m in messages[:4])
-    assert prompt.text == "be brief\nthe cat\nand the hat\non that"
-    assert prompt.also == "the answer"
-    (drawn,) = draw_prompts(tiny_tokenizer, {"mine": wanted}, 1, 400, 0)
-    text = tiny_tokenizer.apply_chat_template(
-        messages[:4], tokenize=False, add_generation_prompt=True
-    )
-    assert drawn.ids == tuple(tiny_tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert drawn.ids == chat_ids(tiny_tokenizer, prompt.messages)
 
 
 def test_the_first_rows_are_the_task_whatever_is_drawn(tmp_path: Path) -> None:
@@ -133,7 +108,7 @@ def test_a_known_set_is_streamed_from_the_hub_once(
     name: str, hub: Callable[[list[dict[str, Any]]], list[Any]]
 ) -> None:
     known = HUB_SETS[name]
-    columns = {known.column, known.key_column, *("context",)} - {None}
+    columns = {known.column, "context"}
     words = " ".join(f"w{n}" for n in range(50))
     rows = [{str(c): f"{n} {c} {words}" for c in columns} for n in range(4)]
     calls = hub(rows)
@@ -151,9 +126,9 @@ def test_a_known_set_is_streamed_from_the_hub_once(
 
 
 def test_a_copy_of_a_known_set_keeps_its_columns(tmp_path: Path) -> None:
-    path = write(tmp_path / "copy.jsonl", [{"article": "long news", "id": "a1"}])
+    path = write(tmp_path / "copy.jsonl", [{"article": "long news"}])
     (prompt,) = load_task_set("cnn_dailymail", TaskSet(dataset=str(path)))
-    assert (prompt.key, prompt.instruction) == ("a1", "Summarize this article:\n\nlong news")
+    assert (prompt.key, prompt.instruction) == ("0", "Summarize this article:\n\nlong news")
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no network\nat all"), RuntimeError(), OSError])
@@ -178,8 +153,6 @@ def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(
     [
         ({"column": "aks"}, "tasks.mine.column: .* has no column 'aks' .did you mean 'ask'"),
         ({"column": "qqqqq"}, "no column 'qqqqq'; it has: id, ask, topic"),
-        ({"column": "ask", "key_column": "idd"}, "tasks.mine.key_column: .*did you mean 'id'"),
-        ({"column": "ask", "key_column": "topic"}, "tasks.mine.key_column: 'sums' occurs 8 times"),
         ({"column": "ask", "instruction": "{} {topc}"}, "tasks.mine.instruction: .*'topic'"),
         ({"column": "ask", "split": "a b"}, "tasks.mine: cannot read .*; check the file"),
     ],
@@ -193,20 +166,13 @@ def test_a_wrong_setting_is_named(questions: Path, given: dict[str, Any], messag
     ("rows", "message"),
     [
         ([{"text": "  "}, {"text": None}], "tasks.mine.column: 'text' is empty in every row"),
-        ([{"text": 3}], "tasks.mine.column: 'text' holds neither text nor chat messages in row 0"),
-        ([{"text": ["a"]}], "holds no messages with role and content in row 0"),
-        (
-            [{"text": [{"role": "user", "content": "x"}]}],
-            "holds messages; instruction and words are for texts",
-        ),
-        ([{"text": [{"role": "assistant", "content": "x"}]}], "has no user turn in row 0"),
+        ([{"text": 3}], "tasks.mine.column: 'text' holds no text in row 0, but int"),
     ],
 )
 def test_rows_that_are_not_prompts(tmp_path: Path, rows: list[Any], message: str) -> None:
     path = write(tmp_path / "bad.jsonl", rows)
-    template = "Say {}" if "messages; instruction" in message else None
     with pytest.raises(FastDraftError, match=message):
-        load_task_set("mine", TaskSet(dataset=str(path), instruction=template))
+        load_task_set("mine", TaskSet(dataset=str(path)))
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,7 @@ def read_by(folder: Path, name: str) -> list[list[tuple[int, ...]]]:
 
 def test_two_processes_share_written_blocks(two: tuple[Path, Source]) -> None:
     folder, _ = two
-    blocks = Counter(
-        map(tuple, Dataset.from_file(str(folder / "data/train-000.arrow"))["input_ids"])
-    )
+    blocks = Counter(map(tuple, Dataset.from_file(str(folder / "data/train.arrow"))["input_ids"]))
     assert len(blocks) == 24
     first, second = read_by(folder, "blocks")
     assert len(first) == len(second) == 12
