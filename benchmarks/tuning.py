@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,7 +36,7 @@ from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import resolve_target
-from fastdraft_hf.tune.timing import LoopTimer, median_and_quartiles
+from fastdraft_hf.tune.timing import LoopTimer
 
 MEASURES = {"pytorch": "cpu", "openvino": "openvino", "cuda": "cuda"}
 
@@ -137,7 +138,7 @@ def reduced(args: argparse.Namespace, name: str) -> None:
     for gamma in args.gammas:
         middle = {}
         for which in folders:
-            one, low, high = (1e3 * t for t in median_and_quartiles(rounds[which, gamma]))
+            one, low, high = 1e3 * np.quantile(rounds[which, gamma], (0.5, 0.25, 0.75))
             middle[which] = one
             print(f"γ {gamma}, {which} head: {one:.2f} ms (quartiles {low:.2f} to {high:.2f})")
         print(f"γ {gamma}: reduced / full {middle['reduced'] / middle['full']:.2f}")

@@ -17,12 +17,11 @@ from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, holds_token, nearest, redacted
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
-from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
-from fastdraft_hf.tune.config import ReducedVocabularyConfig
 
 
 class CardConfig(Section):
@@ -275,7 +274,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
             raise FastDraftError(f"when.{machine}: unknown machine; valid: cpu, cuda")
         if not isinstance(when[machine] or {}, Mapping):
             raise FastDraftError(f"when.{machine}: expected a mapping of key paths to values")
-    given = dict(_split(word) for word in overrides)
+    given = dict(map(split_override, overrides))
     device = given.get("device", merged.get("device", "auto"))
     for path, value in (when.get(resolve_device(device)) or {}).items():
         _assign(merged, str(path), value)
@@ -315,7 +314,8 @@ def _copy(value: Any) -> Any:
     return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
-def _split(word: str) -> tuple[str, Any]:
+def split_override(word: str) -> tuple[str, Any]:
+    """Return the key and the value of ``key=value``, which is YAML."""
     import yaml
 
     path, equals, text = word.partition("=")

@@ -112,10 +112,6 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             "reduced_vocabulary.draft_vocab_size: must be at least 1",
         ),
         (
-            {"generate": CHAT, "reduced_vocabulary": {"texts": -1}},
-            "reduced_vocabulary.texts: must be at least 0, got -1",
-        ),
-        (
             {"generate": CHAT, "reduced_vocabulary": {}, "bench": {"drafts": {"reduced": "d"}}},
             "bench.drafts.reduced: the section reduced_vocabulary times a draft of that name",
         ),

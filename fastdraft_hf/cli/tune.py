@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    from fastdraft_hf.cli._running import settings_text
     from fastdraft_hf.tune.config import TuneConfig
 
-    lines = [f"  {key:<26}{field.description}" for key, field in TuneConfig.model_fields.items()]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(["settings:", *lines])
+    parser.epilog = settings_text(TuneConfig)
     parser.add_argument("target", metavar="TARGET", help="model id, folder or embedded:NAME")
     parser.add_argument(
         "overrides",
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="DIR",
         type=Path,
         default=Path("runs/tune"),
-        help="folder of timings, results and the figure (default: runs/tune)",
+        help="folder of timings and results (default: runs/tune)",
     )
 
 
@@ -32,29 +32,16 @@ def run(args: argparse.Namespace) -> None:
     """Search; print the findings to standard error and the recipe's sections to standard output."""
     import sys
 
-    import yaml
-
-    from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._running import quiet_libraries
     from fastdraft_hf.eval.summary import print_table
+    from fastdraft_hf.recipe import split_override
     from fastdraft_hf.target.resolve import resolve_target
     from fastdraft_hf.tune.config import TuneConfig
-    from fastdraft_hf.tune.search import draw, recipe_snippet, search, table, verdict
+    from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
 
-    settings = {}
-    for word in args.overrides:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise FastDraftError(f"'{word}' is not setting=value, such as params=12M")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise FastDraftError(f"{key}: '{value}' is not a valid YAML value") from error
+    config = TuneConfig(**dict(map(split_override, args.overrides)))
     quiet_libraries()
-    output_dir = args.output_dir
-    results = search(TuneConfig(**settings), resolve_target(args.target), output_dir)
+    results = search(config, resolve_target(args.target), args.output_dir)
     print_table(table(results))
-    draw(results, output_dir / "tune.png")
-    lines = [*verdict(results), f"figure: {output_dir / 'tune.png'}"]
-    print("", *lines, sep="\n", file=sys.stderr)
+    print("", *verdict(results), sep="\n", file=sys.stderr)
     print(recipe_snippet(results), end="")

@@ -56,30 +56,21 @@ def _reduce(args: argparse.Namespace) -> int:
     from fastdraft_hf._atomic import atomic_folder, write_json
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.draft.config import ReducedVocabularyConfig
     from fastdraft_hf.stages.provenance import describe
+    from fastdraft_hf.stages.reduced_vocabulary import reduce_draft, sentence
     from fastdraft_hf.target.resolve import resolve_target
-    from fastdraft_hf.tune.config import ReducedVocabularyConfig
-    from fastdraft_hf.tune.reduced_vocabulary import reduce_draft, sentences
 
-    config = ReducedVocabularyConfig(draft_vocab_size=args.reduce)
+    size = ReducedVocabularyConfig(draft_vocab_size=args.reduce).draft_vocab_size
     for option in ("sets", "output"):
         if getattr(args, option) is None:
             raise FastDraftError(f"vocabulary: --reduce needs --{option}")
     if args.output.exists():
         raise FastDraftError(f"{args.output} exists; move it away or give another --output")
     quiet_libraries()
-    draft = resolve_target(args.draft, key="draft").path
+    draft, target = resolve_target(args.draft, key="draft").path, resolve_target(args.target).path
     with atomic_folder(args.output) as folder:
-        facts = reduce_draft(
-            draft,
-            args.sets,
-            config.draft_vocab_size,
-            folder,
-            target=resolve_target(args.target).path,
-            texts=config.texts,
-        )
+        facts = reduce_draft(draft, args.sets, size, folder, target=target)
         write_json(folder / "provenance.json", describe(draft=args.draft, facts=facts))
-    for line in sentences(facts):
-        print(line)
-    print(f"written to {args.output}")
+    print(f"{sentence(facts)}\nwritten to {args.output}")
     return 0

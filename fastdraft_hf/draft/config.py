@@ -1,4 +1,4 @@
-"""The recipe's section on the draft's shape and its initialization."""
+"""The recipe's sections on the draft: its shape and initialization, and a reduced vocabulary."""
 
 from __future__ import annotations
 
@@ -72,3 +72,19 @@ class DesignConfig(Section):
             raise FastDraftError(
                 f"layers: must be ascending indices from 0 without repeats, got {given}"
             )
+
+
+class ReducedVocabularyConfig(Section):
+    """A second draft, beside the full one, whose head scores the most frequent tokens only."""
+
+    draft_vocab_size: Count = Field(8192, description="tokens the head scores, such as 8192 or 16k")
+    sets: list[str] = Field(
+        [],
+        description=(
+            "generated sets whose tokens are counted; by default those that align reads, or all "
+            "without align"
+        ),
+    )
+
+    def check_values(self) -> None:
+        self.require_positive("draft_vocab_size")

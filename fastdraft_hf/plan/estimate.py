@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.target_logits import stored_bytes
@@ -20,7 +18,7 @@ from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficie
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.runner import STAGES, planned
-from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.target.resolve import load_config, resolve_target
 
 # By kind of set: mean over longest length of a completion, and tokens of a prompt.
 LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58, "dataset": 0.75}
@@ -92,8 +90,8 @@ def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None)
         acceptance: rate at γ = 3, above 0 and below 1; by default from the token budget.
     """
     folder = resolve_target(recipe.target, recipe.target_revision, weights=False).path
-    config, given = _config(folder, "target"), recipe.design.draft
-    draft = _config(given, "design.draft") if given else design_draft(config, recipe.design)
+    config, given = load_config(folder, "target"), recipe.design.draft
+    draft = load_config(given, "design.draft") if given else design_draft(config, recipe.design)
     shapes, notes = (shape_of(config), shape_of(draft)), list[str]()
     if acceptance is None:
         acceptance = assumed_acceptance(recipe)
@@ -107,16 +105,6 @@ def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None)
         notes.append(f"time divides by {machine.count} in {parallel}")
     job = _Job(recipe, *shapes, machine, acceptance_of_rate(acceptance, 3))
     return Plan(machine, *shapes, acceptance, job.stages(), job.gains(), notes)
-
-
-def _config(path: Path | str, key: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FastDraftError(f"{key}: cannot read {path}/config.json ({reason})") from error
 
 
 def assumed_acceptance(recipe: Recipe) -> float:

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data.filters import iter_kept_rows
+from fastdraft_hf.draft.reduced_vocabulary import (
+    ReducedVocabulary,
+    choose_token_ids,
+    read_reduced_vocabulary,
+    write_reduced_vocabulary,
+)
+from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+# Files of a stage that do not belong to the draft.
+_NOT_COPIED = ("facts.json", "log.json", "provenance.json", "config.yaml", "*.tmp", "work", "data")
+
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write the newest draft again, with ``reduced_vocabulary.json``; return its cost."""
-    from fastdraft_hf.tune.reduced_vocabulary import reduce_draft, sentences
-    from fastdraft_hf.tune.texts import sampled_completions
-
+    """Write the newest draft again, with ``reduced_vocabulary.json``; return its coverage."""
     config = run.recipe.reduced_vocabulary
     assert config is not None  # the stage is planned only with its section
     sets = [run.stage_folder("generate") / name for name in config.sets]
-    texts = config.texts
-    if texts:
-        try:
-            sampled_completions(sets, texts, run.recipe.seed)
-        except FastDraftError as error:  # few rows, or all of them greedy
-            logger.warning("reduced_vocabulary: acceptance is not measured: %s", error)
-            texts = 0
     facts = reduce_draft(
-        run.latest_model(),
-        sets,
-        config.draft_vocab_size,
-        folder,
-        target=run.target.path,
-        texts=texts,
-        num_assistant_tokens=run.recipe.evaluate.gammas[0],
-        seed=run.recipe.seed,
+        run.latest_model(), sets, config.draft_vocab_size, folder, target=run.target.path
     )
-    for line in sentences(facts):
-        logger.info("reduced_vocabulary: %s", line)
+    logger.info("reduced_vocabulary: %s", sentence(facts))
     return facts
 
 
@@ -48,11 +48,77 @@ def check(run: Run) -> None:
     Raises:
         FastDraftError: naming ``reduced_vocabulary.draft_vocab_size``.
     """
-    from fastdraft_hf.tune.reduced_vocabulary import check_size
-
-    assert run.recipe.reduced_vocabulary is not None
+    config, target = run.recipe.reduced_vocabulary, run.look_at_target().path
+    assert config is not None
+    vocabulary = load_config(target, "target").get_text_config().vocab_size
+    always = _special_ids(load_tokenizer(target, "target"), target)
     try:
-        check_size(run.look_at_target().path, run.recipe.reduced_vocabulary.draft_vocab_size)
+        choose_token_ids({}, always, config.draft_vocab_size, vocabulary)
     except FastDraftError as error:
-        where = "reduced_vocabulary." if str(error).startswith("draft_vocab_size") else ""
-        raise FastDraftError(f"{where}{error}") from None
+        raise FastDraftError(f"reduced_vocabulary.{error}") from None
+
+
+def reduce_draft(
+    draft: Path, sets: Sequence[Path], size: int, folder: Path, *, target: Path
+) -> dict[str, Any]:
+    """Fill a folder with the draft and the ids that its reduced vocabulary scores.
+
+    The ids are the most frequent ones of the target's completions; special and end tokens always
+    stay. One row in five is not counted: coverage is measured on those.
+
+    Args:
+        draft: folder of the trained draft. It is copied unchanged, so that other engines read a
+            full head.
+        sets: folders of generated sets.
+        size: K, tokens to keep.
+        folder: output; files of an earlier, killed call are overwritten.
+        target: the target's folder.
+
+    Returns:
+        facts: the size, what was counted, and ``coverage``, the share of held-out tokens that are
+        kept (``None`` if there are none).
+
+    Raises:
+        FastDraftError: a folder is not what it should be, or the size is impossible; nothing is
+            written then.
+    """
+    if read_reduced_vocabulary(draft) is not None:
+        raise FastDraftError(
+            f"draft: the vocabulary of {draft} is reduced already; use the full one"
+        )
+    tokenizer = load_tokenizer(target, "target")
+    check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
+    vocabulary = load_config(draft, "draft").get_text_config().vocab_size
+    counts, held_out = Counter[int](), Counter[int]()
+    for rows in sets:
+        for row in iter_kept_rows(rows):
+            (counts if row["index"] % 5 else held_out).update(row["completion_ids"])
+    if not counts:
+        raise FastDraftError("reduced_vocabulary: the generated sets hold no completions")
+    ids = choose_token_ids(counts, _special_ids(tokenizer, target, draft), size, vocabulary)
+    total = held_out.total()
+    facts = {
+        "draft_vocab_size": size,
+        "vocabulary": vocabulary,
+        "counted_tokens": counts.total(),
+        "counted_different_tokens": len(counts),
+        "held_out_tokens": total,
+        "coverage": sum(held_out[token] for token in ids) / total if total else None,
+    }
+    shutil.copytree(draft, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
+    write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
+    return facts
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
+    """Return the ids that always stay: special and added tokens, and the folders' end tokens."""
+    found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return found.union(*(all_end_ids(folder, tokenizer) for folder in folders))
+
+
+def sentence(facts: dict[str, Any]) -> str:
+    """Return the facts as a sentence."""
+    kept = f"{facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"
+    if facts["coverage"] is None:
+        return kept
+    return f"{kept} cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} held-out tokens"

@@ -1,4 +1,4 @@
-"""Settings of the reduced vocabulary, and of the search for the best draft on this machine."""
+"""Settings of the search for the best draft on this machine."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ from pydantic import Field
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import Initialization
-from fastdraft_hf.export.openvino import WeightFormat
 
 Measure = Literal["cpu", "cuda", "openvino"]
-
-
-class ReducedVocabularyConfig(Section):
-    """A second draft, beside the full one, whose head scores the most frequent tokens only."""
-
-    draft_vocab_size: Count = Field(8192, description="tokens the head scores, such as 8192 or 16k")
-    sets: list[str] = Field(
-        [],
-        description=(
-            "generated sets whose tokens are counted; by default those that align reads, or all "
-            "without align"
-        ),
-    )
-    texts: Count = Field(
-        24,
-        description="held-out completions on which the loss of acceptance is measured; 0 for none",
-    )
-
-    def check_values(self) -> None:
-        self.require_positive("draft_vocab_size")
-        if self.texts < 0:
-            raise FastDraftError(f"texts: must be at least 0, got {self.texts}")
 
 
 class TuneConfig(Section):
@@ -43,16 +20,14 @@ class TuneConfig(Section):
     measure: Measure = Field(
         "cpu",
         description=(
-            "cpu: PyTorch in float32; cuda: PyTorch in bfloat16; openvino: OVModelForCausalLM on "
-            "the CPU; each in our own decoding loop"
+            "cpu: PyTorch in float32; cuda: PyTorch in bfloat16; openvino: OVModelForCausalLM in "
+            "int8 on the CPU; each in our own decoding loop"
         ),
     )
-    weight_format: WeightFormat = Field("int8", description="openvino: weights of both models")
     depths: list[Count] | None = Field(
         None, description="numbers of layers to try; by default 1, 2, 4, 8 and 12 where they fit"
     )
     widths_per_depth: Count = Field(2, description="widths to try at each depth")
-    width_multiple: Count = Field(16, description="widths are multiples of this")
     init: Initialization = Field(
         "scratch",
         description=(
@@ -75,11 +50,9 @@ class TuneConfig(Section):
         None, description="train every draft on this many tokens of rows and measure its acceptance"
     )
     rows: list[str] = Field([], description="probes: folders of generated sets")
-    seed: Count = Field(0, description="seed of weights, prompt, order and probes")
 
     def check_values(self) -> None:
-        counts = [name for name, value in self if type(value) is int and name != "seed"]
-        self.require_positive(*counts)
+        self.require_positive(*(name for name, value in self if type(value) is int))
         if self.depths is not None and (
             not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths)
         ):

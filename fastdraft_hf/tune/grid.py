@@ -21,7 +21,8 @@ DEPTHS = (1, 2, 4, 8, 12)
 # Feed-forward sizes as multiples of the width. A shallow draft of a small budget needs far more
 # than the usual 2 to 8 to fill it.
 NARROWEST, WIDEST = 1, 24
-_STEP = 8  # feed-forward sizes are multiples of this
+# Widths and feed-forward sizes are multiples of these.
+_WIDTH_STEP, _STEP = 16, 8
 # How far a design may miss the budget. Those cut from the target have feed-forward layers no wider
 # than the target's and miss it by more.
 _TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
@@ -69,7 +70,7 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
             raise FastDraftError(
                 f"depths: {depth} is deeper than the target's {text.num_hidden_layers} layers"
             )
-        widths = range(config.width_multiple, text.hidden_size + 1, config.width_multiple)
+        widths = range(_WIDTH_STEP, text.hidden_size + 1, _WIDTH_STEP)
         filled = [_filled(target, config, depth, width) for width in reversed(widths)]
         fitting = [design for design in filled if design is not None]
         if not fitting and config.depths is not None:
@@ -89,7 +90,6 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
 
 def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
     """Return the design of this depth and width that fills the budget, or ``None``."""
-
     text = target.get_text_config()
     widest = WIDEST * width if config.init != "prune" else text.intermediate_size
 

@@ -2,7 +2,7 @@
 
 A probe starts from the initialization the draft will start from and trains on the same rows in the
 same order, for the same number of tokens, with the real trainer. Its acceptance is expected
-acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short training favours
+acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short training favors
 designs that learn fast: use as many tokens as time allows.
 """
 
@@ -10,35 +10,76 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import atomic_folder, write_json
+from fastdraft_hf._atomic import write_json
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
+from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.sources import Source
+from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.eval.expected import expected_rounds
+from fastdraft_hf.eval.expected import Continuation, expected_rounds, text_acceptance
 from fastdraft_hf.eval.metrics import block_efficiency
+from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
+from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design
-from fastdraft_hf.tune.texts import (
-    MAX_NEW_TOKENS,
-    held_out,
-    read_acceptance,
-    sampled_completions,
-)
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from fastdraft_hf.target.resolve import Target
 
-# Tokens of a sequence, sequences of a step, and held-out completions.
-_SEQUENCE, _BATCH, _TEXTS = 512, 4, 24
+# Tokens of a sequence, sequences of a step.
+_SEQUENCE, _BATCH = 512, 4
+# Held-out completions: their number, the tokens read of each, and the longest prompt before it.
+_TEXTS, _MAX_NEW_TOKENS, _LONGEST_PROMPT = 24, 128, 512
+
+
+def held_out(index: int) -> bool:
+    """Return whether no probe trains on the row of this index: one row in five."""
+    return index % 5 == 0
+
+
+def sampled_completions(sets: Sequence[Path], count: int) -> list[tuple[Continuation, float]]:
+    """Return up to ``count`` held-out completions and their temperatures, from the sets in turn.
+
+    Greedy ones are left out: at temperature 0 there is no distribution to compare.
+
+    Raises:
+        FastDraftError: there is none, or a folder is not a finished set.
+    """
+    pools = []
+    for folder in sets:
+        pool = []
+        for row in iter_kept_rows(folder):
+            short = len(row["prompt_ids"]) <= _LONGEST_PROMPT
+            if held_out(row["index"]) and row["temperature"] > 0 and short:
+                ids = tuple(row["completion_ids"][:_MAX_NEW_TOKENS])
+                text = Continuation(folder.name, tuple(row["prompt_ids"]), ids)
+                pool.append((text, round(float(row["temperature"]), 4)))
+        random.Random(0).shuffle(pool)
+        pools.append(pool)
+    most = max(map(len, pools), default=0)
+    found = [pool[n] for n in range(most) for pool in pools if n < len(pool)][:count]
+    if not found:
+        names = ", ".join(map(str, sets))
+        raise FastDraftError(
+            f"rows: {names}: no held-out completion was sampled at a temperature above 0"
+        )
+    return found
 
 
 class Probes:
-    """Train every design briefly and measure it; finished ones are kept in ``probes.json``.
+    """Train every design briefly and measure it; finished ones are kept in ``probes/``.
 
     Args:
         config: settings of the search.
@@ -51,104 +92,83 @@ class Probes:
     """
 
     def __init__(self, config: TuneConfig, target: Target, folder: Path, gammas: list[int]) -> None:
-        self._config, self._target, self._folder = config, target, folder
-        self._gammas, self._sets = gammas, [Path(row) for row in config.rows]
+        self._config, self._target, self._folder = config, target.path, folder / "probes"
+        self._gammas, self._sets = gammas, [Path(row).resolve() for row in config.rows]
         self._device = "cuda" if config.measure == "cuda" else "cpu"
-        self._train = training_section()(
-            sources=[Source(kind="generated", name=folder.name) for folder in self._sets],
-            max_train_tokens=config.probe_tokens,
-            max_length=_SEQUENCE,
-            per_device_train_batch_size=_BATCH,
-            eval_rows=0,
-        )
-        self._texts = sampled_completions(self._sets, _TEXTS, config.seed)
+        self._texts = sampled_completions(self._sets, _TEXTS)
         # Whatever a probe depends on besides its design.
-        facts: list[Any] = [config.init, config.probe_tokens, config.seed, gammas]
-        facts += [str(target.path.resolve()), target.revision]
+        facts: list[Any] = [config.init, config.probe_tokens, gammas, str(target.path.resolve())]
         facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def __call__(self, designs: list[Design]) -> dict[str, dict[int, float]]:
         """Return design -> γ -> block efficiency."""
-        path = self._folder / "probes.json"
-        saved: dict[str, Any] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        )
         found = {}
         with Progress("tune probes", len(designs), "drafts") as progress:
             for design in designs:
-                label = f"{self._key}-{design.name}x{design.feed_forward}"
-                if label not in saved:
-                    draft = self._trained(design, self._folder / "probes" / label)
-                    (texts,) = read_acceptance(
-                        self._target.path, [draft], self._texts, self._device
-                    )
-                    saved[label] = {
-                        str(gamma): block_efficiency(
-                            [expected_rounds(text, gamma, MAX_NEW_TOKENS) for text in texts]
-                        )
-                        for gamma in self._gammas
-                    }
-                    write_json(path, saved)
-                    shutil.rmtree(self._folder / "probes" / label, ignore_errors=True)
-                found[design.name] = {int(gamma): value for gamma, value in saved[label].items()}
+                work = self._folder / f"{self._key}-{design.name}x{design.feed_forward}"
+                result = work.with_suffix(".json")
+                if not result.exists():
+                    self._train(design, work)
+                    write_json(result, self._measured(work / "work" / "model"))
+                    shutil.rmtree(work)
+                saved = json.loads(result.read_text(encoding="utf-8"))
+                found[design.name] = {int(gamma): value for gamma, value in saved.items()}
                 progress.advance(1)
         return found
 
-    def _trained(self, design: Design, work: Path) -> Path:
-        """Train one design, resuming from its last checkpoint; return the draft's folder."""
-        import datasets
-
-        from fastdraft_hf.draft.build import build, save_draft
-        from fastdraft_hf.target.resolve import load_tokenizer
-        from fastdraft_hf.train.loop import train
-
-        config, start = self._config, work / "start"
-        if not start.exists():
-            section = DesignConfig(**design.section(config))
-            model, _ = build(self._target.path, section, config.seed)
-            with atomic_folder(start) as temporary:
-                save_draft(model, temporary)
-        tokenizer = load_tokenizer(self._target.path)
+    def _train(self, design: Design, work: Path) -> None:
+        """Train one design, resuming from its last checkpoint."""
+        section = training_section()(
+            sources=[Source(kind="generated", name=str(folder)) for folder in self._sets],
+            max_train_tokens=self._config.probe_tokens,
+            max_length=_SEQUENCE,
+            per_device_train_batch_size=_BATCH,
+            eval_rows=0,
+        )
+        model, _ = build(self._target, DesignConfig(**design.section(self._config)), 0)
+        save_draft(model, work / "start")
         train(
-            start,
+            work / "start",
             work / "work",
-            self._train,
-            train_dataset=datasets.load_from_disk(str(self._rows(tokenizer) / "train")),
-            tokenizer=tokenizer,
-            seed=config.seed,
+            section,
+            train_dataset=self._rows(section.sources),
+            tokenizer=load_tokenizer(self._target),
+            seed=0,
             device=self._device,
             label=f"probe {design.name}",
         )
-        return work / "work" / "model"
 
-    def _rows(self, tokenizer: Any) -> Path:
-        """Write the rows that all probes read, once, without held-out rows and evaluation text."""
-        import datasets
+    def _rows(self, sources: Sequence[Source]) -> Dataset:
+        """Return the rows that all probes read, without held-out rows and evaluation text."""
+        rows, _, _ = open_completions(
+            sources,
+            folder=self._folder / f"rows-{self._key}",
+            generated=Path(),  # the sources are absolute paths
+            logits=None,
+            tokenizer=load_tokenizer(self._target),
+            decontaminator=Decontaminator.of_task_sets(),
+            max_length=_SEQUENCE,
+            eval_rows=0,
+            seed=0,
+            keep=lambda index: not held_out(index),
+        )
+        return rows
 
-        from fastdraft_hf.data.completions import open_completions
-        from fastdraft_hf.data.decontaminate import Decontaminator
+    def _measured(self, folder: Path) -> dict[str, float]:
+        """Return γ -> block efficiency of a draft; both models read the texts in float32."""
+        import torch
+        from transformers import AutoModelForCausalLM
 
-        folder = self._folder / "probes" / f"rows-{self._key}"
-        if folder.exists():
-            return folder
-        decontaminator, parts = Decontaminator.of_task_sets(), []
-        with atomic_folder(folder) as temporary:
-            for number, (source, rows_folder) in enumerate(
-                zip(self._train.sources, self._sets, strict=True)
-            ):
-                rows, _, _ = open_completions(
-                    [source],
-                    folder=temporary / f"rows-{number}",
-                    generated=rows_folder.parent,
-                    logits=None,
-                    tokenizer=tokenizer,
-                    decontaminator=decontaminator,
-                    max_length=_SEQUENCE,
-                    eval_rows=0,
-                    seed=self._config.seed,
-                    keep=lambda index: not held_out(index),
-                )
-                parts.append(rows)
-            datasets.concatenate_datasets(parts).save_to_disk(str(temporary / "train"))
-        return folder
+        target, draft = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
+            for path in (self._target, folder)
+        )
+        ends = stop_ids(self._target, load_tokenizer(self._target))
+        found = [text_acceptance(target, draft, *text, ends) for text in self._texts]
+        return {
+            str(gamma): block_efficiency(
+                [expected_rounds(text, gamma, _MAX_NEW_TOKENS) for text in found]
+            )
+            for gamma in self._gammas
+        }

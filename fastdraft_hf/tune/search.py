@@ -1,8 +1,8 @@
 """Search for the best draft shape and γ: design, time, predict, choose.
 
 The folder keeps everything, and the next run resumes from it: untrained drafts (``designs/``),
-their OpenVINO exports (``openvino-<format>/``), ``timings.json`` by design and repeat,
-``probes.json``. ``results.json`` is written each time.
+their OpenVINO exports (``openvino-int8/``), ``timings.json`` by design and repeat, ``probes/``.
+``results.json`` is written each time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
+from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
+from fastdraft_hf.export.openvino import cached_openvino, export_several, require_openvino
+from fastdraft_hf.target.resolve import load_config
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import Design, designs_of
-from fastdraft_hf.tune.timing import LoopTimer, median_and_quartiles
+from fastdraft_hf.tune.probe import Probes
+from fastdraft_hf.tune.timing import LoopTimer
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
@@ -32,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 # Used for all designs where neither an acceptance nor a probe is given.
 DEFAULT_ACCEPTANCE = 0.4
-# Settings that change no timing.
-_NOT_TIMED = {"acceptance", "probe_tokens", "rows", "repeats", "depths", "widths_per_depth"}
-_NOT_TIMED |= {"width_multiple", "params"}
 
 
 def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
@@ -51,30 +54,24 @@ def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
     Raises:
         FastDraftError: a setting is impossible; raised before any work.
     """
-    from transformers import AutoConfig
-
-    target_config = AutoConfig.from_pretrained(target.path)
-    _check(config, target_config.get_text_config())
+    target_config = load_config(target.path, "target")
     gammas = list(range(1, config.max_num_assistant_tokens + 1))
+    _check(config, gammas, target_config.get_text_config())
     designs = designs_of(target_config, config)
-    probes, efficiencies = None, dict[str, dict[int, float]]()
     if config.probe_tokens:
-        from fastdraft_hf.tune.probe import Probes
-
         probes = Probes(config, target, folder, gammas)
     else:
-        efficiencies = assumed_efficiencies(config, designs)
+        efficiencies = assumed_efficiencies(config, designs, gammas)
     logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
     seconds = _time(config, target, designs, folder, gammas)
-    if probes is not None:
+    if config.probe_tokens:
         efficiencies = probes(designs)
     results = {"target": target.name, **results_of(config, designs, seconds, efficiencies)}
     write_json(folder / "results.json", results)
     return results
 
 
-def _check(config: TuneConfig, text: Any) -> None:
-    gammas = range(1, config.max_num_assistant_tokens + 1)
+def _check(config: TuneConfig, gammas: list[int], text: Any) -> None:
     reach = config.context + (config.rounds + 1) * sum(g + 1 for g in gammas) + 64
     if reach > text.max_position_embeddings:
         raise FastDraftError(
@@ -82,8 +79,6 @@ def _check(config: TuneConfig, text: Any) -> None:
             f"reads {text.max_position_embeddings}; lower context or rounds"
         )
     if config.measure == "openvino":
-        from fastdraft_hf.export.openvino import require_openvino
-
         require_openvino()
     if config.measure == "cuda":
         import torch
@@ -92,17 +87,16 @@ def _check(config: TuneConfig, text: Any) -> None:
             raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
 
 
-def assumed_efficiencies(config: TuneConfig, designs: list[Design]) -> dict[str, dict[int, float]]:
+def assumed_efficiencies(
+    config: TuneConfig, designs: list[Design], gammas: list[int]
+) -> dict[str, dict[int, float]]:
     """Return design -> γ -> block efficiency at the acceptance that the settings give."""
-    given = config.acceptance
+    given, depths = config.acceptance, {str(d.layers) for d in designs}
     if not isinstance(given, dict):
-        alpha = DEFAULT_ACCEPTANCE if given is None else given
-        given = {str(d.layers): alpha for d in designs}
-    depths = {str(d.layers) for d in designs}
+        given = dict.fromkeys(depths, DEFAULT_ACCEPTANCE if given is None else given)
     if given.keys() != depths:
         wrong = ", ".join(sorted(given.keys() ^ depths))
         raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
-    gammas = range(1, config.max_num_assistant_tokens + 1)
     return {
         d.name: {g: expected_block_efficiency(given[str(d.layers)], g) for g in gammas}
         for d in designs
@@ -110,72 +104,60 @@ def assumed_efficiencies(config: TuneConfig, designs: list[Design]) -> dict[str,
 
 
 def _time(
-    config: TuneConfig,
-    target: Target,
-    designs: list[Design],
-    folder: Path,
-    gammas: list[int],
+    config: TuneConfig, target: Target, designs: list[Design], folder: Path, gammas: list[int]
 ) -> dict[str, dict[int, list[float]]]:
     """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
-    facts = config.model_dump(exclude=_NOT_TIMED)
-    facts |= {"target": str(target.path.resolve()), "revision": target.revision}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / "timings.json"
+    facts = (str(target.path.resolve()), config.measure, gammas, config.context, config.rounds)
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    path, rng = folder / "timings.json", random.Random(0)
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-    def label(design: Design, repeat: int) -> str:
-        return f"{key}/{design.name}/{design.feed_forward}/{repeat}"
-
-    rng = random.Random(config.seed)
-    order = [(d, r) for r in range(config.repeats) for d in rng.sample(designs, len(designs))]
-    due = [(d, r) for d, r in order if label(d, r) not in saved]
+    order = [
+        (design, repeat, f"{key}/{design.name}/{design.feed_forward}/{repeat}")
+        for repeat in range(config.repeats)
+        for design in rng.sample(designs, len(designs))
+    ]
+    due = [one for one in order if one[2] not in saved]
     if due:
         drafts = dict(zip(designs, _drafts(config, target, designs, folder), strict=True))
         timer = _loop_timer(config, target, gammas)
         with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
-            for design, repeat in due:
-                saved[label(design, repeat)] = timer.measure(drafts[design], repeat)
+            for design, repeat, label in due:
+                saved[label] = timer.measure(drafts[design], repeat)
                 write_json(path, saved)
                 progress.advance(1)
     else:
         logger.info("tune: uses the timings of an earlier run; delete %s to time again", path)
-    found: dict[str, dict[int, list[float]]] = {d.name: {} for d in designs}
-    for design, repeat in order:
-        for gamma, times in saved[label(design, repeat)].items():
-            found[design.name].setdefault(int(gamma), []).extend(times)
+    found: dict[str, dict[int, list[float]]] = {d.name: {g: [] for g in gammas} for d in designs}
+    for design, _, label in order:
+        for gamma, times in saved[label].items():
+            found[design.name][int(gamma)] += times
     return found
 
 
 def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: Path) -> list[Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
-    from fastdraft_hf.draft.build import build, save_draft
-
     paths = [folder / "designs" / f"{d.name}x{d.feed_forward}" for d in designs]
     for design, path in zip(designs, paths, strict=True):
         if not path.exists():
             section = DesignConfig(**{**design.section(config), "init": "scratch"})
-            model, _ = build(target.path, section, config.seed)
             with atomic_folder(path) as temporary:
-                save_draft(model, temporary)
+                save_draft(build(target.path, section, 0)[0], temporary)
     if config.measure != "openvino":
         return paths
-    from fastdraft_hf.export.openvino import export_several
-
-    exports = [folder / f"openvino-{config.weight_format}" / path.name for path in paths]
+    exports = [folder / "openvino-int8" / path.name for path in paths]
     with Progress("tune export", len(designs), "drafts") as progress:
-        jobs = [(*pair, config.weight_format) for pair in zip(paths, exports, strict=True)]
-        export_several(jobs, progress.advance)
+        export_several(
+            [(*pair, "int8") for pair in zip(paths, exports, strict=True)], progress.advance
+        )
     return exports
 
 
 def _loop_timer(config: TuneConfig, target: Target, gammas: list[int]) -> LoopTimer:
     path = target.path
     if config.measure == "openvino":
-        from fastdraft_hf.export.openvino import cached_openvino
-
-        logger.info("tune: exporting the target to OpenVINO %s (once)", config.weight_format)
-        path = cached_openvino(path, config.weight_format)
-    return LoopTimer(path, config.measure, gammas, config.context, config.rounds, config.seed)
+        logger.info("tune: exporting the target to OpenVINO int8 (once)")
+        path = cached_openvino(path, "int8")
+    return LoopTimer(path, config.measure, gammas, config.context, config.rounds)
 
 
 def results_of(
@@ -188,7 +170,10 @@ def results_of(
     rows: list[dict[str, Any]] = []
     speeds: dict[tuple[Design, int], float] = {}
     for design in designs:
-        times = {g: median_and_quartiles(found) for g, found in seconds[design.name].items()}
+        times = {
+            gamma: np.quantile(found, (0.5, 0.25, 0.75)).tolist()
+            for gamma, found in seconds[design.name].items()
+        }
         first, last = min(times), max(times)
         each = (times[last][0] - times[first][0]) / max(last - first, 1)
         tokens = efficiencies[design.name]
@@ -201,7 +186,7 @@ def results_of(
                 "design": design.name,
                 **asdict(design),
                 "drafted_token_seconds": each,
-                "round_seconds": {str(g): [*t] for g, t in times.items()},
+                "round_seconds": {str(g): t for g, t in times.items()},
                 "acceptance": alpha,
                 "tokens_per_second": {str(g): speed for g, speed in predicted.items()},
             }
@@ -268,34 +253,3 @@ def recipe_snippet(results: dict[str, Any]) -> str:
     near = [g for g in (gamma - 1, gamma, gamma + 1) if g >= 1]
     sections = {"design": results["best"]["section"], "bench": {"num_assistant_tokens": near}}
     return str(yaml.safe_dump(sections, sort_keys=False, default_flow_style=None))
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Write a PNG: predicted speed over depth and over γ, and a drafted token's time by depth."""
-    from matplotlib.figure import Figure
-
-    rows = results["designs"]
-    figure = Figure(figsize=(14, 4), dpi=120, layout="constrained")
-    depth, gamma, latency = figure.subplots(1, 3)
-    tops = {row["design"]: max(row["tokens_per_second"].values()) for row in rows}
-    depths = sorted({row["layers"] for row in rows})
-    best = [max(tops[row["design"]] for row in rows if row["layers"] == n) for n in depths]
-    depth.plot(depths, best, "-o", ms=4)
-    depth.set(xlabel="layers, at one parameter budget", ylabel="tokens/s, predicted")
-    for row in sorted(rows, key=lambda row: -tops[row["design"]])[:10]:
-        speeds = {int(g): speed for g, speed in row["tokens_per_second"].items()}
-        label = f"{row['design']}, α {row['acceptance']:.2f}"
-        gamma.plot([*speeds], [*speeds.values()], "-o", ms=3, lw=1.2, label=label)
-    gamma.set(xlabel="drafted tokens per round (γ)", ylabel="tokens/s, predicted")
-    gamma.legend(fontsize=7, frameon=False)
-    times = [1e3 * row["drafted_token_seconds"] for row in rows]
-    latency.plot([row["layers"] for row in rows], times, "o", ms=4)
-    for row, time in zip(rows, times, strict=True):
-        offset = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-        latency.annotate(str(row["width"]), (row["layers"], time), **offset)
-    latency.set(xlabel="layers (at each point: width)", ylabel="a drafted token, ms")
-    for axes in (depth, gamma, latency):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

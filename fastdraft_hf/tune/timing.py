@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
+from fastdraft_hf.decode.text import Stops, Text
+from fastdraft_hf.draft.reduced_vocabulary import load_draft
+
 if TYPE_CHECKING:
     from fastdraft_hf.decode.cached import CachedModel
-
-
-def median_and_quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and the quartiles around it."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return middle, low, high
 
 
 class _EnoughError(Exception):
@@ -40,38 +37,23 @@ class LoopTimer:
         gammas: values of γ.
         context: tokens in the caches at the start.
         rounds: rounds kept for each γ; one more before them warms up.
-        seed: draws the prompt and the order of γ.
     """
 
     def __init__(
-        self,
-        target: Path,
-        measure: str,
-        gammas: Sequence[int],
-        context: int,
-        rounds: int,
-        seed: int = 0,
+        self, target: Path, measure: str, gammas: Sequence[int], context: int, rounds: int
     ) -> None:
         self._measure, self._gammas, self._rounds = measure, list(gammas), rounds
-        self._seed = seed
         self._target = self._load(target)
         self._vocabulary = self._target.config.get_text_config().vocab_size
-        rng = random.Random(seed)
+        rng = random.Random(0)
         self._prompt = [rng.randrange(self._vocabulary) for _ in range(context)]
 
     def measure(self, draft: Path, repeat: int) -> dict[int, list[float]]:
-        """Return γ -> seconds of each round with a draft; γ in a random order for each repeat.
-
-        Args:
-            draft: its folder.
-            repeat: number of the repeat.
-        """
+        """Return γ -> seconds of each round with a draft; each repeat has its own order of γ."""
         import torch
 
-        from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
-
         model = self._load(draft)
-        order = random.Random(f"{self._seed} {repeat}").sample(self._gammas, len(self._gammas))
+        order = random.Random(repeat).sample(self._gammas, len(self._gammas))
         openvino = self._measure == "openvino"
         with torch.inference_mode(), one_torch_thread() if openvino else contextlib.nullcontext():
             return self._time(open_cached(self._target), open_cached(model), order)
@@ -81,22 +63,14 @@ class LoopTimer:
             from optimum.intel import OVModelForCausalLM
 
             return OVModelForCausalLM.from_pretrained(folder, compile=False)  # the loop compiles
-        import torch
-
-        from fastdraft_hf.draft.reduced_vocabulary import load_draft
-
         cuda = self._measure == "cuda"
-        model = load_draft(folder, dtype=torch.bfloat16 if cuda else torch.float32)
+        model = load_draft(folder, dtype="bfloat16" if cuda else "float32")
         return model.to(self._measure).eval()
 
     def _time(
         self, target: CachedModel, draft: CachedModel, order: Sequence[int]
     ) -> dict[int, list[float]]:
         import torch
-
-        from fastdraft_hf.decode.loop import Drafting, Loop
-        from fastdraft_hf.decode.scores import Scores
-        from fastdraft_hf.decode.text import Stops, Text
 
         ids = torch.tensor([self._prompt], device=target.device)
         positions = torch.arange(len(self._prompt), device=target.device)[None]

@@ -21,42 +21,42 @@ from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
     ReducedVocabulary,
+    load_draft,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, export
+from fastdraft_hf.stages.reduced_vocabulary import reduce_draft
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
 
-WORDS = range(100, 140)
+# The target generates few of its 288 tokens, and one that only held-out rows have.
+WORDS, RARE = range(100, 140), 287
 
 
 @pytest.fixture
 def make_run(
     tmp_path: Path, tiny_target_folder: Path, make_engine: Callable[..., Any]
 ) -> Callable[..., Run]:
-    """A run whose target has generated 20 rows of random words, at the temperatures given."""
+    """A run whose target has generated 20 rows of random words."""
 
     def answer(request: Request) -> list[int]:
-        rng = random.Random(request.index)
-        return [rng.choice(WORDS) for _ in range(20)]
+        ids = random.Random(request.index).choices(WORDS, k=20)
+        return ids if request.index % 5 else [RARE, *ids[1:]]  # every fifth row is held out
 
-    def make(*temperatures: float, **data: Any) -> Run:
+    def make(**data: Any) -> Run:
         folder = tmp_path / "run" / "generate"
         if not folder.exists():
-            chosen = temperatures or (0.6, 1.0)
-            requests = [
-                Request(n, (1, 40 + n), chosen[n % len(chosen)], n, 20, "t") for n in range(20)
-            ]
+            requests = [Request(n, (1, 40 + n), 1.0, n, 20, "t") for n in range(20)]
             write_rows(make_engine(answer), requests, folder / "chat")
             write_json(folder / "provenance.json", {"id": "generate-1"})
         recipe = {
             "device": "cpu",
             "design": {"hidden_size": 16, "num_hidden_layers": 1, "params": "1k"},
             "generate": {"sets": {"chat": {"rows": 20}}},
-            "reduced_vocabulary": {"draft_vocab_size": 60, "texts": 3},
+            "reduced_vocabulary": {"draft_vocab_size": 60},
             **data,
         }
         return Run(build_recipe(recipe), tmp_path / "run", Target(tiny_target_folder, "tiny"))
@@ -70,16 +70,16 @@ def test_the_reduced_draft_stands_beside_the_full_one(
     run = make_run()
     with caplog.at_level(logging.INFO):
         execute(run, ["design", "reduced_vocabulary"])
-    assert "reduced_vocabulary: 60 of 288 tokens cover 100.00% of 80 held-out tokens" in caplog.text
-    assert "expected acceptance rate at γ = 3 over 3 completions" in caplog.text
+    assert "reduced_vocabulary: 60 of 288 tokens cover 95.00% of 80 held-out tokens" in caplog.text
     folder = run.stage_folder("reduced_vocabulary")
     head = read_reduced_vocabulary(folder)
     assert head is not None
     assert {*WORDS, 0, 1, 2} <= set(head.token_ids)
+    assert RARE not in head.token_ids
+    assert load_draft(folder).get_output_embeddings().weight.shape[0] == 60
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["facts"]
     assert facts == head.facts
-    assert facts["coverage"] == 1.0
-    assert set(facts["acceptance_rate"]) == {"full", "reduced", "difference"}
+    assert facts["coverage"] == 0.95
     # What every other stage reads is the full draft.
     assert run.latest_model() == run.stage_folder("design")
     assert not (run.stage_folder("design") / FILE).exists()
@@ -89,36 +89,6 @@ def test_the_reduced_draft_stands_beside_the_full_one(
     made = (folder / "provenance.json").read_bytes()
     execute(make_run(), ["design", "reduced_vocabulary"])
     assert (folder / "provenance.json").read_bytes() == made
-
-
-def test_a_killed_stage_resumes(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*given: Any) -> Any:
-        raise KeyboardInterrupt
-
-    run = make_run()
-    with monkeypatch.context() as patch:
-        patch.setattr("fastdraft_hf.tune.reduced_vocabulary.read_acceptance", killed)
-        with pytest.raises(KeyboardInterrupt):
-            execute(run, ["design", "reduced_vocabulary"])
-    assert not run.stage_folder("reduced_vocabulary").exists()
-    execute(run, ["reduced_vocabulary"])
-    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
-    assert head is not None
-    assert "acceptance_rate" in head.facts
-
-
-def test_without_a_sampled_completion_acceptance_is_not_measured(
-    make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
-) -> None:
-    run = make_run(0.0)
-    execute(run, ["design", "reduced_vocabulary"])
-    assert "reduced_vocabulary: acceptance is not measured: rows: " in caplog.text
-    head = read_reduced_vocabulary(run.stage_folder("reduced_vocabulary"))
-    assert head is not None
-    assert head.facts["coverage"] == 1.0
-    assert "acceptance_rate" not in head.facts
 
 
 @pytest.mark.parametrize("size", [3, 288])
@@ -135,6 +105,44 @@ def test_an_impossible_size_is_refused_before_any_work(
     said = f"reduced_vocabulary.draft_vocab_size: {size} must be more than the 3 special tokens"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [([], "the generated sets hold no completions"), ([Path("nowhere")], "nowhere")],
+)
+def test_without_completions_nothing_is_written(
+    sets: list[Path], words: str, tiny_target_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FastDraftError, match=words):
+        reduce_draft(tiny_target_folder, sets, 50, tmp_path / "t", target=tiny_target_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_reduces_any_draft(
+    make_run: Callable[..., Run],
+    save_draft: Callable[..., Path],
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draft, rows = save_draft("draft"), make_run().stage_folder("generate") / "chat"
+    output = tmp_path / "reduced"
+    words = ["vocabulary", str(tiny_target_folder), str(draft)]
+    for further, said in (
+        (["--reduce", "many"], "draft_vocab_size: expected a whole number, got 'many'"),
+        (["--reduce", "50"], "--reduce needs --sets"),
+        (["--output", str(output)], "--sets and --output need --reduce N"),
+    ):
+        assert cli.main([*words, *further]) == 2
+        assert said in capsys.readouterr().err
+    assert cli.main([*words, "--reduce", "50", "--sets", str(rows), "--output", str(output)]) == 0
+    assert f"written to {output}" in capsys.readouterr().out
+    head = read_reduced_vocabulary(output)
+    assert head is not None
+    assert len(head.token_ids) == 50
+    record = json.loads((output / "provenance.json").read_text(encoding="utf-8"))
+    assert record["draft"] == str(draft)
 
 
 def test_it_is_exported_as_well_but_not_in_int4(

@@ -17,11 +17,11 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.draft import vocabulary
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, evaluate, train
+from fastdraft_hf.stages.reduced_vocabulary import reduce_draft
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.train.checks import open_teacher
 from fastdraft_hf.train.config import DraftDistillationConfig
-from fastdraft_hf.tune.reduced_vocabulary import reduce_draft
 
 TRAIN = {"sources": [{"kind": "python"}]}
 

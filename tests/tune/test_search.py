@@ -21,7 +21,7 @@ from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.tune import search as searching
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.grid import designs_of
-from fastdraft_hf.tune.search import draw, recipe_snippet, search, table, verdict
+from fastdraft_hf.tune.search import recipe_snippet, search, table, verdict
 
 PARAMS = 250_000
 
@@ -51,7 +51,6 @@ def settings(**given: Any) -> TuneConfig:
     return TuneConfig(
         **{
             "params": PARAMS,
-            "width_multiple": 8,
             "depths": [1, 2, 4],
             "max_num_assistant_tokens": 4,
             "context": 16,
@@ -123,12 +122,10 @@ def test_the_best_is_the_best_of_a_known_machine(
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_results_as_table_sentences_and_figure(target: Target, tmp_path: Path) -> None:
+def test_results_as_table_and_sentences(target: Target, tmp_path: Path) -> None:
     results = timed(settings(acceptance=0.2), target, tmp_path)
     assert any("cheapest draft wins" in line for line in verdict(results))
     assert [row[""] for row in table(results)].count("→") == 1
-    draw(results, tmp_path / "figures" / "tune.png")
-    assert (tmp_path / "figures" / "tune.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_killed_search_times_only_what_is_missing(target: Target, tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_the_acceptance_of_probes_is_used(
         return {d.name: {g: 1 + 0.1 * d.layers * g for g in (1, 2, 3, 4)} for d in designs}
 
     config = settings(probe_tokens=1000, rows=["somewhere"])
-    monkeypatch.setattr("fastdraft_hf.tune.probe.Probes", lambda *given: prober)
+    monkeypatch.setattr(searching, "Probes", lambda *given: prober)
     results = timed(config, target, tmp_path)
     assert asked == [row["design"] for row in results["designs"]]
     deep = next(row for row in results["designs"] if row["layers"] == 4)
@@ -231,7 +228,7 @@ class TestCommand:
 
     def words(self, target: Target, folder: Path, *more: str) -> list[str]:
         words = ["tune", str(target.path), "--output-dir", str(folder), "params=250k"]
-        words += ["width_multiple=8", "depths=[1, 2, 4]", "max_num_assistant_tokens=4"]
+        words += ["depths=[1, 2, 4]", "max_num_assistant_tokens=4"]
         return [*words, "context=16", *more]
 
     def test_it_prints_the_sections_of_a_recipe(
@@ -247,7 +244,6 @@ class TestCommand:
         gamma = results["best"]["num_assistant_tokens"]
         assert gamma in recipe.bench.num_assistant_tokens
         assert "best at acceptance 0.600" in printed.err
-        assert (tmp_path / "t" / "tune.png").exists()
 
     @pytest.mark.parametrize(
         ("word", "said"),
