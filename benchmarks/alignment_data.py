@@ -41,7 +41,7 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.engines import Engine, choose_engine
+from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import KEPT, judge_rows
 from fastdraft_hf.data.generations import Requests, read_rows, write_rows
 from fastdraft_hf.data.installed import documented_functions
@@ -55,7 +55,7 @@ from fastdraft_hf.eval.expected import (
 )
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import draw_prompts
-from fastdraft_hf.stages.target_engine import load_engine
+from fastdraft_hf.stages.generate import load_engine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
@@ -110,9 +110,7 @@ def split(held_out: int, count: int, seed: int) -> tuple[list[Function], list[Fu
 
 
 def open_target(folder: Path, tokenizer: Any) -> Engine:
-    name = choose_engine("auto", "cpu")
-    assert name != "server"
-    return load_engine(name, folder, stop_ids(folder, tokenizer), 48)
+    return load_engine("auto", folder, stop_ids(folder, tokenizer), 48)
 
 
 def ask(

@@ -30,14 +30,13 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli._running import quiet_libraries
-from fastdraft_hf.data.engines import choose_engine
 from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import Continuation
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
 from fastdraft_hf.recipe import Recipe, read_recipe
+from fastdraft_hf.stages.generate import load_engine
 from fastdraft_hf.stages.runner import Run, execute
-from fastdraft_hf.stages.target_engine import load_engine
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
 TEMPERATURE, GAMMA = 0.6, 3
@@ -103,9 +102,7 @@ def held_out_answers(
 ) -> list[Continuation]:
     """Return the target's completions of held-out prompts at T = 0.6."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    name = choose_engine("auto", "cpu")
-    assert name != "server"
-    engine = load_engine(name, folder, stop_ids(folder, tokenizer), 48)
+    engine = load_engine("auto", folder, stop_ids(folder, tokenizer), 48)
     requests = Requests(
         [p.ids for p in prompts],
         temperatures=[TEMPERATURE],

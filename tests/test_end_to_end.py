@@ -47,7 +47,6 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "design": {"params": "6M", "num_hidden_layers": 1, "init": "project"},
     "generate": {
-        "rows_per_shard": 8,
         "sets": {
             "text": {"kind": "free", "rows": 16, "max_new_tokens": 40, "temperatures": [1.0]},
             "chat": {"rows": 8, "max_new_tokens": 16, "max_instruction_tokens": 32},

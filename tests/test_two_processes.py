@@ -46,13 +46,12 @@ def recipe(target: Path, batch: int) -> dict[str, Any]:
         "design": {"params": "20k", "num_hidden_layers": 1, "hidden_size": 16},
         "generate": {
             "engine": "transformers",
-            "rows_per_shard": 4,
             "sets": {
                 "text": {"kind": "free", "rows": 24, "max_new_tokens": 40, "temperatures": [1.0]},
                 "more": {"kind": "free", "rows": 12, "max_new_tokens": 30, "temperatures": [0.5]},
             },
         },
-        "logits": {"engine": "transformers", "top_k": 8, "rows_per_shard": 4},
+        "logits": {"engine": "transformers", "top_k": 8},
         "pretrain": {
             "sources": [{"name": "text"}],
             "max_train_tokens": 1024,

@@ -98,24 +98,20 @@ class GeneratedSet(Section):
 class GenerateConfig(Section):
     """The target generates rows, kept as token ids."""
 
-    RUNTIME_ONLY = ("server", "server_model", "rows_per_shard")
+    RUNTIME_ONLY = ("server", "server_model")
 
     sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
         "auto", description="auto: a server if named, openvino on a CPU, transformers on a GPU"
     )
-    server: str | list[str] | None = Field(
-        None, description="URL of an OpenAI-compatible server, or several; the key: VLLM_API_KEY"
+    server: str | None = Field(
+        None, description="URL of an OpenAI-compatible server; the key: VLLM_API_KEY"
     )
-    server_model: str | None = Field(None, description="the target's name on the servers")
-    batch_size: Count = Field(64, description="completions at once, per process or per server")
-    rows_per_shard: Count = Field(1024, description="rows of a parquet file")
-    openvino_weight_format: Literal["fp32", "fp16", "int8", "int4"] = Field(
-        "int8", description="weights of the target in engine openvino"
-    )
+    server_model: str | None = Field(None, description="the target's name on the server")
+    batch_size: Count = Field(64, description="completions at once, per process")
 
     def check_values(self) -> None:
-        self.require_positive("batch_size", "rows_per_shard")
+        self.require_positive("batch_size")
         if self.engine == "server" and not self.server:
             raise FastDraftError(
                 "server: engine server needs the URL of an OpenAI-compatible server, such as "
@@ -140,18 +136,9 @@ class GenerateConfig(Section):
                     )
                 folders[folder] = name
 
-    @property
-    def servers(self) -> list[str]:
-        """The URLs of ``server``."""
-        if self.server is None:
-            return []
-        return [self.server] if isinstance(self.server, str) else self.server
-
 
 class LogitsConfig(Section):
     """The target's distribution over the generated rows is stored."""
-
-    RUNTIME_ONLY = ("batch_tokens", "rows_per_shard")
 
     sets: list[str] = Field([], description="generated sets to read; by default those of align")
     engine: Literal["auto", "openvino", "transformers"] = Field(
@@ -161,10 +148,8 @@ class LogitsConfig(Section):
     temperature: Number = Field(
         1.0, description="of the distribution; align.temperature must be equal"
     )
-    batch_tokens: Count = Field(4096, description="tokens of a batch, padding included")
-    rows_per_shard: Count = Field(1024, description="rows of a parquet file")
 
     def check_values(self) -> None:
-        self.require_positive("top_k", "batch_tokens", "rows_per_shard")
+        self.require_positive("top_k")
         if self.temperature <= 0:
             raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")

@@ -7,7 +7,6 @@ again. A set is complete when all its indices are in parts, or when its time is 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,19 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import barrier, on_main, rank, world
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.engines import Completion, Engine, Request
 from fastdraft_hf.data.parts import (
-    FLUSH_SECONDS,
     PartWriter,
     has_parts,
     iter_rows,
     room_to_write,
     stored_indices,
 )
+
+# In the folder of a set whose time is up.
+TIME_IS_UP = "time_is_up"
 
 
 class Requests(Sequence[Request]):
@@ -83,7 +83,6 @@ def write_rows(
     requests: Sequence[Request],
     folder: Path,
     *,
-    rows_per_part: int = 1024,
     max_minutes: float | None = None,
 ) -> None:
     """Generate every requested row that is in no part of ``folder`` yet.
@@ -95,37 +94,41 @@ def write_rows(
         engine: generates.
         requests: numbered 0, 1, 2, …
         folder: of the parts; created if missing.
-        rows_per_part: rows of a parquet file.
-        max_minutes: stop after this much time of generation, over all runs of this folder. What
-            unfinished rows have by then is kept, as if it were their length limit. Each process
-            stops by its own clock.
+        max_minutes: stop after this time. What unfinished rows have by then is kept, as if it were
+            their length limit. Each process stops by its own clock; a run that resumes starts it
+            again.
 
     Raises:
         FastDraftError: the disk is full or a part is damaged. Finished rows are kept.
     """
+    start, tokens = time.monotonic(), 0
 
-    def look() -> tuple[np.ndarray, float]:
+    def is_over() -> bool:
+        return max_minutes is not None and time.monotonic() - start >= 60 * max_minutes
+
+    def look() -> np.ndarray:
         with room_to_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        clocks = [json.loads(path.read_text())["seconds"] for path in folder.glob("clock-*.json")]
-        missing = np.setdiff1d(np.arange(len(requests)), stored_indices(folder))
-        return missing, max(clocks, default=0.0)
+        if (folder / TIME_IS_UP).exists():
+            return np.zeros(0, np.int64)
+        return np.setdiff1d(np.arange(len(requests)), stored_indices(folder))
 
     def finish() -> None:
-        if not has_parts(folder):  # a set without rows has a schema too
-            import pyarrow.parquet as pq
+        with room_to_write(folder):
+            if not has_parts(folder):  # a set without rows has a schema too
+                import pyarrow.parquet as pq
 
-            with room_to_write(folder):
                 pq.write_table(_table([]), folder / "part-00000-00000.parquet")
+            if max_minutes is not None and len(stored_indices(folder)) < len(requests):
+                (folder / TIME_IS_UP).touch()
 
-    missing, seconds_before = on_main(look)
-    clock = _Clock(folder, seconds_before, max_minutes)
-    mine = missing[:0] if clock.is_over() else missing[rank() :: world()]
-    found, tokens = len(requests) - len(missing), 0
+    missing = on_main(look)
+    mine = missing[rank() :: world()]
+    found = len(requests) - len(missing)
 
     def due() -> Iterator[Request]:
         for index in mine:
-            if clock.is_over():
+            if is_over():
                 return
             yield requests[int(index)]
 
@@ -133,46 +136,18 @@ def write_rows(
         nonlocal tokens
         tokens += new
         progress.advance(0, note=f"{tokens:,} tokens")
-        return clock.is_over()
+        return is_over()
 
     label = f"generate {folder.name}"
     with (
         Progress(label, found + len(mine), "rows", done=found) as progress,
-        clock,
-        PartWriter(folder, rows_per_part=rows_per_part) as writer,
+        PartWriter(folder) as writer,
     ):
         for completion in engine.generate(due(), on_tokens):
             writer.add(_table([completion]))
-            clock.save(every=FLUSH_SECONDS)
             progress.advance(1)
     barrier()
     on_main(finish)
-
-
-class _Clock:
-    """This process's time of generation, kept over runs where ``max_minutes`` limits it."""
-
-    def __init__(self, folder: Path, before: float, max_minutes: float | None) -> None:
-        self._path = folder / f"clock-{rank():05d}.json"
-        self._limit = None if max_minutes is None else 60 * max_minutes
-        self._start = self._saved_at = time.monotonic()
-        self._start -= before
-
-    def is_over(self) -> bool:
-        return self._limit is not None and time.monotonic() - self._start >= self._limit
-
-    def save(self, every: float = 0.0) -> None:
-        now = time.monotonic()
-        if self._limit is not None and now - self._saved_at >= every:
-            with room_to_write(self._path.parent):
-                write_json(self._path, {"seconds": now - self._start})
-            self._saved_at = now
-
-    def __enter__(self) -> _Clock:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.save()
 
 
 def _table(completions: Sequence[Completion]) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARTS = "part-*.parquet"
+ROWS_PER_PART = 1024
 # A part that is not full is written this often.
 FLUSH_SECONDS = 30.0
 
@@ -37,14 +38,10 @@ class PartWriter:
 
     Args:
         folder: of the parts. It must exist.
-        rows_per_part: rows of a full part.
-        seconds: longest time between two writes, checked as rows come in.
     """
 
-    def __init__(
-        self, folder: Path, *, rows_per_part: int = 1024, seconds: float = FLUSH_SECONDS
-    ) -> None:
-        self._folder, self._size, self._seconds = folder, rows_per_part, seconds
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         numbers = [int(path.stem[-5:]) for path in folder.glob(f"part-{rank():05d}-*.parquet")]
         self._number = max(numbers, default=-1) + 1
         self._tables: list[pa.Table] = []
@@ -65,8 +62,8 @@ class PartWriter:
         """Add rows; write the part when it is full or was last written long ago."""
         self._tables.append(table)
         self._unsaved += len(table)
-        full = sum(map(len, self._tables)) >= self._size
-        if full or time.monotonic() - self._saved_at > self._seconds:
+        full = sum(map(len, self._tables)) >= ROWS_PER_PART
+        if full or time.monotonic() - self._saved_at > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -80,7 +77,7 @@ class PartWriter:
             with room_to_write(self._folder), atomic_file(path) as temporary:
                 pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             self._unsaved = 0
-            if len(table) >= self._size:
+            if len(table) >= ROWS_PER_PART:
                 self._tables, self._number = [], self._number + 1
         self._saved_at = time.monotonic()
 

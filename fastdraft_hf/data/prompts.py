@@ -1,23 +1,56 @@
-"""Prompts for the target: chats, the start of free text, Magpie, functions to complete."""
+"""Prompts for the target: chats, the start of free text, Magpie, code, and any dataset's prompts.
+
+`datasets` streams a dataset, from the Hub or from local files, so only what is used is fetched.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence, Set
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.data.installed import function_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from fastdraft_hf.data.config import GeneratedSet
+
 # The same wording for every code prompt, held out or trained on.
 CODE_INSTRUCTION = "Complete this Python function:\n\n```python\n{}\n```"
 
-Conversation = Sequence[tuple[str, str]]
+Conversation = Sequence[tuple[str, str]]  # (role, content)
 Prompts = list[tuple[int, ...]]
+
+# Suffix of a local file -> its reader in `datasets`.
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+}
+# Columns to look for if none is named; the first that exists is used.
+PROMPT_COLUMNS = (
+    *("messages", "conversations", "conversation"),
+    *("prompt", "instruction", "question", "text"),
+)
+_ADVICE = "check the id, the network and that it is not gated, or set dataset to a local copy"
+# Rows shuffled at a time: sorted datasets are common, and a stream has no random access.
+SHUFFLED = 10_000
+
+# The two common forms of a turn, and the speakers' names in the second.
+_FORMS = (("role", "content"), ("from", "value"))
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "model"), "assistant"),
+    "system": "system",
+}
 
 # Messages with different starts and ends: the ids that all rendered chats share are the template's.
 # None starts with a digit: some tokenizers split differently before one.
@@ -189,3 +222,177 @@ def code_instructions(seed: int) -> list[str]:
     heads = sorted(set(function_heads()))
     random.Random(seed).shuffle(heads)
     return [CODE_INSTRUCTION.format(head.rstrip()) for head in heads]
+
+
+def check_local(dataset: str, where: str) -> None:
+    """Raise `FastDraftError` for a local path that does not exist or a file of unknown kind.
+
+    Args:
+        dataset: an id on the Hub, a file or a folder.
+        where: the setting that names it, for the error (``"tasks.mine.dataset"``).
+    """
+    path = Path(dataset).expanduser()
+    local = path.suffix in FORMATS or dataset.startswith((".", "/", "~"))
+    if local and not path.exists():
+        raise FastDraftError(f"{where}: there is no file or folder {dataset}")
+    if path.is_file() and path.suffix not in FORMATS:
+        raise FastDraftError(
+            f"{where}: {dataset} has an unknown suffix; known: {', '.join(FORMATS)}"
+        )
+
+
+def read_dataset(
+    dataset: str, name: str | None, split: str, revision: str | None, where: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset.
+
+    Args:
+        dataset: an id on the Hub, a file, a folder of files or one written by ``save_to_disk``.
+        name: its configuration.
+        split: the split.
+        revision: branch, tag or commit on the Hub.
+        where: the setting that names it, for errors (``"tasks.mine"``).
+
+    Raises:
+        FastDraftError: it cannot be read.
+    """
+    import datasets
+
+    path = Path(dataset).expanduser()
+    try:
+        if path.is_file():
+            stream = datasets.load_dataset(
+                FORMATS[path.suffix], data_files={split: str(path)}, split=split, streaming=True
+            )
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            stream = datasets.load_from_disk(str(path))
+            if isinstance(stream, dict):
+                stream = stream[split]
+        else:
+            stream = datasets.load_dataset(
+                str(path) if path.is_dir() else dataset,
+                name,
+                split=split,
+                revision=revision,
+                streaming=True,
+            )
+        for row in stream:
+            yield dict(row)
+    # Readers, networks and file systems have many exceptions; all mean that it cannot be read.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = "check the file" if path.exists() else _ADVICE
+        raise FastDraftError(f"{where}: cannot read {dataset} ({reason}); {what}") from error
+
+
+def no_column(
+    setting: str, dataset: str | None, column: str, row: dict[str, Any]
+) -> FastDraftError:
+    """Return the error for a column that a row does not have."""
+    return FastDraftError(
+        f"{setting}: {dataset} has no column '{column}'{nearest(column, row)}; it has: "
+        f"{', '.join(row)}"
+    )
+
+
+def conversations(wanted: GeneratedSet, seed: int, counts: Counter[str]) -> Iterator[Conversation]:
+    """Yield the chat of each row up to the user's last turn, shuffled by ``seed`` (`SHUFFLED`).
+
+    A text is one turn of the user. Rows without a prompt are counted: ``empty``, ``no user
+    turn``, ``no chat`` (unknown roles or forms, or content that is not text).
+
+    Raises:
+        FastDraftError: the dataset cannot be read, is empty, or has no column of prompts.
+    """
+    dataset = str(wanted.dataset)
+    check_local(dataset, "dataset")
+    rows = read_dataset(dataset, wanted.name, wanted.split, wanted.revision, where="dataset")
+    first = next(rows, None)
+    if first is None:
+        raise FastDraftError(f"dataset: {dataset} has no rows ({wanted.split})")
+    column = _prompt_column(wanted, first)
+    rows, source = itertools.chain([first], rows), random.Random(seed)
+    # The shuffle of `datasets` streams (5.0) sleeps for seconds at the end of a parquet file.
+    while chunk := list(itertools.islice(rows, SHUFFLED)):
+        source.shuffle(chunk)
+        for row in chunk:
+            value = row.get(column)
+            if isinstance(value, str) and value.strip():
+                more = (str(row.get(name) or "").strip() for name in wanted.context_columns)
+                value = "\n\n".join([value.strip(), *filter(None, more)])
+            turns = conversation(value)
+            if isinstance(turns, str):
+                counts[turns] += 1
+            else:
+                yield turns
+
+
+def _prompt_column(wanted: GeneratedSet, row: dict[str, Any]) -> str:
+    """Return the column of the prompt; check it and the context columns in the first row."""
+    column = wanted.column or next((name for name in PROMPT_COLUMNS if name in row), None)
+    if column is None:
+        raise FastDraftError(
+            f"column: {wanted.dataset} has none of {', '.join(PROMPT_COLUMNS)}; name one of its "
+            f"columns: {', '.join(row)}"
+        )
+    if column not in row:
+        raise no_column("column", wanted.dataset, column, row)
+    for name in wanted.context_columns:
+        if name not in row:
+            raise no_column("context_columns", wanted.dataset, name, row)
+    if wanted.context_columns and isinstance(row[column], list):
+        raise FastDraftError(
+            f"context_columns: '{column}' holds chats; they need a column of texts"
+        )
+    if not isinstance(row[column], (str, list)):
+        raise FastDraftError(
+            f"column: '{column}' of {wanted.dataset} holds neither text nor chat messages but "
+            f"{type(row[column]).__name__}; it has: {', '.join(row)}"
+        )
+    return column
+
+
+def conversation(value: Any) -> Conversation | str:
+    """Return a cell's chat up to the user's last turn, or the reason why it has none.
+
+    Args:
+        value: a text, or a list of turns with ``role`` and ``content``, or ``from`` and ``value``.
+            Content may be a list of text parts.
+    """
+    if isinstance(value, str):
+        return (("user", value.strip()),) if value.strip() else "empty"
+    if not value:
+        return "empty"
+    turns = read_turns(value)
+    if turns is None:
+        return "no chat"
+    asked = turns[: questions_end(turns)]
+    if not asked:
+        return "no user turn"
+    return asked if asked[-1][1].strip() else "empty"
+
+
+def read_turns(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """Return the turns of a chat as (role, content), or ``None`` if it is not a chat of texts."""
+    turns = [_turn(turn) for turn in value] if isinstance(value, list) else [None]
+    whole = tuple(turn for turn in turns if turn is not None)
+    return whole if len(whole) == len(turns) else None
+
+
+def questions_end(turns: Conversation) -> int:
+    """Return the number of turns up to the user's last, 0 without one."""
+    return max((number for number, (role, _) in enumerate(turns, 1) if role == "user"), default=0)
+
+
+def _turn(turn: Any) -> tuple[str, str] | None:
+    for speaker, words in _FORMS if isinstance(turn, dict) else ():
+        # A table gives every row the columns of all; missing ones are None.
+        if turn.get(speaker) is not None and turn.get(words) is not None:
+            role, content = _ROLES.get(turn[speaker]), turn[words]
+            if isinstance(content, list) and all(
+                isinstance(part, dict) and part.get("type") == "text" and "text" in part
+                for part in content
+            ):
+                content = "".join(str(part["text"]) for part in content)
+            return (role, content) if role is not None and isinstance(content, str) else None
+    return None

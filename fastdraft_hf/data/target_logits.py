@@ -35,6 +35,8 @@ FLOOR = -87.0
 # wants larger products.
 _HEAD_TOKENS = 128
 _HEAD_TOKENS_GPU = 1024
+# Tokens of a batch, padding included.
+BATCH_TOKENS = 4096
 # Rows that are sorted by length together, so that batches have little padding.
 _WINDOW = 512
 
@@ -135,8 +137,6 @@ def write_target_logits(
     *,
     top_k: int,
     temperature: float,
-    batch_tokens: int = 4096,
-    rows_per_part: int = 1024,
 ) -> dict[str, int]:
     """Store the target's distribution for every completion token of a set's kept rows.
 
@@ -149,8 +149,6 @@ def write_target_logits(
         folder: of the parts; created if missing.
         top_k: tokens to keep.
         temperature: of the distribution.
-        batch_tokens: tokens of a batch, padding included.
-        rows_per_part: rows of a parquet file.
 
     Returns:
         the ``rows`` of the set, and how many of them are ``new``.
@@ -177,18 +175,18 @@ def write_target_logits(
     found = rows - len(missing)
     with (
         Progress(f"logits {folder.name}", found + len(mine), "rows", done=found) as progress,
-        PartWriter(folder, rows_per_part=rows_per_part) as writer,
+        PartWriter(folder) as writer,
         torch.inference_mode(),
     ):
-        for batch in _batches(generated, mine, batch_tokens):
+        for batch in _batches(generated, mine):
             writer.add(_stored_table(reader, batch, top_k, temperature))
             progress.advance(len(batch))
     barrier()
     return {"rows": rows, "new": len(missing)}
 
 
-def _batches(generated: Path, wanted: np.ndarray, tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Group rows of similar length so that a padded batch has at most ``tokens`` tokens."""
+def _batches(generated: Path, wanted: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+    """Group rows of similar length so that a padded batch has at most `BATCH_TOKENS` tokens."""
 
     def length(row: dict[str, Any]) -> int:
         return len(row["prompt_ids"]) + len(row["completion_ids"])
@@ -197,7 +195,7 @@ def _batches(generated: Path, wanted: np.ndarray, tokens: int) -> Iterator[list[
     while len(wanted) and (window := list(itertools.islice(rows, _WINDOW))):
         batch: list[dict[str, Any]] = []
         for row in sorted(window, key=length):
-            if batch and length(row) * (len(batch) + 1) > tokens:
+            if batch and length(row) * (len(batch) + 1) > BATCH_TOKENS:
                 yield batch
                 batch = []
             batch.append(row)

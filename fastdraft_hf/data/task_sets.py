@@ -27,8 +27,7 @@ from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.data.prompt_sets import check_local, no_column, read_dataset
-from fastdraft_hf.data.prompts import CODE_INSTRUCTION
+from fastdraft_hf.data.prompts import CODE_INSTRUCTION, check_local, no_column, read_dataset
 from fastdraft_hf.target.packages import PackagedFile, fetch
 
 ROWS = 500
@@ -242,8 +241,6 @@ def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
         str(wanted.split),
         wanted.revision,
         where=f"tasks.{name}",
-        advice="check the id, the network and that the dataset is not gated, or name a local copy: "
-        f"tasks: {{{name}: {{dataset: FILE}}}}",
     )
     rows = list(itertools.islice(stream, wanted.rows))
     if not rows:

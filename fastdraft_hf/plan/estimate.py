@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.data.config import GeneratedSet
-from fastdraft_hf.data.target_logits import stored_bytes
+from fastdraft_hf.data.target_logits import BATCH_TOKENS, stored_bytes
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
@@ -172,7 +172,7 @@ class _Job:
     def _generate(self, line: StagePlan) -> None:
         config, devices = self.recipe.generate, self.machine.count
         assert config is not None
-        engine, batch = "vllm" if config.servers else self._engine(config.engine), config.batch_size
+        engine, batch = "vllm" if config.server else self._engine(config.engine), config.batch_size
         for name, wanted in config.sets.items():
             kept = 1.0  # share of the instructions that a time limit left
             for label, rows, prompt, length in _passes(name, wanted):
@@ -208,7 +208,7 @@ class _Job:
         rate = 0.7 * self.machine.read_rate(self.target, 128, self._engine(config.engine))
         line.seconds += line.tokens / rate / line.devices
         self._loads(line, self.target)
-        line.memory_bytes += config.batch_tokens * self.target.width * 20.0
+        line.memory_bytes += BATCH_TOKENS * self.target.width * 20.0
         written = round(sum(count * length for count, _, length in read))
         line.disk_bytes = stored_bytes(written, config.top_k, self.target.vocabulary)
 

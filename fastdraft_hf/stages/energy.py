@@ -81,8 +81,8 @@ def _all_here(recipe: Recipe, stage: str) -> bool:
         return False
     if stage != "generate" or recipe.generate is None:
         return True
-    hosts = {urlsplit(server).hostname for server in recipe.generate.servers}
-    return hosts <= {"localhost", "127.0.0.1", "::1"}
+    host = urlsplit(recipe.generate.server or "http://localhost").hostname
+    return host in ("localhost", "127.0.0.1", "::1")
 
 
 def energy_facts(runs: Sequence[Joules | None]) -> dict[str, Any]:

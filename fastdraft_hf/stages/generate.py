@@ -15,26 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.engines import Engine
-from fastdraft_hf.data.filters import FILTERS, check_language, keep_instructions, write_filters
+from fastdraft_hf.data.engines import Engine, EngineName
+from fastdraft_hf.data.filters import (
+    FILTERS,
+    KEPT,
+    check_language,
+    keep_instructions,
+    write_filters,
+)
 from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.passages import passage_instructions
-from fastdraft_hf.data.prompt_sets import conversations
 from fastdraft_hf.data.prompts import (
     Conversation,
+    Prompts,
     chat_ids,
     code_instructions,
+    conversations,
     free_prefix,
     special_ids,
     template_ends,
 )
+from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.stages.target_engine import open_target_engine
+from fastdraft_hf.target.resolve import load_config, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # A small target generates nonsense over its whole vocabulary.
 INSTRUCTION_TOP_P = 0.95
-# Which held-out text the prompts of a folder were checked against.
-HELD_OUT = "held_out.json"
 # Settings that a card lists even if they are the defaults.
 _ALWAYS = {"kind", "rows", "max_new_tokens", "temperatures"}
 
@@ -59,19 +67,18 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         raise FastDraftError("generate.sets: at least one set is needed")
     # Before any work: a task set that cannot be read stops the run.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    on_main(lambda: _check_held_out(folder / HELD_OUT, decontaminator.held_out))
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     sets = [
-        _Set(run, folder, name, wanted, tokenizer, decontaminator)
+        _Set(run, folder / name, wanted, tokenizer, decontaminator)
         for name, wanted in config.sets.items()
     ]
     # A dataset that cannot be read stops the run before the model is loaded.
     for one in sets:
         one.prepare()
-    engine = open_target_engine(run, tokenizer)
+    engine = _open_engine(run, tokenizer)
     return {
         "engine": engine.name,
-        "sets": {one.name: one.generate(engine) for one in sets},
+        "sets": {one.folder.name: one.generate(engine) for one in sets},
         "held_out": decontaminator.held_out,
     }
 
@@ -93,7 +100,7 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
     same = [name for name, had in old["sets"].items() if more_of(had, new["sets"].get(name))]
     asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
-    return [*same, *asked, HELD_OUT] if same else []
+    return [*same, *asked]
 
 
 def lacks_rows(folder: Path) -> bool:
@@ -102,20 +109,6 @@ def lacks_rows(folder: Path) -> bool:
         json.loads(path.read_text(encoding="utf-8"))["rows"] > len(stored_indices(path.parent))
         for path in folder.glob(f"*/{FILTERS}")
     )
-
-
-def _check_held_out(path: Path, held_out: dict[str, list[str]]) -> None:
-    """Refuse to resume if other tasks were held out when the prompts were chosen.
-
-    Rows are found again by their index, and which prompts there are depends on the tasks.
-    """
-    if not path.exists():
-        write_json(path, held_out)
-    elif json.loads(path.read_text(encoding="utf-8")) != held_out:
-        raise FastDraftError(
-            "generate: evaluate.tasks, bench.tasks or their text changed since the stage started. "
-            f"Restore them, or delete {path.parent} to start again"
-        )
 
 
 @contextlib.contextmanager
@@ -133,37 +126,50 @@ class _Set:
 
     run: Run
     folder: Path
-    name: str
     wanted: GeneratedSet
     tokenizer: PreTrainedTokenizerBase
     decontaminator: Decontaminator
-    prompts: list[tuple[int, ...]] = field(default_factory=list)
+    prompts: Prompts = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can generate them."""
-        wanted, tokenizer = self.wanted, self.tokenizer
-        self.facts["kind"] = wanted.kind
-        seed, counts = self.run.recipe.seed, Counter[str]()
-        with _at(f"generate.sets.{self.name}."):
-            if wanted.filters.language is not None:
-                with _at("filters."):
-                    check_language(wanted.filters.language)
-            if wanted.system_prompt is not None:
-                with _at("system_prompt: "):
-                    chat_ids(tokenizer, "Hello", wanted.system_prompt)
-            if wanted.kind == "free":
-                self.prompts = [free_prefix(tokenizer)] * wanted.rows
-            elif wanted.kind == "magpie":
-                template_ends(tokenizer, wanted.system_prompt)
-            elif wanted.kind == "dataset":
-                self._choose(conversations(wanted, seed, counts), counts)
-            else:
-                texts = code_instructions if wanted.kind == "code" else passage_instructions
-                self._choose(([("user", text)] for text in texts(seed)), counts)
+        with _at(f"generate.sets.{self.folder.name}."):
+            self.prompts, counts = on_main(self._find_prompts)
+        self.facts = {"kind": self.wanted.kind, **({"prompts": counts} if counts else {})}
 
-    def _choose(self, chats: Iterable[Conversation], counts: Counter[str]) -> None:
-        """Take the first ``rows`` conversations that are allowed and fit."""
+    def _find_prompts(self) -> tuple[Prompts, dict[str, int]]:
+        wanted, tokenizer, counts = self.wanted, self.tokenizer, Counter[str]()
+        seed = self.run.recipe.seed
+        if wanted.filters.language is not None:
+            with _at("filters."):
+                check_language(wanted.filters.language)
+        if wanted.system_prompt is not None:
+            with _at("system_prompt: "):
+                chat_ids(tokenizer, "Hello", wanted.system_prompt)
+        if wanted.kind == "free":
+            return [free_prefix(tokenizer)] * wanted.rows, {}
+        if wanted.kind == "magpie":
+            template_ends(tokenizer, wanted.system_prompt)
+            return [], {}
+        chats: Iterable[Conversation]
+        if wanted.kind == "dataset":
+            chats = conversations(wanted, seed, counts)
+        else:
+            texts = code_instructions if wanted.kind == "code" else passage_instructions
+            chats = ([("user", text)] for text in texts(seed))
+        chosen = self._choose(chats, counts)
+        if not chosen:
+            why = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+            raise FastDraftError(f"kind: {wanted.kind} gives no usable prompt ({why})")
+        # Resume compares the text, not the ids: some templates contain today's date.
+        self._check_prompts(list(chosen.values()))
+        return list(chosen), dict(counts)
+
+    def _choose(
+        self, chats: Iterable[Conversation], counts: Counter[str]
+    ) -> dict[tuple[int, ...], str]:
+        """Return the first ``rows`` conversations that are allowed and fit, as ids and text."""
         chosen: dict[tuple[int, ...], str] = {}
         for turns in chats:
             if self.decontaminator.overlaps("\n".join(content for _, content in turns)):
@@ -179,47 +185,38 @@ class _Set:
             elif ids in chosen:
                 counts["duplicate"] += 1
             else:
-                counts["kept"] += 1
-                # Resume compares the text, not the ids: some templates contain today's date.
+                counts[KEPT] += 1
                 chosen[ids] = json.dumps(list(turns))
-            if counts["kept"] == self.wanted.rows:
+            if len(chosen) == self.wanted.rows:
                 break
-        self.facts["prompts"] = dict(counts)
-        if not chosen:
-            why = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-            raise FastDraftError(f"kind: {self.wanted.kind} gives no usable prompt ({why})")
-        self.prompts = list(chosen)
-        self._check_prompts(list(chosen.values()))
+        return chosen
 
     def _check_prompts(self, texts: Sequence[str]) -> None:
         """Refuse to resume with other prompts: rows are found again by their index."""
-        path = self.folder / self.name / "prompts.json"
+        path = self.folder / "prompts.json"
 
         def state(count: int) -> dict[str, Any]:
             sha256 = hashlib.sha256("\n".join(texts[:count]).encode()).hexdigest()
             return {"prompts": count, "sha256": sha256}
 
-        def compare() -> dict[str, Any]:
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else state(0)
-            if before != state(min(before["prompts"], len(texts))):
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before != state(before["prompts"]):
                 raise FastDraftError(
-                    "kind: the prompts are not those that the set started with. Restore them, "
+                    "kind: the prompts are not those that the set started with. Its dataset, "
+                    "evaluate.tasks, bench.tasks or the installed packages changed. Restore them, "
                     f"or delete {path.parent} to start again"
                 )
-            write_json(path, state(len(texts)))
-            return state(len(texts))
-
-        if on_main(compare) != state(len(texts)):
-            raise FastDraftError("kind: this process finds other prompts than the main process")
+        write_json(path, state(len(texts)))
 
     def generate(self, engine: Engine) -> dict[str, Any]:
         """Generate the set and return its facts."""
-        wanted, folder = self.wanted, self.folder / self.name
+        wanted, name = self.wanted, self.folder.name
         if wanted.kind == "magpie":
-            self._instructions(engine)
+            self._generate_instructions(engine)
         self._write(
             engine,
-            self.name,
+            self.folder,
             self.prompts,
             temperatures=wanted.temperatures,
             max_new_tokens=wanted.max_new_tokens,
@@ -228,72 +225,125 @@ class _Set:
         )
 
         def finish() -> dict[str, Any]:
-            logger.info("filtering %s", self.name)
-            counts = dict(write_filters(folder, wanted.filters, self.tokenizer.decode))
-            rows, tokens = self._card(engine, folder, counts)
+            logger.info("filtering %s", name)
+            counts = dict(write_filters(self.folder, wanted.filters, self.tokenizer.decode))
+            rows, tokens = self._write_card(engine, self.folder, {"filter": counts})
             return {"rows": rows, "completion_tokens": tokens, "filter": counts}
 
         self.facts |= on_main(finish)
-        logger.info("%s: %s", self.name, self.facts)
+        logger.info("%s: %s", name, self.facts)
         return self.facts
 
-    def _write(
-        self, engine: Engine, name: str, prompts: Sequence[tuple[int, ...]], **how: Any
-    ) -> None:
-        recipe = self.run.recipe
-        assert recipe.generate is not None
+    def _write(self, engine: Engine, folder: Path, prompts: Prompts, **how: Any) -> None:
         # Two sets must not sample the same stream from the same prompt.
-        seed = recipe.seed * 97 + zlib.crc32(name.encode()) % 1_000_000
-        requests = Requests(prompts, seed=seed, source=name, **how)
-        write_rows(
-            engine,
-            requests,
-            self.folder / name,
-            rows_per_part=recipe.generate.rows_per_shard,
-            max_minutes=self.wanted.max_minutes,
-        )
+        seed = self.run.recipe.seed * 97 + zlib.crc32(folder.name.encode()) % 1_000_000
+        requests = Requests(prompts, seed=seed, source=folder.name, **how)
+        write_rows(engine, requests, folder, max_minutes=self.wanted.max_minutes)
 
-    def _instructions(self, engine: Engine) -> None:
+    def _generate_instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""
-        wanted, name = self.wanted, f"{self.name}-instructions"
+        wanted = self.wanted
+        folder = self.folder.with_name(f"{self.folder.name}-instructions")
         prefix, suffix = template_ends(self.tokenizer, wanted.system_prompt)
         self._write(
             engine,
-            name,
+            folder,
             [prefix] * wanted.rows,
             temperatures=wanted.instruction_temperatures,
             max_new_tokens=wanted.max_instruction_tokens,
             top_p=INSTRUCTION_TOP_P,
         )
-        kept, reasons = keep_instructions(
-            iter_rows(self.folder / name),
-            self.tokenizer.decode,
-            self.decontaminator.overlaps,
-            suffix=suffix,
-            special_ids=special_ids(self.tokenizer),
-            filters=wanted.filters,
-        )
-        if not wanted.system_prompt_in_answers:
-            prefix, suffix = template_ends(self.tokenizer)
-        self.prompts = [prefix + instruction + suffix for instruction in kept]
-        self.facts["instructions"] = dict(reasons)
-        with _at(f"generate.sets.{self.name}."):
-            self._check_prompts([json.dumps(ids) for ids in kept])
-        on_main(lambda: self._card(engine, self.folder / name, {}))
 
-    def _card(self, engine: Engine, folder: Path, kept: dict[str, int]) -> tuple[int, int]:
+        def judge() -> tuple[Prompts, dict[str, int]]:
+            kept, reasons = keep_instructions(
+                iter_rows(folder),
+                self.tokenizer.decode,
+                self.decontaminator.overlaps,
+                suffix=suffix,
+                special_ids=special_ids(self.tokenizer),
+                filters=wanted.filters,
+            )
+            with _at(f"generate.sets.{self.folder.name}."):
+                self._check_prompts([json.dumps(ids) for ids in kept])
+            self._write_card(engine, folder, {"instructions": dict(reasons)})
+            return kept, dict(reasons)
+
+        kept, self.facts["instructions"] = on_main(judge)
+        start, end = prefix, suffix
+        if not wanted.system_prompt_in_answers:
+            start, end = template_ends(self.tokenizer)
+        self.prompts = [start + instruction + end for instruction in kept]
+
+    def _write_card(
+        self, engine: Engine, folder: Path, counts: dict[str, dict[str, int]]
+    ) -> tuple[int, int]:
         settings = self.wanted.model_dump(include=_ALWAYS)
         settings |= self.wanted.model_dump(exclude_defaults=True)
         local = Path(self.wanted.dataset or "").expanduser()
         if self.wanted.dataset and local.exists():  # cards are published: no private paths
             settings["dataset"] = local.name
+        found = {name: self.facts[name] for name in ("prompts", "instructions") & self.facts.keys()}
         return write_dataset_card(
             folder,
-            self.tokenizer.decode,
             target=self.run.target,
             engine=engine.name,
             settings=settings,
-            prompts=self.facts.get("instructions", self.facts.get("prompts", {})),
-            kept=kept,
+            counts=found | counts,
             language=self.wanted.filters.language,
         )
+
+
+def _open_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """Load the run's target into the engine of ``generate.engine``.
+
+    Raises:
+        FastDraftError: a setting of ``generate`` is wrong, or the server does not answer.
+    """
+    config, path = run.recipe.generate, run.target.path
+    assert config is not None  # the stage is planned only with its section
+    ends = stop_ids(path, tokenizer)
+    if config.server is None:
+        device = resolve_device(run.recipe.device)
+        return load_engine(config.engine, path, ends, config.batch_size, device)
+    from fastdraft_hf.data.engines.server import ServerEngine
+
+    return ServerEngine(
+        config.server,
+        ends,
+        config.batch_size,
+        # The head may score more ids than the tokenizer has.
+        vocab_size=load_config(path).get_text_config().vocab_size,
+        model=config.server_model,
+        target=run.target.name,
+    )
+
+
+def load_engine(
+    name: EngineName, target: Path, stop_ids: set[int], batch_size: int, device: str = "cpu"
+) -> Engine:
+    """Load the target into an engine of this process.
+
+    Args:
+        name: of the engine. ``auto`` is transformers on a GPU, OpenVINO on a CPU.
+        target: the target's Hugging Face folder.
+        stop_ids: token ids that end a completion.
+        batch_size: completions generated at once.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        FastDraftError: the engine is not installed.
+    """
+    if name == "openvino" and not openvino_available():
+        raise FastDraftError(
+            "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
+        )
+    if name == "openvino" or (name == "auto" and device == "cpu" and openvino_available()):
+        from fastdraft_hf.data.engines.openvino import OpenVINOEngine
+
+        logger.info("exporting the target to OpenVINO int8 (once)")
+        return OpenVINOEngine(
+            on_main(lambda: cached_openvino(target, "int8")), stop_ids, batch_size
+        )
+    from fastdraft_hf.data.engines.transformers import TransformersEngine
+
+    return TransformersEngine(target, stop_ids, batch_size, device)

@@ -16,7 +16,6 @@ from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_tar
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.stages.target_engine import process_device
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             folder / name,
             top_k=config.top_k,
             temperature=config.temperature,
-            batch_tokens=config.batch_tokens,
-            rows_per_part=config.rows_per_shard,
         )
     return {"sets": sets, "top_k": config.top_k, **how}
 
@@ -80,7 +77,7 @@ def _open_reader(
 
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)
-    model = model.to(process_device(device)).eval()
+    model = model.to(device).eval()
     how = {"engine": "transformers", "dtype": str(dtype).removeprefix("torch.")}
     return ModelReader(model), how
 

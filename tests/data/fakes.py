@@ -57,7 +57,9 @@ class FakeEngine:
                 return
 
 
-def in_processes(count: int, work: Callable[[int], None]) -> list[BaseException | None]:
+def in_processes(
+    count: int, work: Callable[[int], None], rows_per_part: int = 1024
+) -> list[BaseException | None]:
     """Call ``work(rank)`` for every rank, one after the other, as processes that share a start.
 
     What the main process computes is the same for all, though the others run later.
@@ -74,6 +76,7 @@ def in_processes(count: int, work: Callable[[int], None]) -> list[BaseException 
             return values[call]
 
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "ROWS_PER_PART", rows_per_part)
             for module in (generations, target_logits):
                 patch.setattr(module, "on_main", on_main)
                 patch.setattr(module, "barrier", lambda: None)

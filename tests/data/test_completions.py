@@ -9,11 +9,11 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data import parts
 from fastdraft_hf.data.columns import LISTS, TEMPERATURE, check_distribution
 from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
@@ -118,23 +118,15 @@ def test_the_order_does_not_depend_on_the_processes(
     for world, size in ((1, 100), (3, 4)):
         folder = tmp_path / str(world)
 
-        def work(rank: int, folder: Path = folder, size: int = size) -> None:
-            engine = FakeEngine(seed=rank)
-            write_rows(engine, make_requests(30), folder / "s", rows_per_part=size)
+        def work(rank: int, folder: Path = folder) -> None:
+            write_rows(FakeEngine(seed=rank), make_requests(30), folder / "s")
 
-        def store(rank: int, folder: Path = folder, size: int = size) -> None:
-            with torch.no_grad():
-                write_target_logits(
-                    model,
-                    folder / "s",
-                    folder / "logits" / "s",
-                    top_k=3,
-                    temperature=0.5,
-                    rows_per_part=size,
-                )
+        def store(rank: int, folder: Path = folder) -> None:
+            logits = folder / "logits" / "s"
+            write_target_logits(model, folder / "s", logits, top_k=3, temperature=0.5)
 
-        in_processes(world, work)
-        in_processes(world, store)
+        in_processes(world, work, size)
+        in_processes(world, store, size)
         train, evaluated, _ = opened(
             folder, eval_rows=4, logits=folder / "logits" if stored else None
         )
@@ -154,11 +146,13 @@ def test_the_order_does_not_depend_on_the_processes(
     assert [row["labels"] for row in other_order] != [row["labels"] for row in found[0][0]]
 
 
-def test_missing_distributions_are_named(tmp_path: Path, tiny_model: Any) -> None:
+def test_missing_distributions_are_named(
+    tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 4)
     write_rows(FakeEngine(), make_requests(12), tmp_path / "s")
-    stored = {"top_k": 3, "temperature": 1.0, "rows_per_part": 4}
     logits = tmp_path / "logits"
-    write_target_logits(tiny_model(), tmp_path / "s", logits / "s", **stored)
+    write_target_logits(tiny_model(), tmp_path / "s", logits / "s", top_k=3, temperature=1.0)
     next((logits / "s").glob("*.parquet")).unlink()
     with pytest.raises(FastDraftError, match=r"set s has \d of 12 rows\. Run stage logits again"):
         opened(tmp_path, logits=logits)

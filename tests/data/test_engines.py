@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import json
 import os
 import random
@@ -16,40 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import drop_signal_stack
-from fastdraft_hf.data.engines import Completion, Request, choose_engine
+from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
-
-
-@pytest.mark.parametrize(
-    ("missing", "device", "chosen"),
-    [
-        (set(), "cpu", "openvino"),
-        (set(), "cuda", "transformers"),
-        ({"openvino_genai"}, "cpu", "transformers"),
-        ({"optimum", "optimum.intel"}, "cpu", "transformers"),
-    ],
-)
-def test_auto(monkeypatch: pytest.MonkeyPatch, missing: set[str], device: str, chosen: str) -> None:
-    real = importlib.util.find_spec
-    modules = {"openvino", "openvino_genai", "openvino_tokenizers", "optimum", "optimum.intel"}
-
-    def find(name: str, package: str | None = None) -> Any:
-        if name in modules:
-            return None if name in missing else object()
-        return real(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
-    assert choose_engine("auto", device) == chosen
-    assert choose_engine("auto", device, ["http://host"]) == "server"
-    assert choose_engine("transformers", device) == "transformers"
-    if missing:
-        with pytest.raises(FastDraftError, match="openvino is not installed; `pip install"):
-            choose_engine("openvino", device)
-    else:
-        assert choose_engine("openvino", device) == "openvino"
 
 
 def make_requests(count: int, temperatures: tuple[float, ...] = (0.0,)) -> list[Request]:

@@ -153,7 +153,7 @@ def test_the_wrong_language_is_dropped_when_asked() -> None:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     folder = tmp_path / "set"
-    write_rows(FakeEngine(), make_requests(23), folder, rows_per_part=5)
+    write_rows(FakeEngine(), make_requests(23), folder)
     return folder
 
 

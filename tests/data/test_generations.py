@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import generations
+from fastdraft_hf.data import generations, parts
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.generations import Requests, read_rows, write_rows
 from fastdraft_hf.data.parts import PARTS, stored_indices
 
-from .fakes import FakeEngine, Killed, in_processes, make_requests, written_ids
+from .fakes import FakeEngine, in_processes, make_requests, written_ids
 
 
 def check_complete(folder: Path, requests: list[Request]) -> None:
@@ -57,11 +56,11 @@ def test_killed_resumed_and_grown_by_any_number_of_processes(
                 def work(rank: int, seed: int = seed, kill: int | None = kill) -> None:
                     engine = FakeEngine(in_flight=in_flight, seed=seed + rank, dies_after=kill)
                     try:
-                        write_rows(engine, requests, folder, rows_per_part=size)  # noqa: B023
+                        write_rows(engine, requests, folder)  # noqa: B023
                     finally:
                         started.extend(engine.started)  # noqa: B023
 
-                in_processes(world if kill is None else 1 + world % 3, work)
+                in_processes(world if kill is None else 1 + world % 3, work, size)
                 assert before.isdisjoint(started)  # a stored row is not generated again
                 assert len(set(started)) == len(started)  # nor by two processes
             check_complete(folder, requests)
@@ -69,10 +68,11 @@ def test_killed_resumed_and_grown_by_any_number_of_processes(
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
-    tmp_path: Path, damage: str
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 20)
     folder, requests = tmp_path / "set", make_requests(60)
-    write_rows(FakeEngine(), requests, folder, rows_per_part=20)
+    write_rows(FakeEngine(), requests, folder)
     part = folder / "part-00000-00001.parquet"
     lost = stored_indices(folder).tolist()
     part.write_bytes(part.read_bytes()[:-9] if damage == "cut" else b"other")
@@ -82,7 +82,7 @@ def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
     part.unlink()
     lost = sorted(set(lost) - set(stored_indices(folder).tolist()))
     again = FakeEngine(in_flight=1)
-    write_rows(again, requests, folder, rows_per_part=20)
+    write_rows(again, requests, folder)
     assert again.started == lost
     assert len(lost) == 20
     check_complete(folder, requests)
@@ -106,14 +106,15 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = pyarrow.parquet.write_table
     monkeypatch.setattr(pyarrow.parquet, "write_table", write_table)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 4)
     requests, folder = make_requests(60), tmp_path / "set"
     for _ in range(2):
         with pytest.raises(FastDraftError, match=r"set: no space left to write .*run again"):
-            write_rows(FakeEngine(), requests, folder, rows_per_part=4)
+            write_rows(FakeEngine(), requests, folder)
         room[0] = 0
     room[0] = 100
     again = FakeEngine()
-    write_rows(again, requests, folder, rows_per_part=4)
+    write_rows(again, requests, folder)
     assert len(again.started) == 60 - 9 * 4
     check_complete(folder, requests)
 
@@ -144,19 +145,6 @@ def test_when_the_time_is_up_finished_rows_are_kept(
     again = clock.engine(30)
     write_rows(again, make_requests(40), tmp_path / "set", max_minutes=5)
     assert again.started == []
-
-
-def test_the_time_counts_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    first = clock.engine(60, in_flight=1, dies_after=4)
-    given = {"rows_per_part": 2, "max_minutes": 6}
-    with pytest.raises(Killed):
-        write_rows(first, make_requests(40), tmp_path / "set", **given)
-    clock.now += 10_000  # the time between two runs does not count
-    second = clock.engine(60, in_flight=1)
-    write_rows(second, make_requests(40), tmp_path / "set", **given)
-    assert first.started + second.started == [0, 1, 2, 3, 4, 4]
-    assert json.loads((tmp_path / "set" / "clock-00000.json").read_text())["seconds"] == 360
 
 
 def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.config import GeneratedSet
-from fastdraft_hf.data.prompt_sets import conversation, conversations, prompt_column
+from fastdraft_hf.data.prompts import conversation, conversations
 
 ROWS = [{"question": f"Why is {n} a number?", "number": n, "more": f"It is {n}."} for n in range(9)]
 ROLES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -58,7 +58,6 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_every_row_once_in_the_seeds_order(stored: str) -> None:
     prompts = of(stored)
-    assert prompt_column(prompts) == "question"
     first = texts(prompts, 1)
     assert sorted(first) == [row["question"] for row in ROWS]
     assert texts(prompts, 1) == first
@@ -142,7 +141,7 @@ def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, Any], messag
     path = tmp_path / "saved"
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
     with pytest.raises(FastDraftError, match=message):
-        prompt_column(of(str(path), **settings))
+        texts(of(str(path), **settings))
 
 
 @pytest.mark.parametrize(
@@ -159,9 +158,9 @@ def test_unreadable_files(tmp_path: Path, name: str, text: str | None, message: 
     if text is not None:
         path.write_text(text)
     with pytest.raises(FastDraftError, match=message):
-        prompt_column(of(str(path)))
+        texts(of(str(path)))
 
 
 def test_a_dataset_on_the_hub_out_of_reach() -> None:
-    with pytest.raises(FastDraftError, match=r"cannot read no/such-set .* or name a local copy"):
-        prompt_column(of("no/such-set"))
+    with pytest.raises(FastDraftError, match=r"cannot read no/such-set .* to a local copy"):
+        texts(of("no/such-set"))

@@ -120,21 +120,14 @@ def test_what_is_stored_is_a_forward_pass_of_the_row_alone(
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_HEAD_TOKENS", head_tokens)
         patch.setattr(module, "_WINDOW", window)
+        patch.setattr(module, "BATCH_TOKENS", batch_tokens)
         generated, folder = Path(name) / "rows", Path(name) / "logits"
         write_set(generated, lengths, seed)
 
         def work(rank: int) -> None:
-            write_target_logits(
-                target,
-                generated,
-                folder,
-                top_k=top_k,
-                temperature=temperature,
-                batch_tokens=batch_tokens,
-                rows_per_part=rows_per_part,
-            )
+            write_target_logits(target, generated, folder, top_k=top_k, temperature=temperature)
 
-        in_processes(world, work)
+        in_processes(world, work, rows_per_part)
         check_rows(folder, generated, target, top_k, temperature)
         assert stored_indices(folder).tolist() == module.kept_indices(generated)[0].tolist()
 

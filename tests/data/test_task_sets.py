@@ -144,7 +144,7 @@ def test_a_hub_out_of_reach_is_one_line_that_says_what_to_do(
         load_task_set("tinystories")
     text = str(caught.value)
     assert text.startswith("tasks.tinystories: cannot read roneneldan/TinyStories (")
-    assert "name a local copy: tasks: {tinystories: {dataset: FILE}}" in text
+    assert "set dataset to a local copy" in text
     assert "\n" not in text
 
 

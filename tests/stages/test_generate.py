@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pytest
+from data.vllm_server import VLLMServer, deterministic
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
@@ -74,13 +75,12 @@ def make(
                 "seed": 5,
                 "generate": {
                     "engine": "transformers",
-                    "rows_per_shard": 4,
                     "sets": {"mine": wanted},
                 },
             }
         )
         writer = Writer(AutoTokenizer.from_pretrained(target), text_of, **engine)
-        monkeypatch.setattr(generate, "open_target_engine", lambda *args: writer)
+        monkeypatch.setattr(generate, "_open_engine", lambda *args: writer)
         return Run(recipe, tmp_path / "run", Target(target, "tiny", license="mit")), writer
 
     return made
@@ -205,7 +205,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, _ = make({"kind": "dataset", "dataset": prompts, **wanted})
-    monkeypatch.setattr(generate, "open_target_engine", lambda *a: pytest.fail("work was started"))
+    monkeypatch.setattr(generate, "_open_engine", lambda *a: pytest.fail("work was started"))
     with pytest.raises(FastDraftError, match=rf"^generate\.sets\.mine\.{message}"):
         run_generate(run)
 
@@ -362,8 +362,92 @@ def test_card_and_filters_of_a_finished_set(
     assert {row["index"] for row in kept}.isdisjoint({1, 2})
     assert json.loads((folder / FILTERS).read_text())["settings"]["near_duplicates"] is None
     card = (folder / "README.md").read_text()
-    assert "| dataset | prompts.jsonl |" in card  # and no folder of this machine
+    assert "  dataset: prompts.jsonl\n" in card  # and no folder of this machine
     assert str(tmp_path) not in card
     assert "mit, applies to its generations" in card
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.to_list() == read_rows(folder)
+
+
+def test_a_recipe_with_a_server(tmp_path: Path, tiny_target_folder: Path) -> None:
+    sets = {
+        "chat": {"kind": "magpie", "rows": 40, "max_new_tokens": 9},
+        "text": {"kind": "free", "rows": 33, "max_new_tokens": 12, "temperatures": [1.0]},
+    }
+
+    def run_with(**settings: Any) -> dict[str, Any]:
+        recipe = build_recipe(
+            {
+                "target": str(tiny_target_folder),
+                "device": "cpu",
+                "generate": {"sets": sets, "batch_size": 4, **settings},
+            }
+        )
+        execute(Run(recipe, tmp_path), ["generate"])
+        record: dict[str, Any] = json.loads((tmp_path / "generate/provenance.json").read_text())
+        return record
+
+    with VLLMServer() as server:
+        record = run_with(server=server.url)
+    assert record["facts"]["engine"] == "server"
+    assert len(read_rows(tmp_path / "generate" / "text")) == 33
+    rows = read_rows(tmp_path / "generate" / "chat")
+    assert rows
+    for row in rows:
+        body = {
+            "prompt": row["prompt_ids"],
+            "temperature": {0: 0.0, 6: 0.6, 8: 0.8, 10: 1.0}[round(row["temperature"] * 10)],
+            "top_p": row["top_p"],
+            "seed": row["seed"],
+            "stop_token_ids": [0, 2],
+        }
+        assert row["completion_ids"] == deterministic(body)[:9]
+    # Which server generates decides nothing: the stage is finished.
+    assert run_with(server="http://elsewhere")["id"] == record["id"]
+    with pytest.raises(FastDraftError, match=r"other settings .*batch_size"):
+        run_with(batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "server"}, r"generate\.server: engine server needs the URL"),
+        ({"engine": "openvino", "server": "http://h"}, r"generate\.server: engine openvino"),
+        ({"server": "somewhere"}, r"generate\.server: 'somewhere' is not a URL"),
+    ],
+)
+def test_engines_that_do_not_fit(
+    tmp_path: Path, tiny_target_folder: Path, settings: dict[str, Any], message: str
+) -> None:
+    def run() -> None:
+        recipe = build_recipe({"generate": {"sets": {"a": {"kind": "free"}}, **settings}})
+        execute(Run(recipe, tmp_path, Target(tiny_target_folder, "tiny")), ["generate"])
+
+    with pytest.raises(FastDraftError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "installed", "chosen"),
+    [
+        ("auto", "cpu", True, "openvino"),
+        ("auto", "cuda", True, "transformers"),
+        ("auto", "cpu", False, "transformers"),
+        ("openvino", "cpu", False, None),
+    ],
+)
+def test_the_engine_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, name: Any, device: str, installed: bool, chosen: str | None
+) -> None:
+    made: list[str] = []
+    for engine, kind in (("openvino", "OpenVINOEngine"), ("transformers", "TransformersEngine")):
+        path = f"fastdraft_hf.data.engines.{engine}.{kind}"
+        monkeypatch.setattr(path, lambda *args, engine=engine: made.append(engine))
+    monkeypatch.setattr(generate, "openvino_available", lambda: installed)
+    monkeypatch.setattr(generate, "cached_openvino", lambda *args: Path("export"))
+    if chosen is None:
+        with pytest.raises(FastDraftError, match=r"openvino is not installed; `pip install"):
+            generate.load_engine(name, Path("target"), {2}, 4, device)
+    else:
+        generate.load_engine(name, Path("target"), {2}, 4, device)
+        assert made == [chosen]

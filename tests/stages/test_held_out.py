@@ -96,7 +96,7 @@ def ask(
             return ids
 
         engine = make_engine(answer)
-        monkeypatch.setattr(generate, "open_target_engine", lambda *args, **given: engine)
+        monkeypatch.setattr(generate, "_open_engine", lambda *args, **given: engine)
         monkeypatch.setattr(generate, "code_instructions", lambda seed: list(questions))
         facts = generate.run(run, run.stage_folder("generate"))
         return facts, [tiny_tokenizer.decode(request.prompt_ids) for request in engine.asked]
@@ -135,7 +135,7 @@ def test_prompts_and_answers_lose_it_too(
 def test_a_task_that_cannot_be_read_stops_before_any_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "open_target_engine", lambda *a, **g: pytest.fail("work started"))
+    monkeypatch.setattr(generate, "_open_engine", lambda *a, **g: pytest.fail("work started"))
     (tmp_path / "evaluate.jsonl").write_text(json.dumps({"other": "text"}) + "\n")
     with pytest.raises(FastDraftError, match=r"tasks\.mine\.column: .* has no column 'ask'"):
         generate.run(run, tmp_path)
@@ -155,16 +155,14 @@ def test_prompts_written_before_a_task_was_named_are_found_in_training(
     assert "hat sat on" not in text
 
 
-def test_a_killed_generate_resumes_with_the_same_tasks_only(
-    run: Run, ask: Callable[..., Any]
+def test_a_killed_generate_resumes_with_the_same_prompts_only(
+    ask: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, _ = ask(OPEN)
     assert ask(OPEN)[0] == first
-    run.recipe.bench.tasks = ["humaneval"]
-    with pytest.raises(
-        FastDraftError, match=r"evaluate\.tasks, bench\.tasks or their text changed"
-    ):
-        ask(OPEN)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"messages": f"{OPEN} again"}) + "\n")
+    with pytest.raises(FastDraftError, match=r"evaluate\.tasks, bench\.tasks or .* changed"):
+        ask(OPEN, "and that")
 
 
 def record(run: Run, stage: str, facts: dict[str, Any]) -> None:

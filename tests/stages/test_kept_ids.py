@@ -41,7 +41,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
     words = ("the", "cat", "that hat", "on then in")
     engine = make_engine(lambda r: (*spell(words[r.index % 4] * 3), 40 + r.index, 2))
     requests = [Request(i, (1, *spell("the"), 60 + i), 0.0, i, 64, "mine") for i in range(12)]
-    write_rows(engine, requests, tmp_path / "generate" / "mine", rows_per_part=5)
+    write_rows(engine, requests, tmp_path / "generate" / "mine")
     rows, _, _ = open_completions(
         [Source(name="mine")],
         folder=tmp_path / "rows",

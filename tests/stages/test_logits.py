@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data import columns, target_logits
+from fastdraft_hf.data import columns, parts, target_logits
 from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.parts import iter_rows, read_part
@@ -37,14 +37,13 @@ RECIPE: dict[str, Any] = {
     "design": {"hidden_size": 16, "num_hidden_layers": 1, "params": "1k"},
     "generate": {
         "engine": "transformers",
-        "rows_per_shard": 8,
         "sets": {
             # Greedy rows of one prompt are one another's duplicates, and long ones are cut.
             "text": {"kind": "free", "rows": 18, "max_new_tokens": 20, "temperatures": [1.0, 0.0]},
             "more": {"kind": "free", "rows": 9, "max_new_tokens": 9, "temperatures": [2.0]},
         },
     },
-    "logits": {"engine": "transformers", "top_k": 6, "rows_per_shard": 4, "batch_tokens": 64},
+    "logits": {"engine": "transformers", "top_k": 6},
     "align": {
         "sources": [{"name": "text"}, {"name": "more"}],
         "objective": {"ce": 0.5, "kl": 0.5},
@@ -62,6 +61,14 @@ RECIPE: dict[str, Any] = {
 
 class Killed(BaseException):
     """Stands for a kill inside a stage; nothing of ours catches it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "ROWS_PER_PART", 4)
+        patch.setattr(target_logits, "BATCH_TOKENS", 64)
+        yield
 
 
 @pytest.fixture(autouse=True)

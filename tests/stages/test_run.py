@@ -275,7 +275,6 @@ def start_generate(fakes: FakeStages, run: Run) -> Path:
     for name in ("chat", "chat-instructions", "code"):
         (partial / name).mkdir(exist_ok=True)
         (partial / name / "part-00000.parquet").write_text(name)
-    (partial / "held_out.json").write_text("{}")
     return partial
 
 
@@ -287,7 +286,6 @@ def test_sets_that_did_not_change_stay_where_others_did(fakes: FakeStages, make_
     assert record(run, "generate")["runs"] == 2
     folder = run.stage_folder("generate")
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"chat", "chat-instructions"}
-    assert (folder / "held_out.json").exists()
     assert made(folder)["generate"]["sets"]["code"]["rows"] == 3
     (aside,) = run.folder.glob(".generate.partial-*")
     assert {p.name for p in aside.iterdir()} == {"code", "config.yaml"}

@@ -26,11 +26,13 @@ import os, signal, sys
 from pathlib import Path
 from fastdraft_hf.recipe import read_recipe
 from fastdraft_hf.stages.runner import Run, execute
+from fastdraft_hf.data import parts
 from fastdraft_hf.data.parts import PartWriter
 def flush(self, write=PartWriter.flush):
     write(self)
     if list(Path(sys.argv[2]).glob("part-00001-*")):
         os.kill(os.getpid(), signal.SIGKILL)
+parts.ROWS_PER_PART = 4
 if len(sys.argv) > 2:
     PartWriter.flush = flush
 recipe = read_recipe(Path(sys.argv[1]))
@@ -55,9 +57,8 @@ class Launch:
                 "engine": "transformers",
                 "sets": SETS,
                 "batch_size": 3,
-                "rows_per_shard": 4,
             },
-            "logits": {"engine": "transformers", "top_k": 4, "rows_per_shard": 4},
+            "logits": {"engine": "transformers", "top_k": 4},
         }
         recipe.write_text(yaml.safe_dump(build_recipe(sections).resolved()))
         with socket.socket() as free:

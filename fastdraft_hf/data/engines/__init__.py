@@ -7,9 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
-
 EngineName = Literal["auto", "openvino", "transformers", "server"]
 
 
@@ -72,27 +69,3 @@ def completed(request: Request, ids: Sequence[int], stop_ids: Collection[int]) -
         if token in stop_ids:
             return Completion(request, tuple(ids[: position + 1]), "stop")
     return Completion(request, tuple(ids), "length")
-
-
-def choose_engine(
-    name: EngineName, device: str, servers: Sequence[str] = ()
-) -> Literal["openvino", "transformers", "server"]:
-    """Resolve ``auto``: a server if one is named, else transformers on a GPU, OpenVINO on a CPU.
-
-    Args:
-        name: ``generate.engine``.
-        device: ``cpu`` or ``cuda``.
-        servers: URLs of servers.
-
-    Raises:
-        FastDraftError: the engine is not installed.
-    """
-    if name == "openvino" and not openvino_available():
-        raise FastDraftError(
-            "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
-        )
-    if name != "auto":
-        return name
-    if servers:
-        return "server"
-    return "openvino" if openvino_available() and device == "cpu" else "transformers"

@@ -8,10 +8,8 @@ is sent: a server takes those that are missing from the model's generation confi
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,49 +17,36 @@ from urllib.parse import urlsplit
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Request, completed
 
-logger = logging.getLogger(__name__)
-
 # The only source of a key. Recipes, logs and errors never contain it.
 KEY_VARIABLE = "VLLM_API_KEY"
 # The client waits 0.5 to 8 seconds between tries, so these take about four minutes.
 RETRIES = 30
-# Consecutive failed requests after which a server is given up. The client does not retry an answer
-# that is not JSON.
-FAILURES = 3
+# The client does not retry an answer that is not JSON.
+TRIES = 3
 # Seconds that one answer may take.
 TIMEOUT = 1800.0
 
 
-@dataclass
-class _Server:
-    url: str
-    client: Any
-    model: str = ""
-    in_flight: int = 0
-    failures: int = 0
-    fault: str = ""
-
-
 class ServerEngine:
-    """Generate through one server or several. A request goes to the one with the fewest in flight.
+    """Generate through a server, with many requests in flight.
 
     Args:
-        urls: of the servers.
+        url: of the server.
         stop_ids: token ids that end a completion.
-        batch_size: requests in flight per server.
-        vocab_size: ids from a server are below it.
-        model: the model's name on the servers. By default, the one that is served as ``target``.
+        batch_size: requests in flight.
+        vocab_size: ids from the server are below it.
+        model: the model's name on the server. By default, the one that is served as ``target``.
         target: the target's name or folder.
 
     Raises:
-        FastDraftError: a server does not answer, serves another model, or returns no ids.
+        FastDraftError: the server does not answer, serves another model, or returns no ids.
     """
 
     name = "server"
 
     def __init__(
         self,
-        urls: Sequence[str],
+        url: str,
         stop_ids: set[int],
         batch_size: int = 64,
         *,
@@ -75,38 +60,24 @@ class ServerEngine:
             raise FastDraftError(
                 "generate.engine: a server needs openai; `pip install fastdraft_hf[server]`"
             ) from error
-        self._stop_ids, self._batch_size, self._vocab_size = stop_ids, batch_size, vocab_size
-        self._loop = asyncio.new_event_loop()
+        self._url, self._stop_ids = server_url(url), stop_ids
+        self._batch_size, self._vocab_size = batch_size, vocab_size
         key = os.environ.get(KEY_VARIABLE) or "EMPTY"
-        self._servers: list[_Server] = []
-        for url in dict.fromkeys(map(server_url, urls)):
-            client = AsyncOpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
-            server = _Server(url, client)
-            try:
-                self._loop.run_until_complete(self._greet(server, model, target))
-            except _ServerFault as fault:
-                raise FastDraftError(
-                    f"generate.server: {url} does not answer ({fault}). Start the server or "
-                    "correct the URL"
-                ) from None
-            self._servers.append(server)
-
-    async def _greet(self, server: _Server, model: str | None, target: str) -> None:
-        """Check that a server has the model, takes ids and returns ids."""
+        client = AsyncOpenAI(base_url=self._url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
         # Few retries: at the start, a server that does not answer is most likely a wrong URL.
-        patient, server.client = server.client, server.client.with_options(max_retries=2)
-        models = await _answer(server, server.client.models.list())
-        served = [entry.to_dict() for entry in models.data]
-        server.model = _model_of(server.url, served, model, target)
-        end = min(self._stop_ids)
-        await self._ask(server, Request(0, (end, end), 0.0, 0, 1, ""))
-        server.client = patient
+        self._client = client.with_options(max_retries=2)
+        self._loop = asyncio.new_event_loop()
+        models = self._loop.run_until_complete(self._answer("data", self._client.models.list))
+        self._model = _model_of(self._url, [entry.to_dict() for entry in models], model, target)
+        end = min(stop_ids)
+        self._loop.run_until_complete(self._complete(Request(0, (end, end), 0.0, 0, 1, "")))
+        self._client = client
 
-    async def _ask(self, server: _Server, request: Request) -> Completion:
-        answer = await _answer(
-            server,
-            server.client.completions.create(
-                model=server.model,
+    async def _complete(self, request: Request) -> Completion:
+        choices = await self._answer(
+            "choices",
+            lambda: self._client.completions.create(
+                model=self._model,
                 prompt=list(request.prompt_ids),
                 max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
@@ -126,19 +97,16 @@ class ServerEngine:
                 },
             ),
         )
-        choices = getattr(answer, "choices", None)
-        if not choices:
-            raise _ServerFault("an answer without choices")
-        return self._checked(request, choices[0].to_dict(), server.url)
+        return self._checked(request, choices[0].to_dict())
 
-    def _checked(self, request: Request, choice: dict[str, Any], url: str) -> Completion:
+    def _checked(self, request: Request, choice: dict[str, Any]) -> Completion:
         """Return the completion of an answer.
 
         Raises:
             FastDraftError: it has no ids, ids outside the vocabulary, another prompt, another stop
                 token, or a length limit of the server's own.
         """
-        ids, prompt = choice.get("token_ids"), choice.get("prompt_token_ids")
+        ids, prompt, url = choice.get("token_ids"), choice.get("prompt_token_ids"), self._url
         if ids is None:
             raise FastDraftError(
                 f"{url}: it returns no token ids, and text is not tokenized again. vLLM 0.10.2 and "
@@ -179,12 +147,9 @@ class ServerEngine:
     ) -> Iterator[Completion]:
         waiting = iter(requests)
         pending: set[asyncio.Task[Completion]] = set()
-        for server in self._servers:  # one that was given up has another chance with every set
-            server.failures = 0
         try:
             while True:
-                room = self._batch_size * max(1, len(self._alive())) - len(pending)
-                for request in islice(waiting, max(0, room)):
+                for request in islice(waiting, self._batch_size - len(pending)):
                     pending.add(self._loop.create_task(self._complete(request)))
                 if not pending:
                     return
@@ -202,63 +167,44 @@ class ServerEngine:
             if pending:
                 self._loop.run_until_complete(asyncio.wait(pending))
 
-    def _alive(self) -> list[_Server]:
-        return [server for server in self._servers if server.failures < FAILURES]
+    async def _answer(self, field: str, call: Callable[[], Any]) -> Any:
+        """Await a call of the client and return a field of the answer.
 
-    async def _complete(self, request: Request) -> Completion:
-        """Ask the least busy server; after a failure, ask again until none is left."""
-        while alive := self._alive():
-            server = min(alive, key=lambda server: server.in_flight)
-            server.in_flight += 1
+        Raises:
+            FastDraftError: the server does not answer, or refuses the request.
+        """
+        import openai
+
+        for _ in range(TRIES):
             try:
-                completion = await self._ask(server, request)
-                server.failures = 0
-                return completion
-            except _ServerFault as fault:
-                server.failures += 1
-                server.fault = f"row {request.index}: {fault}"
-                if server.failures == FAILURES:
-                    logger.warning("%s: given up (%s)", server.url, server.fault)
-            finally:
-                server.in_flight -= 1
-        faults = "; ".join(f"{server.url}: {server.fault}" for server in self._servers)
+                found = getattr(await call(), field, None)
+                if found is not None:
+                    return found
+                fault = f"an answer without {field}"
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                raise FastDraftError(
+                    f"{self._url}: it does not accept the key (HTTP {error.status_code}). Set "
+                    f"{KEY_VARIABLE}"
+                ) from None
+            except ValueError as error:
+                fault = f"no JSON: {error}"
+            except openai.APIConnectionError as error:
+                fault = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
+                break
+            except openai.APIStatusError as error:
+                fault = f"HTTP {error.status_code}"
+                if error.status_code in (408, 409, 429) or error.status_code >= 500:
+                    break
+                said = " ".join(error.response.text.split())[:300]
+                key = os.environ.get(KEY_VARIABLE)
+                raise FastDraftError(
+                    f"{self._url}: it refuses the request ({fault}): "
+                    f"{said.replace(key, '***') if key else said}"
+                ) from None
         raise FastDraftError(
-            f"generate.server: no server answers any more ({faults}). Finished rows are kept: "
-            "start the server and run again"
+            f"generate.server: {self._url} does not answer ({fault}). Start the server or correct "
+            "the URL, and run again; finished rows are kept"
         )
-
-
-class _ServerFault(Exception):
-    """A fault of a server that may pass: overloaded, restarting, unreachable."""
-
-
-async def _answer(server: _Server, call: Any) -> Any:
-    """Await a call of the client; raise `_ServerFault` for a fault that may pass.
-
-    Raises:
-        FastDraftError: the server refuses the request.
-    """
-    import openai
-
-    try:
-        return await call
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise FastDraftError(
-            f"{server.url}: it does not accept the key (HTTP {error.status_code}). Set "
-            f"{KEY_VARIABLE}"
-        ) from None
-    except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError) as error:
-        cause = error.__cause__
-        raise _ServerFault(f"{type(cause or error).__name__}: {cause or error}") from None
-    except openai.APIStatusError as error:
-        if error.status_code in (408, 409, 429) or error.status_code >= 500:
-            raise _ServerFault(f"HTTP {error.status_code}") from None
-        said = " ".join(error.response.text.split())[:300]
-        key = os.environ.get(KEY_VARIABLE)
-        raise FastDraftError(
-            f"{server.url}: it refuses the request (HTTP {error.status_code}): "
-            f"{said.replace(key, '***') if key else said}"
-        ) from None
 
 
 def server_url(text: str) -> str:
