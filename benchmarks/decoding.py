@@ -153,8 +153,6 @@ def pytorch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt
                 task=prompt.task,
                 key=prompt.key,
                 max_new_tokens=args.new,
-                temperature=0.0,
-                seed=0,
                 draft=None if path is None else draft,
                 num_assistant_tokens=args.gamma,
                 path=path or "transformers",
@@ -218,22 +216,18 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
         return OVModelForCausalLM.from_pretrained(path, ov_config=given)
 
     alone = load(folder)
-    in_pages, stateful = ((load(folder), load(args.draft_openvino)) for _ in range(2))
-    for model in stateful:
-        model.fastdraft_pages = False
+    target, draft = load(folder), load(args.draft_openvino)
     ends = {int(alone.generation_config.eos_token_id)}
     genai = {False: OpenVINODecoder(folder), True: OpenVINODecoder(folder, args.draft_openvino)}
 
-    def ours(gamma: int, prompt: EvaluationPrompt, pair: Any = in_pages) -> DecodingRecord:
+    def ours(gamma: int, prompt: EvaluationPrompt) -> DecodingRecord:
         return decode(
-            pair[0] if gamma else alone,
+            target if gamma else alone,
             prompt.ids,
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=args.new,
-            temperature=0.0,
-            seed=0,
-            draft=pair[1] if gamma else None,
+            draft=draft if gamma else None,
             num_assistant_tokens=gamma,
             path="ours",
         )
@@ -244,8 +238,6 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=args.new,
-            temperature=0.0,
-            seed=0,
             stop_ids=ends,
             num_assistant_tokens=gamma,
         )
@@ -256,7 +248,6 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
     }
     for gamma in args.openvino_gammas:
         ways[f"ours {gamma}"] = functools.partial(ours, gamma)
-        ways[f"stateful {gamma}"] = functools.partial(ours, gamma, pair=stateful)
         ways[f"GenAI {gamma}"] = functools.partial(theirs, gamma)
     found = in_turn(ways, prompts, args.repeats)
 
@@ -278,15 +269,12 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
         )
         # In int8 and bfloat16, near-ties round differently with whatever is computed together.
         print(
-            f"    answers that are the target's alone: ours {same(f'ours {gamma}', 'alone')}, with "
-            f"the stateful graphs {same(f'stateful {gamma}', 'alone')}, GenAI's "
-            f"{same(f'GenAI {gamma}', 'GenAI alone')}"
+            f"    answers that are the target's alone: ours {same(f'ours {gamma}', 'alone')}, "
+            f"GenAI's {same(f'GenAI {gamma}', 'GenAI alone')}"
         )
     mine, other = best("ours"), best("GenAI")
     name = f"OV int8, target + draft / alone, HumanEval, γ = {mine}"
     compare(rows, name, found, f"ours {mine}", "alone", 1.3)
-    name = f"ours with the cache in pages / with the stateful graphs, γ = {mine}"
-    compare(rows, name, found, f"ours {mine}", f"stateful {mine}", None)
     name = f"GenAI int8, target + draft / alone, γ = {other}"
     compare(rows, name, found, f"GenAI {other}", "GenAI alone", None)
     name = f"OVModelForCausalLM through ours (γ = {mine}) / GenAI (γ = {other})"

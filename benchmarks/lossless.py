@@ -54,8 +54,6 @@ def pytorch(target: Any, draft: Any, path: Any, tokens: int) -> Run:
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=tokens,
-            temperature=0.0,
-            seed=0,
             draft=draft,
             num_assistant_tokens=gamma,
             path=path,
@@ -75,8 +73,6 @@ def genai(target: Path, draft: Path | None, ends: set[int], tokens: int) -> Run:
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=tokens,
-            temperature=0.0,
-            seed=0,
             stop_ids=ends,
             num_assistant_tokens=gamma,
         )

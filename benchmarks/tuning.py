@@ -67,8 +67,6 @@ class Engine:
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=new,
-            temperature=0.0,
-            seed=0,
             draft=self._draft,
             num_assistant_tokens=gamma,
             path="ours",

@@ -19,8 +19,6 @@ from fastdraft_hf.decode.settings import apply_draft_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.generation.streamers import BaseStreamer
-
 
 DraftPath = Literal["transformers", "ours", "prompt-lookup"]
 
@@ -75,27 +73,16 @@ def record_rounds(target: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
 
 
 class _FirstToken:
-    """A streamer that notes the time of the first new token; `generate` puts the prompt first.
+    """A streamer that notes the time of the first new token; `generate` puts the prompt first."""
 
-    Args:
-        streamer: receives everything as well.
-    """
-
-    def __init__(self, streamer: BaseStreamer | None = None) -> None:
-        self.time: float | None = None
-        self._prompt_seen = False
-        self._streamer = streamer
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        if self._prompt_seen and self.time is None:
-            self.time = time.perf_counter()
-        self._prompt_seen = True
-        if self._streamer is not None:
-            self._streamer.put(value)
+        if len(self.times) < 2:
+            self.times.append(time.perf_counter())
 
-    def end(self) -> None:
-        if self._streamer is not None:
-            self._streamer.end()
+    def end(self) -> None: ...
 
 
 def _synchronize(*models: Any) -> None:
@@ -111,30 +98,28 @@ def decode(
     target: PreTrainedModel,
     prompt_ids: Sequence[int],
     *,
-    task: str,
-    key: str,
     max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    task: str = "",
+    key: str = "",
+    temperature: float = 0.0,
+    seed: int = 0,
     draft: PreTrainedModel | None = None,
     num_assistant_tokens: int = 0,
     path: DraftPath = "transformers",
-    streamer: BaseStreamer | None = None,
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
     Args:
         target: the model that decodes.
         prompt_ids: the prompt.
-        task, key: written into the record.
         max_new_tokens: longest answer, in tokens.
+        task, key: written into the record.
         temperature: 0 for greedy, else plain multinomial sampling at this temperature.
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
         num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
-        streamer: receives the prompt and the tokens as they come; its own time counts too.
     """
     import torch
     from transformers import set_seed
@@ -154,11 +139,11 @@ def decode(
     elif path == "prompt-lookup":
         sampling["prompt_lookup_num_tokens"] = num_assistant_tokens
     drafting = draft is not None or path == "prompt-lookup"
-    first = _FirstToken(streamer)
-    with torch.inference_mode(), record_rounds(target) as rounds:
+    first = _FirstToken()
+    with torch.inference_mode(), record_decoding(target, task=task) as records:
         _synchronize(target, draft)
         start = time.perf_counter()
-        output = target.generate(
+        target.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
@@ -167,26 +152,19 @@ def decode(
         )
         _synchronize(target, draft)
         seconds = time.perf_counter() - start
-    tokens = output[0, inputs.shape[1] :].tolist()
-    beyond = len(tokens) - max_new_tokens
+    record = records[0]
+    beyond = len(record.tokens) - max_new_tokens
     if beyond > 0:
         # Stock prompt lookup copies past the longest answer; the surplus is not counted.
-        tokens = tokens[:max_new_tokens]
-        rounds[-1] = (rounds[-1][0], max(0, rounds[-1][1] - beyond))
-    return DecodingRecord(
-        path=path if drafting else "transformers",
-        task=task,
-        key=key,
-        temperature=temperature,
-        num_assistant_tokens=num_assistant_tokens if drafting else 0,
-        tokens=tokens,
-        seconds=seconds,
-        target_passes=len(rounds) if drafting else len(tokens),
-        drafted=sum(d for d, _ in rounds),
-        accepted=sum(a for _, a in rounds),
-        rounds=list(rounds),
-        first_token_seconds=None if first.time is None else first.time - start,
-    )
+        record.tokens = record.tokens[:max_new_tokens]
+        drafted, accepted = record.rounds[-1]
+        record.rounds[-1] = drafted, max(0, accepted - beyond)
+        record.accepted -= accepted - record.rounds[-1][1]
+    record.key, record.seconds = key, seconds
+    record.path = path if drafting else "transformers"
+    record.num_assistant_tokens = num_assistant_tokens if drafting else 0
+    record.first_token_seconds = first.times[1] - start if len(first.times) > 1 else None
+    return record
 
 
 @contextlib.contextmanager
@@ -255,17 +233,14 @@ class _Call:
     """One call of ``generate``: its arguments, and the rounds of every row."""
 
     def __init__(self, model: Any, given: dict[str, Any]) -> None:
+        from fastdraft_hf.decode.speculative import drafting_of
+
         self.model, self.given = model, given
         self.path: DraftPath = "transformers"
         self.rounds: dict[int, list[tuple[int, int]]] = {}
-        self.prompt = self._prompt_length()
-        self.gamma = 0
+        # Read before the call: the schedule ``heuristic`` changes γ.
         draft = given.get("assistant_model")
-        if draft is not None:
-            from fastdraft_hf.decode.speculative import drafting_of
-
-            # Before the call: the schedule ``heuristic`` changes it.
-            self.gamma = drafting_of(draft).num_assistant_tokens
+        self.gamma = 0 if draft is None else drafting_of(draft).num_assistant_tokens
 
     def report(self, path: DraftPath, row: int, drafted: int, accepted: int) -> None:
         self.path = path
@@ -274,15 +249,17 @@ class _Call:
     def records(self, output: Any, seconds: float) -> Iterator[DecodingRecord]:
         from fastdraft_hf.decode.obstacles import is_openvino
 
-        sequences = getattr(output, "sequences", output)[:, self.prompt :].tolist()
+        sequences = getattr(output, "sequences", output)[:, self._prompt_length() :].tolist()
         openvino = is_openvino(self.model) or is_openvino(self.given.get("assistant_model"))
         sampling = bool(self._setting("do_sample"))
         temperature = self._setting("temperature")
-        for row, written in enumerate(sequences):
+        for row, tokens in enumerate(sequences):
             rounds = self.rounds.get(row, [])
-            # Every round emits what it accepted and one token of the target's own.
-            emitted = sum(accepted + 1 for _, accepted in rounds)
-            tokens = written[:emitted] if self.rounds else self._until_the_end(written)
+            if self.rounds:
+                # Every round emits what it accepted and one token of the target's own.
+                tokens = tokens[: sum(accepted + 1 for _, accepted in rounds)]
+            elif len(sequences) > 1:
+                tokens = self._without_padding(tokens)
             longest = max((drafted for drafted, _ in rounds), default=0)
             yield DecodingRecord(
                 path="ours-openvino" if openvino else self.path,
@@ -300,9 +277,6 @@ class _Call:
 
     def _prompt_length(self) -> int:
         """Return how many leading ids of the output belong to the prompt."""
-        if self.model.config.is_encoder_decoder:
-            ids = self.given.get("decoder_input_ids")
-            return 1 if ids is None else int(ids.shape[-1])
         ids = self.given.get("inputs")
         ids = self.given.get("input_ids") if ids is None else ids
         if ids is not None:
@@ -315,13 +289,12 @@ class _Call:
         values = (self.given.get(name), *(getattr(config, name, None) for config in configs))
         return next((value for value in values if value is not None), None)
 
-    def _until_the_end(self, written: list[int]) -> list[int]:
-        """Return a row of a batch without its padding."""
+    def _without_padding(self, tokens: list[int]) -> list[int]:
+        """Return a row of a batch up to its end token, or without the padding after a stop."""
         found = self._setting("eos_token_id")
         ends = set(found) if isinstance(found, Iterable) else {found}
-        place = next((n for n, token in enumerate(written) if token in ends), len(written))
-        tokens = written[: place + 1]
-        pad = self._setting("pad_token_id")
+        end = next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))
+        tokens, pad = tokens[:end], self._setting("pad_token_id")
         while len(tokens) > 1 and tokens[-1] == pad and pad not in ends:
             tokens.pop()
         return tokens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,13 +83,20 @@ class CachedModel(ABC):
         """Keep only these rows of the batch."""
 
 
-class SlotModel(CachedModel):
-    """A model whose rows all have the same number of slots.
+class TorchModel(CachedModel):
+    """A transformers causal LM with a dynamic cache.
 
-    Rows of a batch accept different numbers of drafted tokens, so a slot may hold a rejected token
-    for one row and a valid one for another. The slot stays, with attention_mask 0 where its token
-    was rejected, and later tokens are fed with explicit position_ids, which count valid tokens
-    only. When too many slots are masked, the cache is compacted.
+    All rows have the same number of slots, and accept different numbers of drafted tokens, so a
+    slot may hold a rejected token for one row and a valid one for another. The slot stays, with
+    attention_mask 0 where its token was rejected, and later tokens are fed with explicit
+    position_ids, which count valid tokens only. When too many slots are masked, the cache is
+    compacted.
+
+    Args:
+        model: the model.
+        cache: an empty cache, or one that holds the first tokens of the prompt.
+        prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
+        token_ids: see `CachedModel`.
     """
 
     # A cache is compacted when its slots exceed `waste_factor` times the longest row plus
@@ -97,11 +104,31 @@ class SlotModel(CachedModel):
     waste_factor = 1.25
     waste_slots = 64
 
-    def __init__(self, device: torch.device, token_ids: torch.Tensor | None = None) -> None:
-        super().__init__(device, token_ids)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: Cache,
+        prompt_mask: torch.Tensor | None = None,
+        token_ids: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(execution_device(model), token_ids)
+        self.model: Any = with_skinny_linears(model)
+        self.cache = cache
+        self.slots = cache.get_seq_length()
         # [B, slots] of 0 and 1; None while every slot of every row is valid.
         self.mask: torch.Tensor | None = None
         self._valid: list[int] = []
+        if self.slots and prompt_mask is not None:
+            past = prompt_mask[:, : self.slots].bool()
+            self._valid = past.sum(1).tolist()
+            self.mask = None if past.all() else past
+        # Newer releases cut sliding layers in `crop` only, after this call.
+        self._records_past = hasattr(cache, "activate_past_recording")
+        if self._records_past:
+            cache.activate_past_recording()
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
 
     def feed(
         self,
@@ -123,34 +150,53 @@ class SlotModel(CachedModel):
             new = self.mask.new_ones(rows, width) if valid is None else valid.to(self.mask)
             self.mask = torch.cat([self.mask, new], 1)
         self.slots += width
-        return self._forward(tokens, positions, keep)
+        given: dict[str, Any] = {CACHE_NAME: self.cache}
+        if self._takes_positions:
+            given["position_ids"] = positions
+        if self._takes_keep:
+            given["logits_to_keep"] = keep
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=self.mask if self.mask is None else self.mask.long(),
+            use_cache=True,
+            return_dict=True,
+            **given,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -keep:]
 
     def rollback(self, fed: int, kept: Sequence[int]) -> None:
         if not fed:
             return
-        most = max(kept)
-        drop = self._crop(fed - most)
-        if drop:
-            self.slots -= drop
-            if self.mask is not None:
-                self.mask = self.mask[:, :-drop]
-        left = fed - drop
-        if any(k != left for k in kept):
+        left = max(kept)
+        drop = fed - left
+        # crop(0) empties the cache in transformers 5.5 and cuts sliding layers in 5.23.
+        if drop or self._records_past:
+            self.cache.crop(-drop)
+        self.slots -= drop
+        if self.mask is not None:
+            self.mask = self.mask[:, : self.slots]
+        if min(kept) < left:
             mask = self._need_mask(len(kept))
             counts = torch.tensor(kept, device=mask.device)[:, None]
             mask[:, self.slots - left :] &= torch.arange(left, device=mask.device) < counts
         self._valid = [v - fed + k for v, k in zip(self._valid, kept, strict=True)]
         if self.slots > self.waste_factor * max(self._valid) + self.waste_slots:
-            self.compact()
+            self._compact()
 
-    def compact(self) -> None:
+    def _compact(self) -> None:
         """Drop masked slots until the longest row has none; shorter rows are padded on the left."""
         if self.mask is None:
             return
         longest = max(self._valid)
         # Valid slots last, in their order: a stable sort of the mask says where each row's are.
         order = self.mask.to(torch.uint8).sort(dim=1, stable=True).indices[:, -longest:]
-        self._gather(order)
+        for layer in self.cache.layers:
+            index = order[:, None, :, None].to(layer.keys.device)
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                wide = index.expand(-1, states.shape[1], -1, states.shape[3])
+                setattr(layer, name, states.gather(2, wide))
         self.mask = self.mask.gather(1, order)
         self.slots = longest
         if min(self._valid) == longest:
@@ -158,7 +204,7 @@ class SlotModel(CachedModel):
 
     def select(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, device=self.device)
-        self._select(index)
+        self.cache.batch_select_indices(index)
         if self.mask is not None:
             self.mask = self.mask[index]
         self._valid = [self._valid[r] for r in rows]
@@ -167,92 +213,3 @@ class SlotModel(CachedModel):
         if self.mask is None:
             self.mask = torch.ones(rows, self.slots, dtype=torch.bool, device=self.device)
         return self.mask
-
-    @abstractmethod
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        """Run the model; ``self.mask`` already covers the new slots."""
-
-    @abstractmethod
-    def _crop(self, count: int) -> int:
-        """Remove up to ``count`` (0 or more) last slots of every row; return how many."""
-
-    @abstractmethod
-    def _gather(self, order: torch.Tensor) -> None:
-        """Make slots ``order`` [B, slots] of each row the whole cache."""
-
-    @abstractmethod
-    def _select(self, rows: torch.Tensor) -> None:
-        """Keep only these rows of the cache."""
-
-
-class TorchModel(SlotModel):
-    """A transformers causal LM with a dynamic cache.
-
-    Args:
-        model: the model.
-        cache: an empty cache, or one that holds the first tokens of the prompt.
-        prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
-        token_ids: see `CachedModel`.
-        step: the compiled model, for passes over one unmasked token of each row.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: Cache,
-        prompt_mask: torch.Tensor | None = None,
-        token_ids: torch.Tensor | None = None,
-        step: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(execution_device(model), token_ids)
-        self.model: Any = with_skinny_linears(model)
-        self.step = step
-        self.cache = cache
-        self.slots = cache.get_seq_length()
-        if self.slots and prompt_mask is not None:
-            past = prompt_mask[:, : self.slots].bool()
-            self._valid = past.sum(1).tolist()
-            self.mask = None if past.all() else past
-        # Newer releases cut sliding layers in `crop` only, after this call.
-        self._records_past = hasattr(cache, "activate_past_recording")
-        if self._records_past:
-            cache.activate_past_recording()
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._takes_keep = "logits_to_keep" in accepted
-
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        given: dict[str, Any] = {}
-        if self._takes_positions:
-            given["position_ids"] = positions
-        if self._takes_keep:
-            given["logits_to_keep"] = keep
-        single = tokens.shape[1] == 1 and self.mask is None
-        run = self.step if self.step is not None and single else self.model
-        output = run(
-            input_ids=tokens,
-            attention_mask=self.mask if self.mask is None else self.mask.long(),
-            use_cache=True,
-            return_dict=True,
-            **{CACHE_NAME: self.cache},
-            **given,
-        )
-        logits: torch.Tensor = output.logits
-        return logits[:, -keep:]
-
-    def _crop(self, count: int) -> int:
-        # crop(0) empties the cache in transformers 5.5 and cuts sliding layers in 5.23.
-        if count or self._records_past:
-            self.cache.crop(-count)
-        return count
-
-    def _gather(self, order: torch.Tensor) -> None:
-        for layer in self.cache.layers:
-            index = order[:, None, :, None].to(layer.keys.device)
-            for name in ("keys", "values"):
-                states = getattr(layer, name)
-                wide = index.expand(-1, states.shape[1], -1, states.shape[3])
-                setattr(layer, name, states.gather(2, wide))
-
-    def _select(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)

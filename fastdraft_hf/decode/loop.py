@@ -348,14 +348,7 @@ class Loop:
         self, row: int, tokens: list[int], raw: torch.Tensor, scores: torch.Tensor
     ) -> tuple[int, bool]:
         """Append tokens to a row up to its first stop; return how many, and whether it is done."""
-        known = None
-        if self.kept_scores is not None and self.stops.others:
-            before = [one[None] for block in self.kept_scores[row] for one in block]
-
-            def known(count: int) -> tuple[torch.Tensor, ...]:
-                return (*before, *(one[None] for one in scores[:count].float()))
-
-        new, done = self.stops.cut(self.text, row, tokens, known)
+        new, done = self.stops.cut(self.text, row, tokens)
         if self.kept_scores is not None:
             self.kept_scores[row].append(scores[: len(new)].float())
         if self.kept_logits is not None:

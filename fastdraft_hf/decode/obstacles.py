@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,13 +39,6 @@ _KNOWN = {
 _WINDOW = re.compile(r"(window|chunk)(_size)?$")
 
 
-class Obstacle(NamedTuple):
-    """One reason why the loop cannot decode a call, and whether stock drafting still can."""
-
-    reason: str
-    stock_drafts: bool = False
-
-
 def is_openvino(model: Any) -> bool:
     """Return whether a model is optimum-intel's, without importing it."""
     return any(c.__module__.startswith("optimum.intel.openvino") for c in type(model).__mro__)
@@ -54,45 +47,48 @@ def is_openvino(model: Any) -> bool:
 def obstacles(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
-    processors: LogitsProcessorList,
-    criteria: StoppingCriteriaList,
-    config: GenerationConfig,
     draft: PreTrainedModel | None,
     draft_tokenizer: Any,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
     synced_gpus: bool,
-    streamer: Any,
-    model_kwargs: dict[str, Any],
-) -> Iterator[Obstacle]:
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Iterator[str]:
     """Yield every reason why the loop cannot decode this call; arguments as `assisted_decoding`'s.
 
     Raises:
         FastDraftError: the vocabularies differ and no tokenizers were given.
     """
     rows, length = input_ids.shape
+    config = generation_config
     if draft is None:
-        yield Obstacle("no assistant_model was given")
+        yield "no assistant_model was given"
         return
     mode = config.get_generation_mode(None)
     if mode not in ("greedy_search", "sample"):
-        yield Obstacle(f"{mode.replace('_', ' ')} takes no draft")
+        yield f"{mode.replace('_', ' ')} takes no draft"
     if synced_gpus:
-        yield Obstacle("models spread over processes are not supported")
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        yield Obstacle("attentions and hidden states are not kept")
+        yield "models spread over processes are not supported"
+    returns = config.return_dict_in_generate
+    if returns and (config.output_attentions or config.output_hidden_states):
+        yield "attentions and hidden states are not kept"
     if getattr(config, "assistant_ensemble_weight", None) is not None:
-        yield Obstacle("assistant_ensemble_weight is not supported")
+        yield "assistant_ensemble_weight is not supported"
     further = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN)
     if further or not length:
-        yield Obstacle(f"inputs {', '.join(further) or 'without ids'} are not supported")
+        yield f"inputs {', '.join(further) or 'without ids'} are not supported"
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions.dim() != 2:
-        yield Obstacle("positions of several dimensions are not supported")
+        yield "positions of several dimensions are not supported"
     if rows > 1 and streamer is not None:
-        yield Obstacle("a streamer cannot tell apart rows that grow at different rates")
+        yield "a streamer cannot tell apart rows that grow at different rates"
     if model.config.is_encoder_decoder or draft.config.is_encoder_decoder:
-        yield Obstacle("encoder-decoder models are not supported", stock_drafts=True)
+        yield "encoder-decoder models are not supported"
     elif draft_tokenizer is not None:
-        yield Obstacle("target and draft have different tokenizers", stock_drafts=True)
+        yield "target and draft have different tokenizers"
     else:
         ours, theirs = (m.config.get_text_config().vocab_size for m in (model, draft))
         if ours != theirs:
@@ -101,15 +97,15 @@ def obstacles(
                 "use the target's own tokenizer"
             )
         yield from _of_the_models(model, draft, rows, length, int(config.max_length), model_kwargs)
-    by_number = sorted({type(p).__name__ for p in processors} & BY_ROW_NUMBER)
-    stateful = sorted({type(p).__name__ for p in processors if keeps_state(p)})
+    by_number = sorted({type(p).__name__ for p in logits_processor} & BY_ROW_NUMBER)
+    stateful = sorted({type(p).__name__ for p in logits_processor if keeps_state(p)})
     if rows > 1 and by_number:
-        yield Obstacle(f"{', '.join(by_number)} needs whole batches")
+        yield f"{', '.join(by_number)} needs whole batches"
     if rows > 1 and stateful:
-        yield Obstacle(f"{', '.join(stateful)} may keep a state over a whole batch")
-    others = sorted({type(c).__name__ for c in criteria if type(c) not in ROW_BY_ROW})
-    if rows > 1 and others:
-        yield Obstacle(f"{', '.join(others)} may look at a whole batch")
+        yield f"{', '.join(stateful)} may keep a state over a whole batch"
+    others = sorted({type(c).__name__ for c in stopping_criteria if type(c) not in ROW_BY_ROW})
+    if others and (rows > 1 or (returns and config.output_scores)):
+        yield f"{', '.join(others)} may look at a whole batch or at scores"
 
 
 def _of_the_models(
@@ -119,27 +115,24 @@ def _of_the_models(
     length: int,
     last: int,
     model_kwargs: dict[str, Any],
-) -> Iterator[Obstacle]:
+) -> Iterator[str]:
     if draft is model and is_openvino(model):
-        yield Obstacle("an OpenVINO model cannot draft for itself: it has one cache")
+        yield "an OpenVINO model cannot draft for itself: it has one cache"
     for one in (model, draft):
-        name = type(one).__name__
-        if is_openvino(one):
-            if not getattr(one, "stateful", False):
-                yield Obstacle(f"{name} keeps its cache outside")
-        elif not _is_plain(one, length, last):
-            yield Obstacle(f"{name} prepares inputs of its own")
+        if not is_openvino(one) and not _is_plain(one, length, last):
+            yield f"{type(one).__name__} prepares inputs of its own"
+    name = type(model).__name__
     if is_openvino(model):
         if "position_ids" not in model.input_names or _has_window(model, last):
-            yield Obstacle(f"{type(model).__name__} measures distances in slots of the cache")
+            yield f"{name} measures distances in slots of the cache"
         return
     cache = model_kwargs.get(CACHE_NAME)
     if not model_kwargs.get("use_cache", True) or not _can_roll_back(cache, rows):
-        yield Obstacle("a dynamic cache is needed, from which tokens can be taken back")
+        yield "a dynamic cache is needed, from which tokens can be taken back"
     elif cache.get_seq_length() >= length:
-        yield Obstacle("the cache holds the whole prompt")
+        yield "the cache holds the whole prompt"
     elif rows > 1 and (_has_window(model, last) or not _hides_slots(model)):
-        yield Obstacle(f"{type(model).__name__} measures distances in slots of the cache")
+        yield f"{name} measures distances in slots of the cache"
 
 
 def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:

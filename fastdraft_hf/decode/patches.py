@@ -79,11 +79,6 @@ def decode_alone(model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict
     return getattr(model, method)(input_ids, **prepared)
 
 
-def decode_assisted(model: PreTrainedModel, input_ids: torch.Tensor, **given: Any) -> Any:
-    """Decode with transformers' own assisted generation; ``generate`` prepared the arguments."""
-    return model._assisted_decoding(input_ids, **given)
-
-
 @contextlib.contextmanager
 def watch_stock_rounds(
     target: PreTrainedModel, report: Callable[[int, int], None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import atomic_file
+from fastdraft_hf._atomic import write_text
 from fastdraft_hf._errors import FastDraftError
 
 # Called with (row, drafted, accepted) after every round of our own loop; see `record_rounds`.
@@ -97,35 +97,17 @@ class DecodingRecords(list[DecodingRecord]):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write ``.jsonl`` or ``.parquet``: one row per answer, the fields of `DecodingRecord`.
+        """Write JSON lines: one row per answer, the fields of `DecodingRecord`.
 
         The column ``new_tokens`` is added, so that the metrics can read the file's columns.
-
-        Raises:
-            FastDraftError: the name ends otherwise.
         """
-        kind = _kind(path)
-        rows = [{**r.to_dict(), "new_tokens": r.new_tokens} for r in self]
-        with atomic_file(Path(path)) as temporary:
-            if kind == ".jsonl":
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-                temporary.write_text(text, encoding="utf-8")
-            else:
-                _write_parquet(temporary, rows)
+        rows = [{**record.to_dict(), "new_tokens": record.new_tokens} for record in self]
+        write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
     @classmethod
     def load(cls, path: str | Path) -> DecodingRecords:
-        """Read a file of `save`, or the ``records.jsonl`` of stage evaluate or bench.
-
-        Raises:
-            FastDraftError: the name ends neither in ``.jsonl`` nor in ``.parquet``.
-        """
-        if _kind(path) == ".jsonl":
-            rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-        else:
-            import pyarrow.parquet
-
-            rows = pyarrow.parquet.read_table(path).to_pylist()
+        """Read a file of `save`, or the ``records.jsonl`` of stage evaluate or bench."""
+        rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
         # A stage's file has each record beside its label.
         rows = [row.get("record", row) for row in rows]
         known = {field.name for field in dataclasses.fields(DecodingRecord)}
@@ -133,24 +115,3 @@ class DecodingRecords(list[DecodingRecord]):
             DecodingRecord.from_dict({name: row[name] for name in row if name in known})
             for row in rows
         )
-
-
-def _kind(path: str | Path) -> str:
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise FastDraftError(f"{path.name}: records are saved as .jsonl or .parquet")
-    return path.suffix
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    # Lists that are empty in every row would have no type.
-    lists = {
-        "tokens": pyarrow.list_(pyarrow.int64()),
-        "rounds": pyarrow.list_(pyarrow.list_(pyarrow.int64())),
-    }
-    found = pyarrow.Table.from_pylist(rows).schema
-    schema = pyarrow.schema([(one.name, lists.get(one.name, one.type)) for one in found])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)

@@ -34,8 +34,8 @@ def accept_greedy(
     """
     best = first_choice(scores)
     count = drafts.shape[1]
-    agree = drafts == best[:, :count]
-    accepted = _leading(agree, limits)
+    counted = torch.arange(count, device=drafts.device) < limits[:, None]
+    accepted = ((drafts == best[:, :count]) & counted).long().cumprod(1).sum(1)
     return accepted, best.gather(1, accepted[:, None])[:, 0]
 
 
@@ -58,27 +58,23 @@ def accept_sampled(
         limits: [B] drafts that count. It may depend on the drafts.
     """
     rows, count = drafts.shape
-    if not count:
-        return torch.zeros_like(limits), torch.multinomial(p[:, 0], 1)[:, 0]
+    numbers = torch.arange(count + 1, device=drafts.device)
     chosen = drafts[..., None]
     ratios = (p[:, :count].gather(2, chosen) / q.gather(2, chosen))[..., 0]
-    weights = [torch.ones_like(ratios[:, 0])]
+    weights = [torch.ones_like(p[:, 0, 0])]
     for ratio in ratios.unbind(1):
         weights.append((weights[-1] * ratio).clamp(max=1))
     w = torch.stack(weights, 1)
-    rest = (w[:, 1:count, None] * p[:, 1:count] - q[:, 1:]).clamp(min=0).sum(-1)
+    # Without a draft to compare with, q = 0: then h_i = w_i, and the next token comes from p.
+    q = torch.nn.functional.pad(q, (0, 0, 0, 1)) * (numbers < limits[:, None])[..., None]
+    rest = (w[:, 1:, None] * p[:, 1:] - q[:, 1:]).clamp(min=0).sum(-1)
     # Where p = q and w = 1, the drafts after this one are accepted in any case.
-    inner = torch.where(rest > 0, rest / (rest + 1 - w[:, 1:count]), (w[:, 1:count] == 1).float())
-    last = w.gather(1, limits[:, None])
-    numbers = torch.arange(1, count + 1, device=drafts.device)
-    kept = torch.cat([inner, last], 1)
-    kept = torch.where(numbers == limits[:, None], last, kept) * (numbers <= limits[:, None])
+    kept = torch.where(rest > 0, rest / (rest + 1 - w[:, 1:]), (w[:, 1:] == 1).float())
     # Strictly below, so that a token of probability 0 is never kept, whatever is drawn.
-    accepted = (numbers * (torch.rand_like(kept) < kept)).amax(1)
+    kept = (torch.rand_like(kept) < kept) & (numbers[1:] <= limits[:, None])
+    accepted = (numbers * torch.nn.functional.pad(kept, (1, 0))).amax(1)
     row = torch.arange(rows, device=drafts.device)
-    p_next = p[row, accepted]
-    rejected = residual(w[row, accepted, None] * p_next, q[row, accepted.clamp(max=count - 1)])
-    chance = torch.where((accepted < limits)[:, None], rejected, p_next)
+    chance = residual(w[row, accepted, None] * p[row, accepted], q[row, accepted])
     return accepted, torch.multinomial(chance, 1)[:, 0]
 
 
@@ -109,19 +105,12 @@ def next_token(
 
 
 def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return what the next token is drawn from after a rejection: max(0, p - q), normalized.
+    """Return the weights that the next token is drawn with after a rejection: max(0, p - q).
 
     Args:
         p: [B, V] the target's probabilities, weighted.
         q: [B, V] the draft's.
     """
     rest = (p - q).clamp(min=0)
-    total = rest.sum(-1, keepdim=True)
     # Where p and q agree to the last bit, a rejection is a rounding and p itself is right.
-    return torch.where(total > 0, rest / total, p)
-
-
-def _leading(kept: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Return how many of the first ``limits`` positions of each row are kept without a gap."""
-    positions = torch.arange(kept.shape[1], device=kept.device)
-    return (kept & (positions < limits[:, None])).long().cumprod(1).sum(1)
+    return torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
 from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.obstacles import is_openvino, obstacles
-from fastdraft_hf.decode.patches import (
-    CACHE_NAME,
-    decode_alone,
-    decode_assisted,
-    deliver_arguments,
-)
+from fastdraft_hf.decode.openvino.paged import PagedModel, paged
+from fastdraft_hf.decode.patches import CACHE_NAME, decode_alone, deliver_arguments
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
@@ -61,7 +58,7 @@ def assisted_decoding(
     ``assistant_temperature_ratio``, by which the draft samples sharper than the target. Target and
     draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of different types and on
     different devices. What the loop cannot do, transformers decodes with the target alone after one
-    warning; models with different tokenizers go to its own assisted generation.
+    warning.
 
     A logits processor of a class that transformers does not define is called once per emitted
     token, in order, as without a draft. In a batch, processors that read the text are called row by
@@ -87,33 +84,8 @@ def assisted_decoding(
     """
     if not input_ids.shape[0]:
         return input_ids
-    # What torch.compile returns wraps the model; our loop compiles by the draft's own config.
+    # torch.compile returns a wrapper; its passes are not the ones that the loop runs.
     draft = getattr(assistant_model, "_orig_mod", assistant_model)
-    found = list(
-        obstacles(
-            model,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            draft,
-            assistant_tokenizer,
-            synced_gpus,
-            streamer,
-            model_kwargs,
-        )
-    )
-    if not found:
-        return _decode(
-            model,
-            draft,
-            input_ids.to(execution_device(model)),
-            logits_processor,
-            Stops.read(stopping_criteria, generation_config),
-            generation_config,
-            streamer,
-            model_kwargs,
-        )
     prepared = dict(
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
@@ -122,39 +94,34 @@ def assisted_decoding(
         **model_kwargs,
         **({} if streamer is None else {"streamer": streamer}),
     )
-    reason = "; ".join(obstacle.reason for obstacle in found)
-    # Every obstacle must allow the draft, and stock generation would take the columns of a reduced
-    # vocabulary for token ids.
-    if (
-        all(obstacle.stock_drafts for obstacle in found)
-        and input_ids.shape[0] == 1
-        and not (is_openvino(model) or is_openvino(draft))
-        and _head_token_ids(draft) is None
-    ):
-        _warn(reason, "transformers' assisted generation is used")
-        return decode_assisted(
-            model,
-            input_ids,
-            inputs_tensor=inputs_tensor,
-            assistant_model=draft,
-            assistant_tokenizer=assistant_tokenizer,
-            tokenizer=tokenizer,
-            **prepared,
+    reasons = list(obstacles(model, input_ids, draft, assistant_tokenizer, **prepared))
+    if not reasons:
+        reasons = [
+            f"{type(one).__name__} cannot have its cache in pages"
+            for one in (model, draft)
+            if is_openvino(one) and paged(one) is None
+        ]
+    if reasons:
+        warnings.warn(
+            f"assisted_decoding: {'; '.join(reasons)}; transformers decodes with the target alone",
+            stacklevel=2,
         )
-    _warn(reason, "transformers decodes with the target alone")
-    return decode_alone(model, input_ids, prepared)
+        return decode_alone(model, input_ids, prepared)
+    return _decode(model, draft, input_ids.to(execution_device(model)), **prepared)
 
 
 def _decode(
     model: PreTrainedModel,
     draft: PreTrainedModel,
     input_ids: torch.Tensor,
-    processors: LogitsProcessorList,
-    stops: Stops,
-    config: GenerationConfig,
-    streamer: Any,
-    model_kwargs: dict[str, Any],
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: Criteria,
+    generation_config: GenerationConfig,
+    streamer: Any = None,
+    **model_kwargs: Any,
 ) -> Any:
+    config = generation_config
     rows, length = input_ids.shape
     mask = model_kwargs.get("attention_mask")
     if mask is not None:
@@ -170,10 +137,10 @@ def _decode(
     drafting = drafting_of(draft)
     loop = Loop(
         target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
-        draft=open_cached(draft, step=_compiled_step(draft)),
+        draft=open_cached(draft),
         text=text,
-        scores=Scores(processors, _vocabulary(model), rows),
-        stops=stops,
+        scores=Scores(logits_processor, _vocabulary(model), rows),
+        stops=Stops.read(stopping_criteria, config),
         drafting=drafting,
         sampling=bool(config.do_sample),
         streamer=streamer,
@@ -230,35 +197,24 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
     )
 
 
-def _compiled_step(draft: PreTrainedModel) -> Callable[..., Any] | None:
-    """Return the draft compiled as its generation config asks for, or ``None`` when it does not.
-
-    The draft's cache grows with the text, so the config should have ``dynamic=True`` and a mode
-    without CUDA graphs, which would be recorded again at every length.
-    """
-    config = getattr(draft.generation_config, "compile_config", None)
-    if config is None or is_openvino(draft):
-        return None
-    compiled: Callable[..., Any] = draft.get_compiled_call(config)
-    return compiled
-
-
 def open_cached(
-    model: PreTrainedModel,
-    cache: Any = None,
-    prompt_mask: torch.Tensor | None = None,
-    step: Callable[..., Any] | None = None,
+    model: PreTrainedModel, cache: Any = None, prompt_mask: torch.Tensor | None = None
 ) -> CachedModel:
-    """Return a model with its cache, empty or given; the other arguments as `TorchModel`'s."""
-    if is_openvino(model):
-        from fastdraft_hf.decode.openvino.stateful import open_openvino
+    """Return a model with its cache, empty or given; the other arguments as `TorchModel`'s.
 
-        return open_openvino(model)
+    Raises:
+        FastDraftError: an OpenVINO model cannot have its cache in pages.
+    """
+    if is_openvino(model):
+        pages = paged(model)
+        if pages is None:
+            raise FastDraftError(f"{type(model).__name__} cannot have its cache in pages")
+        return PagedModel(pages)
     if cache is None:
         # Newer releases can take tokens back from sliding layers; older ones need full layers.
         recording = hasattr(DynamicCache, "activate_past_recording")
         cache = DynamicCache(config=model.config) if recording else DynamicCache()
-    return TorchModel(model, cache, prompt_mask, _head_token_ids(model), step)
+    return TorchModel(model, cache, prompt_mask, _head_token_ids(model))
 
 
 def _head_token_ids(model: Any) -> torch.Tensor | None:
@@ -283,10 +239,6 @@ def _by_step(rows: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] 
         return None
     padded = torch.nn.utils.rnn.pad_sequence([torch.cat(row) for row in rows], batch_first=True)
     return tuple(padded.unbind(1))
-
-
-def _warn(reason: str, instead: str) -> None:
-    warnings.warn(f"assisted_decoding: {reason}; {instead}", stacklevel=3)
 
 
 deliver_arguments(assisted_decoding)

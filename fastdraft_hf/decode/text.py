@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -134,18 +134,8 @@ class Stops:
                 stops.others.append(criterion)
         return stops
 
-    def cut(
-        self,
-        text: Text,
-        row: int,
-        new: list[int],
-        scores: Callable[[int], tuple[torch.Tensor, ...]] | None = None,
-    ) -> tuple[list[int], bool]:
-        """Append ``new`` to a row up to its first stop; return what was appended, and if it ended.
-
-        ``scores``, given a number of the new tokens, returns the scores [1, V] of every token of
-        the row up to there, for criteria. It is ``None`` unless scores are returned.
-        """
+    def cut(self, text: Text, row: int, new: list[int]) -> tuple[list[int], bool]:
+        """Append ``new`` to a row up to its first stop; return what was added, and if it ended."""
         end = next((n for n, token in enumerate(new, 1) if token in self.ends), 0)
         done = end > 0
         new = new[:end] if done else new
@@ -158,7 +148,6 @@ class Stops:
         for count, token in enumerate(new, 1):
             text.append(row, [token])
             ids = text.row(row, text.lengths[row])
-            known = None if scores is None else scores(count)
-            if any(bool(torch.as_tensor(c(ids, known)).all()) for c in self.others):
+            if any(bool(torch.as_tensor(c(ids, None)).all()) for c in self.others):
                 return new[:count], True
         return new, done

@@ -61,8 +61,6 @@ class _Engine:
             "task": prompt.task,
             "key": prompt.key,
             "max_new_tokens": max_new_tokens,
-            "temperature": 0.0,
-            "seed": 0,  # unused by greedy decoding
             "num_assistant_tokens": setting.num_assistant_tokens,
         }
 

@@ -30,8 +30,6 @@ def run(decoder: OpenVINODecoder, prompt: list[int], gamma: int = 0) -> Decoding
         task="t",
         key="k",
         max_new_tokens=12,
-        temperature=0.0,
-        seed=0,
         stop_ids={EOS},
         num_assistant_tokens=gamma,
     )

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import load_openvino, padded, write
+from decoding_helpers import assert_equal_or_tied, load_openvino, padded, write
 from test_sampling_is_exact import exact, p_value, sample
 from transformers import LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, openvino_pipeline
-from fastdraft_hf._ties import greedy_margin
 from fastdraft_hf.decode.assisted import record_decoding, record_rounds
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.settings import store_draft_settings
@@ -24,37 +23,21 @@ pytest.importorskip("openvino_genai")
 pytest.importorskip("optimum.intel")
 
 
-@pytest.fixture(scope="module", params=["pages", "stateful"])
+@pytest.fixture(scope="module")
 def models(
-    request: pytest.FixtureRequest,
-    openvino_models: Any,
-    target: LlamaForCausalLM,
-    neighbour: LlamaForCausalLM,
+    openvino_models: Any, target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> dict[str, Any]:
-    """Models whose cache lies in pages, and models that cannot have it so."""
     # Two orders of the same computation are compared, so nothing may be rounded on the way.
     properties = {**EXACT, "INFERENCE_NUM_THREADS": "1"}
-    found = {
+    return {
         "ov-target": load_openvino(openvino_models.target, **properties),
         "ov-draft": load_openvino(openvino_models.draft, **properties),
         "pt-target": target,
         "pt-draft": neighbour,
     }
-    for name in ("ov-target", "ov-draft"):
-        found[name].fastdraft_pages = request.param == "pages"
-    return found
 
 
 PAIRS = [("ov", "ov"), ("ov", "pt"), ("pt", "ov")]
-
-
-def check(reference: Any, prompt: list[int], alone: torch.Tensor, ours: torch.Tensor) -> None:
-    """Equal, or apart at a tie of the target's own logits."""
-    if torch.equal(alone, ours):
-        return
-    one, other = alone[0].tolist(), ours[0].tolist()
-    place = next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    assert greedy_margin(reference, one[:place]).tie, (prompt, place)
 
 
 @pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
@@ -67,28 +50,14 @@ def test_greedy_output_is_the_targets(models: dict[str, Any], kind: str, draft_k
         alone = write(target, [prompt], max_new_tokens=8)
         with record_rounds(target) as rounds:
             ours = write(target, [prompt], draft, number % 8 + 1, max_new_tokens=8)
-        check(models["pt-target"], prompt, alone, ours)
+        assert_equal_or_tied(models["pt-target"], alone, ours)
         counts[0] += sum(d for d, _ in rounds)
         counts[1] += sum(a for _, a in rounds)
     assert 0.05 < counts[1] / counts[0] < 0.95
 
 
 @pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
-@pytest.mark.parametrize("compacts", [False, True])
-def test_batches_and_compaction(
-    models: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    draft_kind: str,
-    compacts: bool,
-) -> None:
-    from fastdraft_hf.decode.cached import TorchModel
-    from fastdraft_hf.decode.openvino.stateful import OpenVINOModel
-
-    if compacts:
-        for backend in (TorchModel, OpenVINOModel):
-            monkeypatch.setattr(backend, "waste_factor", 1.0)
-            monkeypatch.setattr(backend, "waste_slots", 3)
+def test_batches(models: dict[str, Any], kind: str, draft_kind: str) -> None:
     target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
     rng = random.Random(2)
     for gamma in (1, 3, 6):
@@ -100,8 +69,8 @@ def test_batches_and_compaction(
             ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=20)
             for row, prompt in enumerate(prompts):
                 alone = write(models["pt-target"], [prompt], max_new_tokens=20)
-                written = ours[row, ids.shape[1] - len(prompt) :][None, : alone.shape[1]]
-                check(models["pt-target"], prompt, alone, written)
+                written = ours[row : row + 1, ids.shape[1] - len(prompt) :]
+                assert_equal_or_tied(models["pt-target"], alone, written)
 
 
 def test_what_it_cannot_do_goes_to_stock(models: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from fastdraft_hf.decode.openvino import paged as module
+from fastdraft_hf import FastDraftError
 from fastdraft_hf.decode.openvino.paged import PagedModel, Pages, paged
-from fastdraft_hf.decode.openvino.stateful import OpenVINOModel, open_openvino
+from fastdraft_hf.decode.speculative import open_cached
 from fastdraft_hf.export.parity import EXACT
 
 openvino = pytest.importorskip("openvino")
@@ -131,19 +131,6 @@ def test_the_cache_is_rounded_as_the_models_own(
         assert compiled.get_property(name) == stateful.get_property(name)
 
 
-def test_a_small_head_scores_every_token(
-    openvino_models: Any, monkeypatch: pytest.MonkeyPatch, target: LlamaForCausalLM
-) -> None:
-    monkeypatch.setattr(module, "LEAST_SHARE", 0.99)
-    pages = paged(load_openvino(openvino_models.target))
-    assert pages is not None
-    assert not pages.narrow
-    found = PagedModel(pages).feed(PROMPT, POSITIONS, None, 3)
-    assert pages.request.get_tensor("logits").shape[0] == 40
-    with torch.no_grad():
-        torch.testing.assert_close(found, target(PROMPT).logits[:, -3:], atol=2e-4, rtol=1e-3)
-
-
 def test_a_reduced_vocabulary(openvino_models: Any) -> None:
     model = load_openvino(openvino_models.reduced)
     whole = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits[:, -3:]
@@ -156,14 +143,18 @@ def test_a_reduced_vocabulary(openvino_models: Any) -> None:
     torch.testing.assert_close(found[scored], whole[scored], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("reason", ["asked", "transformation", "device", "input", "moved"])
-def test_what_cannot_be_paged_keeps_its_graph(
-    openvino_models: Any, monkeypatch: pytest.MonkeyPatch, reason: str
+@pytest.mark.parametrize("reason", ["transformation", "device", "input", "moved"])
+def test_without_pages_the_target_decodes_alone(
+    openvino_models: Any,
+    target: LlamaForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
 ) -> None:
     from openvino import _offline_transformations as transformations
 
-    model = load_openvino(openvino_models.target)
-    whole = transformations.paged_attention_transformation
+    draft = load_openvino(openvino_models.draft)
+    name = "paged_attention_transformation"
+    whole = getattr(transformations, name)
 
     def fails(graph: Any) -> None:
         raise RuntimeError("no attention that can be paged")
@@ -174,18 +165,15 @@ def test_what_cannot_be_paged_keeps_its_graph(
         more.output(0).set_names({"more"})
         graph.add_parameters([more])
 
-    if reason == "asked":
-        model.fastdraft_pages = False
-    elif reason == "device":
-        monkeypatch.setattr(model, "_device", "AUTO")
+    if reason == "device":
+        monkeypatch.setattr(draft, "_device", "AUTO")
     elif reason == "moved":
-        monkeypatch.delattr(transformations, "paged_attention_transformation")
+        monkeypatch.delattr(transformations, name)
     else:
         other = fails if reason == "transformation" else asks_for_more
-        monkeypatch.setattr(transformations, "paged_attention_transformation", other)
-    request = model.request
-    cached = open_openvino(model)
-    assert isinstance(cached, OpenVINOModel)
-    assert request is not None
-    logits = cached.feed(PROMPT, POSITIONS, None, 1)
-    assert logits.shape == (1, 1, 288)
+        monkeypatch.setattr(transformations, name, other)
+    alone = write(target, PROMPT)
+    with pytest.warns(UserWarning, match="OVModelForCausalLM cannot have its cache in pages"):
+        assert torch.equal(write(target, PROMPT, draft), alone)
+    with pytest.raises(FastDraftError, match="cannot have its cache in pages"):
+        open_cached(draft)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from tiny_models import noisy
 from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 
 from fastdraft_hf.decode import rules
-from fastdraft_hf.decode.cached import SlotModel
+from fastdraft_hf.decode.cached import CachedModel
 from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.text import Stops, Text
@@ -118,7 +118,7 @@ def test_batches_of_samples(
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
 
 
-class Table(SlotModel):
+class Table(CachedModel):
     """A model whose next token depends on the last alone; the cache is the tokens themselves."""
 
     def __init__(self, table: torch.Tensor) -> None:
@@ -126,20 +126,18 @@ class Table(SlotModel):
         self.table = table
         self.cache = torch.zeros(1, 0, dtype=torch.long)
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, keep: int) -> torch.Tensor:
-        # Every token must stand in the cache at its own position: nothing lost, nothing stale.
+    def feed(
+        self, tokens: torch.Tensor, positions: torch.Tensor, valid: Any, keep: int
+    ) -> torch.Tensor:
+        # Every token must be in the cache at its own position: nothing lost, nothing stale.
         assert positions[0, 0] == self.cache.shape[1]
         self.cache = torch.cat([self.cache, tokens], 1)
         return self.table[tokens[:, -keep:]]
 
-    def _crop(self, count: int) -> int:
-        self.cache = self.cache[:, : self.cache.shape[1] - count]
-        return count
+    def rollback(self, fed: int, kept: Sequence[int]) -> None:
+        self.cache = self.cache[:, : self.cache.shape[1] - fed + kept[0]]
 
-    def _gather(self, order: torch.Tensor) -> None:
-        raise AssertionError("a single row is never compacted")
-
-    def _select(self, rows: torch.Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         raise AssertionError("a single row is never selected")
 
 

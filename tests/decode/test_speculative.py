@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import padded, write
+from decoding_helpers import assert_equal_or_tied, padded, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import noisy
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    CompileConfig,
     DynamicCache,
     LlamaForCausalLM,
     Phi3Config,
@@ -28,13 +27,9 @@ from transformers.generation.streamers import BaseStreamer
 from zoo import noisy_draft, tiny
 
 from fastdraft_hf import FastDraftError, assisted_decoding
-from fastdraft_hf._ties import greedy_margin
 from fastdraft_hf.data.prompts import chat_ids
-from fastdraft_hf.decode.assisted import (
-    record_rounds,
-    set_draft_length,
-)
-from fastdraft_hf.decode.cached import SlotModel
+from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
+from fastdraft_hf.decode.cached import TorchModel
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.patches import CACHE_NAME
 from fastdraft_hf.draft.build import initialize
@@ -71,13 +66,11 @@ def test_a_batch_with_padding_on_the_left(
     """Rows roll back by different lengths; each must come out as if it were alone."""
     ids, mask = padded(prompts)
     alone = write(target, ids, attention_mask=mask, max_new_tokens=24)
-    kept = SlotModel.waste_factor, SlotModel.waste_slots
-    if compacts:
-        SlotModel.waste_factor, SlotModel.waste_slots = 1.0, 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if compacts:
+            patch.setattr(TorchModel, "waste_factor", 1.0)
+            patch.setattr(TorchModel, "waste_slots", 0)
         ours = write(target, ids, neighbour, gamma, attention_mask=mask, max_new_tokens=24)
-    finally:
-        SlotModel.waste_factor, SlotModel.waste_slots = kept
     assert torch.equal(ours, alone)
 
 
@@ -176,30 +169,6 @@ def test_fewer_new_tokens_than_gamma(
         for prompt in ([[40]], [[40, 41, 42]], [[5, 6], [7, 8]]):
             ours = write(target, prompt, neighbour, gamma, max_new_tokens=new)
             assert torch.equal(ours, write(target, prompt, max_new_tokens=new))
-
-
-def test_a_compiled_draft_step(
-    target: LlamaForCausalLM, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One-token passes of the draft run compiled when its generation config asks for it."""
-    draft = tiny_model(0)
-    # The compiler's front end alone: no C++ compiler is needed, and it takes no minute.
-    config = CompileConfig(backend="eager", dynamic=True, mode="default")
-    draft.generation_config.compile_config = config
-    widths: list[int] = []
-    compiled = draft.get_compiled_call(config)
-
-    def noted(**given: Any) -> Any:
-        widths.append(given["input_ids"].shape[1])
-        return compiled(**given)
-
-    monkeypatch.setattr(
-        draft, "get_compiled_call", lambda asked: noted if asked is config else None
-    )
-    alone = write(target, [[40, 41, 42]])
-    assert torch.equal(write(target, [[40, 41, 42]], draft, 3), alone)
-    assert set(widths) == {1}
-    assert len(widths) > 3
 
 
 def test_stop_strings(
@@ -427,19 +396,9 @@ def test_the_real_target(target_folder: Path, target_tokenizer: Any) -> None:
     draft = initialize(target_folder, config, design, seed=0)[0].eval()
     texts = ("Name three colours.", "def add(a, b):")
     prompts = [list(chat_ids(target_tokenizer, text)) for text in texts]
-    alone = []
-    for gamma, prompt in enumerate(prompts, 2):
-        alone.append(write(target, [prompt], max_new_tokens=10)[0, len(prompt) :].tolist())
-        ours = write(target, [prompt], draft, gamma, max_new_tokens=10)[0, len(prompt) :].tolist()
-        assert_equal_or_tied(target, prompt, alone[-1], ours)
     ids, mask = padded(prompts)
-    ours = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)[:, ids.shape[1] :]
-    for prompt, one, row in zip(prompts, alone, ours.tolist(), strict=True):
-        assert_equal_or_tied(target, prompt, one, row[: len(one)])
-
-
-def assert_equal_or_tied(target: Any, prompt: list[int], alone: list[int], ours: list[int]) -> None:
-    """Two kernels may round a tie of the target's own logits apart; nothing else may differ."""
-    place = next((n for n, (a, b) in enumerate(zip(alone, ours, strict=True)) if a != b), None)
-    if place is not None:
-        assert greedy_margin(target, [*prompt, *alone[:place]]).tie
+    batch = write(target, ids, draft, 3, attention_mask=mask, max_new_tokens=10)
+    for row, prompt in enumerate(prompts):
+        alone = write(target, [prompt], max_new_tokens=10)
+        assert_equal_or_tied(target, alone, write(target, [prompt], draft, 2, max_new_tokens=10))
+        assert_equal_or_tied(target, alone, batch[row : row + 1, ids.shape[1] - len(prompt) :])

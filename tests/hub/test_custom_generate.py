@@ -37,7 +37,7 @@ def test_the_folder_leads_to_our_loop(
     draft = AutoModelForCausalLM.from_pretrained(folder)
     calls: list[int] = []
     decode = speculative._decode
-    monkeypatch.setattr(speculative, "_decode", lambda *a: calls.append(1) or decode(*a))
+    monkeypatch.setattr(speculative, "_decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
     given = {"custom_generate": str(folder), "trust_remote_code": True}
     output = generate(target, assistant_model=draft, **given)
     assert calls == [1]

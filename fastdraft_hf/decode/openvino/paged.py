@@ -8,14 +8,14 @@ mask is computed and another attention kernel runs (benchmarks/openvino_pass.py)
 
 The transformation comes from ``openvino._offline_transformations``, a private module;
 tests/decode/test_openvino_paged.py fails when it moves. A model that it cannot change, or that does
-not run on a CPU, keeps its stateful graph (`fastdraft_hf.decode.openvino.stateful`).
+not run on a CPU, is decoded without a draft.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -35,32 +35,12 @@ _INPUTS = {
     "max_context_len",
     POSITIONS,
 }
-# A head with a smaller share of the weights scores every position.
-LEAST_SHARE = 0.1
 # Operations between the head's product and the logits: casts, biases, scales, soft caps.
 _BEHIND = {"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape"}
 _CACHES = ("key_cache.", "value_cache.")
 _MARK = "_fastdraft_pages"
 
 logger = logging.getLogger(__name__)
-
-
-def run_request(request: Any, given: Mapping[str, numpy.ndarray]) -> numpy.ndarray:
-    """Run a request over C-contiguous inputs and return its logits, which the next pass overwrites.
-
-    ``start_async(given)`` does the same at more than the cost of everything else between passes.
-    """
-    import openvino
-
-    tensors = {name: openvino.Tensor(a, shared_memory=True) for name, a in given.items()}
-    for name, tensor in tensors.items():
-        request.set_tensor(name, tensor)
-    # The request reads the arrays in place and does not keep them alive.
-    request.fastdraft_inputs = tensors
-    request.start_async()
-    request.wait()
-    logits: numpy.ndarray = request.get_tensor("logits").data
-    return logits
 
 
 class Pages:
@@ -117,8 +97,19 @@ class Pages:
         self._count = count
 
     def infer(self, given: dict[str, numpy.ndarray]) -> numpy.ndarray:
-        """Run the graph and return the logits [positions, V], which the next pass overwrites."""
-        logits = run_request(self.request, {name: given[name] for name in self.inputs})
+        """Run the graph and return the logits [positions, V], which the next pass overwrites.
+
+        ``start_async(given)`` would cost more than everything else between passes.
+        """
+        import openvino
+
+        # The request reads the arrays in place and does not keep them alive.
+        self._given = {n: openvino.Tensor(given[n], shared_memory=True) for n in self.inputs}
+        for name, tensor in self._given.items():
+            self.request.set_tensor(name, tensor)
+        self.request.start_async()
+        self.request.wait()
+        logits: numpy.ndarray = self.request.get_tensor("logits").data
         return logits.reshape(-1, logits.shape[-1])
 
 
@@ -221,11 +212,8 @@ def paged(model: Any) -> Pages | None:
 
     The first call compiles a changed copy of the graph and releases the compiled stateful one,
     since each holds the weights in the plug-in's own layout. optimum-intel compiles it again when
-    the model is called by itself; then both stay. ``save_pretrained`` writes the original. A model
-    with the attribute ``fastdraft_pages = False`` is left alone.
+    the model is called by itself; then both stay. ``save_pretrained`` writes the original.
     """
-    if not getattr(model, "fastdraft_pages", True):
-        return None
     graph, pages = getattr(model, _MARK, (None, None))
     if graph is not model.model:
         pages = _compile(model)
@@ -253,7 +241,7 @@ def _compile(model: Any) -> Pages | None:
     except (ImportError, RuntimeError) as error:  # such as a cache precision the CPU does not have
         reason = " ".join(str(error).split())[:300]
     name = type(model).__name__
-    logger.warning("OpenVINO: %s decodes without pages, which is slower: %s", name, reason)
+    logger.warning("OpenVINO: the cache of %s cannot be in pages: %s", name, reason)
     return None
 
 
@@ -273,11 +261,11 @@ def _not_understood(graph: Any) -> str | None:
 
 
 def _score_positions(graph: Any) -> None:
-    """Let the head read only the tokens in `POSITIONS`, where the head is large enough."""
+    """Let the head read only the tokens in `POSITIONS`, where the head can be found."""
     import openvino
     from openvino import opset13 as ops
 
-    head = wide_head(graph)
+    head = _head(graph)
     if head is None:
         return
     hidden = head.input_value(0)
@@ -292,12 +280,6 @@ def _score_positions(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def wide_head(graph: Any) -> Any:
-    """Return the product that gives the logits where narrowing it pays, else ``None``."""
-    head = _head(graph)
-    return head if head is not None and _head_share(graph, head) >= LEAST_SHARE else None
-
-
 def _head(graph: Any) -> Any:
     """Return the product that gives the logits [B, n, V], or ``None``."""
     results = [r for r in graph.get_results() if "logits" in r.input_value(0).get_names()]
@@ -309,18 +291,3 @@ def _head(graph: Any) -> Any:
     while node.get_type_name() in _BEHIND:
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "MatMul" else None
-
-
-def _head_share(graph: Any, head: Any) -> float:
-    """Return the head's share of all stored weights, by number of elements."""
-
-    def size(node: Any) -> int:
-        if node.get_type_name() == "Constant":
-            return math.prod(node.shape)
-        if node.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
-            return max(size(value.get_node()) for value in node.input_values())
-        return 0
-
-    constants = [n for n in graph.get_ops() if n.get_type_name() == "Constant"]
-    everything = sum(math.prod(node.shape) for node in constants)
-    return float(size(head.input_value(1).get_node()) / max(1, everything))

@@ -97,15 +97,13 @@ class OpenVINODecoder:
         self,
         prompt_ids: Sequence[int],
         *,
-        task: str,
-        key: str,
         max_new_tokens: int,
-        temperature: float,
-        seed: int,
         stop_ids: set[int],
+        task: str = "",
+        key: str = "",
         num_assistant_tokens: int = 0,
     ) -> DecodingRecord:
-        """Decode one prompt; arguments as `fastdraft_hf.decode.assisted.decode`."""
+        """Decode one prompt greedily; arguments as `fastdraft_hf.decode.assisted.decode`."""
         import numpy
         import openvino
         import openvino_genai
@@ -113,10 +111,7 @@ class OpenVINODecoder:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = max_new_tokens
         config.stop_token_ids = stop_ids
-        config.do_sample = temperature > 0
-        if temperature > 0:
-            config.temperature = temperature
-            config.rng_seed = seed
+        config.do_sample = False
         if self._drafts or self._lookup:
             config.num_assistant_tokens = num_assistant_tokens
         if self._lookup:
@@ -125,9 +120,7 @@ class OpenVINODecoder:
         start = time.perf_counter()
         result = self._pipeline.generate(inputs, config)
         seconds = time.perf_counter() - start
-        record = record_result(
-            result, num_assistant_tokens, temperature=temperature, task=task, key=key
-        )
+        record = record_result(result, num_assistant_tokens, task=task, key=key)
         record.seconds = seconds
         record.first_token_seconds = result.perf_metrics.get_ttft().mean / 1e3
         if self._lookup:
@@ -163,8 +156,7 @@ def record_result(
             ``EncodedResults``.
         num_assistant_tokens: γ of the call; ignored for a pipeline without a draft.
         temperature: written into the record; 0 is greedy.
-        task: written into the record.
-        key: written into the record.
+        task, key: written into the record.
 
     Raises:
         FastDraftError: ``result`` is not such a result.
