@@ -193,8 +193,6 @@ class TrainingProgress(TrainerCallback):
         self._note, self._done = "", 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
         budget = args.max_train_tokens
         self._done = state.num_input_tokens_seen if budget else state.global_step
         total, unit = (budget, "tokens") if budget else (state.max_steps, "steps")

@@ -76,11 +76,6 @@ def check_sources(objective: Objective, online: bool, stored: dict[str, bool]) -
                 f"no {', '.join(columns.LISTS)}: store them, give teacher_model, or train with "
                 "objective ce"
             )
-    if len(set(stored.values())) > 1:
-        raise FastDraftError(
-            "some datasets store the target's distribution and some do not: "
-            + ", ".join(f"{name} {'does' if has else 'does not'}" for name, has in stored.items())
-        )
 
 
 def open_teacher(

@@ -10,7 +10,6 @@ Shapes: N tokens that carry loss, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -48,17 +47,6 @@ class HeadLoss(NamedTuple):
     agreement: torch.Tensor | None
 
 
-@dataclass(frozen=True)
-class _Settings:
-    objective: Objective
-    target: TopK | TargetHead | None
-    temperature: float
-    scale: float
-    softcap: float | None
-    chunk: int
-    dtype: torch.dtype
-
-
 class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -67,10 +55,10 @@ class _FusedHead(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         labels: torch.Tensor,
-        settings: _Settings,
+        settings: tuple[Any, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wants, dtype, chunk = ctx.needs_input_grad, settings.dtype, settings.chunk
-        target, scale, softcap = settings.target, settings.scale, settings.softcap
+        objective, target, temperature, scale, softcap, chunk, dtype = settings
+        wants = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if wants[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
         grad_bias = (
@@ -80,13 +68,7 @@ class _FusedHead(torch.autograd.Function):
         offset = None if bias is None else bias.to(dtype)
         step = _ROWS_STEP if hidden.device.type == "cpu" and dtype != torch.float32 else 1
         size = min(chunk, -(-hidden.shape[0] // step) * step)
-        chunks = Chunks(
-            settings.objective,
-            settings.temperature,
-            (size, weight.shape[0]),
-            dtype,
-            hidden.device,
-        )
+        chunks = Chunks(objective, temperature, (size, weight.shape[0]), dtype, hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows].to(dtype)
@@ -192,7 +174,7 @@ def fused_head_loss(
     if chunk is None:
         table = _CHUNK_BYTES_FULL if isinstance(target, TargetHead) else CHUNK_BYTES
         chunk = max(16, table // (4 * weight.shape[0]))
-    settings = _Settings(objective, target, temperature, scale, softcap, chunk, dtype)
+    settings = (objective, target, temperature, scale, softcap, chunk, dtype)
     # Under autocast the products would be in its type, whatever `dtype` says.
     with torch.autocast(hidden.device.type, enabled=False):
         loss, sums = _FusedHead.apply(hidden, weight, bias, labels, settings)  # type: ignore[no-untyped-call]

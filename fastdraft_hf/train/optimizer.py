@@ -39,31 +39,30 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        self._muon = torch.optim.Muon(
+        muon = torch.optim.Muon(
             matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         # As a group, because a bare list must not be empty, and with adapters it is.
-        self._adamw = torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             [{"params": others}], lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
         )
+        self.parts = {"muon": muon, "adamw": adamw}
         super().__init__([*matrices, *others], {})  # for its hooks
-        self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
+        self._share_groups()
 
-    @property
-    def parts(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        """Muon and AdamW."""
-        return self._muon, self._adamw
+    def _share_groups(self) -> None:
+        self.param_groups = [g for part in self.parts.values() for g in part.param_groups]
 
     def step(self, closure: Any = None) -> Any:
         loss = closure() if closure is not None else None
-        for part in self.parts:
+        for part in self.parts.values():
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._muon.load_state_dict(state_dict["muon"])
-        self._adamw.load_state_dict(state_dict["adamw"])
-        self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()

@@ -23,7 +23,6 @@ class DraftCollator(DataCollatorForLanguageModeling):
     predicts it, and `Trainer` divides the loss by the number of labels.
 
     Args:
-        stored: whether rows have the columns.
         vocab_size: rows of the draft's head, to check the ids against.
         max_length: rows are cut to this many tokens, all columns alike.
         keep_end: cut the beginning of a row instead of its end.
@@ -32,7 +31,6 @@ class DraftCollator(DataCollatorForLanguageModeling):
         FastDraftError: a row's columns are not distributions of its tokens.
     """
 
-    stored: bool = False
     vocab_size: int = 0
     max_length: int | None = None
     keep_end: bool = False
@@ -41,7 +39,7 @@ class DraftCollator(DataCollatorForLanguageModeling):
         examples = [self._cut(example) for example in examples]
         output: dict[str, Any] = super().torch_call(examples)
         output["labels"][:, 0] = -100
-        if not self.stored:
+        if columns.IDS not in examples[0]:
             return output
         rows, length = output["input_ids"].shape
         arrays: dict[str, torch.Tensor] = {}
@@ -62,7 +60,7 @@ class DraftCollator(DataCollatorForLanguageModeling):
 
     def _cut(self, example: dict[str, Any]) -> dict[str, Any]:
         size = len(example["input_ids"])
-        for column in columns.LISTS if self.stored else ():
+        for column in columns.LISTS if columns.IDS in example else ():
             if len(example[column]) != size:
                 raise FastDraftError(
                     f"{column} has {len(example[column])} entries for {size} input_ids"

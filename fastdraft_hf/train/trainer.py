@@ -169,9 +169,9 @@ class DraftDistillationTrainer(SFTTrainer):
             args.model_init_kwargs = None
         checks.check_adapter(model, peft_config)
         vocab_size = int(head_of(model).weight.shape[0])
-        for set_name, rows in sets.items() if stored else ():
+        for set_name in (set_name for set_name, has in stores.items() if has):
             columns.check_distribution(
-                rows, vocab_size=vocab_size, temperature=args.temperature, name=set_name
+                sets[set_name], vocab_size=vocab_size, temperature=args.temperature, name=set_name
             )
         if stored and data_collator is not None:
             raise FastDraftError("a stored distribution needs the trainer's own data_collator")
@@ -180,13 +180,9 @@ class DraftDistillationTrainer(SFTTrainer):
             args.max_steps = int(args.max_train_tokens) + 1
         if processing_class is None:
             processing_class = getattr(model, "tokenizer", None)
-        if processing_class is None:
-            if not name:
-                raise FastDraftError(
-                    "processing_class is missing; a draft that was not loaded from a folder needs "
-                    "its tokenizer"
-                )
-            processing_class = AutoTokenizer.from_pretrained(name)
+        if processing_class is None and not name:
+            raise FastDraftError("processing_class is missing: the draft comes from no folder")
+        processing_class = processing_class or AutoTokenizer.from_pretrained(name)
         self.teacher_model: PreTrainedModel | None = None
         if teacher_model is not None:
             self.teacher_model = checks.open_teacher(
@@ -215,7 +211,6 @@ class DraftDistillationTrainer(SFTTrainer):
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DraftCollator(
                 **vars(self.data_collator),
-                stored=stored,
                 vocab_size=vocab_size,
                 max_length=args.max_length,
                 keep_end=args.truncation_mode == "keep_end",
@@ -287,26 +282,17 @@ class DraftDistillationTrainer(SFTTrainer):
         present = columns.column_names(dataset)
         if not packing and {"input_ids", "labels"} <= set(present):  # the collator cuts
             return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
-        if not (packing and args.max_length and columns.has_distribution(dataset, dataset_name)):
+        if not (packing and columns.has_distribution(dataset, dataset_name)):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
         uncut = copy.copy(args)
-        uncut.max_length, uncut.shuffle_dataset = None, False  # packing cuts, after shuffling
+        uncut.max_length = None  # packing cuts
         dataset = super()._prepare_dataset(
             dataset, processing_class, uncut, False, formatting_func, dataset_name
         )
         dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
-        if args.packing_strategy == "wrapped":
-            # One row continues in the next, and a row's first token stores no distribution.
-            dataset = dataset.map(
-                lambda labels: {"labels": [-100, *labels[1:]] if labels else []},
-                input_columns=["labels"],
-            )
-        if args.shuffle_dataset:
-            dataset = dataset.shuffle(seed=args.seed)
-        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
-        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        return pack_dataset(dataset, args.max_length, args.packing_strategy)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

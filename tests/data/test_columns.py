@@ -108,7 +108,6 @@ def test_from_the_table_to_the_batch_nothing_changes(
         pad_token_id=0,
         padding_free=flattened,
         pad_to_multiple_of=multiple,
-        stored=True,
         vocab_size=vocab_size,
     )
     batch = collator(rows)
@@ -143,7 +142,7 @@ def test_a_set_that_is_read_part_by_part_is_not_looked_through_for_ever(
     monkeypatch.setattr(module, "_CHECKED_ROWS", 2)
     assert check_distribution(dataset, vocab_size=300, temperature=1.0) == 3
     # What lies beyond is looked at when it is read.
-    collator = DraftCollator(pad_token_id=0, stored=True, vocab_size=300)
+    collator = DraftCollator(pad_token_id=0, vocab_size=300)
     with pytest.raises(ValueError, match="row 1 of a batch: target_top_k_ids holds 999"):
         collator(rows[4:])
 

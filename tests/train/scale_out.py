@@ -1,8 +1,7 @@
 """Short trainings that one process and several must agree on; torchrun starts this file.
 
 `test_distributed.py` runs every scenario once in its own process, with the full batch, and once in
-two processes with half of it each. The two processes also read the corpus of `test_corpora.py`,
-because starting them takes longer than training.
+two processes with half of it each.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from unittest import mock
 import datasets
 import torch
 
-from fastdraft_hf.data.corpus import open_corpus
+from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
 
-BLOCK = 8
 VOCABULARY = 288
 TOP_K = 6
 
@@ -41,6 +39,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "kl_online": {"objective": "kl"},
     "token_budget": {"max_train_tokens": "230", "max_steps": -1},
     "streamed": {},
+    "corpus": {"max_length": 8},
     "sampled": {"sampled_softmax": 20},
     "sampled_stored_accumulated": {
         "objective": "nla",
@@ -77,58 +76,37 @@ class TwoProcesses:
     """Where they left what they found.
 
     Attributes:
-        models: what the scenarios of `scale_out` train, ``tied`` and ``untied``, and ``target``.
+        models: what the scenarios train, ``tied`` and ``untied``, ``target``, and a corpus.
         scenarios: ``NAME.RANK.json`` of every scenario, and its final weights.
-        corpus: the folder of `corpus_two`: written blocks and what each process read.
-        source: the corpus's text, 60 documents of a block each.
     """
 
     models: Path
     scenarios: Path
-    corpus: Path
-    source: Source
 
 
 def launch(folder: Path, tiny_model: Callable[..., Any], tokenizer: Any) -> TwoProcesses:
-    """Prepare both and start torchrun; a hang fails by its time limit."""
-    models, scenarios, corpus = folder / "models", folder / "scenarios", folder / "corpus"
+    """Prepare the models and start torchrun; a hang fails by its time limit."""
+    models, scenarios = folder / "models", folder / "scenarios"
     scenarios.mkdir(parents=True)
     tiny_model(seed=1).save_pretrained(models / "tied")
     tiny_model(seed=2, tie_word_embeddings=False).save_pretrained(models / "untied")
     tiny_model(seed=3, hidden_size=48).save_pretrained(models / "target")
-    tiny_model().save_pretrained(corpus / "model")
-    for path in (*(models / name for name in ("tied", "untied", "target")), corpus / "model"):
-        tokenizer.save_pretrained(path)
-    source = _write_corpus(corpus, tokenizer, blocks=24)
+    for name in ("tied", "untied", "target"):
+        tokenizer.save_pretrained(models / name)
+    texts = ["".join(chr(97 + (n * 5 + i * (n + 3)) % 26) for i in range(40)) for n in range(60)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (models / "text.jsonl").write_text(lines, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), __file__]
+    command += ["--master_port", str(free_port()), __file__, str(models), str(scenarios)]
     result = subprocess.run(
-        [*command, str(models), str(scenarios), str(corpus)],
+        command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return TwoProcesses(models, scenarios, corpus, source)
-
-
-def _write_corpus(folder: Path, tokenizer: Any, blocks: int) -> Source:
-    texts = ["".join(chr(97 + (n * 5 + i * (n + 3)) % 26) for i in range(40)) for n in range(60)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.jsonl").write_text(lines, encoding="utf-8")
-    source = Source(kind="files", name=str(folder / "text.jsonl"))
-    open_corpus(
-        [source],
-        tokenizer,
-        folder=folder / "data",
-        tokens=blocks * BLOCK,
-        max_length=BLOCK,
-        eval_rows=0,
-        seed=0,
-        generated=folder,
-    )
-    return source
+    return TwoProcesses(models, scenarios)
 
 
 def rows(count: int = 24, *, stored: bool = False) -> list[dict[str, Any]]:
@@ -165,6 +143,10 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
     held_out = dataset.select(range(5))
     if name == "streamed":
         dataset = dataset.to_iterable_dataset()
+    tokenizer = AutoTokenizer.from_pretrained(models / "tied")
+    if name == "corpus":
+        source = Source(kind="files", name=str(models / "text.jsonl"))
+        dataset = BlockStream([source], Encoder(tokenizer), length=8, seed=0).as_dataset()
     args = DraftDistillationConfig(
         **{
             "output_dir": str(folder / name),
@@ -201,7 +183,7 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
             args=args,
             train_dataset=dataset,
             eval_dataset=held_out,
-            processing_class=AutoTokenizer.from_pretrained(models / "tied"),
+            processing_class=tokenizer,
             teacher_model=str(models / "target") if name == "kl_online" else None,
         )
 
@@ -276,60 +258,9 @@ def shard_on_cpu() -> None:
     }
 
 
-def read_corpus(folder: Path) -> None:
-    """Train on written blocks and on a stream; note what this process read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
-
-    rank = int(os.environ["RANK"])
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-
-    class Watching(DraftDistillationTrainer):
-        read: list[list[int]]
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            self.read.extend(inputs["input_ids"].tolist())
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    source = Source(kind="files", name=str(folder / "text.jsonl"))
-    for name in ("blocks", "stream"):
-        corpus = open_corpus(
-            [source],
-            tokenizer,
-            folder=folder / ("data" if name == "blocks" else "streamed"),
-            tokens=24 * 8,
-            max_length=8,
-            eval_rows=0,
-            seed=0,
-            generated=folder,
-            streaming=name == "stream",
-        )
-        args = DraftDistillationConfig(
-            output_dir=str(folder / name),
-            per_device_train_batch_size=2,
-            max_steps=6,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = Watching(
-            model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
-            args=args,
-            train_dataset=corpus.train,
-            processing_class=tokenizer,
-        )
-        trainer.read = []
-        trainer.train()
-        (folder / f"{name}.{rank}.json").write_text(json.dumps(trainer.read), encoding="utf-8")
-
-
-def main(models: Path, folder: Path, corpus: Path) -> None:
+def main(models: Path, folder: Path) -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    read_corpus(corpus)
     for name in [*SCENARIOS, *SHARDED]:
         if name == next(iter(SHARDED)):
             shard_on_cpu()

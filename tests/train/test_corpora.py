@@ -1,18 +1,14 @@
-"""Training on corpora: a stream that is killed and resumed, and two processes."""
+"""Training on corpora: a stream that is killed and resumed."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
-from scale_out import TwoProcesses
 from tiny_training import LENGTH, Killed, kill_at, losses, section
 
 from fastdraft_hf._errors import FastDraftError
@@ -99,34 +95,3 @@ def test_a_killed_stream_resumes_bit_for_bit(
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match="no position of a stream"):
         read_stream_state(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def two(two_processes: TwoProcesses) -> tuple[Path, Source]:
-    """A corpus of 60 documents, a block each, trained on by two processes for six steps."""
-    return two_processes.corpus, two_processes.source
-
-
-def read_by(folder: Path, name: str) -> list[list[tuple[int, ...]]]:
-    found = [json.loads((folder / f"{name}.{rank}.json").read_text("utf-8")) for rank in (0, 1)]
-    return [[tuple(row) for row in rows] for rows in found]
-
-
-def test_two_processes_share_written_blocks(two: tuple[Path, Source]) -> None:
-    folder, _ = two
-    blocks = Counter(map(tuple, Dataset.from_file(str(folder / "data/train.arrow"))["input_ids"]))
-    assert len(blocks) == 24
-    first, second = read_by(folder, "blocks")
-    assert len(first) == len(second) == 12
-    assert not set(first) & set(second)
-    assert Counter(first + second) == blocks
-
-
-def test_two_processes_share_a_stream(two: tuple[Path, Source], tiny_tokenizer: Any) -> None:
-    folder, source = two
-    stream = BlockStream([source], Encoder(tiny_tokenizer), length=8, seed=0)
-    blocks = [tuple(row["input_ids"]) for row in islice(stream, 24)]
-    first, second = read_by(folder, "stream")
-    assert len(first) == len(second) == 12
-    # Step by step what one process reads, so that half the batch each is the same training.
-    assert [row for i in range(0, 12, 2) for row in first[i : i + 2] + second[i : i + 2]] == blocks

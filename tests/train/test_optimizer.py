@@ -98,6 +98,9 @@ def test_a_scheduler_drives_both() -> None:
         step(model, [optimizer], 0)
         before = weights(model)
         scheduler.step()
-        assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [0.0, 0.0]
+        assert [g["lr"] for part in optimizer.parts.values() for g in part.param_groups] == [
+            0.0,
+            0.0,
+        ]
         step(model, [optimizer], 1)
         assert equal(before, weights(model))

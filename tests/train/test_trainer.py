@@ -117,7 +117,7 @@ def test_learning_rates(trainer: Make, tiny_model: Make, muon: bool, tied: bool)
     assert made.create_optimizer() is optimizer
     assert isinstance(optimizer, MuonWithAdamW) == muon
     if muon:
-        assert all(p.ndim == 2 for g in optimizer.parts[0].param_groups for p in g["params"])
+        assert all(p.ndim == 2 for g in optimizer.parts["muon"].param_groups for p in g["params"])
 
 
 def test_wrong_arguments(trainer: Make, tiny_model: Make, tiny_tokenizer: Any) -> None:

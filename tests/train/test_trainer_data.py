@@ -111,16 +111,6 @@ def pieces(row: Row, length: int) -> list[Row]:
     return [cut(row, slice(start, start + length)) for start in starts]
 
 
-def wrapped(rows: list[Row], length: int) -> list[Row]:
-    """One stream of all rows, cut; a row's own first token has no distribution and no loss."""
-    names = ("input_ids", "labels", *columns.LISTS)
-    stream: Row = {name: [] for name in names}
-    for row in rows:
-        for name in names:
-            stream[name] += row[name] if name != "labels" else [-100, *row[name][1:]]
-    return pieces(stream, length)
-
-
 def filtered(rows: list[Row]) -> list[Row]:
     return [row for row in rows if any(label != -100 for label in row["labels"])]
 
@@ -136,24 +126,14 @@ BATCHES: dict[str, tuple[dict[str, Any], Callable[[list[Row]], list[Row]]]] = {
         lambda rows: [cut(row, slice(max(0, len(row["input_ids"]) - 7), None)) for row in rows],
     ),
     "padding-free": ({"padding_free": True, "max_length": None}, lambda rows: rows),
-    "padding-free to a multiple": (
-        {"padding_free": True, "max_length": None, "pad_to_multiple_of": 16},
-        lambda rows: rows,
-    ),
     "bfd": (
         {"packing": True, "max_length": 9},
         lambda rows: [cut(row, slice(9)) for row in rows],
     ),
-    "bfd, roomy": ({"packing": True, "max_length": 30}, lambda rows: rows),
     "bfd, shuffled": ({"packing": True, "max_length": 30, "shuffle_dataset": True}, lambda r: r),
     "bfd_split": (
         {"packing": True, "packing_strategy": "bfd_split", "max_length": 5},
         lambda rows: [piece for row in rows for piece in pieces(row, 5)],
-    ),
-    "wrapped": (
-        # The row whose first token is labelled begins within one of the pieces.
-        {"packing": True, "packing_strategy": "wrapped", "max_length": 7},
-        lambda rows: wrapped(rows, 7),
     ),
 }
 
@@ -390,14 +370,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="both an online teacher and stored distributions"):
             trainer(with_columns(completions(), target), teacher_model=target, objective="kl")
 
-    def test_some_sets_with_and_some_without(self, trainer: Make, target: Any) -> None:
-        rows = datasets.Dataset.from_list(completions())
-        stored = with_columns(completions(), target)
-        with pytest.raises(ValueError, match="some do not: train does, eval does not"):
-            trainer(stored, eval_dataset=rows, objective="ce")
-        with pytest.raises(ValueError, match="some do not: train does not, a does not, b does"):
-            trainer(rows, eval_dataset={"a": rows, "b": stored}, objective="ce")
-
     def test_another_temperature(self, trainer: Make, target: Any) -> None:
         dataset = with_columns(completions(), target, temperature=0.5)
         with pytest.raises(ValueError, match=r"row 0: target_temperature is 0\.5, temperature"):
@@ -523,7 +495,6 @@ NOT_PADDED = {
     "padding-free": {"padding_free": True, "max_length": None},
     "bfd, cut": {"packing": True, "max_length": 8},
     "bfd_split": {"packing": True, "packing_strategy": "bfd_split", "max_length": 6},
-    "wrapped": {"packing": True, "packing_strategy": "wrapped", "max_length": 30},
     "accumulated": {"gradient_accumulation_steps": 2},
 }
 
@@ -570,7 +541,7 @@ def test_a_non_finite_number_stops_training(
     of_step = batches[-accumulated:] if what == "gradient" else batches[-1:]
     ids = {token for batch in of_step for token in batch if token}
     held = {n for n, row in enumerate(rows["input_ids"]) if ids >= set(row[:6])}
-    if case not in ("bfd_split", "wrapped"):  # whose pieces may be another part of a row
+    if case != "bfd_split":  # whose pieces may be another part of a row
         assert named == held
     assert named
     assert all(ids & set(rows[n]["input_ids"]) for n in named)
