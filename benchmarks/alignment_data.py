@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.corpus import open_corpus
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.packing import Encoder

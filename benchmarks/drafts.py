@@ -21,7 +21,7 @@ from alignment_data import GAMMA, TEMPERATURE, rate_gain, rounds
 from objectives import _show, held_out_answers, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import draw_prompts

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._config import parse_count
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
 from fastdraft_hf.stages.runner import Run, execute

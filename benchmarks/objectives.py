@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.generations import Requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import Continuation

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._head import head_of, last_hidden_states
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.head import fused_head_loss

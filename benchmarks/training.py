@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from fastdraft_hf.cli._running import quiet_libraries
+from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.config import has_fast_bf16
 from fastdraft_hf.train.distribution import TopK

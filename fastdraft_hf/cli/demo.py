@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """Find and check both models, load them, and print what they write."""
     from fastdraft_hf._extras import openvino_available
-    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.eval.engines import Models, load_engine
@@ -98,11 +98,12 @@ def run(args: argparse.Namespace) -> None:
         stop_ids=sorted(stop_ids(target, tokenizer)),
     )
     path = "ours-openvino" if openvino else "ours"
-    engine = load_engine(models, [Setting(path), Setting(path, "", gamma)])
+    sides = Setting(path), Setting(path, "", gamma)
+    engine = load_engine(models, sides)
     how = "OpenVINO int8" if openvino else f"PyTorch on {device}"
     print(f"{how}, greedy, {gamma} tokens drafted per round (γ)", flush=True)
     prompts = PROMPTS if args.prompt is None else [("chat", args.prompt)]
-    show(engine, prompts, tokenizer, Console(), path, gamma, args.max_new_tokens)
+    show(engine, sides, prompts, tokenizer, Console(), args.max_new_tokens)
 
 
 def find_draft(given: str | None) -> Path:
@@ -131,11 +132,10 @@ def find_draft(given: str | None) -> Path:
 
 def show(
     engine: Any,
+    sides: tuple[Setting, Setting],
     prompts: Sequence[tuple[str, str]],
     tokenizer: Any,
     console: Console,
-    path: str,
-    num_assistant_tokens: int,
     max_new_tokens: int,
 ) -> list[tuple[DecodingRecord, DecodingRecord]]:
     """Answer every prompt twice, greedily, and print both answers with their speeds.
@@ -144,26 +144,27 @@ def show(
     The two sides run one after the other, because they would share the processor's cores.
 
     Args:
-        engine: from `fastdraft_hf.eval.engines.load_engine`, with ``path``.
+        engine: from `fastdraft_hf.eval.engines.load_engine`, with both sides.
+        sides: without and with the draft.
         prompts: pairs ``("code" or "chat", text)``; chat prompts go through the chat template.
-        path: ``ours`` or ``ours-openvino``.
 
     Returns:
         For each prompt the records without and with the draft.
     """
-    ids = (
-        chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"])
+    read = [
+        EvaluationPrompt(
+            "demo",
+            "",
+            chat_ids(tokenizer, text) if kind == "chat" else tuple(tokenizer(text)["input_ids"]),
+        )
         for kind, text in prompts
-    )
-    read = [EvaluationPrompt("demo", "", one) for one in ids]
-    sides = Setting(path), Setting(path, "", num_assistant_tokens)
+    ]
     for side in sides:  # compilation and first allocations belong to neither side
         engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)
     found: list[tuple[DecodingRecord, DecodingRecord]] = []
     for prompt, (_, text) in zip(read, prompts, strict=True):
-        number = f"prompt {len(found) + 1} of {len(prompts)}"
-        _say(console, f"\n--- {number}\n{visible(text).rstrip()}")
-        records, answers = [], []
+        _say(console, f"\n--- prompt {len(found) + 1} of {len(prompts)}\n{visible(text).rstrip()}")
+        answers = []
         for title, side in zip(("target alone", "with the draft"), sides, strict=True):
             record = engine(side, prompt, max_new_tokens)
             heading = (
@@ -171,16 +172,15 @@ def show(
                 f"in {record.target_passes} passes"
             )
             pieces = accepted_pieces(record.tokens, record.rounds, tokenizer.decode)
-            records.append(record)
-            answers.append((heading, pieces))
+            answers.append((record, heading, pieces))
             if not console.is_terminal:
                 plain = visible("".join(part for _, part in pieces)).rstrip()
                 _say(console, f"--- {heading}\n{plain}")
         if console.is_terminal:
-            console.print(side_by_side(console, answers))
-        found.append((records[0], records[1]))
+            console.print(side_by_side(console, [answer[1:] for answer in answers]))
+        found.append((answers[0][0], answers[1][0]))
         _say(console, _figures(found[-1:]))
-        _say(console, _agreement(engine.target, prompt.ids, *records))
+        _say(console, _agreement(*found[-1]))
     if len(found) > 1:
         _say(console, f"\nall {len(found)} prompts: {_figures(found)}")
     _say(console, "\nOne run of each, no intervals: `fastdraft bench` measures with them.")
@@ -188,7 +188,7 @@ def show(
 
 
 def _figures(found: Sequence[tuple[DecodingRecord, DecodingRecord]]) -> str:
-    alone, assisted = ([pair[side] for pair in found] for side in (0, 1))
+    alone, assisted = zip(*found, strict=True)
     before, after = tokens_per_second(alone), tokens_per_second(assisted)
     return (
         f"acceptance rate {acceptance_rate(assisted):.2f}, {block_efficiency(assisted):.2f} tokens "
@@ -197,24 +197,13 @@ def _figures(found: Sequence[tuple[DecodingRecord, DecodingRecord]]) -> str:
     )
 
 
-def _agreement(
-    target: Any, ids: Sequence[int], alone: DecodingRecord, assisted: DecodingRecord
-) -> str:
-    """Say whether two greedy answers are the same, and the target's margin where they differ."""
-    import torch
-
-    place = first_difference(alone.tokens, assisted.tokens)
-    if place is None:
+def _agreement(alone: DecodingRecord, assisted: DecodingRecord) -> str:
+    position = first_difference(alone.tokens, assisted.tokens)
+    if position is None:
         return f"outputs identical ({len(alone.tokens)} tokens)"
-    inputs = torch.tensor([[*ids, *alone.tokens[:place]]], device=target.device)
-    # Through `generate`, which PyTorch's and OpenVINO's models both have.
-    given = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(inputs)}
-    found = target.generate(inputs, return_dict_in_generate=True, output_logits=True, **given)
-    logits = found.logits[0][0]
-    first, second = logits.float().topk(2).values.tolist()
     return (
-        f"outputs differ from token {place + 1} on, where the target's two best tokens are "
-        f"{first - second:.2g} logits apart"
+        f"outputs differ from token {position + 1} on; `fastdraft evaluate` shows whether such "
+        "tokens tie"
     )
 
 

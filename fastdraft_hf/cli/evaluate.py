@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdraft_hf.cli._running import settings_text
+from fastdraft_hf.cli.schema import settings_text
 
 if TYPE_CHECKING:
     from fastdraft_hf._config import Section
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from fastdraft_hf.cli._running import print_results, run_stages
     from fastdraft_hf.cli.demo import find_draft
+    from fastdraft_hf.cli.run import run_stages
     from fastdraft_hf.recipe import build_recipe
 
     name, draft = args.command, find_draft(args.draft)
@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> None:
         ],
     )
     run_stages(recipe, _STAGES[name], args.dry_run)
-    if name == "evaluate" and not args.dry_run:
-        print_results(Path(recipe.output_dir))
 
 
 def _name(model: str) -> str:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from typing import get_args
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.draft.vocabulary import check_vocabulary
     from fastdraft_hf.export.gguf import GGUFType
     from fastdraft_hf.export.openvino import WeightFormat, require_openvino

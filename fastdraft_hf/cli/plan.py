@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     import json
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.plan.estimate import make_plan
     from fastdraft_hf.plan.machines import parse_hardware
     from fastdraft_hf.recipe import read_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    from fastdraft_hf.cli._running import settings_text
+    from fastdraft_hf.cli.schema import settings_text
     from fastdraft_hf.tune.config import TuneConfig
 
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Search; print the findings to standard error and the recipe's sections to standard output."""
     import sys
 
-    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.recipe import split_override
     from fastdraft_hf.target.resolve import resolve_target

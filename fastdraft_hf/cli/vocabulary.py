@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def _reduce(args: argparse.Namespace) -> int:
     from fastdraft_hf._atomic import atomic_folder, write_json
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli._running import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.draft.config import ReducedVocabularyConfig
     from fastdraft_hf.stages.provenance import describe
     from fastdraft_hf.stages.reduced_vocabulary import reduce_draft, sentence
