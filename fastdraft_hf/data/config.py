@@ -11,7 +11,6 @@ from pydantic import Field, StrictBool
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import EngineName
-from fastdraft_hf.data.filters import RowFilters
 
 # A name of a set becomes a folder.
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -60,8 +59,12 @@ class GeneratedSet(Section):
     instruction_temperatures: list[Number] = Field(
         [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"
     )
-    filters: RowFilters = Field(
-        default_factory=RowFilters, description="which rows training leaves out"
+    near_duplicates: Number | None = Field(
+        0.8,
+        description=(
+            "similarity from which training leaves out a later row (Jaccard index of runs of five "
+            "tokens, prompt and completion together); empty: near duplicates are kept"
+        ),
     )
     max_minutes: Number | None = Field(
         None, description="stop after this time; magpie: after twice this time"
@@ -81,6 +84,11 @@ class GeneratedSet(Section):
             )
         if not 0 < self.top_p <= 1:
             raise FastDraftError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            raise FastDraftError(
+                f"near_duplicates: must be above 0 and at most 1, or empty; got "
+                f"{self.near_duplicates}"
+            )
         if self.kind == "dataset" and not self.dataset:
             raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
         if self.kind != "dataset" and self.dataset:

@@ -2,34 +2,31 @@
 target's own instructions (Magpie) are worth answering.
 
 All rows stay on disk. `write_filters` lists the dropped rows in a set's folder when the set is
-complete, so `read_kept_rows` gives every later stage the same rows without the recipe, the
-tokenizer or the language classifier.
+complete, so `read_kept_rows` gives every later stage the same rows without the recipe.
 
-Languages are identified by py3langid (an optional extra), the maintained fork of langid.py (Lui and
-Baldwin 2012): a naive Bayes classifier over byte n-grams, without network access. It is unsure of
-short and mixed texts, so only a text that is surely in another language is dropped.
+Near duplicates: MinHash finds candidates, exact similarity decides. The similarity of two texts is
+the Jaccard index of their sets of runs of ``RUN`` token ids. With MinHash and locality-sensitive
+hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3), two sets agree in one
+of ``HASHES`` minima with probability s, their similarity, and become candidates when all r minima
+of one of ``HASHES / r`` bands agree. A pair is missed with probability (1 - s^r)^(HASHES / r). r is
+the largest power of two that keeps this at or below ``MISSED`` at the threshold.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from numpy.typing import NDArray
 
 from fastdraft_hf._atomic import write_json
-from fastdraft_hf._config import Number, Section
-from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.generations import check_set
-from fastdraft_hf.data.near_duplicates import NearDuplicates
 from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.prompts import shared_ends, written_instruction
 
@@ -46,85 +43,69 @@ REPETITIVE_LENGTH, REPETITIVE_RUN, REPETITIVE_SHARE = 100, 6, 0.5
 # Prompts that decide what all prompts of a set share. A fixed number, so that a verdict does not
 # change when the set grows.
 _SHARED_BY = 256
-
-# The language of a text with fewer letters, code left out, is not judged.
-LETTERS = 20
-# How sure the classifier must be of another language.
-CONFIDENCE = 0.8
-
 # Tokens of the shortest instruction.
 SHORTEST = 5
-
-_CODE = re.compile(r"[a-z]{2,3}")
-_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-
-Decode = Callable[[Sequence[int]], str]
+# Of near duplicates.
+RUN, HASHES, MISSED = 5, 128, 1e-3
 
 
-class RowFilters(Section):
-    """Which rows training leaves out, besides empty ones, loops and duplicates."""
+class NearDuplicates:
+    """Remembers texts and finds, for a new one, an earlier text that is nearly the same.
 
-    cut_off: Literal["keep", "drop"] = Field(
-        "keep", description="completions that reached max_new_tokens"
-    )
-    near_duplicates: Number | None = Field(
-        0.8,
-        description=(
-            "similarity from which a later row is a near duplicate (Jaccard index of runs of five "
-            "tokens, prompt and completion together); empty: near duplicates are kept"
-        ),
-    )
-    language: str | None = Field(
-        None,
-        description=(
-            "ISO 639-1 code; completions that are surely in another language are dropped (needs "
-            "the extra fastdraft_hf[language])"
-        ),
-    )
+    Args:
+        threshold: similarity from which two texts are near duplicates, above 0 and at most 1. With
+            ``None`` there are none.
+    """
 
-    def check_values(self) -> None:
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            raise FastDraftError(
-                f"near_duplicates: must be above 0 and at most 1, or empty; got "
-                f"{self.near_duplicates}"
-            )
-        # The stage checks that the classifier knows the code (`check_language`): recipes are also
-        # read on machines without the classifier.
-        if self.language is not None and not _CODE.fullmatch(self.language):
-            raise FastDraftError(
-                f"language: '{self.language}' is not a language code; use one of ISO 639-1 (en, "
-                "de, zh)"
-            )
+    def __init__(self, threshold: float | None) -> None:
+        self._threshold = threshold
+        # The largest r = 2^i that misses a pair at the threshold rarely enough.
+        rows, s = 1, threshold or 1.0
+        while rows < HASHES and (1 - s ** (2 * rows)) ** (HASHES // (2 * rows)) <= MISSED:
+            rows *= 2
+        self._rows_per_band = rows
+        random = np.random.default_rng(0)
+        # Odd factors: multiplying by them loses nothing modulo 2^64.
+        self._factors = random.integers(0, 2**63, HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
+        self._terms = random.integers(0, 2**64, HASHES, np.uint64)
+        self._bands: dict[tuple[int, bytes], list[int]] = {}
+        self._runs: list[NDArray[np.uint64]] = []
 
+    def find_or_add(self, ids: Sequence[int]) -> int | None:
+        """Return the number of an earlier text that this one is near to, or remember it.
 
-@functools.cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def check_language(code: str) -> None:
-    """Raise `FastDraftError` if the extra is not installed or does not know the code."""
-    if importlib.util.find_spec("py3langid") is None:
-        raise FastDraftError(
-            "language: py3langid is not installed; `pip install fastdraft_hf[language]`"
-        )
-    labels = _identifier().labels
-    if code not in labels:
-        raise FastDraftError(
-            f"language: py3langid does not know '{code}'{nearest(code, labels)}. Most codes have "
-            "two letters (ISO 639-1: en, de, zh)"
-        )
+        The number is how many texts had been remembered before. An empty text is near to no other.
+        """
+        if self._threshold is None or not len(ids):
+            return None
+        runs = _hashed_runs(ids)
+        minima = (runs[:, None] * self._factors + self._terms).min(0)
+        bands = minima.reshape(-1, self._rows_per_band)
+        keys = [(number, band.tobytes()) for number, band in enumerate(bands)]
+        for number in dict.fromkeys(n for key in keys for n in self._bands.get(key, ())):
+            other = self._runs[number]
+            both = len(np.intersect1d(runs, other, assume_unique=True))
+            if both / (len(runs) + len(other) - both) >= self._threshold:
+                return number
+        for key in keys:
+            self._bands.setdefault(key, []).append(len(self._runs))
+        self._runs.append(runs)
+        return None
 
 
-def in_another_language(text: str, code: str) -> bool:
-    """Return whether a text, without its fenced code, is surely not in the language ``code``."""
-    prose = _FENCED.sub(" ", text)
-    if sum(map(str.isalpha, prose)) < LETTERS:
-        return False
-    found, confidence = _identifier().classify(prose)
-    return bool(found != code and confidence >= CONFIDENCE)
+def _hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
+    """Return the sorted 64-bit hashes of the runs of ``RUN`` ids; a shorter text is one run."""
+    values = np.asarray(ids, np.uint64)
+    length = min(RUN, len(values))
+    hashes = np.full(len(values) - length + 1, length, np.uint64)
+    for offset in range(length):
+        # The finalizer of splitmix64 (Steele et al. 2014), a bijection of 64 bits.
+        hashes ^= values[offset : len(values) - length + 1 + offset]
+        hashes += np.uint64(0x9E3779B97F4A7C15)
+        hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        hashes ^= hashes >> np.uint64(31)
+    return np.unique(hashes)
 
 
 def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = LOOP_PERIOD) -> bool:
@@ -154,29 +135,22 @@ def repeats_itself(ids: Sequence[int]) -> bool:
 
 
 def judge_rows(
-    rows: Iterable[dict[str, Any]],
-    filters: RowFilters | None = None,
-    decode: Decode | None = None,
+    rows: Iterable[dict[str, Any]], near_duplicates: float | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield every row's index with ``kept`` or the reason why it is dropped.
 
-    Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``cut off`` (if
-    asked for), ``loop`` (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`),
-    ``duplicate`` (the same prompt and completion), ``wrong language`` (if asked for), ``near
-    duplicate`` (`near_duplicates`; what all prompts of the set begin or end with is left out of the
-    similarity).
+    Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``loop``
+    (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`), ``duplicate`` (the same
+    prompt and completion), ``near duplicate`` (what all prompts of the set begin or end with is
+    left out of the similarity).
 
     Args:
         rows: of a set, by increasing index.
-        filters: what to check besides empty rows, loops and duplicates.
-        decode: ids to text, needed for ``filters.language``.
+        near_duplicates: the threshold of `NearDuplicates`.
     """
-    wanted = filters or RowFilters(near_duplicates=None)
-    if wanted.language is not None and decode is None:
-        raise ValueError("a language needs decode")
-    near = None if wanted.near_duplicates is None else NearDuplicates(wanted.near_duplicates)
+    near = NearDuplicates(near_duplicates)
     rows = iter(rows)
-    ahead = list(itertools.islice(rows, _SHARED_BY if near is not None else 0))
+    ahead = list(itertools.islice(rows, _SHARED_BY))
     first, last = shared_ends([row["prompt_ids"] for row in ahead])
     seen: set[tuple[Any, ...]] = set()
 
@@ -186,8 +160,6 @@ def judge_rows(
         stopped = row["finish_reason"] == "stop"
         if len(ids) - stopped < 1:
             return "empty"
-        if not stopped and wanted.cut_off == "drop":
-            return "cut off"
         text = ids[:-1] if stopped else ids
         if in_a_loop(text) or in_a_long_loop(text):
             return "loop"
@@ -195,13 +167,9 @@ def judge_rows(
             return "repetition"
         if identity in seen:
             return "duplicate"
-        language = wanted.language
-        if language and decode is not None and in_another_language(decode(text), language):
-            return "wrong language"
-        if near is not None:
-            own = list(row["prompt_ids"])
-            if near.find_or_add(own[first : len(own) - last] + ids) is not None:
-                return "near duplicate"
+        own = list(row["prompt_ids"])
+        if near.find_or_add(own[first : len(own) - last] + ids) is not None:
+            return "near duplicate"
         seen.add(identity)
         return KEPT
 
@@ -209,23 +177,16 @@ def judge_rows(
         yield row["index"], judge(row)
 
 
-def write_filters(folder: Path, filters: RowFilters, decode: Decode | None = None) -> Counter[str]:
+def write_filters(folder: Path, near_duplicates: float | None) -> Counter[str]:
     """Judge a complete set's rows, list the dropped ones in its folder, and return the counts."""
     counts: Counter[str] = Counter()
     dropped: dict[str, list[int]] = {}
-    for index, reason in judge_rows(iter_rows(folder), filters, decode):
+    for index, reason in judge_rows(iter_rows(folder), near_duplicates):
         counts[reason] += 1
         if reason != KEPT:
             dropped.setdefault(reason, []).append(index)
-    write_json(
-        folder / FILTERS,
-        {
-            "settings": filters.model_dump(),
-            "rows": counts.total(),
-            "counts": dict(counts),
-            "dropped": dropped,
-        },
-    )
+    record = {"rows": counts.total(), "counts": dict(counts), "dropped": dropped}
+    write_json(folder / FILTERS, record)
     return counts
 
 
@@ -254,15 +215,6 @@ def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
     return kept, +counts
 
 
-def iter_kept_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a complete set that its filters keep, by increasing index.
-
-    Raises:
-        FastDraftError: it is not a complete set, or a part is damaged or missing.
-    """
-    return iter_rows(folder, columns, only=kept_indices(folder)[0])
-
-
 def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return the kept rows of a complete set as a list, and the count of every reason.
 
@@ -275,18 +227,18 @@ def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
 
 def keep_instructions(
     rows: Iterable[dict[str, Any]],
-    decode: Decode,
+    decode: Callable[[Sequence[int]], str],
     overlaps: Callable[[str], bool],
     *,
     suffix: Sequence[int] = (),
     special_ids: Set[int] = frozenset(),
-    filters: RowFilters,
+    near_duplicates: float | None,
 ) -> tuple[list[tuple[int, ...]], Counter[str]]:
     """Return the instructions worth answering, as ids without the end of the turn, and counts.
 
     Reasons, in the order of the checks: ``cut off`` (the turn did not end), ``special token`` (a
     turn within a turn), ``too short`` (fewer than ``SHORTEST`` tokens), ``loop``, ``duplicate``,
-    ``overlaps held-out text``, ``wrong language`` and ``near duplicate``.
+    ``overlaps held-out text`` and ``near duplicate``.
 
     Args:
         rows: completions of the template's start, by increasing index.
@@ -294,10 +246,9 @@ def keep_instructions(
         overlaps: whether a text overlaps held-out text (`Decontaminator.overlaps`).
         suffix: the template's ids after the user's message (`prompts.template_ends`).
         special_ids: the tokenizer's special tokens.
-        filters: the language, and the similarity from which a later instruction is dropped.
+        near_duplicates: the threshold of `NearDuplicates`.
     """
-    language, threshold = filters.language, filters.near_duplicates
-    near = None if threshold is None else NearDuplicates(threshold)
+    near = NearDuplicates(near_duplicates)
     seen: set[tuple[int, ...]] = set()
 
     def judge(ids: tuple[int, ...] | None) -> str:
@@ -311,12 +262,9 @@ def keep_instructions(
             return "loop"
         if ids in seen:
             return "duplicate"
-        text = decode(ids)
-        if overlaps(text):
+        if overlaps(decode(ids)):
             return "overlaps held-out text"
-        if language is not None and in_another_language(text, language):
-            return "wrong language"
-        if near is not None and near.find_or_add(ids) is not None:
+        if near.find_or_add(ids) is not None:
             return "near duplicate"
         seen.add(ids)
         return KEPT

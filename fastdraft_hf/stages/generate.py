@@ -24,7 +24,6 @@ from fastdraft_hf.data.engines import Engine, EngineName
 from fastdraft_hf.data.filters import (
     FILTERS,
     KEPT,
-    check_language,
     keep_instructions,
     write_filters,
 )
@@ -141,9 +140,6 @@ class _Set:
     def _find_prompts(self) -> tuple[Prompts, dict[str, int]]:
         wanted, tokenizer, counts = self.wanted, self.tokenizer, Counter[str]()
         seed = self.run.recipe.seed
-        if wanted.filters.language is not None:
-            with _at("filters."):
-                check_language(wanted.filters.language)
         if wanted.system_prompt is not None:
             with _at("system_prompt: "):
                 chat_ids(tokenizer, "Hello", wanted.system_prompt)
@@ -226,7 +222,7 @@ class _Set:
 
         def finish() -> dict[str, Any]:
             logger.info("filtering %s", name)
-            counts = dict(write_filters(self.folder, wanted.filters, self.tokenizer.decode))
+            counts = dict(write_filters(self.folder, wanted.near_duplicates))
             rows, tokens = self._write_card(engine, self.folder, {"filter": counts})
             return {"rows": rows, "completion_tokens": tokens, "filter": counts}
 
@@ -261,7 +257,7 @@ class _Set:
                 self.decontaminator.overlaps,
                 suffix=suffix,
                 special_ids=special_ids(self.tokenizer),
-                filters=wanted.filters,
+                near_duplicates=wanted.near_duplicates,
             )
             with _at(f"generate.sets.{self.folder.name}."):
                 self._check_prompts([json.dumps(ids) for ids in kept])
@@ -289,7 +285,6 @@ class _Set:
             engine=engine.name,
             settings=settings,
             counts=found | counts,
-            language=self.wanted.filters.language,
         )
 
 

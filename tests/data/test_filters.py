@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -13,16 +11,14 @@ from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import (
-    FILTERS,
     LONG_LOOP_PERIOD,
     LONG_LOOP_TIMES,
     LOOP_PERIOD,
     LOOP_TAIL,
-    RowFilters,
-    check_language,
+    RUN,
+    NearDuplicates,
     in_a_long_loop,
     in_a_loop,
-    in_another_language,
     judge_rows,
     keep_instructions,
     read_kept_rows,
@@ -112,8 +108,6 @@ def test_rows_are_judged_by_reason() -> None:
     ]
     rows = [row for row, _ in judged]
     assert reasons_of(rows) == [reason for _, reason in judged]
-    strict = reasons_of(rows, RowFilters(cut_off="drop"))
-    assert [number for number, reason in enumerate(strict) if reason == "cut off"] == [5, 6]
 
 
 def test_near_duplicates_are_dropped_and_what_all_prompts_share_does_not_count() -> None:
@@ -126,28 +120,56 @@ def test_near_duplicates_are_dropped_and_what_all_prompts_share_does_not_count()
         row([*other, 2], f"{template}one{end}"),
         row([*other, 8, 2], f"{template}two{end}"),  # short answers that are really different
     ]
-    assert reasons_of(rows, RowFilters()) == ["kept", "near duplicate", "kept", "kept"]
-    assert reasons_of(rows, RowFilters(near_duplicates=1.0)) == ["kept"] * 4
+    assert reasons_of(rows, 0.8) == ["kept", "near duplicate", "kept", "kept"]
+    assert reasons_of(rows, 1.0) == ["kept"] * 4
     assert reasons_of(rows) == ["kept"] * 4
 
 
-def test_the_wrong_language_is_dropped_when_asked() -> None:
-    texts = {
-        1: "The river runs through the old town and past the mill where nobody works.",
-        2: "Der Fluss fließt durch die alte Stadt und an der Mühle vorbei ins weite Land.",
-    }
-    read: list[list[int]] = []
+texts = st.lists(st.lists(st.integers(0, 3), max_size=14), max_size=12)
 
-    def decode(ids: Any) -> str:
-        read.append(list(ids))
-        return texts[ids[0]]
 
-    rows = [row([1, 9]), row([2, 9]), row([2, 4], reason="length")]
-    filters = RowFilters(language="en", near_duplicates=None)
-    assert reasons_of(rows, filters, decode) == ["kept", "wrong language", "wrong language"]
-    assert read == [[1], [2], [2, 4]]  # the stop token is not text
-    with pytest.raises(ValueError, match="decode"):
-        reasons_of(rows, filters)
+def runs(ids: list[int]) -> set[tuple[int, ...]]:
+    length = min(RUN, len(ids))
+    return {tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)} if ids else set()
+
+
+def similarity(first: list[int], second: list[int]) -> float:
+    a, b = runs(first), runs(second)
+    return len(a & b) / len(a | b) if a or b else 0.0
+
+
+@given(texts, st.sampled_from([0.1, 0.5, 0.8, 1.0]))
+def test_near_duplicates_are_near_by_the_plain_definition(
+    found: list[list[int]], threshold: float
+) -> None:
+    index = NearDuplicates(threshold)
+    kept: list[list[int]] = []
+    for ids in found:
+        number = index.find_or_add(ids)
+        if number is not None:
+            assert similarity(ids, kept[number]) >= threshold
+        elif ids:
+            kept.append(ids)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_pairs_at_the_threshold_are_found(threshold: float) -> None:
+    """Half of the pairs a little above, half a little below it, of long random texts."""
+    source = random.Random(0)
+    above = below = 0
+    for _ in range(150):
+        first = [source.randrange(10_000) for _ in range(240)]
+        # One token in the middle is in RUN runs of both texts.
+        second = list(first)
+        wanted = threshold + source.choice([-0.05, 0.03])
+        while similarity(first, second) > wanted:
+            second[source.randrange(len(second))] = source.randrange(10_000)
+        index = NearDuplicates(threshold)
+        index.find_or_add(first)
+        is_near = similarity(first, second) >= threshold
+        assert (index.find_or_add(second) == 0) == is_near
+        above, below = above + is_near, below + (not is_near)
+    assert min(above, below) > 40
 
 
 @pytest.fixture
@@ -159,82 +181,19 @@ def made(tmp_path: Path) -> Path:
 
 def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
     rows = read_rows(made)
-    counts = write_filters(made, RowFilters(near_duplicates=0.4))
+    counts = write_filters(made, 0.4)
     kept, read = read_kept_rows(made)
-    reasons = reasons_of(rows, RowFilters(near_duplicates=0.4))
+    reasons = reasons_of(rows, 0.4)
     assert kept == [r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"]
     assert counts == read == Counter(reasons)
-    written = json.loads((made / FILTERS).read_text())
-    assert written["settings"] == {"cut_off": "keep", "near_duplicates": 0.4, "language": None}
     assert read_rows(made) == rows  # all rows stay on disk
 
 
 def test_a_set_with_missing_rows_is_refused(made: Path) -> None:
-    write_filters(made, RowFilters())
+    write_filters(made, 0.8)
     (made / "part-00000-00001.parquet").unlink()
     with pytest.raises(FastDraftError, match=r"it has 18 of 23 rows\. Run stage generate again"):
         read_kept_rows(made)
-
-
-# ---- languages
-
-TEXTS = {
-    "en": "The river runs through the old town and past the mill where nobody works any more.",
-    "de": "Der Fluss fließt durch die alte Stadt und an der Mühle vorbei, in der keiner arbeitet.",
-    "fr": "La rivière traverse la vieille ville et passe devant le moulin où nul ne travaille.",
-    "es": "El río atraviesa la ciudad vieja y pasa por el molino donde ya no trabaja nadie.",
-    "ja": "川は古い町を流れ、もう誰も働いていない水車小屋のそばを通り過ぎます。",
-    "ru": "Река течёт через старый город мимо мельницы, где больше никто не работает.",
-}
-
-
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("wanted", TEXTS)
-def test_only_another_language_is_wrong(text: str, wanted: str) -> None:
-    assert in_another_language(TEXTS[text], wanted) == (text != wanted)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "12 + 30 = 42",
-        "Sí, claro.",  # too short to be sure
-        "```python\ndef f(x):\n    return sorted(set(x))[-1]\n```",
-        "```python\ndef unfinished(x):\n    return sorted(set(x))[-1] or unfinished(x - 1)",
-    ],
-)
-def test_what_cannot_be_judged_is_not_wrong(text: str) -> None:
-    assert not in_another_language(text, "en")
-    assert not in_another_language(text, "de")
-
-
-def test_a_word_in_another_language_does_not_make_the_text_so() -> None:
-    text = (
-        'In Spanish one says "buenos días" in the morning, and "buenas noches" before going to bed.'
-    )
-    assert not in_another_language(text, "en")
-
-
-def test_words_around_code_are_what_is_judged() -> None:
-    code = "```python\nfor the_word in the_list_of_words:\n    print(the_word)\n```"
-    assert in_another_language(f"{TEXTS['de']}\n{code}\n{TEXTS['de']}", "en")
-    assert not in_another_language(f"{TEXTS['en']}\n{code}", "en")
-
-
-def test_a_code_that_is_no_language() -> None:
-    check_language("en")
-    with pytest.raises(FastDraftError, match="py3langid does not know 'english'"):
-        check_language("english")
-
-
-def test_without_the_language_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[language\]"):
-        check_language("en")
-
-
-# ---- instructions of the target
 
 
 def never(text: str) -> bool:
@@ -258,7 +217,7 @@ def test_instructions() -> None:
         lambda ids: " ".join(map(str, ids)),
         lambda text: text.startswith("9 9"),
         special_ids={1, 2},
-        filters=RowFilters(near_duplicates=None),
+        near_duplicates=None,
     )
     assert kept == [tuple(good), (*good, 8)]
     assert reasons == {
@@ -275,18 +234,6 @@ def test_instructions() -> None:
 def test_near_instructions_are_asked_once() -> None:
     first = list(range(10, 40))
     rows = [row([*first, 2]), row([*first[:-1], 5, 2]), row([*first[::-1], 2])]
-    kept, reasons = keep_instructions(rows, str, never, filters=RowFilters())
+    kept, reasons = keep_instructions(rows, str, never, near_duplicates=0.8)
     assert kept == [tuple(first), tuple(first[::-1])]
     assert reasons["near duplicate"] == 1
-
-
-def test_instructions_in_another_language_are_dropped_when_asked() -> None:
-    text = "Schreibe bitte ein kurzes Gedicht über den Regen in der alten Stadt am Fluss."
-    for language, reason in ((None, "kept"), ("de", "kept"), ("en", "wrong language")):
-        _, reasons = keep_instructions(
-            [row([*range(3, 20), 2])],
-            lambda ids: text,
-            never,
-            filters=RowFilters(language=language),
-        )
-        assert reasons == {reason: 1}

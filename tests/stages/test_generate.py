@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.filters import FILTERS, read_kept_rows
+from fastdraft_hf.data.filters import read_kept_rows
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.task_sets import load_task_set
@@ -189,7 +189,6 @@ def test_a_changed_dataset_is_refused(
     [
         ({"column": "message"}, r"column: .* \(did you mean 'messages'\?\); it has: id, messages"),
         ({"column": "id"}, "column: 'id' of .* holds neither text nor chat messages but int"),
-        ({"filters": {"language": "qq"}}, "filters.language: py3langid does not know 'qq'"),
         ({"context_columns": ["id"]}, "context_columns: 'messages' holds chats"),
         (
             {"max_prompt_tokens": 3},
@@ -341,7 +340,6 @@ def test_a_larger_set_keeps_the_rows_it_has(
 def test_card_and_filters_of_a_finished_set(
     make: Callable[..., tuple[Run, Writer]], prompts: str, tmp_path: Path
 ) -> None:
-    filters = {"near_duplicates": None}
     settings = {"kind": "dataset", "dataset": prompts, "max_prompt_tokens": 300}
     settings |= {"temperatures_per_prompt": "all"}
 
@@ -354,13 +352,12 @@ def test_card_and_filters_of_a_finished_set(
             else "in the hat"
         )
 
-    run, _ = make({**settings, "filters": filters, "temperatures": [0.6, 1.0]}, write)
+    run, _ = make({**settings, "near_duplicates": None, "temperatures": [0.6, 1.0]}, write)
     facts = run_generate(run)
     folder = run.stage_folder("generate") / "mine"
     kept, counts = read_kept_rows(folder)
     assert facts["filter"] == dict(counts) == {"kept": 3, "duplicate": 1, "empty": 1, "loop": 1}
     assert {row["index"] for row in kept}.isdisjoint({1, 2})
-    assert json.loads((folder / FILTERS).read_text())["settings"]["near_duplicates"] is None
     card = (folder / "README.md").read_text()
     assert "  dataset: prompts.jsonl\n" in card  # and no folder of this machine
     assert str(tmp_path) not in card
