@@ -29,7 +29,7 @@ from fastdraft_hf import embedded_target
 from fastdraft_hf.data.engines import Engine, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
-from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.generations import Requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
@@ -161,7 +161,7 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
         folder = Path(name)
         engine = OpenVINOEngine(cached_openvino(target, "int8"), ends(), 16)
         write_rows(engine, make_requests(args, args.logits_rows), folder / "rows")
-        texts, _ = read_kept_rows(folder / "rows")
+        texts = list(iter_kept_rows(folder / "rows"))
         tokens = sum(len(row["completion_ids"]) for row in texts)
         for number in range(args.rounds + 1):
             names = list(readers) if number % 2 == 0 else list(readers)[::-1]

@@ -2,7 +2,7 @@
 target's own instructions (Magpie) are worth answering.
 
 All rows stay on disk. `write_filters` lists the dropped rows in a set's folder when the set is
-complete, so `read_kept_rows` gives every later stage the same rows without the recipe.
+complete, so `iter_kept_rows` gives every later stage the same rows without the recipe.
 
 Near duplicates: MinHash finds candidates, exact similarity decides. The similarity of two texts is
 the Jaccard index of their sets of runs of ``RUN`` token ids. With MinHash and locality-sensitive
@@ -215,14 +215,9 @@ def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
     return kept, +counts
 
 
-def read_kept_rows(folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return the kept rows of a complete set as a list, and the count of every reason.
-
-    Raises:
-        FastDraftError: it is not a complete set, or a part is damaged or missing.
-    """
-    kept, counts = kept_indices(folder)
-    return list(iter_rows(folder, only=kept)), counts
+def iter_kept_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the kept rows of a complete set, by increasing index; raises as `kept_indices`."""
+    return iter_rows(folder, only=kept_indices(folder)[0])
 
 
 def keep_instructions(

@@ -19,9 +19,9 @@ from fastdraft_hf.data.filters import (
     NearDuplicates,
     in_a_long_loop,
     in_a_loop,
+    iter_kept_rows,
     judge_rows,
     keep_instructions,
-    read_kept_rows,
     repeats_itself,
     write_filters,
 )
@@ -182,10 +182,11 @@ def made(tmp_path: Path) -> Path:
 def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
     rows = read_rows(made)
     counts = write_filters(made, 0.4)
-    kept, read = read_kept_rows(made)
     reasons = reasons_of(rows, 0.4)
-    assert kept == [r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"]
-    assert counts == read == Counter(reasons)
+    assert list(iter_kept_rows(made)) == [
+        r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"
+    ]
+    assert counts == Counter(reasons)
     assert read_rows(made) == rows  # all rows stay on disk
 
 
@@ -193,7 +194,7 @@ def test_a_set_with_missing_rows_is_refused(made: Path) -> None:
     write_filters(made, 0.8)
     (made / "part-00000-00001.parquet").unlink()
     with pytest.raises(FastDraftError, match=r"it has 18 of 23 rows\. Run stage generate again"):
-        read_kept_rows(made)
+        iter_kept_rows(made)
 
 
 def never(text: str) -> bool:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.task_sets import load_task_set
@@ -355,9 +355,9 @@ def test_card_and_filters_of_a_finished_set(
     run, _ = make({**settings, "near_duplicates": None, "temperatures": [0.6, 1.0]}, write)
     facts = run_generate(run)
     folder = run.stage_folder("generate") / "mine"
-    kept, counts = read_kept_rows(folder)
+    kept, counts = kept_indices(folder)
     assert facts["filter"] == dict(counts) == {"kept": 3, "duplicate": 1, "empty": 1, "loop": 1}
-    assert {row["index"] for row in kept}.isdisjoint({1, 2})
+    assert {1, 2}.isdisjoint(kept)
     card = (folder / "README.md").read_text()
     assert "  dataset: prompts.jsonl\n" in card  # and no folder of this machine
     assert str(tmp_path) not in card

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns, parts, target_logits
-from fastdraft_hf.data.filters import read_kept_rows
+from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.parts import iter_rows, read_part
 from fastdraft_hf.recipe import (
@@ -124,7 +124,7 @@ def check_rows(data: Path, target: Path, generated: Path, k: int) -> tuple[int, 
     texts = {
         tuple(row["prompt_ids"] + row["completion_ids"])
         for name in ("text", "more")
-        for row in read_kept_rows(generated / name)[0]
+        for row in iter_kept_rows(generated / name)
     }
     rows = [row for part in ("eval", "train") for row in datasets.load_from_disk(str(data / part))]
     cut = 0
@@ -174,7 +174,7 @@ def test_a_run_killed_in_logits_aligns_on_the_right_distributions(
     kill, done = False, len(read)
     execute(run(), stages)
     generated = made.stage_folder("generate")
-    written = {name: read_kept_rows(generated / name)[0] for name in ("text", "more")}
+    written = {name: list(iter_kept_rows(generated / name)) for name in ("text", "more")}
     rows = sum(map(len, written.values()))
     assert rows < 18 + 9  # the greedy rows are duplicates, and cost nothing
     assert 8 <= done < rows
