@@ -18,7 +18,6 @@ from fastdraft_hf._errors import FastDraftError, holds_token, nearest, redacted
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
-from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
@@ -102,11 +101,6 @@ class Recipe(Section):
                 raise FastDraftError(
                     "reduced_vocabulary: it counts the tokens of the generated sets, and the "
                     "recipe has no section generate"
-                )
-            if REDUCED in bench.drafts:
-                raise FastDraftError(
-                    f"bench.drafts.{REDUCED}: the section reduced_vocabulary times a draft "
-                    "of that name; choose another"
                 )
             self._name_sets("reduced_vocabulary", self.reduced_vocabulary)
         for name, stage in self.training_stages().items():

@@ -111,10 +111,6 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             {"generate": CHAT, "reduced_vocabulary": {"draft_vocab_size": 0}},
             "reduced_vocabulary.draft_vocab_size: must be at least 1",
         ),
-        (
-            {"generate": CHAT, "reduced_vocabulary": {}, "bench": {"drafts": {"reduced": "d"}}},
-            "bench.drafts.reduced: the section reduced_vocabulary times a draft of that name",
-        ),
         ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
         ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),
         ({"when": {"gpu": {}}}, "when.gpu: unknown machine; valid: cpu, cuda"),

@@ -17,7 +17,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.bench import Setting
+from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency, tokens_per_second
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.eval.report import Pieces, accepted_pieces
@@ -63,7 +63,6 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.eval.engines import Models, load_engine
     from fastdraft_hf.export.openvino import cached_openvino, require_openvino
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.target.resolve import resolve_target, stop_ids
@@ -144,7 +143,7 @@ def show(
     The two sides run one after the other, because they would share the processor's cores.
 
     Args:
-        engine: from `fastdraft_hf.eval.engines.load_engine`, with both sides.
+        engine: from `fastdraft_hf.eval.bench.load_engine`, with both sides.
         sides: without and with the draft.
         prompts: pairs ``("code" or "chat", text)``; chat prompts go through the chat template.
 

@@ -1,4 +1,4 @@
-"""What a benchmark times, and in which order.
+"""Time the target alone and with its drafts: the settings, the models, and the order of timings.
 
 A *setting* is a path, a draft and γ. The settings of one runtime share its models and take turns on
 every prompt, so that any two of them are compared over pairs that are seconds apart.
@@ -6,11 +6,15 @@ every prompt, so that any two of them are compared over pairs that are seconds a
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
@@ -42,13 +46,11 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
 
-# Paths that take any draft.
-_ANY_DRAFT = ("transformers", "ours")
+# The name of the draft that stage ``reduced_vocabulary`` makes.
+REDUCED = "reduced"
 # Paths that map the columns of a reduced vocabulary back to ids: our loop by itself, GenAI by the
 # scatter in the exported graph. Stock assisted generation reads the unreduced head.
 _MAPS_BACK = ("ours", "openvino", "ours-openvino")
-# The name of the draft that stage ``reduced_vocabulary`` makes.
-REDUCED = "reduced"
 
 # Length of a warm-up answer: every setting compiles, allocates and times its kernels once.
 _WARM_UP_TOKENS = 16
@@ -60,7 +62,7 @@ class Setting:
 
     Attributes:
         path: a path of `BASELINES`, or one of its baselines.
-        draft: name of another draft; empty for the draft that is measured, and where none is used.
+        draft: `REDUCED`; empty for the draft that is measured, and where none is used.
         num_assistant_tokens: γ; 0 decodes with the target alone.
     """
 
@@ -88,29 +90,18 @@ class Setting:
         return f"{self.name}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
 
 
-# An engine: (setting, prompt, length limit) -> record.
-Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
-# One timing of all settings: repeat, prompt.
-Block = tuple[int, EvaluationPrompt]
-
-
 def assisted_settings(
-    paths: Sequence[str],
-    gammas: Sequence[int],
-    drafts: Sequence[str] = (),
-    reduced: Sequence[str] = (),
+    paths: Sequence[str], gammas: Sequence[int], reduced: Sequence[str] = ()
 ) -> list[Setting]:
     """Return every setting that drafts, those with the same γ next to each other.
 
     Args:
         paths: what is timed with the draft that is measured, or without a draft model.
         gammas: values of γ.
-        drafts: names of other drafts.
         reduced: those of ``paths`` on which the draft with the reduced vocabulary is timed, if
             they can map its columns back.
     """
     ways = [(path, "") for path in paths]
-    ways += [(path, draft) for path in paths if path in _ANY_DRAFT for draft in drafts]
     ways += [(path, REDUCED) for path in paths if path in reduced and path in _MAPS_BACK]
     return [Setting(*way, gamma) for gamma in gammas for way in ways]
 
@@ -121,13 +112,204 @@ def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
     return [*dict.fromkeys([*stock, *(s.baseline for s in assisted)]), *assisted]
 
 
+@dataclass(frozen=True)
+class Models:
+    """The folders of the models.
+
+    Attributes:
+        target: the target's folder.
+        drafts: folders of PyTorch drafts, by `Setting.draft`.
+        target_openvino: the target's OpenVINO folder, if a path reads it.
+        drafts_openvino: OpenVINO folders of drafts, by `Setting.draft`.
+        device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
+        stop_ids: tokens that end an answer; empty for those of the target's generation config.
+    """
+
+    target: str
+    drafts: dict[str, str] = field(default_factory=dict)
+    target_openvino: str | None = None
+    drafts_openvino: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    stop_ids: list[int] = field(default_factory=list)
+
+
+# An engine: (setting, prompt, length limit) -> record.
+Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
+
+
+def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
+    """Load the models that the settings of one runtime need (baselines included), each once."""
+    openvino = any(s.path in OPENVINO for s in settings)
+    return (_OpenVINO if openvino else _PyTorch)(models, settings)
+
+
+class _Engine:
+    """A target and drafts that decode greedily."""
+
+    target: Any = None
+
+    def __init__(self, models: Models) -> None:
+        self._stop_ids = models.stop_ids
+
+    def _set_target(self, target: Any) -> None:
+        self.target, config = target, target.generation_config
+        if self._stop_ids:
+            config.eos_token_id = self._stop_ids
+            if config.pad_token_id is None:
+                config.pad_token_id = self._stop_ids[0]
+
+    def __call__(
+        self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
+    ) -> DecodingRecord:
+        return self._decode(
+            setting,
+            prompt.ids,
+            task=prompt.task,
+            key=prompt.key,
+            max_new_tokens=max_new_tokens,
+            num_assistant_tokens=setting.num_assistant_tokens,
+        )
+
+    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
+        raise NotImplementedError
+
+
+class _PyTorch(_Engine):
+    def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
+
+        super().__init__(models)
+        # The usual type of each device: float32 has the fastest kernels of most CPUs.
+        dtype = torch.bfloat16 if models.device == "cuda" else torch.float32
+
+        def load(folder: str) -> Any:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+            return model.to(models.device).eval()
+
+        self._set_target(load(models.target))
+        self._drafts: dict[tuple[str, str], Any] = {}
+        reads = ("ours", "transformers")
+        for path, name in sorted({(s.path, s.draft) for s in settings if s.path in reads}):
+            folder = models.drafts[name]
+            ours = self._drafts.get(("ours", name))
+            if path == "ours":
+                model = load_draft(folder, dtype=dtype).to(models.device).eval()
+            elif ours is not None and read_reduced_vocabulary(folder) is None:
+                model = ours
+            else:  # stock assisted generation reads the unreduced head
+                model = load(folder)
+            self._drafts[path, name] = model
+
+    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
+        from fastdraft_hf.decode.assisted import decode
+
+        path: Any = "transformers" if setting.path == "alone" else setting.path
+        draft = self._drafts.get((setting.path, setting.draft))
+        return decode(self.target, ids, draft=draft, path=path, **given)
+
+
+class _OpenVINO(_Engine):
+    """GenAI pipelines and ``OVModelForCausalLM``.
+
+    A GenAI pipeline is made for one way of drafting and cannot decode without it, so there are as
+    many pipelines with the target as there are ways, and optimum-intel's model beside them.
+    Pipelines of one process share a model's weights if the plug-in maps them from the file.
+    """
+
+    def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
+        super().__init__(models)
+        drafts, target = models.drafts_openvino, Path(models.target_openvino or "")
+        self._pipelines: dict[str, Any] = {}
+        self._drafts: dict[str, Any] = {}
+        for one in settings:
+            if one.path.startswith("openvino") and one.name not in self._pipelines:
+                from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
+
+                self._pipelines[one.name] = OpenVINODecoder(
+                    target,
+                    Path(drafts[one.draft]) if one.path == "openvino" else None,
+                    prompt_lookup=one.path == "openvino-prompt-lookup",
+                )
+        paths = {s.path for s in settings}
+        if paths & {"ours-openvino", "ours-openvino-alone"}:
+            from optimum.intel import OVModelForCausalLM
+
+            from fastdraft_hf.decode.openvino.paged import paged
+
+            # Without `export=False` optimum-intel asks the Hub about each folder.
+            given = {"compile": False, "export": False}
+            self._set_target(OVModelForCausalLM.from_pretrained(str(target), **given))
+            # Paging drops the target's own compiled graph, once. Done here and not by the first
+            # answer with a draft: the target alone would compile it again while it is timed.
+            if "ours-openvino" in paths:
+                paged(self.target)
+            for name in sorted({s.draft for s in settings if s.path == "ours-openvino"}):
+                # The loop compiles what it runs; nobody calls a draft by itself.
+                self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], **given)
+
+    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
+        from fastdraft_hf.decode.assisted import decode
+
+        record: DecodingRecord
+        if setting.name in self._pipelines:
+            pipeline = self._pipelines[setting.name]
+            record = pipeline.decode(ids, stop_ids=set(self._stop_ids), **given)
+            return record
+        draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
+        record = decode(self.target, ids, draft=draft, path="ours", **given)
+        record.path = "ours-openvino"
+        return record
+
+
+def run_bench(
+    models: Models,
+    assisted: Sequence[Setting],
+    prompts: Sequence[EvaluationPrompt],
+    config: BenchConfig,
+    folder: Path,
+) -> dict[Setting, list[DecodingRecord]]:
+    """Time the settings and their baselines; return their records, as `complete_records` does.
+
+    Args:
+        models: the folders of target and drafts.
+        assisted: from `assisted_settings`.
+        prompts: from `draw_prompts`.
+        config: repeats, length of answers and time limit.
+        folder: keeps ``records.jsonl``; what it holds is not measured again.
+    """
+    end = time.monotonic() + 60 * (config.max_minutes or math.inf)
+    journal = Journal(folder / "records.jsonl")
+    runtimes = {
+        name: settings
+        for name, paths in RUNTIMES.items()
+        if (settings := all_settings([s for s in assisted if s.path in paths]))
+    }
+    for number, (name, settings) in enumerate(runtimes.items()):
+        now = time.monotonic()  # each runtime gets an equal share of the time that is left
+        deadline = now + (end - now) / (len(runtimes) - number)
+        engine = load_engine(models, settings)
+        collect(name, engine, settings, prompts, config, journal, deadline)
+        del engine
+        gc.collect()  # before the next runtime loads its own models
+        if models.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+    return complete_records(journal, all_settings(assisted), prompts, config)
+
+
 def collect(
     name: str,
     decode: Decode,
     settings: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
-    journal: Journal[DecodingRecord],
+    journal: Journal,
     deadline: float = math.inf,
 ) -> None:
     """Time every prompt in every setting, greedily; the settings take turns within a prompt.
@@ -147,15 +329,15 @@ def collect(
             set has one.
     """
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
-    seen: Counter[tuple[int, str]] = Counter()
-    turns: list[tuple[EvaluationPrompt, list[tuple[Setting, str]], bool]] = []
+    turns: list[tuple[EvaluationPrompt, dict[str, Setting], bool]] = []
     for repeat in range(config.repeats):
+        seen: Counter[str] = Counter()
         for prompt in prompts:
-            number = seen[repeat, prompt.task]
-            seen[repeat, prompt.task] += 1
+            number = seen[prompt.task]
+            seen[prompt.task] += 1
             even = (repeat + number + tasks.index(prompt.task)) % 2 == 0
-            labels = [(s, s.label(repeat, prompt)) for s in settings[:: 1 if even else -1]]
-            missing = [(s, label) for s, label in labels if label not in journal]
+            labels = {s.label(repeat, prompt): s for s in settings[:: 1 if even else -1]}
+            missing = {label: s for label, s in labels.items() if label not in journal}
             turns.append((prompt, missing, repeat == number == 0))
     due = sum(len(missing) for _, missing, _ in turns)
     for setting in settings if due else ():  # not kept
@@ -165,17 +347,21 @@ def collect(
         for prompt, missing, needed in turns:
             if not needed and time.monotonic() > deadline:
                 break
-            for setting, label in missing:
+            for label, setting in missing.items():
                 journal.add(label, decode(setting, prompt, config.max_new_tokens))
                 progress.advance(1)
 
 
-def complete_blocks(
-    journal: Journal[DecodingRecord],
+def complete_records(
+    journal: Journal,
     settings: Sequence[Setting],
     prompts: Sequence[EvaluationPrompt],
     config: BenchConfig,
-) -> list[Block]:
-    """Return the repeats of prompts that were timed in every setting, in the order of time."""
-    blocks = [(repeat, prompt) for repeat in range(config.repeats) for prompt in prompts]
-    return [b for b in blocks if all(s.label(*b) in journal for s in settings)]
+) -> dict[Setting, list[DecodingRecord]]:
+    """Return the records of those repeats of prompts that were timed in every setting.
+
+    All lists are in the same order, so that any two of them are pairs.
+    """
+    blocks = itertools.product(range(config.repeats), prompts)
+    complete = [b for b in blocks if all(s.label(*b) in journal for s in settings)]
+    return {s: [journal[s.label(*b)] for b in complete] for s in settings}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, TypeVar
 
-from pydantic import Field, StrictBool
+from pydantic import Field
 
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError
@@ -109,9 +108,6 @@ _PATHS_HELP = (
     "openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop over "
     "OVModelForCausalLM); OpenVINO's are skipped where it is not installed"
 )
-_DRAFTS_HELP = (
-    "other drafts, name: folder or Hub id; each is timed on transformers and ours, if listed"
-)
 
 
 class BenchConfig(_Measuring):
@@ -121,11 +117,7 @@ class BenchConfig(_Measuring):
     num_assistant_tokens: list[Count] = Field([1, 2, 3, 4, 5], description="values of γ to try")
     repeats: Count = Field(2, description="times every prompt is decoded in every setting")
     paths: list[BenchPath] = Field(["transformers", "openvino"], description=_PATHS_HELP)
-    drafts: dict[Key, str] = Field({}, description=_DRAFTS_HELP)
     weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
-    write: StrictBool = Field(
-        False, description="store the best γ in the draft's generation config"
-    )
 
     def check_values(self) -> None:
         super().check_values()
@@ -134,14 +126,4 @@ class BenchConfig(_Measuring):
             raise FastDraftError(
                 "num_assistant_tokens: a list of whole numbers of at least 1 is needed, got "
                 f"{self.num_assistant_tokens}"
-            )
-        for name in self.drafts:  # it becomes part of labels and keys
-            if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-                raise FastDraftError(
-                    f"drafts: '{name}' is not a valid name; letters, digits, '.', '_' and '-' are "
-                    "allowed"
-                )
-        if self.drafts and not {"transformers", "ours"} & set(self.paths):
-            raise FastDraftError(
-                "drafts: they are timed on transformers and ours, and paths has neither; add one"
             )

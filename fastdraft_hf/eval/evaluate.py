@@ -5,7 +5,7 @@ token; then sampled with the draft, at every temperature and γ. Both models rea
 once more for the expected acceptance (`expected`). A few prompts are also sampled with the draft as
 it was before training.
 
-Prompts are dealt out to the processes, each of which keeps its results in files of its own. The
+Prompts are dealt out to the processes, each of which keeps its answers in a file of its own. The
 seed of a sampled answer is that of its prompt, so results do not depend on the number of processes.
 """
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +27,9 @@ from fastdraft_hf._ties import greedy_margin
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.speculative import drafting_of
+from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.eval.config import EvaluateConfig
-from fastdraft_hf.eval.expected import (
-    Continuation,
-    TextAcceptance,
-    add_rounds,
-    expected_rounds,
-    rounds_by_position,
-    text_acceptance,
-)
+from fastdraft_hf.eval.expected import Continuation, add_rounds, expected_rounds, text_acceptance
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
     Counts,
@@ -51,10 +46,7 @@ if TYPE_CHECKING:
 
 # The kinds of runs of one prompt.
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
-RECORDS, READINGS = "records.jsonl", "readings.jsonl"
-
-Records = Mapping[str, DecodingRecord]
-Readings = Mapping[str, TextAcceptance]
+RECORDS = "records.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,6 @@ def evaluate(
     folder: Path,
     *,
     seed: int,
-    target_parameters: int,
-    draft_parameters: int,
 ) -> dict[str, Any] | None:
     """Measure a draft; several processes share the prompts.
 
@@ -118,75 +108,65 @@ def evaluate(
         models: the target and the draft.
         prompts: from `draw_prompts`, the same in every process.
         config: lengths, γ, temperatures and time limit.
-        folder: keeps the answers (``records.jsonl``) and their expected acceptance
-            (``readings.jsonl``); what it holds is not measured again.
+        folder: keeps the answers (``records.jsonl``); what it holds is not measured again.
         seed: of the sampling; each prompt adds its number.
-        target_parameters, draft_parameters: for the cost ratio c.
 
     Returns:
         the content of ``results.json`` on the main process, ``None`` on the others.
     """
-    records, readings = _journals(folder)
+    plan = _plan(prompts, config, models.untrained is not None)
+    journal = _journal(folder)
     _processes.barrier()  # every process has read what there is before one writes
-    _measure(models, prompts, config, records, readings, seed)
+    _measure(models, plan, config, journal, seed)
     _processes.barrier()
     if not _processes.is_main():
         return None
-    records, readings = _journals(folder)
-    steps = [_steps(prompt, prompts, config, models.untrained is not None) for prompt in prompts]
+    journal = _journal(folder)
     # A time limit leaves prompts out, the last ones of each process.
-    complete = [all(label in records for label in one) for one in steps]
-    measured = list(itertools.compress(prompts, complete))
-    texts = [[label for label in one if label in readings] for one in steps]
-    records.write(folder / RECORDS, itertools.chain(*itertools.compress(steps, complete)))
-    readings.write(folder / READINGS, itertools.chain(*itertools.compress(texts, complete)))
-    for part in (*folder.glob("records-*.jsonl"), *folder.glob("readings-*.jsonl")):
+    complete = [(prompt, steps) for prompt, steps in plan if all(one in journal for one in steps)]
+    journal.write(folder / RECORDS, itertools.chain(*(steps for _, steps in complete)))
+    for part in folder.glob("records-*.jsonl"):
         part.unlink()
-    results = summarize(
-        measured,
-        records,
-        readings,
-        config,
-        target_parameters=target_parameters,
-        draft_parameters=draft_parameters,
-        differences=compare_greedy(models.target, measured, config, records),
-    )
-    return {**results, "prompts": {"drawn": len(prompts), "measured": len(measured)}}
+    measured = [prompt for prompt, _ in complete]
+    target, draft = models.target.num_parameters(), count_parameters(models.draft.config)
+    return {
+        "target_parameters": target,
+        "draft_parameters": draft,  # with the full head
+        "cost_ratio": draft / target,
+        **summarize(measured, journal, config, draft / target),
+        **compare_greedy(models.target, measured, config, journal),
+        "prompts": {"drawn": len(prompts), "measured": len(measured)},
+    }
 
 
-def _journals(folder: Path) -> tuple[Journal[DecodingRecord], Journal[TextAcceptance]]:
-    """Open this process's journals; they know the results of all processes and starts."""
-
-    def opened(name: str, read: Callable[[dict[str, Any]], Any]) -> Journal[Any]:
-        own = folder / f"{name}-{_processes.rank()}.jsonl"
-        return Journal(own, sorted(folder.glob(f"{name}*.jsonl")), read)
-
-    return opened("records", DecodingRecord.from_dict), opened("readings", TextAcceptance.from_dict)
+def _journal(folder: Path) -> Journal:
+    """Open this process's journal; it knows the answers of all processes and starts."""
+    own = folder / f"records-{_processes.rank()}.jsonl"
+    return Journal(own, sorted(folder.glob("records*.jsonl")))
 
 
-def _steps(
-    prompt: EvaluationPrompt,
-    prompts: Sequence[EvaluationPrompt],
-    config: EvaluateConfig,
-    untrained: bool,
-) -> dict[str, Setting]:
-    """Return the runs of a prompt by label: greedy ones first, the target alone before them."""
+# A prompt and its runs by label.
+Steps = tuple[EvaluationPrompt, dict[str, Setting]]
+
+
+def _plan(
+    prompts: Sequence[EvaluationPrompt], config: EvaluateConfig, untrained: bool
+) -> list[Steps]:
+    """Return the runs of every prompt: greedy ones first, the target alone before them."""
     settings = [TARGET_ALONE, *sorted(settings_of(config), key=lambda s: s.run != GREEDY)]
-    firsts = [p for p in prompts if p.task == prompt.task][: config.untrained_prompts_per_task]
-    if untrained and prompt in firsts:
-        settings.append(_untrained(config))
-    return {setting.label(prompt): setting for setting in settings}
+    plan, seen = [], Counter[str]()
+    for prompt in prompts:
+        more = untrained and seen[prompt.task] < config.untrained_prompts_per_task
+        runs = [*settings, _untrained(config)] if more else settings
+        seen[prompt.task] += 1
+        plan.append((prompt, {setting.label(prompt): setting for setting in runs}))
+    return plan
 
 
 def _measure(
-    models: Models,
-    prompts: Sequence[EvaluationPrompt],
-    config: EvaluateConfig,
-    records: Journal[DecodingRecord],
-    readings: Journal[TextAcceptance],
-    seed: int,
+    models: Models, plan: list[Steps], config: EvaluateConfig, journal: Journal, seed: int
 ) -> None:
-    """Decode and read this process's share of the prompts, as far as the journals lack them."""
+    """Decode and read this process's share of the prompts, as far as the journal lacks them."""
     drafts = {ALONE: None, UNTRAINED: models.untrained}
 
     def answer(setting: Setting, prompt: EvaluationPrompt, seed: int, tokens: int) -> Any:
@@ -204,48 +184,44 @@ def _measure(
         )
 
     due = []
-    firsts = {prompt.task: prompt for prompt in reversed(prompts)}
-    for number, prompt in enumerate(prompts):
-        steps = _steps(prompt, prompts, config, models.untrained is not None)
-        sampled = [label for label, setting in steps.items() if setting.run == SAMPLED]
-        missing = sum(label not in records for label in steps)
-        if missing or any(label not in readings for label in sampled):
-            due.append((number, prompt, steps, missing))
+    for number, (prompt, steps) in enumerate(plan):
+        if missing := {label: one for label, one in steps.items() if label not in journal}:
+            due.append((number, prompt, missing))
     due = due[_processes.rank() :: _processes.world()]
-    total = sum(missing for _, _, _, missing in due)
-    if total:  # the first calls of a process are slow (threads, allocator) and not kept
+    if due:  # the first calls of a process are slow (threads, allocator) and not kept
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
-            answer(setting, EvaluationPrompt("warm-up", "", prompts[0].ids), seed, 8)
+            answer(setting, EvaluationPrompt("warm-up", "", plan[0][0].ids), seed, 8)
+    firsts = {prompt.task: prompt for prompt, _ in reversed(plan)}
     ratio = drafting_of(models.draft).temperature_ratio if config.path == "ours" else 1.0
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
-    with Progress("evaluate", total, "answers") as progress:
-        for number, prompt, steps, _ in due:
+    with Progress("evaluate", sum(len(steps) for _, _, steps in due), "answers") as progress:
+        for number, prompt, missing in due:
             if time.monotonic() > end and firsts[prompt.task] != prompt:
                 break
-            for label, setting in steps.items():
-                if label not in records:
-                    found = answer(setting, prompt, seed + number, config.max_new_tokens)
-                    records.add(label, found)
-                    progress.advance(1)
-                if setting.run == SAMPLED and label not in readings:
-                    text = Continuation(prompt.task, prompt.ids, tuple(records[label].tokens))
+            for label, setting in missing.items():
+                record = answer(setting, prompt, seed + number, config.max_new_tokens)
+                reading = None
+                if setting.run == SAMPLED:
+                    text = Continuation(prompt.task, prompt.ids, tuple(record.tokens))
                     pair, ends = (models.target, models.draft), models.stop_ids
                     reading = text_acceptance(*pair, text, setting.temperature, ends, ratio)
-                    readings.add(label, reading)
+                journal.add(label, record, reading)
+                progress.advance(1)
 
 
 def compare_greedy(
     target: PreTrainedModel,
     prompts: Sequence[EvaluationPrompt],
     config: EvaluateConfig,
-    records: Records,
-) -> list[dict[str, Any]]:
-    """Return the prompts whose greedy tokens differ with the draft, and why.
+    records: Mapping[str, DecodingRecord],
+) -> dict[str, Any]:
+    """Return on how many prompts greedy tokens are the same with the draft, and where not and why.
 
-    Each entry names the prompt, γ, the first differing position, the target's margin there in
-    logits, and whether the margin is a near-tie that rounding explains (``tie``). If one answer is
-    a prefix of the other the position is ``None`` and no tie explains it. A prompt that differs at
-    several γ has one entry, of the first fault, else of the first tie.
+    ``greedy_differences`` has an entry for each prompt that differs, which names the prompt, γ, the
+    first differing position, the target's margin there in logits, and whether the margin is a
+    near-tie that rounding explains (``tie``). If one answer is a prefix of the other the position
+    is ``None`` and no tie explains it. A prompt that differs at several γ has one entry, of the
+    first fault, else of the first tie.
     """
     differences: list[dict[str, Any]] = []
     for prompt in prompts:
@@ -263,57 +239,49 @@ def compare_greedy(
             entry = {"task": prompt.task, "key": prompt.key, "num_assistant_tokens": gamma}
             found.append({**entry, **why})
         differences += sorted(found, key=lambda entry: bool(entry["tie"]))[:1]
-    return differences
+    return {
+        "greedy_prompts": len(prompts),
+        "greedy_identical": len(prompts) - len(differences),
+        "greedy_differences": differences,
+    }
 
 
 def summarize(
-    prompts: Sequence[EvaluationPrompt],
-    records: Records,
-    readings: Readings,
-    config: EvaluateConfig,
-    *,
-    target_parameters: int,
-    draft_parameters: int,
-    differences: list[dict[str, Any]],
+    prompts: Sequence[EvaluationPrompt], journal: Journal, config: EvaluateConfig, cost_ratio: float
 ) -> dict[str, Any]:
-    """Return the results of an evaluation as a mapping that JSON can hold.
+    """Return the acceptance of an evaluation as a mapping that JSON can hold.
 
     ``tasks`` and ``overall`` hold the results at the first γ and the first temperature;
     ``settings`` holds one entry for each γ and temperature, with ``tasks`` and ``overall`` of its
     own. Sampled results have a part ``expected``.
     """
-    ratio = draft_parameters / target_parameters
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
 
     def measured(setting: Setting, task: str | None) -> dict[str, Any] | None:
-        chosen = [p for p in prompts if task in (None, p.task) and setting.label(p) in records]
+        chosen = [p for p in prompts if task in (None, p.task) and setting.label(p) in journal]
         if not chosen:
             return None
-        gamma, taken = setting.num_assistant_tokens, [records[setting.label(p)] for p in chosen]
+        gamma, records = setting.num_assistant_tokens, [journal[setting.label(p)] for p in chosen]
         found: dict[str, Any] = {
-            "prompts": len(taken),
-            "drafted": sum(r.drafted for r in taken),
-            **_intervals(taken, ratio, gamma),
-            "acceptance_by_position": acceptance_by_position(taken),
+            "prompts": len(records),
+            **_intervals(records, cost_ratio, gamma),
+            "acceptance_by_position": acceptance_by_position(records),
         }
         if setting.run != SAMPLED:
             return found
         # Decoding with the draft samples from the target's own distribution, whatever γ is, so the
         # texts of all γ serve every γ. The bootstrap draws prompts with all their texts.
         same = [Setting(SAMPLED, g, setting.temperature) for g in config.gammas]
+        texts = [[journal.readings[one.label(p)] for one in same] for p in chosen]
         parts = [
-            add_rounds(
-                [expected_rounds(readings[s.label(p)], gamma, config.max_new_tokens) for s in same]
-            )
-            for p in chosen
+            add_rounds([expected_rounds(text, gamma, config.max_new_tokens) for text in one])
+            for one in texts
         ]
-        expected: dict[str, Any] = {
-            "texts": len(chosen) * len(same),
-            **_intervals(parts, ratio, gamma),
-            "acceptance_by_position": rounds_by_position(parts),
-        }
-        one, other = found["acceptance_rate"], expected["acceptance_rate"]
-        overlap = one[1] <= other[2] and other[1] <= one[2]
+        expected = _intervals(parts, cost_ratio, gamma)
+        (_, low, high), (_, expected_low, expected_high) = (
+            figures["acceptance_rate"] for figures in (found, expected)
+        )
+        overlap = low <= expected_high and expected_low <= high
         return {**found, "expected": expected, "intervals_overlap": overlap}
 
     def of_all(setting: Setting) -> dict[str | None, Any]:
@@ -332,13 +300,6 @@ def summarize(
     return {
         "num_assistant_tokens": config.gammas[0],
         "temperature": config.sampled[0],
-        "max_new_tokens": config.max_new_tokens,
-        "target_parameters": target_parameters,
-        "draft_parameters": draft_parameters,
-        "cost_ratio": ratio,
-        "greedy_prompts": len(prompts),
-        "greedy_identical": len(prompts) - len(differences),
-        "greedy_differences": differences,
         "tasks": {task: single(task) for task in tasks},
         "overall": single(None),
         "settings": [
@@ -353,10 +314,12 @@ def summarize(
     }
 
 
-def _intervals(taken: Sequence[Counts], ratio: float, gamma: int) -> dict[str, list[float]]:
-    found = bootstrap(taken, block_efficiency).triple()
+def _intervals(
+    answers: Sequence[Counts], cost_ratio: float, num_assistant_tokens: int
+) -> dict[str, list[float]]:
+    efficiency = bootstrap(answers, block_efficiency).triple()
     return {
-        "acceptance_rate": bootstrap(taken, acceptance_rate).triple(),
-        "block_efficiency": found,
-        "mbsu": [mbsu(value, ratio, gamma) for value in found],
+        "acceptance_rate": bootstrap(answers, acceptance_rate).triple(),
+        "block_efficiency": efficiency,
+        "mbsu": [mbsu(value, cost_ratio, num_assistant_tokens) for value in efficiency],
     }

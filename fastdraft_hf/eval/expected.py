@@ -207,10 +207,3 @@ def add_rounds(parts: Sequence[ExpectedRounds]) -> ExpectedRounds:
         tuple(map(sum, zip(*(p.drafted_by_position for p in parts), strict=True))),
         tuple(map(sum, zip(*(p.accepted_by_position for p in parts), strict=True))),
     )
-
-
-def rounds_by_position(parts: Sequence[ExpectedRounds]) -> list[float]:
-    """Return, for each position of a block, the expected share accepted up to it."""
-    total = add_rounds(parts)
-    pairs = zip(total.accepted_by_position, total.drafted_by_position, strict=True)
-    return [accepted / drafted if drafted else 0.0 for accepted, drafted in pairs]

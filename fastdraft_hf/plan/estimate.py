@@ -267,9 +267,7 @@ class _Job:
         paths = [path for path in dict.fromkeys(config.paths) if path in known]
         reduced = paths if self.recipe.reduced_vocabulary is not None else ()
         settings = bench.all_settings(
-            bench.assisted_settings(
-                paths, config.num_assistant_tokens, list(config.drafts), reduced
-            )
+            bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
         )
         answers = [(one.path, one.num_assistant_tokens) for one in settings]
         # All repeats, and one for warm-up and memory.

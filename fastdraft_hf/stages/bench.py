@@ -5,25 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf.decode.settings import store_draft_settings
-from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.eval import bench
-from fastdraft_hf.eval.engines import Models
 from fastdraft_hf.eval.prompts import draw_prompts
-from fastdraft_hf.eval.speed import run_bench
+from fastdraft_hf.eval.speed import summarize
 from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import resolve_target, stop_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from fastdraft_hf.target.resolve import stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +32,18 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     paths = _available(config.paths)
     reduced = _reduced_paths(run, paths)
-    models = _models(run, paths, reduced, tokenizer)
+    models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))
     prompts = draw_prompts(
         tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
     )
-    assisted = bench.assisted_settings(
-        paths, config.num_assistant_tokens, list(config.drafts), reduced
-    )
-    results = run_bench(models, assisted, prompts, config, folder)
-    write_json(folder / "results.json", results)
-    if config.write:
-        _write(run, results)
+    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
+    timed = bench.run_bench(models, assisted, prompts, config, folder)
+    measured = {(r.task, r.key) for records in timed.values() for r in records}
+    results = summarize(timed, assisted)
+    counts = {"drawn": len(prompts), "measured": len(measured)}
+    write_json(folder / "results.json", {"prompts": counts, **results})
     return {
-        name: {
-            "best_num_assistant_tokens": found["overall"]["best_num_assistant_tokens"],
-            "is_speed_up": found["overall"]["is_speed_up"],
-        }
+        name: {key: found["overall"][key] for key in ("best_num_assistant_tokens", "is_speed_up")}
         for name, found in results["paths"].items()
     }
 
@@ -90,60 +79,28 @@ def _export(run: Run, draft: str = "") -> Path:
 
 
 def _models(
-    run: Run, paths: Sequence[str], reduced: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> Models:
-    """Find every model that the paths read, and refuse those that cannot be timed.
-
-    Raises:
-        FastDraftError: a draft cannot be found or has another vocabulary, or the weight format
-            was not exported.
-    """
-    config, target = run.recipe.bench, run.target.path
-    vocabulary = Vocabulary.of_folder(target, "the target", tokenizer)
+    run: Run, paths: Sequence[str], reduced: Sequence[str], stop_ids: list[int]
+) -> bench.Models:
+    """Find every model that the paths read; refuse a weight format that was not exported."""
+    target, weight_format = run.target.path, run.recipe.bench.weight_format
     drafts, openvino = {}, {}
-    for name, where in config.drafts.items():
-        key = f"bench.drafts.{name}"
-        try:
-            folder = resolve_target(where).path
-        except FastDraftError as error:
-            raise FastDraftError(f"{key}: {str(error).removeprefix('target: ')}") from error
-        check_vocabulary(vocabulary, folder, key)
-        drafts[name] = str(folder)
     if {"transformers", "ours"} & set(paths):
         drafts[""] = str(run.latest_model())
     if _OPENVINO_DRAFTS & set(paths):
         if not _export(run).exists():
             raise FastDraftError(
-                f"bench.weight_format: {config.weight_format} was not exported; add it to "
-                "export.openvino"
+                f"bench.weight_format: {weight_format} was not exported; add it to export.openvino"
             )
         openvino[""] = str(_export(run))
     if reduced:
         drafts[bench.REDUCED] = str(run.stage_folder("reduced_vocabulary"))
         openvino[bench.REDUCED] = str(_export(run, bench.REDUCED))
     on_openvino = bool(set(bench.OPENVINO) & set(paths))
-    return Models(
+    return bench.Models(
         target=str(target),
         drafts=drafts,
-        target_openvino=str(cached_openvino(target, config.weight_format)) if on_openvino else None,
+        target_openvino=str(cached_openvino(target, weight_format)) if on_openvino else None,
         drafts_openvino=openvino,
         device=resolve_device(run.recipe.device),
-        stop_ids=sorted(stop_ids(target, tokenizer)),
+        stop_ids=stop_ids,
     )
-
-
-def _write(run: Run, results: dict[str, Any]) -> None:
-    """Store the best γ beside the weights of each draft, in its generation config."""
-    given, export = run.recipe.design.draft, run.stage_folder("export")
-    draft = Path(given) if given is not None else run.latest_model()
-    reduced = run.stage_folder("reduced_vocabulary")
-    for suffix, folder, prefix in (("", draft, ""), (f"/{bench.REDUCED}", reduced, "reduced-")):
-        for paths, folders in (
-            (("transformers", "ours"), [folder]),
-            (("openvino", "ours-openvino"), sorted(export.glob(f"{prefix}openvino-*"))),
-        ):
-            gamma = best_of_paths(results, [path + suffix for path in paths])
-            if gamma is not None:
-                for written in folders:
-                    store_draft_settings(written, gamma)
-                    logger.info("bench: num_assistant_tokens %d written to %s", gamma, written)

@@ -17,12 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``records.jsonl``, ``readings.jsonl`` and ``results.json``."""
+    """Write ``records.jsonl`` and ``results.json``."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.draft.sizes import count_parameters
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.eval.evaluate import Models, evaluate
     from fastdraft_hf.eval.prompts import draw_prompts
@@ -62,8 +61,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         config,
         folder,
         seed=run.recipe.seed,
-        target_parameters=target.num_parameters(),
-        draft_parameters=count_parameters(draft.config),  # with the full head
     )
     if results is None:  # not the main process
         return {}
@@ -74,11 +71,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         logger.error(
             "greedy output differs from the target's on %d prompts: %s", len(faults), faults
         )
-    return {
-        "greedy_identical": results["greedy_identical"],
-        "greedy_prompts": results["greedy_prompts"],
-        "acceptance_rate": results["overall"]["sampled"]["acceptance_rate"],
-    }
+    facts = {key: results[key] for key in ("greedy_identical", "greedy_prompts")}
+    return {**facts, "acceptance_rate": results["overall"]["sampled"]["acceptance_rate"]}
 
 
 def not_held_out(run: Run) -> list[str]:

@@ -63,7 +63,7 @@ def _samples(run: Run) -> list[tuple[str, Pieces]]:
     if not path.exists():
         return []
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
-    records: Journal[Any] = Journal(path)
+    records = Journal(path)
     config = run.recipe.evaluate
     samples: list[tuple[str, Pieces]] = []
     for task in config.tasks:

@@ -21,8 +21,7 @@ from fastdraft_hf.cli import main as cli
 from fastdraft_hf.cli.demo import find_draft
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.decode.settings import store_draft_settings
-from fastdraft_hf.eval.bench import Setting
-from fastdraft_hf.eval.engines import Models, load_engine
+from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.report import accepted_pieces
 
 PROMPT = ("code", "the cat and the hat")
@@ -147,7 +146,7 @@ def test_bad_input_is_one_line_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "fastdraft_hf.eval.engines.load_engine", lambda *given: pytest.fail("a model was loaded")
+        "fastdraft_hf.cli.demo.load_engine", lambda *given: pytest.fail("a model was loaded")
     )
     other = Path(shutil.copytree(draft, tmp_path / "other"))
     tokenizer = AutoTokenizer.from_pretrained(other)

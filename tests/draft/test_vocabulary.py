@@ -56,7 +56,7 @@ def test_the_same_vocabulary(
     draft = save(tiny_tokenizer)
     read = Vocabulary.of_folder(tiny_target_folder, "the target", tiny_tokenizer)
     assert (read.rows, read.ends) == (288, {2})
-    report = check_vocabulary(read, draft, "bench.drafts.x")
+    report = check_vocabulary(read, draft, "draft")
     assert (report.verdict, report.problems, caplog.messages) == ("identical", [], [])
 
 
@@ -155,8 +155,8 @@ def test_rows_and_ends_are_compared_where_they_are_known() -> None:
 
 def test_a_folder_that_cannot_be_read(tiny_target_folder: Path, tmp_path: Path) -> None:
     found = Vocabulary.of_folder(tiny_target_folder)
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.x: no tokenizer can be read"):
-        check_vocabulary(found, tmp_path, "bench.drafts.x")
+    with pytest.raises(FastDraftError, match=r"^draft: no tokenizer can be read"):
+        check_vocabulary(found, tmp_path, "draft")
     shutil.copytree(tiny_target_folder, tmp_path / "copy")
     (tmp_path / "copy" / "config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(FastDraftError, match="no config can be read in"):

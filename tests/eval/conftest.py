@@ -57,7 +57,6 @@ def bench_results() -> dict[str, Any]:
     def figures(alone: float, gammas: dict[int, float]) -> dict[str, Any]:
         best = max(gammas, key=lambda gamma: gammas[gamma])
         ratio = gammas[best] / alone
-        judged = {"ratio": [ratio - 0.05, ratio - 0.2, ratio + 0.1], "pairs": 8}
         return {
             "alone_tokens_per_second": alone,
             "alone_first_token_seconds": 0.04,
@@ -72,7 +71,7 @@ def bench_results() -> dict[str, Any]:
                 for gamma, speed in gammas.items()
             },
             "best_num_assistant_tokens": best,
-            "judged": {**judged, "judged_on": "other half of the prompts"},
+            "judged": {"ratio": [ratio - 0.05, ratio - 0.2, ratio + 0.1]},
             "is_speed_up": ratio - 0.2 > 1,
         }
 
@@ -81,21 +80,18 @@ def bench_results() -> dict[str, Any]:
         ("transformers", 10.0, {1: 8.0, 3: 9.0}),
         ("ours", 10.0, {1: 12.0, 3: 14.3}),
         ("prompt-lookup", 10.0, {1: 11.0, 3: 10.0}),
-        ("transformers/big", 10.0, {1: 9.0, 3: 8.0}),
+        ("ours/reduced", 10.0, {1: 9.0, 3: 8.0}),
         ("openvino", 100.0, {1: 130.0, 3: 120.0}),
     ):
         found, (path, _, draft) = figures(alone, gammas), name.partition("/")
         tasks = {"humaneval": found, "ifbench": found}
-        counts = {"prompts": 4, "answers_compared": 8, "answers_differing": 0}
-        paths[name] = {"path": path, "draft": draft, **counts, "tasks": tasks, "overall": found}
+        paths[name] = {"path": path, "draft": draft, "tasks": tasks, "overall": found}
     paths["ours"]["overall"]["stock"] = {
         "tokens_per_second": 9.0,
-        "first_token_seconds": 0.04,
         "kernels_ratio": [1.1, 1.0, 1.2],
         "best_ratio": [1.6, 1.5, 1.7],
     }
     return {
-        "max_new_tokens": 64,
         "prompts": {"drawn": 4, "measured": 4},
         "paths": paths,
         "best": {
@@ -103,7 +99,6 @@ def bench_results() -> dict[str, Any]:
             "draft": "",
             "num_assistant_tokens": 1,
             "tokens_per_second": 130.0,
-            "first_token_seconds": 0.05,
             "judged": paths["openvino"]["overall"]["judged"],
             "is_speed_up": True,
             "fastest_alone": {"engine": "openvino-alone", "tokens_per_second": 100.0},

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,11 +48,18 @@ class FakeDecode:
         )
 
 
-def run(folder: Path, decode: FakeDecode, deadline: float = math.inf) -> Journal[Any]:
+def run(folder: Path, decode: FakeDecode, deadline: float = math.inf) -> Journal:
     folder.mkdir(exist_ok=True)
     journal = Journal(folder / "records.jsonl")
     bench.collect("pytorch", decode, SETTINGS, PROMPTS, CONFIG, journal, deadline)
     return journal
+
+
+def timed(journal: Journal, prompts: list[EvaluationPrompt]) -> list[str]:
+    """Return the prompts timed in every setting, by key."""
+    records = bench.complete_records(journal, SETTINGS, prompts, CONFIG)
+    (keys,) = {tuple(record.key for record in one) for one in records.values()}
+    return list(keys)
 
 
 def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
@@ -74,15 +80,11 @@ def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
     ]
 
 
-def test_another_draft_is_timed_on_the_paths_that_take_any() -> None:
-    paths = ["transformers", "ours", "prompt-lookup", "openvino"]
-    settings = bench.assisted_settings(paths, [2], ["big"])
-    assert [s.name for s in settings] == [*paths, "transformers/big", "ours/big"]
-    # Compared to the target alone through the same kernels, which has no draft.
-    assert settings[-1].baseline == Setting("ours")
-    assert settings[-1].stock == Setting("alone")
-    assert settings[0].baseline == Setting("alone")
-    assert settings[0].stock is None
+def test_every_path_is_compared_to_its_own_kernels() -> None:
+    ours = Setting("ours", bench.REDUCED, 2)
+    assert (ours.baseline, ours.stock) == (Setting("ours"), Setting("alone"))
+    stock = Setting("transformers", "", 2)
+    assert (stock.baseline, stock.stock) == (Setting("alone"), None)
 
 
 def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> None:
@@ -124,22 +126,19 @@ def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_after_the_deadline_one_prompt_of_each_task_is_timed(tmp_path: Path) -> None:
     journal = run(tmp_path, FakeDecode(), deadline=time.monotonic() - 1)
-    blocks = bench.complete_blocks(journal, SETTINGS, PROMPTS, CONFIG)
-    assert blocks == [(0, PROMPTS[0])]  # the second prompt of humaneval ended it
+    assert timed(journal, PROMPTS) == ["H/0"]  # the second prompt of humaneval ended it
     turns = [PROMPTS[0], PROMPTS[2], PROMPTS[1]]
-    other = Journal[Any](tmp_path / "other.jsonl")
+    other = Journal(tmp_path / "other.jsonl")
     bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other, time.monotonic() - 1)
-    assert bench.complete_blocks(other, SETTINGS, turns, CONFIG) == [(0, turns[0]), (0, turns[1])]
+    assert timed(other, turns) == ["H/0", "7"]
     # A later start without a limit completes it.
     bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other)
-    assert len(bench.complete_blocks(other, SETTINGS, turns, CONFIG)) == 6
+    assert timed(other, turns) == ["H/0", "7", "H/1"] * 2
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"drafts": {"a/b": "x"}}, "drafts: 'a/b' is not a valid name"),
-        ({"drafts": {"a": "x"}, "paths": ["openvino"]}, "drafts: they are timed on transformers"),
         ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
         ({"repeats": 0}, "repeats: must be at least 1"),
         ({"max_minutes": 0}, "max_minutes: must be above 0"),

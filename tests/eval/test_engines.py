@@ -12,8 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.eval import bench
-from fastdraft_hf.eval.bench import Setting
-from fastdraft_hf.eval.engines import Models, load_engine
+from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
 
@@ -28,12 +27,12 @@ def models(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> Models:
     root = tmp_path_factory.mktemp("drafts")
-    for name, given in (("own", {"seed": 1, "num_hidden_layers": 1}), ("other", {})):
+    for name, given in (("own", {"seed": 1, "num_hidden_layers": 1}), ("reduced", {})):
         tiny_model(**given).save_pretrained(root / name)
         tiny_tokenizer.save_pretrained(root / name)
     return Models(
         target=str(tiny_target_folder),
-        drafts={"": str(root / "own"), "other": str(root / "other")},
+        drafts={"": str(root / "own"), "reduced": str(root / "reduced")},
         stop_ids=[2],
     )
 
@@ -49,9 +48,9 @@ def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counting)
     paths = bench.RUNTIMES["pytorch"]
-    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], ["other"]))
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], ["ours"]))
     decode = load_engine(models, settings)
-    assert loaded == {models.target: 1, models.drafts[""]: 1, models.drafts["other"]: 1}
+    assert loaded == {models.target: 1, models.drafts[""]: 1, models.drafts["reduced"]: 1}
     alone = decode(Setting("alone"), PROMPT, 12)
     assert (alone.path, alone.num_assistant_tokens, alone.drafted) == ("transformers", 0, 0)
     rounds = {}
@@ -62,8 +61,8 @@ def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.Monke
         assert (record.task, record.key) == ("humaneval", "H/0")
         assert bool(record.drafted) == (setting.num_assistant_tokens > 0)
         rounds[setting] = record.rounds
-    # The named draft was used, not the run's own twice; stock and ours see the same one.
-    own, other = Setting("ours", "", 3), Setting("ours", "other", 3)
+    # The reduced draft was used, not the run's own twice; stock and ours see the same one.
+    own, other = Setting("ours", "", 3), Setting("ours", "reduced", 3)
     assert rounds[own] != rounds[other]
     assert rounds[own] == rounds[Setting("transformers", "", 3)]
     assert len(decode(Setting("alone"), PROMPT, 3).tokens) == 3
@@ -82,7 +81,7 @@ def test_openvino_decodes_in_every_way(
         stop_ids=[2],
     )
     paths = bench.RUNTIMES["openvino"]
-    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], (), paths))
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], paths))
     assert len([s for s in settings if s.draft == "reduced"]) == 4
     decode = load_engine(found, settings)
     accepted = {}

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.recipe import build_recipe
@@ -93,36 +92,15 @@ def test_an_export_made_by_a_killed_run_is_kept(
     assert facts == {"openvino": ["int8", "fp16"], "weight_bytes": {"int8": 4, "fp16": 4}}
 
 
-def test_a_format_that_was_not_exported_is_named(
-    make_run: Callable[..., Run], tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_format_that_was_not_exported_is_named(make_run: Callable[..., Run]) -> None:
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 is not among export"):
         make_run("bench.weight_format=fp16")
     run = make_run("bench.weight_format=fp16", "export.openvino=[]")
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
-        bench._models(run, ["ours-openvino"], [], tiny_tokenizer)
+        bench._models(run, ["ours-openvino"], [], [])
 
 
-def test_another_draft_that_cannot_be_timed_is_refused_before_any_work(
-    make_run: Callable[..., Run],
-    save_draft: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bench, "draw_prompts", lambda *given: pytest.fail("work was done"))
-    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
-    run = make_run("bench.paths=[ours]", f"bench.drafts={{big: {tmp_path / 'big'}}}")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: the folder .* does not exist"):
-        bench.run(run, tmp_path)
-    folder = save_draft("big", vocab_size=320)
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*heads score 288 and 320 "):
-        bench.run(run, tmp_path)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FastDraftError, match=r"^bench\.drafts\.big: .*holds no \.safetensors"):
-        bench.run(run, tmp_path)
-
-
-def test_every_path_and_draft_is_timed_and_a_killed_bench_resumes(
+def test_every_path_is_timed_and_a_killed_bench_resumes(
     make_run: Callable[..., Run],
     save_draft: Callable[..., Path],
     out: Path,
@@ -134,14 +112,13 @@ def test_every_path_and_draft_is_timed_and_a_killed_bench_resumes(
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path / "own")
     save_draft("own")
     run = make_run(
-        f"bench.drafts={{big: {save_draft('big')}}}",
         "bench.paths=[transformers, ours, prompt-lookup, ours]",
         "bench.tasks=[humaneval]",
         "bench.num_assistant_tokens=[2]",
         "bench.max_new_tokens=6",
     )
     facts = bench.run(run, out)
-    names = ["transformers", "ours", "prompt-lookup", "transformers/big", "ours/big"]
+    names = ["transformers", "ours", "prompt-lookup"]
     assert list(facts) == names
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(results["paths"]) == names
@@ -174,23 +151,3 @@ def test_without_openvino_it_is_neither_exported_nor_timed(
     assert "path openvino-prompt-lookup is left out" in caplog.text
     assert "no OpenVINO folder is made" in caplog.text
     assert list(out.iterdir()) == []
-
-
-def test_bench_writes_the_best_setting_where_it_was_asked_to(
-    make_run: Callable[..., Run], tmp_path: Path
-) -> None:
-    """The given draft's folder gets its path's best γ, the exported ones OpenVINO's."""
-    given = tmp_path / "given"
-    given.mkdir()
-    run = make_run(f"design.draft={given}", "bench.write=true")
-    exported = run.stage_folder("export") / "openvino-int8"
-    exported.mkdir(parents=True)
-    paths = {"ours": 4, "transformers": 2, "ours-openvino": 5}
-    results = {
-        "paths": {p: {"overall": {"best_num_assistant_tokens": g}} for p, g in paths.items()}
-    }
-    bench._write(run, results)
-    assert read_draft_tokens(given) == 2
-    assert read_draft_tokens(exported) == 5
-    bench._write(run, {"paths": {}})
-    assert read_draft_tokens(given) == 2

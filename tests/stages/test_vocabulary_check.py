@@ -16,7 +16,7 @@ from fastdraft_hf.cli import export as export_command
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.draft import vocabulary
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import bench, design, evaluate, train
+from fastdraft_hf.stages import design, evaluate, train
 from fastdraft_hf.stages.reduced_vocabulary import reduce_draft
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.target.resolve import Target
@@ -48,9 +48,6 @@ class Pair:
     def evaluate(self) -> None:
         evaluate.run(self.run(), self.work)
 
-    def bench(self) -> None:
-        bench.run(self.run(bench={"drafts": {"x": str(self.draft)}, "paths": ["ours"]}), self.work)
-
     def reduced_vocabulary(self) -> None:
         reduce_draft(self.draft, [], 50, self.work / "out", target=self.target)
 
@@ -65,7 +62,7 @@ class Pair:
         open_teacher(str(self.target), args, AutoTokenizer.from_pretrained(self.draft), 288)
 
 
-STAGES = ["given", "donor", "pretrain", "evaluate", "bench", "reduced_vocabulary", "export"]
+STAGES = ["given", "donor", "pretrain", "evaluate", "reduced_vocabulary", "export"]
 
 
 @pytest.fixture

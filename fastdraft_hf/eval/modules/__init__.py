@@ -1,7 +1,7 @@
 """Acceptance rate, block efficiency and MBSU as metrics that ``evaluate.load`` reads.
 
-Each metric is a folder with a script, as `evaluate` wants it. What they share is in `base`, the
-formulas are those of `fastdraft_hf.eval.metrics`.
+`evaluate` wants a script for each metric; the scripts import their class from `base`. The formulas
+are those of `fastdraft_hf.eval.metrics`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ METRICS = ("acceptance_rate", "block_efficiency", "mbsu")
 
 
 def metric_path(name: str) -> str:
-    """Return the folder of a metric, for ``evaluate.load``.
+    """Return the script of a metric, for ``evaluate.load``.
 
     Args:
         name: ``acceptance_rate``, ``block_efficiency`` or ``mbsu``.
@@ -31,4 +31,4 @@ def metric_path(name: str) -> str:
         raise FastDraftError(
             f"no metric '{name}'{nearest(name, METRICS)}; valid names: {', '.join(METRICS)}"
         )
-    return str(Path(__file__).parent / name)
+    return str(Path(__file__).with_name(f"{name}.py"))

@@ -1,7 +1,8 @@
-"""The part that the three metrics for `evaluate` share."""
+"""The three metrics for `evaluate`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,22 +61,21 @@ class SpeculativeMetric(evaluate.Metric):
     ) -> dict[str, Any]:
         if unknown := set(given) - {*_COLUMNS, *_ARGUMENTS}:
             raise TypeError(f"{self.metric} takes no {', '.join(sorted(unknown))}")
-        extra = [given.get(name) for name in self.arguments]
-        for name, value in zip(self.arguments, extra, strict=True):
-            if value is None or value < 0:
+        for name in self.arguments:
+            if (value := given.get(name)) is None or value < 0:
                 raise ValueError(f"{self.metric} needs {name}, at least 0; got {value}")
         if confidence_level is not None and not 0 < confidence_level < 1:
             raise ValueError(f"confidence_level must be between 0 and 1, got {confidence_level}")
         if n_resamples < 1:
             raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+        arguments = {name: given[name] for name in self.arguments}
         pairs = zip(*(given[name] for name in self.columns), strict=True)
-        limit = given["num_assistant_tokens"] + 1 if self.arguments else None
-        records = [self._record(n, a, b, limit) for n, (a, b) in enumerate(pairs)]
+        records = [self._record(n, *pair, **arguments) for n, pair in enumerate(pairs)]
         if not records:
             raise ValueError(f"{self.metric} needs at least one answer")
         found = metrics.bootstrap(
             records,
-            lambda drawn: type(self).formula(drawn, *extra),
+            lambda drawn: self.formula(drawn, **arguments),
             samples=n_resamples if confidence_level else 0,
             seed=seed,
             level=confidence_level or 0.95,
@@ -87,27 +87,88 @@ class SpeculativeMetric(evaluate.Metric):
             result["acceptance_by_position"] = metrics.acceptance_by_position(records)
         return result
 
-    def _record(self, answer: int, first: Any, second: Any, limit: int | None) -> DecodingRecord:
-        """Return an answer's counts as a record, checked; ``limit`` is of tokens per pass."""
-        one, other = ([v] if isinstance(v, int) else v for v in (first, second))
-        name, second_name = self.columns
-        if len(one) != len(other):
+    def _record(
+        self, answer: int, first: Any, second: Any, num_assistant_tokens: float = math.inf, **_: Any
+    ) -> DecodingRecord:
+        """Return an answer's counts, checked, as a record."""
+        ones, others = ([v] if isinstance(v, int) else v for v in (first, second))
+        if len(ones) != len(others):
             raise ValueError(
-                f"answer {answer}: {len(one)} rounds in {name}, {len(other)} in {second_name}"
+                f"answer {answer}: {len(ones)} rounds in drafted, {len(others)} in accepted"
             )
-        record = DecodingRecord("", "", str(answer), 0.0, 0, [], 0.0, 0)
-        for a, b in zip(one, other, strict=True):
+        counts = {"new_tokens": 0, "target_passes": 0, self.columns[0]: sum(ones)}
+        counts[self.columns[1]] = sum(others)
+        rounds = list(zip(ones, others, strict=True))
+        for a, b in rounds:
             if a < 0 or b < 0:
                 raise ValueError(f"answer {answer}: a count is below 0")
-            if name == "drafted" and b > a:
+            if "drafted" in counts and b > a:
                 raise ValueError(f"answer {answer}: {a} tokens drafted, {b} accepted")
-            if name != "drafted" and a and not b:
-                raise ValueError(f"answer {answer}: {a} tokens without a pass of the target")
-            if limit is not None and a > limit * b:
-                raise ValueError(f"answer {answer}: more than γ + 1 = {limit} tokens per pass")
-        if name == "drafted":
-            record.rounds = list(zip(one, other, strict=True))
-            record.drafted, record.accepted = sum(one), sum(other)
-        else:
-            record.counted_tokens, record.target_passes = sum(one), sum(other)
-        return record
+        new, passes = counts.pop("new_tokens"), counts.pop("target_passes")
+        if new and not passes:
+            raise ValueError(f"answer {answer}: {new} tokens without a pass of the target")
+        if new > (limit := num_assistant_tokens + 1) * passes:
+            raise ValueError(f"answer {answer}: more than γ + 1 = {limit} tokens per pass")
+        rounds = rounds if counts else []
+        return DecodingRecord(
+            "", "", "", 0.0, 0, [], 0.0, passes, counted_tokens=new, rounds=rounds, **counts
+        )
+
+
+class AcceptanceRate(SpeculativeMetric):
+    """Acceptance rate: the share of drafted tokens that the target accepts.
+
+    Columns ``drafted`` and ``accepted``: one count per answer. With the configuration ``rounds``,
+    one list of counts per answer, a count per round; the result then has
+    ``acceptance_by_position`` too.
+
+    Example:
+        >>> metric = evaluate.load(fastdraft_hf.metric_path("acceptance_rate"))
+        >>> metric.compute(drafted=[30, 12], accepted=[18, 3])
+        {'acceptance_rate': 0.5}
+        >>> metric = evaluate.load(fastdraft_hf.metric_path("acceptance_rate"), "rounds")
+        >>> metric.compute(drafted=[[2, 2], [1, 1]], accepted=[[2, 0], [1, 0]])
+        {'acceptance_rate': 0.5, 'acceptance_by_position': [0.5, 0.5]}
+    """
+
+    metric = "acceptance_rate"
+    columns = ("drafted", "accepted")
+    configs = ("default", "rounds")
+    formula = staticmethod(metrics.acceptance_rate)
+
+
+class BlockEfficiency(SpeculativeMetric):
+    """Block efficiency: emitted tokens per forward pass of the target, at most γ + 1.
+
+    Columns ``new_tokens`` and ``target_passes``: one count per answer. The pass that reads the
+    prompt counts.
+
+    Example:
+        >>> metric = evaluate.load(fastdraft_hf.metric_path("block_efficiency"))
+        >>> metric.compute(new_tokens=[28, 8], target_passes=[10, 5])
+        {'block_efficiency': 2.4}
+    """
+
+    metric = "block_efficiency"
+    formula = staticmethod(metrics.block_efficiency)
+
+
+class MBSU(SpeculativeMetric):
+    """MBSU: block efficiency / (c·γ + 1), the speed-up of a machine limited by reading weights.
+
+    Columns ``new_tokens`` and ``target_passes``: one count per answer. Arguments ``cost_ratio``
+    (c, draft parameters / target parameters) and ``num_assistant_tokens`` (γ).
+
+    Example:
+        >>> metric = evaluate.load(fastdraft_hf.metric_path("mbsu"))
+        >>> metric.compute(
+        ...     new_tokens=[28, 8], target_passes=[10, 5], cost_ratio=0.0625, num_assistant_tokens=4
+        ... )
+        {'mbsu': 1.92}
+    """
+
+    metric = "mbsu"
+    arguments = ("cost_ratio", "num_assistant_tokens")
+
+    def formula(self, records: Any, cost_ratio: float, num_assistant_tokens: int) -> float:
+        return metrics.mbsu(metrics.block_efficiency(records), cost_ratio, num_assistant_tokens)

@@ -1,0 +1,3 @@
+"""Script of the metric, for ``evaluate.load``."""
+
+from fastdraft_hf.eval.modules.base import MBSU as MBSU
