@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, StrictBool
+from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError
@@ -20,10 +20,6 @@ class ExportConfig(Section):
     )
     gguf: list[GGUFType] = Field(
         [], description="weight types of the draft's GGUF files, for llama.cpp"
-    )
-    check: StrictBool = Field(
-        True,
-        description="compare every export with PyTorch: logits and greedy text; float32 must agree",
     )
     acceptance_texts: Count = Field(
         8,

@@ -9,7 +9,6 @@ loads and is wrong is worse than none.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
 
@@ -61,24 +58,18 @@ def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> Non
 
     Args:
         model: a folder with config, tokenizer and safetensors weights.
-        output: the file to make; it must not exist.
+        output: the file to make; an older one is replaced.
         weight_type: how matrices are stored; vectors are always float32. With q8_0, matrices whose
-            rows are not a multiple of 32 long are stored in float16, with a line in the log.
+            rows are not a multiple of 32 long are stored in float16.
 
     Raises:
-        FastDraftError: the file exists, or the family or the tokenizer is not mapped.
+        FastDraftError: the family or the tokenizer is not mapped.
     """
     import gguf
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if output.exists():
-        raise FastDraftError(f"{output} exists; move it away or give another --output")
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FastDraftError(f"{model} cannot be read ({reason})") from error
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     tokenizer = load_tokenizer(model)
     architecture = check_supported(config)
     pre = pre_tokenizer_name(tokenizer)
@@ -89,21 +80,9 @@ def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> Non
         writer = gguf.GGUFWriter(temporary, architecture)
         _add_settings(writer, config, architecture, model.resolve().name, weight_type)
         _add_tokenizer(writer, tokenizer, pre, config.vocab_size, model)
-        matrices = narrow = 0
         for name, tensor in _tensors(weights, architecture):
             array, kind = _stored(tensor, weight_type)
             writer.add_tensor(name, array, raw_dtype=kind)
-            matrices += tensor.dim() > 1
-            narrow += tensor.dim() > 1 and kind.name.lower() != weight_type
-        if narrow:
-            logger.warning(
-                "gguf: %d of %d matrices are stored in F16 instead of %s, because their rows are "
-                "not a multiple of %d long",
-                narrow,
-                matrices,
-                weight_type,
-                _BLOCK,
-            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

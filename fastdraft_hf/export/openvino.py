@@ -15,17 +15,25 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._paths import cache_dir
-from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary, write_reduced_vocabulary
-from fastdraft_hf.export.reduced_vocabulary import reduce_openvino
+from fastdraft_hf.draft.reduced_vocabulary import (
+    read_reduced_vocabulary,
+    reduce_model,
+    write_reduced_vocabulary,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
+# Logit of a token that a reduced vocabulary leaves out: the lowest finite float16.
+LOWEST = -65504.0
 _DONE = "fastdraft: exported"
 
 
@@ -38,20 +46,16 @@ def require_openvino() -> None:
 def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
     """Write ``model`` as OpenVINO IR to ``output``, which appears when it is complete.
 
-    A reduced vocabulary stays reduced (`fastdraft_hf.export.reduced_vocabulary`); its logits still
-    have the full size.
+    A reduced vocabulary stays reduced, with logits of the full size (`score_only`).
 
     Args:
         model: a folder that ``from_pretrained`` reads; without a tokenizer, none is exported.
-        output: the folder to make; it must not exist.
+        output: the folder to make; one that exists counts as finished.
         weight_format: how weights are stored; int8 and int4 are weight-only compression (NNCF).
 
     Raises:
         FastDraftError: OpenVINO is missing, or the export fails (with the exporter's last lines).
     """
-    require_openvino()
-    if output.exists():
-        raise FastDraftError(f"{output} exists; move it away or give another --output")
     export_several([(model, output, weight_format)])
 
 
@@ -101,7 +105,17 @@ def export_several(
 def main() -> None:
     """Export the jobs on standard input; print a line for each finished model."""
     from optimum.commands.optimum_cli import main as optimum_cli
+    from optimum.exporters.tasks import TasksManager
 
+    load = TasksManager.get_model_from_task
+
+    def load_reduced(task: str, name: str, **kwargs: Any) -> Any:
+        found, head = load(task, name, **kwargs), read_reduced_vocabulary(name)
+        if head is not None:
+            score_only(found, head.token_ids)
+        return found
+
+    TasksManager.get_model_from_task = load_reduced
     jobs = json.load(sys.stdin)
     # Standard output is for the parent; the exporter's own output goes to the log.
     ours, sys.stdout = sys.stdout, sys.stderr
@@ -115,9 +129,26 @@ def main() -> None:
             optimum_cli()
             head = read_reduced_vocabulary(model)
             if head is not None:
-                reduce_openvino(temporary, head.token_ids)
                 write_reduced_vocabulary(temporary, head)
         print(_DONE, file=ours, flush=True)
+
+
+def score_only(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+    """Reduce a model's head in place; its logits keep their size, `LOWEST` where nothing is scored.
+
+    OpenVINO GenAI and ``OVModelForCausalLM`` then use the exported model like any other.
+    """
+    import torch
+
+    columns = torch.full((model.get_output_embeddings().weight.shape[0],), len(token_ids))
+    reduce_model(model, token_ids)
+    columns[list(token_ids)] = torch.arange(len(token_ids))
+
+    def widen(head: Any, inputs: Any, logits: Any) -> Any:
+        padded = torch.nn.functional.pad(logits, (0, 1), value=LOWEST)
+        return padded.index_select(-1, columns)
+
+    model.get_output_embeddings().register_forward_hook(widen)
 
 
 def _group_size(model: Path) -> int | None:
@@ -139,20 +170,15 @@ def _group_size(model: Path) -> int | None:
     return fitting[0] if fitting else -1  # -1: one scale per column
 
 
-def cache_folder(model: Path, weight_format: WeightFormat) -> Path:
-    """Return where a model's IR is cached; the folder exists once it has been exported."""
+def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
+    """Return the IR of a model that does not change (a target), exporting it once per machine."""
     facts = [str(model.resolve())]
     for file in sorted(model.iterdir()):
         if file.suffix in (".safetensors", ".json"):
             status = file.stat()
             facts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    return cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
-
-
-def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
-    """Return the IR of a model that does not change (a target), exporting it once per machine."""
-    folder = cache_folder(model, weight_format)
+    folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
     if not folder.exists():
         try:
             export_openvino(model, folder, weight_format)

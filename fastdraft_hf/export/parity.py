@@ -6,21 +6,20 @@ cache, which is a property of that machine and not of the file.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._sequences import first_difference
 from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin
 from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
 from fastdraft_hf.export.gguf import export_gguf
-from fastdraft_hf.export.openvino import export_openvino
-from fastdraft_hf.export.reduced_vocabulary import LOWEST
+from fastdraft_hf.export.openvino import LOWEST, export_openvino, score_only
 from fastdraft_hf.target.resolve import load_tokenizer
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
@@ -34,15 +33,6 @@ PROMPTS = (
 )
 
 
-class Parting(NamedTuple):
-    """Where a greedy text first differs from PyTorch's, at PyTorch's margin of its own token."""
-
-    prompt: int
-    place: int
-    margin: float
-    tie: bool
-
-
 @dataclass(frozen=True)
 class Parity:
     """The result of a comparison.
@@ -53,7 +43,8 @@ class Parity:
         logit_size: PyTorch's largest absolute logit.
         same_best: share of positions with the same most probable token.
         texts: number of greedy texts.
-        partings: the greedy texts that differ.
+        same_texts: of these, the ones that are equal.
+        ties: the ones that first differ at a near-tie of PyTorch's logits.
     """
 
     positions: int
@@ -61,33 +52,24 @@ class Parity:
     logit_size: float
     same_best: float
     texts: int
-    partings: tuple[Parting, ...]
+    same_texts: int
+    ties: int
 
     @property
     def exact(self) -> bool:
         """Whether the rounding of two kernels of one precision explains every difference."""
         close = self.max_logit_difference <= LOGIT_TOLERANCE * max(self.logit_size, 1.0)
-        return close and all(parting.tie for parting in self.partings)
+        return close and self.same_texts + self.ties == self.texts
 
     def lines(self) -> list[str]:
         """Return the result for a terminal."""
-        same = self.texts - len(self.partings)
-        found = [
+        return [
             f"logits: largest difference {self.max_logit_difference:.2g} at logits up to "
             f"{self.logit_size:.3g}, same best token at {self.same_best:.1%} of {self.positions} "
             "positions",
-            f"greedy text: {same} of {self.texts} the same",
+            f"greedy text: {self.same_texts} of {self.texts} the same, {self.ties} differ at a "
+            "near-tie",
         ]
-        for parting in self.partings:
-            found.append(
-                f"  text {parting.prompt} differs from token {parting.place}, PyTorch's margin "
-                f"there {parting.margin:.2g}{' (a tie)' if parting.tie else ''}"
-            )
-        return found
-
-    def facts(self) -> dict[str, Any]:
-        """Return the result for a record."""
-        return {**vars(self), "partings": [parting._asdict() for parting in self.partings]}
 
 
 def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: int = 24) -> Parity:
@@ -102,10 +84,9 @@ def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: in
     import torch
 
     difference = size = 0.0
-    positions = same = 0
-    partings = []
+    positions = best = same = ties = 0
     with torch.inference_mode():
-        for number, prompt in enumerate(prompts):
+        for prompt in prompts:
             own = _greedy(model, prompt, new_tokens)
             text = torch.tensor([[*prompt, *own]])
             inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
@@ -115,18 +96,15 @@ def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: in
             # The tokens that a reduced vocabulary leaves out have no logits.
             largest = float(ours[ours > LOWEST].abs().max())
             size = max(size, largest)
-            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            best += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             positions += len(ours)
             written = _greedy(other, prompt, new_tokens)
-            place = first_difference(own, written)
-            if place is None:
-                continue
-            margin = Margin(math.inf, largest)  # one text ended early: there is no margin
-            if place < min(len(own), len(written)):
-                at = ours[len(prompt) + place - 1]
-                margin = Margin(float(at[own[place]] - at[written[place]]), largest)
-            partings.append(Parting(number, place, margin.margin, margin.tie))
-    return Parity(positions, difference, size, same / positions, len(prompts), tuple(partings))
+            at = first_difference(own, written)
+            same += at is None
+            if at is not None and at < min(len(own), len(written)):  # else one ended early
+                logits = ours[len(prompt) + at - 1]
+                ties += Margin(float(logits[own[at]] - logits[written[at]]), largest).tie
+    return Parity(positions, difference, size, best / positions, len(prompts), same, ties)
 
 
 def compare_export(model: Path, exported: Path) -> Parity:
@@ -139,47 +117,42 @@ def compare_export(model: Path, exported: Path) -> Parity:
 
         head = read_reduced_vocabulary(model)
         if head is not None:
-            _score_only(ours, head.token_ids)
+            score_only(ours, head.token_ids)
         theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
     tokenizer = load_tokenizer(model)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     return compare(ours, theirs, [ids for ids in prompts if ids])
 
 
-def check_export(model: Path, exported: Path, weight_format: str) -> Parity:
-    """Compare an export with PyTorch; raise `FastDraftError` when float32 does not agree."""
-    found = compare_export(model, exported)
-    if weight_format in ("fp32", "f32") and not found.exact:
-        raise FastDraftError(f"{exported} differs from PyTorch: " + "; ".join(found.lines()))
-    return found
-
-
 def checked_export(
-    model: Path, output: Path, weight_format: Any, *, check: bool = True
+    model: Path, output: Path, weight_format: Any, *, check: bool = True, record: Path | None = None
 ) -> Parity | None:
     """Export to ``output``, which appears when it has been compared with PyTorch.
 
     Args:
         model: a folder that ``from_pretrained`` reads.
-        output: the OpenVINO folder or, ending in ``.gguf``, the GGUF file to make. It must not
-            exist.
+        output: the OpenVINO folder or, ending in ``.gguf``, the GGUF file to make.
         weight_format: how weights are stored. float32 must agree with PyTorch; for the others the
             differences are returned.
         check: whether to compare; without it ``None`` is returned.
+        record: a JSON file for the differences.
 
     Raises:
         FastDraftError: the export fails, or float32 does not agree.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    gguf = output.suffix == ".gguf"  # transformers knows a GGUF file by its ending
     unchecked = output.with_name(f".unchecked-{output.name}")
-    if gguf:
-        unchecked.unlink(missing_ok=True)
+    if output.suffix == ".gguf":  # transformers knows a GGUF file by its ending
         export_gguf(model, unchecked, weight_format)
     else:
         shutil.rmtree(unchecked, ignore_errors=True)  # left by a killed run
         export_openvino(model, unchecked, weight_format)
-    found = check_export(model, unchecked, weight_format) if check else None
+    found = compare_export(model, unchecked) if check else None
+    if found is not None:
+        if weight_format in ("fp32", "f32") and not found.exact:
+            raise FastDraftError(f"{unchecked} differs from PyTorch: " + "; ".join(found.lines()))
+        if record is not None:
+            write_json(record, vars(found))
     os.rename(unchecked, output)
     return found
 
@@ -207,22 +180,6 @@ def _load(folder: Path, **options: Any) -> Any:
         folder, dtype=torch.float32, trust_remote_code=False, **options
     )
     return model.eval()
-
-
-def _score_only(model: Any, token_ids: Sequence[int]) -> None:
-    """Set every other logit to its value in an exported reduced vocabulary, in place."""
-    import torch
-
-    index = torch.tensor(list(token_ids))
-
-    def scatter(module: Any, inputs: Any, output: Any) -> Any:
-        whole = output.logits
-        output.logits = torch.full_like(whole, LOWEST).index_copy_(
-            -1, index, whole.index_select(-1, index)
-        )
-        return output
-
-    model.register_forward_hook(scatter)
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:

@@ -8,19 +8,15 @@ have been accepted, exact in expectation, with one forward pass per text (`eval.
 from __future__ import annotations
 
 import functools
-import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import write_json
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export import parity
-from fastdraft_hf.export.gguf import export_gguf
-from fastdraft_hf.export.openvino import export_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 
@@ -54,61 +50,43 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         return facts
     model = run.latest_model()
     # (model, name of the form, output, weight format)
-    jobs: list[tuple[Path, str, Path, Any]] = [
+    jobs: list[tuple[Path, str, Path, str]] = [
         (model, f"OpenVINO {form}", folder / f"openvino-{form}", form) for form in formats
     ]
     if run.recipe.reduced_vocabulary is not None:
         reduced = run.stage_folder("reduced_vocabulary")
         for form in formats:
-            if form == "int4":
-                logger.warning("export: a reduced vocabulary in int4 is not supported; left out")
-                continue
             output = folder / f"{REDUCED}-openvino-{form}"
             jobs.append((reduced, f"{REDUCED} OpenVINO {form}", output, form))
-    for kind in config.gguf:
-        jobs.append((model, f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind))
+    jobs += [(model, f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind) for kind in config.gguf]
     sizes: dict[str, int] = {}
     loaders: dict[str, Any] = {"PyTorch": functools.partial(load_draft, model, dtype="float32")}
-    for source, name, output, form in jobs:
-        gguf = output.suffix == ".gguf"
+    for source, name, output, weights in jobs:
         if not output.exists():
             logger.info("export: %s", name)
-            (export_gguf if gguf else export_openvino)(source, output, form)
-        compared = output.with_name(f"parity-{output.name}.json")
-        if config.check and not compared.exists():
-            found = parity.check_export(source, output, form)
-            for line in found.lines():
+            record = folder / f"parity-{output.name}.json"
+            found = parity.checked_export(source, output, weights, record=record)
+            for line in found.lines() if found else ():
                 logger.info("%s against PyTorch: %s", name, line)
-            write_json(compared, found.facts())
-        key = name.replace("OpenVINO ", "").replace("GGUF", "gguf")
-        sizes[key] = (output if gguf else output / "openvino_model.bin").stat().st_size
+        file = output if output.is_file() else output / "openvino_model.bin"
+        sizes[name.replace("OpenVINO ", "").replace("GGUF", "gguf")] = file.stat().st_size
         loaders[name] = functools.partial(load_exported, source, output)
     facts["weight_bytes"] = sizes
     if config.gguf:
         facts["gguf"] = list(config.gguf)
     if config.acceptance_texts:
-        facts["acceptance"] = _acceptance(run, folder / "acceptance.json", loaders)
-    return facts
-
-
-def _acceptance(run: Run, record: Path, loaders: dict[str, Any]) -> dict[str, Any]:
-    """Measure every form once; a resumed stage reads the record."""
-    if not record.exists():
-        evaluate = run.recipe.evaluate
-        reading = read_acceptance(
+        facts["acceptance"] = read_acceptance(
             run.target.path,
             loaders,
-            texts=run.recipe.export.acceptance_texts,
-            temperature=evaluate.sampled[0],
-            num_assistant_tokens=evaluate.gammas[0],
+            texts=config.acceptance_texts,
+            temperature=run.recipe.evaluate.sampled[0],
+            num_assistant_tokens=run.recipe.evaluate.gammas[0],
             seed=run.recipe.seed,
             device=resolve_device(run.recipe.device),
         )
-        for line in acceptance_lines(reading):
+        for line in acceptance_lines(facts["acceptance"]):
             logger.info(line)
-        write_json(record, reading)
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    return found
+    return facts
 
 
 def load_exported(model: Path, exported: Path) -> Any:
@@ -146,14 +124,38 @@ def read_acceptance(
         ``drafts``: of each form the ``name``, ``acceptance_rate`` (accepted per drafted token) and
         ``block_efficiency`` (tokens per forward pass of the target).
     """
-    from fastdraft_hf.draft.reduced_vocabulary import load_draft
+    from transformers import set_seed
+
     from fastdraft_hf.eval import expected, metrics
     from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     tokenizer = load_tokenizer(target, "target")
     ends = stop_ids(target, tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
     model = load_draft(target, dtype="float32").to(device)
-    continuations = _completions(model, tokenizer, PROMPTS[:texts], ends, temperature, seed)
+    prompts = list(PROMPTS[:texts])
+    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(device)
+    set_seed(seed)
+    output = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=NEW_TOKENS,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends),
+    )
+    continuations = []
+    for prompt, tokens in zip(
+        tokenizer(prompts)["input_ids"],
+        output[:, inputs["input_ids"].shape[1] :].tolist(),
+        strict=True,
+    ):
+        last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+        text = expected.Continuation("export", tuple(prompt), tuple(tokens[: last + 1]))
+        continuations.append(text)
     found = []
     for name, load in drafts.items():
         draft = load()
@@ -192,40 +194,3 @@ def acceptance_lines(reading: Mapping[str, Any]) -> list[str]:
         f"{one['block_efficiency']:.2f} tokens per pass of the target"
         for one in reading["drafts"]
     ]
-
-
-def _completions(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    ends: Collection[int],
-    temperature: float,
-    seed: int,
-) -> list[Any]:
-    """Return the target's completions, sampled in one batch and cut after their first end token."""
-    import torch
-    from transformers import set_seed
-
-    from fastdraft_hf.eval.expected import Continuation
-
-    rows = [ids for text in prompts if (ids := tokenizer(text)["input_ids"])]
-    width, pad = max(map(len, rows)), min(ends)
-    padded = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    set_seed(seed)
-    output = model.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=sorted(ends),
-        pad_token_id=pad,
-    )
-    texts = []
-    for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
-        last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-        texts.append(Continuation("export", tuple(row), tuple(tokens[: last + 1])))
-    return texts

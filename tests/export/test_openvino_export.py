@@ -16,25 +16,15 @@ from fastdraft_hf.export.openvino import cached_openvino, export_openvino, requi
 from fastdraft_hf.export.parity import compare_export
 
 
-@pytest.fixture
-def exported(openvino_models: Any) -> Path:
-    """The tiny target in float32, through `export_openvino`."""
-    return Path(openvino_models.target)
-
-
-def test_an_exported_folder_is_complete(
-    exported: Path, tiny_tokenizer: PreTrainedTokenizerFast
+def test_an_exported_folder_is_complete_and_the_models_own(
+    openvino_models: Any, tiny_target_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    exported = openvino_models.target
     for name in ("openvino_model", "openvino_tokenizer", "openvino_detokenizer"):
         assert (exported / f"{name}.xml").stat().st_size > 0
         assert (exported / f"{name}.bin").exists()
     tokenizer = AutoTokenizer.from_pretrained(exported)
     assert tokenizer.get_vocab() == tiny_tokenizer.get_vocab()
-
-
-def test_logits_and_greedy_text_are_the_models_own(
-    exported: Path, tiny_target_folder: Path
-) -> None:
     found = compare_export(tiny_target_folder, exported)
     assert found.exact
     assert found.same_best == 1.0
@@ -72,72 +62,51 @@ def test_without_openvino_the_message_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_parent_package_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(name: str) -> object:
-        if name == "optimum.intel":
-            raise ModuleNotFoundError("No module named 'optimum'")
-        return object()
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A target's folder; the cache is empty."""
+    monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "target"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"0" * 8)
+    return folder
 
-    monkeypatch.setattr(_extras.importlib.util, "find_spec", find)
-    assert not openvino_available()
+
+def test_a_target_is_exported_once_per_machine(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights, its configuration and the format decide."""
+    exports = []
+
+    def export(model: Path, output: Path, weight_format: str) -> None:
+        output.mkdir(parents=True)
+        exports.append((output, weight_format))
+
+    monkeypatch.setattr(openvino, "export_openvino", export)
+    first = cached_openvino(target, "int8")
+    (target / "README.md").write_text("a note", encoding="utf-8")
+    assert cached_openvino(target, "int8") == first
+    assert exports == [(first, "int8")]
+    folders = [first, cached_openvino(target, "fp16")]
+    for name, content in (("model.safetensors", "1" * 9), ("config.json", '{"a": 1}')):
+        (target / name).write_text(content, encoding="utf-8")
+        folders.append(cached_openvino(target, "int8"))
+    assert len(set(folders)) == len(exports) == 4
 
 
-class TestCache:
-    """A target is exported once a machine; only its content decides."""
+def test_two_processes_may_export_at_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loser's rename fails; the winner's folder is what both use."""
 
-    @pytest.fixture
-    def model(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "target"
-        folder.mkdir()
-        (folder / "config.json").write_text("{}", encoding="utf-8")
-        (folder / "model.safetensors").write_bytes(b"0" * 8)
-        return folder
-
-    @pytest.fixture
-    def exports(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
-        """Record exports instead of making them; each makes its folder."""
-        monkeypatch.setenv("FASTDRAFT_CACHE", str(tmp_path / "cache"))
-        made: list[tuple[Path, str]] = []
-
-        def export(model: Path, output: Path, weight_format: str) -> None:
+    def beaten(model: Path, output: Path, weight_format: str) -> None:
+        if weight_format == "int8":
             output.mkdir(parents=True)
-            made.append((output, weight_format))
+        raise OSError("Directory not empty")
 
-        monkeypatch.setattr(openvino, "export_openvino", export)
-        return made
-
-    def test_weights_configs_and_formats_decide(
-        self, model: Path, exports: list[tuple[Path, str]]
-    ) -> None:
-        first = cached_openvino(model, "int8")
-        (model / "README.md").write_text("a note", encoding="utf-8")
-        assert cached_openvino(model, "int8") == first
-        assert exports == [(first, "int8")]
-        folders = [first, cached_openvino(model, "fp16")]
-        (model / "model.safetensors").write_bytes(b"1" * 9)
-        folders.append(cached_openvino(model, "int8"))
-        (model / "config.json").write_text('{"a": 1}', encoding="utf-8")
-        folders.append(cached_openvino(model, "int8"))
-        assert len(set(folders)) == len(exports) == 4
-
-    def test_two_processes_may_export_at_once(
-        self, model: Path, exports: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The loser's rename fails; the winner's folder is what both use."""
-
-        def beaten(model: Path, output: Path, weight_format: str) -> None:
-            output.mkdir(parents=True)
-            raise OSError("Directory not empty")
-
-        monkeypatch.setattr(openvino, "export_openvino", beaten)
-        assert cached_openvino(model, "int8").is_dir()
-
-        def full(model: Path, output: Path, weight_format: str) -> None:
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr(openvino, "export_openvino", full)
-        with pytest.raises(OSError, match="No space left"):
-            cached_openvino(model, "fp32")
+    monkeypatch.setattr(openvino, "export_openvino", beaten)
+    assert cached_openvino(target, "int8").is_dir()
+    with pytest.raises(OSError, match="Directory not empty"):
+        cached_openvino(target, "fp32")
 
 
 @pytest.mark.parametrize(

@@ -145,29 +145,27 @@ def test_the_command_reduces_any_draft(
     assert record["draft"] == str(draft)
 
 
-def test_it_is_exported_as_well_but_not_in_int4(
-    make_run: Callable[..., Run],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_it_is_exported_as_well(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[str, str]] = []
 
-    def fake(model: Path, output: Path, weight_format: str) -> None:
+    def fake(model: Path, output: Path, weight_format: str, record: Path) -> None:
         output.mkdir()
         (output / "openvino_model.bin").write_bytes(b"x")
         made.append((model.name, output.name))
 
     monkeypatch.setattr(export, "openvino_available", lambda: True)
-    monkeypatch.setattr(export, "export_openvino", fake)
-    section = {"openvino": ["int8", "int4"], "check": False, "acceptance_texts": 0}
+    monkeypatch.setattr(export.parity, "checked_export", fake)
+    section = {"openvino": ["int8", "int4"], "acceptance_texts": 0}
     run = make_run(export=section)
     execute(run, ["design", "reduced_vocabulary", "export"])
     assert made == [
         ("design", "openvino-int8"),
         ("design", "openvino-int4"),
         ("reduced", "reduced-openvino-int8"),
+        ("reduced", "reduced-openvino-int4"),
     ]
-    assert "a reduced vocabulary in int4 is not supported" in caplog.text
 
 
 def test_bench_times_it_where_columns_can_be_mapped_back(

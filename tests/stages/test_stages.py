@@ -74,17 +74,15 @@ def test_an_export_made_by_a_killed_run_is_kept(
 ) -> None:
     made: list[str] = []
 
-    def fake(model: Path, output: Path, weight_format: str) -> None:
+    def fake(model: Path, output: Path, weight_format: str, record: Path | None = None) -> None:
         output.mkdir()
         (output / "openvino_model.bin").write_bytes(b"x" * len(weight_format))
         made.append(weight_format)
 
     monkeypatch.setattr(export, "openvino_available", lambda: True)
-    monkeypatch.setattr(export, "export_openvino", fake)
+    monkeypatch.setattr(export.parity, "checked_export", fake)
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
-    run = make_run(
-        "export.openvino=[int8, fp16]", "export.check=false", "export.acceptance_texts=0"
-    )
+    run = make_run("export.openvino=[int8, fp16]", "export.acceptance_texts=0")
     fake(tmp_path, out / "openvino-int8", "int8")
     made.clear()
     facts = export.run(run, out)
