@@ -38,7 +38,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "scratch": {"init": "scratch"},
     "project": {"init": "project"},
     "prune, evenly spaced": {"init": "prune"},
-    "prune, most influential": {"init": "prune", "layers": "importance"},
     "prune, first layers": {"init": "prune", "layers": "first"},
 }
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.cutting import (
-    block_influence,
     cut_layers,
     cut_vocabulary,
     kept_layers,
@@ -156,17 +155,13 @@ def _cut_draft(
             resize_rows(source, config.vocab_size)
         else:
             theirs = load_tokenizer(donor.path, "design.donor")
-            matches = match_tokens(load_tokenizer(folder, "target"), theirs, design.token_map)
+            matches = match_tokens(load_tokenizer(folder, "target"), theirs)
             facts |= {"tokens": matches.counts, "special_tokens": matches.special}
             source = _load(donor.path)
             _replace_vocabulary(source, matches.pieces, config.vocab_size)
     shape, kept = source.config.get_text_config(), config.num_hidden_layers
     if isinstance(design.layers, list):
         layers = design.layers
-    elif design.layers == "importance":
-        influence = block_influence(source, load_tokenizer(folder, "design.layers"))
-        layers = sorted(sorted(range(len(influence)), key=lambda i: -influence[i])[:kept])
-        facts["block_influence"] = [round(i, 4) for i in influence]
     else:
         layers = kept_layers(shape, kept, first=design.layers == "first")
     draft = _random_draft(with_layers(copy.deepcopy(config), shape, layers), seed)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Count, Key, Section
+from fastdraft_hf._config import Count, Section
 from fastdraft_hf._errors import FastDraftError
 
 Initialization = Literal["scratch", "project", "prune", "transplant"]
@@ -35,13 +35,10 @@ class DesignConfig(Section):
         description="prune, transplant: the model (id or folder) whose weights are used; for "
         "prune, the target by default, and any other must have its vocabulary",
     )
-    layers: Literal["even", "first", "importance"] | list[Count] = Field(
+    layers: Literal["even", "first"] | list[Count] = Field(
         "even",
-        description="prune, transplant: which layers are kept: evenly spaced, the first, those "
-        "that change the hidden states most, or a list such as [0, 5]",
-    )
-    token_map: dict[Key, str] = Field(
-        {}, description="transplant: target token -> donor token, where the match is wrong"
+        description="prune, transplant: which layers are kept: evenly spaced, the first, or a list "
+        "such as [0, 5]",
     )
     resize: StrictBool = Field(
         False,

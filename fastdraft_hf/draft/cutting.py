@@ -21,7 +21,7 @@ from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 # Standard deviation of the initial logits for a hidden state of unit RMS: sharp enough to learn
 # from, flat enough not to be confidently wrong.
@@ -307,49 +307,3 @@ def kept_layers(config: Any, kept: int, *, first: bool = False) -> list[int]:
     if full and not set(full) & set(chosen):
         chosen = sorted({*chosen[:-1], full[0] if first else full[-1]})
     return chosen
-
-
-# Text like that a draft will see: an explanation, a list, a story, code, and a dialogue.
-TEXTS = (
-    "Bread rises because yeast turns sugar into gas, and the dough is tough enough to hold it. "
-    "Warm water wakes the yeast, and kneading makes the dough stretch instead of tear.",
-    "To repair a flat tyre:\n1. Take the wheel off.\n2. Lift the tyre from the rim.\n3. Find the "
-    "hole in the tube.\n4. Sand it, glue it and press the patch on.\n5. Put everything back.",
-    "The lighthouse keeper counted the ships each evening. That night one more came than he had "
-    "counted the day before, and no lamp burned on it.",
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n"
-    "    return total / len(values) if values else None\n\n\nclass Stack:\n"
-    "    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
-    "        self.items.append(item)\n",
-    "Q: Which is heavier, a litre of oil or a litre of water?\nA: The water. Oil floats on it, so "
-    "the same volume of oil weighs less, by about a tenth.",
-)
-
-
-def block_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[float]:
-    """Return 1 − cos(hidden states before, after) of each layer, averaged over tokens of `TEXTS`.
-
-    The measure of ShortGPT (Men et al. 2024, arXiv 2403.03853): a layer near 0 changes little.
-    """
-    import torch
-
-    decoder, states = decoder_of(model), list[torch.Tensor]()
-
-    def keep(_: Any, args: Any, kwargs: Any) -> None:
-        states.append((args[0] if args else kwargs["hidden_states"]).float())
-
-    # A layer's output is the next one's input, and the last layer's is the final norm's.
-    modules = [*decoder.layers, final_norm(model)]
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
-    sums, tokens = torch.zeros(len(decoder.layers)), 0
-    with torch.inference_mode():
-        for text in TEXTS:
-            ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
-            decoder(input_ids=ids, use_cache=False)
-            cosines = [torch.cosine_similarity(a, b, -1) for a, b in itertools.pairwise(states)]
-            sums += torch.stack([(1 - cosine).sum().cpu() for cosine in cosines])
-            tokens += ids.numel()
-            states.clear()
-    for handle in handles:
-        handle.remove()
-    return [total / tokens for total in sums.tolist()]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastdraft_hf._errors import FastDraftError, nearest
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class TokenMatches(NamedTuple):
 
     Attributes:
         pieces: target id -> donor ids, at least one; unmatched ids are missing.
-        special: target token -> donor token, of special and given tokens.
+        special: target token -> donor token, of special tokens.
         counts: tokens matched as ``same`` (one donor token of the same bytes), ``pieces`` and
             ``special``, and not at all (``none``).
     """
@@ -222,20 +222,16 @@ class TokenMatches(NamedTuple):
     counts: dict[str, int]
 
 
-def match_tokens(
-    target: PreTrainedTokenizerBase,
-    donor: PreTrainedTokenizerBase,
-    given: Mapping[str, str] | None = None,
-) -> TokenMatches:
+def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> TokenMatches:
     """Find the donor's tokens for every token of the target.
 
     An ordinary token is matched with the donor's token of the same bytes, else with the pieces into
     which the donor's tokenizer splits its text, else (the donor normalizes that text, or it is part
     of a character) with the donor's longest tokens from left to right. A special token is matched
-    by spelling, else by role (bos, eos, pad, unk, start and end of turn). ``given`` overrides both.
+    by spelling, else by role (bos, eos, pad, unk, start and end of turn).
 
     Raises:
-        FastDraftError: one of the two has no ``tokenizer.json``, or not a token of ``given``.
+        FastDraftError: one of the two has no ``tokenizer.json``.
     """
     ours, theirs = token_bytes(target), token_bytes(donor)
     names = {index: token for token, index in donor.get_vocab().items()}
@@ -252,13 +248,7 @@ def match_tokens(
         if (ids := spelled.get(text) or _longest_pieces(text, by_bytes, longest))
     }
     vocabulary, other_vocabulary = target.get_vocab(), donor.get_vocab()
-    given = given or {}
-    named = [(token, vocabulary, "target") for token in given]
-    for token, known, whose in [*named, *((t, other_vocabulary, "donor") for t in given.values())]:
-        if token not in known:
-            hint = nearest(token, [name for name in known if name[:1] == token[:1]])
-            raise FastDraftError(f"design.token_map: the {whose} has no token '{token}'{hint}")
-    special = {**_match_special(target, donor, set(ours)), **given}
+    special = _match_special(target, donor, set(ours))
     chosen = {vocabulary[t]: [other_vocabulary[other]] for t, other in special.items()}
     pieces = {**same, **split, **chosen}
     counts = {"same": len(same.keys() - chosen.keys()), "pieces": len(split.keys() - chosen.keys())}

@@ -122,7 +122,7 @@ def render_card(
         # The table of stages says what the draft was trained on before.
         design=markdown(", ".join(f"{k} {_plain(v)}" for k, v in design.items() if k != "earlier")),
         objective=markdown(objective),
-        cost=_cost(list(summary.provenance.values())),
+        hours=f"{sum(r['wall_seconds'] for r in summary.provenance.values()) / 3600:.2f}",
         data_table=markdown_table(_data_rows(summary, facts.get("license"))),
         limits=budget_sentence(summary),
         provenance=True,
@@ -168,25 +168,6 @@ def _machines(summary: RunSummary) -> str:
     found = [describe_machine(r["machine"]) for r in reversed(summary.provenance.values())]
     first, *others = dict.fromkeys(found) or ["unknown"]
     return f"{first} (other stages: {'; '.join(others)})" if others else first
-
-
-_PROCESSORS = {"cpu": "CPUs", "gpu": "GPUs"}
-
-
-def _cost(records: Sequence[dict[str, Any]]) -> str:
-    """Return wall time, and the energy of those processors that every stage measured."""
-    words = f"Wall time {sum(r['wall_seconds'] for r in records) / 3600:.2f} hours in all."
-    if records and all(record.get("energy_joules") for record in records):
-        names = [n for n in _PROCESSORS if any(n in r.get("energy_joules_of", {}) for r in records)]
-        whose = " and ".join(_PROCESSORS[name] for name in names) or "processors"
-        kwh = sum(record["energy_joules"] for record in records) / 3.6e6
-        return f"{words} Energy {kwh:.3g} kWh ({whose}, by their own counters)."
-    for name in ("gpu", "cpu"):
-        parts = [record.get("energy_joules_of", {}).get(name) for record in records]
-        if parts and all(parts):
-            kwh = sum(part for part in parts if part) / 3.6e6
-            return f"{words} Energy of the {_PROCESSORS[name]} {kwh:.3g} kWh; the rest is unknown."
-    return f"{words} Energy was not measured."
 
 
 def _plain(value: Any) -> str:

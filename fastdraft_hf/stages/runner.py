@@ -24,7 +24,6 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import (
     barrier,
     drop_signal_stack,
-    is_main,
     on_main,
     rank,
     start,
@@ -45,12 +44,11 @@ from fastdraft_hf.stages import (
     report,
     train,
 )
-from fastdraft_hf.stages.energy import energy_facts, measured_energy
 from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, Run, locked
 
 logger = logging.getLogger(__name__)
 
-# The runs of a stage so far, in its partial folder.
+# The number of a stage's runs and their time so far, in its partial folder.
 SESSIONS = "sessions.json"
 
 
@@ -260,12 +258,11 @@ class _StageOfRun:
 
     def execute(self) -> None:
         """Run the stage if it is not finished."""
-        earlier = on_main(self.open)
-        if earlier is None:
+        if not on_main(self.open):
             logger.info("%s: already finished, in %s", self.name, self.folder)
             return
         if not self.stage.parallel:
-            on_main(lambda: self.finish(*self.work(earlier)))
+            on_main(lambda: self.finish(self.stage.run(self.run, self.partial)))
             return
         # The main process downloads or converts the target; the others find the result.
         on_main(lambda: self.run.target)
@@ -274,17 +271,14 @@ class _StageOfRun:
                 f"{self.partial}: process {rank()} cannot see it; output_dir must be on a file "
                 "system that all machines share"
             )
-        if is_main():
-            done = self.work(earlier)
-        else:
-            self.stage.run(self.run, self.partial)
+        facts = self.stage.run(self.run, self.partial)
         barrier()
-        on_main(lambda: self.finish(*done))
+        on_main(lambda: self.finish(facts))
 
-    def open(self) -> list[dict[str, Any]] | None:
-        """Make or find the partial folder; return its earlier runs, ``None`` if finished."""
+    def open(self) -> bool:
+        """Make or find the partial folder; return False if the stage is finished."""
         if self.finished and not self.grows():
-            return None
+            return False
         for name in self.inputs:
             if not self.run.finished(name):
                 raise FastDraftError(
@@ -298,10 +292,17 @@ class _StageOfRun:
             self.move_aside()
         logger.info("%s: %s", self.name, "resumes" if self.partial.exists() else "starts")
         self.partial.mkdir(exist_ok=True)
-        earlier = self.sessions()
+        path, runs, seconds = self.partial / SESSIONS, 0, 0.0
+        if path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            runs, seconds = earlier["runs"], earlier["seconds"]
+            if "started" in earlier:  # killed; the newest file says when
+                newest = max(file.stat().st_mtime for file in self.partial.rglob("*"))
+                seconds += max(0.0, newest - earlier["started"])
+        write_json(path, {"runs": runs + 1, "seconds": seconds, "started": time.time()})
         # Also when resuming: more may be wanted, or the folder may be older than a setting.
         write_text(self.partial / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
-        return earlier
+        return True
 
     def move_aside(self) -> None:
         """Remove from the partial folder what is no longer valid; nothing is deleted."""
@@ -322,41 +323,21 @@ class _StageOfRun:
         for name in stale:
             (self.partial / name).rename(aside / name)
 
-    def sessions(self) -> list[dict[str, Any]]:
-        """Return the earlier runs: when each started and how long it took."""
-        path = self.partial / SESSIONS
-        found: list[dict[str, Any]] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        )
-        if found and found[-1]["seconds"] is None:  # killed; the newest file says when
-            last = max(file.stat().st_mtime for file in self.partial.rglob("*"))
-            found[-1]["seconds"] = max(0.0, last - found[-1]["started"])
-        return found
-
     def reopen(self) -> None:
-        """Make the finished folder the partial one; its time and energy so far stay recorded."""
+        """Make the finished folder the partial one; its record stays in it."""
         record = read_record(self.folder)
-        seconds, energy = record.get("wall_seconds", 0.0), record.get("energy_joules_of")
         if self.grew() and "id" in record:  # otherwise the same rows are made again: the same id
             record["extends"] = [*record.get("extends", []), record.pop("id")]
-        write_json(self.folder / SESSIONS, [{"seconds": seconds, "energy": energy}])
+        write_json(self.folder / SESSIONS, {"runs": 1, "seconds": record.get("wall_seconds", 0.0)})
         write_json(self.folder / PROVENANCE, record)
         publish_folder(self.folder, self.partial)
 
-    def work(self, earlier: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Do the main process's part; return the facts and all runs so far."""
-        session: dict[str, Any] = {"started": time.time(), "seconds": None}
-        write_json(self.partial / SESSIONS, [*earlier, session])
-        start = time.monotonic()
-        with measured_energy(self.run.recipe, self.name) as joules:
-            facts = self.stage.run(self.run, self.partial)
-        session |= {"seconds": time.monotonic() - start, "energy": joules}
-        return facts, [*earlier, session]
-
-    def finish(self, facts: dict[str, Any], sessions: list[dict[str, Any]]) -> None:
+    def finish(self, facts: dict[str, Any]) -> None:
         """Write the provenance and rename the folder."""
         target = self.run.look_at_target()  # a design may be made for a config without weights
         record = read_record(self.partial)  # of a stage that grew or was repaired
+        sessions = json.loads((self.partial / SESSIONS).read_text(encoding="utf-8"))
+        seconds = sessions["seconds"] + time.time() - sessions["started"]
         write_json(
             self.partial / PROVENANCE,
             provenance.describe(
@@ -368,15 +349,14 @@ class _StageOfRun:
                 target_revision=target.revision,
                 inputs=self.wanted()["inputs"],
                 processes=world() if self.stage.parallel else 1,
-                wall_seconds=round(sum(one["seconds"] for one in sessions), 1),
-                runs=len(sessions),
-                **energy_facts([one.get("energy") for one in sessions]),
+                wall_seconds=round(seconds, 1),
+                runs=sessions["runs"],
                 facts=facts,
             ),
         )
         (self.partial / SESSIONS).unlink()
         publish_folder(self.partial, self.folder)
-        logger.info("%s: finished in %.0f s", self.name, sessions[-1]["seconds"])
+        logger.info("%s: finished in %.0f s", self.name, seconds)
 
 
 def _contents(folder: Path) -> set[str]:

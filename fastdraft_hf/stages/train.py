@@ -53,6 +53,8 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
         if is_main():
             # Copied, not moved: if this is interrupted, the next run copies again.
             shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
+            for emissions in (folder / "work").glob("emissions.csv"):  # `report_to: codecarbon`
+                shutil.copy(emissions, folder)
             if name == "align" and rows["eval_dataset"] is not None:
                 facts["draft_temperature"] = _fit_temperature(run, folder, rows["eval_dataset"])
             write_json(folder / "log.json", facts.pop("log"))

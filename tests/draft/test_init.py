@@ -16,7 +16,6 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.cutting import (
-    block_influence,
     cut_layers,
     final_norm,
     gain_of,
@@ -202,22 +201,6 @@ def test_gains_are_read_and_set_as_the_norm_means_them(family: str) -> None:
             torch.testing.assert_close(norm(states), plain * 0.25, atol=1e-3, rtol=1e-3)
         else:
             assert family == "olmo"
-
-
-def test_the_layers_that_change_most(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    model = randomised(tiny_target("llama", vocab_size=len(tiny_tokenizer)), seed=7)
-    with torch.no_grad():  # the layer in the middle does nothing
-        model.model.layers[1].self_attn.o_proj.weight.zero_()
-        model.model.layers[1].mlp.down_proj.weight.zero_()
-    influence = block_influence(model, tiny_tokenizer)
-    assert influence[1] == pytest.approx(0, abs=1e-6)
-    assert min(influence[0], influence[2]) > 0.01
-    tiny_tokenizer.save_pretrained(tmp_path)
-    section = {"hidden_size": 32, "num_hidden_layers": 2, "layers": "importance"}
-    draft, facts = made(model, tmp_path, **section)
-    assert facts["layers_of_the_target"] == [0, 2]
-    assert len(facts["block_influence"]) == 3
-    assert draft.config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize(("kept", "chosen"), [(1, [2]), (2, [0, 2]), (3, [0, 1, 2])])

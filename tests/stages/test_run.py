@@ -232,7 +232,7 @@ def test_a_killed_stage_resumes_in_its_partial_folder(fakes: FakeStages, make_ru
     (partial / ".model.xyz789.tmp" / "weights").write_text("torn", encoding="utf-8")
     # The time from a kill to the next run does not count.
     sessions = json.loads((partial / "sessions.json").read_text(encoding="utf-8"))
-    sessions[-1]["started"] -= 1000
+    sessions["started"] -= 1000
     (partial / "sessions.json").write_text(json.dumps(sessions), encoding="utf-8")
     for path in partial.rglob("*"):
         os.utime(path, (time.time() - 990,) * 2)
