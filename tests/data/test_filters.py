@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data import parts
 from fastdraft_hf.data.filters import (
     LONG_LOOP_PERIOD,
     LONG_LOOP_TIMES,
@@ -173,7 +174,8 @@ def test_pairs_at_the_threshold_are_found(threshold: float) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 5)
     folder = tmp_path / "set"
     write_rows(FakeEngine(), make_requests(23), folder)
     return folder

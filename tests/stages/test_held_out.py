@@ -30,10 +30,9 @@ OPEN = "then the assistant and the user ate in the hat that the cat had on that 
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_target_folder: Path) -> Run:
-    """A recipe whose two measuring stages read a local file each, one of them by a chat."""
-    chat = [{"role": "user", "content": SECRETS["bench"]}]
-    (tmp_path / "evaluate.jsonl").write_text(json.dumps({"ask": SECRETS["evaluate"]}) + "\n")
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    """A recipe whose two measuring stages read a local file each."""
+    for name, secret in SECRETS.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"ask": secret}) + "\n")
     corpus = tmp_path / "corpus.jsonl"
     lines = [*SECRETS.values(), OPEN]
     corpus.write_text("".join(json.dumps({"text": f"So {t}."}) + "\n" for t in lines))
@@ -52,9 +51,7 @@ def run(tmp_path: Path, tiny_target_folder: Path) -> Run:
                     "humaneval": None,
                 }
             },
-            "bench": {
-                "tasks": {"c": {"dataset": str(tmp_path / "bench.jsonl"), "column": "messages"}}
-            },
+            "bench": {"tasks": {"c": {"dataset": str(tmp_path / "bench.jsonl"), "column": "ask"}}},
         }
     )
     made = Run(recipe, tmp_path / "run", Target(tiny_target_folder, "tiny"))
@@ -160,7 +157,7 @@ def test_a_killed_generate_resumes_with_the_same_prompts_only(
 ) -> None:
     first, _ = ask(OPEN)
     assert ask(OPEN)[0] == first
-    (tmp_path / "bench.jsonl").write_text(json.dumps({"messages": f"{OPEN} again"}) + "\n")
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"ask": f"{OPEN} again"}) + "\n")
     with pytest.raises(FastDraftError, match=r"evaluate\.tasks, bench\.tasks or .* changed"):
         ask(OPEN, "and that")
 
