@@ -43,9 +43,9 @@ from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import KEPT, judge_rows
-from fastdraft_hf.data.generations import Requests, read_rows, write_rows
+from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.installed import documented_functions
-from fastdraft_hf.data.parts import stored_indices
+from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, chat_ids
 from fastdraft_hf.eval.expected import (
     Continuation,
@@ -121,12 +121,12 @@ def ask(
     longest: int,
 ) -> list[dict[str, Any]]:
     """Let the target answer; answers already in ``folder`` are kept."""
-    requests = Requests(
+    requests = build_requests(
         prompts, temperatures=temperatures, max_new_tokens=longest, seed=0, source=folder.name
     )
     if len(stored_indices(folder)) < len(requests):
         write_rows(engine(), requests, folder)
-    return read_rows(folder)
+    return list(iter_rows(folder))
 
 
 def pairs(

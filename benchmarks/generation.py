@@ -30,7 +30,7 @@ from fastdraft_hf.data.engines import Engine, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
 from fastdraft_hf.data.filters import iter_kept_rows
-from fastdraft_hf.data.generations import Requests, write_rows
+from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.decode.openvino.reader import OpenVINOReader
@@ -116,7 +116,7 @@ def make_requests(args: argparse.Namespace, count: int) -> Sequence[Request]:
             prompts.append(ids)
         if len(prompts) == count:
             break
-    return Requests(
+    return build_requests(
         prompts,
         temperatures=[args.temperature],
         max_new_tokens=args.new,

@@ -30,7 +30,7 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli.run import quiet_libraries
-from fastdraft_hf.data.generations import Requests
+from fastdraft_hf.data.generations import build_requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import Continuation
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
@@ -103,7 +103,7 @@ def held_out_answers(
     """Return the target's completions of held-out prompts at T = 0.6."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = load_engine("auto", folder, stop_ids(folder, tokenizer), 48)
-    requests = Requests(
+    requests = build_requests(
         [p.ids for p in prompts],
         temperatures=[TEMPERATURE],
         max_new_tokens=64,

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf.cli.run import quiet_libraries
-from fastdraft_hf.data.generations import read_rows
+from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.head import fused_head_loss
 from fastdraft_hf.train.trainer import DraftDistillationTrainer
@@ -50,7 +50,7 @@ def rows_of(run: Path, sets: list[str]) -> list[dict[str, list[int]]]:
     """Return the sets' rows in one random order, loss on the completions."""
     rows = []
     for name in sets:
-        for row in read_rows(run / "generate" / name):
+        for row in iter_rows(run / "generate" / name):
             prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
             ids, labels = prompt + completion, [-100] * len(prompt) + completion
             rows.append({"input_ids": ids[:LENGTH], "labels": labels[:LENGTH]})

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_ROWS, _ORDER, _SUMMARY = "rows.arrow", "order.npy", "summary.json"
+_ROWS, _SUMMARY = "rows.arrow", "summary.json"
+_SOURCE = "source"  # number of a row's source
 
 
 def open_completions(
@@ -78,13 +79,12 @@ def open_completions(
         return "overlaps held-out text" if decontaminator.overlaps(tokenizer.decode(ids)) else KEPT
 
     def prepare() -> None:
-        """Write all rows to one arrow file, their order to another, and the summary last."""
+        """Write all rows to one arrow file, and the summary last."""
         import pyarrow as pa
 
         if (folder / _SUMMARY).exists():
             return
         summary: dict[str, Any] = {}
-        found = [np.zeros((0, 2), np.int64)]  # (source, index) of the rows, in the file's order
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / _ROWS) as temporary, contextlib.ExitStack() as stack:
             sink = stack.enter_context(pa.OSFile(str(temporary), "wb"))
@@ -105,24 +105,20 @@ def open_completions(
                     )
                     for labels in table["labels"].to_pylist():
                         tokens += sum(label != IGNORED for label in labels[:max_length])
+                    table = table.append_column(
+                        _SOURCE, pa.array([number] * len(table), pa.int32())
+                    )
                     if writer is None:
                         writer = stack.enter_context(pa.ipc.new_stream(sink, table.schema))
                     writer.write_table(table)
-                    indices = table["index"].to_numpy()
-                    found.append(np.stack([np.full_like(indices, number), indices], 1))
                 if rows != len(kept):
                     raise FastDraftError(
                         f"{logits}: set {source.name} has {rows:,} of {len(kept):,} rows. Run "
                         "stage logits again to store the missing ones"
                     )
                 summary[key] = {"completion_tokens": tokens, **counts}
-        order = np.concatenate(found)
-        if not len(order):
+        if not any(counts[KEPT] for counts in summary.values()):
             raise FastDraftError(f"align.sources: no row is left to train on ({summary})")
-        # By source and index, whatever parts the rows are in, and then shuffled.
-        ordered = np.lexsort((order[:, 1], order[:, 0]))
-        with atomic_file(folder / _ORDER) as temporary, temporary.open("wb") as file:
-            np.save(file, np.random.default_rng(seed).permutation(ordered))
         write_json(folder / _SUMMARY, summary)
 
     for source in sources:
@@ -132,8 +128,13 @@ def open_completions(
                 "reads sets of kind generated"
             )
     on_main(prepare)
-    rows = datasets.Dataset.from_file(str(folder / _ROWS)).remove_columns("index")
-    order = np.load(folder / _ORDER)
+    rows = datasets.Dataset.from_file(str(folder / _ROWS))
+    numbers = rows.select_columns([_SOURCE, "index"]).with_format("numpy")[:]
+    # By source and index, whatever parts the rows are in, and then shuffled.
+    order = np.random.default_rng(seed).permutation(
+        np.lexsort([numbers["index"], numbers[_SOURCE]])
+    )
+    rows = rows.remove_columns([_SOURCE, "index"])
     held_out = min(eval_rows, len(order) // 5)
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     evaluated = rows.select(order[:held_out]) if held_out else None

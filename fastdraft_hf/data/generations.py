@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ from fastdraft_hf.data.engines import Completion, Engine, Request
 from fastdraft_hf.data.parts import (
     PartWriter,
     has_parts,
-    iter_rows,
     room_to_write,
     stored_indices,
 )
@@ -30,8 +30,17 @@ from fastdraft_hf.data.parts import (
 TIME_IS_UP = "time_is_up"
 
 
-class Requests(Sequence[Request]):
-    """A numbered request for every prompt and temperature, prompt by prompt.
+def build_requests(
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    seed: int,
+    source: str,
+    temperatures_per_prompt: Literal["one", "all"] = "one",
+    top_p: float = 1.0,
+) -> list[Request]:
+    """Return a numbered request for every prompt and temperature, prompt by prompt.
 
     Args:
         prompts: token ids.
@@ -43,39 +52,21 @@ class Requests(Sequence[Request]):
             requests every prompt at every temperature.
         top_p: nucleus to sample from.
     """
-
-    def __init__(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        temperatures: Sequence[float],
-        max_new_tokens: int,
-        seed: int,
-        source: str,
-        temperatures_per_prompt: Literal["one", "all"] = "one",
-        top_p: float = 1.0,
-    ) -> None:
-        self._prompts, self._seed, self._source = prompts, seed, source
-        self._max_new_tokens, self._top_p = max_new_tokens, top_p
-        self._temperatures, self._all = temperatures, temperatures_per_prompt == "all"
-
-    def __len__(self) -> int:
-        return len(self._prompts) * (len(self._temperatures) if self._all else 1)
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        temperature = self._temperatures[index % len(self._temperatures)]
-        return Request(
+    every = temperatures_per_prompt == "all"
+    pairs = product(prompts, temperatures) if every else zip(prompts, cycle(temperatures))
+    return [
+        Request(
             index=index,
-            prompt_ids=self._prompts[index // len(self._temperatures) if self._all else index],
+            prompt_ids=ids,
             temperature=temperature,
             # Spread, so that recipes with neighboring seeds do not share rows.
-            seed=(self._seed * 1_000_003 + index) % (2**31),
-            max_new_tokens=self._max_new_tokens,
-            source=self._source,
-            top_p=self._top_p if temperature > 0 else 1.0,
+            seed=(seed * 1_000_003 + index) % (2**31),
+            max_new_tokens=max_new_tokens,
+            source=source,
+            top_p=top_p if temperature > 0 else 1.0,
         )
+        for index, (ids, temperature) in enumerate(pairs)
+    ]
 
 
 def write_rows(
@@ -169,7 +160,7 @@ def _table(completions: Sequence[Completion]) -> Any:
     )
     rows = [
         {
-            **vars(completion.request),
+            **{name: getattr(completion.request, name) for name in Request.__slots__},
             "prompt_hash": completion.request.prompt_hash,
             "completion_ids": completion.ids,
             "finish_reason": completion.finish_reason,
@@ -183,13 +174,3 @@ def check_set(folder: Path) -> None:
     """Raise `FastDraftError` if a folder is not a generated set."""
     if not has_parts(folder):
         raise FastDraftError(f"{folder}: not a generated set (it has no part-*.parquet)")
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return every row of a set by increasing index.
-
-    Raises:
-        FastDraftError: it is not a set, or a part is damaged.
-    """
-    check_set(folder)
-    return list(iter_rows(folder))

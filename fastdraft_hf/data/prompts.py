@@ -95,17 +95,10 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> str:
     Raises:
         FastDraftError: the template drops what the user says either way.
     """
-    text = _rendered(tokenizer, turns, parts=False)
-    said = [content.strip() for role, content in turns if role == "user"]
-    if not said or said[-1] in text:
-        return text
-    # A template may also edit the words: ask with one that it would keep.
-    kept = [
-        "rivers" in _rendered(tokenizer, [("user", "rivers")], parts) for parts in (False, True)
-    ]
-    if not any(kept):
-        raise FastDraftError("kind: the target's chat template drops the user's message")
-    return text if kept[0] else _rendered(tokenizer, turns, parts=True)
+    for parts in (False, True):
+        if "rivers" in _rendered(tokenizer, [("user", "rivers")], parts):
+            return _rendered(tokenizer, turns, parts)
+    raise FastDraftError("kind: the target's chat template drops the user's message")
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Conversation, parts: bool) -> str:
@@ -360,28 +353,18 @@ def conversation(value: Any) -> Conversation | str:
             Content may be a list of text parts.
     """
     if isinstance(value, str):
-        return (("user", value.strip()),) if value.strip() else "empty"
+        value = [{"role": "user", "content": value.strip()}]
     if not value:
         return "empty"
-    turns = read_turns(value)
-    if turns is None:
+    found = [_turn(turn) for turn in value] if isinstance(value, list) else [None]
+    turns = [turn for turn in found if turn is not None]
+    if len(turns) < len(found):
         return "no chat"
-    asked = turns[: questions_end(turns)]
-    if not asked:
+    while turns and turns[-1][0] != "user":
+        turns.pop()
+    if not turns:
         return "no user turn"
-    return asked if asked[-1][1].strip() else "empty"
-
-
-def read_turns(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Return the turns of a chat as (role, content), or ``None`` if it is not a chat of texts."""
-    turns = [_turn(turn) for turn in value] if isinstance(value, list) else [None]
-    whole = tuple(turn for turn in turns if turn is not None)
-    return whole if len(whole) == len(turns) else None
-
-
-def questions_end(turns: Conversation) -> int:
-    """Return the number of turns up to the user's last, 0 without one."""
-    return max((number for number, (role, _) in enumerate(turns, 1) if role == "user"), default=0)
+    return tuple(turns) if turns[-1][1].strip() else "empty"
 
 
 def _turn(turn: Any) -> tuple[str, str] | None:

@@ -27,7 +27,7 @@ from fastdraft_hf.data.filters import (
     keep_instructions,
     write_filters,
 )
-from fastdraft_hf.data.generations import Requests, write_rows
+from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.parts import iter_rows, stored_indices
 from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompts import (
@@ -233,7 +233,7 @@ class _Set:
     def _write(self, engine: Engine, folder: Path, prompts: Prompts, **how: Any) -> None:
         # Two sets must not sample the same stream from the same prompt.
         seed = self.run.recipe.seed * 97 + zlib.crc32(folder.name.encode()) % 1_000_000
-        requests = Requests(prompts, seed=seed, source=folder.name, **how)
+        requests = build_requests(prompts, seed=seed, source=folder.name, **how)
         write_rows(engine, requests, folder, max_minutes=self.wanted.max_minutes)
 
     def _generate_instructions(self, engine: Engine) -> None:

@@ -26,7 +26,8 @@ from fastdraft_hf.data.filters import (
     repeats_itself,
     write_filters,
 )
-from fastdraft_hf.data.generations import read_rows, write_rows
+from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import iter_rows
 
 from .fakes import FakeEngine, make_requests
 
@@ -182,14 +183,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_reader_gets_the_rows_that_were_judged_once(made: Path) -> None:
-    rows = read_rows(made)
+    rows = list(iter_rows(made))
     counts = write_filters(made, 0.4)
     reasons = reasons_of(rows, 0.4)
     assert list(iter_kept_rows(made)) == [
         r for r, reason in zip(rows, reasons, strict=True) if reason == "kept"
     ]
     assert counts == Counter(reasons)
-    assert read_rows(made) == rows  # all rows stay on disk
+    assert list(iter_rows(made)) == rows  # all rows stay on disk
 
 
 def test_a_set_with_missing_rows_is_refused(made: Path) -> None:

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import generations, parts
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.generations import Requests, read_rows, write_rows
-from fastdraft_hf.data.parts import PARTS, stored_indices
+from fastdraft_hf.data.filters import kept_indices
+from fastdraft_hf.data.generations import build_requests, write_rows
+from fastdraft_hf.data.parts import PARTS, iter_rows, stored_indices
 
 from .fakes import FakeEngine, in_processes, make_requests, written_ids
 
 
 def check_complete(folder: Path, requests: list[Request]) -> None:
-    rows = read_rows(folder)
+    rows = list(iter_rows(folder))
     assert [row["index"] for row in rows] == [r.index for r in requests]
     assert sum(pyarrow.parquet.read_metadata(p).num_rows for p in folder.glob(PARTS)) == len(rows)
     for row, request in zip(rows, requests, strict=True):
@@ -78,7 +79,7 @@ def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
     part.write_bytes(part.read_bytes()[:-9] if damage == "cut" else b"other")
     message = r"part-00000-00001\.parquet: damaged \(.*Delete this file and run again"
     with pytest.raises(FastDraftError, match=message):
-        read_rows(folder)
+        list(iter_rows(folder))
     part.unlink()
     lost = sorted(set(lost) - set(stored_indices(folder).tolist()))
     again = FakeEngine(in_flight=1)
@@ -90,9 +91,9 @@ def test_a_damaged_part_is_named_and_only_its_rows_are_made_again(
 
 def test_a_folder_without_parts_is_not_a_set(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match="not a generated set"):
-        read_rows(tmp_path)
+        kept_indices(tmp_path)
     write_rows(FakeEngine(), [], tmp_path)
-    assert read_rows(tmp_path) == []
+    assert list(iter_rows(tmp_path)) == []
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_when_the_time_is_up_finished_rows_are_kept(
     # 5 minutes are 10 rows of half a minute. Those in flight at the end are dropped.
     assert len(engine.started) == 10
     assert 7 < len(engine.finished) < 10
-    assert [row["index"] for row in read_rows(tmp_path / "set")] == sorted(engine.finished)
+    assert [row["index"] for row in iter_rows(tmp_path / "set")] == sorted(engine.finished)
     again = clock.engine(30)
     write_rows(again, make_requests(40), tmp_path / "set", max_minutes=5)
     assert again.started == []
@@ -157,7 +158,10 @@ def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
                 yield Completion(request, tuple(letters), "length")
 
     write_rows(Spelling(), make_requests(2), tmp_path / "set")
-    assert [row["completion_ids"] for row in read_rows(tmp_path / "set")] == [letters, letters]
+    assert [row["completion_ids"] for row in iter_rows(tmp_path / "set")] == [
+        letters,
+        letters,
+    ]
 
 
 @given(
@@ -168,7 +172,7 @@ def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
 def test_requests_are_every_combination_once(
     prompts: int, temperatures: list[float], each: Any
 ) -> None:
-    requests = Requests(
+    requests = build_requests(
         [(number,) for number in range(prompts)],
         temperatures=temperatures,
         temperatures_per_prompt=each,

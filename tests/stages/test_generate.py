@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import kept_indices
-from fastdraft_hf.data.generations import read_rows
+from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.recipe import build_recipe
@@ -159,7 +159,7 @@ def test_a_dataset_answered_at_every_temperature(
     wanted = Counter((prompt, temperature) for prompt in asked for temperature in (0.0, 0.6, 1.0))
     assert Counter((r.prompt_ids, r.temperature) for r in writer.asked) == wanted
     assert {(r.temperature > 0, r.top_p) for r in writer.asked} == {(False, 1.0), (True, 0.9)}
-    rows = read_rows(run.stage_folder("generate") / "mine")
+    rows = list(iter_rows(run.stage_folder("generate") / "mine"))
     assert [row["index"] for row in rows] == list(range(9))
     assert facts["rows"] == 9
 
@@ -330,7 +330,7 @@ def test_a_larger_set_keeps_the_rows_it_has(
     whole, all_at_once = make({**settings, "rows": more}, write)
     whole.folder = tmp_path / "whole"
     assert facts == run_generate(whole)
-    rows, other = (read_rows(r.stage_folder("generate") / "mine") for r in (run, whole))
+    rows, other = (list(iter_rows(r.stage_folder("generate") / "mine")) for r in (run, whole))
     assert rows == other
     asked = [(r.source, r.index) for writer in (first, second, third) for r in writer.asked]
     if dies_after is None:  # no row is asked twice
@@ -363,7 +363,7 @@ def test_card_and_filters_of_a_finished_set(
     assert str(tmp_path) not in card
     assert "mit, applies to its generations" in card
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded.to_list() == read_rows(folder)
+    assert loaded.to_list() == list(iter_rows(folder))
 
 
 def test_a_recipe_with_a_server(tmp_path: Path, tiny_target_folder: Path) -> None:
@@ -387,8 +387,8 @@ def test_a_recipe_with_a_server(tmp_path: Path, tiny_target_folder: Path) -> Non
     with VLLMServer() as server:
         record = run_with(server=server.url)
     assert record["facts"]["engine"] == "server"
-    assert len(read_rows(tmp_path / "generate" / "text")) == 33
-    rows = read_rows(tmp_path / "generate" / "chat")
+    assert len(list(iter_rows(tmp_path / "generate" / "text"))) == 33
+    rows = list(iter_rows(tmp_path / "generate" / "chat"))
     assert rows
     for row in rows:
         body = {

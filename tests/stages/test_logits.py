@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns, parts, target_logits
 from fastdraft_hf.data.filters import iter_kept_rows
-from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.parts import iter_rows, read_part
 from fastdraft_hf.recipe import (
     build_recipe,
@@ -251,7 +250,7 @@ def test_a_deleted_part_is_made_again_and_a_grown_set_is_continued(
     made = run()
     execute(made, ["logits"])
     generated, stored = made.stage_folder("generate"), made.stage_folder("logits")
-    before = read_rows(generated / "more"), list(iter_rows(stored / "more"))
+    before = list(iter_rows(generated / "more")), list(iter_rows(stored / "more"))
     read: list[int] = []
     real = target_logits._stored_table
 
@@ -267,7 +266,7 @@ def test_a_deleted_part_is_made_again_and_a_grown_set_is_continued(
         execute(run(), ["generate", "logits"])
     part.unlink()
     execute(run(), ["generate", "logits"])
-    assert read_rows(generated / "more") == before[0]
+    assert list(iter_rows(generated / "more")) == before[0]
     assert read == []
     # Of logits.
     part = next((stored / "more").glob("*.parquet"))

@@ -15,7 +15,6 @@ import yaml
 
 from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.decontaminate import Decontaminator
-from fastdraft_hf.data.generations import read_rows
 from fastdraft_hf.data.parts import PARTS, iter_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.recipe import build_recipe
@@ -116,8 +115,8 @@ def test_killed_and_resumed_by_another_number_of_processes(
     assert not (folder / killed).exists()
     Launch(folder, tiny_target_folder, second).finish()
     for name in ("chat-instructions", "chat", "text"):
-        rows = read_rows(folder / "generate" / name)
-        assert rows == read_rows(alone / "generate" / name)
+        rows = list(iter_rows(folder / "generate" / name))
+        assert rows == list(iter_rows(alone / "generate" / name))
         assert [row["index"] for row in rows] == list(range(len(rows)))
         files = [(f / "generate" / name / "README.md").read_text() for f in (folder, alone)]
         assert files[0] == files[1]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 EngineName = Literal["auto", "openvino", "transformers", "server"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One completion to generate. ``prompt_ids`` are used exactly as they are.
 

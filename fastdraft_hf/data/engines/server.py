@@ -231,16 +231,13 @@ def _model_of(url: str, models: Sequence[dict[str, Any]], wanted: str | None, ta
     def last(name: Any) -> str:
         return str(name).rstrip("/").rsplit("/", 1)[-1].lower()
 
-    served = ", ".join(str(model.get("id")) for model in models) or "no model"
-    if wanted is not None:
-        if any(model.get("id") == wanted for model in models):
-            return wanted
-        raise FastDraftError(f"generate.server_model: {url} serves {served}, not '{wanted}'")
     for model in models:
         # A server may have been started with a folder or with the id on the Hub.
-        if last(target) in {last(model.get("id")), last(model.get("root"))}:
+        found = {last(model.get("id")), last(model.get("root"))}
+        if model.get("id") == wanted if wanted is not None else last(target) in found:
             return str(model["id"])
+    served = ", ".join(str(model.get("id")) for model in models) or "no model"
     raise FastDraftError(
-        f"generate.server: {url} serves {served}, and none is called {target}. If one is the same "
-        "model, set generate.server_model to its name"
+        f"generate.server: {url} serves {served}, and none is called {wanted or target}. If one is "
+        "the same model, set generate.server_model to its name"
     )
