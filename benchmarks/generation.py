@@ -33,7 +33,7 @@ from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
-from fastdraft_hf.decode.openvino.reader import OpenVINOReader
+from fastdraft_hf.decode.openvino.paged import OpenVINOReader
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine

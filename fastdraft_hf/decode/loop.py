@@ -177,7 +177,17 @@ class Loop:
     def _any_block(self) -> Verified:
         """Draft and verify any number of rows, on any device, greedily or not."""
         block = self._propose(self._limits())
-        accepted, own, raw, scores = self._verify(block)
+        raw = scores = self._read(block.tokens)
+        if not self.scores.untouched or self.sampling:
+            raw = raw.float()
+            prefix = self._prefix(list(block.tokens[:, :, None].unbind(1)))
+            scores = self.scores(raw, prefix, self._active)
+        if self.sampling:
+            q = scores[:, :0] if block.q is None else block.q
+            p = scores.softmax(-1)
+            accepted, own = rules.accept_sampled(block.tokens, q, p, block.limits)
+        else:
+            accepted, own = rules.accept_greedy(block.tokens, scores, block.limits)
         columns = [accepted[:, None], own[:, None], block.limits[:, None], block.tokens]
         settled = torch.cat(columns, 1).tolist()
         return Verified(
@@ -284,23 +294,6 @@ class Loop:
             if limits[index] > drafted and (value in self.stops.ends or unsure[index]):
                 limits[index] = drafted
         return max(limits) > drafted
-
-    def _verify(
-        self, block: Block
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return accepted [B], the target's own tokens [B], its logits and scores [B, g + 1, V]."""
-        raw = self._read(block.tokens)
-        scores = raw
-        if not self.scores.untouched or self.sampling:
-            raw = raw.float()
-            prefix = self._prefix(list(block.tokens[:, :, None].unbind(1)))
-            scores = self.scores(raw, prefix, self._active)
-        if self.sampling:
-            q = scores[:, :0] if block.q is None else block.q
-            found = rules.accept_sampled(block.tokens, q, scores.softmax(-1), block.limits)
-        else:
-            found = rules.accept_greedy(block.tokens, scores, block.limits)
-        return (*found, raw, scores)
 
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
         """Return the target's logits [B, g + 1, V] of its unread tokens and ``drafts`` [B, g]."""

@@ -1,6 +1,6 @@
 """Every private hook of transformers that decoding relies on.
 
-`tests/decode/test_patches.py` fails when one of them moves.
+`tests/decode/test_corners.py` fails when one of them moves.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _open_reader(
 
 
 def _openvino_reader(target: Path) -> LogitsReader:
-    from fastdraft_hf.decode.openvino.reader import OpenVINOReader
+    from fastdraft_hf.decode.openvino.paged import OpenVINOReader
 
     # Half precision is as exact as bfloat16 in PyTorch. int8, in which the target may have
     # generated, changes its distribution twice as much.

@@ -1,7 +1,8 @@
-"""What real programs do around a call: threads, offloading, compiled drafts, short drafts."""
+"""Around a call: threads, offloading, compiled and short drafts, near-ties, private hooks."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Callable
@@ -11,10 +12,14 @@ import pytest
 import torch
 from decoding_helpers import write
 from tiny_models import noisy
-from transformers import LlamaForCausalLM
+from transformers import GenerationMixin, LlamaForCausalLM
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 from zoo import FAMILIES, noisy_draft, prompts, tiny
 
+from fastdraft_hf._ties import Margin, greedy_margin
 from fastdraft_hf.decode import skinny
+from fastdraft_hf.decode.patches import CACHE_NAME
 
 TinyModel = Callable[..., LlamaForCausalLM]
 
@@ -73,3 +78,29 @@ def test_rows_past_the_drafts_positions_continue_without_it(
         fields = {"attention_mask": given["attention_mask"], "eos_token_id": None}
         alone = write(long, given["input_ids"], **fields)
         assert torch.equal(write(long, given["input_ids"], short, 4, **fields), alone)
+
+
+def test_the_private_hooks_are_still_there(target: LlamaForCausalLM) -> None:
+    """A release that moves one of `patches` must fail here, not silently."""
+    assert callable(GenerationMixin._assisted_decoding)
+    assert callable(GenerationMixin._get_candidate_generator)
+    assert callable(CandidateGenerator.update_candidate_strategy)
+    assert (
+        "custom_generate"
+        in inspect.signature(GenerationMixin._extract_generation_mode_kwargs).parameters
+    )
+    for method in GENERATION_MODES_MAPPING.values():
+        assert "/" in method or callable(getattr(GenerationMixin, method))
+    assert CACHE_NAME in inspect.signature(target.forward).parameters
+
+
+def test_the_greedy_margin_is_first_minus_second(target: LlamaForCausalLM) -> None:
+    ids = [40, 41, 42]
+    with torch.no_grad():
+        logits = target(input_ids=torch.tensor([ids])).logits[0, -1]
+    first, second = logits.topk(2).values.tolist()
+    margin = greedy_margin(target, ids)
+    assert margin.margin == pytest.approx(first - second, abs=1e-5)
+    assert margin.largest == pytest.approx(logits.abs().max().item())
+    assert Margin(0.0039 * 20, 20.0).tie
+    assert not Margin(0.0041 * 20, 20.0).tie

@@ -359,7 +359,7 @@ def test_windows_and_batches() -> None:
 
 
 def test_other_callables_are_left_as_they_were(target: LlamaForCausalLM) -> None:
-    """Our mending of what `generate` passes to callables is for ours alone."""
+    """`patches` changes what `generate` passes to our callable only."""
     seen: dict[str, Any] = {}
 
     def other(model: Any, input_ids: torch.Tensor, draft: Any = None, **given: Any) -> torch.Tensor:
