@@ -122,8 +122,4 @@ class BenchConfig(_Measuring):
     def check_values(self) -> None:
         super().check_values()
         self.require_positive("repeats")
-        if not self.num_assistant_tokens or min(self.num_assistant_tokens) < 1:
-            raise FastDraftError(
-                "num_assistant_tokens: a list of whole numbers of at least 1 is needed, got "
-                f"{self.num_assistant_tokens}"
-            )
+        _check_numbers("num_assistant_tokens", self.num_assistant_tokens, at_least=1)

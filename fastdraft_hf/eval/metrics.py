@@ -17,27 +17,15 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.eval.expected import ExpectedRounds
 
 Records = Sequence[DecodingRecord]
 T = TypeVar("T")
-
-
-class Counts(Protocol):
-    """An answer's totals: counted in a `DecodingRecord`, or expected (`eval.expected`)."""
-
-    @property
-    def drafted(self) -> float: ...
-    @property
-    def accepted(self) -> float: ...
-    @property
-    def new_tokens(self) -> float: ...
-    @property
-    def target_passes(self) -> float: ...
-
-
+# An answer's totals: counted, or expected.
+Counts = DecodingRecord | ExpectedRounds
 # The same prompt (and repeat) in two settings.
 Pair = tuple[DecodingRecord, DecodingRecord]
 # Tokens and seconds of the first of a pair, tokens and seconds of the second.
@@ -149,7 +137,7 @@ def rows_by_prompt(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[Row]]:
     return prompts
 
 
-def paired_ratio(pairs: Sequence[Pair], *, samples: int = 1000, seed: int = 0) -> Estimate:
+def paired_ratio(pairs: Sequence[Pair], samples: int = 1000) -> Estimate:
     """Return tokens/s of the first over tokens/s of the second of each pair, with its interval.
 
     Repeats of a prompt accept the same tokens and say little about other prompts. The bootstrap
@@ -158,11 +146,11 @@ def paired_ratio(pairs: Sequence[Pair], *, samples: int = 1000, seed: int = 0) -
     Raises:
         ValueError: the two records of a pair are of different prompts.
     """
-    return ratio_of_rows(rows_by_prompt(pairs), samples=samples, seed=seed)
+    return ratio_of_rows(rows_by_prompt(pairs), samples)
 
 
 def ratio_of_rows(
-    prompts: Mapping[tuple[str, str], Sequence[Row]], *, samples: int = 1000, seed: int = 0
+    prompts: Mapping[tuple[str, str], Sequence[Row]], samples: int = 1000
 ) -> Estimate:
     """Return `paired_ratio` of rows that are grouped by prompt already."""
 
@@ -172,7 +160,7 @@ def ratio_of_rows(
 
     groups = list(prompts.values())
     value = ratio([row for group in groups for row in group])
-    rng = random.Random(seed)
+    rng = random.Random(0)
     drawn = []
     for _ in range(samples):
         chosen = rng.choices(groups, k=len(groups))

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from fastdraft_hf.eval.figures import draw_figures
-from fastdraft_hf.eval.report import accepted_pieces, snippet, write_report
+from fastdraft_hf.eval.report import accepted_pieces, draw_figures, snippet, write_report
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary
 
 
