@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +69,6 @@ def train(
     evaluated = "no" if eval_dataset is None else "steps"
     changes = {"eval_strategy": evaluated, "eval_steps": section.eval_steps or section.save_steps}
     callbacks: list[Any] = [TrainingProgress(label)]
-    start = time.monotonic()
     try:
         args = section.trainer_config(work, seed=seed, device=device, **changes)
         checkpoint = shared_checkpoint(work)
@@ -99,7 +97,6 @@ def train(
         raise type(error)(f"{label}: {error}") from error
     except ValueError as error:  # refused by TRL
         raise FastDraftError(f"{label}: {' '.join(str(error).split())}") from error
-    seconds = time.monotonic() - start
     save(trainer, work / "model")
     facts: dict[str, Any] = {}
     if stream is not None and (last := newest_complete(work)) is not None:
@@ -112,8 +109,6 @@ def train(
         "epochs": trainer.state.epoch,
         "processes": trainer.args.world_size,
         "objective": trainer.objective.weights,
-        "seconds_of_last_run": round(seconds, 1),
-        "head_dtype": str(trainer.head_dtype).removeprefix("torch."),
         "log": trainer.state.log_history,
     }
 

@@ -26,14 +26,6 @@ def test_the_newest_complete_one(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) == newest
 
 
-def test_other_processes_mark_nothing(tmp_path: Path) -> None:
-    path = make(tmp_path, 3, complete=False)
-    state = TrainerState(global_step=3, is_world_process_zero=False)
-    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    MarkCompleteCheckpoints().on_save(arguments, state, TrainerControl())
-    assert [p.name for p in path.iterdir()] == ["model.safetensors"]
-
-
 def test_a_process_on_the_cpu_reads_an_optimizer(tmp_path: Path) -> None:
     """`Trainer` resumes with the device of the process, such as cpu:1."""
     torch.save({"state": torch.arange(3)}, tmp_path / "optimizer.pt")

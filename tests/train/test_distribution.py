@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdraft_hf._head import Head, head_logits
 from fastdraft_hf.data.target_logits import FLOOR, top_k_of
-from fastdraft_hf.train.distribution import TargetHead, TopK
+from fastdraft_hf.train.distribution import TopK
 
 TEMPERATURES = [0.3, 0.6, 1.0, 2.0]
 
@@ -79,17 +78,3 @@ def test_float16_costs_half_a_unit_in_the_last_place(
 def test_whatever_is_at_or_below_the_floor_stands_for_an_empty_bucket(tail: float) -> None:
     stored = TopK(torch.tensor([[0]]), torch.zeros(1, 1), torch.tensor([tail]))
     assert stored.buckets().tolist() == [[0.0, FLOOR]]
-
-
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("scale", [1.0, -0.5])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_head_logits(with_bias: bool, scale: float, softcap: float | None) -> None:
-    hidden, weight = random_logits(4, 3, 0), random_logits(5, 3, 1)
-    bias = random_logits(1, 5, 2)[0] if with_bias else None
-    expected = scale * ((hidden[:, None] * weight).sum(-1) + (0.0 if bias is None else bias))
-    if softcap is not None:
-        expected = softcap * torch.tanh(expected / softcap)
-    torch.testing.assert_close(head_logits(hidden, weight, bias, scale, softcap), expected)
-    target = TargetHead(hidden, Head(weight, bias, scale, softcap))
-    torch.testing.assert_close(target.logits(), expected)

@@ -91,7 +91,6 @@ def test_what_a_run_leaves(
 ) -> None:
     facts = run(start_model, tiny_tokenizer, data, tmp_path, config())
     assert facts["tokens"] == STEPS * 4 * LENGTH
-    assert facts["head_dtype"] == "float32"
     assert any("eval_loss" in entry for entry in facts["log"])
     assert facts["max_train_tokens"] == STEPS * 4 * LENGTH
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -113,19 +112,6 @@ def test_weights_are_averaged_with_those_of_the_start(
     shutil.rmtree(tmp_path / "both" / "model")  # killed before it was saved: not averaged twice
     run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
     assert same(weights(tmp_path / "both"), both)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"start_weight": 1.0}, "start_weight: must be at least 0 and below 1, got 1.0"),
-        ({"start_weight": -0.1}, "start_weight: must be at least 0"),
-        ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
-    ],
-)
-def test_bad_start_weights(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(FastDraftError, match=message):
-        config(**changes)
 
 
 def test_killed_after_the_last_checkpoint(
@@ -189,12 +175,6 @@ def test_a_loss_that_explodes(
 
 
 def test_the_config_follows_the_section(tmp_path: Path) -> None:
-    settings = config(learning_rate=0.5, muon_learning_rate=0.25, warmup_steps=0.5, save_steps=7)
-    made = settings.trainer_config(tmp_path, seed=4, device="cpu", max_steps=-1)
-    assert (made.learning_rate, made.muon_learning_rate) == (0.5, 0.25)
-    assert (made.warmup_steps, made.save_steps, made.seed) == (0.5, 7, 4)
-    assert made.max_train_tokens == STEPS * 4 * LENGTH
-    assert made.disable_tqdm is True
     # A section's defaults are Python's, except for the budget.
     plain = training_section()(sources=[{"kind": "python"}])
     made = plain.trainer_config("out", seed=0, device="cpu")
@@ -206,22 +186,6 @@ def test_the_config_follows_the_section(tmp_path: Path) -> None:
             assert made.to_dict()[name] == value, name
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"learning_rat": 1}, r"^learning_rat: unknown key \(did you mean 'learning_rate'"),
-        ({"head_dtype": "float8"}, "^head_dtype: must be auto"),
-        ({"output_dir": "x"}, "^output_dir: not in a recipe; checkpoints go into the stage's"),
-        ({"max_steps": 3}, "^max_steps: not in a recipe; the budget is max_train_tokens"),
-        ({"save_strategy": "no"}, "^save_strategy: not in a recipe"),
-        ({"deepspeed": "x.json"}, "^deepspeed: .* `accelerate launch`"),
-    ],
-)
-def test_bad_settings(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(FastDraftError, match=message):
-        config(**given)
-
-
 def test_what_transformers_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match="sometimes") as caught:
         config(logging_strategy="sometimes").trainer_config(tmp_path, seed=0, device="cpu")
@@ -231,6 +195,13 @@ def test_what_transformers_refuses_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"learning_rat": 1}, r"^learning_rat: unknown key \(did you mean 'learning_rate'"),
+        ({"head_dtype": "float8"}, "^head_dtype: must be auto"),
+        ({"output_dir": "x"}, "^output_dir: not in a recipe; checkpoints go into the stage's"),
+        ({"max_steps": 3}, "^max_steps: not in a recipe; the budget is max_train_tokens"),
+        ({"deepspeed": "x.json"}, "^deepspeed: .* `accelerate launch`"),
+        ({"start_weight": 1.0}, "start_weight: must be at least 0 and below 1, got 1.0"),
+        ({"start_weight": 0.5, "lora": LoraSettings()}, "start_weight: adapters keep the weights"),
         ({"max_length": 0}, "max_length: must be at least 1"),
         ({"warmup_steps": 1.0}, "warmup_steps: .* share of the budget"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),

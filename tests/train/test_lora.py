@@ -116,37 +116,6 @@ def test_a_killed_run_resumes_bit_for_bit_and_is_merged(
     assert not torch.allclose(logits(model), logits(original), atol=1e-2)
 
 
-def test_from_python(trainer: Make, tmp_path: Path, start_model: Path, data: Path) -> None:
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    made = trainer(
-        datasets.load_from_disk(str(data / "train")),
-        str(start_model),
-        objective="kl",
-        max_train_tokens=str(STEPS * 4 * LENGTH),
-        learning_rate=1e-2,
-        given={"peft_config": lora},
-    )
-    before = {name: p.clone() for name, p in made.model.named_parameters()}
-    trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-    made.train()
-    assert made.state.num_input_tokens_seen == STEPS * 4 * LENGTH
-    changed = {n for n, p in made.model.named_parameters() if not torch.equal(before[n], p)}
-    assert changed == trained
-    made.save_model(str(tmp_path / "saved"))
-    assert (tmp_path / "saved" / "adapter_config.json").exists()
-    base = AutoModelForCausalLM.from_pretrained(start_model)
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "saved"))
-    torch.testing.assert_close(logits(loaded), logits(made.model), rtol=1e-4, atol=1e-4)
-    expected = logits(loaded)
-    merged = loaded.merge_and_unload()
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(
-        expected, logits(AutoModelForCausalLM.from_pretrained(start_model)), atol=1e-2
-    )
-
-
 def test_an_adapter_changes_the_loss_that_is_trained(
     trainer: Make, start_model: Path, data: Path
 ) -> None:

@@ -85,22 +85,3 @@ def test_its_state_goes_on_identically() -> None:
         step(fresh_twin, [fresh], number)
     assert equal(weights(model), weights(twin))
     assert not equal(weights(model), weights(fresh_twin))  # the state does matter
-
-
-def test_a_scheduler_drives_both() -> None:
-    for reload in (False, True):
-        model = make_model()
-        optimizer = make_optimizer(model)
-        if reload:  # loading makes new groups: the scheduler must still reach them
-            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0 if n == 0 else 0.0)
-        assert [g["lr"] for g in optimizer.param_groups] == [0.02, 0.01]
-        step(model, [optimizer], 0)
-        before = weights(model)
-        scheduler.step()
-        assert [g["lr"] for part in optimizer.parts.values() for g in part.param_groups] == [
-            0.0,
-            0.0,
-        ]
-        step(model, [optimizer], 1)
-        assert equal(before, weights(model))

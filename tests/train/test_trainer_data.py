@@ -24,7 +24,7 @@ from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.distribution import TopK
 from fastdraft_hf.train.failures import NonFiniteLossError
 from fastdraft_hf.train.rows import DraftCollator
-from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
+from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
 SEEN = "num_input_tokens_seen"
 MIXED: dict[str, float] = {"ce": 0.3, "kl": 0.5, "jsd": 0.4}
@@ -332,16 +332,6 @@ def test_misshapen_columns_are_refused(trainer: Make, target: Any, case: str) ->
         trainer(dataset, objective="kl")
     with pytest.raises(ValueError, match=message.replace("train data", "eval data")):
         trainer(with_columns(completions(), target), eval_dataset=dataset, objective="kl")
-
-
-@pytest.mark.parametrize("case", ["one tail short", "nothing for a label", "twice", "base two"])
-def test_streamed_rows_are_checked_as_they_are_read(trainer: Make, target: Any, case: str) -> None:
-    change, message = MISSHAPEN[case]
-    stream = altered(target, change).to_iterable_dataset()
-    made = trainer(stream, objective="kl", per_device_train_batch_size=2, **SKIP)
-    batches = iter(made.get_train_dataloader())
-    with pytest.raises(ValueError, match=message.split("row 2: ")[-1]):
-        next(batches), next(batches)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -739,18 +729,3 @@ def test_what_is_logged(trainer: Make, target: Any, source: str) -> None:
 
 
 # --- bfloat16
-
-
-def test_bf16_is_chosen_by_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastdraft_hf.train import config as module
-
-    def config(**settings: Any) -> DraftDistillationConfig:
-        return DraftDistillationConfig(output_dir=str(tmp_path), report_to="none", **settings)
-
-    for fast in (True, False):
-        monkeypatch.setattr(module, "has_fast_bf16", lambda device, fast=fast: fast)
-        assert config(use_cpu=True).bf16 is fast
-        assert config(use_cpu=True, bf16=not fast).bf16 is (not fast)
-    assert config(use_cpu=True, bf16=True).bf16 is True
-    assert config(use_cpu=True, fp16=False, bf16=False).bf16 is False
-    assert config(use_cpu=True).gradient_checkpointing is False
