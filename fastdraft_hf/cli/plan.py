@@ -79,16 +79,16 @@ def render(plan: Plan) -> str:
         notes = list(stage.notes)
         if 0 < plan.machine.memory < stage.memory_bytes:
             notes.insert(0, "MORE MEMORY THAN A DEVICE HAS")
-        cells = (count(stage.tokens), duration(stage.seconds), size(stage.memory_bytes))
-        disk = size(stage.disk_bytes)
-        rows.append((stage.stage, str(stage.devices), *cells, disk, "; ".join(notes)))
-    disk = size(sum(stage.disk_bytes for stage in plan.stages))
+        sizes = size(stage.memory_bytes), size(stage.disk_bytes)
+        cells = count(stage.tokens), duration(stage.seconds), *sizes, "; ".join(notes)
+        rows.append((stage.stage, str(stage.devices), *cells))
     memory = size(max(stage.memory_bytes for stage in plan.stages))
+    disk = size(sum(stage.disk_bytes for stage in plan.stages))
     rows.append(("total", "", "", duration(plan.seconds), memory, disk, ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sizes = plan.draft.parameters, plan.target.parameters
+    draft, target = plan.draft.parameters, plan.target.parameters
     lines = [
-        f"a draft of {sizes[0]:,} parameters for {sizes[1]:,} (1/{sizes[1] / sizes[0]:.1f})",
+        f"a draft of {draft:,} parameters for {target:,} (1/{target / draft:.1f})",
         "",
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
         "",
@@ -105,10 +105,17 @@ def render(plan: Plan) -> str:
 
 def count(tokens: float) -> str:
     """Return a number of tokens, such as 5B."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= unit:
-            return f"{tokens / unit:.3g}{name}"
-    return f"{tokens:.0f}" if tokens else ""
+    return _in_units(tokens, {"B": 1e9, "M": 1e6, "k": 1e3, "": 1}) if tokens else ""
+
+
+def size(amount: float) -> str:
+    """Return bytes, such as 2.5 GB."""
+    return _in_units(amount, {" TB": 1e12, " GB": 1e9, " MB": 1e6, " kB": 1e3})
+
+
+def _in_units(amount: float, units: dict[str, float]) -> str:
+    unit = next((u for u, factor in units.items() if amount >= factor), [*units][-1])
+    return f"{amount / units[unit]:.3g}{unit}"
 
 
 def duration(seconds: float) -> str:
@@ -116,11 +123,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def size(amount: float) -> str:
-    """Return bytes in kB, MB, GB or TB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if amount >= unit:
-            return f"{amount / unit:.3g} {name}"
-    return f"{amount / 1e3:.0f} kB"

@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> None:
     quiet_libraries()
     results = search(config, resolve_target(args.target), args.output_dir)
     print_table(table(results))
-    print("", *verdict(results), sep="\n", file=sys.stderr)
+    print(f"\n{verdict(results)}", file=sys.stderr)
     print(recipe_snippet(results), end="")

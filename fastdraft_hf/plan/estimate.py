@@ -130,16 +130,17 @@ def _passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, fl
     return [*found, (name, rows, PROMPT_TOKENS[wanted.kind], length)]
 
 
+@dataclass
 class _Job:
     """A recipe on a machine; ``alpha`` is the chance that a drafted token is accepted."""
 
-    def __init__(
-        self, recipe: Recipe, target: Shape, draft: Shape, machine: Machine, alpha: float
-    ) -> None:
-        self.recipe, self.target, self.draft = recipe, target, draft
-        self.machine, self.alpha = machine, alpha
-        # Rows, prompt and completion tokens of the sets that are generated.
-        self.sets: dict[str, tuple[float, float, float]] = {}
+    recipe: Recipe
+    target: Shape
+    draft: Shape
+    machine: Machine
+    alpha: float
+    # Rows, prompt and completion tokens of the sets that are generated.
+    sets: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def stages(self) -> list[StagePlan]:
         """Return a line for every stage the recipe has, in order."""
@@ -247,10 +248,8 @@ class _Job:
         copies = 1 if self.recipe.reduced_vocabulary is None else 2
         line.seconds = copies * EXPORT * len(config.openvino) + 3.0 * len(forms)
         line.disk_bytes = self.draft.parameters * sum(FORM_BYTES.get(f, 2.0) for f in forms)
-        if forms and config.acceptance_texts:
-            # Written by the target in batches of eight, read by it and each form.
-            read = config.acceptance_texts * 48.0 * (1 + len(forms))
-            self._decodes(line, read, 48, [("alone", 0)], 2)
+        if config.acceptance_texts:
+            self._loads(line, self.target, self.draft)
 
     def _evaluate(self, line: StagePlan) -> None:
         config = self.recipe.evaluate
@@ -266,9 +265,8 @@ class _Job:
         known = bench.BASELINES if openvino_available() else bench.RUNTIMES["pytorch"]
         paths = [path for path in dict.fromkeys(config.paths) if path in known]
         reduced = paths if self.recipe.reduced_vocabulary is not None else ()
-        settings = bench.all_settings(
-            bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
-        )
+        gammas = config.num_assistant_tokens
+        settings = bench.all_settings(bench.assisted_settings(paths, gammas, reduced))
         answers = [(one.path, one.num_assistant_tokens) for one in settings]
         # All repeats, and one for warm-up and memory.
         count = len(config.tasks) * config.prompts_per_task * config.repeats + 1
@@ -299,9 +297,8 @@ class _Job:
         found = []
         for gamma in sorted({*config.num_assistant_tokens, *self.recipe.evaluate.gammas}):
             tau = expected_block_efficiency(self.alpha, gamma)
-            gain = {"num_assistant_tokens": gamma, "block_efficiency": tau}
-            speed = {
-                p: tau * self._round(bench.BASELINES[p], 0) / self._round(p, gamma) for p in paths
-            }
-            found.append({**gain, "mbsu": mbsu(tau, cost, gamma), "speed": speed})
+            gain: dict[str, Any] = {"num_assistant_tokens": gamma, "block_efficiency": tau}
+            alone = {p: self._round(bench.BASELINES[p], 0) for p in paths}
+            gain["speed"] = {p: tau * alone[p] / self._round(p, gamma) for p in paths}
+            found.append({**gain, "mbsu": mbsu(tau, cost, gamma)})
         return found

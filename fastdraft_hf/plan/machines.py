@@ -17,8 +17,7 @@ from fastdraft_hf.draft.sizes import parameters_by_part
 # int8 through OpenVINO over float32 through PyTorch, on a CPU: benchmarks/generation.py.
 OPENVINO_SPEEDUP = 1.9
 CONTEXT = 256  # tokens in the cache at a decoding step
-# How much longer a pass over several tokens takes than over one in stock assisted generation on a
-# CPU: PyTorch multiplies few rows slowly. The kernels of our loop do not.
+# Time of a pass over several tokens, relative to one: stock assisted generation on a CPU.
 FEW_ROWS = 1.8
 
 
@@ -27,8 +26,7 @@ class Shape:
     """A model's size.
 
     Attributes:
-        parameters: all of them, a tied head once.
-        read: parameters that a step reads: layers and head, not the embeddings.
+        parameters: all, a tied head once; ``read``: those that a step reads, without embeddings.
         layers, width, inner, key: layers, hidden size, feed-forward size, width of all key heads.
         vocabulary: tokens the head scores.
     """
@@ -74,10 +72,9 @@ class Machine:
     """Devices of one kind.
 
     Attributes:
-        name, source: as in ``--hardware``, and where the figures come from.
         flops: peak of dense bfloat16 products (on a CPU: float32), FLOP/s of one device.
-        bandwidth: bytes/s of one device.
-        memory: bytes of one device; 0 on a CPU.
+        bandwidth, memory: bytes/s and bytes of one device; no memory on a CPU.
+        source: of the figures.
         cuda: whether PyTorch calls it ``cuda`` (NVIDIA, and AMD by ROCm).
         count: devices.
         element: bytes of a weight.
@@ -176,8 +173,8 @@ def cpu_machine(cores: int | None = None) -> Machine:
     """Return a CPU in float32; by default with this machine's cores."""
     cores = cores or os.cpu_count() or 1
     source = f"{cores} cores of 0.1 TFLOP/s and 0.01 TB/s each, as measured on two of an AMD EPYC"
-    machine = Machine("CPU", 1e11 * cores, 1e10 * cores, 0, source, cuda=False)
-    return replace(machine, train=0.75, read=0.8, launch=0.0, element=4.0)
+    peaks = 1e11 * cores, 1e10 * cores
+    return Machine("CPU", *peaks, 0, source, False, element=4, train=0.75, read=0.8, launch=0)
 
 
 def parse_hardware(text: str) -> Machine:

@@ -1,8 +1,9 @@
-"""Settings of the search for the best draft on this machine."""
+"""Settings of the search for the best draft on this machine, and the shapes it tries."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -65,3 +66,27 @@ class TuneConfig(Section):
             raise FastDraftError("acceptance: give it or probe_tokens, not both")
         if self.probe_tokens is not None and not self.rows:
             raise FastDraftError("rows: probes need folders of generated sets (generate/NAME)")
+
+
+@dataclass(frozen=True)
+class Design:
+    """One shape: layers, width, feed-forward size and exact number of parameters."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    params: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.layers}x{self.width}"
+
+    def section(self, config: TuneConfig) -> dict[str, Any]:
+        """Return the section ``design`` of a recipe that gives this shape."""
+        return {
+            "params": config.params,
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.width,
+            "intermediate_size": self.feed_forward,
+            "init": config.init,
+        }

@@ -30,8 +30,7 @@ from fastdraft_hf.eval.metrics import block_efficiency
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
-from fastdraft_hf.tune.config import TuneConfig
-from fastdraft_hf.tune.grid import Design
+from fastdraft_hf.tune.config import Design, TuneConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,32 +49,27 @@ def held_out(index: int) -> bool:
 
 
 def sampled_completions(sets: Sequence[Path], count: int) -> list[tuple[Continuation, float]]:
-    """Return up to ``count`` held-out completions and their temperatures, from the sets in turn.
+    """Return up to ``count`` held-out completions and their temperatures, in random order.
 
     Greedy ones are left out: at temperature 0 there is no distribution to compare.
 
     Raises:
         FastDraftError: there is none, or a folder is not a finished set.
     """
-    pools = []
+    found = []
     for folder in sets:
-        pool = []
         for row in iter_kept_rows(folder):
             short = len(row["prompt_ids"]) <= _LONGEST_PROMPT
             if held_out(row["index"]) and row["temperature"] > 0 and short:
                 ids = tuple(row["completion_ids"][:_MAX_NEW_TOKENS])
                 text = Continuation(folder.name, tuple(row["prompt_ids"]), ids)
-                pool.append((text, round(float(row["temperature"]), 4)))
-        random.Random(0).shuffle(pool)
-        pools.append(pool)
-    most = max(map(len, pools), default=0)
-    found = [pool[n] for n in range(most) for pool in pools if n < len(pool)][:count]
+                found.append((text, round(float(row["temperature"]), 4)))
     if not found:
-        names = ", ".join(map(str, sets))
         raise FastDraftError(
-            f"rows: {names}: no held-out completion was sampled at a temperature above 0"
+            f"rows: {', '.join(map(str, sets))}: no held-out completion was sampled at a "
+            "temperature above 0"
         )
-    return found
+    return random.Random(0).sample(found, min(count, len(found)))
 
 
 class Probes:

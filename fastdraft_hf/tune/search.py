@@ -23,21 +23,33 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.export.openvino import cached_openvino, export_several, require_openvino
 from fastdraft_hf.target.resolve import load_config
-from fastdraft_hf.tune.config import TuneConfig
-from fastdraft_hf.tune.grid import Design, designs_of
+from fastdraft_hf.tune.config import Design, TuneConfig
 from fastdraft_hf.tune.probe import Probes
 from fastdraft_hf.tune.timing import LoopTimer
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from fastdraft_hf.target.resolve import Target
 
 logger = logging.getLogger(__name__)
 
 # Used for all designs where neither an acceptance nor a probe is given.
 DEFAULT_ACCEPTANCE = 0.4
+DEPTHS = (1, 2, 4, 8, 12)
+# Feed-forward sizes as multiples of the width. A shallow draft of a small budget needs far more
+# than the usual 2 to 8 to fill it.
+NARROWEST, WIDEST = 1, 24
+# Widths and feed-forward sizes are multiples of these.
+_WIDTH_STEP, _STEP = 16, 8
+# How far a design may miss the budget. Those cut from the target have feed-forward layers no wider
+# than the target's and miss it by more.
+_TOLERANCE, _CUT_TOLERANCE = 0.02, 0.1
 
 
 def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
@@ -85,6 +97,60 @@ def _check(config: TuneConfig, gammas: list[int], text: Any) -> None:
 
         if not torch.cuda.is_available():
             raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
+
+
+def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
+    """Return the shapes to time, by depth and then from wide to narrow.
+
+    Raises:
+        FastDraftError: a requested depth is impossible, or nothing fits the budget.
+    """
+    text = target.get_text_config()
+    found: list[Design] = []
+    for depth in config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]:
+        if depth > text.num_hidden_layers:
+            raise FastDraftError(
+                f"depths: {depth} is deeper than the target's {text.num_hidden_layers} layers"
+            )
+        widths = range(_WIDTH_STEP, text.hidden_size + 1, _WIDTH_STEP)
+        filled = [_filled(target, config, depth, width) for width in reversed(widths)]
+        fitting = [design for design in filled if design is not None]
+        if not fitting and config.depths is not None:
+            raise FastDraftError(
+                f"depths: no draft of {depth} layers fills {config.params:,} parameters with "
+                f"feed-forward layers of {NARROWEST} to {WIDEST} times its width"
+            )
+        # Evenly spaced, the widest and the narrowest included.
+        count = min(config.widths_per_depth, len(fitting))
+        found += [fitting[n * (len(fitting) - 1) // max(count - 1, 1)] for n in range(count)]
+    if not found:
+        # The design's own message names the smallest budget.
+        design_draft(target, DesignConfig(params=config.params, init=config.init))
+        raise FastDraftError(f"params: no draft of {config.params:,} parameters can be designed")
+    return found
+
+
+def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
+    """Return the design of this depth and width that fills the budget, or ``None``."""
+    text = target.get_text_config()
+    widest = WIDEST * width if config.init != "prune" else text.intermediate_size
+
+    def params(feed_forward: int) -> int:
+        section = Design(depth, width, feed_forward, 0).section(config)
+        return count_parameters(design_draft(target, DesignConfig(**section)))
+
+    try:
+        least = params(_STEP)
+        step = params(2 * _STEP) - least
+    except FastDraftError:  # this family has no such width
+        return None
+    feed_forward = min(_STEP * (1 + (config.params - least) // step), widest)
+    if not NARROWEST * width <= feed_forward <= WIDEST * width:
+        return None
+    exact = params(feed_forward)
+    tolerance = _TOLERANCE if config.init != "prune" else _CUT_TOLERANCE
+    close = abs(exact - config.params) <= tolerance * config.params
+    return Design(depth, width, feed_forward, exact) if close else None
 
 
 def assumed_efficiencies(
@@ -168,49 +234,39 @@ def results_of(
 ) -> dict[str, Any]:
     """Return the times and predicted speeds of every design, and the best one."""
     rows: list[dict[str, Any]] = []
-    speeds: dict[tuple[Design, int], float] = {}
     for design in designs:
-        times = {
-            gamma: np.quantile(found, (0.5, 0.25, 0.75)).tolist()
-            for gamma, found in seconds[design.name].items()
-        }
-        first, last = min(times), max(times)
-        each = (times[last][0] - times[first][0]) / max(last - first, 1)
-        tokens = efficiencies[design.name]
-        # Of a probe, the acceptance that its largest γ shows.
-        alpha = round(acceptance_of_rate((tokens[last] - 1) / last, last), 9)
-        predicted = {g: tokens[g] / t[0] for g, t in times.items()}
-        speeds |= {(design, g): speed for g, speed in predicted.items()}
+        tokens, rounds = efficiencies[design.name], seconds[design.name]
+        times = {g: np.quantile(rounds[g], (0.5, 0.25, 0.75)).tolist() for g in rounds}
+        speeds = {g: tokens[g] / times[g][0] for g in times}
+        last, best = max(times), max(speeds, key=lambda gamma: speeds[gamma])
         rows.append(
             {
                 "design": design.name,
                 **asdict(design),
-                "drafted_token_seconds": each,
-                "round_seconds": {str(g): t for g, t in times.items()},
-                "acceptance": alpha,
-                "tokens_per_second": {str(g): speed for g, speed in predicted.items()},
+                "drafted_token_seconds": (times[last][0] - times[1][0]) / max(last - 1, 1),
+                "round_seconds": {str(g): found for g, found in times.items()},
+                # Of a probe, the acceptance that its largest γ shows.
+                "acceptance": round(acceptance_of_rate((tokens[last] - 1) / last, last), 9),
+                "tokens_per_second": {str(g): speed for g, speed in speeds.items()},
+                "best": {
+                    "design": design.name,
+                    "num_assistant_tokens": best,
+                    "tokens_per_second": speeds[best],
+                    "section": design.section(config),
+                },
             }
         )
-    best, gamma = max(speeds, key=lambda one: speeds[one])
-    return {
-        "settings": config.model_dump(),
-        "designs": rows,
-        "best": {
-            "design": best.name,
-            "num_assistant_tokens": gamma,
-            "tokens_per_second": speeds[best, gamma],
-            "acceptance": next(r["acceptance"] for r in rows if r["design"] == best.name),
-            "section": best.section(config),
-        },
-    }
+    top = max(rows, key=lambda row: row["best"]["tokens_per_second"])
+    best_of_all = {**top["best"], "acceptance": top["acceptance"]}
+    return {"settings": config.model_dump(), "designs": rows, "best": best_of_all}
 
 
 def table(results: dict[str, Any]) -> list[dict[str, str]]:
     """Return a row for each design: its shape, round times, best γ and speed."""
     rows = []
     for found in results["designs"]:
-        speeds = found["tokens_per_second"]
-        gamma = max(speeds, key=lambda g: speeds[g])
+        best = found["best"]
+        gamma = str(best["num_assistant_tokens"])
         middle, low, high = (1e3 * value for value in found["round_seconds"][gamma])
         rows.append(
             {
@@ -222,27 +278,27 @@ def table(results: dict[str, Any]) -> list[dict[str, str]]:
                 "acceptance": f"{found['acceptance']:.3f}",
                 "best γ": gamma,
                 "its round, ms": f"{middle:.2f} ({low:.2f} to {high:.2f})",
-                "predicted tokens/s": f"{speeds[gamma]:.1f}",
+                "predicted tokens/s": f"{best['tokens_per_second']:.1f}",
             }
         )
     return rows
 
 
-def verdict(results: dict[str, Any]) -> list[str]:
-    """Return the conclusions as sentences."""
+def verdict(results: dict[str, Any]) -> str:
+    """Return the conclusion as sentences."""
     best = results["best"]
-    lines = [
+    said = (
         f"best at acceptance {best['acceptance']:.3f}: design {best['design']}, γ = "
         f"{best['num_assistant_tokens']}, {best['tokens_per_second']:.1f} tokens/s predicted"
-    ]
+    )
     if results["settings"]["probe_tokens"]:
-        lines.append("Acceptances are of short trainings; a full one reaches more.")
-    elif len({row["acceptance"] for row in results["designs"]}) == 1:
-        lines.append(
-            "One acceptance for all designs: the cheapest draft wins. Deeper drafts have a higher "
-            "acceptance rate; give acceptance by depth, or probe_tokens, to compare depths."
+        return f"{said}\nAcceptances are of short trainings; a full one reaches more."
+    if len({row["acceptance"] for row in results["designs"]}) == 1:
+        return (
+            f"{said}\nOne acceptance for all designs: the cheapest draft wins. Deeper drafts have "
+            "a higher one; give acceptance by depth, or probe_tokens, to compare depths."
         )
-    return lines
+    return said
 
 
 def recipe_snippet(results: dict[str, Any]) -> str:
