@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import (
     Continuation,
     ExpectedRounds,
@@ -19,7 +18,6 @@ from fastdraft_hf.eval.expected import (
     expected_rounds,
     text_acceptance,
 )
-from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 
 # A language of three tokens: the chance of the next depends on the last. Token 0 may end a text.
 Chain = list[list[float]]
@@ -184,38 +182,3 @@ def test_a_narrower_head_is_read_over_the_targets_vocabulary(
     with torch.no_grad():
         p = target(torch.tensor([[40, 41, 50, 51]])).logits[0, 1:-1].softmax(-1)
     assert all(a <= p[i, scored].sum() + 1e-6 for i, a in enumerate(found.alphas))
-
-
-@pytest.mark.parametrize("gamma", [1, 3])
-def test_real_decoding_counts_what_its_own_texts_let_expect(
-    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], gamma: int
-) -> None:
-    target, draft = pair
-    ends = {target.generation_config.eos_token_id}
-    records, parts = [], []
-    for number in range(60):
-        prompt = (30 + number, 41, 42)
-        record = decode(
-            target,
-            prompt,
-            task="t",
-            key=str(number),
-            max_new_tokens=16,
-            temperature=6.0,  # tiny models are sharp: warm enough that they agree now and then
-            seed=number,
-            draft=draft,
-            num_assistant_tokens=gamma,
-            path="ours",
-        )
-        records.append(record)
-        text = Continuation("t", prompt, tuple(record.tokens))
-        parts.append(expected_rounds(text_acceptance(target, draft, text, 6.0, ends), gamma, 16))
-    drafted = sum(r.drafted for r in records)
-    rate = acceptance_rate(parts)
-    # Three standard deviations of coins that are thrown alone; blocks make them dependent.
-    slack = 3 * (rate * (1 - rate) / drafted) ** 0.5 * 1.5
-    assert 0.05 < rate < 0.95
-    assert acceptance_rate(records) == pytest.approx(rate, abs=slack)
-    assert block_efficiency(records) == pytest.approx(
-        block_efficiency(parts), abs=slack * (gamma + 1)
-    )

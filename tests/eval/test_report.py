@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def test_the_report_is_one_page_that_loads_nothing(
         "Training did not leave out the text of <mine>",
         "after 4 of 9 prompts",
         "Greedy output is identical to the target alone on 4 of 4 prompts.",
-        "1.25x (1.10 to 1.40) the speed of the target alone through the same kernels",
+        "1.50x (1.40 to 1.60) the speed of the target alone through the same kernels",
         SPEED_NOTE,
         "What our kernels bring",
         snippet("org/target", "runs/draft"),
@@ -148,39 +147,21 @@ def test_text_of_models_is_escaped(run_summary: RunSummary, tmp_path: Path) -> N
     assert page.text.count("alert('x')") >= 6
 
 
-def rounds_for(tokens: Sequence[int], accepted: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut an answer into rounds that accept as given, as many as it takes."""
-    rounds, place = [], 0
-    for count in [*accepted, *[0] * len(tokens)]:
-        if place >= len(tokens):
-            break
-        count = min(count, len(tokens) - place - 1)
-        rounds.append((max(count, 1), count))
-        place += count + 1
-    return rounds
-
-
-ACCEPTED = st.lists(st.integers(0, 5), max_size=20)
-
-
-@given(st.text("ab<>&\"'\n é😀", max_size=40), ACCEPTED)
-def test_accepted_tokens_are_marked(text: str, accepted: list[int]) -> None:
-    tokens = [ord(c) for c in text]
-    rounds = rounds_for(tokens, accepted)
-    pieces = accepted_pieces(tokens, rounds, lambda ids: "".join(map(chr, ids)))
-    assert "".join(part for _, part in pieces) == text
-    expected, place = [], 0
-    for _, count in rounds:
-        expected += [text[place : place + count]] if count else []
-        place += count + 1
-    assert [part for marked, part in pieces if marked] == expected
-
-
-@given(st.text(max_size=12), ACCEPTED)
+@given(st.text(max_size=12), st.lists(st.integers(0, 5), max_size=20))
 @example("a 😀 smile — naïve 日本語", [1, 0, 2, 0, 1, 3])
-def test_a_character_of_several_tokens_is_not_cut(
+def test_accepted_tokens_are_marked_and_no_character_is_cut(
     target_tokenizer: PreTrainedTokenizerBase, text: str, accepted: list[int]
 ) -> None:
     tokens = target_tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = accepted_pieces(tokens, rounds_for(tokens, accepted), target_tokenizer.decode)
+    rounds, marked, position = [], list[int](), 0
+    for count in [*accepted, *[0] * len(tokens)]:
+        if position < len(tokens):
+            count = min(count, len(tokens) - position - 1)
+            rounds.append((max(count, 1), count))
+            marked += range(position, position + count)
+            position += count + 1
+    pieces = accepted_pieces(tokens, rounds, target_tokenizer.decode)
     assert "".join(part for _, part in pieces) == target_tokenizer.decode(tokens)
+    pieces = accepted_pieces(tokens, rounds, lambda ids: "x" * len(ids))  # one letter per token
+    shown = [yes for yes, part in pieces for _ in part]
+    assert [n for n, yes in enumerate(shown) if yes] == marked

@@ -83,13 +83,9 @@ def test_a_ratio_is_of_sums_over_pairs() -> None:
     assert (found.low, found.high) == pytest.approx((1.0, 2.0))
     with pytest.raises(ValueError, match="same prompt"):
         paired_ratio([(record("a", 1), record("b", 1))])
-
-
-def test_a_ratio_is_of_pairs() -> None:
-    """Half the time on every prompt, whatever its own speed, is an interval of no width."""
-    found = [(record(str(s), s / 2), record(str(s), s)) for s in (1.0, 2.0, 8.0, 32.0)]
-    ratio = paired_ratio(found)
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+    # Half the time on every prompt, whatever its own speed, is an interval of no width.
+    found = paired_ratio([(record(str(s), s / 2), record(str(s), s)) for s in (1.0, 8.0, 32.0)])
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
 
 
 def test_repeats_do_not_pass_for_prompts() -> None:
@@ -144,13 +140,6 @@ def test_choosing_among_equals_does_not_flatter() -> None:
     assert sum(judged) / 80 == pytest.approx(level, abs=0.03)
 
 
-def test_one_prompt_is_judged_by_its_own_runs() -> None:
-    found = judge({Setting("ours", "", 1): pairs({"a": 1.5}, repeats=2)})
-    assert found.is_speed_up
-    # A single pair has no spread at all, whatever it says.
-    assert not judge({Setting("ours", "", 1): pairs({"a": 1.5})}).is_speed_up
-
-
 def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
     results = timings(tmp_path, ["openvino"], by_gamma({0: 10, 1: 12, 2: 15, 4: 9}))
     found = results["paths"]["openvino"]
@@ -177,7 +166,6 @@ def test_the_best_setting_is_the_fastest(tmp_path: Path) -> None:
     [
         (12.0, True),  # 1.08 to 1.32 times the target alone
         (10.0, False),  # 0.9 to 1.1: the value may lie above 1, the interval does not
-        (5.0, False),
     ],
 )
 def test_a_speed_up_has_its_whole_interval_above_one(
@@ -187,8 +175,10 @@ def test_a_speed_up_has_its_whole_interval_above_one(
     overall = results["paths"]["openvino"]["overall"]
     value, low, high = overall["judged"]["ratio"]
     assert low < value < high
-    assert overall["is_speed_up"] is results["best"]["is_speed_up"] is expected
-    assert (low > 1) is expected
+    assert (low > 1) is overall["is_speed_up"] is results["best"]["is_speed_up"] is expected
+    # A single pair has no spread at all, whatever it says.
+    assert judge({Setting("ours", "", 1): pairs({"a": 1.5}, repeats=2)}).is_speed_up
+    assert not judge({Setting("ours", "", 1): pairs({"a": 1.5})}).is_speed_up
 
 
 def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:
