@@ -399,27 +399,6 @@ def test_large_logits_do_not_overflow(name: str, k: int | str, temperature: floa
         assert float(result.loss.detach()) <= 5 * math.log(2) + 1e-4
 
 
-@pytest.mark.parametrize("k", [None, 4, "full"])
-@pytest.mark.parametrize(
-    "wanted",
-    [{"hidden"}, {"weight"}, {"bias"}, {"hidden", "bias"}, {"hidden", "weight"}, set()],
-    ids=lambda names: "+".join(sorted(names)) or "nothing",
-)
-def test_only_what_is_wanted_gets_a_gradient(wanted: set[str], k: int | str | None) -> None:
-    weights = {"ce": 1.0} if k is None else {"ce": 0.5, "rkl": 0.5}
-    case = make(weights=weights, k=k, chunk=4)
-    exact = exactly(case)
-    ours = {n: t.clone().requires_grad_(n in wanted) for n, t in case.tensors.items()}
-    result = case.run(ours)
-    assert float(result.loss.detach()) == pytest.approx(exact.loss, rel=CLOSE)
-    assert result.loss.requires_grad is bool(wanted)
-    if wanted:
-        result.loss.backward()
-    assert set(grads(ours)) == wanted
-    for name, found in grads(ours).items():
-        assert relative(found, exact.grads[name]) < CLOSE
-
-
 # What is reported beside the loss
 
 

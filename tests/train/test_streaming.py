@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_training import Killed, Make
+from tiny_training import Killed, Make, completions, with_columns
 from transformers import TrainerCallback
 
-from fastdraft_hf.data.columns import distribution_table
 from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
-ROWS, SHARDS, TOP_K = 15, 3, 5
-# The rows have 135 tokens: the budget ends in the third pass.
+ROWS, SHARDS = 15, 3
+# The rows have 117 tokens: the budget ends in the third pass.
 BUDGET = 330
 
 
@@ -47,27 +42,14 @@ class Seen(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Path:
     """The same rows in several files, as parquet and as jsonl."""
     folder = tmp_path_factory.mktemp("shards")
-    generator = torch.Generator().manual_seed(5)
+    rows = with_columns(completions(ROWS), tiny_model(seed=5, num_hidden_layers=1))
     for number in range(SHARDS):
-        rows, stored = [], []
-        for row in range(number, ROWS, SHARDS):
-            size, start = 7 + row % 5, 1 + row % 3
-            ids = torch.randint(3, 280, (size,), generator=generator).tolist()
-            rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
-            logits = 3 * torch.randn(size - start, 288, generator=generator)
-            log_p, top = logits.log_softmax(-1).topk(TOP_K, -1)
-            tail = (1 - log_p.exp().sum(-1)).log()
-            stored.append((size, top.numpy().astype(np.uint16), log_p.half().numpy(), tail.numpy()))
-        table = pa.Table.from_pylist(rows)
-        distribution = distribution_table(stored, 1.0)
-        for name in distribution.column_names:
-            table = table.append_column(name, distribution[name])
-        pq.write_table(table, folder / f"{number}.parquet")
-        lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
-        (folder / f"{number}.jsonl").write_text(lines, encoding="utf-8")
+        shard = rows.shard(SHARDS, number)
+        shard.to_parquet(folder / f"{number}.parquet")
+        shard.to_json(folder / f"{number}.jsonl")
     return folder
 
 
