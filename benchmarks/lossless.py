@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
-from fastdraft_hf._sequences import first_difference
-from fastdraft_hf._ties import Margin, greedy_margin
+from fastdraft_hf._ties import Margin, first_difference, greedy_margin
 from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord

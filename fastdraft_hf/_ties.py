@@ -1,4 +1,4 @@
-"""Near-ties of logits: where two greedy texts may differ without a fault.
+"""Where two greedy texts differ, and near-ties of logits: where they may without a fault.
 
 Two kernels of one precision round logits differently, by up to `LOGIT_TOLERANCE` of the largest.
 Where the two best tokens are closer than twice that, either may come first.
@@ -6,9 +6,20 @@ Where the two best tokens are closer than twice that, either may come first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int | None:
+    """Return the first position at which two sequences differ, ``None`` if they are equal.
+
+    If one is a prefix of the other, that is the position after its end.
+    """
+    pairs = enumerate(itertools.zip_longest(one, other, fillvalue=None))
+    return next((position for position, (a, b) in pairs if a != b), None)
+
 
 # Largest difference of a logit between two float32 kernels, as a share of the largest logit.
 LOGIT_TOLERANCE = 2e-3

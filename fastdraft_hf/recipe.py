@@ -7,6 +7,7 @@ command line apply last.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -259,7 +260,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Build a recipe from a mapping, ``when`` and overrides included."""
-    merged = _copy(data)
+    merged = copy.deepcopy(dict(data))
     when = merged.pop("when", None) or {}
     if not isinstance(when, Mapping):
         raise FastDraftError("when: expected a mapping of machines")
@@ -300,12 +301,6 @@ def resolve_device(device: Any) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _copy(v) for k, v in value.items()}
-    return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
 def split_override(word: str) -> tuple[str, Any]:

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fastdraft_hf._atomic import atomic_file, atomic_folder, sha256_file, write_json, write_text
+from fastdraft_hf._atomic import atomic_file, atomic_folder
 
 
 class Killed(BaseException):
@@ -70,19 +66,3 @@ def test_a_finished_folder_is_not_replaced(tmp_path: Path) -> None:
         (temporary / "a").write_text("second")
     assert (path / "a").read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@given(st.text().filter(lambda s: "\r" not in s))
-def test_text_and_json_round_trip(tmp_path: Path, text: str) -> None:
-    write_text(tmp_path / "t.txt", text)
-    assert (tmp_path / "t.txt").read_text(encoding="utf-8") == text
-    write_json(tmp_path / "t.json", {"text": [text]})
-    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == {"text": [text]}
-
-
-@pytest.mark.parametrize("size", [0, 1 << 20, (1 << 20) + 1])
-def test_sha256_over_block_borders(tmp_path: Path, size: int) -> None:
-    data = bytes(i % 251 for i in range(size))
-    path = tmp_path / "data"
-    path.write_bytes(data)
-    assert sha256_file(path) == hashlib.sha256(data).hexdigest()

@@ -54,15 +54,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "x", "parts": [{"kind": "pin"}]}, r"^parts\[0\]\.kind: 'pin' is not one of .*'pine'"),
     ({"name": "x", "rates": [1, "fast"]}, r"^rates\[1\]: expected a number, got 'fast'"),
     ({"name": "x", "rates": 3}, r"^rates: expected a list, got 3"),
-    ({"name": "x", "parts": {"a": 1}}, r"^parts: expected a list"),
     ({"name": "x", "named": [1]}, r"^named: expected a mapping"),
     ({"name": "x", "inner": 3}, r"^inner: expected a mapping of keys, got 3"),
     ({"name": "x", "flag": "yes"}, r"^flag: expected true or false, got 'yes'"),
-    ({"name": "x", "flag": 1}, r"^flag: expected true or false, got 1"),
     ({"name": 3}, r"^name: expected a text, got 3"),
     ({"name": "x", "inner": {"width": True}}, r"^inner\.width: expected a whole number, got True"),
     ({"name": "x", "inner": {"width": 1.5}}, r"^inner\.width: expected a whole number, got 1\.5"),
-    ({"name": "x", "inner": {"width": None}}, r"^inner\.width: expected a whole number"),
     ({"name": "x", "inner": {"width": float("nan")}}, r"^inner\.width: expected a whole number"),
     ({"name": "x", "inner": {"rate": True}}, r"^inner\.rate: expected a number, got True"),
     ({"name": "x", "inner": {"width": -1}}, r"^inner\.width: must not be negative"),
@@ -106,14 +103,6 @@ def test_numbers_that_yaml_leaves_as_text() -> None:
     inner = Outer(**data).inner
     assert inner.rate == 1e-3
     assert (inner.width, type(inner.width)) == (4, int)
-
-
-def test_mutable_defaults_are_not_shared() -> None:
-    first = Outer(name="a")
-    first.rates.append(9.0)
-    first.inner.width = 9
-    assert Outer(name="b").rates == [0.5]
-    assert Outer(name="b").inner.width == 3
 
 
 def test_schema_marks_required_and_closes_objects() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._sequences import first_difference
+from fastdraft_hf._ties import first_difference
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.bench import Models, Setting, load_engine

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._sequences import first_difference
+from fastdraft_hf._ties import first_difference
 from fastdraft_hf.data.installed import function_heads
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from fastdraft_hf.draft.cutting import (
     vocabulary_basis,
 )
 from fastdraft_hf.draft.design import TOLERANCE, design_draft, with_layers
-from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_tokens
 from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
 

@@ -14,13 +14,13 @@ from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.cutting import kept_layers
 from fastdraft_hf.draft.families import (
     FAMILIES,
+    count_parameters,
     dense_config,
     family_of,
     head_groups,
     head_size,
     text_config,
 )
-from fastdraft_hf.draft.sizes import count_parameters
 from fastdraft_hf.target.resolve import load_config, resolve_target
 
 if TYPE_CHECKING:

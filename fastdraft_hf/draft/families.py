@@ -108,6 +108,19 @@ def dense_config(config: PretrainedConfig) -> PretrainedConfig:
     return cls(**kept)
 
 
+def count_parameters(config: PretrainedConfig) -> int:
+    """Return the exact number of parameters of ``config``'s model, without allocating it.
+
+    Tied weights count once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def head_size(config: PretrainedConfig) -> int:
     """Return the size of one attention head."""
     given = getattr(config, "head_dim", None)

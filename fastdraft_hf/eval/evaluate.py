@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf import _processes
 from fastdraft_hf._progress import Progress
-from fastdraft_hf._sequences import first_difference
-from fastdraft_hf._ties import greedy_margin
+from fastdraft_hf._ties import first_difference, greedy_margin
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.speculative import drafting_of
-from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.expected import Continuation, add_rounds, expected_rounds, text_acceptance
 from fastdraft_hf.eval.journal import Journal

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf._paths import cache_dir
 from fastdraft_hf.draft.reduced_vocabulary import (
     read_reduced_vocabulary,
     reduce_model,
     write_reduced_vocabulary,
 )
+from fastdraft_hf.target.packages import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,7 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._sequences import first_difference
-from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin
+from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin, first_difference
 from fastdraft_hf.draft.reduced_vocabulary import read_reduced_vocabulary
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.export.openvino import LOWEST, export_openvino, score_only

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.draft.sizes import parameters_by_part
+from fastdraft_hf.draft.families import count_parameters
 
 # int8 through OpenVINO over float32 through PyTorch, on a CPU: benchmarks/generation.py.
 OPENVINO_SPEEDUP = 1.9
@@ -53,12 +53,12 @@ class Shape:
 
 def shape_of(config: Any) -> Shape:
     """Return the shape of a config's model; no weights are made."""
-    text, parts = config.get_text_config(), parameters_by_part(config)
-    parameters, heads = sum(parts.values()), text.num_attention_heads
+    text, parameters = config.get_text_config(), count_parameters(config)
+    embeddings, heads = text.vocab_size * text.hidden_size, text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         parameters=parameters,
-        read=parameters - parts["embeddings"] if parts["head"] else parameters,
+        read=parameters if text.tie_word_embeddings else parameters - embeddings,
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=text.intermediate_size,

@@ -68,16 +68,12 @@ class Run:
         trained = list(self.recipe.training_stages())
         if before in trained:
             trained = trained[: trained.index(before)]
-        if trained:
-            if self.finished(trained[-1]):
-                return self.stage_folder(trained[-1])
+        newest = ["design", *trained][-1]
+        if not self.finished(newest):
             raise FastDraftError(
-                f"stage {trained[-1]} is not finished in {self.folder}; run it first (fastdraft "
-                "run)"
+                f"stage {newest} is not finished in {self.folder}; run it first (fastdraft run)"
             )
-        if self.finished("design"):
-            return self.stage_folder("design")
-        raise FastDraftError(f"{self.folder} holds no draft yet; run stage design first")
+        return self.stage_folder(newest)
 
 
 @contextlib.contextmanager

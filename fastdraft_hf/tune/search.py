@@ -24,7 +24,7 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.export.openvino import cached_openvino, export_several, require_openvino
 from fastdraft_hf.target.resolve import load_config

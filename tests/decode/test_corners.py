@@ -17,7 +17,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 from zoo import FAMILIES, noisy_draft, prompts, tiny
 
-from fastdraft_hf._ties import Margin, greedy_margin
+from fastdraft_hf._ties import Margin, first_difference, greedy_margin
 from fastdraft_hf.decode import skinny
 from fastdraft_hf.decode.patches import CACHE_NAME
 
@@ -92,6 +92,14 @@ def test_the_private_hooks_are_still_there(target: LlamaForCausalLM) -> None:
     for method in GENERATION_MODES_MAPPING.values():
         assert "/" in method or callable(getattr(GenerationMixin, method))
     assert CACHE_NAME in inspect.signature(target.forward).parameters
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "position"),
+    [([], [], None), ([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [1], 0)],
+)
+def test_the_first_difference(one: list[int], other: list[int], position: int | None) -> None:
+    assert first_difference(one, other) == first_difference(other, one) == position
 
 
 def test_the_greedy_margin_is_first_minus_second(target: LlamaForCausalLM) -> None:

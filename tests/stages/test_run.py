@@ -415,7 +415,7 @@ def test_the_latest_model_is_the_last_trained(make_run: Make) -> None:
     run = make_run()
     with pytest.raises(FastDraftError, match="stage align is not finished"):
         run.latest_model()
-    with pytest.raises(FastDraftError, match="holds no draft yet; run stage design first"):
+    with pytest.raises(FastDraftError, match="stage design is not finished"):
         run.latest_model(before="align")
     execute(run, ["design", "generate"])
     assert run.latest_model(before="align") == run.folder / "design"

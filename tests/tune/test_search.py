@@ -15,7 +15,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
-from fastdraft_hf.draft.sizes import count_parameters
+from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.tune import search as searching
