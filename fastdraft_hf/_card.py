@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf import _metadata
-from fastdraft_hf._errors import FastDraftError, holds_token
+from fastdraft_hf._errors import FastDraftError, holds_token, nearest
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -35,13 +34,26 @@ DRAFT_FILES = (
 )
 TAGS = ["fastdraft", "speculative-decoding", "draft-model", "assisted-generation"]
 
-# Paths in a repository to their content on this machine.
-Files = dict[str, Path | bytes]
-
 _TEXTS = {".md", ".json", ".txt", ".jinja", ".py", ""}
 _LOCAL_PATH = re.compile(
     r"(?<![\w/.:>-])(?:/(?:home|root|Users|tmp|work|mnt|data|scratch)/|[A-Z]:\\)[^\s\"'`)]+"
 )
+
+# huggingface.co/docs/hub, "Licenses".
+_NAMES = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
+    bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+    cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research
+    lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
+    postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
+    grok2-community gemma unknown other
+"""
+LICENSES = frozenset(_NAMES.split())
 
 
 def draft_files(folder: Path, patterns: Sequence[str] = DRAFT_FILES) -> dict[str, Path]:
@@ -57,7 +69,7 @@ def draft_files(folder: Path, patterns: Sequence[str] = DRAFT_FILES) -> dict[str
     return {file.name: file for file in found if file.is_file()}
 
 
-def check_texts(files: Mapping[str, Path | bytes], token: str | None) -> None:
+def check_texts(files: Mapping[str, Path], token: str | None) -> None:
     """Refuse a credential in a text file, and a path of this machine in the card.
 
     Raises:
@@ -66,9 +78,7 @@ def check_texts(files: Mapping[str, Path | bytes], token: str | None) -> None:
     for path, content in files.items():
         if Path(path).suffix not in _TEXTS:
             continue
-        text = (content if isinstance(content, bytes) else content.read_bytes()).decode(
-            "utf-8", errors="replace"
-        )
+        text = content.read_text(encoding="utf-8", errors="replace")
         if holds_token(text, token):
             raise FastDraftError(f"{path} holds what looks like a token; nothing is pushed")
         local = _LOCAL_PATH.search(text) if path == CARD else None
@@ -135,8 +145,8 @@ def fill_card(
     for what, name in names.items():
         if not name.isprintable():
             raise FastDraftError(f"{CARD}: {what}: {name!r} holds a control character; rename it")
-    is_id = _metadata.is_model_id(target, owner=True)
-    listed = license if license is None or license in _metadata.LICENSES else "other"
+    is_id = is_model_id(target, owner=True)
+    listed = license if license is None or license in LICENSES else "other"
     # No `base_model_relation`: the Hub knows finetune, adapter, quantized and merge, and a draft is
     # none of them.
     data = ModelCardData(
@@ -155,7 +165,7 @@ def fill_card(
         own = license if license != "other" else f"{target.split('/')[-1].lower()}-license"
         data.license_name = re.sub(r"[^a-z0-9.-]+", "-", str(own).lower())
         data.license_link = f"https://huggingface.co/{target}" if is_id else "LICENSE"
-    _metadata.check_metadata(data.to_dict())
+    check_metadata(data.to_dict())
     speculative = {
         "method": "draft_model",
         "model": draft_location,
@@ -193,3 +203,90 @@ def python(text: str) -> str:
 def markdown(text: str) -> str:
     """Return a name as Markdown text: no HTML, link, code or table cell can start in it."""
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def check_license(license: str, where: str) -> None:
+    """Raise `FastDraftError` for a license identifier that is not on the Hub's list."""
+    if license not in LICENSES:
+        hint = nearest(license, LICENSES) or "; use `other` for a license that is not on its list"
+        raise FastDraftError(f"{where}: the Hub has no license '{license}'{hint}")
+
+
+def check_languages(languages: Any, where: str) -> None:
+    """Raise `FastDraftError` for a language that is not an ISO 639 code of 2 or 3 letters."""
+    for language in _strings(languages, where):
+        if not re.fullmatch("[a-z]{2,3}|code|multilingual", language):
+            raise FastDraftError(
+                f"{where}: '{language}' is not a language code (two or three letters, such as en)"
+            )
+
+
+def is_model_id(name: Any, *, owner: bool = False) -> bool:
+    """Return whether ``name`` can be a repository on the Hub; ``owner``: as ``user/name`` only."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return isinstance(name, str) and ("/" in name or not owner)
+
+
+def check_model_id(name: Any, where: str) -> None:
+    """Raise `FastDraftError` for a ``name`` that cannot be a repository on the Hub."""
+    if not is_model_id(name):
+        raise FastDraftError(f"{where}: {name!r} is not a repository id such as user/name")
+
+
+def check_metadata(data: Mapping[str, Any], *, where: str = "README.md") -> None:
+    """Check the metadata of a card as the Hub does: license, languages, ids and tags.
+
+    Args:
+        data: as ``ModelCard.data.to_dict()`` returns it.
+        where: the file's name, for messages.
+
+    Raises:
+        FastDraftError: the Hub would refuse a value; the key is named.
+    """
+    for license in _strings(data.get("license"), f"{where}: license"):
+        check_license(license, f"{where}: license")
+        for key in ("license_name", "license_link") if license == "other" else ():
+            if not isinstance(data.get(key), str):
+                raise FastDraftError(f"{where}: {key}: needed, because license is other")
+    check_languages(data.get("language"), f"{where}: language")
+    for key in ("base_model", "datasets"):
+        for name in _strings(data.get(key), f"{where}: {key}"):
+            check_model_id(name, f"{where}: {key}")
+    for tag in _strings(data.get("tags"), f"{where}: tags"):
+        if not tag.strip() or "\n" in tag:
+            raise FastDraftError(f"{where}: tags: {tag!r} is not a tag")
+
+
+def read_source(file: Path) -> tuple[str, str, str | None]:
+    """Read ``fastdraft_source.json`` of a converted model, which anybody may have written.
+
+    Returns:
+        its model id, revision (``sha256:...``) and license.
+
+    Raises:
+        FastDraftError: an entry is missing or is not what it should be.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        model_id, digest, license = (facts[key] for key in ("model_id", "sha256", "license"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise FastDraftError(f"target: {file} cannot be read ({error!r}); delete it") from None
+    check_model_id(model_id, f"target: {file}: model_id")
+    if not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        raise FastDraftError(f"target: {file}: sha256: {digest!r} is not a SHA-256")
+    for one in _strings(license, f"target: {file}: license"):
+        check_license(one, f"target: {file}: license")
+    return model_id, f"sha256:{digest}", license
+
+
+def _strings(value: Any, where: str) -> list[str]:
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise FastDraftError(f"{where}: expected a string or a list of strings, got {value!r}")
+    return values

@@ -37,7 +37,7 @@ class CardConfig(Section):
     language: list[str] = Field([], description="language codes for the card, such as [en, de]")
 
     def check_values(self) -> None:
-        from fastdraft_hf import _metadata as metadata
+        from fastdraft_hf import _card as metadata
 
         if self.license is not None:
             metadata.check_license(self.license, "license")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdraft_hf._metadata import check_metadata
+from fastdraft_hf._card import check_metadata
 from fastdraft_hf.cli.demo import SHIPPED
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / SHIPPED

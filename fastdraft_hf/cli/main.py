@@ -22,7 +22,7 @@ COMMANDS = {
     "bench": ("evaluate", "measure wall-clock time with and without a draft"),
     "export": ("export", "export a draft or a target for OpenVINO or llama.cpp"),
     "push": ("push", "push a draft to the Hub or into a folder"),
-    "pull": ("pull", "download a draft from the Hub"),
+    "pull": ("push", "download a draft from the Hub"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
     "vocabulary": ("vocabulary", "compare two models' vocabularies, or reduce a draft's"),
     "schema": ("schema", "print the settings of a recipe"),

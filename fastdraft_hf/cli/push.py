@@ -1,4 +1,4 @@
-"""``fastdraft push DIR --repo-id user/name``: a draft to the Hub or into a folder."""
+"""``fastdraft push DIR --repo-id user/name`` and ``fastdraft pull user/name [DIR]``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    if name == "pull":
+        parser.add_argument("repo_id", metavar="USER/NAME", help="the draft's repository")
+        parser.add_argument(
+            "folder", type=Path, nargs="?", metavar="DIR", help="where to (default: Hub's cache)"
+        )
+        parser.add_argument("--revision", help="branch, tag or commit")
+        return
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or a draft's")
     parser.add_argument("--repo-id", metavar="USER/NAME", help="the draft's repository on the Hub")
     parser.add_argument(
@@ -21,11 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         "--dtype",
         choices=["bfloat16", "float16", "float32"],
         help="store the weights in this type (default: as they are)",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="ID",
-        help="with --dtype: measure with this target what rounding costs in acceptance",
     )
     parser.add_argument(
         "--openvino", action="store_true", help="also push the draft's OpenVINO folders"
@@ -44,44 +46,34 @@ def run(args: argparse.Namespace) -> None:
     import tempfile
 
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.hub.folder import write_folder
-    from fastdraft_hf.hub.push import push
-    from fastdraft_hf.stages.publishing import prepare
+    from fastdraft_hf.hub.folder import files_below, gather, replace_folder
+    from fastdraft_hf.hub.push import pull, push
 
-    to_folder = args.to_folder
+    if args.command == "pull":
+        print(pull(args.repo_id, args.folder, args.revision))
+        return
+    to_folder = args.to_folder and args.to_folder.absolute()
     if args.repo_id is None and to_folder is None:
         raise FastDraftError("push: give --repo-id USER/NAME, or --to-folder FOLDER")
     if to_folder is not None and (args.private or args.revision):
         raise FastDraftError("--to-folder: --private and --revision are for the Hub")
-    if args.target is not None and args.dtype is None:
-        raise FastDraftError("--target: needs --dtype")
     if to_folder is not None and to_folder.exists() and not args.overwrite:
         raise FastDraftError(f"{to_folder} exists; replace it with --overwrite")
-    repo_id = args.repo_id or "/".join(to_folder.resolve().parts[-2:])
-    with tempfile.TemporaryDirectory(prefix="fastdraft-push-") as scratch:
-        files = prepare(
-            args.folder,
-            repo_id,
-            Path(scratch),
-            openvino=args.openvino,
-            dtype=args.dtype,
-            target=None if args.dry_run else args.target,
-        )
-        for path, content in sorted(files.items()):
-            size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            print(f"  {size:>12,}  {path}", file=sys.stderr)
+    repo_id = args.repo_id or "/".join(to_folder.parts[-2:])
+    if to_folder is not None:
+        to_folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = None if to_folder is None else to_folder.parent
+    with tempfile.TemporaryDirectory(prefix=".fastdraft-push-", dir=beside) as scratch:
+        files = Path(scratch) / "draft"
+        files.mkdir()
+        gather(args.folder, repo_id, files, openvino=args.openvino, dtype=args.dtype)
+        for path, file in files_below(files).items():
+            print(f"  {file.stat().st_size:>12,}  {path}", file=sys.stderr)
         if args.dry_run:
             return
         if to_folder is not None:
-            write_folder(files, to_folder)
+            replace_folder(files, to_folder)
             print(to_folder)
-        else:
-            print(
-                push(
-                    files,
-                    repo_id,
-                    private=args.private,
-                    revision=args.revision,
-                    overwrite=args.overwrite,
-                )
-            )
+            return
+        given = {"private": args.private, "revision": args.revision, "overwrite": args.overwrite}
+        print(push(files, repo_id, **given))

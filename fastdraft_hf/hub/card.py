@@ -39,14 +39,6 @@ _HUB_IDS = {
 }
 
 
-def best_num_assistant_tokens(summary: RunSummary, default: int) -> int:
-    """Return the γ that was fastest through the paths that read it from a PyTorch draft.
-
-    Stock transformers comes before our own loop, whose users can pass another γ.
-    """
-    return best_of_paths(summary.bench, ("transformers", "ours")) or default
-
-
 def best_of_paths(bench: dict[str, Any] | None, order: Sequence[str]) -> int | None:
     """Return the fastest γ through the first of ``order`` that was timed."""
     paths = bench["paths"] if bench else {}

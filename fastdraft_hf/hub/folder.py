@@ -9,12 +9,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import publish_folder, sha256_file
-from fastdraft_hf._card import CARD, PROVENANCE, TAGS, Files, draft_files, load_card
+from fastdraft_hf._atomic import publish_folder, sha256_file, write_json
+from fastdraft_hf._card import (
+    CARD,
+    PROVENANCE,
+    TAGS,
+    check_metadata,
+    check_texts,
+    draft_files,
+    is_model_id,
+    load_card,
+)
 from fastdraft_hf._errors import FastDraftError, redacted
-from fastdraft_hf._metadata import check_metadata
+from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.hub.card import render_card
-from fastdraft_hf.hub.run_folder import RunFolder
+from fastdraft_hf.hub.run_folder import RunFolder, find_run
 
 # What optimum-intel writes. Its .bin files hold numbers only.
 _OPENVINO_FILES = ("*.xml", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
@@ -22,89 +31,95 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w/.:>-])(?:~?/|[A-Za-z]:\\)(?:[^\s/\\\"'=,]+
 # Keys of configs that say where a model came from on this machine.
 _PRIVATE_KEYS = ("_name_or_path", "name_or_path", "_model_name_or_path")
 # fastdraft_hf is not listed: without it the folder still works.
-_REQUIREMENTS = b"""\
+_REQUIREMENTS = """\
 transformers>=5.5
 # fastdraft-hf: optional; with it the faster loop is used, and batches larger than one
 """
 
 
-def custom_generate_files() -> dict[str, bytes]:
-    """Return the ``custom_generate/`` folder of a draft's repository.
+def write_custom_generate(folder: Path) -> None:
+    """Write the ``custom_generate/`` folder of a draft's repository.
 
     With it, ``target.generate(custom_generate="the/repository", assistant_model=draft,
     trust_remote_code=True)`` decodes through `fastdraft_hf.assisted_decoding`.
     """
-    return {
-        "custom_generate/generate.py": Path(__file__).with_name("pushed_generate.py").read_bytes(),
-        "custom_generate/requirements.txt": _REQUIREMENTS,
-    }
+    code = folder / "custom_generate"
+    code.mkdir(exist_ok=True)
+    shutil.copyfile(Path(__file__).with_name("pushed_generate.py"), code / "generate.py")
+    (code / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
 
 
-def write_custom_generate(folder: Path) -> None:
-    """Write the same files into a draft's folder."""
-    (folder / "custom_generate").mkdir(exist_ok=True)
-    for name, content in custom_generate_files().items():
-        (folder / name).write_bytes(content)
-
-
-def repository_files(
-    found: RunFolder,
-    location: str,
-    *,
-    cast: Path | None = None,
-    openvino: bool = False,
-    weights_note: str = "",
-    records: dict[str, Any] | None = None,
-) -> Files:
-    """Return the files of a draft's repository.
+def gather(
+    folder: Path, repo_id: str, output: Path, *, openvino: bool = False, dtype: str | None = None
+) -> None:
+    """Write the files of a draft's repository to a folder; the Hub is not reached.
 
     Args:
-        found: the draft and its run.
-        location: what the card's snippets load the draft from.
-        cast: a folder of `cast_weights`; its files take the place of the draft's own.
+        folder: a run's folder, or a draft's.
+        repo_id: the draft's repository, ``user/name``; the card loads the draft from it.
+        output: an empty folder.
         openvino: add the draft's OpenVINO folders, each under its name.
-        weights_note: for the card.
-        records: put beside the stages' records in ``provenance.json``.
+        dtype: store the weights in this type, such as ``bfloat16``; ``None`` keeps theirs.
 
     Raises:
         FastDraftError: something is missing or not fit to be published; the file is named.
     """
+    from huggingface_hub import get_token
+
+    if not is_model_id(repo_id, owner=True):
+        raise FastDraftError(f"--repo-id: '{repo_id}' is not a repository id such as user/name")
+    found = find_run(folder)
     draft = found.draft
-    files: Files = {**draft_files(draft)}
+    if read_draft_tokens(draft) is None:
+        raise FastDraftError(
+            f"{draft}: generation_config.json has no num_assistant_tokens, so transformers would "
+            "draft 20 tokens per round; set it, such as to 3"
+        )
+    files = draft_files(draft)
     if not any(name.endswith(".safetensors") for name in files):
         raise FastDraftError(f"{draft} holds no .safetensors weights; nothing else is pushed")
     for name in ("config.json", "tokenizer_config.json"):
         if name not in files:
             raise FastDraftError(f"{draft} holds no {name}")
-    if cast is not None:
-        files |= {file.name: file for file in cast.iterdir()}
-    for name in ("config.json", "tokenizer_config.json"):
-        files[name] = _public_config(files[name])
-    files |= custom_generate_files()
     exported = found.openvino_folders() if openvino else []
     if openvino and not exported:
         raise FastDraftError(f"--openvino: {draft} has no OpenVINO folder")
-    for folder in exported:
-        if folder.is_symlink():
-            raise FastDraftError(f"{folder} is a symbolic link; only regular files are pushed")
-        for name, file in draft_files(folder, _OPENVINO_FILES).items():
-            files[f"{folder.name}/{name}"] = file
-    first = exported[0].name if exported else None
-    files[CARD] = _card(found, location, first, weights_note).encode()
-    stages = {**found.records, **(records or {})}
+    for one in exported:
+        if one.is_symlink():
+            raise FastDraftError(f"{one} is a symbolic link; only regular files are pushed")
+        found_here = draft_files(one, _OPENVINO_FILES)
+        files |= {f"{one.name}/{name}": file for name, file in found_here.items()}
+    for name, file in files.items():
+        (output / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, output / name)
+    types = cast_weights(output, dtype) if dtype else [dtype]
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((output / name).read_text(encoding="utf-8"))
+        for key in _PRIVATE_KEYS:
+            config.pop(key, None)
+        if config.get("use_cache") is False:  # a trainer's setting; a draft without it is slow
+            config["use_cache"] = True
+        write_json(output / name, config)
+    write_custom_generate(output)
+    stages, note = found.records, ""
+    if types != [dtype]:
+        note = (
+            f"The weights are stored in {dtype}; the figures below were measured with "
+            f"{' and '.join(map(str, types))}."
+        )
+        facts = {"dtype": dtype, "cast_from": types, "note": note}
+        stages = {**stages, "push": {"stage": "push", "facts": facts}}
+    card = _card(found, repo_id, exported[0].name if exported else None, note)
+    (output / CARD).write_text(card, encoding="utf-8")
     if stages:
-        text = json.dumps(_public(stages), indent=2, ensure_ascii=False)
-        files[PROVENANCE] = f"{text}\n".encode()
-    return files
+        write_json(output / PROVENANCE, _public(stages))
+    check_texts(files_below(output), get_token())
 
 
-def _public_config(file: Path | bytes) -> bytes:
-    config = json.loads(file if isinstance(file, bytes) else file.read_bytes())
-    for key in _PRIVATE_KEYS:
-        config.pop(key, None)
-    if config.get("use_cache") is False:  # a trainer's setting; a draft without a cache is slow
-        config["use_cache"] = True
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+def files_below(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder and its folders by their paths in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def _public(value: Any) -> Any:
@@ -149,14 +164,13 @@ def _card(found: RunFolder, location: str, openvino: str | None, weights_note: s
     return str(card.content)
 
 
-def cast_weights(draft: Path, output: Path, dtype: str) -> list[str]:
-    """Write a checkpoint's weights in another type; ``config.json`` then names it.
+def cast_weights(folder: Path, dtype: str) -> list[str]:
+    """Store a checkpoint's floating-point weights in another type, in place.
 
     The files' tensors are cast one by one, so tied and unused ones stay; integers are not touched.
 
     Args:
-        draft: the checkpoint's folder.
-        output: an empty folder.
+        folder: the checkpoint's folder.
         dtype: a floating-point type of PyTorch, such as ``bfloat16``.
 
     Returns:
@@ -166,50 +180,38 @@ def cast_weights(draft: Path, output: Path, dtype: str) -> list[str]:
         FastDraftError: a weight is not finite in the new type.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save_file
 
-    types = set()
-    files = draft_files(draft)
-    for name, file in files.items():
-        if not name.endswith(".safetensors"):
-            continue
-        tensors = load_file(file)
+    types, size = set(), 0
+    for file in folder.glob("*.safetensors"):
+        tensors = load(file.read_bytes())  # not mapped from the file that is replaced below
         for key, tensor in tensors.items():
             if tensor.is_floating_point():
                 types.add(str(tensor.dtype).removeprefix("torch."))
                 tensors[key] = tensor.to(getattr(torch, dtype)).contiguous()
                 if not bool(torch.isfinite(tensors[key]).all()):
-                    raise FastDraftError(f"{file}: {key} is not finite in {dtype}; not pushed")
-        save_file(tensors, output / name, metadata={"format": "pt"})
-    size = sum(file.stat().st_size for file in output.iterdir())
-    for name in files:
-        if name == "config.json" or name.endswith(".safetensors.index.json"):
-            content = json.loads((draft / name).read_text(encoding="utf-8"))
-            if name == "config.json":
-                content.pop("torch_dtype", None)  # the key's older name
-                content["dtype"] = dtype
-            else:
-                content["metadata"] = {**content.get("metadata", {}), "total_size": size}
-            (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                    raise FastDraftError(f"{file.name}: {key} is not finite in {dtype}; not pushed")
+            size += tensors[key].nbytes
+        save_file(tensors, file, metadata={"format": "pt"})
+    for file in (folder / "config.json", *folder.glob("*.safetensors.index.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "config.json":
+            content.pop("torch_dtype", None)  # the key's older name
+            content["dtype"] = dtype
+        else:
+            content["metadata"] = {**content.get("metadata", {}), "total_size": size}
+        write_json(file, content)
     return sorted(types)
 
 
-def write_folder(files: Files, folder: Path) -> None:
-    """Write files as a folder that appears complete or not at all; replace the old one.
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move a finished folder to ``folder``; replace the old one.
 
-    An old folder is moved aside before and deleted last: a kill at any time leaves one of the two,
-    or the old one as ``.NAME.old``.
+    A kill at any time leaves one of the two, or the old one as ``.NAME.old``.
     """
-    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-    for path, content in files.items():
-        (partial / path).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            (partial / path).write_bytes(content)
-        else:
-            shutil.copyfile(content, partial / path)
+    old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
-    publish_folder(partial, folder)
+    publish_folder(new, folder)
     shutil.rmtree(old, ignore_errors=True)

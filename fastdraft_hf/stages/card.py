@@ -15,7 +15,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf._card import CARD, draft_files
     from fastdraft_hf.decode.settings import store_draft_settings
     from fastdraft_hf.eval.summary import read_summary
-    from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card
+    from fastdraft_hf.hub.card import best_of_paths, render_card
     from fastdraft_hf.hub.folder import write_custom_generate
     from fastdraft_hf.hub.run_folder import RunFolder, default_name
 
@@ -23,7 +23,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for name, file in draft_files(source).items():
         shutil.copy2(file, folder / name)
     summary = read_summary(run.folders)
-    gamma = best_num_assistant_tokens(summary, run.recipe.evaluate.gammas[0])
+    # Stock transformers comes before our own loop, whose users can pass another γ.
+    best = best_of_paths(summary.bench, ("transformers", "ours"))
+    gamma = best or run.recipe.evaluate.gammas[0]
     # transformers reads these from the draft and nowhere else.
     store_draft_settings(folder, gamma)
     write_custom_generate(folder)

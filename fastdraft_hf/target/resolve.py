@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fastdraft_hf._card import read_source
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._metadata import read_source
 from fastdraft_hf.target.embedded import EMBEDDED_ID, embedded_target
 
 if TYPE_CHECKING:

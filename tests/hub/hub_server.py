@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from fastdraft_hf.hub.folder import gather
 
 TOKEN = "hf_" + "LoopbackTokenOfTests" + "0123456789"
 READ_TOKEN = "hf_" + "ReadOnlyTokenOfTests" + "0123456789"
@@ -551,6 +554,13 @@ def metadata_errors(data: dict[str, Any]) -> list[str]:
     if tags is not None and not all(isinstance(tag, str) for tag in tags):
         errors.append('"tags" must be an array of strings')
     return errors
+
+
+def gathered(folder: Path, repo_id: str = "user/draft", **given: Any) -> Path:
+    """Return a new folder, beside ``folder``, with what a push of it sends."""
+    files = Path(tempfile.mkdtemp(prefix="gathered-", dir=folder.parent))
+    gather(folder, repo_id, files, **given)
+    return files
 
 
 def client_environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:

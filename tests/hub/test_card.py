@@ -12,10 +12,10 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 
+from fastdraft_hf._card import check_metadata
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._metadata import check_metadata
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary
-from fastdraft_hf.hub.card import best_num_assistant_tokens, render_card
+from fastdraft_hf.hub.card import best_of_paths, render_card
 
 FACTS: dict[str, Any] = {
     "model_name": "Target-FastDraft-10M",
@@ -140,15 +140,12 @@ def test_what_was_not_measured_is_not_claimed(run_summary: RunSummary) -> None:
         render(run_summary)
 
 
-def test_the_best_setting_is_transformers_own(run_summary: RunSummary) -> None:
+def test_the_best_setting_is_of_the_first_path_that_was_timed(run_summary: RunSummary) -> None:
     assert run_summary.bench is not None
-    paths = run_summary.bench["paths"]
-    paths["transformers"]["overall"]["best_num_assistant_tokens"] = 5
-    assert best_num_assistant_tokens(run_summary, default=2) == 5
-    del paths["transformers"]
-    assert best_num_assistant_tokens(run_summary, default=2) == 2
-    run_summary.bench = None
-    assert best_num_assistant_tokens(run_summary, default=2) == 2
+    run_summary.bench["paths"]["transformers"]["overall"]["best_num_assistant_tokens"] = 5
+    assert best_of_paths(run_summary.bench, ("transformers", "ours")) == 5
+    assert best_of_paths(run_summary.bench, ("ours",)) is None
+    assert best_of_paths(None, ("transformers", "ours")) is None
 
 
 def test_licenses_and_names(run_summary: RunSummary) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdraft_hf._card import check_metadata, read_source
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._metadata import check_metadata, read_source
 from fastdraft_hf.recipe import build_recipe
 
 GOOD: dict[str, Any] = {

@@ -14,8 +14,8 @@ import yaml
 from hub_server import TOKEN, HubServer, client_environment, hub_server
 from huggingface_hub import ModelCard
 
+from fastdraft_hf._card import check_metadata
 from fastdraft_hf._extras import openvino_available
-from fastdraft_hf._metadata import check_metadata
 
 REPO = "user/SmolLM2-135M-draft"
 TARGET = "HuggingFaceTB/SmolLM2-135M-Instruct"

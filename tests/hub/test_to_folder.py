@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import gathered
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fastdraft_hf._card import check_metadata
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._metadata import check_metadata
 from fastdraft_hf.draft.reduced_vocabulary import (
     ReducedVocabulary,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
 )
-from fastdraft_hf.hub.folder import cast_weights, write_folder
-from fastdraft_hf.stages.publishing import prepare
+from fastdraft_hf.hub import folder as hub_folder
+from fastdraft_hf.hub.folder import cast_weights, files_below
 
-Command = Callable[..., tuple[int, str]]
 Write = Callable[..., str]
 
 
@@ -34,7 +33,7 @@ def shelf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write(run_folder: Path, shelf: Path, fastdraft: Command) -> Write:
+def write(run_folder: Path, shelf: Path, fastdraft: Callable[..., tuple[int, str]]) -> Write:
     """Write the run's draft to the shelf; return what a refusal printed."""
 
     def call(*words: str, source: Path = run_folder, to: Path = shelf) -> str:
@@ -47,10 +46,9 @@ def write(run_folder: Path, shelf: Path, fastdraft: Command) -> Write:
 def test_the_folder_is_what_a_push_would_send(
     run_folder: Path, shelf: Path, tiny_target_folder: Path, write: Write
 ) -> None:
-    assert write("--dtype", "bfloat16", "--target", str(tiny_target_folder)) == ""
+    assert write("--dtype", "bfloat16") == ""
     assert [p.name for p in shelf.parent.iterdir()] == [shelf.name]
-    files = prepare(run_folder, "model_cards/Tiny-FastDraft", shelf.parent / "unused")
-    assert {p.relative_to(shelf).as_posix() for p in shelf.rglob("*") if p.is_file()} == set(files)
+    assert files_below(shelf).keys() == files_below(gathered(run_folder)).keys()
 
     before = load_file(run_folder / "draft" / "model.safetensors")
     after = load_file(shelf / "model.safetensors")
@@ -69,26 +67,17 @@ def test_the_folder_is_what_a_push_would_send(
     records = json.loads((shelf / "provenance.json").read_text(encoding="utf-8"))
     assert {"design", "align", "card", "push"} <= records.keys()
     facts = records["push"]["facts"]
-    assert facts["dtype"] == "bfloat16"
-    assert facts["cast_from"] == ["float32"]
-    assert [d["name"] for d in facts["acceptance"]["drafts"]] == ["before", "after"]
-    assert facts["note"] in card.text
-    assert "stored in bfloat16" in facts["note"]
+    assert (facts["dtype"], facts["cast_from"]) == ("bfloat16", ["float32"])
+    assert "stored in bfloat16; the figures below were measured with float32" in card.text
 
-
-def test_what_was_written_can_be_pushed(shelf: Path, write: Write, tmp_path: Path) -> None:
-    """The card then names the repository, the records go along, and weights stay as they are."""
-    assert write("--dtype", "bfloat16") == ""
-    files = prepare(shelf, "user/draft", tmp_path / "scratch")
-    card = bytes(files["README.md"]).decode()
-    assert 'from_pretrained("user/draft")' in card
-    assert "model_cards/" not in card
-    assert "was not measured" in card
-    assert {"design", "align", "push"} <= json.loads(bytes(files["provenance.json"])).keys()
-    again = tmp_path / "model_cards" / "again"
-    assert write("--dtype", "bfloat16", source=shelf, to=again) == ""
-    one, other = (load_file(folder / "model.safetensors") for folder in (shelf, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    # What was written can be pushed: the card names the repository, the records go along.
+    files = gathered(shelf)
+    text = (files / "README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("user/draft")' in text
+    assert "model_cards/" not in text
+    sent = json.loads((files / "provenance.json").read_text(encoding="utf-8"))
+    assert sent.keys() == records.keys()
+    assert load_file(files / "model.safetensors").keys() == after.keys()
 
 
 def test_sharded_weights_and_a_reduced_vocabulary(
@@ -109,55 +98,31 @@ def test_sharded_weights_and_a_reduced_vocabulary(
     assert found.token_ids == (0, 1, 2, 5)
 
 
-def test_a_folder_is_replaced_only_when_asked(run_folder: Path, shelf: Path, write: Write) -> None:
-    assert write() == ""
-    (shelf / "notes.txt").write_text("of the older draft", encoding="utf-8")
-    first = (shelf / "provenance.json").read_bytes()
-    assert "exists; replace it with --overwrite" in write("--dtype", "bfloat16")
-    assert (shelf / "provenance.json").read_bytes() == first
-    left = shelf.with_name(f".{shelf.name}.partial")  # of a killed run
-    left.mkdir()
-    (left / "model.bin").write_bytes(b"half")
-    assert write("--overwrite", "--dtype", "bfloat16") == ""
-    assert not (shelf / "notes.txt").exists()
-    assert not (shelf / "model.bin").exists()
-    assert [p.name for p in shelf.parent.iterdir()] == [shelf.name]
-
-
-def test_a_full_disk_leaves_the_old_folder(
-    run_folder: Path, shelf: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_is_replaced_only_when_asked_and_never_in_part(
+    shelf: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert write() == ""
+    (shelf / "notes.txt").write_text("of the older draft", encoding="utf-8")
     before = {p: p.read_bytes() for p in shelf.rglob("*") if p.is_file()}
+    assert "exists; replace it with --overwrite" in write("--dtype", "bfloat16")
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    files = prepare(run_folder, "model_cards/Tiny-FastDraft", shelf.parent / "unused")
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space"):
-        write_folder(files, shelf)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_folder, "write_json", full)
+        assert "No space" in write("--overwrite")
     assert {p: p.read_bytes() for p in shelf.rglob("*") if p.is_file()} == before
+    assert write("--overwrite", "--dtype", "bfloat16") == ""
+    assert not (shelf / "notes.txt").exists()
+    assert [p.name for p in shelf.parent.iterdir()] == [shelf.name]
 
 
-def test_weights_that_are_not_finite_are_refused(run_folder: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(run_folder: Path) -> None:
     path = run_folder / "draft" / "model.safetensors"
     tensors = load_file(path)
     name = sorted(tensors)[0]
     tensors[name].view(-1)[0] = 1e6  # beyond float16
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(FastDraftError, match=f"{name} is not finite in float16"):
-        cast_weights(run_folder / "draft", tmp_path, "float16")
-
-
-def test_rounded_weights_are_measured_with_their_own_target(
-    shelf: Path, tiny_target_folder: Path, tmp_path: Path, write: Write
-) -> None:
-    other = Path(shutil.copytree(tiny_target_folder, tmp_path / "other"))
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.add_tokens(["<|more|>"])
-    tokenizer.save_pretrained(other)
-    said = write("--dtype", "bfloat16", "--target", str(other))
-    assert "its vocabulary is not the target's" in said
-    assert "--target: needs --dtype" in write("--target", str(other))
-    assert not shelf.exists()
+        cast_weights(run_folder / "draft", "float16")

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, gathered
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli.main import main
 from fastdraft_hf.hub.push import push
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages.publishing import prepare
 
 Command = Callable[..., tuple[int, str]]
 # The shortest piece of it that would be worth something.
@@ -172,7 +171,7 @@ def test_an_error_of_the_hub_that_quotes_the_request(
     run_folder: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At every request of a push; also where the line is cut in the middle of the token."""
-    files = prepare(run_folder, "user/d", run_folder / "unused")
+    files = gathered(run_folder, "user/d")
     refused = 0
     for number in range(8):
         hub.models.clear()
@@ -201,7 +200,7 @@ def test_a_secret_that_looks_like_nothing(
     monkeypatch.setenv("HF_TOKEN", secret)
     hub.break_at("echo", 0, 100)
     with pytest.raises(FastDraftError) as caught:
-        push(prepare(run_folder, "user/d", run_folder / "unused"), "user/d")
+        push(gathered(run_folder, "user/d"), "user/d")
     assert "[redacted]" in str(caught.value)
     assert "plain-words" not in str(caught.value)
 
