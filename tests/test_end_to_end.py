@@ -149,14 +149,14 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> 
 def check_generated(folder: Path) -> None:
     """Every row that was asked for stands in its set exactly once."""
     sets = RECIPE["generate"]["sets"]
-    for name in (*sets, "chat-instructions"):
+    for name in (*sets, "chat/instructions"):
         parts = (folder / name).glob("*.parquet")
         indices = [i for part in parts for i in pq.read_table(part)["index"].to_pylist()]
         assert sorted(indices) == list(range(len(indices))), name
         if name == "chat":  # as many as there were usable instructions
             assert len(indices) <= sets["chat"]["rows"]
         else:
-            assert len(indices) == sets[name.removesuffix("-instructions")]["rows"], name
+            assert len(indices) == sets[name.removesuffix("/instructions")]["rows"], name
 
 
 def check_run(command: CommandLine, target_folder: Path) -> None:

@@ -33,8 +33,8 @@ LISTS = (IDS, LOG_PROBS, TAIL)
 
 IGNORED = -100  # label of a token without loss
 
-# Rows checked before training starts (a few seconds).
-_CHECKED_ROWS = 1000
+# Rows checked before training starts.
+_CHECKED_ROWS = 100
 
 
 def smallest_id_type(vocab_size: int) -> type[np.integer[Any]]:
@@ -104,11 +104,8 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 
 def check_distribution(
     dataset: Dataset | IterableDataset, *, vocab_size: int, temperature: float, name: str = "train"
-) -> int:
-    """Check the stored distributions of the first rows and return k.
-
-    The collator checks the rows after them as they are read. Of a streamed dataset, rows up to the
-    first one that holds a distribution are read.
+) -> None:
+    """Check the stored distributions of the first rows; the collator checks the rows after them.
 
     Args:
         dataset: has the columns of this module.
@@ -119,9 +116,6 @@ def check_distribution(
     Raises:
         FastDraftError: with the column, the row and the fault.
     """
-    import datasets
-
-    streamed = not isinstance(dataset, datasets.Dataset)
     k, number = 0, -1
     for number, row in enumerate(itertools.islice(dataset, _CHECKED_ROWS)):
         where = f"{name} dataset, row {number}"
@@ -134,12 +128,9 @@ def check_distribution(
             )
         positions, ids, *_ = checked(row, k, vocab_size, where)
         k = ids.shape[1] if len(positions) else k
-        if streamed and k:
-            break
     if not k:
         what = "has no rows" if number < 0 else f"has an empty {IDS} in every row"
         raise FastDraftError(f"{name} dataset: it {what}")
-    return k
 
 
 def _check_lists(row: dict[str, Any], where: str) -> None:
@@ -163,15 +154,7 @@ def _check_lists(row: dict[str, Any], where: str) -> None:
 
 
 def stored(row: dict[str, Any], where: str = "a row") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the positions [m] with a stored distribution, their ids and log-probabilities [m, k].
-
-    Args:
-        row: with `IDS` and `LOG_PROBS`.
-        where: names the row, for messages.
-
-    Raises:
-        FastDraftError: entries of unequal lengths.
-    """
+    """Return the positions [m] with a distribution, their ids and log-probabilities [m, k]."""
     lengths, others = (np.array([*map(len, row[name])], np.int64) for name in (IDS, LOG_PROBS))
     if not np.array_equal(lengths, others):
         raise FastDraftError(f"{where}: {IDS} and {LOG_PROBS} have entries of different lengths")

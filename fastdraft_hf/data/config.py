@@ -110,46 +110,32 @@ class GenerateConfig(Section):
 
     sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
-        "auto", description="auto: a server if named, openvino on a CPU, transformers on a GPU"
+        "auto", description="auto: openvino on a CPU if it is installed, else transformers"
     )
     server: str | None = Field(
-        None, description="URL of an OpenAI-compatible server; the key: VLLM_API_KEY"
+        None, description="URL of an OpenAI-compatible server to use; the key: VLLM_API_KEY"
     )
     server_model: str | None = Field(None, description="the target's name on the server")
     batch_size: Count = Field(64, description="completions at once, per process")
 
     def check_values(self) -> None:
         self.require_positive("batch_size")
-        if self.engine == "server" and not self.server:
+        if self.server and self.engine != "auto":
             raise FastDraftError(
-                "server: engine server needs the URL of an OpenAI-compatible server, such as "
-                "http://host:8000/v1"
+                f"server: engine {self.engine} does not use a server; set generate.engine to auto"
             )
-        if self.server and self.engine not in ("auto", "server"):
-            raise FastDraftError(
-                f"server: engine {self.engine} does not use a server; set generate.engine to server"
-            )
-        folders: dict[str, str] = {}
-        for name, wanted in self.sets.items():
+        for name in self.sets:
             if not _FOLDER.fullmatch(name):
                 raise FastDraftError(
                     f"sets: '{name}' cannot be a folder name; use letters, digits, '.', '_' and '-'"
                 )
-            # The folder of magpie's instructions is taken too.
-            for folder in (name, f"{name}-instructions")[: 2 if wanted.kind == "magpie" else 1]:
-                if folder in folders:
-                    raise FastDraftError(
-                        f"sets: '{folders[folder]}' and '{name}' both need the folder {folder}; "
-                        "rename one"
-                    )
-                folders[folder] = name
 
 
 class LogitsConfig(Section):
     """The target's distribution over the generated rows is stored."""
 
     sets: list[str] = Field([], description="generated sets to read; by default those of align")
-    engine: Literal["auto", "openvino", "transformers"] = Field(
+    engine: EngineName = Field(
         "auto", description="auto: openvino on a CPU if it is installed, else transformers"
     )
     top_k: Count = Field(32, description="tokens to store; the tail's mass is one number")

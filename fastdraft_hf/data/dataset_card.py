@@ -26,7 +26,7 @@ generated; they were never tokenized from text.
 ```yaml
 {{ facts }}```
 
-All rows are here. `filters.json`, if there is one, lists by `index` which rows training leaves out.
+All rows are here. `filters.json` lists, by `index`, which rows training leaves out and why.
 
 `prompt_ids` (chat template included) and `completion_ids` (stop token included) are token ids;
 `finish_reason` is `stop`, or `length` at the length limit; `temperature` 0 is greedy; `top_p` is
@@ -55,8 +55,8 @@ def write_dataset_card(
     engine: str,
     settings: Mapping[str, Any],
     counts: Mapping[str, Any],
-) -> tuple[int, int]:
-    """Write ``README.md`` into a set's folder and return its number of rows and completion tokens.
+) -> dict[str, int]:
+    """Write ``README.md`` into a set's folder; return its ``rows`` and ``completion_tokens``.
 
     Args:
         folder: of the set.
@@ -91,7 +91,8 @@ def write_dataset_card(
             }
         ],
     )
-    facts = {"rows": rows, "completion_tokens": tokens, "settings": {**settings}, **counts}
+    size = {"rows": rows, "completion_tokens": tokens}
+    facts = {**size, "settings": {**settings}, **counts}
     card = DatasetCard.from_template(
         data,
         template_str=_TEMPLATE,
@@ -102,4 +103,4 @@ def write_dataset_card(
         dataset=settings.get("dataset"),
     )
     write_text(folder / "README.md", str(card))
-    return rows, tokens
+    return size

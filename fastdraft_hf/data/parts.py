@@ -51,12 +51,8 @@ class PartWriter:
     def __enter__(self) -> PartWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            self.flush()
-        except FastDraftError:
-            if kind is None:  # an earlier error says more than a full disk
-                raise
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def add(self, table: pa.Table) -> None:
         """Add rows; write the part when it is full or was last written long ago."""

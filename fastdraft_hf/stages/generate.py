@@ -97,9 +97,7 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         grew: bool = wanted["rows"] > had["rows"] and wanted["max_minutes"] is None
         return grew or wanted["rows"] == had["rows"]
 
-    same = [name for name, had in old["sets"].items() if more_of(had, new["sets"].get(name))]
-    asked = [f"{name}-instructions" for name in same if old["sets"][name]["kind"] == "magpie"]
-    return [*same, *asked]
+    return [name for name, had in old["sets"].items() if more_of(had, new["sets"].get(name))]
 
 
 def lacks_rows(folder: Path) -> bool:
@@ -135,7 +133,7 @@ class _Set:
         """Find the prompts, or check that the target can generate them."""
         with _at(f"generate.sets.{self.folder.name}."):
             self.prompts, counts = on_main(self._find_prompts)
-        self.facts = {"kind": self.wanted.kind, **({"prompts": counts} if counts else {})}
+        self.facts = {"prompts": counts} if counts else {}
 
     def _find_prompts(self) -> tuple[Prompts, dict[str, int]]:
         wanted, tokenizer, counts = self.wanted, self.tokenizer, Counter[str]()
@@ -212,6 +210,7 @@ class _Set:
             self._generate_instructions(engine)
         self._write(
             engine,
+            name,
             self.folder,
             self.prompts,
             temperatures=wanted.temperatures,
@@ -222,27 +221,38 @@ class _Set:
 
         def finish() -> dict[str, Any]:
             logger.info("filtering %s", name)
-            counts = dict(write_filters(self.folder, wanted.near_duplicates))
-            rows, tokens = self._write_card(engine, self.folder, {"filter": counts})
-            return {"rows": rows, "completion_tokens": tokens, "filter": counts}
+            counts = {"filter": dict(write_filters(self.folder, wanted.near_duplicates))}
+            settings = wanted.model_dump(include=_ALWAYS) | wanted.model_dump(exclude_defaults=True)
+            local = Path(wanted.dataset or "").expanduser()
+            if wanted.dataset and local.exists():  # cards are published: no private paths
+                settings["dataset"] = local.name
+            return counts | write_dataset_card(
+                self.folder,
+                target=self.run.target,
+                engine=engine.name,
+                settings=settings,
+                counts=self.facts | counts,
+            )
 
         self.facts |= on_main(finish)
         logger.info("%s: %s", name, self.facts)
         return self.facts
 
-    def _write(self, engine: Engine, folder: Path, prompts: Prompts, **how: Any) -> None:
+    def _write(
+        self, engine: Engine, source: str, folder: Path, prompts: Prompts, **how: Any
+    ) -> None:
         # Two sets must not sample the same stream from the same prompt.
-        seed = self.run.recipe.seed * 97 + zlib.crc32(folder.name.encode()) % 1_000_000
-        requests = build_requests(prompts, seed=seed, source=folder.name, **how)
+        seed = self.run.recipe.seed * 97 + zlib.crc32(source.encode()) % 1_000_000
+        requests = build_requests(prompts, seed=seed, source=source, **how)
         write_rows(engine, requests, folder, max_minutes=self.wanted.max_minutes)
 
     def _generate_instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""
-        wanted = self.wanted
-        folder = self.folder.with_name(f"{self.folder.name}-instructions")
+        wanted, name, folder = self.wanted, self.folder.name, self.folder / "instructions"
         prefix, suffix = template_ends(self.tokenizer, wanted.system_prompt)
         self._write(
             engine,
+            f"{name}-instructions",
             folder,
             [prefix] * wanted.rows,
             temperatures=wanted.instruction_temperatures,
@@ -259,9 +269,8 @@ class _Set:
                 special_ids=special_ids(self.tokenizer),
                 near_duplicates=wanted.near_duplicates,
             )
-            with _at(f"generate.sets.{self.folder.name}."):
+            with _at(f"generate.sets.{name}."):
                 self._check_prompts([json.dumps(ids) for ids in kept])
-            self._write_card(engine, folder, {"instructions": dict(reasons)})
             return kept, dict(reasons)
 
         kept, self.facts["instructions"] = on_main(judge)
@@ -269,23 +278,6 @@ class _Set:
         if not wanted.system_prompt_in_answers:
             start, end = template_ends(self.tokenizer)
         self.prompts = [start + instruction + end for instruction in kept]
-
-    def _write_card(
-        self, engine: Engine, folder: Path, counts: dict[str, dict[str, int]]
-    ) -> tuple[int, int]:
-        settings = self.wanted.model_dump(include=_ALWAYS)
-        settings |= self.wanted.model_dump(exclude_defaults=True)
-        local = Path(self.wanted.dataset or "").expanduser()
-        if self.wanted.dataset and local.exists():  # cards are published: no private paths
-            settings["dataset"] = local.name
-        found = {name: self.facts[name] for name in ("prompts", "instructions") & self.facts.keys()}
-        return write_dataset_card(
-            folder,
-            target=self.run.target,
-            engine=engine.name,
-            settings=settings,
-            counts=found | counts,
-        )
 
 
 def _open_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:

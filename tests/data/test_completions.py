@@ -136,7 +136,7 @@ def test_the_order_does_not_depend_on_the_processes(
         assert again.to_list() == found[-1][0]
         if stored:
             assert set(train.column_names) == {"input_ids", "labels", *LISTS, TEMPERATURE}
-            assert check_distribution(train, vocab_size=288, temperature=0.5) == 3
+            check_distribution(train, vocab_size=288, temperature=0.5)
     names = ["input_ids", "labels"]
     for one, other in zip(*found, strict=True):
         assert [[row[name] for name in names] for row in one] == [

@@ -42,13 +42,6 @@ def test_a_name_that_is_no_folder(name: str) -> None:
         GenerateConfig(sets={name: {}})
 
 
-def test_a_name_that_magpie_takes() -> None:
-    sets = {"chat": {}, "chat-instructions": {"kind": "free"}}
-    with pytest.raises(FastDraftError, match="'chat' and 'chat-instructions' both need the folder"):
-        GenerateConfig(sets=sets)
-    GenerateConfig(sets={**sets, "chat": {"kind": "code"}})
-
-
 def test_a_set_survives_its_file() -> None:
     given = {
         "kind": "dataset",

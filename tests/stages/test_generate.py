@@ -408,7 +408,6 @@ def test_a_recipe_with_a_server(tmp_path: Path, tiny_target_folder: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "server"}, r"generate\.server: engine server needs the URL"),
         ({"engine": "openvino", "server": "http://h"}, r"generate\.server: engine openvino"),
         ({"server": "somewhere"}, r"generate\.server: 'somewhere' is not a URL"),
     ],

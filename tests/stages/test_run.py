@@ -272,7 +272,7 @@ def test_a_partial_folder_of_other_settings_is_moved_aside(
 def start_generate(fakes: FakeStages, run: Run) -> Path:
     """Kill stage generate and lay files where its sets chat and code would be."""
     partial = fakes.kill(run, "generate")
-    for name in ("chat", "chat-instructions", "code"):
+    for name in ("chat", "code"):
         (partial / name).mkdir(exist_ok=True)
         (partial / name / "part-00000.parquet").write_text(name)
     return partial
@@ -285,7 +285,7 @@ def test_sets_that_did_not_change_stay_where_others_did(fakes: FakeStages, make_
     execute(run, ["generate"])
     assert record(run, "generate")["runs"] == 2
     folder = run.stage_folder("generate")
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"chat", "chat-instructions"}
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"chat"}
     assert made(folder)["generate"]["sets"]["code"]["rows"] == 3
     (aside,) = run.folder.glob(".generate.partial-*")
     assert {p.name for p in aside.iterdir()} == {"code", "config.yaml"}

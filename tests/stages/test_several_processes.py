@@ -114,7 +114,7 @@ def test_killed_and_resumed_by_another_number_of_processes(
     Launch(folder, tiny_target_folder, first, parts).end()
     assert not (folder / killed).exists()
     Launch(folder, tiny_target_folder, second).finish()
-    for name in ("chat-instructions", "chat", "text"):
+    for name in ("chat/instructions", "chat", "text"):
         rows = list(iter_rows(folder / "generate" / name))
         assert rows == list(iter_rows(alone / "generate" / name))
         assert [row["index"] for row in rows] == list(range(len(rows)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-EngineName = Literal["auto", "openvino", "transformers", "server"]
+EngineName = Literal["auto", "openvino", "transformers"]
 
 
 @dataclass(frozen=True, slots=True)
