@@ -15,7 +15,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,9 @@ class Setting:
     temperature: float = 0.0
 
     def label(self, prompt: EvaluationPrompt) -> str:
-        return f"{self.prefix(prompt.task)}{prompt.key}"
-
-    def prefix(self, task: str) -> str:
-        """Return the beginning of the labels of a task set's records."""
-        return f"{self.run}/{self.num_assistant_tokens}/{self.temperature!r}/{task}/"
+        """Return the journal's key of an answer, which starts with the run."""
+        way = f"{self.run}/{self.num_assistant_tokens}/{self.temperature!r}"
+        return f"{way}/{prompt.task}/{prompt.key}"
 
 
 TARGET_ALONE = Setting(ALONE)
@@ -77,46 +75,34 @@ def _untrained(config: EvaluateConfig) -> Setting:
     return Setting(UNTRAINED, config.gammas[0], config.sampled[0])
 
 
-@dataclass(frozen=True)
-class Models:
-    """The models of an evaluation.
-
-    Attributes:
-        target, draft: the pair to measure, on one device.
-        untrained: the draft before training; ``None`` leaves its runs out.
-        stop_ids: the target's end tokens.
-    """
-
-    target: PreTrainedModel
-    draft: PreTrainedModel
-    untrained: PreTrainedModel | None = None
-    stop_ids: Collection[int] = ()
-
-
 def evaluate(
-    models: Models,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
     prompts: Sequence[EvaluationPrompt],
     config: EvaluateConfig,
     folder: Path,
     *,
     seed: int,
+    untrained: PreTrainedModel | None = None,
 ) -> dict[str, Any] | None:
     """Measure a draft; several processes share the prompts.
 
     Args:
-        models: the target and the draft.
+        target, draft: the pair to measure, on one device.
         prompts: from `draw_prompts`, the same in every process.
         config: lengths, γ, temperatures and time limit.
         folder: keeps the answers (``records.jsonl``); what it holds is not measured again.
         seed: of the sampling; each prompt adds its number.
+        untrained: the draft before training; ``None`` leaves its runs out.
 
     Returns:
         the content of ``results.json`` on the main process, ``None`` on the others.
     """
-    plan = _plan(prompts, config, models.untrained is not None)
+    plan = _plan(prompts, config, untrained is not None)
     journal = _journal(folder)
     _processes.barrier()  # every process has read what there is before one writes
-    _measure(models, plan, config, journal, seed)
+    drafts = {ALONE: None, GREEDY: draft, SAMPLED: draft, UNTRAINED: untrained}
+    _measure(target, drafts, plan, config, journal, seed)
     _processes.barrier()
     if not _processes.is_main():
         return None
@@ -127,13 +113,13 @@ def evaluate(
     for part in folder.glob("records-*.jsonl"):
         part.unlink()
     measured = [prompt for prompt, _ in complete]
-    target, draft = models.target.num_parameters(), count_parameters(models.draft.config)
+    sizes = target.num_parameters(), count_parameters(draft.config)  # with the full head
     return {
-        "target_parameters": target,
-        "draft_parameters": draft,  # with the full head
-        "cost_ratio": draft / target,
-        **summarize(measured, journal, config, draft / target),
-        **compare_greedy(models.target, measured, config, journal),
+        "target_parameters": sizes[0],
+        "draft_parameters": sizes[1],
+        "cost_ratio": sizes[1] / sizes[0],
+        **summarize(measured, journal, config, sizes[1] / sizes[0]),
+        **compare_greedy(target, measured, config, journal),
         "prompts": {"drawn": len(prompts), "measured": len(measured)},
     }
 
@@ -163,20 +149,26 @@ def _plan(
 
 
 def _measure(
-    models: Models, plan: list[Steps], config: EvaluateConfig, journal: Journal, seed: int
+    target: PreTrainedModel,
+    drafts: Mapping[str, Any],
+    plan: list[Steps],
+    config: EvaluateConfig,
+    journal: Journal,
+    seed: int,
 ) -> None:
     """Decode and read this process's share of the prompts, as far as the journal lacks them."""
-    drafts = {ALONE: None, UNTRAINED: models.untrained}
+    ends = target.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
 
     def answer(setting: Setting, prompt: EvaluationPrompt, seed: int, tokens: int) -> Any:
         return decode(
-            models.target,
+            target,
             prompt.ids,
             task=prompt.task,
             key=prompt.key,
             max_new_tokens=tokens,
             seed=seed,
-            draft=drafts.get(setting.run, models.draft),
+            draft=drafts[setting.run],
             path=config.path,
             temperature=setting.temperature,
             num_assistant_tokens=setting.num_assistant_tokens,
@@ -191,7 +183,7 @@ def _measure(
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
             answer(setting, EvaluationPrompt("warm-up", "", plan[0][0].ids), seed, 8)
     firsts = {prompt.task: prompt for prompt, _ in reversed(plan)}
-    ratio = drafting_of(models.draft).temperature_ratio if config.path == "ours" else 1.0
+    ratio = drafting_of(drafts[SAMPLED]).temperature_ratio if config.path == "ours" else 1.0
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     with Progress("evaluate", sum(len(steps) for _, _, steps in due), "answers") as progress:
         for number, prompt, missing in due:
@@ -202,7 +194,7 @@ def _measure(
                 reading = None
                 if setting.run == SAMPLED:
                     text = Continuation(prompt.task, prompt.ids, tuple(record.tokens))
-                    pair, ends = (models.target, models.draft), models.stop_ids
+                    pair = target, drafts[SAMPLED]
                     reading = text_acceptance(*pair, text, setting.temperature, ends, ratio)
                 journal.add(label, record, reading)
                 progress.advance(1)

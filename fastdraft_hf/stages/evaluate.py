@@ -23,7 +23,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.eval.evaluate import Models, evaluate
+    from fastdraft_hf.eval.evaluate import evaluate
     from fastdraft_hf.eval.prompts import draw_prompts
 
     config = run.recipe.evaluate
@@ -54,13 +54,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     designed = run.stage_folder("design")
     wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
     untrained = load(designed) if wanted and draft_folder != designed else None
-    ends = target.generation_config.eos_token_id
     results = evaluate(
-        Models(target, draft, untrained, ends if isinstance(ends, list) else [ends]),
-        prompts,
-        config,
-        folder,
-        seed=run.recipe.seed,
+        target, draft, prompts, config, folder, seed=run.recipe.seed, untrained=untrained
     )
     if results is None:  # not the main process
         return {}

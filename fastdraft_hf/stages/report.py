@@ -64,13 +64,13 @@ def _samples(run: Run) -> list[tuple[str, Pieces]]:
         return []
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     records = Journal(path)
-    config = run.recipe.evaluate
     samples: list[tuple[str, Pieces]] = []
-    for task in config.tasks:
+    for task in run.recipe.evaluate.tasks:
         for kind in (evaluate.GREEDY, evaluate.SAMPLED):
-            setting = next(s for s in evaluate.settings_of(config) if s.run == kind)
-            first = (r for label, r in records.items() if label.startswith(setting.prefix(task)))
-            if (record := next(first, None)) is not None:
+            chosen = (
+                r for label, r in records.items() if r.task == task and label.startswith(f"{kind}/")
+            )
+            if (record := next(chosen, None)) is not None:
                 counts = f"{record.accepted} of {record.drafted} drafted tokens accepted"
                 pieces = accepted_pieces(record.tokens, record.rounds, tokenizer.decode)
                 heading = f"{task} {record.key}, {kind}: {counts}"

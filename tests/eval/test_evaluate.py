@@ -15,10 +15,12 @@ from fastdraft_hf import _processes
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval import evaluate
 from fastdraft_hf.eval.config import EvaluateConfig
-from fastdraft_hf.eval.evaluate import ALONE, GREEDY, SAMPLED, UNTRAINED, Models, Setting
+from fastdraft_hf.eval.evaluate import ALONE, GREEDY, SAMPLED, UNTRAINED, Setting
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import EvaluationPrompt
+
+Models = tuple[LlamaForCausalLM, LlamaForCausalLM, LlamaForCausalLM]
 
 PROMPTS = [
     EvaluationPrompt("humaneval", "H/0", (40, 41, 42)),
@@ -38,14 +40,14 @@ RUNS = len(PROMPTS) * (1 + 2 + 4) + 2
 
 @pytest.fixture(scope="module")
 def models(tiny_model: Callable[..., LlamaForCausalLM]) -> Models:
-    return Models(
-        tiny_model(seed=0), tiny_model(seed=1, num_hidden_layers=1), tiny_model(seed=2), [2]
-    )
+    """The target, the draft, and the draft before training."""
+    return tiny_model(seed=0), tiny_model(seed=1, num_hidden_layers=1), tiny_model(seed=2)
 
 
 def run(models: Models, folder: Path, config: EvaluateConfig = CONFIG) -> Any:
     folder.mkdir(exist_ok=True)
-    return evaluate.evaluate(models, PROMPTS, config, folder, seed=3)
+    target, draft, untrained = models
+    return evaluate.evaluate(target, draft, PROMPTS, config, folder, seed=3, untrained=untrained)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_every_setting_has_its_figures(
     assert result["prompts"] == {"drawn": 4, "measured": 4}
     assert (result["greedy_prompts"], result["greedy_identical"]) == (4, 4)
     sizes = result["draft_parameters"], result["target_parameters"]
-    assert sizes == (models.draft.num_parameters(), models.target.num_parameters())
+    assert sizes == (models[1].num_parameters(), models[0].num_parameters())
     assert result["cost_ratio"] == sizes[0] / sizes[1]
     assert list(result["tasks"]) == ["humaneval", "ifbench"]
     found = [(s["num_assistant_tokens"], s["temperature"]) for s in result["settings"]]
@@ -230,10 +232,10 @@ def test_a_planted_difference_is_a_fault(
     models: Models, make_record: Callable[..., DecodingRecord]
 ) -> None:
     records = answers(make_record, [5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7, 8])
-    (found,) = differences(models.target, records)
+    (found,) = differences(models[0], records)
     assert (found["task"], found["key"], found["position"]) == ("humaneval", "H/0", 2)
     with torch.no_grad():
-        logits = models.target(input_ids=torch.tensor([[*PROMPTS[0].ids, 5, 6]])).logits[0, -1]
+        logits = models[0](input_ids=torch.tensor([[*PROMPTS[0].ids, 5, 6]])).logits[0, -1]
     first, second = logits.topk(2).values.tolist()
     assert found["margin"] == pytest.approx(first - second, abs=1e-4)
     assert found["tie"] is False
