@@ -24,7 +24,7 @@ COMMANDS = {
     "push": ("push", "push a draft to the Hub or into a folder"),
     "pull": ("push", "download a draft from the Hub"),
     "demo": ("demo", "answer a prompt with and without the draft, side by side"),
-    "vocabulary": ("vocabulary", "compare two models' vocabularies, or reduce a draft's"),
+    "vocabulary": ("vocabulary", "compare two models' vocabularies"),
     "schema": ("schema", "print the settings of a recipe"),
 }
 

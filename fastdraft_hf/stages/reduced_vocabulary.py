@@ -38,7 +38,12 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     facts = reduce_draft(
         run.latest_model(), sets, config.draft_vocab_size, folder, target=run.target.path
     )
-    logger.info("reduced_vocabulary: %s", sentence(facts))
+    logger.info(
+        "reduced_vocabulary: %s of %s tokens cover %s of the held-out text",
+        f"{facts['draft_vocab_size']:,}",
+        f"{facts['vocabulary']:,}",
+        "an unknown share" if facts["coverage"] is None else f"{facts['coverage']:.2%}",
+    )
     return facts
 
 
@@ -75,12 +80,10 @@ def reduce_draft(
         target: the target's folder.
 
     Returns:
-        facts: the size, what was counted, and ``coverage``, the share of held-out tokens that are
-        kept (``None`` if there are none).
+        facts; ``coverage`` is the share of held-out tokens that are kept, ``None`` without any.
 
     Raises:
-        FastDraftError: a folder is not what it should be, or the size is impossible; nothing is
-            written then.
+        FastDraftError: before anything is written.
     """
     if read_reduced_vocabulary(draft) is not None:
         raise FastDraftError(
@@ -114,11 +117,3 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]
     """Return the ids that always stay: special and added tokens, and the folders' end tokens."""
     found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return found.union(*(all_end_ids(folder, tokenizer) for folder in folders))
-
-
-def sentence(facts: dict[str, Any]) -> str:
-    """Return the facts as a sentence."""
-    kept = f"{facts['draft_vocab_size']:,} of {facts['vocabulary']:,} tokens"
-    if facts["coverage"] is None:
-        return kept
-    return f"{kept} cover {facts['coverage']:.2%} of {facts['held_out_tokens']:,} held-out tokens"

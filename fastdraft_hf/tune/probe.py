@@ -33,8 +33,6 @@ from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import Design, TuneConfig
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from fastdraft_hf.target.resolve import Target
 
 # Tokens of a sequence, sequences of a step.
@@ -120,34 +118,31 @@ class Probes:
             per_device_train_batch_size=_BATCH,
             eval_rows=0,
         )
-        model, _ = build(self._target, DesignConfig(**design.section(self._config)), 0)
-        save_draft(model, work / "start")
-        train(
-            work / "start",
-            work / "work",
-            section,
-            train_dataset=self._rows(section.sources),
-            tokenizer=load_tokenizer(self._target),
-            seed=0,
-            device=self._device,
-            label=f"probe {design.name}",
-        )
-
-    def _rows(self, sources: Sequence[Source]) -> Dataset:
-        """Return the rows that all probes read, without held-out rows and evaluation text."""
+        tokenizer = load_tokenizer(self._target)
         rows, _, _ = open_completions(
-            sources,
+            section.sources,
             folder=self._folder / f"rows-{self._key}",
             generated=Path(),  # the sources are absolute paths
             logits=None,
-            tokenizer=load_tokenizer(self._target),
+            tokenizer=tokenizer,
             decontaminator=Decontaminator.of_task_sets(),
             max_length=_SEQUENCE,
             eval_rows=0,
             seed=0,
             keep=lambda index: not held_out(index),
         )
-        return rows
+        model, _ = build(self._target, DesignConfig(**design.section(self._config)), 0)
+        save_draft(model, work / "start")
+        train(
+            work / "start",
+            work / "work",
+            section,
+            train_dataset=rows,
+            tokenizer=tokenizer,
+            seed=0,
+            device=self._device,
+            label=f"probe {design.name}",
+        )
 
     def _measured(self, folder: Path) -> dict[str, float]:
         """Return γ -> block efficiency of a draft; both models read the texts in float32."""
