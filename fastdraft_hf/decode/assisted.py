@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
@@ -31,10 +30,6 @@ def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
     """
     apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
-
-# The active recorders: stock assisted generation calls the draft's ``generate`` in every round, and
-# a draft may be the target itself.
-_running: ContextVar[tuple[int, ...]] = ContextVar("running", default=())
 
 # Called with (path, row, drafted, accepted) of a round.
 Report = Callable[[DraftPath, int, int, int], None]
@@ -200,20 +195,23 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
         )
     records = DecodingRecords()
     generate, nested = model.generate, "generate" in vars(model)
+    running = False
 
     def recording(*args: Any, **kwargs: Any) -> Any:
-        if id(records) in _running.get():
+        nonlocal running
+        # Stock generation calls the draft's `generate` every round; it may be the target itself.
+        if running:
             return generate(*args, **kwargs)
         named = dict(zip(("inputs", "generation_config"), args, strict=False))
         call = _Call(model, {**named, **kwargs})
-        token = _running.set((*_running.get(), id(records)))
+        running = True
         try:
             with report_rounds(model, call.report):
                 start = time.perf_counter()
                 output = generate(*args, **kwargs)
                 seconds = time.perf_counter() - start
         finally:
-            _running.reset(token)
+            running = False
         for record in call.records(output, seconds):
             record.task, record.key = task, str(len(records))
             records.append(record)

@@ -73,7 +73,7 @@ def test_batches(models: dict[str, Any], kind: str, draft_kind: str) -> None:
                 assert_equal_or_tied(models["pt-target"], alone, written)
 
 
-def test_what_it_cannot_do_goes_to_stock(models: dict[str, Any]) -> None:
+def test_one_model_cannot_draft_for_itself(models: dict[str, Any]) -> None:
     target = models["ov-target"]
     with pytest.warns(UserWarning, match="cannot draft for itself"):
         ours = write(target, [[40, 41]], target)

@@ -217,14 +217,6 @@ def test_a_returned_cache_goes_on_with_the_text(
     assert torch.equal(ours, alone)
 
 
-def test_prompts_at_the_limit_of_the_drafts_context(tiny_model: TinyModel) -> None:
-    """Rotary positions; tests/decode/test_corners.py has learned ones."""
-    rotary, small = tiny_model(0), noisy(tiny_model(0, max_position_embeddings=8))
-    for length in (6, 8, 9):
-        ids = torch.randint(3, 288, (1, length))
-        assert torch.equal(write(rotary, ids, small, 4), write(rotary, ids))
-
-
 def test_an_empty_batch_comes_back_empty(
     target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> None:
@@ -286,7 +278,7 @@ def test_a_draft_with_a_reduced_vocabulary(
     assert accepted > 20
 
 
-def test_what_it_cannot_do_goes_to_stock_with_one_warning(
+def test_what_it_cannot_do_the_target_does_alone_with_one_warning(
     target: LlamaForCausalLM, neighbour: LlamaForCausalLM
 ) -> None:
     def check(words: str, prompt: Any = ((40, 41),), **given: Any) -> None:
