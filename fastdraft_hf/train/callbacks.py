@@ -119,8 +119,7 @@ def read_stream_state(checkpoint: Path) -> dict[str, Any]:
 class TimeBudget(TrainerCallback):
     """Cuts ``max_train_tokens`` to what ``max_minutes`` affords at the rate of the first steps.
 
-    ``plan.json`` in ``output_dir`` holds the cut, and the step from which on a resumed run repeats
-    it.
+    ``plan.json`` in ``output_dir`` holds the cut and its step, so that a resumed run repeats it.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -181,7 +181,7 @@ class DraftDistillationTrainer(SFTTrainer):
         if processing_class is None:
             processing_class = getattr(model, "tokenizer", None)
         if processing_class is None and not name:
-            raise FastDraftError("processing_class is missing: the draft comes from no folder")
+            raise FastDraftError("processing_class is missing; give the draft's tokenizer")
         processing_class = processing_class or AutoTokenizer.from_pretrained(name)
         self.teacher_model: PreTrainedModel | None = None
         if teacher_model is not None:

@@ -69,7 +69,7 @@ def outcomes(
         wanted = logits_of(hidden, weight, bias, head.scale, head.softcap)
         return torch.log_softmax(wanted / temperature, -1), log_q
     stored = torch.cat([target.log_probs, target.tail[:, None]], 1).to(logits.dtype)
-    if target.ids.shape[1] == logits.shape[1]:  # nothing is left over
+    if target.ids.shape[1] == logits.shape[1]:  # no tail
         tail = log_q.new_full((log_q.shape[0], 1), FLOOR)
     else:
         tail = log_q.scatter(1, target.ids, float("-inf")).logsumexp(-1, keepdim=True)

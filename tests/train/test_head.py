@@ -130,7 +130,7 @@ def greatest(tensor: torch.Tensor) -> float:
 
 
 def compare(case: Case, upstream: float = 1.0, parts: float = OF_THE_PARTS) -> HeadLoss:
-    """Run the case, hold everything it gives against the reference, return what it gave."""
+    """Run the case, compare its result with the reference and return it."""
     exact = exactly(case)
     assume(exact.nearest > NEAR or not KINKED & set(case.weights))
     ours = {name: t.detach().clone().requires_grad_() for name, t in case.tensors.items()}
@@ -232,7 +232,7 @@ def cases(draw: st.DrawFn) -> tuple[Case, float]:
         )
     )
     tensors, wanted = draw_tensors(n, v, h, seed, spread), draw_tensors(n, v, h + 1, -seed, spread)
-    if draw(st.booleans()):  # equal logits of several tokens, also at the k-th place
+    if draw(st.booleans()):  # equal logits of several tokens, also at the k-th position
         for made in (tensors, wanted):
             twins = torch.arange(v) // draw(st.integers(2, 4))
             made["weight"], made["bias"] = made["weight"][twins], made["bias"][twins]
@@ -324,7 +324,7 @@ def test_logits_far_from_zero_keep_their_differences(name: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "margin", "weight"), [(torch.float32, 100.0, 10.0), (torch.float16, 14.0, 1.0)]
 )
-def test_a_rest_that_the_draft_rules_out(dtype: torch.dtype, margin: float, weight: float) -> None:
+def test_a_tail_that_the_draft_rules_out(dtype: torch.dtype, margin: float, weight: float) -> None:
     target = TopK(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5]).log())
     tensors = copies({"hidden": torch.tensor([[margin, 0.0, 0.0]]), "weight": torch.eye(3)}, dtype)
     Case(tensors, torch.tensor([0]), {"kl": weight}, target).run(tensors).loss.backward()

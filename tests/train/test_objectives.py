@@ -99,12 +99,12 @@ def test_at_a_kink_the_slope_is_a_subgradient(n: int, b: int, seed: int) -> None
 
 
 def merged(log_p: torch.Tensor, log_q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the k most probable of p; the rest is one outcome."""
+    """Keep the k most probable of p; the tail is one outcome."""
     ids = log_p.topk(k, -1).indices
 
     def buckets(rows: torch.Tensor) -> torch.Tensor:
-        rest = rows.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
-        return torch.cat([rows.gather(1, ids), rest], 1)
+        tail = rows.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        return torch.cat([rows.gather(1, ids), tail], 1)
 
     return buckets(log_p), buckets(log_q)
 

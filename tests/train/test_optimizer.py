@@ -66,7 +66,7 @@ def test_it_steps_as_the_two_alone() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(start, weights(model), strict=True))
 
 
-def test_its_state_goes_on_identically() -> None:
+def test_its_state_resumes_identically() -> None:
     model = make_model()
     optimizer = make_optimizer(model)
     for number in range(3):

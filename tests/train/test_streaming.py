@@ -140,7 +140,7 @@ def test_killed_and_resumed_is_uninterrupted(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_steps_go_on_over_the_end_of_the_stream(run: Make, shards: Path) -> None:
+def test_a_stream_starts_again_at_its_end(run: Make, shards: Path) -> None:
     seen: list[list[int]] = []
 
     class Watching(DraftDistillationTrainer):

@@ -54,18 +54,18 @@ def reference(
     exact.zero_grad()
     sums, count = torch.zeros((), dtype=torch.float64), 0
     for document in documents:
-        places = [t for t, label in enumerate(document["labels"]) if t and label != -100]
-        count += len(places)
-        if not places:
+        positions = [t for t, label in enumerate(document["labels"]) if t and label != -100]
+        count += len(positions)
+        if not positions:
             continue
         hidden = exact.model(torch.tensor([document["input_ids"]])).last_hidden_state[0]
         stored = TopK(
-            torch.tensor([document[columns.IDS][t] for t in places]),
-            torch.tensor([document[columns.LOG_PROBS][t] for t in places]).double(),
-            torch.tensor([document[columns.TAIL][t] for t in places]).double(),
+            torch.tensor([document[columns.IDS][t] for t in positions]),
+            torch.tensor([document[columns.LOG_PROBS][t] for t in positions]).double(),
+            torch.tensor([document[columns.TAIL][t] for t in positions]).double(),
         )
-        logits = hidden[[t - 1 for t in places]] @ exact.lm_head.weight.T
-        labels = torch.tensor([document["labels"][t] for t in places])
+        logits = hidden[[t - 1 for t in positions]] @ exact.lm_head.weight.T
+        labels = torch.tensor([document["labels"][t] for t in positions])
         terms = dense_terms(logits, labels, objective, stored, temperature)
         sums = sums + weighted(terms, objective)
     loss = sums / count
