@@ -30,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         help="acceptance rate at γ = 3, such as stage evaluate measured in an earlier run "
         "(default: from the token budget)",
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    import json
-
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.plan.estimate import make_plan
@@ -50,9 +47,6 @@ def run(args: argparse.Namespace) -> None:
     recipe = read_recipe(args.recipe, [f"device={device}", *args.overrides])
     quiet_libraries()
     plan = make_plan(recipe, machine, args.acceptance)
-    if args.json:
-        print(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
-        return
     print(f"{args.recipe} on {args.hardware}, target {recipe.target}\n{render(plan)}")
     print(f"\nRun it with:\n  {command(plan.machine, [str(args.recipe), *args.overrides])}")
 

@@ -6,7 +6,7 @@ All of it is arithmetic. The assumptions are printed with the plan.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastdraft_hf._extras import openvino_available
@@ -76,9 +76,6 @@ class Plan:
     @property
     def seconds(self) -> float:
         return sum(stage.seconds for stage in self.stages)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": self.seconds}
 
 
 def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None) -> Plan:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import yaml
 
 from fastdraft_hf._atomic import atomic_folder, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -92,11 +94,8 @@ def _check(config: TuneConfig, gammas: list[int], text: Any) -> None:
         )
     if config.measure == "openvino":
         require_openvino()
-    if config.measure == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
+    if config.measure == "cuda" and not torch.cuda.is_available():
+        raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
 
 
 def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
@@ -303,8 +302,6 @@ def verdict(results: dict[str, Any]) -> str:
 
 def recipe_snippet(results: dict[str, Any]) -> str:
     """Return the sections of a recipe with the best design, and γ around the best to bench."""
-    import yaml
-
     gamma = results["best"]["num_assistant_tokens"]
     near = [g for g in (gamma - 1, gamma, gamma + 1) if g >= 1]
     sections = {"design": results["best"]["section"], "bench": {"num_assistant_tokens": near}}

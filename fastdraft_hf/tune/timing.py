@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
@@ -50,8 +52,6 @@ class LoopTimer:
 
     def measure(self, draft: Path, repeat: int) -> dict[int, list[float]]:
         """Return γ -> seconds of each round with a draft; each repeat has its own order of γ."""
-        import torch
-
         model = self._load(draft)
         order = random.Random(repeat).sample(self._gammas, len(self._gammas))
         openvino = self._measure == "openvino"
@@ -70,8 +70,6 @@ class LoopTimer:
     def _time(
         self, target: CachedModel, draft: CachedModel, order: Sequence[int]
     ) -> dict[int, list[float]]:
-        import torch
-
         ids = torch.tensor([self._prompt], device=target.device)
         positions = torch.arange(len(self._prompt), device=target.device)[None]
         # One γ after the other, as decoding keeps to one: OpenVINO prepares a pass again when its
