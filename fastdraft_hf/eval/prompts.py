@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.prompts import chat_ids
-from fastdraft_hf.data.task_sets import Tasks, sample_task_set, settings_of
+from fastdraft_hf.data.task_sets import Tasks, load_task_set, settings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,8 @@ def draw_prompts(
     drawn = []
     for task, settings in settings_of(tasks):
         chosen: list[EvaluationPrompt] = []
-        for prompt in sample_task_set(task, settings, seed):
+        prompts = load_task_set(task, settings)
+        for prompt in random.Random(seed).sample(prompts, len(prompts)):
             ids = chat_ids(tokenizer, prompt.instruction)
             if len(ids) <= max_tokens:
                 chosen.append(EvaluationPrompt(task, prompt.key, ids))

@@ -28,8 +28,8 @@ from fastdraft_hf.data.filters import (
     write_filters,
 )
 from fastdraft_hf.data.generations import build_requests, write_rows
+from fastdraft_hf.data.installed import passage_instructions
 from fastdraft_hf.data.parts import iter_rows, stored_indices
-from fastdraft_hf.data.passages import passage_instructions
 from fastdraft_hf.data.prompts import (
     Conversation,
     Prompts,
