@@ -39,7 +39,10 @@ def hub_errors(doing: str) -> Iterator[None]:
         yield
     except FastDraftError:
         raise
-    except Exception as error:
+    except Exception as raised:
+        # A failed upload is a RuntimeError that names the file; its cause says what happened.
+        cause = raised.__cause__
+        error = cause if isinstance(raised, RuntimeError) and cause is not None else raised
         network = type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
         if not network and not isinstance(error, (OSError, EOFError, ValueError)):
             raise

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -67,7 +67,6 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     storage: dict[str, bytes] = field(default_factory=dict)
-    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
     def add(self, branch: str, title: str, files: dict[str, Entry]) -> Commit:
         parent = self.branches.get(branch)
@@ -88,32 +87,14 @@ class Repo:
         return found
 
 
-@dataclass
-class Fault:
-    """What to do to a request instead of, or after, answering it.
-
-    Attributes:
-        kind: ``500``, ``reset`` (before anything is done), ``lost`` (done, but the answer is cut
-            off), ``truncated`` (half of the answer's body), ``silent`` (no answer at all) or
-            ``echo`` (an error whose text quotes the request's Authorization).
-        number: which request of the call, counted from 0.
-        times: how many in a row.
-    """
-
-    kind: str
-    number: int
-    times: int = 1
-
-
 class HubServer:
     """The server and what it holds; ``with hub_server() as hub: …``."""
 
-    def __init__(self, chunk_size: int | None = None) -> None:
+    def __init__(self) -> None:
         self.models: dict[str, Repo] = {}
         self.log: list[tuple[str, str]] = []
         self.uploaded: list[str] = []  # sha256 of every large file that was received whole
-        self.fault: Fault | None = None
-        self.chunk_size = chunk_size  # large files above this go up in parts
+        self.fault: tuple[str, range] | None = None
         self.lock = threading.RLock()
         self._count = 0
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -122,8 +103,13 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def break_at(self, kind: str, number: int, times: int = 1) -> None:
-        """Break the ``number``-th request from now on, and ``times - 1`` after it."""
-        self.fault, self._count = Fault(kind, number, times), 0
+        """Break the ``number``-th request from now on, and ``times - 1`` after it.
+
+        Kinds: ``500``, ``reset`` (before anything is done), ``lost`` (done, but the answer is cut
+        off), ``truncated`` (half of the answer's body), ``silent`` (no answer at all) and ``echo``
+        (an error whose text quotes the request's Authorization).
+        """
+        self.fault, self._count = (kind, range(number, number + times)), 0
 
     def heal(self) -> None:
         self.fault = None
@@ -131,15 +117,12 @@ class HubServer:
     def next_fault(self) -> str | None:
         with self.lock:
             number, self._count = self._count, self._count + 1
-            fault = self.fault
-            if fault is not None and fault.number <= number < fault.number + fault.times:
-                return fault.kind
-            return None
+            return self.fault[0] if self.fault and number in self.fault[1] else None
 
 
 @contextmanager
-def hub_server(chunk_size: int | None = None) -> Iterator[HubServer]:
-    hub = HubServer(chunk_size)
+def hub_server() -> Iterator[HubServer]:
+    hub = HubServer()
     thread = threading.Thread(target=hub.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -175,8 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", "tree"),
         ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-        ("PUT", r"/storage/([^/]+/[^/]+)/(\w{64})(?:/(\d+))?", "upload"),
-        ("POST", r"/storage/([^/]+/[^/]+)/(\w{64})/complete", "complete"),
+        ("PUT", r"/storage/([^/]+/[^/]+)/(\w{64})", "upload"),
         ("POST", r"/storage/([^/]+/[^/]+)/(\w{64})/verify", "verify"),
         ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
         ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
@@ -198,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.body = self.rfile.read(length)
         url = urlsplit(self.path)
-        path, self.query = unquote(url.path), parse_qs(url.query)
+        path = unquote(url.path)
         with self.hub.lock:
             self.hub.log.append((self.command, path))
         if fault == "silent":
@@ -341,40 +323,18 @@ class _Handler(BaseHTTPRequestHandler):
         card = self._card(commit.files)
         found: dict[str, Any] = {
             "id": name,
-            "modelId": name,
-            "author": name.split("/")[0],
             "sha": commit.oid,
             "private": repo.private,
-            "disabled": False,
-            "gated": False,
-            "downloads": 0,
-            "likes": 0,
             "tags": (card or {}).get("tags", []),
-            "siblings": [
-                self._sibling(path, entry, "blobs" in self.query)
-                for path, entry in sorted(commit.files.items())
-            ],
+            "siblings": [{"rfilename": path} for path in sorted(commit.files)],
         }
         if card is not None:
             found["cardData"] = card
         return found
 
-    def _sibling(self, path: str, entry: Entry, blobs: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"rfilename": path}
-        if blobs:
-            found |= {"size": len(entry.content), "blobId": git_oid(entry.content)}
-            if entry.lfs:
-                size = len(entry.content)
-                found["lfs"] = {"sha256": entry.lfs, "size": size, "pointerSize": 134}
-        return found
-
     def tree(self, name: str, revision: str) -> Any:
         commit = self._at(self._repo(name), revision)
-        found: list[dict[str, Any]] = []
-        folders = {p.rsplit("/", 1)[0] for p in commit.files if "/" in p}
-        for folder in sorted(folders):
-            found.append({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0})
-        return found + [_tree_file(p, e) for p, e in sorted(commit.files.items())]
+        return [_tree_file(p, e) for p, e in sorted(commit.files.items())]
 
     # -------------------------------------------------------------------------------- uploading
 
@@ -416,49 +376,21 @@ class _Handler(BaseHTTPRequestHandler):
         for wanted in asked["objects"]:
             oid, size = wanted["oid"], wanted["size"]
             found: dict[str, Any] = {"oid": oid, "size": size}
-            place = f"{self.hub.url}/storage/{name}/{oid}"
-            chunk = self.hub.chunk_size
+            href = f"{self.hub.url}/storage/{name}/{oid}"
             if oid not in repo.storage:
-                upload: dict[str, Any] = {"href": place}
-                if chunk is not None and size > chunk:
-                    parts = -(-size // chunk)
-                    urls = {str(n): f"{place}/{n}" for n in range(1, parts + 1)}
-                    upload = {
-                        "href": f"{place}/complete",
-                        "header": {"chunk_size": str(chunk), **urls},
-                    }
-                found["actions"] = {"upload": upload, "verify": {"href": f"{place}/verify"}}
+                found["actions"] = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
             objects.append(found)
-        return {"transfer": "multipart" if self.hub.chunk_size else "basic", "objects": objects}
+        return {"transfer": "basic", "objects": objects}
 
-    def upload(self, name: str, oid: str, part: str | None) -> Any:
+    def upload(self, name: str, oid: str) -> Any:
         # Storage is reached by signed addresses: a token must not be sent there.
         if self._token() is not None:
             raise _Answer(400, "a token was sent to the storage")
-        repo = self.hub.models[name]
-        if part is not None:
-            repo.parts.setdefault(oid, {})[int(part)] = self.body
-            return 200, b"", {"ETag": hashlib.md5(self.body).hexdigest()}
-        self._store(repo, oid, self.body)
-        return 200, b"", {}
-
-    def _store(self, repo: Repo, oid: str, content: bytes) -> None:
-        if hashlib.sha256(content).hexdigest() != oid:
+        if hashlib.sha256(self.body).hexdigest() != oid:
             raise _Answer(400, "the content is not that of its hash")
-        repo.storage[oid] = content
+        self.hub.models[name].storage[oid] = self.body
         self.hub.uploaded.append(oid)
-
-    def complete(self, name: str, oid: str) -> Any:
-        repo, asked = self.hub.models[name], json.loads(self.body)
-        parts = repo.parts.get(oid, {})
-        content = b""
-        for part in asked["parts"]:
-            piece = parts[part["partNumber"]]
-            assert hashlib.md5(piece).hexdigest() == part["etag"]
-            content += piece
-        if oid not in repo.storage:
-            self._store(repo, oid, content)
-        return {}
+        return 200, b"", {}
 
     def verify(self, name: str, oid: str) -> Any:
         asked = json.loads(self.body)
@@ -546,10 +478,6 @@ def metadata_errors(data: dict[str, Any]) -> list[str]:
     license = data.get("license")
     if license is not None and not re.fullmatch(r"[a-z0-9.+-]+", str(license)):
         errors.append('"license" must be one of [apache-2.0, mit, …]')
-    for model in data.get("model-index") or []:
-        for result in model["results"]:
-            if not {"task", "dataset", "metrics"} <= set(result):
-                errors.append('"model-index[0].results[0]" is incomplete')
     tags = data.get("tags")
     if tags is not None and not all(isinstance(tag, str) for tag in tags):
         errors.append('"tags" must be an array of strings')

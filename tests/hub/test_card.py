@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from fastdraft_hf._card import check_metadata
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.eval.summary import SPEED_NOTE, RunSummary
-from fastdraft_hf.hub.card import best_of_paths, render_card
+from fastdraft_hf.hub.card import render_card
 
 FACTS: dict[str, Any] = {
     "model_name": "Target-FastDraft-10M",
@@ -59,21 +59,6 @@ def test_the_metadata_says_what_the_hub_wants_to_know(
     assert data.eval_results[0].metric_args == {"confidence_level": 0.95, "low": 0.3, "high": 0.5}
     check_metadata(data.to_dict())
     assert ModelCardData(**yaml.safe_load(data.to_yaml())).to_dict() == data.to_dict()
-
-
-def test_every_sampled_setting_is_a_result(run_summary: RunSummary) -> None:
-    evaluation = run_summary.evaluation
-    assert evaluation is not None
-    first, greedy = evaluation["settings"]
-    evaluation["settings"] = [first, {**first, "num_assistant_tokens": 5}, greedy]
-    card = render(run_summary)
-    names = {r.metric_name.split(";")[0] for r in card.data.eval_results}
-    assert {name for name in names if "Speed" not in name} == {
-        f"{metric} (γ = {gamma}, T = 0.6"
-        for metric in ("Acceptance rate", "Block efficiency")
-        for gamma in (3, 5)
-    }
-    assert "3 or 5 tokens drafted per round" in card.text
 
 
 def test_the_text_says_the_figures(run_summary: RunSummary) -> None:
@@ -138,14 +123,6 @@ def test_what_was_not_measured_is_not_claimed(run_summary: RunSummary) -> None:
     run_summary.evaluation = None
     with pytest.raises(FastDraftError, match="needs the results of stage evaluate"):
         render(run_summary)
-
-
-def test_the_best_setting_is_of_the_first_path_that_was_timed(run_summary: RunSummary) -> None:
-    assert run_summary.bench is not None
-    run_summary.bench["paths"]["transformers"]["overall"]["best_num_assistant_tokens"] = 5
-    assert best_of_paths(run_summary.bench, ("transformers", "ours")) == 5
-    assert best_of_paths(run_summary.bench, ("ours",)) is None
-    assert best_of_paths(None, ("transformers", "ours")) is None
 
 
 def test_licenses_and_names(run_summary: RunSummary) -> None:

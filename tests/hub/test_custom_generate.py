@@ -43,15 +43,9 @@ def test_the_folder_leads_to_our_loop(
     assert calls == [1]
     assert torch.equal(output, generate(target))
     assert torch.equal(generate(target, **given), generate(target))
-
-
-def test_a_draft_loaded_with_its_code_is_still_an_ordinary_model(
-    folder: Path, tiny_model: TinyModel
-) -> None:
-    target = tiny_model(seed=0)
-    draft = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    assert torch.equal(generate(draft), generate(AutoModelForCausalLM.from_pretrained(folder)))
-    assert torch.equal(generate(target, assistant_model=draft), generate(target))
+    # Loaded with its code, it is still an ordinary model.
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(generate(loaded), generate(draft))
 
 
 def test_without_the_package_it_is_stock(

@@ -10,7 +10,6 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.hub.run_folder import (
     FOLDERS,
-    default_name,
     earlier_training,
     find_run,
     read_record,
@@ -78,16 +77,3 @@ def test_what_a_draft_was_trained_on_before(tmp_path: Path) -> None:
     shipped = earlier_training(ROOT / "model_cards/SmolLM2-135M-Instruct-FastDraft")
     assert shipped is not None
     assert shipped["tokens"] >= 31_508_823
-
-
-@pytest.mark.parametrize(
-    ("target", "evaluation", "name"),
-    [
-        ("org/Model-1B", {"draft_parameters": 49_600_000}, "Model-1B-FastDraft-50M"),
-        ("my model (old)", None, "my-model--old--FastDraft"),
-    ],
-)
-def test_a_draft_is_named_after_its_target(
-    target: str, evaluation: dict[str, int] | None, name: str
-) -> None:
-    assert default_name(target, evaluation) == name

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fastdraft_hf
 from fastdraft_hf.stages import provenance
@@ -30,20 +28,6 @@ SHAPE = "hf_" + "aB3" * 8
 def test_credentials_are_redacted(text: str, expected: str) -> None:
     assert redacted(text).startswith(expected)
     assert "abc" not in redacted(text)
-
-
-LETTERS = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789", min_size=20, max_size=40)
-
-
-@given(
-    before=st.text(st.characters(codec="ascii"), max_size=10).map(lambda t: t + " "),
-    secret=LETTERS,
-    name=st.sampled_from(["token=", "HF_TOKEN=", "api_key=", "client.secret=", "hf_"]),
-)
-def test_no_part_of_a_secret_is_left(before: str, secret: str, name: str) -> None:
-    kept = redacted(f"{before}{name}{secret} after")
-    assert secret not in kept
-    assert kept.endswith("[redacted] after")
 
 
 def test_a_record_says_what_it_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +72,5 @@ def test_without_a_checkout_there_is_no_commit(
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.git_commit() is None
-
-    def missing(*args: object, **kwargs: object) -> None:
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(provenance.subprocess, "run", missing)
+    monkeypatch.setenv("PATH", "")
     assert provenance.git_commit() is None
