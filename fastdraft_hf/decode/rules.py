@@ -58,23 +58,27 @@ def accept_sampled(
         limits: [B] drafts that count. It may depend on the drafts.
     """
     rows, count = drafts.shape
-    numbers = torch.arange(count + 1, device=drafts.device)
+    if not count:
+        return torch.zeros_like(limits), torch.multinomial(p[:, 0], 1)[:, 0]
     chosen = drafts[..., None]
     ratios = (p[:, :count].gather(2, chosen) / q.gather(2, chosen))[..., 0]
-    weights = [torch.ones_like(p[:, 0, 0])]
+    weights = [torch.ones_like(ratios[:, 0])]
     for ratio in ratios.unbind(1):
         weights.append((weights[-1] * ratio).clamp(max=1))
     w = torch.stack(weights, 1)
-    # Without a draft to compare with, q = 0: then h_i = w_i, and the next token comes from p.
-    q = torch.nn.functional.pad(q, (0, 0, 0, 1)) * (numbers < limits[:, None])[..., None]
-    rest = (w[:, 1:, None] * p[:, 1:] - q[:, 1:]).clamp(min=0).sum(-1)
+    inner = w[:, 1:count]
+    rest = (inner[..., None] * p[:, 1:count] - q[:, 1:]).clamp(min=0).sum(-1)
     # Where p = q and w = 1, the drafts after this one are accepted in any case.
-    kept = torch.where(rest > 0, rest / (rest + 1 - w[:, 1:]), (w[:, 1:] == 1).float())
+    h = torch.where(rest > 0, rest / (rest + 1 - inner), (inner == 1).float())
+    numbers = torch.arange(1, count + 1, device=drafts.device)
+    limits = limits[:, None]
+    h = torch.where(numbers == limits, w[:, 1:], torch.nn.functional.pad(h, (0, 1)))
     # Strictly below, so that a token of probability 0 is never kept, whatever is drawn.
-    kept = (torch.rand_like(kept) < kept) & (numbers[1:] <= limits[:, None])
-    accepted = (numbers * torch.nn.functional.pad(kept, (1, 0))).amax(1)
+    accepted = (numbers * ((torch.rand_like(h) < h) & (numbers <= limits))).amax(1)
     row = torch.arange(rows, device=drafts.device)
-    chance = residual(w[row, accepted, None] * p[row, accepted], q[row, accepted])
+    # After the whole block there is no draft to compare with: q = 0.
+    q_next = q[row, accepted.clamp(max=count - 1)] * (accepted[:, None] < limits)
+    chance = residual(w[row, accepted, None] * p[row, accepted], q_next)
     return accepted, torch.multinomial(chance, 1)[:, 0]
 
 
