@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
@@ -64,6 +65,9 @@ Count = Annotated[
 ]
 """A whole number that may be written ``50M``, ``1.5k`` or ``1_000``."""
 
+Positive = Annotated[Count, Field(ge=1)]
+"""A `Count` of at least 1."""
+
 Number = Annotated[float, BeforeValidator(_number)]
 """A float. ``1e-3``, which YAML reads as text, is accepted; true and false are not."""
 
@@ -111,13 +115,6 @@ class Section(BaseModel):
         """Return the settings that decide what a stage makes, not where or how fast."""
         return self.model_dump(exclude={*self.RUNTIME_ONLY})
 
-    def require_positive(self, *names: str) -> None:
-        """Raise `FastDraftError` for the first of these fields that is below 1; `None` passes."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FastDraftError(f"{name}: must be at least 1, got {value}")
-
 
 def _line(section: type[Section], data: Mapping[str, Any], error: ValidationError) -> str:
     """Return what is wrong with a section as one line; unknown keys come first."""
@@ -147,6 +144,9 @@ def _line(section: type[Section], data: Mapping[str, Any], error: ValidationErro
         valid = re.findall(r"'([^']*)'", found["ctx"]["expected"])
         hint = nearest(str(found["input"]), valid)
         return f"{where}: {value} is not one of {', '.join(valid)}{hint}"
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return f"{where}: must be {word} {found['ctx'][key]:g}, got {value}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
     what = f"expected {expected}" if expected else found["msg"].removeprefix("Value error, ")
     return f"{where or 'the recipe'}: {what}, got {value}"
@@ -164,6 +164,12 @@ def _meant(options: list[Any], value: Any) -> Any:
     return next((one for one in options if wanted and get_origin(one) is wanted), options[-1])
 
 
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
 _EXPECTED = {
     "int": "a whole number",
     "count": "a whole number",

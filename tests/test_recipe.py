@@ -315,7 +315,7 @@ DATA = st.fixed_dictionaries(
         "pretrain": st.none() | TRAIN,
         "continue": st.none() | TRAIN,
         "bench": st.fixed_dictionaries(
-            {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1)},
+            {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1, unique=True)},
             optional={"tasks": TASKS},
         ),
         "card": st.fixed_dictionaries({"model_name": st.none() | st.text()}),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Count, Key, Number, Section
+from fastdraft_hf._config import Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import EngineName
 
@@ -27,9 +27,9 @@ class GeneratedSet(Section):
             "documentation; dataset: prompts of a dataset"
         ),
     )
-    rows: Count = Field(256, description="prompts to answer; of magpie, before filtering")
-    max_new_tokens: Count = Field(256, description="length limit of a completion, in tokens")
-    max_prompt_tokens: Count = Field(1024, description="longer prompts are left out")
+    rows: Positive = Field(256, description="prompts to answer; of magpie, before filtering")
+    max_new_tokens: Positive = Field(256, description="length limit of a completion, in tokens")
+    max_prompt_tokens: Positive = Field(1024, description="longer prompts are left out")
     temperatures: list[Number] = Field([0.0, 0.6, 0.8, 1.0], description="0 is greedy")
     temperatures_per_prompt: Literal["one", "all"] = Field(
         "one",
@@ -38,7 +38,9 @@ class GeneratedSet(Section):
             "two completions)"
         ),
     )
-    top_p: Number = Field(1.0, description="nucleus to sample from; 1 is the whole distribution")
+    top_p: Number = Field(
+        1.0, gt=0, le=1, description="nucleus to sample from; 1 is the whole distribution"
+    )
     system_prompt: str | None = Field(None, description="system turn of chats without one")
     system_prompt_in_answers: StrictBool = Field(
         True, description="magpie: false leaves the system_prompt out of the answers"
@@ -55,11 +57,13 @@ class GeneratedSet(Section):
         [], description="dataset: text columns to append to the prompt (Alpaca: input)"
     )
     revision: str | None = Field(None, description="dataset: branch, tag or commit on the Hub")
-    max_instruction_tokens: Count = Field(96, description="magpie: length limit of an instruction")
+    max_instruction_tokens: Positive = Field(
+        96, description="magpie: length limit of an instruction"
+    )
     instruction_temperatures: list[Number] = Field(
         [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"
     )
-    near_duplicates: Number | None = Field(
+    near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = Field(
         0.8,
         description=(
             "similarity from which training leaves out a later row (Jaccard index of runs of five "
@@ -71,8 +75,6 @@ class GeneratedSet(Section):
     )
 
     def check_values(self) -> None:
-        self.require_positive("rows", "max_new_tokens", "max_prompt_tokens")
-        self.require_positive("max_instruction_tokens")
         temperatures = self.temperatures
         if not temperatures or not all(0 <= t < math.inf for t in temperatures):
             raise FastDraftError("temperatures: needs a list of numbers of at least 0")
@@ -81,13 +83,6 @@ class GeneratedSet(Section):
             raise FastDraftError(
                 "instruction_temperatures: needs a list of numbers above 0; greedy instructions "
                 "would all be equal"
-            )
-        if not 0 < self.top_p <= 1:
-            raise FastDraftError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            raise FastDraftError(
-                f"near_duplicates: must be above 0 and at most 1, or empty; got "
-                f"{self.near_duplicates}"
             )
         if self.kind == "dataset" and not self.dataset:
             raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
@@ -116,10 +111,9 @@ class GenerateConfig(Section):
         None, description="URL of an OpenAI-compatible server to use; the key: VLLM_API_KEY"
     )
     server_model: str | None = Field(None, description="the target's name on the server")
-    batch_size: Count = Field(64, description="completions at once, per process")
+    batch_size: Positive = Field(64, description="completions at once, per process")
 
     def check_values(self) -> None:
-        self.require_positive("batch_size")
         if self.server and self.engine != "auto":
             raise FastDraftError(
                 f"server: engine {self.engine} does not use a server; set generate.engine to auto"
@@ -138,12 +132,7 @@ class LogitsConfig(Section):
     engine: EngineName = Field(
         "auto", description="auto: openvino on a CPU if it is installed, else transformers"
     )
-    top_k: Count = Field(32, description="tokens to store; the tail's mass is one number")
+    top_k: Positive = Field(32, description="tokens to store; the tail's mass is one number")
     temperature: Number = Field(
-        1.0, description="of the distribution; align.temperature must be equal"
+        1.0, gt=0, description="of the distribution; align.temperature must be equal"
     )
-
-    def check_values(self) -> None:
-        self.require_positive("top_k")
-        if self.temperature <= 0:
-            raise FastDraftError(f"temperature: must be above 0, got {self.temperature}")

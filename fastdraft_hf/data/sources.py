@@ -59,6 +59,7 @@ class Source(Section):
     )
     weight: Number = Field(
         1.0,
+        gt=0,
         description=(
             "share of the token budget, relative to the other sources; align reads every row"
         ),
@@ -69,8 +70,6 @@ class Source(Section):
     revision: str | None = Field(None, description="hub: branch, tag or commit of the dataset")
 
     def check_values(self) -> None:
-        if self.weight <= 0:
-            raise FastDraftError(f"weight: must be above 0, got {self.weight}")
         if self.kind in ("generated", "files", "hub") and not self.name:
             raise FastDraftError(f"name: needed for kind {self.kind}")
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Section
+from fastdraft_hf._config import Positive, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, check_local, no_column, read_dataset
 from fastdraft_hf.target.packages import PackagedFile, fetch
@@ -99,16 +99,15 @@ class TaskSet(Section):
             "what the user says: {} stands for the column, {name} for the column of that name"
         ),
     )
-    words: Count | None = Field(
+    words: Positive | None = Field(
         None, description="words of the column that the prompt takes; all of them"
     )
     revision: str | None = Field(None, description="branch, tag or commit of the dataset")
-    rows: Count | None = Field(
+    rows: Positive | None = Field(
         None, description=f"the first so many rows are the task, drawn from and held out ({ROWS})"
     )
 
     def check_values(self) -> None:
-        self.require_positive("rows", "words")
         if self.instruction is None:
             return
         try:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Count, Section
+from fastdraft_hf._config import Count, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 
 Initialization = Literal["scratch", "project", "prune", "transplant"]
@@ -18,10 +18,10 @@ class DesignConfig(Section):
     draft: str | None = Field(
         None, description="use this draft (a folder); of the other settings only resize applies"
     )
-    params: Count = Field(10_000_000, description="parameter budget, such as 10M; met within 2%")
-    num_hidden_layers: Count = Field(2, description="latency grows with it more than with width")
-    hidden_size: Count | None = Field(None, description="width; by default what fits params")
-    intermediate_size: Count | None = Field(
+    params: Positive = Field(10_000_000, description="parameter budget, such as 10M; met within 2%")
+    num_hidden_layers: Positive = Field(2, description="latency grows with it more than with width")
+    hidden_size: Positive | None = Field(None, description="width; by default what fits params")
+    intermediate_size: Positive | None = Field(
         None, description="feed-forward width; by default what fills params"
     )
     init: Initialization = Field(
@@ -51,7 +51,6 @@ class DesignConfig(Section):
         return self.init in ("prune", "transplant")
 
     def check_values(self) -> None:
-        self.require_positive("params", "num_hidden_layers", "hidden_size", "intermediate_size")
         if self.draft is not None:
             return
         if self.init == "transplant" and self.donor is None:
@@ -74,7 +73,9 @@ class DesignConfig(Section):
 class ReducedVocabularyConfig(Section):
     """A second draft, beside the full one, whose head scores the most frequent tokens only."""
 
-    draft_vocab_size: Count = Field(8192, description="tokens the head scores, such as 8192 or 16k")
+    draft_vocab_size: Positive = Field(
+        8192, description="tokens the head scores, such as 8192 or 16k"
+    )
     sets: list[str] = Field(
         [],
         description=(
@@ -82,6 +83,3 @@ class ReducedVocabularyConfig(Section):
             "without align"
         ),
     )
-
-    def check_values(self) -> None:
-        self.require_positive("draft_vocab_size")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Key, Number, Section
+from fastdraft_hf._config import Count, Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.task_sets import KNOWN, TASK_NAMES, TaskSet, check_tasks
 from fastdraft_hf.export.openvino import WeightFormat
@@ -24,16 +24,15 @@ class _Measuring(Section):
     """The settings that evaluate and bench share."""
 
     tasks: dict[Key, TaskSet] | list[str] = Field(list(TASK_NAMES), description=_TASKS_HELP)
-    prompts_per_task: Count = Field(16, description="prompts of each, drawn by the recipe's seed")
+    prompts_per_task: Positive = Field(
+        16, description="prompts of each, drawn by the recipe's seed"
+    )
     max_prompt_tokens: Count = Field(400, description="longer prompts are skipped when drawing")
-    max_new_tokens: Count = Field(64, description="length limit of an answer")
-    max_minutes: Number | None = Field(None, description=_MAX_MINUTES_HELP)
+    max_new_tokens: Positive = Field(64, description="length limit of an answer")
+    max_minutes: Annotated[Number, Field(gt=0)] | None = Field(None, description=_MAX_MINUTES_HELP)
 
     def check_values(self) -> None:
         check_tasks(self.tasks)
-        self.require_positive("prompts_per_task", "max_new_tokens")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise FastDraftError(f"max_minutes: must be above 0, got {self.max_minutes}")
 
 
 _GAMMA_HELP = "tokens drafted per round (γ), a number or a list; the paper uses 3"
@@ -51,13 +50,11 @@ class EvaluateConfig(_Measuring):
     temperature: list[Number] | Number = Field(0.6, description=_TEMPERATURE_HELP)
     path: Literal["ours", "transformers"] = Field("ours", description=_PATH_HELP)
     untrained_prompts_per_task: Count = Field(
-        4, description="prompts on which the draft is also measured as it was before training"
+        4, ge=0, description="prompts on which the draft is also measured as it was before training"
     )
 
     def check_values(self) -> None:
         super().check_values()
-        if self.untrained_prompts_per_task < 0:
-            raise FastDraftError("untrained_prompts_per_task: must be at least 0")
         _check_numbers("num_assistant_tokens", self.gammas, at_least=1)
         _check_numbers("temperature", self.temperatures, at_least=0)
         if not any(self.temperatures):
@@ -113,13 +110,12 @@ _PATHS_HELP = (
 class BenchConfig(_Measuring):
     """Measure wall clock with and without the draft, in turn, over γ."""
 
-    prompts_per_task: Count = Field(4, description="prompts of each, drawn by the recipe's seed")
+    prompts_per_task: Positive = Field(4, description="prompts of each, drawn by the recipe's seed")
     num_assistant_tokens: list[Count] = Field([1, 2, 3, 4, 5], description="values of γ to try")
-    repeats: Count = Field(2, description="times every prompt is decoded in every setting")
+    repeats: Positive = Field(2, description="times every prompt is decoded in every setting")
     paths: list[BenchPath] = Field(["transformers", "openvino"], description=_PATHS_HELP)
     weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
 
     def check_values(self) -> None:
         super().check_values()
-        self.require_positive("repeats")
         _check_numbers("num_assistant_tokens", self.num_assistant_tokens, at_least=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.export.gguf import GGUFType
 from fastdraft_hf.export.openvino import WeightFormat
 
@@ -23,12 +22,8 @@ class ExportConfig(Section):
     )
     acceptance_texts: Count = Field(
         8,
+        ge=0,
+        le=8,
         description="texts of the target on which the acceptance of every export is measured, at "
         "most 8; 0 for none",
     )
-
-    def check_values(self) -> None:
-        if not 0 <= self.acceptance_texts <= 8:
-            raise FastDraftError(
-                f"acceptance_texts: must be from 0 to 8, got {self.acceptance_texts}"
-            )

@@ -163,7 +163,8 @@ def check_settings(config: Any) -> None:
         raise FastDraftError(
             f"head_dtype: must be auto, float32 or bfloat16, got {config.head_dtype!r}"
         )
-    for name in ("max_train_tokens", "sampled_softmax", "max_length"):
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    for name in ("max_train_tokens", "sampled_softmax", "max_length", *batch):
         if (value := getattr(config, name)) is not None and value < 1:
             raise FastDraftError(f"{name}: must be at least 1, got {value}")
     for name in ("temperature", "learning_rate", "muon_learning_rate", "max_minutes"):

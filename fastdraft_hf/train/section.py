@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from fastdraft_hf._config import Count, Key, Number, Section
+from fastdraft_hf._config import Count, Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.sources import Source
 
@@ -55,15 +55,14 @@ _NEVER = ("do_train", "do_eval", "do_predict", "local_rank", "debug", "fp16_full
 class LoraSettings(Section):
     """Low-rank adapters by the names of PEFT's `LoraConfig`; merged when training ends."""
 
-    r: Count = Field(16, description="rank")
+    r: Positive = Field(16, description="rank")
     lora_alpha: Number = Field(32, description="scale; the update is multiplied by lora_alpha / r")
-    lora_dropout: Number = Field(0.0, description="dropout of the adapters' inputs")
+    lora_dropout: Number = Field(0.0, ge=0, lt=1, description="dropout of the adapters' inputs")
     target_modules: list[str] | str = Field(
         "all-linear", description="modules that get an adapter; all-linear: all but the head"
     )
 
     def check_values(self) -> None:
-        self.require_positive("r")
         named = self.target_modules
         for name in [named] if isinstance(named, str) else named:
             if name.split(".")[-1] in ("lm_head", "embed_out", "embed_tokens", "wte"):
@@ -71,17 +70,13 @@ class LoraSettings(Section):
                     f"target_modules: {name} is the head or tied to it, and the head takes no "
                     "adapter; leave it out"
                 )
-        if not 0 <= self.lora_dropout < 1:
-            raise FastDraftError(
-                f"lora_dropout: must be at least 0 and below 1, got {self.lora_dropout}"
-            )
 
 
 class TrainingSection(Section):
     """One training stage. `training_section` adds the fields of `DraftDistillationConfig`."""
 
     sources: list[Source] = Field([], description="what is read; align reads generated sets only")
-    eval_rows: Count = Field(16, description="held-out rows for the loss curve; 0 for none")
+    eval_rows: Count = Field(16, ge=0, description="held-out rows for the loss curve; 0 for none")
     streaming: StrictBool | None = Field(
         None,
         description=(
@@ -130,9 +125,6 @@ class TrainingSection(Section):
         from fastdraft_hf.train.config import check_settings
 
         check_settings(self)
-        self.require_positive("per_device_train_batch_size", "gradient_accumulation_steps")
-        if self.eval_rows < 0:
-            raise FastDraftError(f"eval_rows: must be at least 0, got {self.eval_rows}")
         if self.max_length is None:
             raise FastDraftError("max_length: must be at least 1, got None")
         if self.start_weight and self.lora is not None:

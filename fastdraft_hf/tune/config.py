@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Key, Number, Section
+from fastdraft_hf._config import Count, Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import Initialization
 
@@ -17,7 +17,7 @@ Measure = Literal["cpu", "cuda", "openvino"]
 class TuneConfig(Section):
     """Which drafts are timed, on what, and which acceptance their speed is predicted with."""
 
-    params: Count = Field(12_000_000, description="parameter budget of every draft, such as 12M")
+    params: Positive = Field(12_000_000, description="parameter budget of every draft, such as 12M")
     measure: Measure = Field(
         "cpu",
         description=(
@@ -28,7 +28,7 @@ class TuneConfig(Section):
     depths: list[Count] | None = Field(
         None, description="numbers of layers to try; by default 1, 2, 4, 8 and 12 where they fit"
     )
-    widths_per_depth: Count = Field(2, description="widths to try at each depth")
+    widths_per_depth: Positive = Field(2, description="widths to try at each depth")
     init: Initialization = Field(
         "scratch",
         description=(
@@ -36,10 +36,10 @@ class TuneConfig(Section):
             "timed drafts have random weights"
         ),
     )
-    max_num_assistant_tokens: Count = Field(5, description="largest γ")
-    context: Count = Field(256, description="tokens in the caches when timing starts")
-    rounds: Count = Field(5, description="rounds timed for each draft and γ in a repeat")
-    repeats: Count = Field(3, description="times that all drafts are timed, in random order")
+    max_num_assistant_tokens: Positive = Field(5, description="largest γ")
+    context: Positive = Field(256, description="tokens in the caches when timing starts")
+    rounds: Positive = Field(5, description="rounds timed for each draft and γ in a repeat")
+    repeats: Positive = Field(3, description="times that all drafts are timed, in random order")
     acceptance: dict[Key, Number] | Number | None = Field(
         None,
         description=(
@@ -47,13 +47,12 @@ class TuneConfig(Section):
             "default 0.4, or from probes"
         ),
     )
-    probe_tokens: Count | None = Field(
+    probe_tokens: Positive | None = Field(
         None, description="train every draft on this many tokens of rows and measure its acceptance"
     )
     rows: list[str] = Field([], description="probes: folders of generated sets")
 
     def check_values(self) -> None:
-        self.require_positive(*(name for name, value in self if type(value) is int))
         if self.depths is not None and (
             not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths)
         ):

@@ -20,7 +20,7 @@ from fastdraft_hf.data.config import GenerateConfig
             {"instruction_temperatures": [0.0]},
             "instruction_temperatures: needs a list of numbers above",
         ),
-        ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 0.0}, "top_p: must be above 0, got 0.0"),
         ({"kind": "dataset"}, "dataset: kind dataset needs"),
         ({"dataset": "x"}, "dataset: only for kind dataset, and kind is magpie"),
         ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free has no chats"),
@@ -28,7 +28,7 @@ from fastdraft_hf.data.config import GenerateConfig
             {"system_prompt_in_answers": False, "kind": "code", "system_prompt": "x"},
             "system_prompt_in_answers: false needs kind magpie and a system_prompt",
         ),
-        ({"near_duplicates": 2}, "near_duplicates: must be above 0"),
+        ({"near_duplicates": 2}, "near_duplicates: must be at most 1, got 2"),
     ],
 )
 def test_wrong_settings_are_named_with_their_path(settings: dict[str, Any], message: str) -> None:

@@ -79,7 +79,7 @@ def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["export", "gguf", "a", "--weight-format", "int8"])
     assert "--weight-format: invalid choice: 'int8' (choose from" in capsys.readouterr().err
-    with pytest.raises(FastDraftError, match="acceptance_texts: must be from 0 to 8, got 9"):
+    with pytest.raises(FastDraftError, match="acceptance_texts: must be at most 8, got 9"):
         ExportConfig(acceptance_texts=9)
     assert len(PROMPTS) == 8
 
