@@ -17,7 +17,6 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fastdraft_hf._atomic import write_json
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 
 if TYPE_CHECKING:
@@ -103,17 +102,8 @@ class SaveStreamState(TrainerCallback):
 
 
 def read_stream_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the position of the stream at a checkpoint.
-
-    Raises:
-        FastDraftError: the checkpoint was not trained on a stream.
-    """
-    try:
-        return dict(json.loads((checkpoint / _STREAM_STATE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise FastDraftError(
-            f"{checkpoint}: no position of a stream ({_STREAM_STATE}); it was not trained on one"
-        ) from None
+    """Return the position of the stream at a checkpoint."""
+    return dict(json.loads((checkpoint / _STREAM_STATE).read_text(encoding="utf-8")))
 
 
 class TimeBudget(TrainerCallback):

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import LENGTH, Killed, kill_at, losses, section
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.train.callbacks import newest_complete, read_stream_state
@@ -90,8 +89,3 @@ def test_a_killed_stream_resumes_bit_for_bit(
     read = resumed["read"][source.name]
     assert read == whole["read"][source.name]
     assert read["tokens"] >= STEPS * 4 * LENGTH
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match="no position of a stream"):
-        read_stream_state(tmp_path)
