@@ -22,7 +22,7 @@ from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.target_logits import write_target_logits
 
-from .fakes import FakeEngine, in_processes, make_requests, written_ids
+from .fakes import FakeEngine, in_processes, make_requests
 
 
 class Words:
@@ -92,21 +92,6 @@ def test_labels_cover_the_completion_only(shapes: list[tuple[int, int]], max_len
 def test_only_generated_sets(tmp_path: Path) -> None:
     with pytest.raises(FastDraftError, match=r"align\.sources: 'python' is of kind python"):
         opened(tmp_path, sources=[Source(kind="python")])
-
-
-def test_rows_that_overlap_held_out_text_are_dropped(tmp_path: Path) -> None:
-    prompts = [(7,), *(tuple(range(100 * i, 100 * i + 20)) for i in range(1, 9))]
-    requests = [Request(i, prompt, 0.0, i, 8, "s") for i, prompt in enumerate(prompts)]
-    write_rows(FakeEngine(), requests, tmp_path / "s")
-    held_out = Words().decode([*requests[4].prompt_ids, *written_ids(requests[4])])
-    train, _, summary = opened(tmp_path, decontaminator=Decontaminator([held_out]))
-    assert summary["s"] == {
-        "completion_tokens": sum(len(row["labels"]) - 20 for row in train if len(row["labels"]) > 9)
-        + len(written_ids(requests[0])),
-        "kept": 8,
-        "overlaps held-out text": 1,
-    }
-    assert len(train) == 8
 
 
 @pytest.mark.parametrize("stored", [False, True])
