@@ -23,7 +23,7 @@ _LAZY = {
     "Pair": "fastdraft_hf.train.objectives",
     "Term": "fastdraft_hf.train.objectives",
     "register_term": "fastdraft_hf.train.objectives",
-    "NonFiniteLossError": "fastdraft_hf.train.failures",
+    "NonFiniteLossError": "fastdraft_hf.train.checks",
     "build_draft": "fastdraft_hf.draft.build",
     "save_draft": "fastdraft_hf.draft.build",
     "load_draft": "fastdraft_hf.draft.reduced_vocabulary",
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from fastdraft_hf.eval.modules import metric_path as metric_path
     from fastdraft_hf.target.embedded import embedded_target as embedded_target
     from fastdraft_hf.target.resolve import resolve_target as resolve_target
+    from fastdraft_hf.train.checks import NonFiniteLossError as NonFiniteLossError
     from fastdraft_hf.train.config import DraftDistillationConfig as DraftDistillationConfig
-    from fastdraft_hf.train.failures import NonFiniteLossError as NonFiniteLossError
     from fastdraft_hf.train.head import fused_head_loss as fused_head_loss
     from fastdraft_hf.train.objectives import Objective as Objective
     from fastdraft_hf.train.objectives import Pair as Pair

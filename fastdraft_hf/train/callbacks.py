@@ -177,9 +177,8 @@ class TrainingProgress(TrainerCallback):
     """
 
     def __init__(self, label: str = "training") -> None:
-        self._label = label
-        self._progress: Progress | None = None
-        self._note, self._done = "", 0
+        self._label, self._note, self._done = label, "", 0
+        self._progress: Progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         budget = args.max_train_tokens
@@ -188,11 +187,10 @@ class TrainingProgress(TrainerCallback):
         self._progress = Progress(self._label, total, unit, done=self._done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._progress is not None:
-            self._progress.total = args.max_train_tokens or state.max_steps  # may be cut
-            done = state.num_input_tokens_seen if args.max_train_tokens else state.global_step
-            self._progress.advance(done - self._done, note=f"step {state.global_step}{self._note}")
-            self._done = done
+        self._progress.total = args.max_train_tokens or state.max_steps  # may be cut
+        done = state.num_input_tokens_seen if args.max_train_tokens else state.global_step
+        self._progress.advance(done - self._done, note=f"step {state.global_step}{self._note}")
+        self._done = done
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
@@ -201,6 +199,4 @@ class TrainingProgress(TrainerCallback):
                 self._note += f", expected acceptance {logs['expected_acceptance']:.3f}"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(None, None, None)
-            self._progress = None
+        self._progress.__exit__(None, None, None)

@@ -1,9 +1,10 @@
-"""What the trainer refuses before any work, and how it loads the online teacher."""
+"""What the trainer refuses before any work and while training, and the online teacher."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,22 +27,14 @@ def named_sets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
 
 
 def check_rows(sets: dict[str, Any]) -> None:
-    """Refuse a dataset without rows.
-
-    Raises:
-        FastDraftError: naming the dataset.
-    """
+    """Refuse a dataset without rows."""
     for name, dataset in sets.items():
         if next(iter(dataset), None) is None:
             raise FastDraftError(f"{name} dataset: it has no rows")
 
 
 def check_labels(sets: dict[str, Any], args: DraftDistillationConfig) -> None:
-    """Refuse a prepared dataset in which no token carries loss; streams are not read.
-
-    Raises:
-        FastDraftError: naming the dataset.
-    """
+    """Refuse a prepared dataset in which no token carries loss; streams are not read."""
     kept = slice(args.max_length)
     if args.max_length and args.truncation_mode == "keep_end":
         kept = slice(-args.max_length, None)
@@ -57,13 +50,7 @@ def check_labels(sets: dict[str, Any], args: DraftDistillationConfig) -> None:
 
 
 def check_sources(objective: Objective, online: bool, stored: dict[str, bool]) -> None:
-    """Check that there is one source of the teacher's distribution where one is needed.
-
-    Args:
-        objective: its terms decide whether a distribution is needed.
-        online: whether there is an online teacher.
-        stored: whether a dataset stores the distribution, by its name.
-    """
+    """Refuse two sources of the teacher's distribution, and none where the objective needs one."""
     if online and any(stored.values()):
         raise FastDraftError(
             "both an online teacher and stored distributions: leave teacher_model out, or the "
@@ -81,12 +68,7 @@ def check_sources(objective: Objective, online: bool, stored: dict[str, bool]) -
 def open_teacher(
     teacher: str | PreTrainedModel, args: DraftDistillationConfig, tokenizer: Any, vocab_size: int
 ) -> PreTrainedModel:
-    """Load the online teacher, given as a model, a name or a folder, and freeze it.
-
-    Raises:
-        FastDraftError: its vocabulary is not the draft's, which has ``tokenizer`` and a head of
-            ``vocab_size`` rows.
-    """
+    """Load the online teacher and freeze it; refuse one whose vocabulary is not the draft's."""
     if isinstance(teacher, str):
         kwargs = args.teacher_model_init_kwargs
         given = dict(kwargs) if isinstance(kwargs, dict) else {}
@@ -151,3 +133,37 @@ def check_sharding(args: DraftDistillationConfig) -> None:
         )
     if args.start_weight and fsdp:
         raise FastDraftError("start_weight: FSDP shards the weights; set it to 0 or use DDP")
+
+
+class NonFiniteLossError(FastDraftError):
+    """The loss or its gradient is NaN or infinite; the weights were not touched."""
+
+
+def rows_of(dataset: Any, batches: list[dict[str, Any]]) -> str:
+    """Name the rows of ``dataset`` that some batches hold.
+
+    Rows are found by their ids, so that the data pipeline need not carry row numbers; they may have
+    been cut, split or packed. For a stream or text the first ids are shown instead.
+    """
+    held = [_text(ids) for inputs in batches for ids in _sequences(inputs) if len(ids) > 1]
+    if hasattr(dataset, "__len__") and "input_ids" in dataset.column_names:
+        rows = (_text(row["input_ids"]) for row in dataset.select_columns(["input_ids"]))
+        found = [n for n, row in enumerate(rows) if any(one in row or row in one for one in held)]
+        if found:
+            listed = ", ".join(map(str, found))
+            return f"row{'s' if len(found) > 1 else ''} {listed} of train_dataset"
+    shown = "; ".join(", ".join(one.split()[:8]) for one in held[:4])
+    return f"the rows that begin with the ids {shown}"
+
+
+def _sequences(inputs: dict[str, Any]) -> Iterator[list[int]]:
+    """Yield the sequences of a batch, padded or flattened."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if "cu_seq_lens_q" in inputs:
+        ids = ids[0].tensor_split(inputs["cu_seq_lens_q"][1:-1].tolist())
+    for number, row in enumerate(ids):
+        yield (row if mask is None else row[mask[number].bool()]).tolist()
+
+
+def _text(ids: Sequence[int]) -> str:
+    return f" {' '.join(map(str, ids))} "

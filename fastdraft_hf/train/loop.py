@@ -40,12 +40,8 @@ def train(
     Args:
         start_model: folder of the draft to start from.
         work: where checkpoints go; the trained draft goes to ``work/model``.
-        section: the stage's settings.
         train_dataset, eval_dataset: rows as `DraftDistillationTrainer` takes them.
         stream: what ``train_dataset`` reads, if it is a stream; checkpoints hold its position.
-        tokenizer: the draft's.
-        seed: of shuffling and sampling.
-        device: ``cpu`` or ``cuda``.
         label: the stage's name, for progress lines and errors.
         teacher: folder of the online teacher, if the objective needs one.
 

@@ -41,7 +41,6 @@ from fastdraft_hf.train.callbacks import (
 )
 from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16, schedule_shape
 from fastdraft_hf.train.distribution import TargetHead, TopK
-from fastdraft_hf.train.failures import NonFiniteLossError, rows_of
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
@@ -475,10 +474,10 @@ class DraftDistillationTrainer(SFTTrainer):
         if self.args.use_muon:
             rates += f", muon_learning_rate {self.args.muon_learning_rate:g}"
         where = f"step {step + 1}" if training else f"evaluation after step {step}"
-        rows = rows_of(self._given_rows if training else None, batches)
+        rows = checks.rows_of(self._given_rows if training else None, batches)
         good = newest_complete(Path(str(self.args.output_dir)))
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        raise NonFiniteLossError(
+        raise checks.NonFiniteLossError(
             f"{where}: {what} on {rows}; {kept}. Look at these rows, or lower the learning rate "
             f"({rates})"
         )

@@ -22,8 +22,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import columns
 from fastdraft_hf.train.callbacks import newest_complete
+from fastdraft_hf.train.checks import NonFiniteLossError
 from fastdraft_hf.train.distribution import TopK
-from fastdraft_hf.train.failures import NonFiniteLossError
 from fastdraft_hf.train.rows import DraftCollator
 from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
