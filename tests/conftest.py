@@ -31,7 +31,7 @@ from transformers import (
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._processes import drop_signal_stack
-from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
+from fastdraft_hf.draft.reduced_vocabulary import write_reduced_vocabulary
 from fastdraft_hf.export.openvino import WeightFormat, export_openvino, export_several
 from fastdraft_hf.target.embedded import embedded_target
 
@@ -180,7 +180,7 @@ def reduced_draft_folder(
     """A saved draft that is the tiny target itself, with half of the tokens in its head."""
     folder = tmp_path_factory.mktemp("reduced_draft") / "draft"
     shutil.copytree(tiny_target_folder, folder)
-    write_reduced_vocabulary(folder, ReducedVocabulary(KEPT))
+    write_reduced_vocabulary(folder, KEPT)
     return folder
 
 

@@ -7,7 +7,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.description = (
-        "Compare two vocabularies id by id, with padded rows, special tokens and end ids. No "
+        "Compare two vocabularies id by id, with padded rows and special tokens. No "
         "weights are read. The exit status is 1 when they differ."
     )
     for what in ("target", "draft"):
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     report = compare_vocabularies(*read)
     for one in read:
         rows = f"{one.rows:,}" if one.rows else "unknown"
-        print(f"{one.name}: {len(one.ids):,} tokens, {rows} rows, ends on {one.named_ends()}")
+        print(f"{one.name}: {len(one.ids):,} tokens, {rows} rows")
     print(f"ids that agree: {report.agreeing:,}; that differ: {report.differing:,}")
     print(f"\n{report.verdict}")
     for problem in report.problems:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FILE = "reduced_vocabulary.json"
-
-
-@dataclass(frozen=True)
-class ReducedVocabulary:
-    """The tokens that a head scores.
-
-    Attributes:
-        token_ids: [K] ascending ids; column k of the logits is token ``token_ids[k]``. Of two equal
-            logits the first is the one that the full head would choose.
-        facts: how they were chosen (coverage, acceptance).
-    """
-
-    token_ids: tuple[int, ...]
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_token_ids(
@@ -60,13 +45,16 @@ def choose_token_ids(
     return sorted([*always, *by_count[: size - len(always)]])
 
 
-def write_reduced_vocabulary(folder: Path, head: ReducedVocabulary) -> None:
+def write_reduced_vocabulary(folder: Path, token_ids: Sequence[int]) -> None:
     """Write the ids to the folder of the checkpoint."""
-    write_text(folder / FILE, json.dumps(asdict(head), ensure_ascii=False) + "\n")
+    write_text(folder / FILE, json.dumps({"token_ids": list(token_ids)}) + "\n")
 
 
-def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
-    """Return the reduced vocabulary of a draft's folder, None where the head is full.
+def read_reduced_vocabulary(folder: str | Path) -> list[int] | None:
+    """Return the tokens that the head of a draft's folder scores, None where the head is full.
+
+    They are [K] ascending ids; column k of the logits is token ``token_ids[k]``. Of two equal
+    logits the first is the one that the full head would choose.
 
     Raises:
         FastDraftError: the file is damaged.
@@ -75,16 +63,15 @@ def read_reduced_vocabulary(folder: str | Path) -> ReducedVocabulary | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        ids, facts = tuple(value["token_ids"]), dict(value.get("facts") or {})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        ids, facts = (), {}
+        ids = list(json.loads(path.read_text(encoding="utf-8"))["token_ids"])
+    except (ValueError, TypeError, KeyError):
+        ids = []
     integers = all(type(token) is int for token in ids)
     if not ids or not integers or ids[0] < 0 or any(a >= b for a, b in itertools.pairwise(ids)):
         raise FastDraftError(
             f"{path}: token_ids must be ascending ids; delete the file to use the full head"
         )
-    return ReducedVocabulary(ids, facts)
+    return ids
 
 
 def check_token_ids(token_ids: Sequence[int], rows: int) -> None:
@@ -138,8 +125,8 @@ def load_draft(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     kwargs = {"use_safetensors": True, "trust_remote_code": False, **kwargs}
-    head = read_reduced_vocabulary(folder)
+    token_ids = read_reduced_vocabulary(folder)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
-    if head is not None:
-        reduce_model(model, head.token_ids)
+    if token_ids is not None:
+        reduce_model(model, token_ids)
     return model

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
+from fastdraft_hf.target.resolve import load_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,28 +44,25 @@ class Vocabulary:
         name: the model's name, for reports.
         ids: token -> id.
         special: role (bos, eos, pad, unk) -> token.
-        ends: ids that end a completion, from generation config, config and tokenizer.
         rows: number of ids the head scores, when known; more than the tokens where it is padded.
     """
 
     name: str
     ids: Mapping[str, int]
     special: Mapping[str, str | None]
-    ends: frozenset[int] = frozenset()
     rows: int | None = None
 
     @classmethod
     def of_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, name: str) -> Vocabulary:
-        """Read a tokenizer. The end is its EOS token, and the rows are unknown."""
+        """Read a tokenizer. The rows are unknown."""
         special = {role: getattr(tokenizer, f"{role}_token", None) for role in _SPECIAL}
-        ends = {tokenizer.eos_token_id} - {None}
-        return cls(name, tokenizer.get_vocab(), special, frozenset(ends))
+        return cls(name, tokenizer.get_vocab(), special)
 
     @classmethod
     def of_folder(
         cls, folder: Path, name: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Vocabulary:
-        """Read the tokenizer, config and generation config of a model's folder; no weights.
+        """Read the tokenizer and config of a model's folder; no weights.
 
         ``name`` is for reports, ``tokenizer`` the folder's own where it is already loaded.
 
@@ -75,13 +72,7 @@ class Vocabulary:
         tokenizer, rows = tokenizer or load_tokenizer(folder), None
         if (folder / "config.json").is_file():
             rows = load_config(folder).get_text_config(decoder=True).vocab_size
-        found = cls.of_tokenizer(tokenizer, name or str(folder))
-        return replace(found, ends=frozenset(all_end_ids(folder, tokenizer)), rows=rows)
-
-    def named_ends(self) -> str:
-        """Return the end ids with their tokens."""
-        tokens = {index: token for token, index in self.ids.items() if index in self.ends}
-        return ", ".join(f"{i} {tokens.get(i, '?')}" for i in sorted(self.ends)) or "nothing"
+        return replace(cls.of_tokenizer(tokenizer, name or str(folder)), rows=rows)
 
 
 @dataclass(frozen=True)
@@ -131,8 +122,6 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
     for role, token in target.special.items():
         if token != draft.special[role]:
             problems.append(f"{role}: {token!r} and {draft.special[role]!r}")
-    if target.ends != draft.ends:
-        problems.append(f"ends on {target.named_ends()} and on {draft.named_ends()}")
     agreeing = len(shared) - len(differing)
     return VocabularyReport(target, draft, agreeing, len(differing), verdict, problems)
 

@@ -112,7 +112,7 @@ def main() -> None:
     def load_reduced(task: str, name: str, **kwargs: Any) -> Any:
         found, head = load(task, name, **kwargs), read_reduced_vocabulary(name)
         if head is not None:
-            score_only(found, head.token_ids)
+            score_only(found, head)
         return found
 
     TasksManager.get_model_from_task = load_reduced

@@ -116,7 +116,7 @@ def compare_export(model: Path, exported: Path) -> Parity:
 
         head = read_reduced_vocabulary(model)
         if head is not None:
-            score_only(ours, head.token_ids)
+            score_only(ours, head)
         theirs = OVModelForCausalLM.from_pretrained(exported, ov_config=EXACT)
     tokenizer = load_tokenizer(model)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]

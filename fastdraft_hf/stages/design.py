@@ -27,7 +27,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     draft, facts = adopt(run.target.path, source, resize=design.resize)
     head = read_reduced_vocabulary(source)
     if head is not None:  # it stays reduced until it is trained
-        check_token_ids(head.token_ids, draft.get_input_embeddings().weight.shape[0])
+        check_token_ids(head, draft.get_input_embeddings().weight.shape[0])
         write_reduced_vocabulary(folder, head)
     save_draft(draft, folder)
     earlier = earlier_training(source)

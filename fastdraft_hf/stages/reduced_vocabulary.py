@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
-    ReducedVocabulary,
     choose_token_ids,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
@@ -109,7 +108,7 @@ def reduce_draft(
         "coverage": sum(held_out[token] for token in ids) / total if total else None,
     }
     shutil.copytree(draft, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
-    write_reduced_vocabulary(folder, ReducedVocabulary(tuple(ids), facts))
+    write_reduced_vocabulary(folder, ids)
     return facts
 
 

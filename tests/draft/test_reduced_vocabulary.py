@@ -17,7 +17,6 @@ from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
-    ReducedVocabulary,
     choose_token_ids,
     load_draft,
     read_reduced_vocabulary,
@@ -53,7 +52,7 @@ def test_the_most_frequent_ids_are_kept(
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_reduced_vocabulary(tmp_path) is None
-    head = ReducedVocabulary((1, 5, 9), {"coverage": 0.9})
+    head = [1, 5, 9]
     write_reduced_vocabulary(tmp_path, head)
     assert read_reduced_vocabulary(tmp_path) == head
 

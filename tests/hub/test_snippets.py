@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import DraftDistillationConfig
 from fastdraft_hf.cli.main import COMMANDS, _parse
-from fastdraft_hf.draft.reduced_vocabulary import ReducedVocabulary, write_reduced_vocabulary
+from fastdraft_hf.draft.reduced_vocabulary import write_reduced_vocabulary
 from fastdraft_hf.hub.folder import write_custom_generate
 from fastdraft_hf.recipe import build_recipe, read_recipe
 from fastdraft_hf.stages.runner import STAGES
@@ -145,7 +145,7 @@ def names(
         tiny_model(seed=0, num_hidden_layers=1).save_pretrained(name)
         tiny_tokenizer.save_pretrained(name)
         write_custom_generate(Path(name))
-    write_reduced_vocabulary(Path("reduced"), ReducedVocabulary(tuple(range(64))))
+    write_reduced_vocabulary(Path("reduced"), range(64))
     Path("target").symlink_to(tiny_target_folder)
     return {
         "__name__": "__main__",

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf._card import check_metadata
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.reduced_vocabulary import (
-    ReducedVocabulary,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
 )
@@ -84,7 +83,7 @@ def test_sharded_weights_and_a_reduced_vocabulary(
     run_folder: Path, shelf: Path, write: Write
 ) -> None:
     draft = run_folder / "draft"
-    write_reduced_vocabulary(draft, ReducedVocabulary((0, 1, 2, 5)))
+    write_reduced_vocabulary(draft, [0, 1, 2, 5])
     model = AutoModelForCausalLM.from_pretrained(draft)
     (draft / "model.safetensors").unlink()
     model.save_pretrained(draft, max_shard_size="20KB")
@@ -95,7 +94,7 @@ def test_sharded_weights_and_a_reduced_vocabulary(
         assert torch.equal(loaded.get_parameter(name), parameter.to(torch.bfloat16))
     found = read_reduced_vocabulary(shelf)
     assert found is not None
-    assert found.token_ids == (0, 1, 2, 5)
+    assert found == [0, 1, 2, 5]
 
 
 def test_a_folder_is_replaced_only_when_asked_and_never_in_part(
