@@ -107,12 +107,6 @@ def check_distribution(
 ) -> None:
     """Check the stored distributions of the first rows; the collator checks the rows after them.
 
-    Args:
-        dataset: has the columns of this module.
-        vocab_size: rows of the draft's head.
-        temperature: what the distributions must have been made with.
-        name: of the dataset, for messages.
-
     Raises:
         FastDraftError: with the column, the row and the fault.
     """
@@ -173,11 +167,8 @@ def checked(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return `stored` and the tails [m], if every labelled token has a distribution over k ids.
 
-    Args:
-        row: with the columns of this module, and ``seq_lengths`` if sequences are packed in it.
-        k: of the rows before, 0 for the first.
-        vocab_size: ids are below it.
-        where: names the row, for messages.
+    ``seq_lengths`` of the row are those of the sequences packed in it. ``k`` is that of the rows
+    before, 0 for the first.
 
     Raises:
         FastDraftError: with the column and the fault.

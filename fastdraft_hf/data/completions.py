@@ -50,11 +50,9 @@ def open_completions(
     Args:
         sources: of kind ``generated``.
         folder: where the rows are prepared.
-        generated: folder of the sets, as stage generate writes it.
-        logits: folder of the stored distributions, as stage logits writes it. ``None`` gives rows
-            without a distribution.
+        generated: folder of stage generate.
+        logits: folder of stage logits. ``None`` gives rows without a distribution.
         tokenizer: the target's, to decode rows for the decontaminator.
-        decontaminator: drops rows that overlap held-out text.
         max_length: rows whose prompt alone is as long are dropped.
         eval_rows: rows to evaluate on, at most a fifth of all.
         seed: of the order.

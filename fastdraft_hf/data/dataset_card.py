@@ -58,12 +58,7 @@ def write_dataset_card(
 ) -> dict[str, int]:
     """Write ``README.md`` into a set's folder; return its ``rows`` and ``completion_tokens``.
 
-    Args:
-        folder: of the set.
-        target: the model that generated it.
-        engine: what ran the target.
-        settings: of the set, by name.
-        counts: of ``prompts`` and of ``rows``, by the reason why they are left out.
+    ``counts`` says how many prompts, instructions and rows were kept and left out, by reason.
 
     Raises:
         FastDraftError: a part is damaged.

@@ -40,17 +40,10 @@ def build_requests(
     temperatures_per_prompt: Literal["one", "all"] = "one",
     top_p: float = 1.0,
 ) -> list[Request]:
-    """Return a numbered request for every prompt and temperature, prompt by prompt.
+    """Return numbered requests, prompt by prompt, each with its own seed.
 
-    Args:
-        prompts: token ids.
-        temperatures: 0 is greedy.
-        max_new_tokens: length limit of a completion.
-        seed: of the set. Every row gets its own seed from it.
-        source: name of the set.
-        temperatures_per_prompt: ``one`` gives the prompts one temperature each, in turn; ``all``
-            requests every prompt at every temperature.
-        top_p: nucleus to sample from.
+    ``temperatures_per_prompt="one"`` gives the prompts one temperature each, in turn; ``"all"``
+    requests every prompt at every temperature.
     """
     every = temperatures_per_prompt == "all"
     pairs = product(prompts, temperatures) if every else zip(prompts, cycle(temperatures))
@@ -84,7 +77,7 @@ def write_rows(
     Args:
         engine: generates.
         requests: numbered 0, 1, 2, …
-        folder: of the parts; created if missing.
+        folder: of the parts.
         max_minutes: stop after this time. What unfinished rows have by then is kept, as if it were
             their length limit. Each process stops by its own clock; a run that resumes starts it
             again.

@@ -173,11 +173,7 @@ def written_instruction(
     An instruction ends where the target stopped, or where it generated the template's own end of
     the turn: not every template ends the user's turn with a stop token (Mistral's ``[/INST]``).
 
-    Args:
-        ids: of the completion.
-        finish_reason: ``stop`` or ``length``.
-        suffix: of `template_ends`.
-        special_ids: the tokenizer's special tokens.
+    ``suffix`` is the second value of `template_ends`.
     """
     written = tuple(ids)
     # The whole suffix, or only its first token if that is special.
@@ -218,12 +214,7 @@ def code_instructions(seed: int) -> list[str]:
 
 
 def check_local(dataset: str, where: str) -> None:
-    """Raise `FastDraftError` for a local path that does not exist or a file of unknown kind.
-
-    Args:
-        dataset: an id on the Hub, a file or a folder.
-        where: the setting that names it, for the error (``"tasks.mine.dataset"``).
-    """
+    """Raise `FastDraftError` for a local path that does not exist or a file of unknown kind."""
     path = Path(dataset).expanduser()
     local = path.suffix in FORMATS or dataset.startswith((".", "/", "~"))
     if local and not path.exists():
@@ -242,8 +233,6 @@ def read_dataset(
     Args:
         dataset: an id on the Hub, a file, a folder of files or one written by ``save_to_disk``.
         name: its configuration.
-        split: the split.
-        revision: branch, tag or commit on the Hub.
         where: the setting that names it, for errors (``"tasks.mine"``).
 
     Raises:

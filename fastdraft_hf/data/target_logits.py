@@ -75,11 +75,7 @@ def stored_bytes(tokens: int, k: int, vocab_size: int) -> int:
 
 
 class LogitsReader(ABC):
-    """The target, reading texts teacher-forced.
-
-    Attributes:
-        vocab_size: V, the tokens that it scores.
-    """
+    """The target, reading texts teacher-forced. ``vocab_size`` is V, the tokens that it scores."""
 
     vocab_size: int
 
@@ -98,11 +94,7 @@ class LogitsReader(ABC):
 
 
 class ModelReader(LogitsReader):
-    """A PyTorch model that reads a padded batch.
-
-    Args:
-        model: the target.
-    """
+    """A PyTorch model that reads a padded batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._head = model, head_of(model)
@@ -145,8 +137,8 @@ def write_target_logits(
 
     Args:
         target: a PyTorch model, or another reader of the target.
-        generated: the set, as stage generate writes it.
-        folder: of the parts; created if missing.
+        generated: folder of the set, as stage generate writes it.
+        folder: of the parts.
         top_k: tokens to keep.
         temperature: of the distribution.
 

@@ -308,14 +308,9 @@ def _open_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
 def load_engine(
     name: EngineName, target: Path, stop_ids: set[int], batch_size: int, device: str = "cpu"
 ) -> Engine:
-    """Load the target into an engine of this process.
+    """Load the target's folder into an engine of this process.
 
-    Args:
-        name: of the engine. ``auto`` is transformers on a GPU, OpenVINO on a CPU.
-        target: the target's Hugging Face folder.
-        stop_ids: token ids that end a completion.
-        batch_size: completions generated at once.
-        device: ``cpu`` or ``cuda``.
+    ``auto`` is transformers on a GPU and OpenVINO on a CPU.
 
     Raises:
         FastDraftError: the engine is not installed.
