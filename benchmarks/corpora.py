@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.corpus import open_corpus
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.packing import Encoder
 from fastdraft_hf.data.sources import Documents, Source
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.target.embedded import embedded_target
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 

@@ -64,7 +64,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             "evaluate.num_assistant_tokens: a value is repeated",
         ),
         ({"evaluate": {"tasks": {}}}, "evaluate.tasks: at least one is needed"),
-        ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks.mine.dataset: needed, mine is no"),
+        ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks: no task set 'mine'"),
         (
             {"evaluate": {"tasks": {"mine": {"datset": "a/b"}}}},
             "evaluate.tasks.mine.datset: unknown key (did you mean 'dataset'?)",

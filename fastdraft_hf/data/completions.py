@@ -14,10 +14,10 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.columns import IGNORED, LISTS, TEMPERATURE
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import KEPT, kept_indices
 from fastdraft_hf.data.parts import iter_tables
 from fastdraft_hf.data.sources import Source, summary_keys
+from fastdraft_hf.data.task_sets import Decontaminator
 
 if TYPE_CHECKING:
     import pyarrow as pa

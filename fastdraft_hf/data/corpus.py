@@ -19,9 +19,9 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data import installed
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.packing import BlockStream, Encoded, Encoder, SourceBlocks, no_text
 from fastdraft_hf.data.sources import Documents, Source, summary_keys
+from fastdraft_hf.data.task_sets import Decontaminator
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -149,11 +149,11 @@ def _hold_out(
     for number, (source, share) in enumerate(
         zip(sources, block_shares(sources, eval_rows), strict=True)
     ):
-        reader = Documents(source, generated, f"{seed}-{number}-1")
         found: list[Encoded] = []
         dropped: Counter[str] = Counter()
         total = 0
-        for document in reader:  # one by one: no more is held out than is needed
+        # One by one: no more is held out than is needed.
+        for document in Documents(source, generated, f"{seed}-{number}-1"):
             encoded, reasons = encode([document])
             dropped += reasons
             found += encoded
@@ -161,7 +161,7 @@ def _hold_out(
             if total >= max(5 * share, 2) * length:
                 break
         if not total:
-            raise no_text(source, {**reader.dropped, **dropped})
+            raise no_text(source, dropped)
         if total < length:
             raise FastDraftError(
                 f"source {source.kind} '{source.name}': its {total:,} tokens give no block of "

@@ -215,9 +215,9 @@ def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
     return kept, +counts
 
 
-def iter_kept_rows(folder: Path) -> Iterator[dict[str, Any]]:
+def iter_kept_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the kept rows of a complete set, by increasing index; raises as `kept_indices`."""
-    return iter_rows(folder, only=kept_indices(folder)[0])
+    return iter_rows(folder, columns, only=kept_indices(folder)[0])
 
 
 def keep_instructions(

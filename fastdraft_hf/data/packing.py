@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.prompts import free_prefix
 from fastdraft_hf.data.sources import Document, Documents, Source, summary_keys
+from fastdraft_hf.data.task_sets import Decontaminator
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -146,18 +146,16 @@ class SourceBlocks:
 
     def _read_batches(self) -> Iterator[NDArray[Any]]:
         while True:
-            number, dropped = self.read["passes"], self.read["dropped"]
+            number = self.read["passes"]
             documents = Documents(self._source, self._generated, f"{self._seed}-{number}")
             documents.load_state_dict(self._position)
             remaining, found, seen = iter(documents), bool(self._position), set[int]()
             while batch := list(islice(remaining, _ENCODED)):
-                if number == 1 and not self._position:
-                    dropped.update(documents.dropped)
                 ids = self._kept_ids(batch, seen)
                 found, self._position = found or len(ids) > 0, documents.state_dict()
                 yield ids
             if not found:
-                raise no_text(self._source, {**documents.dropped, **dropped})
+                raise no_text(self._source, self.read["dropped"])
             self.read["passes"], self._position = number + 1, {}
 
     def _kept_ids(self, batch: list[Document], seen: set[int]) -> NDArray[Any]:

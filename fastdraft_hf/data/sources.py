@@ -20,14 +20,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from fastdraft_hf._config import Number, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import installed
-from fastdraft_hf.data.filters import KEPT, kept_indices
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.filters import iter_kept_rows
 
 # A document: its text, or the token ids that the target emitted.
 Document = str | list[int]
@@ -75,12 +73,9 @@ class Source(Section):
 
     def matching_files(self) -> list[Path]:
         """Return the files that ``name`` stands for (a file, a folder or a glob), sorted."""
-        folder = Path(self.name)
-        if folder.is_dir():  # without what is hidden in it, such as ``.git``
-            names = [f"{folder}/{n}" for n in glob.glob("**", root_dir=folder, recursive=True)]
-        else:
-            names = glob.glob(self.name, recursive=True)
-        return sorted(path for path in map(Path, names) if path.is_file())
+        # Of a folder without what is hidden in it, such as ``.git``.
+        folder = f"{glob.escape(self.name)}/**" if Path(self.name).is_dir() else self.name
+        return sorted(p for p in map(Path, glob.glob(folder, recursive=True)) if p.is_file())
 
 
 def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:
@@ -129,13 +124,9 @@ class Documents:
         source: what to read.
         generated: folder of the generated sets.
         order: seed of the order of local text. Generated sets and datasets on the Hub keep theirs.
-
-    Attributes:
-        dropped: rows that the filters of a generated set left out, by reason.
     """
 
     def __init__(self, source: Source, generated: Path | None = None, order: str = "") -> None:
-        self.dropped: dict[str, int] = {}
         self._source, self._generated, self._order = source, generated, order
         self._state: dict[str, Any] = {}
         self._stream: Any = None
@@ -165,10 +156,7 @@ class Documents:
         source = self._source
         if source.kind == "generated":
             assert self._generated is not None
-            folder = self._generated / source.name
-            kept, counts = kept_indices(folder)
-            self.dropped = {reason: n for reason, n in counts.items() if reason != KEPT}
-            return [partial(_generated, folder, kept)]
+            return [partial(_generated, self._generated / source.name)]
         if source.kind == "package_docs":
             pages = [partial(_description, name) for name in installed.licenses(source.name)]
             files = installed.package_files(source.name)
@@ -205,8 +193,8 @@ class Documents:
             raise FastDraftError(f"source hub '{source.name}': {reason}") from error
 
 
-def _generated(folder: Path, kept: np.ndarray) -> Iterator[Document]:
-    for row in iter_rows(folder, ["prompt_ids", "completion_ids"], only=kept):
+def _generated(folder: Path) -> Iterator[Document]:
+    for row in iter_kept_rows(folder, ["prompt_ids", "completion_ids"]):
         yield row["prompt_ids"] + row["completion_ids"]
 
 

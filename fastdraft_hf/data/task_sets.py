@@ -1,4 +1,4 @@
-"""Task sets: the held-out prompts that drafts are measured on, by name or from any dataset.
+"""Task sets: the held-out prompts that drafts are measured on, and what keeps them out of training.
 
 Two come from packages, so that they are the same without the Hub; three come from the Hub. With
 HumanEval these three are the sets FastDraft measures on (arXiv 2411.11055). It has no public code,
@@ -7,6 +7,9 @@ so rows and wording are this package's own.
 A dataset may hold millions of rows, and training must not see what a draft is measured on. So a
 task is the first ``rows`` rows of its split, in the dataset's order. All of them are held out,
 however many are drawn and whatever the seed, and their index stays small.
+
+A shared run of 13 words drops a training document, as in GPT-3's check (Brown et al. 2020, appendix
+C). Shorter held-out texts are matched whole.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from fastdraft_hf.target.packages import PackagedFile, fetch
 
 ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+NGRAM, SHORTEST = 13, 5
+_WORD = re.compile(r"[a-z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,9 @@ KNOWN = (*TASK_NAMES, *HUB_SETS)
 Tasks = Mapping[str, TaskSet] | Sequence[str]
 
 
-def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet | None]]:
+def settings_of(tasks: Tasks) -> list[tuple[str, TaskSet]]:
     """Return names and settings of a recipe's tasks, list or mapping."""
-    if isinstance(tasks, Mapping):
-        return list(tasks.items())
-    return [(name, None) for name in tasks]
+    return [(name, tasks[name] if isinstance(tasks, Mapping) else TaskSet()) for name in tasks]
 
 
 def check_tasks(tasks: Tasks) -> None:
@@ -170,19 +173,18 @@ def check_tasks(tasks: Tasks) -> None:
         raise FastDraftError("tasks: at least one is needed")
 
 
-def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
+def resolve_task(name: str, given: TaskSet) -> TaskSet | None:
     """Return a task's settings with every default filled in; ``None`` for one from a package.
 
     Raises:
         FastDraftError: the name is not known and no dataset is given, or the file is not there.
     """
-    where = f"tasks.{name}" if given is not None else "tasks"
-    settings = {} if given is None else given.model_dump(exclude_none=True)
+    settings = given.model_dump(exclude_none=True)
     if name in TASK_NAMES:
         if settings:
             raise FastDraftError(
-                f"{where}.{next(iter(settings))}: {name} comes from a package and has no settings; "
-                "use another name for your own dataset"
+                f"tasks.{name}.{next(iter(settings))}: {name} comes from a package and has no "
+                "settings; use another name for your own dataset"
             )
         return None
     if not _NAME.fullmatch(name):
@@ -191,19 +193,17 @@ def resolve_task(name: str, given: TaskSet | None = None) -> TaskSet | None:
         )
     known = HUB_SETS.get(name)
     if known is None and "dataset" not in settings:
-        if given is None:
-            raise FastDraftError(
-                f"tasks: no task set '{name}'{nearest(name, KNOWN)}; {', '.join(KNOWN)}"
-            )
-        hint = nearest(name, KNOWN) or f"; without one: {', '.join(KNOWN)}"
-        raise FastDraftError(f"{where}.dataset: needed, {name} is not a known task set{hint}")
+        raise FastDraftError(
+            f"tasks: no task set '{name}'{nearest(name, KNOWN)}; {', '.join(KNOWN)}, or a name of "
+            "your own with a dataset"
+        )
     base: dict[str, Any] = {"split": "train", "column": "text", "instruction": "{}", "rows": ROWS}
     if known is not None:
         base |= known.model_dump(exclude_none=True)
     if "dataset" in settings:  # a copy of a known set has its columns, not its configurations
         base.pop("name", None)
     whole = TaskSet(**{**base, **settings})
-    check_local(str(whole.dataset), f"{where}.dataset")
+    check_local(str(whole.dataset), f"tasks.{name}.dataset")
     return whole
 
 
@@ -213,7 +213,7 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     Raises:
         FastDraftError: the set cannot be read, has no such column, or is empty.
     """
-    wanted = resolve_task(name, given)
+    wanted = resolve_task(name, given or TaskSet())
     if wanted is None:
         file, prompt_of = _PACKAGED[name]
         path = fetch(file)
@@ -274,3 +274,59 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
 def digest(prompts: Iterable[HeldOutPrompt]) -> str:
     """Return a digest of the prompts that does not depend on their order."""
     return hashlib.sha256("\0".join(sorted(p.text for p in prompts)).encode()).hexdigest()[:16]
+
+
+class Decontaminator:
+    """Finds texts that share a run of words with a held-out text.
+
+    Args:
+        held_out: texts that must not be trained on.
+
+    Attributes:
+        held_out: digests of its task sets, by name.
+    """
+
+    def __init__(self, held_out: Iterable[str]) -> None:
+        self.held_out: dict[str, list[str]] = {}
+        # Runs by their first words: 13 in a row, and texts of 5 to 12 whole. Fewer than five words
+        # ("return True") are no sign of contamination.
+        self._runs: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for words in map(_words, held_out):
+            for run in _runs(words, min(len(words), NGRAM)) if len(words) >= SHORTEST else ():
+                self._runs.setdefault(run[:SHORTEST], set()).add(run)
+
+    @classmethod
+    def of_task_sets(cls, *evaluated: Tasks) -> Decontaminator:
+        """Return the check for whole task sets: prompts, reference solutions and tests.
+
+        Args:
+            *evaluated: the tasks of ``evaluate`` and ``bench``. HumanEval and IFBench are always
+                held out.
+        """
+        texts: list[str] = []
+        held_out: dict[str, list[str]] = {}
+        for name, settings in [e for t in (TASK_NAMES, *evaluated) for e in settings_of(t)]:
+            prompts = load_task_set(name, settings)
+            if (key := digest(prompts)) not in held_out.setdefault(name, []):
+                held_out[name].append(key)
+                texts += [text for prompt in prompts for text in (prompt.text, prompt.also)]
+        found = cls(texts)
+        found.held_out = held_out
+        return found
+
+    def overlaps(self, text: str) -> bool:
+        """Return whether ``text`` shares `NGRAM` words in a row with a held-out text."""
+        words = _words(text)
+        return any(
+            tuple(words[start : start + len(run)]) == run
+            for start, first in enumerate(_runs(words, SHORTEST))
+            for run in self._runs.get(first, ())
+        )
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _runs(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(n)), strict=False)

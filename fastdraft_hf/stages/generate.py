@@ -19,7 +19,6 @@ from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Engine, EngineName
 from fastdraft_hf.data.filters import (
     FILTERS,
@@ -40,6 +39,7 @@ from fastdraft_hf.data.prompts import (
     special_ids,
     template_ends,
 )
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run

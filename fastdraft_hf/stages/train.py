@@ -13,7 +13,7 @@ from fastdraft_hf._processes import barrier, is_main, on_main
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.completions import open_completions
 from fastdraft_hf.data.corpus import open_corpus, summary_lines
-from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
 from fastdraft_hf.stages.run import Run

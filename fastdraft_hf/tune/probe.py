@@ -20,9 +20,9 @@ from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.completions import open_completions
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.expected import Continuation, expected_rounds, text_acceptance

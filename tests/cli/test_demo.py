@@ -19,7 +19,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli import demo
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.cli.demo import find_draft
-from fastdraft_hf.data.decontaminate import Decontaminator
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.decode.settings import store_draft_settings
 from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.report import accepted_pieces

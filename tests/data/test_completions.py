@@ -16,11 +16,11 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import parts
 from fastdraft_hf.data.columns import LISTS, TEMPERATURE, check_distribution
 from fastdraft_hf.data.completions import open_completions
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.target_logits import write_target_logits
+from fastdraft_hf.data.task_sets import Decontaminator
 
 from .fakes import FakeEngine, in_processes, make_requests
 

@@ -11,10 +11,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.sources import Source
-from fastdraft_hf.data.task_sets import TaskSet
+from fastdraft_hf.data.task_sets import Decontaminator, TaskSet
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import evaluate, generate, train
 from fastdraft_hf.stages.runner import Run

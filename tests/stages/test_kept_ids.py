@@ -14,10 +14,10 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastdraft_hf.data.completions import open_completions
-from fastdraft_hf.data.decontaminate import Decontaminator
 from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.sources import Source
+from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer
 
 
