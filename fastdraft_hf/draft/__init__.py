@@ -1,1 +1,1 @@
-"""What a draft looks like, where its initialization come from, whether vocabularies match."""
+"""The draft: its shape, its initialization, and its vocabulary."""
