@@ -12,8 +12,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +33,6 @@ WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
 # Logit of a token that a reduced vocabulary leaves out: the lowest finite float16.
 LOWEST = -65504.0
-_DONE = "fastdraft: exported"
 
 
 def require_openvino() -> None:
@@ -59,51 +57,36 @@ def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> N
     export_several([(model, output, weight_format)])
 
 
-def export_several(
-    jobs: Sequence[tuple[Path, Path, WeightFormat]],
-    on_done: Callable[[], None] = lambda: None,
-) -> None:
+def export_several(jobs: Sequence[tuple[Path, Path, WeightFormat]]) -> None:
     """Export several models as `export_openvino` does, in one child process.
 
     Args:
         jobs: (model, output, weight format) of each; an output that exists counts as finished.
-        on_done: called after every model.
 
     Raises:
         FastDraftError: OpenVINO is missing, or an export fails; finished exports stay.
     """
     require_openvino()
     due = [(str(model), str(output), form) for model, output, form in jobs if not output.exists()]
-    for _ in range(len(jobs) - len(due)):
-        on_done()
     if not due:
         return
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        with subprocess.Popen(
-            [sys.executable, "-m", "fastdraft_hf.export.openvino"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            # The models are on disk: without this, optimum asks the Hub about them.
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        ) as child:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            json.dump(due, child.stdin)
-            child.stdin.close()
-            for line in child.stdout:
-                if line.strip() == _DONE:
-                    on_done()
-        missing = [model for model, output, _ in due if not Path(output).exists()]
-        if child.returncode or missing:
-            log.seek(0)
-            tail = "\n".join(log.read().strip().splitlines()[-5:])
-            raise FastDraftError(f"OpenVINO export of {', '.join(missing)} failed:\n{tail}")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdraft_hf.export.openvino"],
+        input=json.dumps(due),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # The models are on disk: without this, optimum asks the Hub about them.
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    missing = [model for model, output, _ in due if not Path(output).exists()]
+    if done.returncode or missing:
+        tail = "\n".join(done.stdout.strip().splitlines()[-5:])
+        raise FastDraftError(f"OpenVINO export of {', '.join(missing)} failed:\n{tail}")
 
 
 def main() -> None:
-    """Export the jobs on standard input; print a line for each finished model."""
+    """Export the jobs on standard input."""
     from optimum.commands.optimum_cli import main as optimum_cli
     from optimum.exporters.tasks import TasksManager
 
@@ -117,8 +100,6 @@ def main() -> None:
 
     TasksManager.get_model_from_task = load_reduced
     jobs = json.load(sys.stdin)
-    # Standard output is for the parent; the exporter's own output goes to the log.
-    ours, sys.stdout = sys.stdout, sys.stderr
     for model, output, weight_format in jobs:
         with atomic_folder(Path(output)) as temporary:
             sys.argv = ["optimum-cli", "export", "openvino", "--model", model]
@@ -130,7 +111,6 @@ def main() -> None:
             head = read_reduced_vocabulary(model)
             if head is not None:
                 write_reduced_vocabulary(temporary, head)
-        print(_DONE, file=ours, flush=True)
 
 
 def score_only(model: PreTrainedModel, token_ids: Sequence[int]) -> None:

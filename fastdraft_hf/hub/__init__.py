@@ -1,1 +1,1 @@
-"""The model card."""
+"""A draft's repository: its files, its card, push and pull."""

@@ -210,10 +210,8 @@ def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: P
     if config.measure != "openvino":
         return paths
     exports = [folder / "openvino-int8" / path.name for path in paths]
-    with Progress("tune export", len(designs), "drafts") as progress:
-        export_several(
-            [(*pair, "int8") for pair in zip(paths, exports, strict=True)], progress.advance
-        )
+    logger.info("tune: exporting %d drafts to OpenVINO int8", len(designs))
+    export_several([(*pair, "int8") for pair in zip(paths, exports, strict=True)])
     return exports
 
 

@@ -133,11 +133,10 @@ def test_an_export_that_fails_says_which_and_the_others_stay(
 ) -> None:
     """The first of it is what `openvino_models` saw when it was made."""
     models = openvino_models
-    assert models.finished == 4
     assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
     file = models.target / "openvino_model.xml"
     before = file.stat().st_mtime_ns
-    export_several([(tiny_target_folder, models.target, "fp32")], lambda: None)
+    export_several([(tiny_target_folder, models.target, "fp32")])
     assert file.stat().st_mtime_ns == before  # a finished one is not made again
 
 
