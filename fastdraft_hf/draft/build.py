@@ -23,8 +23,14 @@ from fastdraft_hf.draft.cutting import (
     tied,
     vocabulary_basis,
 )
-from fastdraft_hf.draft.design import TOLERANCE, design_draft, with_layers
-from fastdraft_hf.draft.families import count_parameters
+from fastdraft_hf.draft.design import TOLERANCE, design_draft, resolve_design, with_layers
+from fastdraft_hf.draft.families import (
+    count_parameters,
+    dense_config,
+    head_size,
+    read_parameters,
+    text_config,
+)
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_tokens
 from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
 
@@ -37,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def build_draft(
     target: str | Path | PreTrainedModel,
-    params: int | str = "50M",
+    params: int | str | None = None,
     *,
     seed: int = 0,
     **design: Any,
@@ -50,7 +56,8 @@ def build_draft(
 
     Args:
         target: a model id on the Hub, a folder, ``embedded:NAME``, or a loaded model.
-        params: parameter budget, such as ``"50M"`` or 50_000_000; met within 2%.
+        params: parameter budget, such as ``"50M"`` or 50_000_000. By default a share of what the
+            target reads per token (`fastdraft_hf.draft.design.default_budget`).
         seed: of the random weights.
         **design: other settings of a recipe's section ``design``, such as ``init="project"`` or
             ``num_hidden_layers=3``.
@@ -86,16 +93,23 @@ def build(
         if target.name_or_path:
             with contextlib.suppress(FastDraftError):
                 tokenizer = load_tokenizer(target.name_or_path)
+    design = resolve_design(target_config, design)
     config = design_draft(target_config, design)
     size, target_size = count_parameters(config), count_parameters(target_config)
+    read, target_read = (
+        read_parameters(dense_config(text_config(one))) for one in (config, target_config)
+    )
     logger.info(
         f"draft: {config.model_type}, {config.num_hidden_layers} layers of width "
-        f"{config.hidden_size}, {size:,} parameters (1/{target_size / size:.1f} of the target)"
+        f"{config.hidden_size}, feed-forward {config.intermediate_size}, "
+        f"{config.num_attention_heads} heads of {head_size(config)}; {size:,} parameters, "
+        f"1/{target_size / size:.1f} of the target's (the paper's c is {size / target_size:.4f}); "
+        f"a token reads {read:,} of them, 1/{target_read / read:.1f} of what the target reads"
     )
-    if design.hidden_size is None and size < (1 - TOLERANCE) * design.params:
+    if design.params and design.hidden_size is None and size < (1 - TOLERANCE) * design.params:
         logger.warning(
-            "design.params: a draft of this depth and initialization has at most "
-            f"{size:,} parameters here, fewer than the {design.params:,} asked for"
+            f"design.params: {size:,} of the {design.params:,} parameters asked for are used; the "
+            "next wider draft would have more"
         )
     draft, facts = initialize(target, config, design, seed)
     # A config often has only the end of a text; the end of a turn is in the generation config.
@@ -107,6 +121,8 @@ def build(
     return draft, {
         "draft_parameters": size,
         "target_parameters": target_size,
+        "draft_parameters_read": read,
+        "target_parameters_read": target_read,
         **{name: getattr(config, name) for name in sizes},
         **facts,
     }

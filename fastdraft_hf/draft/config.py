@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool
 from fastdraft_hf._config import Count, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 
-Initialization = Literal["scratch", "project", "prune", "transplant"]
+Initialization = Literal["auto", "scratch", "project", "prune", "transplant"]
 
 
 class DesignConfig(Section):
@@ -18,17 +18,22 @@ class DesignConfig(Section):
     draft: str | None = Field(
         None, description="use this draft (a folder); of the other settings only resize applies"
     )
-    params: Positive = Field(10_000_000, description="parameter budget, such as 10M; met within 2%")
+    params: Positive | None = Field(
+        None,
+        description="parameter budget, such as 10M; by default a share of what the target reads "
+        "per token: 13.5M for one of 135M, 156M for one of 8B",
+    )
     num_hidden_layers: Positive = Field(2, description="latency grows with it more than with width")
     hidden_size: Positive | None = Field(None, description="width; by default what fits params")
     intermediate_size: Positive | None = Field(
         None, description="feed-forward width; by default what fills params"
     )
     init: Initialization = Field(
-        "prune",
-        description="scratch: random weights; project: the target's embeddings and head by PCA, "
-        "random layers; prune: that, and layers of the target cut to the draft's widths; "
-        "transplant: a donor with another tokenizer, its embeddings mapped token by token",
+        "auto",
+        description="auto: prune, and project for a mixture of experts; scratch: random weights; "
+        "project: the target's embeddings and head by PCA, random layers; prune: that, and layers "
+        "of the target cut to the draft's widths; transplant: a donor with another tokenizer, its "
+        "embeddings mapped token by token",
     )
     donor: str | None = Field(
         None,
@@ -48,7 +53,7 @@ class DesignConfig(Section):
     @property
     def takes_layers(self) -> bool:
         """Whether layers are cut from a model, so that the draft cannot be larger inside."""
-        return self.init in ("prune", "transplant")
+        return self.init in ("auto", "prune", "transplant")
 
     def check_values(self) -> None:
         if self.draft is not None:

@@ -4,8 +4,8 @@ Hidden states are carried over in one of three ways: all channels, a choice of c
 principal directions of the vocabulary. A transformer with RMSNorm computes the same function when
 its hidden states are rotated and every weight that reads or writes them is rotated too (SliceGPT,
 Ashkboos et al. 2024, arXiv 2401.15024). Hidden states x [D] become y = Bᵀ·diag(s)·x [d], where
-B [D, d] holds the principal directions. What lies outside them is lost. The first whole groups of
-attention heads are kept, and the feed-forward channels with the largest weights.
+B [D, d] holds the principal directions. What lies outside them is lost. Attention heads and
+feed-forward channels are kept by the size of their weights.
 """
 
 from __future__ import annotations
@@ -243,13 +243,18 @@ def _cut_layer(old: Any, new: Any, ours: Any, theirs: Any, hidden: Hidden) -> No
 
     size, ratio = head_size(new), new.num_attention_heads // head_groups(new)
     groups, inner = head_groups(old), old.intermediate_size
+    heads, kept_groups = _largest_heads(theirs, old, head_groups(new), ratio)
+
+    def rows_of(units: torch.Tensor, each: int) -> torch.Tensor:
+        return (units[:, None] * each + torch.arange(each)).flatten()
+
     kept = {
-        "q": torch.arange(head_groups(new) * ratio * size),
-        "kv": torch.arange(head_groups(new) * size),
-        "q3": torch.arange(new.num_attention_heads * size * 3),
+        "q": rows_of(heads, size),
+        "kv": rows_of(kept_groups, size),
+        "q3": rows_of(heads, size * 3),
         "ff": _largest_feed_forward(theirs, new.intermediate_size, inner),
     }
-    wide = {"q": groups * ratio * size, "kv": groups * size, "q3": 0, "ff": inner}
+    wide = {"q": old.num_attention_heads * size, "kv": groups * size, "q3": 0, "ff": inner}
 
     def rows(roles: Sequence[str]) -> torch.Tensor:
         """Return the rows of a projection to keep; a fused one has parts one after another."""
@@ -282,6 +287,24 @@ def _cut_layer(old: Any, new: Any, ours: Any, theirs: Any, hidden: Hidden) -> No
         to.copy_(value)
     for name in norms:
         set_gain(getattr(ours, name), 1.0)
+
+
+def _largest_heads(
+    layer: Any, old: Any, groups: int, ratio: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the query heads and the key-value heads to keep, by what they can write.
+
+    A head counts by the norm of its columns in the output projection, a group by its ``ratio``
+    largest heads.
+    """
+    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    out = next(modules[n].weight for n, role in _WRITES.items() if role == "q" and n in modules)
+    weight = out.float().unflatten(1, (head_groups(old), -1, head_size(old))).norm(dim=(0, 3))
+    best = weight.topk(ratio, 1)
+    chosen = best.values.square().sum(1).topk(groups).indices.sort().values
+    each = weight.shape[1]
+    heads = chosen[:, None] * each + best.indices[chosen].sort(1).values
+    return heads.flatten(), chosen
 
 
 def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:

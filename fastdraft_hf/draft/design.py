@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
-import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdraft_hf._errors import FastDraftError
@@ -19,6 +18,7 @@ from fastdraft_hf.draft.families import (
     family_of,
     head_groups,
     head_size,
+    read_parameters,
     text_config,
 )
 from fastdraft_hf.target.resolve import load_config, resolve_target
@@ -26,23 +26,48 @@ from fastdraft_hf.target.resolve import load_config, resolve_target
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# How far below its budget a draft may stay, and how far its feed-forward may move from the
-# target's proportion before finer widths are tried.
+# How far from its budget a draft may be.
 TOLERANCE = 0.02
-STRETCH = math.log(2)
 
-# Widths are multiples of the first, or of the next where the budget cannot be met otherwise. Heads
-# in groups of three or seven allow few widths.
-WIDTH_STEPS = (32, 16, 8)
-LEAST_WIDTH = 32
+# Bounds of a designed shape, as multiples of the width: what hardware and training like, whatever
+# the target's heads and feed-forward are. The target's own proportions are between them.
+MOST_ATTENTION = 2
+LEAST_INNER, MOST_INNER = 2, 6
+
+# The default budget of a target that reads N parameters per token: 13.5M · (N / 135M)^0.6. It is a
+# tenth of a 135M target, a fiftieth of an 8B one, which can afford a lower share: our measured
+# draft of SmolLM2-135M and the paper's of Phi-3-mini and Llama-3.1-8B are near it.
+DEFAULT_SHARE, DEFAULT_REFERENCE, DEFAULT_POWER = 0.1, 135e6, 0.6
 
 
 class Shape(NamedTuple):
-    """The widths of a draft: hidden size, key-value heads, feed-forward width."""
+    """The widths of a draft: hidden size, key-value heads, query heads of each, feed-forward."""
 
     width: int
     groups: int
+    ratio: int
     inner: int
+
+
+def resolve_design(target_config: PretrainedConfig, design: DesignConfig) -> DesignConfig:
+    """Return ``design`` with what it leaves to the target: the initialization.
+
+    ``auto`` is `prune`, and `project` for a mixture of experts, whose layers cannot be cut.
+    """
+    if design.init != "auto":
+        return design
+    mixture = family_of(text_config(target_config)).dense and design.donor is None
+    return design.model_copy(update={"init": "project" if mixture else "prune"})
+
+
+def default_budget(target_config: PretrainedConfig) -> int:
+    """Return how many parameters a draft should read per token.
+
+    That is what its speed depends on: the input embeddings are looked up and not read, unless the
+    head shares them. A mixture of experts counts as its dense relative.
+    """
+    read = read_parameters(dense_config(text_config(target_config)))
+    return round(DEFAULT_SHARE * DEFAULT_REFERENCE * (read / DEFAULT_REFERENCE) ** DEFAULT_POWER)
 
 
 def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -50,26 +75,33 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
 
     Depth and widths are scaled, the rest is the target's, or a ``donor``'s with the target's
     vocabulary. A mixture of experts gets a dense relative, a multimodal model a draft of its text
-    part. Without ``hidden_size``, width and feed-forward meet ``params`` to within 2%: among the
-    widths that can, the one whose feed-forward is closest to the target's proportion (with `prune`,
-    closest to the target's own feed-forward width, which is never exceeded).
+    part. Without ``hidden_size``, the widths meet ``params``, or without it the `default_budget`,
+    as closely as the bounds of a shape allow: a width that is a multiple of 64 (for a target
+    narrower than 512, of an eighth of its width), attention at most twice as wide, and a
+    feed-forward of 2 to 6 times the width. Among the widths that meet the budget to within 2%, the
+    one whose feed-forward is closest to the target's proportion is chosen, or with cut layers the
+    one that keeps most of it.
 
     Raises:
         FastDraftError: the family is not supported, the budget cannot hold the vocabulary, or a
             given size does not fit the target.
     """
+    design = resolve_design(target_config, design)
     source = source_config(target_config, design)
     _check(source, design)
     if design.hidden_size is not None:
         shape = _natural(source, design, design.hidden_size)
         if shape is None:
             raise FastDraftError(
-                f"design.hidden_size: {design.hidden_size} is not a multiple of the attention "
-                f"heads it would have; the target has {source.num_attention_heads} in "
-                f"{head_groups(source)} groups"
+                f"design.hidden_size: {design.hidden_size} cannot be divided among attention heads "
+                f"of size {head_size(source)}; use a multiple of {_step(source)}"
             )
         return _scaled(source, design, shape)
-    return _scaled(source, design, _fitted(source, design))
+    if design.params is None:
+        return _scaled(
+            source, design, _fitted(source, design, default_budget(target_config), read_parameters)
+        )
+    return _scaled(source, design, _fitted(source, design, design.params, count_parameters))
 
 
 def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -125,17 +157,27 @@ def _check(source: Any, design: DesignConfig) -> None:
         )
 
 
+def _step(source: Any) -> int:
+    """Return what the width is a multiple of: 64, or for a small target a power of two below."""
+    return min(64, 2 ** int(math.log2(max(source.hidden_size // 8, 8))))
+
+
 def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     """Return the shape of a draft of ``width`` in the target's proportions, or None if none fits.
 
-    The head size stays, because rope's frequencies belong to it. The number of heads shrinks with
-    the width, in whole groups of the target's grouped-query ratio. The number of heads divides the
-    width: many configs and engines require it, whatever the size of a head.
+    The head size stays, because rope's frequencies belong to it. The number of heads divides the
+    width: many configs and engines require it, whatever the size of a head. A group of query heads
+    may lose some of them, so that a target with seven heads in a group has narrow drafts too.
     """
     groups, size = head_groups(source), head_size(source)
     ratio = source.num_attention_heads // groups
-    fitting = [g for g in range(1, groups + 1) if width % (g * ratio) == 0]
-    ideal = groups * width / source.hidden_size
+    most = MOST_ATTENTION * max(width, size // MOST_ATTENTION)
+    ideal = source.num_attention_heads * width / source.hidden_size
+    fitting = [
+        (g, r)
+        for g, r in itertools.product(range(1, groups + 1), range(1, ratio + 1))
+        if width % (g * r) == 0 and g * r * size <= most
+    ]
     if not family_of(source).own_head_size:
         # Here the head size is width / heads, so it can stay only at some widths. Cut layers need
         # it unchanged; others take the nearest size that rope can halve.
@@ -148,95 +190,97 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
                 not design.takes_layers and halves and size / 2 <= new <= size * 2
             )
 
-        fitting = [g for g in fitting if fits(width // (g * ratio))]
-        ideal = width / (size * ratio)
+        pairs = itertools.product(range(1, groups + 1), range(1, ratio + 1))
+        fitting = [(g, r) for g, r in pairs if width % (g * r) == 0 and fits(width // (g * r))]
+        ideal = width / size
     if not fitting:
         return None
+    bounds = [min(n * width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
     if design.takes_layers:  # a cut layer keeps as much of its inner widths as possible
-        chosen, inner = max(fitting), source.intermediate_size
+        chosen, inner = max(fitting, key=lambda pair: (pair[0] * pair[1], pair[1])), bounds[1]
     else:
-        chosen = min(fitting, key=lambda g: (abs(math.log(g / ideal)), g))
+        chosen = min(fitting, key=lambda pair: (abs(math.log(math.prod(pair) / ideal)), -pair[1]))
         proportion = width * source.intermediate_size / source.hidden_size
-        inner = min(max(32, round(proportion / 32) * 32), source.intermediate_size)
-    return Shape(width, chosen, design.intermediate_size or inner)
+        inner = sorted((*bounds, round(proportion / _step(source)) * _step(source)))[1]
+    return Shape(width, *chosen, design.intermediate_size or inner)
 
 
 class _Candidate(NamedTuple):
     shape: Shape
-    size: int
+    missing: float  # share of the budget that is not used
     stretch: float  # |log| of the feed-forward over its natural width
 
 
-def _fitted(source: Any, design: DesignConfig) -> Shape:
-    """Return the shape closest to the budget."""
+def _fitted(
+    source: Any, design: DesignConfig, budget: int, count: Callable[[PretrainedConfig], int]
+) -> Shape:
+    """Return the shape closest to the budget.
 
-    @functools.cache
-    def count(shape: Shape) -> int:
-        return count_parameters(_scaled(source, design, shape))
+    Args:
+        source: the config to scale.
+        design: depth, initialization, and a given feed-forward width.
+        budget: parameters.
+        count: counts those of a config that the budget is for.
+    """
+    step = _step(source)
 
-    def least(shape: Shape) -> Shape:
-        """Return ``shape`` with the narrowest feed-forward to consider."""
-        return shape if design.intermediate_size else shape._replace(inner=max(1, shape.inner // 4))
+    def size_of(shape: Shape) -> int:
+        return count(_scaled(source, design, shape))
+
+    def bounds(shape: Shape) -> list[int]:
+        if design.intermediate_size:
+            return [design.intermediate_size] * 2
+        return [min(n * shape.width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
 
     def filled(shape: Shape) -> _Candidate:
         """Return ``shape`` with the feed-forward that fills the budget; sizes are linear in it."""
-        natural, narrow = shape.inner, least(shape)
-        low = high = narrow.inner
-        if not design.intermediate_size:
-            high = natural if design.takes_layers else min(2 * natural, source.intermediate_size)
-        size, slope, most = count(narrow), 0, high
-        if high > low:
-            slope = (count(shape._replace(inner=high)) - size) // (high - low)
-            most = min(high, low + (design.params - size) // slope)
-        if most >= natural and short(size + slope * (natural - low)) <= TOLERANCE:
-            most = natural
-        for multiple in (32, 8, 1):  # round widths where they cost less than half a percent
-            inner = most if most in (natural, low, high) else most // multiple * multiple
-            if inner >= low and slope * (most - inner) <= design.params / 200:
-                break
-        stretch = abs(math.log(inner / natural))
-        return _Candidate(shape._replace(inner=inner), size + slope * (inner - low), stretch)
+        low, high = bounds(shape)
+        least, most = (size_of(shape._replace(inner=inner)) for inner in (low, high))
+        slope = (most - least) / max(high - low, 1)
+        inner = high
+        if most > budget:
+            inner = max(low, int(low + (budget - least) / slope) // step * step)
+        natural = min(max(shape.inner, low), high)
+        if inner > natural and 1 - (least + slope * (natural - low)) / budget <= TOLERANCE:
+            inner = natural
+        missing = 1 - (least + slope * (inner - low)) / budget
+        return _Candidate(shape._replace(inner=inner), missing, abs(math.log(inner / natural)))
 
-    def short(size: int) -> float:
-        return 1 - size / design.params
-
-    def badness(candidate: _Candidate) -> tuple[Any, ...]:
-        missing, stretch = short(candidate.size), candidate.stretch
-        far = missing > TOLERANCE
-        return far, stretch > STRETCH, missing if far else stretch, -candidate.size
-
-    widths = range(LEAST_WIDTH, source.hidden_size + 1, WIDTH_STEPS[-1])
+    widths = range(step, source.hidden_size + 1, step)
+    if source.hidden_size % step:
+        widths = [*widths, source.hidden_size]
     shapes = [shape for width in widths if (shape := _natural(source, design, width)) is not None]
+    shapes = [s for s in shapes if s.groups * s.ratio * head_size(source) <= 2 * s.width]
     if not shapes:
         raise FastDraftError(
-            f"design.hidden_size: no multiple of {WIDTH_STEPS[-1]} from {LEAST_WIDTH} up to the "
-            f"target's width of {source.hidden_size} can be divided among its heads; set it"
-        )
-    if (size := count(least(shapes[0]))) > design.params:
-        raise FastDraftError(
-            f"design.params: {design.params:,} cannot hold a vocabulary of {source.vocab_size:,} "
-            f"tokens; the least, {shapes[0].width} wide, is {size:,}"
+            f"design.hidden_size: no multiple of {step} up to the target's width of "
+            f"{source.hidden_size} can be divided among its heads; set it"
         )
     found: list[_Candidate] = []
-    for step in WIDTH_STEPS:
-        wide = [shape for shape in shapes if shape.width % step == 0]
-        fitting = bisect.bisect_right(wide, design.params, key=lambda shape: count(least(shape)))
-        for shape in reversed(wide[:fitting]):
-            found.append(filled(shape))
-            if short(found[-1].size) > 0.5:
-                break  # narrower ones are smaller still
-        if found and not any(badness(min(found, key=badness))[:2]):
-            break
-    return min(found, key=badness).shape
+    for shape in shapes:
+        found.append(filled(shape))
+        if found[-1].missing < -TOLERANCE:
+            break  # wider ones are larger still
+    fitting = [candidate for candidate in found if candidate.missing >= -TOLERANCE]
+    if not fitting and design.params is None:
+        return found[0].shape  # the least draft of a small target with a large vocabulary
+    if not fitting:
+        least = size_of(shapes[0]._replace(inner=bounds(shapes[0])[0]))
+        raise FastDraftError(
+            f"design.params: {budget:,} cannot hold a vocabulary of {source.vocab_size:,} tokens; "
+            f"the least, {shapes[0].width} wide, is {least:,}"
+        )
+    met = [candidate for candidate in fitting if candidate.missing <= TOLERANCE]
+    if met:
+        return min(met, key=lambda c: (c.stretch, c.missing)).shape
+    return min(fitting, key=lambda c: c.missing).shape
 
 
 def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig:
     """Return ``source`` with the depth of ``design`` and the widths of ``shape``."""
     draft = copy.deepcopy(source)
-    groups = head_groups(source)
-    heads = shape.groups * (source.num_attention_heads // groups)
     draft.hidden_size = shape.width
-    draft.num_attention_heads = heads
+    draft.num_attention_heads = shape.groups * shape.ratio
     if hasattr(source, "num_key_value_heads"):
         draft.num_key_value_heads = shape.groups
     if family_of(source).own_head_size:
