@@ -34,11 +34,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class PartWriter:
-    """Write this process's parts of a folder. Leaving the context writes what is left.
-
-    Args:
-        folder: of the parts. It must exist.
-    """
+    """Write this process's parts of an existing folder. Leaving the context writes what is left."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -131,10 +127,7 @@ def iter_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield every row by increasing index, whoever wrote it, with few parts in memory at a time.
 
-    Args:
-        folder: of the parts.
-        columns: what to read, all by default. Rows always have their ``index``.
-        only: indices of the rows to yield, all by default.
+    Rows always have their ``index``. ``only`` limits them to these indices.
     """
     import pyarrow as pa
 

@@ -129,11 +129,11 @@ def write_target_logits(
     *,
     top_k: int,
     temperature: float,
-) -> dict[str, int]:
+) -> int:
     """Store the target's distribution for every completion token of a set's kept rows.
 
     Every process calls this, reads its share of the rows that are in no part of ``folder`` yet,
-    and returns when all are stored.
+    and returns their number when all are stored.
 
     Args:
         target: a PyTorch model, or another reader of the target.
@@ -141,9 +141,6 @@ def write_target_logits(
         folder: of the parts.
         top_k: tokens to keep.
         temperature: of the distribution.
-
-    Returns:
-        the ``rows`` of the set, and how many of them are ``new``.
 
     Raises:
         FastDraftError: a part is damaged, or the disk is full.
@@ -174,7 +171,7 @@ def write_target_logits(
             writer.add(_stored_table(reader, batch, top_k, temperature))
             progress.advance(len(batch))
     barrier()
-    return {"rows": rows, "new": len(missing)}
+    return rows
 
 
 def _batches(generated: Path, wanted: np.ndarray) -> Iterator[list[dict[str, Any]]]:

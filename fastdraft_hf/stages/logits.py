@@ -26,15 +26,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     assert config is not None  # the stage is planned only with its section
     reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
     generated = run.stage_folder("generate")
-    sets = {}
-    for name in config.sets:
-        sets[name] = write_target_logits(
-            reader,
-            generated / name,
-            folder / name,
-            top_k=config.top_k,
-            temperature=config.temperature,
-        )
+    distribution: dict[str, Any] = {"top_k": config.top_k, "temperature": config.temperature}
+    sets = {
+        name: {"rows": write_target_logits(reader, generated / name, folder / name, **distribution)}
+        for name in config.sets
+    }
     return {"sets": sets, "top_k": config.top_k, **how}
 
 

@@ -20,8 +20,6 @@ class OpenVINOEngine:
 
     Args:
         folder: the target's OpenVINO folder.
-        stop_ids: token ids that end a completion.
-        batch_size: completions in flight.
         properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
     """
 

@@ -31,8 +31,6 @@ class ServerEngine:
     """Generate through a server, with many requests in flight.
 
     Args:
-        url: of the server.
-        stop_ids: token ids that end a completion.
         batch_size: requests in flight.
         vocab_size: ids from the server are below it.
         model: the model's name on the server. By default, the one that is served as ``target``.

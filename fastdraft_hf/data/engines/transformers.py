@@ -66,13 +66,8 @@ class RowSampler:
 class TransformersEngine:
     """Generate in batches that are padded on the left and sorted by length within a window.
 
-    A seed belongs to its row, so a row is the same in any batch up to rounding.
-
-    Args:
-        folder: the target.
-        stop_ids: token ids that end a completion.
-        batch_size: completions generated at once.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; bfloat16 on a GPU, float32 on a CPU.
+    A seed belongs to its row, so a row is the same in any batch up to rounding. The target runs in
+    bfloat16 on a GPU, in float32 on a CPU.
     """
 
     name = "transformers"
