@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,27 +18,6 @@ from fastdraft_hf.stages.runner import planned
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"
 HEAVY = ("torch", "transformers", "trl", "openvino", "datasets", "numpy", "accelerate", "yaml")
-
-
-def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fastdraft_hf.cli.main", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "100"},
-    )
-
-
-def refused(*words: str) -> str:
-    """Run a command that must end with status 2 and one line; return the line."""
-    result = command(*words)
-    assert result.returncode == 2, result
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("fastdraft: ")
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return line
 
 
 @pytest.mark.parametrize(
@@ -65,18 +43,16 @@ def test_asking_for_help_imports_nothing_heavy(words: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_help_lists_every_command_and_the_first_step() -> None:
-    result = command("--help")
-    assert result.returncode == 0
-    listed = [line.split()[0] for line in result.stdout.splitlines() if line.startswith("    ")]
-    assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
-    assert "fastdraft run recipes/smollm2-135m/quickstart.yaml" in result.stdout
-    assert QUICKSTART.is_file()
-
-
-def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_lists_every_command_and_the_first_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main([]) == 0
-    assert "COMMAND" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    listed = [line.split()[0] for line in shown.splitlines() if line.startswith("    ")]
+    assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
+    assert len(COMMANDS) <= 12
+    assert "fastdraft run recipes/smollm2-135m/quickstart.yaml" in shown
+    assert QUICKSTART.is_file()
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,10 +74,6 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
             assert f"\n  {key} " in text, key
 
 
-def test_there_are_at_most_twelve_commands() -> None:
-    assert len(COMMANDS) <= 12
-
-
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["trian"])
@@ -109,21 +81,11 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 
-def test_a_missing_recipe_is_one_line(tmp_path: Path) -> None:
-    missing = str(tmp_path / "none.yaml")
-    assert refused("run", missing) == f"fastdraft: the recipe file {missing} does not exist"
-
-
-def test_an_unknown_key_is_one_line(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("pretrain: {sources: [{kind: python}], learning_rat: 1}\n", encoding="utf-8")
-    line = refused("run", str(recipe))
-    assert line == ("fastdraft: pretrain.learning_rat: unknown key (did you mean 'learning_rate'?)")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["run", "none.yaml"], "fastdraft: the recipe file none.yaml does not exist"),
+        (["run", str(QUICKSTART), "align.logging_strategy=sometimes"], "sometimes"),
         (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
         (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
         (["run"], "run: give a recipe file, the folder of a run, or settings such as target=ID"),
@@ -142,22 +104,14 @@ def test_bad_input_is_status_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 2
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_bad_trainer_arguments_are_refused_before_any_work(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    words = [f"output_dir={tmp_path / 'run'}", "align.logging_strategy=sometimes"]
-    assert cli.main(["run", str(QUICKSTART), *words]) == 2
-    assert "sometimes" in capsys.readouterr().err
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_prints_the_recipe_and_creates_nothing(tmp_path: Path) -> None:
     words = ["output_dir=out", "seed=5", "align.max_train_tokens=300k", "--dry-run"]
-    result = command("run", str(QUICKSTART), *words, cwd=tmp_path)
+    script = [sys.executable, "-m", "fastdraft_hf.cli.main", "run", str(QUICKSTART)]
+    result = subprocess.run([*script, *words], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     printed = yaml.safe_load(result.stdout)
     assert printed["seed"] == 5
@@ -174,10 +128,8 @@ def test_a_dry_run_prints_the_recipe_and_creates_nothing(tmp_path: Path) -> None
     "order",
     [
         ["RECIPE", "seed=5", "--dry-run"],
-        ["RECIPE", "--dry-run", "seed=5"],
         ["--dry-run", "RECIPE", "seed=5"],
         ["RECIPE", "output_dir=out", "--stages", "design", "seed=5", "--dry-run"],
-        ["RECIPE", "--stages", "design", "--dry-run", "seed=5"],
     ],
     ids=" ".join,
 )
