@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,9 +21,6 @@ from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
 from fastdraft_hf.decode.text import Stops, Text
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
-
-if TYPE_CHECKING:
-    from fastdraft_hf.decode.cached import CachedModel
 
 
 class _EnoughError(Exception):
@@ -54,24 +51,6 @@ class LoopTimer:
         """Return γ -> seconds of each round with a draft; each repeat has its own order of γ."""
         model = self._load(draft)
         order = random.Random(repeat).sample(self._gammas, len(self._gammas))
-        openvino = self._measure == "openvino"
-        with torch.inference_mode(), one_torch_thread() if openvino else contextlib.nullcontext():
-            return self._time(open_cached(self._target), open_cached(model), order)
-
-    def _load(self, folder: Path) -> Any:
-        if self._measure == "openvino":
-            from optimum.intel import OVModelForCausalLM
-
-            return OVModelForCausalLM.from_pretrained(folder, compile=False)  # the loop compiles
-        cuda = self._measure == "cuda"
-        model = load_draft(folder, dtype="bfloat16" if cuda else "float32")
-        return model.to(self._measure).eval()
-
-    def _time(
-        self, target: CachedModel, draft: CachedModel, order: Sequence[int]
-    ) -> dict[int, list[float]]:
-        ids = torch.tensor([self._prompt], device=target.device)
-        positions = torch.arange(len(self._prompt), device=target.device)[None]
         # One γ after the other, as decoding keeps to one: OpenVINO prepares a pass again when its
         # width changes.
         plan = [gamma for gamma in order for _ in range(self._rounds + 1)]
@@ -89,16 +68,29 @@ class LoopTimer:
             drafting.num_assistant_tokens = plan[number]
             start = time.perf_counter()
 
-        loop = Loop(
-            target=target,
-            draft=draft,
-            text=Text(ids, None, positions, 0),
-            scores=Scores([], self._vocabulary),
-            stops=Stops(max_length=1 << 30),
-            drafting=drafting,
-            sampling=False,
-            report=report,
-        )
-        with contextlib.suppress(_EnoughError):
-            loop.run()
+        openvino = self._measure == "openvino"
+        threads = one_torch_thread() if openvino else contextlib.nullcontext()
+        with torch.inference_mode(), threads, contextlib.suppress(_EnoughError):
+            target = open_cached(self._target)
+            ids = torch.tensor([self._prompt], device=target.device)
+            positions = torch.arange(len(self._prompt), device=target.device)[None]
+            Loop(
+                target=target,
+                draft=open_cached(model),
+                text=Text(ids, None, positions, 0),
+                scores=Scores([], self._vocabulary),
+                stops=Stops(max_length=1 << 30),
+                drafting=drafting,
+                sampling=False,
+                report=report,
+            ).run()
         return found
+
+    def _load(self, folder: Path) -> Any:
+        if self._measure == "openvino":
+            from optimum.intel import OVModelForCausalLM
+
+            return OVModelForCausalLM.from_pretrained(folder, compile=False)  # the loop compiles
+        cuda = self._measure == "cuda"
+        model = load_draft(folder, dtype="bfloat16" if cuda else "float32")
+        return model.to(self._measure).eval()
