@@ -48,13 +48,10 @@ def license_of(package: Message) -> str | None:
     first_line = (package.get("License") or "").strip().splitlines()[:1]
     expression = package.get("License-Expression")
     texts = [expression] if expression else classifiers or first_line
-    if texts and all(any(map(_permits, _choices(text))) for text in texts):
-        return " AND ".join(texts)
-    return None
-
-
-def _choices(text: str) -> list[str]:
-    return [text] if "(" in text or " AND " in text else text.split(" OR ")
+    for text in texts:
+        if not any(map(_permits, [text] if "(" in text or " AND " in text else text.split(" OR "))):
+            return None
+    return " AND ".join(texts) or None
 
 
 def _permits(text: str) -> bool:

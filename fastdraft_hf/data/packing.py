@@ -198,7 +198,6 @@ class BlockStream:
         seed: of every order.
         generated: folder of the generated sets.
         left_out: hashes of documents that are held out.
-        window: blocks per window.
     """
 
     def __init__(
@@ -210,10 +209,9 @@ class BlockStream:
         seed: int,
         generated: Path | None = None,
         left_out: frozenset[int] = frozenset(),
-        window: int = WINDOW,
     ) -> None:
         self._sources, self._encode = list(sources), encode
-        self._seed, self._window = seed, window
+        self._seed, self._window = seed, WINDOW
         self._settings = {"length": length, "generated": generated, "left_out": left_out}
         self._start: dict[str, Any] = {"window": 0, "taken": 0}
         # At the beginning of the last windows of the latest iteration.

@@ -243,10 +243,11 @@ def open_stream(
     mixture: list[Source], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., BlockStream]:
     monkeypatch.setattr(packing, "_ENCODED", 3)
+    monkeypatch.setattr(packing, "WINDOW", WINDOW)
 
     def build(seed: int = 0) -> BlockStream:
         encode, generated = Encoder(tiny_tokenizer), Path(mixture[0].name).parent
-        return BlockStream(mixture, encode, length=8, seed=seed, generated=generated, window=WINDOW)
+        return BlockStream(mixture, encode, length=8, seed=seed, generated=generated)
 
     return build
 

@@ -46,14 +46,6 @@ def test_a_periodic_tail_is_found(
     assert in_a_loop(head + tail)
 
 
-@given(st.lists(st.integers(0, 2), min_size=20, max_size=26), st.integers(1, 4))
-def test_against_the_plain_definition(ids: list[int], longest: int) -> None:
-    tail = 8
-    end = ids[-tail:]
-    plain = any(all(end[i] == end[i + p] for i in range(tail - p)) for p in range(1, longest + 1))
-    assert in_a_loop(ids, tail=tail, longest_period=longest) == plain
-
-
 @given(st.integers(LOOP_PERIOD + 1, LONG_LOOP_PERIOD), st.integers(0, 40), st.integers(0, 10**6))
 def test_a_long_loop_is_found_when_it_came_three_times(period: int, head: int, seed: int) -> None:
     source = random.Random(seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import task_sets
-from fastdraft_hf.data.prompts import CODE_INSTRUCTION
 from fastdraft_hf.data.task_sets import (
     HUB_SETS,
     NGRAM,
@@ -302,20 +300,3 @@ def test_held_out_texts_overlap_themselves(real: Decontaminator) -> None:
     assert all(real.overlaps(prompt.also) for prompt in humaneval)  # solutions and tests
     assert all(real.overlaps(prompt.text) for prompt in load_task_set("ifbench"))
     assert not real.overlaps("The weather was fine and the two of us went to the sea that day.")
-
-
-def test_no_code_instruction_left_shares_a_run(real: Decontaminator, heads: list[str]) -> None:
-    """The same question asked in another way: sets of joined words."""
-
-    def runs(text: str) -> set[str]:
-        words = re.findall(r"[a-z0-9_]+", text.lower())
-        return {" ".join(words[i : i + 13]) for i in range(len(words) - 12)}
-
-    held_out: set[str] = set()
-    for task in ("humaneval", "ifbench"):
-        for prompt in load_task_set(task):
-            held_out |= runs(prompt.text) | runs(prompt.also)
-    instructions = {CODE_INSTRUCTION.format(head.rstrip()) for head in heads}
-    clean = [text for text in instructions if not real.overlaps(text)]
-    assert len(clean) > 1000
-    assert [text for text in clean if runs(text) & held_out] == []

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import LENGTH, Killed, kill_at, losses, section
 
+from fastdraft_hf.data import packing
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.train.callbacks import newest_complete, read_stream_state
@@ -45,7 +46,7 @@ def test_a_killed_stream_resumes_bit_for_bit(
                 yield row
 
     def run(name: str) -> Any:
-        stream = Counting([source], Encoder(tiny_tokenizer), length=LENGTH, seed=0, window=WINDOW)
+        stream = Counting([source], Encoder(tiny_tokenizer), length=LENGTH, seed=0)
         settings = section(
             sources=[source],
             max_train_tokens=STEPS * 4 * LENGTH,
@@ -66,6 +67,7 @@ def test_a_killed_stream_resumes_bit_for_bit(
             label="pretrain",
         )
 
+    monkeypatch.setattr(packing, "WINDOW", WINDOW)
     kill_at(monkeypatch, None)
     whole = run("whole")
     for step in (5, 10):
