@@ -57,8 +57,9 @@ class GeneratedSet(Section):
         [], description="dataset: text columns to append to the prompt (Alpaca: input)"
     )
     revision: str | None = Field(None, description="dataset: branch, tag or commit on the Hub")
-    max_instruction_tokens: Positive = Field(
-        96, description="magpie: length limit of an instruction"
+    max_instruction_tokens: Positive | None = Field(
+        None,
+        description="magpie: length limit of an instruction; by default what the first ones need",
     )
     instruction_temperatures: list[Number] = Field(
         [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"

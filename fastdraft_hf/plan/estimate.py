@@ -24,6 +24,7 @@ from fastdraft_hf.target.resolve import load_config, resolve_target
 LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58, "dataset": 0.75}
 PROMPT_TOKENS = {"free": 1.0, "magpie": 85.0, "code": 70.0, "passages": 90.0, "dataset": 120.0}
 # Magpie's instructions: tokens before them, mean over longest length, share the filters keep.
+TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
 EVALUATION_PROMPT = 150
 # Seconds a stage takes whatever its size, on two CPU cores; 3 where it is not listed.
@@ -118,7 +119,7 @@ def _passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, fl
     """Return the target's passes over a set: name, rows, prompt and completion tokens."""
     rows, found = float(wanted.rows), []
     if wanted.kind == "magpie":
-        length = INSTRUCTION_SHARE * wanted.max_instruction_tokens
+        length = INSTRUCTION_SHARE * (wanted.max_instruction_tokens or TYPICAL_INSTRUCTION)
         found.append((f"{name}-instructions", rows, INSTRUCTION_PREFIX, length))
         rows *= KEPT_INSTRUCTIONS
     every = wanted.temperatures_per_prompt == "all"

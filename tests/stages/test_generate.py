@@ -297,6 +297,21 @@ def test_magpie_asks_the_instructions_of_the_target(
     assert all(any(chat in text for text in texts) for chat in chats)
 
 
+def test_the_limit_of_instructions_is_learned_from_the_first(
+    make: Callable[..., tuple[Run, Writer]],
+) -> None:
+    def write(request: Request) -> str:
+        return "the cat in the hat " * (1 + request.index) + "sat"
+
+    run, writer = make({"kind": "magpie", "rows": 20}, write)
+    run_generate(run)
+    limits = [r.max_new_tokens for r in writer.asked if r.source == "mine-instructions"]
+    lengths = sorted(len(writer.tokenizer(write(r)).input_ids) + 1 for r in writer.asked[:16])
+    assert limits[:16] == [generate.LONGEST_INSTRUCTION] * 16
+    assert len(set(limits[16:])) == 1
+    assert lengths[13] < limits[16] <= generate.LONGEST_INSTRUCTION
+
+
 @pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
 @pytest.mark.parametrize("dies_after", [None, 1])
 def test_a_larger_set_keeps_the_rows_it_has(
