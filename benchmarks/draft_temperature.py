@@ -2,16 +2,16 @@
 
     python benchmarks/draft_temperature.py [--draft DIR] [--target DIR] [--prompts 10]
 
-Every prompt is answered at every ratio in turn, in one process. The target's texts have the same
-distribution at all of them, but are other texts, so compare means. Block efficiency is tokens per
-pass of the target, acceptance rate accepted per drafted token; 95% bootstrap intervals over
-prompts. `fastdraft run` chooses the ratio by itself, on rows held out from align.
+The target answers every prompt once per temperature, and both models read the answer
+(`fastdraft_hf.eval.expected`): the expected acceptance of the same texts at every ratio, without
+the noise of decoding. The acceptance of one drafted token is compared with that at ratio 1, paired
+by prompt, with 95% bootstrap intervals. `fastdraft run` chooses the ratio by itself, on rows held
+out from align.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,12 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf import embedded_target, load_draft
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.assisted import decode
-from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
-from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency, bootstrap
+from fastdraft_hf.eval.expected import Continuation, text_acceptance
+from fastdraft_hf.eval.metrics import bootstrap
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
+
+
+def mean(texts: list[tuple[float, ...]]) -> float:
+    return sum(map(sum, texts)) / sum(map(len, texts))
 
 
 def main() -> None:
@@ -36,45 +39,41 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["humaneval", "ifbench"])
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.7, 0.8, 0.9, 1.0])
-    parser.add_argument("--gammas", type=int, nargs="+", default=[3, 5])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.3, 0.6, 1.0])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.7, 0.8, 0.9, 1.1])
     args = parser.parse_args()
 
     target = AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32).eval()
     draft = load_draft(args.draft, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
-    prompts = draw_prompts(tokenizer, args.tasks, args.prompts, 600, 1)
-    records: dict[tuple[str, float, int, float], list[DecodingRecord]] = defaultdict(list)
-    ways = [(t, g, r) for t in args.temperatures for g in args.gammas for r in args.ratios]
-    with Progress("decode", len(prompts) * len(ways), "answers") as progress:
+    prompts = draw_prompts(
+        AutoTokenizer.from_pretrained(args.target), args.tasks, args.prompts, 600, 1
+    )
+    found: dict[tuple[str, float, float], list[tuple[float, ...]]] = {}
+    with Progress("read", len(prompts) * len(args.temperatures), "answers") as progress:
         for number, prompt in enumerate(prompts):
-            for temperature, gamma, ratio in ways:
-                setattr(draft.generation_config, TEMPERATURE_RATIO, ratio)
+            for temperature in args.temperatures:
                 record = decode(
                     target,
                     prompt.ids,
-                    task=prompt.task,
-                    key=prompt.key,
                     max_new_tokens=args.max_new_tokens,
                     temperature=temperature,
                     seed=number,
-                    draft=draft,
-                    num_assistant_tokens=gamma,
-                    path="ours",
                 )
-                records[prompt.task, temperature, gamma, ratio].append(record)
+                text = Continuation(prompt.task, prompt.ids, tuple(record.tokens))
+                for ratio in (1.0, *args.ratios):
+                    read = text_acceptance(target, draft, text, temperature, (), ratio)
+                    found.setdefault((prompt.task, temperature, ratio), []).append(read.alphas)
                 progress.advance(1)
     print(describe_machine(machine()))
-    print(
-        "| tasks | T | γ | ratio | acceptance rate | block efficiency |\n|---|---|---|---|---|---|"
-    )
-    for (task, temperature, gamma, ratio), found in records.items():
-        rate, tokens = bootstrap(found, acceptance_rate), bootstrap(found, block_efficiency)
+    print("| tasks | T | ratio | acceptance of a token | over ratio 1 |\n|---|---|---|---|---|")
+    for (task, temperature, ratio), alphas in found.items():
+        pairs = list(zip(alphas, found[task, temperature, 1.0], strict=True))
+        gain = bootstrap(
+            pairs, lambda some: mean([a for a, _ in some]) / mean([b for _, b in some])
+        )
         print(
-            f"| {task} | {temperature:g} | {gamma} | {ratio:g} | {rate.value:.3f} "
-            f"({rate.low:.3f}-{rate.high:.3f}) | {tokens.value:.2f} "
-            f"({tokens.low:.2f}-{tokens.high:.2f}) |"
+            f"| {task} | {temperature:g} | {ratio:g} | {mean(alphas):.3f} | {gain.value:.3f} "
+            f"({gain.low:.3f}-{gain.high:.3f}) |"
         )
 
 
