@@ -1,10 +1,9 @@
-"""A draft's repository: which files it holds, and its model card."""
+"""A draft's repository: which files it holds, and the metadata of its model card."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._errors import FastDraftError, holds_token, nearest
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
 CARD, PROVENANCE = "README.md", "provenance.json"
 # A checkpoint and its tokenizer. Weights are safetensors only: loading a pickle runs code.
@@ -102,97 +101,6 @@ def load_card(text: str) -> ModelCard:
         return ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise FastDraftError(f"{CARD}: metadata: {' '.join(str(error).split())[:200]}") from None
-
-
-def fill_card(
-    *,
-    model_name: str,
-    target_name: str,
-    draft_location: str,
-    num_assistant_tokens: int,
-    license: str | None = None,
-    base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    language: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    eval_results: Sequence[EvalResult] = (),
-    **fields: Any,
-) -> ModelCard:
-    """Fill the card's template; parts without their fields are left out.
-
-    Args:
-        model_name: the heading.
-        target_name: the target's model id, or the name of its folder.
-        draft_location: what the snippets load the draft from.
-        num_assistant_tokens: γ for the snippets of servers.
-        license: license identifier. One that the Hub does not know becomes ``other`` with a link to
-            the target's page.
-        base_model: the target's id on the Hub; by default ``target_name``.
-        datasets: ids of the datasets it was trained on.
-        language: language codes.
-        tags: further tags.
-        eval_results: the model index.
-        **fields: what the template reads besides.
-
-    Raises:
-        FastDraftError: a name holds a line break or another control character, or the metadata
-            breaks a rule of the Hub.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    target = base_model or target_name
-    names = {"model_name": model_name, "target": target, "draft": draft_location}
-    for what, name in names.items():
-        if not name.isprintable():
-            raise FastDraftError(f"{CARD}: {what}: {name!r} holds a control character; rename it")
-    is_id = is_model_id(target, owner=True)
-    listed = license if license is None or license in LICENSES else "other"
-    # No `base_model_relation`: the Hub knows finetune, adapter, quantized and merge, and a draft is
-    # none of them.
-    data = ModelCardData(
-        model_name=model_name,
-        # A folder's name is not an id: the Hub would link to another model, or to none.
-        base_model=target if is_id else None,
-        license=listed,
-        datasets=list(datasets) or None,
-        language=list(language) or None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=list(dict.fromkeys([*TAGS, *tags])),
-        eval_results=list(eval_results) or None,
-    )
-    if listed == "other":
-        own = license if license != "other" else f"{target.split('/')[-1].lower()}-license"
-        data.license_name = re.sub(r"[^a-z0-9.-]+", "-", str(own).lower())
-        data.license_link = f"https://huggingface.co/{target}" if is_id else "LICENSE"
-    check_metadata(data.to_dict())
-    speculative = {
-        "method": "draft_model",
-        "model": draft_location,
-        "num_speculative_tokens": num_assistant_tokens,
-    }
-    return ModelCard.from_template(
-        data,
-        template_str=template_path().read_text(encoding="utf-8"),
-        heading=markdown(model_name),
-        target_link=f"[{target}](https://huggingface.co/{target})" if is_id else markdown(target),
-        target_python=python(target),
-        draft_python=python(draft_location),
-        target_shell=shlex.quote(target),
-        draft_shell=shlex.quote(draft_location),
-        speculative_config=shlex.quote(json.dumps(speculative, ensure_ascii=False)),
-        license_line=f"{license}." if license else "Follows the target's license.",
-        num_assistant_tokens=num_assistant_tokens,
-        **fields,
-    )
-
-
-def template_path() -> Path:
-    """Return the card's template: packaged in ``hub/``, or in the checkout's model_cards/."""
-    packaged = Path(__file__).parent / "hub" / "template.md"
-    if packaged.exists():
-        return packaged
-    return Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 
 
 def python(text: str) -> str:

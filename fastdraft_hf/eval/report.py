@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._card import python
-from fastdraft_hf.eval.bench import BASELINES
 from fastdraft_hf.eval.summary import (
-    KERNELS_NOTE,
     SPEED_NOTE,
     TRAINING_STAGES,
     RunSummary,
     acceptance_rows,
     acceptance_sentences,
     cut_sentence,
-    kernel_rows,
     path_words,
     speed_rows,
     stage_rows,
@@ -97,8 +94,6 @@ def write_report(
         acceptance_sentences=acceptance_sentences(evaluation) if evaluation else [],
         speed=speed_rows(bench) if bench else [],
         speed_note=SPEED_NOTE,
-        kernels=kernel_rows(bench or {}),
-        kernels_note=KERNELS_NOTE,
         samples=samples,
         stages=stage_rows(summary.provenance),
         snippet=snippet(target, draft_location),
@@ -120,13 +115,6 @@ def snippet(target: str, draft_location: str) -> str:
 
 
 _COLORS = ["#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#64b5cd", "#ccb974"]
-# The target alone, by the path of the baseline.
-_ALONE = {
-    "alone": "transformers, target alone",
-    "ours": "our loop, target alone",
-    "openvino-alone": "GenAI, target alone",
-    "ours-openvino": "our loop on OpenVINO, target alone",
-}
 
 
 def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
@@ -142,25 +130,24 @@ def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
     return [folder / name for name, figure in figures.items() if figure]
 
 
-def _figure(height: float, *titles: str) -> tuple[Any, Any]:
-    """Return a figure and its panels, one above the other."""
+def _figure(title: str) -> tuple[Any, Any]:
+    """Return a figure and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, height), dpi=130, layout="constrained")
-    panels = figure.subplots(len(titles), 1, squeeze=False)[:, 0]
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=11)
-        panel.grid(alpha=0.3)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, panels
+    figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _losses(logs: dict[str, list[dict[str, Any]]]) -> Any:
     """Draw training and held-out loss over the tokens seen, stage after stage."""
     import numpy as np
 
-    figure, (axes,) = _figure(3.8, "Loss over tokens")
+    figure, axes = _figure("Loss over tokens")
     axes.set(xlabel="tokens seen", ylabel="cross-entropy, nats per token")
     offset = 0
     for stage, color in zip(TRAINING_STAGES, _COLORS, strict=False):
@@ -182,7 +169,7 @@ def _acceptance(evaluation: dict[str, Any]) -> Any:
     """Draw the share of drafted blocks accepted up to each position, per task set."""
     gamma, tasks = evaluation["num_assistant_tokens"], evaluation["tasks"]
     title = f"Acceptance by position, γ = {gamma}, T = {evaluation['temperature']:g}"
-    figure, (axes,) = _figure(3.8, title)
+    figure, axes = _figure(title)
     axes.set(xlabel="position in the drafted block", ylabel="share of blocks accepted up to here")
     width = 0.8 / len(tasks)
     for number, (task, found) in enumerate(tasks.items()):
@@ -198,12 +185,10 @@ def _acceptance(evaluation: dict[str, Any]) -> Any:
 
 
 def _speed(paths: dict[str, Any]) -> Any:
-    """Draw speed-up over γ with intervals, and tokens/s of each path's best γ and its baseline."""
+    """Draw speed-up over γ with intervals, one line per path."""
     import numpy as np
 
-    colors = dict(zip(paths, itertools.cycle(_COLORS), strict=False))
-    titles = "Speed-up over the target alone, greedy, batch 1", "tokens/s at the best γ"
-    figure, (sweep, bars) = _figure(5 + 0.5 * len(paths), *titles)
+    figure, axes = _figure("Speed-up over the target alone, greedy, batch 1")
     for number, (name, found) in enumerate(paths.items()):
         gammas = found["overall"]["sweep"]
         ratios = np.array([v["ratio"] for v in gammas.values()]).T
@@ -213,25 +198,11 @@ def _speed(paths: dict[str, Any]) -> Any:
         # Resampled sums are added in another order: an interval may miss its value by rounding.
         widths = np.abs(ratios[1:] - ratios[0])
         style: dict[str, Any] = {"fmt": "-o", "ms": 3.5, "lw": 1.2, "capsize": 2}
-        label = path_words(name)
-        sweep.errorbar(x, ratios[0], widths, color=colors[name], label=label, **style)
-    sweep.axhline(1.0, color="black", lw=0.8)
-    sweep.set_ylim(0, None)
-    sweep.set_xlabel("tokens drafted per round (γ)")
-    sweep.xaxis.get_major_locator().set_params(integer=True)
-    sweep.legend(fontsize=8, frameon=False, ncols=2)
-    rows: dict[str, tuple[float, str]] = {}
-    for name, found in sorted(paths.items(), key=lambda item: BASELINES[item[1]["path"]]):
-        overall = found["overall"]
-        alone = _ALONE[BASELINES[found["path"]]]
-        rows.setdefault(alone, (overall["alone_tokens_per_second"], "#b0b7c3"))
-        gamma = overall["best_num_assistant_tokens"]
-        label = f"{path_words(name)}, γ = {gamma}: {overall['judged']['ratio'][0]:.2f}x"
-        rows[label] = overall["sweep"][str(gamma)]["tokens_per_second"], colors[name]
-    values, fills = zip(*rows.values(), strict=True)
-    drawn = bars.barh(list(rows), values, color=fills, height=0.72)
-    bars.bar_label(drawn, fmt="%.1f", fontsize=8, padding=2)
-    bars.tick_params(labelsize=8)
-    bars.margins(x=0.15)  # room for the numbers at the bars' ends
-    bars.invert_yaxis()
+        style |= {"color": _COLORS[number % len(_COLORS)], "label": path_words(name)}
+        axes.errorbar(x, ratios[0], widths, **style)
+    axes.axhline(1.0, color="black", lw=0.8)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("tokens drafted per round (γ)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8, frameon=False, ncols=2)
     return figure

@@ -178,7 +178,6 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
         figures["stock"] = {
             "tokens_per_second": tokens_per_second(_records(timed, stock, task)),
             "kernels_ratio": paired_ratio(_pairs(timed, baseline, stock, task)).triple(),
-            "best_ratio": paired_ratio(_pairs(timed, judgement.best, stock, task)).triple(),
         }
     return figures
 

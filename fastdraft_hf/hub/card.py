@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._card import fill_card, markdown, python
+from fastdraft_hf._card import (
+    CARD,
+    LICENSES,
+    TAGS,
+    check_metadata,
+    is_model_id,
+    markdown,
+    python,
+)
 from fastdraft_hf._errors import FastDraftError, redacted
 from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
     TRAINING_STAGES,
     RunSummary,
     acceptance_rows,
+    acceptance_sentences,
     budget_sentence,
     cut_sentence,
-    greedy_sentence,
-    held_out_sentence,
-    kernel_rows,
     markdown_table,
     path_words,
     speed_rows,
@@ -54,7 +63,6 @@ def render_card(
     *,
     draft_location: str,
     openvino: str | None = None,
-    datasets: Sequence[str] = (),
     weights_note: str = "",
 ) -> ModelCard:
     """Render the card.
@@ -63,88 +71,99 @@ def render_card(
         summary: the run's records; stage evaluate must have run.
         facts: ``target`` and ``num_assistant_tokens``; ``model_name``, ``target_revision``,
             ``license``, ``base_model`` and ``language`` as far as they are known. Stage card
-            records them.
+            records them. A license that the Hub does not know becomes ``other`` with a link to the
+            target's page.
         draft_location: what the snippets load the draft from.
         openvino: the draft's OpenVINO folder: a path, or its name (without ``/``) in the draft's
             repository.
-        datasets: ids of the datasets it was trained on.
         weights_note: how the weights were changed after they were measured.
 
     Raises:
-        FastDraftError: the run has no evaluation, or the metadata breaks a rule of the Hub.
+        FastDraftError: the run has no evaluation, a name holds a control character such as a line
+            break, or the metadata breaks a rule of the Hub.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     evaluation, bench = summary.evaluation, summary.bench
     if evaluation is None:
         raise FastDraftError("a card needs the results of stage evaluate")
-    settings = evaluation["settings"]
+    target, license = facts.get("base_model") or facts["target"], facts.get("license")
+    names = {"model_name": facts["model_name"], "target": target, "draft": draft_location}
+    for what, name in names.items():
+        if not name.isprintable():
+            raise FastDraftError(f"{CARD}: {what}: {name!r} holds a control character; rename it")
+    is_id = is_model_id(target, owner=True)
+    # No `base_model_relation`: the Hub knows finetune, adapter, quantized and merge, and a draft is
+    # none of them.
+    data = ModelCardData(
+        model_name=facts["model_name"],
+        # A folder's name is not an id: the Hub would link to another model, or to none.
+        base_model=target if is_id else None,
+        license=license if license is None or license in LICENSES else "other",
+        language=list(facts.get("language") or ()) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS,
+        eval_results=_results(evaluation, bench) or None,
+    )
+    if data.license == "other":
+        own = license if license != "other" else f"{target.split('/')[-1].lower()}-license"
+        data.license_name = re.sub(r"[^a-z0-9.-]+", "-", str(own).lower())
+        data.license_link = f"https://huggingface.co/{target}" if is_id else "LICENSE"
+    check_metadata(data.to_dict())
     design = summary.provenance.get("design", {}).get("facts", {})
     align = summary.provenance.get("align")
     objective = (align["facts"].get("objective") or {"ce": 1}) if align else ""
     if isinstance(objective, dict):
         objective = ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
     gamma = int(facts["num_assistant_tokens"])
-    card = fill_card(
-        model_name=facts["model_name"],
-        target_name=facts["target"],
-        draft_location=draft_location,
+    speculative = {
+        "method": "draft_model",
+        "model": draft_location,
+        "num_speculative_tokens": gamma,
+    }
+    packaged = Path(__file__).with_name("template.md")  # a checkout has it in model_cards/
+    checkout = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+    template = packaged if packaged.exists() else checkout
+    drafted = (str(setting["num_assistant_tokens"]) for setting in evaluation["settings"])
+    card = ModelCard.from_template(
+        data,
+        template_str=template.read_text(encoding="utf-8"),
+        heading=markdown(facts["model_name"]),
+        target_link=f"[{target}](https://huggingface.co/{target})" if is_id else markdown(target),
+        target_python=python(target),
+        draft_python=python(draft_location),
+        target_shell=shlex.quote(target),
+        draft_shell=shlex.quote(draft_location),
+        speculative_config=shlex.quote(json.dumps(speculative, ensure_ascii=False)),
+        license_line=f"{license}." if license else "Follows the target's license.",
         num_assistant_tokens=gamma,
-        license=facts.get("license"),
-        base_model=facts.get("base_model"),
-        language=facts.get("language") or (),
-        datasets=datasets,
-        eval_results=[*_acceptance_results(evaluation), *_speed_results(bench)],
-        measured=True,
         target_revision=markdown(facts.get("target_revision") or ""),
         draft_parameters=f"{evaluation['draft_parameters']:,}",
         target_parameters=f"{evaluation['target_parameters']:,}",
         size_ratio=f"{1 / evaluation['cost_ratio']:.1f}",
-        headline=_headline(bench),
-        weights_note=weights_note,
-        gamma=" or ".join(dict.fromkeys(str(s["num_assistant_tokens"]) for s in settings)),
-        tasks=markdown(", ".join(evaluation["tasks"])),
-        not_held_out=held_out_sentence(evaluation),
-        acceptance_table=markdown_table(acceptance_rows(evaluation)),
-        greedy=greedy_sentence(evaluation),
-        cut=" ".join(filter(None, [cut_sentence(evaluation), cut_sentence(bench)])),
-        machine=markdown(_machines(summary)),
-        kernels_table=markdown_table(kernel_rows(bench)) if bench else "",
-        speed_table=_speed_table(bench) if bench else "",
         verdict=verdict(bench),
+        weights_note=weights_note,
+        gamma=" or ".join(dict.fromkeys(drafted)),
+        tasks=markdown(", ".join(evaluation["tasks"])),
+        acceptance_table=markdown_table(acceptance_rows(evaluation)),
+        sentences=" ".join(acceptance_sentences(evaluation)),
+        machine=markdown(_machines(summary)),
+        speed_table=markdown_table(speed_rows(bench)) if bench else "",
+        speed_note=" ".join(filter(None, (SPEED_NOTE, cut_sentence(bench)))),
         stages_table=markdown_table(stage_rows(summary.provenance)),
         # The table of stages says what the draft was trained on before.
         design=markdown(", ".join(f"{k} {_plain(v)}" for k, v in design.items() if k != "earlier")),
         objective=markdown(objective),
         hours=f"{sum(r['wall_seconds'] for r in summary.provenance.values()) / 3600:.2f}",
-        data_table=markdown_table(_data_rows(summary, facts.get("license"))),
+        data_table=markdown_table(_data_rows(summary, license)),
         limits=budget_sentence(summary),
-        provenance=True,
         openvino_folder=openvino.rpartition("/")[2] if openvino else None,
         openvino_python=python(openvino) if openvino and "/" in openvino else None,
         openvino_num_assistant_tokens=best_of_paths(bench, ("openvino", "ours-openvino")) or gamma,
     )
     card.text = redacted(card.text)
     return card
-
-
-def _headline(bench: dict[str, Any] | None) -> str:
-    """Say the speed-up of the fastest path over the target alone through the same kernels."""
-    if not bench or not bench["paths"]:
-        return ""
-    best = bench["best"]
-    name = f"{best['path']}/{best['draft']}" if best["draft"] else best["path"]
-    overall = bench["paths"][name]["overall"]
-    value, low, high = overall["judged"]["ratio"]
-    words = (
-        f"**{value:.2f}x** the speed of the target alone through the same kernels (95% interval "
-        f"{low:.2f} to {high:.2f}; {path_words(name)}, γ = {overall['best_num_assistant_tokens']})."
-    )
-    stock = overall.get("stock")
-    if stock:
-        words += (
-            "\n\nThe kernels of `fastdraft_hf` alone, without a draft: "
-            f"{stock['kernels_ratio'][0]:.2f}x."
-        )
-    return words
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -166,42 +185,24 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _acceptance_results(evaluation: dict[str, Any]) -> list[EvalResult]:
-    results = []
+def _results(evaluation: dict[str, Any], bench: dict[str, Any] | None) -> list[EvalResult]:
+    """Return the model index; each name says the interval too."""
+    from huggingface_hub import EvalResult
+
+    found: list[tuple[str, str, str, list[float]]] = []
     for setting in evaluation["settings"]:
         if not setting["temperature"]:  # the paper's acceptance rate is of sampled text
             continue
         how = f"γ = {setting['num_assistant_tokens']}, T = {setting['temperature']:g}"
         for task, figures in setting["tasks"].items():
-            for name, key in (
-                ("Acceptance rate", "acceptance_rate"),
-                ("Block efficiency", "block_efficiency"),
-            ):
-                if figures is not None:
-                    results += _result(task, key, name, how, figures[key], 4)
-    return results
-
-
-def _speed_results(bench: dict[str, Any] | None) -> list[EvalResult]:
-    """Return every path's speed-up over the target alone through the same kernels."""
-    results = []
-    for path, found in (bench["paths"] if bench else {}).items():
-        for task, figures in found["tasks"].items():
-            gamma = figures["best_num_assistant_tokens"]
-            how = f"{path_words(path)}, greedy, γ = {gamma}, same kernels"
-            results += _result(task, "speed_up", "Speed-up", how, figures["judged"]["ratio"], 3)
-    return results
-
-
-def _result(
-    task: str, key: str, name: str, how: str, triple: Sequence[float], digits: int
-) -> list[EvalResult]:
-    """Return one entry of the model index, none for NaN; its name says the interval too."""
-    from huggingface_hub import EvalResult
-
-    if not all(math.isfinite(number) for number in triple):
-        return []
-    value, low, high = (round(number, digits) for number in triple)
+            for key in ("acceptance_rate", "block_efficiency") if figures else ():
+                name = key.replace("_", " ").capitalize()
+                found.append((task, key, f"{name} ({how}", figures[key]))
+    for path, timed in (bench["paths"] if bench else {}).items():
+        for task, figures in timed["tasks"].items():
+            how = f"{path_words(path)}, greedy, γ = {figures['best_num_assistant_tokens']}"
+            name = f"Speed-up ({how}, same kernels"
+            found.append((task, "speed_up", name, figures["judged"]["ratio"]))
     return [
         EvalResult(
             task_type="text-generation",
@@ -209,16 +210,14 @@ def _result(
             dataset_type=_HUB_IDS.get(task) or re.sub(r"[^A-Za-z0-9_.-]+", "-", task) or "prompts",
             dataset_name=task,
             metric_type=key,
-            metric_name=f"{name} ({how}; 95% {low:g} to {high:g})",
+            metric_name=f"{name}; 95% {low:g} to {high:g})",
             metric_value=value,
             metric_args={"confidence_level": 0.95, "low": low, "high": high},
         )
+        for task, key, name, triple in found
+        for value, low, high in [[round(number, 4) for number in triple]]
+        if math.isfinite(value + low + high)
     ]
-
-
-def _speed_table(bench: dict[str, Any]) -> str:
-    table = markdown_table(speed_rows(bench))
-    return f"{table}\n\n{SPEED_NOTE}" if bench.get("best") else table
 
 
 def _data_rows(summary: RunSummary, license: str | None) -> list[dict[str, str]]:

@@ -59,6 +59,6 @@ def bench_results(run_summary: RunSummary) -> dict[str, Any]:
     for name, draft in (("ours", ""), ("ours/reduced", "reduced")):
         found = copy.deepcopy(bench["paths"]["transformers"])
         bench["paths"][name] = {**found, "path": "ours", "draft": draft}
-        kernels = {"kernels_ratio": [1.1, 1.0, 1.2], "best_ratio": [1.6, 1.5, 1.7]}
-        bench["paths"][name]["overall"]["stock"] = {"tokens_per_second": 9.0, **kernels}
+        stock = {"tokens_per_second": 9.0, "kernels_ratio": [1.1, 1.0, 1.2]}
+        bench["paths"][name]["overall"]["stock"] = stock
     return bench

@@ -156,7 +156,6 @@ def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:
     assert overall["stock"]["tokens_per_second"] == pytest.approx(10)
     assert overall["stock"]["kernels_ratio"] == pytest.approx([1.2, 1.2, 1.2])
     ratio = overall["sweep"]["2"]["ratio"]
-    assert overall["stock"]["best_ratio"] == pytest.approx([1.2 * r for r in ratio])
     # At equal speed of all prompts 18/12; here the prompts' noise is on the drafting side.
     assert ratio[0] == pytest.approx(1.5 * 3 / (1 / 1.0 + 1 / 1.1 + 1 / 0.9))
     assert results["best"]["judged"]["ratio"] == overall["judged"]["ratio"]

@@ -17,7 +17,6 @@ from fastdraft_hf.eval.summary import (
     read_summary,
     speed_rows,
     stage_rows,
-    trained_tokens,
     verdict,
 )
 
@@ -52,8 +51,7 @@ def several(run_summary: RunSummary) -> dict[str, Any]:
     second = copy.deepcopy({**settings[0], "num_assistant_tokens": 5})
     for setting in (settings[0], second):
         for figures in (*setting["tasks"].values(), setting["overall"]):
-            figures.update(expected=expected, intervals_overlap=True)
-    second["tasks"]["ifbench"]["intervals_overlap"] = False
+            figures.update(expected=expected)
     evaluation["settings"] = [settings[0], second, settings[1]]
     return evaluation
 
@@ -72,8 +70,7 @@ def test_every_setting_has_its_row(run_summary: RunSummary) -> None:
     assert rows[0]["acceptance rate"] == "0.400 (0.300 to 0.500)"
     assert rows[0]["block efficiency"] == "2.20 (1.50 to 3.00)"
     assert rows[0]["MBSU"] == "1.69 (1.20 to 2.30)"
-    assert rows[0]["expected"] == "0.410 (0.350 to 0.450)"
-    assert rows[5]["expected"] == "0.410 (0.350 to 0.450) *"
+    assert rows[0]["expected"] == rows[5]["expected"] == "0.410 (0.350 to 0.450)"
     assert rows[2]["expected"] == rows[3]["expected"] == ""
     assert rows[0]["by position"] == "0.60 0.40 0.20"
     assert len({tuple(row) for row in rows}) == 1  # equal keys, as tables need them
@@ -88,7 +85,6 @@ def test_the_terminal_says_all_of_it(
     shown = capsys.readouterr().err
     for row in acceptance_rows(evaluation):
         assert all(cell in shown for cell in row.values())
-    assert "in 5 of 6 rows. A star marks the others." in shown
     assert "Training did not leave out the text of ifbench: acceptance may be overst" in shown
     assert "Greedy output is identical to the target alone on 4 of 4 prompts" in shown
 
@@ -96,40 +92,39 @@ def test_the_terminal_says_all_of_it(
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [
-        ([1.5, 1.2, 1.8], "1.50x (1.20 to 1.80) at γ = 3, a speed-up."),
-        ([0.8, 0.7, 0.9], "0.80x (0.70 to 0.90) at γ = 3, no speed-up (the draft costs more"),
-        ([1.1, 0.9, 1.3], "1.10x (0.90 to 1.30) at γ = 3, no clear speed-up (the interval"),
+        ([1.5, 1.2, 1.8], "a speed-up:"),
+        ([0.8, 0.7, 0.9], "no speed-up (the draft costs more time than it saves):"),
+        ([1.1, 0.9, 1.3], "no clear speed-up (the interval contains 1):"),
     ],
 )
 def test_the_verdict_says_what_the_interval_shows(
     bench_results: dict[str, Any], ratio: list[float], words: str
 ) -> None:
-    overall = bench_results["paths"]["openvino"]["overall"]
-    overall["judged"]["ratio"], overall["is_speed_up"] = ratio, ratio[1] > 1
-    assert f"Through openvino: {words}" in verdict(bench_results)
+    value, low, high = ratio
+    for found in (bench_results["best"], bench_results["paths"]["openvino"]["overall"]):
+        found |= {"judged": {"ratio": ratio}, "is_speed_up": low > 1}
+    assert verdict(bench_results).startswith(
+        f"{value:.2f}x ({low:.2f} to {high:.2f}) the speed of the target alone through the same "
+        f"kernels, {words} openvino with γ = 3, 15.0 tokens/s."
+    )
     # The table shows the same ratio: that of prompts with no say in the choice of γ.
     rows = {(row["path"], row["task set"]): row for row in speed_rows(bench_results)}
-    value, low, high = ratio
     assert rows["openvino", "overall"]["ratio"] == f"{value:.2f} ({low:.2f} to {high:.2f})"
     assert rows["openvino", "overall"]["with the draft, tokens/s"] == "15.0"
     assert rows["ours, draft reduced", "humaneval"]["best γ"] == "3"
     assert len({tuple(row) for row in rows.values()}) == 1  # one table: the same columns
 
 
-def test_the_verdict_starts_with_the_best_of_all(
+def test_the_terminal_shows_the_benchmark(
     bench_results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every ratio is over the same kernels; what the kernels bring comes after it."""
     bench_results["prompts"] = {"drawn": 16, "measured": 3}
     print_bench(bench_results)
     shown = capsys.readouterr().err
     for words in (
-        "1.50x (1.40 to 1.60) the speed of the target alone through the same kernels, a speed-up: "
-        "openvino with γ = 3, 15.0 tokens/s. Through transformers: 0.80x",
-        "; our kernels alone, 1.10x stock decoding.",
-        "Through ours, draft reduced: 0.80x",
-        "What our kernels bring",
-        "1.60 (1.50 to 1.70)",
+        verdict(bench_results),
+        "ours, draft reduced",
+        "1.10 (1.00 to 1.20)",  # our kernels over stock decoding
         "The time limit (max_minutes) was reached after 3 of 16 prompts.",
     ):
         assert words in shown
@@ -170,9 +165,5 @@ def test_the_budget_is_compared_with_the_papers(run_summary: RunSummary) -> None
         "wall_seconds": 1,
         "peak_memory_bytes": 1,
     }
-    assert trained_tokens(run_summary) == 1_000_000
-    text = budget_sentence(run_summary)
-    assert text.startswith("The draft was trained on 1,000,000 tokens.")
-    assert "10,000 times as many" in text
-    run_summary.provenance["pretrain"]["facts"]["tokens"] = 5 * 10**9
-    assert budget_sentence(run_summary) == "The draft was trained on 5,000,400,000 tokens."
+    paper = "the drafts of the paper, on about 10 billion."
+    assert budget_sentence(run_summary) == f"The draft was trained on 1,000,000 tokens; {paper}"

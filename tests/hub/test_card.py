@@ -26,9 +26,14 @@ FACTS: dict[str, Any] = {
 }
 
 
-def render(summary: RunSummary, location: str = "user/draft", **given: Any) -> ModelCard:
-    options = {key: given.pop(key) for key in ("openvino", "datasets") if key in given}
-    return render_card(summary, {**FACTS, **given}, draft_location=location, **options)
+def render(
+    summary: RunSummary,
+    location: str = "user/draft",
+    openvino: str | None = None,
+    **given: Any,
+) -> ModelCard:
+    facts = {**FACTS, **given}
+    return render_card(summary, facts, draft_location=location, openvino=openvino)
 
 
 def python_of(card: ModelCard) -> list[str]:
@@ -68,7 +73,7 @@ def test_the_text_says_the_figures(run_summary: RunSummary) -> None:
     for words in (
         "[org/Target](https://huggingface.co/org/Target) (abc123)",
         "10,000,000 parameters; the target has 100,000,000 (10.0 times as many)",
-        "**1.50x** the speed of the target alone through the same kernels",
+        "\n1.50x (1.40 to 1.60) the speed of the target alone through the same kernels, a speed-up",
         "on 4 of 4 prompts.",
         "on Some CPU, 2 cores:",
         "| openvino | overall | 10.0 | 15.0 | 1.50 (1.40 to 1.60) | 3 |",
@@ -86,25 +91,14 @@ def test_the_text_says_the_figures(run_summary: RunSummary) -> None:
     assert "fastdraft_hf" not in snippet
 
 
-def test_the_headline_is_over_the_same_kernels(run_summary: RunSummary) -> None:
+def test_a_speed_up_is_over_the_same_kernels(run_summary: RunSummary) -> None:
     assert run_summary.bench is not None
     ours = run_summary.bench["paths"]["ours"] = run_summary.bench["paths"].pop("openvino")
-    ours["path"] = run_summary.bench["best"]["path"] = "ours"
-    stock = {
-        "tokens_per_second": 8.0,
-        "first_token_seconds": None,
-        "kernels_ratio": [1.5, 1.4, 1.6],
-        "best_ratio": [1.8, 1.7, 1.9],
-    }
+    stock = {"tokens_per_second": 8.0, "kernels_ratio": [1.5, 1.4, 1.6]}
     for figures in (*ours["tasks"].values(), ours["overall"]):
         figures |= {"stock": stock, "judged": {"ratio": [1.2, 1.1, 1.3]}}
     card = render(run_summary)
-    assert SPEED_NOTE in card.text
-    assert (
-        "**1.20x** the speed of the target alone through the same kernels (95% interval 1.10 to "
-        "1.30; ours, γ = 3).\n\nThe kernels of `fastdraft_hf` alone, without a draft: 1.50x."
-    ) in card.text
-    assert "| ours | 8.0 | 1.50 (1.40 to 1.60) | 1.80 (1.70 to 1.90) |" in card.text
+    assert "| 1.20 (1.10 to 1.30) | 3 | 1.50 (1.40 to 1.60) |" in card.text
     values = {r.metric_value for r in card.data.eval_results if "ours" in r.metric_name}
     assert values == {1.2}
     assert SPEED_NOTE in card.text
