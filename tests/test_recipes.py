@@ -39,7 +39,9 @@ TARGETS = {
     "embedded:smollm2-135m-instruct": ("smollm2-135m-instruct", 134_515_008),
 }
 FILES = sorted(
-    path for path in RECIPES.glob("*/*.yaml") if path.parent.name not in ("accelerate", "presets")
+    path
+    for path in (*RECIPES.glob("*.yaml"), *RECIPES.glob("*/*.yaml"))
+    if path.parent.name not in ("accelerate", "presets")
 )
 PAPER = ("phi-3-mini/50m.yaml", "phi-3-mini/120m.yaml", "llama-3.1-8b/150m.yaml")
 
@@ -201,7 +203,7 @@ def test_the_papers_recipes_are_the_papers(name: str) -> None:
     assert set(recipe.evaluate.tasks) == {"cnn_dailymail", "tinystories", "dolly", "humaneval"}
 
 
-ON_CPUS = ("quickstart", "full", "sharpen", "objectives", "pretrained", "from-pretrained")
+ON_CPUS = ("any", "quickstart", "full", "sharpen", "objectives", "pretrained", "from-pretrained")
 ON_GPUS = [path for path in FILES if path.stem not in ON_CPUS]
 
 
