@@ -42,9 +42,8 @@ from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.engines import Engine
 from fastdraft_hf.data.filters import KEPT, judge_rows
-from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.installed import documented_functions
-from fastdraft_hf.data.parts import iter_rows, stored_indices
+from fastdraft_hf.data.parts import build_requests, iter_rows, stored_indices, write_rows
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, chat_ids
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.eval.expected import (

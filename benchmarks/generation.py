@@ -30,7 +30,7 @@ from fastdraft_hf.data.engines import Engine, Request
 from fastdraft_hf.data.engines.openvino import OpenVINOEngine
 from fastdraft_hf.data.engines.transformers import TransformersEngine
 from fastdraft_hf.data.filters import iter_kept_rows
-from fastdraft_hf.data.generations import build_requests, write_rows
+from fastdraft_hf.data.parts import build_requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
 from fastdraft_hf.decode.openvino.paged import OpenVINOReader

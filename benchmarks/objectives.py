@@ -30,7 +30,7 @@ from fastdraft_hf._atomic import atomic_file, write_json
 from fastdraft_hf._config import parse_count
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.cli.run import quiet_libraries
-from fastdraft_hf.data.generations import build_requests
+from fastdraft_hf.data.parts import build_requests
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.eval.expected import Continuation
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts

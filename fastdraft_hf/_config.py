@@ -178,6 +178,7 @@ _EXPECTED = {
     "bool": "true or false",
     "string": "a text",
     "list": "a list",
+    "too_short": "at least one entry",
     "dict": "a mapping of keys",
     "model": "a mapping of keys",
 }

@@ -23,6 +23,7 @@ import numpy as np
 from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 IDS = "target_top_k_ids"
@@ -42,9 +43,21 @@ def smallest_id_type(vocab_size: int) -> type[np.integer[Any]]:
     return np.uint16 if vocab_size <= 2**16 else np.int32
 
 
+def token_table(
+    index: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]]
+) -> pa.Table:
+    """Return rows with ``index``, ``input_ids`` and ``labels``, which are -100 on prompts."""
+    import pyarrow as pa
+
+    pairs, kind = list(zip(prompts, completions, strict=True)), pa.list_(pa.int32())
+    labels = [[IGNORED] * len(prompt) + ids for prompt, ids in pairs]
+    texts = pa.array([prompt + ids for prompt, ids in pairs], kind)
+    return pa.table({"index": index, "input_ids": texts, "labels": pa.array(labels, kind)})
+
+
 def distribution_table(
     rows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], temperature: float
-) -> Any:
+) -> pa.Table:
     """Return the columns as an arrow table.
 
     Args:
@@ -110,7 +123,7 @@ def check_distribution(
     Raises:
         FastDraftError: with the column, the row and the fault.
     """
-    k, number = 0, -1
+    k = 0
     for number, row in enumerate(itertools.islice(dataset, _CHECKED_ROWS)):
         where = f"{name} dataset, row {number}"
         _check_lists(row, where)
@@ -123,8 +136,7 @@ def check_distribution(
         positions, ids, *_ = checked(row, k, vocab_size, where)
         k = ids.shape[1] if len(positions) else k
     if not k:
-        what = "has no rows" if number < 0 else f"has an empty {IDS} in every row"
-        raise FastDraftError(f"{name} dataset: it {what}")
+        raise FastDraftError(f"{name} dataset: it has an empty {IDS} in every row")
 
 
 def _check_lists(row: dict[str, Any], where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Literal
 
@@ -30,7 +29,9 @@ class GeneratedSet(Section):
     rows: Positive = Field(256, description="prompts to answer; of magpie, before filtering")
     max_new_tokens: Positive = Field(256, description="length limit of a completion, in tokens")
     max_prompt_tokens: Positive = Field(1024, description="longer prompts are left out")
-    temperatures: list[Number] = Field([0.0, 0.6, 0.8, 1.0], description="0 is greedy")
+    temperatures: list[Annotated[Number, Field(ge=0)]] = Field(
+        [0.0, 0.6, 0.8, 1.0], min_length=1, description="0 is greedy"
+    )
     temperatures_per_prompt: Literal["one", "all"] = Field(
         "one",
         description=(
@@ -61,8 +62,10 @@ class GeneratedSet(Section):
         None,
         description="magpie: length limit of an instruction; by default what the first ones need",
     )
-    instruction_temperatures: list[Number] = Field(
-        [0.7, 0.8, 0.9, 1.0], description="magpie: temperatures of the instructions, in turn"
+    instruction_temperatures: list[Annotated[Number, Field(gt=0)]] = Field(  # greedy: all equal
+        [0.7, 0.8, 0.9, 1.0],
+        min_length=1,
+        description="magpie: temperatures of the instructions, in turn",
     )
     near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = Field(
         0.8,
@@ -76,15 +79,6 @@ class GeneratedSet(Section):
     )
 
     def check_values(self) -> None:
-        temperatures = self.temperatures
-        if not temperatures or not all(0 <= t < math.inf for t in temperatures):
-            raise FastDraftError("temperatures: needs a list of numbers of at least 0")
-        temperatures = self.instruction_temperatures
-        if not temperatures or not all(0 < t < math.inf for t in temperatures):
-            raise FastDraftError(
-                "instruction_temperatures: needs a list of numbers above 0; greedy instructions "
-                "would all be equal"
-            )
         if self.kind == "dataset" and not self.dataset:
             raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
         if self.kind != "dataset" and self.dataset:

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.generations import check_set
-from fastdraft_hf.data.parts import iter_rows, stored_indices
+from fastdraft_hf.data.parts import check_set, iter_rows, stored_indices
 from fastdraft_hf.data.prompts import shared_ends, written_instruction
 
 FILTERS = "filters.json"

@@ -13,11 +13,10 @@ import re
 import sysconfig
 import textwrap
 from collections.abc import Iterable, Iterator
-from email.message import Message
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 # In SPDX expressions, Trove classifiers and free text, by what they contain.
 _PERMISSIVE = re.compile(
@@ -34,7 +33,7 @@ _SKIPPED = {"test", "tests", "testing", "__pycache__", "_vendor", "vendor", "thi
 _SKIPPED_OF_LIBRARY = {*_SKIPPED, "idle_test", "site-packages", "lib2to3"}
 
 
-def license_of(package: Message) -> str | None:
+def license_of(package: Any) -> str | None:
     """Return the license that a package's metadata name, if it is a permissive one.
 
     ``License-Expression`` (SPDX) goes before classifiers, and these before the free text. One
@@ -59,10 +58,6 @@ def _permits(text: str) -> bool:
     return found and not _RESTRICTIVE.search(text)
 
 
-def _metadata(package: metadata.Distribution) -> Message:
-    return cast(Message, package.metadata)  # importlib's type hides that it is one
-
-
 @lru_cache(maxsize=8)
 def licenses(pattern: str = "") -> dict[str, str]:
     """Return the license of every permissively licensed package, by name, sorted.
@@ -74,7 +69,7 @@ def licenses(pattern: str = "") -> dict[str, str]:
     for package in metadata.distributions():
         name = str(package.metadata["Name"] or "").lower()
         if name and fnmatch.fnmatch(name, pattern.lower() or "*"):
-            license = license_of(_metadata(package))
+            license = license_of(package.metadata)
             if license is not None:
                 found.setdefault(name, license)
     return dict(sorted(found.items()))
@@ -93,7 +88,7 @@ def package_files(pattern: str = "") -> list[Path]:
 
 def description(name: str) -> str:
     """Return a package's long description, which is its page in the registry."""
-    found = _metadata(metadata.distribution(name))
+    found: Any = metadata.metadata(name)  # a Message, which its type hides
     return str(found.get("Description") or found.get_payload() or "")
 
 

@@ -73,21 +73,17 @@ class Encoder:
                 dropped["overlaps held-out text"] += 1
             else:
                 kept.append((text, ids))
-        encoded = iter(self._encode([text for text, ids in kept if ids is None]))
+        texts = [text for text, ids in kept if ids is None]
+        # The defaults neither truncate nor pad.
+        how: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
+        how |= {"return_attention_mask": False, "verbose": False}
+        encoded = iter(self._tokenizer(texts, **how)["input_ids"] if texts else [])
         found = []
         for text, ids in kept:
             digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
             own = self._closed(ids or next(encoded))
             found.append(Encoded(int.from_bytes(digest, "little"), own))
         return found, dropped
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # The defaults neither truncate nor pad.
-        how: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
-        found = self._tokenizer(texts, **how, return_attention_mask=False, verbose=False)
-        return list(found["input_ids"])
 
     def _closed(self, ids: list[int]) -> NDArray[Any]:
         """Return the ids with the end token after them, once, and not before them."""

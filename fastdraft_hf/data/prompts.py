@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf._ties import first_difference
 from fastdraft_hf.data.installed import function_heads
 
 if TYPE_CHECKING:
@@ -155,14 +154,12 @@ def template_ends(
 def shared_ends(texts: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Return how many ids all texts share at their start, and how many of the rest at their end."""
 
-    def shared(lists: list[list[int]]) -> int:
-        # In lexicographic order the first and the last share the least.
-        low, high = min(lists, default=[]), max(lists, default=[])
-        position = first_difference(low, high)
-        return len(low) if position is None else position
+    def shared(lists: Sequence[Sequence[int]]) -> int:
+        columns = (set(column) for column in zip(*lists, strict=False))
+        return sum(1 for _ in itertools.takewhile(lambda ids: len(ids) == 1, columns))
 
-    first = shared([list(ids) for ids in texts])
-    return first, shared([list(ids[first:])[::-1] for ids in texts])
+    first = shared(texts)
+    return first, shared([ids[first:][::-1] for ids in texts])
 
 
 def written_instruction(

@@ -20,9 +20,9 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
 from fastdraft_hf._processes import barrier, on_main, rank, world
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.columns import IGNORED, distribution_table, smallest_id_type
+from fastdraft_hf.data.columns import distribution_table, smallest_id_type, token_table
 from fastdraft_hf.data.filters import kept_indices
-from fastdraft_hf.data.parts import PartWriter, iter_rows, room_to_write, stored_indices
+from fastdraft_hf.data.parts import PartWriter, iter_rows, stored_indices
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,6 @@ def write_target_logits(
         )
 
     def look() -> tuple[int, np.ndarray]:
-        with room_to_write(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         kept, _ = kept_indices(generated)
         return len(kept), np.setdiff1d(kept, stored_indices(folder))
 
@@ -195,7 +193,6 @@ def _stored_table(
     reader: LogitsReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
 ) -> Any:
     """Return the stored rows of a batch as an arrow table."""
-    import pyarrow as pa
     import torch
 
     texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
@@ -211,12 +208,9 @@ def _stored_table(
         stored.append(
             (len(text), ids.astype(kind), log_probs.astype(np.float16), tail.astype(np.float16))
         )
-    labels = [[IGNORED] * len(row["prompt_ids"]) + list(row["completion_ids"]) for row in rows]
-    table = distribution_table(stored, temperature)
-    ids_type = pa.list_(pa.int32())
-    columns = {
-        "index": pa.array([row["index"] for row in rows], pa.int64()),
-        "input_ids": pa.array(texts, ids_type),
-        "labels": pa.array(labels, ids_type),
-    }
-    return pa.table({**columns, **{name: table[name] for name in table.column_names}})
+    names = ("index", "prompt_ids", "completion_ids")
+    table = token_table(*([row[name] for row in rows] for name in names))
+    found = distribution_table(stored, temperature)
+    for name in found.column_names:
+        table = table.append_column(name, found[name])
+    return table

@@ -29,9 +29,8 @@ from fastdraft_hf.data.filters import (
     keep_instructions,
     write_filters,
 )
-from fastdraft_hf.data.generations import build_requests, write_rows
 from fastdraft_hf.data.installed import passage_instructions
-from fastdraft_hf.data.parts import iter_rows, stored_indices
+from fastdraft_hf.data.parts import build_requests, iter_rows, stored_indices, write_rows
 from fastdraft_hf.data.prompts import (
     Conversation,
     Prompts,

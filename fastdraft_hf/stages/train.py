@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._processes import barrier, is_main, on_main
 from fastdraft_hf.data.columns import IGNORED
-from fastdraft_hf.data.completions import open_completions
-from fastdraft_hf.data.corpus import open_corpus, summary_lines
+from fastdraft_hf.data.corpus import open_completions, open_corpus, summary_lines
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
@@ -124,11 +123,9 @@ def open_rows(
     else:
         # Full steps, the last of which reaches the budget.
         tokens = -(-section.max_train_tokens // section.step_tokens) * section.step_tokens
-        corpus = open_corpus(
+        train, evaluated, summary, rows["stream"] = open_corpus(
             section.sources, tokenizer, tokens=tokens, streaming=section.streams, **common
         )
-        train, evaluated, summary = corpus.train, corpus.eval, corpus.summary
-        rows["stream"] = corpus.stream
     for line in summary_lines(summary["sources"]):
         logger.info("%s: %s", name, line)
     return {"train_dataset": train, "eval_dataset": evaluated, **rows}, summary

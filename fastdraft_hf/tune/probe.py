@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.corpus import open_completions
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import Decontaminator

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastdraft_hf.data import generations, parts, target_logits
+from fastdraft_hf.data import parts, target_logits
 from fastdraft_hf.data.engines import Completion, Request
 
 
@@ -77,11 +77,10 @@ def in_processes(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parts, "ROWS_PER_PART", rows_per_part)
-            for module in (generations, target_logits):
+            for module in (parts, target_logits):
                 patch.setattr(module, "on_main", on_main)
                 patch.setattr(module, "barrier", lambda: None)
                 patch.setattr(module, "world", lambda: count)
-            for module in (generations, target_logits, parts):
                 patch.setattr(module, "rank", lambda rank=rank: rank)
             try:
                 work(rank)

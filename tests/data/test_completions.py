@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import parts
 from fastdraft_hf.data.columns import LISTS, TEMPERATURE, check_distribution
-from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.corpus import open_completions
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.target_logits import write_target_logits
 from fastdraft_hf.data.task_sets import Decontaminator
@@ -87,11 +87,6 @@ def test_labels_cover_the_completion_only(shapes: list[tuple[int, int]], max_len
     assert summary["s"]["completion_tokens"] == labelled
     assert summary["s"].get("prompt too long", 0) == len(shapes) - len(expected)
     assert summary["s"]["kept"] == len(expected)
-
-
-def test_only_generated_sets(tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match=r"align\.sources: 'python' is of kind python"):
-        opened(tmp_path, sources=[Source(kind="python")])
 
 
 @pytest.mark.parametrize("stored", [False, True])

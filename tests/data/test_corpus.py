@@ -20,8 +20,8 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import corpus as module
 from fastdraft_hf.data import packing
 from fastdraft_hf.data.corpus import Corpus, block_shares, open_corpus, summary_lines
-from fastdraft_hf.data.generations import write_rows
 from fastdraft_hf.data.packing import BlockStream, Encoder
+from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.data.sources import Source
 
 from .fakes import FakeEngine, make_requests

@@ -11,8 +11,7 @@ from huggingface_hub import DatasetCard
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.dataset_card import write_dataset_card
 from fastdraft_hf.data.filters import write_filters
-from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.parts import iter_rows, write_rows
 from fastdraft_hf.target.resolve import Target
 
 from .fakes import FakeEngine, make_requests

@@ -26,8 +26,7 @@ from fastdraft_hf.data.filters import (
     repeats_itself,
     write_filters,
 )
-from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.parts import iter_rows, write_rows
 
 from .fakes import FakeEngine, make_requests
 

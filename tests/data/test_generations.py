@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data import generations, parts
+from fastdraft_hf.data import parts
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import kept_indices
-from fastdraft_hf.data.generations import build_requests, write_rows
-from fastdraft_hf.data.parts import PARTS, iter_rows, stored_indices
+from fastdraft_hf.data.parts import PARTS, build_requests, iter_rows, stored_indices, write_rows
 
 from .fakes import FakeEngine, in_processes, make_requests, written_ids
 
@@ -125,7 +124,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(generations, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(parts, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def engine(self, seconds: float, **given: Any) -> FakeEngine:
         engine = FakeEngine(**given)

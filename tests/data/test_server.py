@@ -16,8 +16,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.engines import server as module
 from fastdraft_hf.data.engines.server import ServerEngine, server_url
-from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.parts import iter_rows, write_rows
 
 from .vllm_server import VLLMServer, deterministic
 

@@ -18,8 +18,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns
 from fastdraft_hf.data import target_logits as module
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import iter_rows, stored_indices
+from fastdraft_hf.data.parts import iter_rows, stored_indices, write_rows
 from fastdraft_hf.data.target_logits import FLOOR, write_target_logits
 
 from .fakes import in_processes

@@ -17,8 +17,7 @@ from transformers import LlamaForCausalLM
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.generations import write_rows
-from fastdraft_hf.data.parts import iter_rows
+from fastdraft_hf.data.parts import iter_rows, write_rows
 from fastdraft_hf.data.target_logits import write_target_logits
 from fastdraft_hf.decode.openvino import paged as module
 from fastdraft_hf.decode.openvino.paged import OpenVINOReader, PagedModel, Pages, paged

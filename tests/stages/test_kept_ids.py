@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastdraft_hf.data.completions import open_completions
+from fastdraft_hf.data.corpus import open_completions
 from fastdraft_hf.data.engines import Request
-from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.train.trainer import DraftDistillationConfig, DraftDistillationTrainer

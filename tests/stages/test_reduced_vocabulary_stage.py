@@ -17,7 +17,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.data.engines import Request
-from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
     load_draft,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.generations import write_rows
+from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.tune.config import Design, TuneConfig
 from fastdraft_hf.tune.probe import Probes, held_out, sampled_completions
