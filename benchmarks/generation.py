@@ -26,9 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import embedded_target
-from fastdraft_hf.data.engines import Engine, Request
-from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-from fastdraft_hf.data.engines.transformers import TransformersEngine
+from fastdraft_hf.data.engines import Engine, OpenVINOEngine, Request, TransformersEngine
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.parts import build_requests, write_rows
 from fastdraft_hf.data.prompts import chat_ids, code_instructions

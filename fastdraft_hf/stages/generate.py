@@ -22,13 +22,8 @@ from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
-from fastdraft_hf.data.engines import Engine, EngineName
-from fastdraft_hf.data.filters import (
-    FILTERS,
-    KEPT,
-    keep_instructions,
-    write_filters,
-)
+from fastdraft_hf.data.engines import Engine, EngineName, OpenVINOEngine, TransformersEngine
+from fastdraft_hf.data.filters import FILTERS, KEPT, keep_instructions, write_filters
 from fastdraft_hf.data.installed import passage_instructions
 from fastdraft_hf.data.parts import build_requests, iter_rows, stored_indices, write_rows
 from fastdraft_hf.data.prompts import (
@@ -349,12 +344,8 @@ def load_engine(
             "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
         )
     if name == "openvino" or (name == "auto" and device == "cpu" and openvino_available()):
-        from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-
         logger.info("exporting the target to OpenVINO int8 (once)")
         return OpenVINOEngine(
             on_main(lambda: cached_openvino(target, "int8")), stop_ids, batch_size
         )
-    from fastdraft_hf.data.engines.transformers import TransformersEngine
-
     return TransformersEngine(target, stop_ids, batch_size, device)

@@ -16,9 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._processes import drop_signal_stack
-from fastdraft_hf.data.engines import Completion, Request
-from fastdraft_hf.data.engines.openvino import OpenVINOEngine
-from fastdraft_hf.data.engines.transformers import RowSampler, TransformersEngine
+from fastdraft_hf.data.engines import (
+    Completion,
+    OpenVINOEngine,
+    Request,
+    RowSampler,
+    TransformersEngine,
+)
 
 
 def make_requests(count: int, temperatures: tuple[float, ...] = (0.0,)) -> list[Request]:
