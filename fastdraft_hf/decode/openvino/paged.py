@@ -38,7 +38,7 @@ _INPUTS = {
     POSITIONS,
 }
 # Operations between the head's product and the logits: casts, biases, scales, soft caps.
-_BEHIND = {"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape"}
+_BEHIND = {"Convert", "Add", "Multiply", "Divide", "Tanh", "Reshape", "Pad", "Gather"}
 _CACHES = ("key_cache.", "value_cache.")
 _MARK = "_fastdraft_pages"
 # Most elements of the logits of one pass (a quarter of a GiB). A longer text is read alone.
@@ -336,8 +336,6 @@ def _head(graph: Any) -> Any:
     if len(results) != 1 or len(results[0].input_value(0).get_partial_shape()) != 3:
         return None
     node = results[0].input_value(0).get_node()
-    if node.get_type_name() == "ScatterUpdate":  # see export/reduced_vocabulary.py
-        node = node.input_value(2).get_node()
     while node.get_type_name() in _BEHIND:
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "MatMul" else None
