@@ -170,11 +170,7 @@ class TokenBudget(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows tokens of the budget, or steps without one, with the loss.
-
-    Args:
-        label: what is trained.
-    """
+    """Shows tokens of the budget, or steps without one, with the loss."""
 
     def __init__(self, label: str = "training") -> None:
         self._label, self._note, self._done = label, "", 0

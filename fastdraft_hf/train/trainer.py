@@ -12,7 +12,6 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,12 +48,7 @@ from fastdraft_hf.train.sampled import sample_head
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import (
-        DataCollator,
-        EvalPrediction,
-        PreTrainedTokenizerBase,
-        TrainerCallback,
-    )
+    from transformers import DataCollator, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +117,8 @@ class DraftDistillationTrainer(SFTTrainer):
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         peft_config: PeftConfig | None = None,
-        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        **kwargs: Any,
     ) -> None:
         name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
         if args is None:
@@ -194,13 +183,8 @@ class DraftDistillationTrainer(SFTTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             peft_config=peft_config,
-            formatting_func=formatting_func,
+            **kwargs,
         )
         checks.check_labels(checks.named_sets(self.train_dataset, self.eval_dataset), args)
         if isinstance(self.train_dataset, IterableDataset):
@@ -220,7 +204,6 @@ class DraftDistillationTrainer(SFTTrainer):
         self.head_dtype: torch.dtype = getattr(torch, wanted)
         self.optimizer: torch.optim.Optimizer | None
         self._log_time, self._log_tokens = time.monotonic(), 0
-        self._given_rows = train_dataset  # an error numbers the caller's rows
         self._step_inputs: list[dict[str, Any]] = []
         self._repeated: dict[str, Any] | None = None
         self._window: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
@@ -241,10 +224,7 @@ class DraftDistillationTrainer(SFTTrainer):
     # --- training
 
     def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """Train as `Trainer.train` does.
 
@@ -255,7 +235,7 @@ class DraftDistillationTrainer(SFTTrainer):
             found = shared_checkpoint(Path(str(self.args.output_dir)))
             resume_from_checkpoint = None if found is None else str(found)
         try:
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         except AlreadyTrainedError:
             output = TrainOutput(self.state.global_step, 0.0, {})
         # WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903).
@@ -270,26 +250,16 @@ class DraftDistillationTrainer(SFTTrainer):
     # Private in `SFTTrainer`, whose version cuts ids and labels only, and drops every other column
     # when it packs. `test_trainer_data.py` fails when one of the private hooks here moves.
     def _prepare_dataset(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
+        self, dataset: Any, tokenizer: Any, args: Any, packing: bool, formatting: Any, name: str
     ) -> Any:
         present = columns.column_names(dataset)
         if not packing and {"input_ids", "labels"} <= set(present):  # the collator cuts
             return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
-        if not (packing and columns.has_distribution(dataset, dataset_name)):
-            return super()._prepare_dataset(
-                dataset, processing_class, args, packing, formatting_func, dataset_name
-            )
+        if not (packing and columns.has_distribution(dataset, name)):
+            return super()._prepare_dataset(dataset, tokenizer, args, packing, formatting, name)
         uncut = copy.copy(args)
         uncut.max_length = None  # packing cuts
-        dataset = super()._prepare_dataset(
-            dataset, processing_class, uncut, False, formatting_func, dataset_name
-        )
+        dataset = super()._prepare_dataset(dataset, tokenizer, uncut, False, formatting, name)
         dataset = dataset.select_columns(["input_ids", "labels", *columns.LISTS])
         return pack_dataset(dataset, args.max_length, args.packing_strategy)
 
@@ -313,15 +283,9 @@ class DraftDistillationTrainer(SFTTrainer):
             batch_samples[-1] = self._without_repeats(batch_samples[-1], last)
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> Any:
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
         inputs = self._without_repeats(inputs, self.accelerator.gradient_state.remainder)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return super().prediction_step(model, inputs, *args, **kw)
 
     def _without_repeats(self, inputs: dict[str, Any], remainder: int) -> dict[str, Any]:
         """Drop the rows that accelerate repeats to give every process a full last batch.
@@ -474,12 +438,12 @@ class DraftDistillationTrainer(SFTTrainer):
         if self.args.use_muon:
             rates += f", muon_learning_rate {self.args.muon_learning_rate:g}"
         where = f"step {step + 1}" if training else f"evaluation after step {step}"
-        rows = checks.rows_of(self._given_rows if training else None, batches)
+        ids = "; ".join(str(batch["input_ids"].flatten()[:8].tolist())[1:-1] for batch in batches)
         good = newest_complete(Path(str(self.args.output_dir)))
         kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         raise checks.NonFiniteLossError(
-            f"{where}: {what} on {rows}; {kept}. Look at these rows, or lower the learning rate "
-            f"({rates})"
+            f"{where}: {what} on the rows that begin with the ids {ids}; {kept}. Look at these "
+            f"rows, or lower the learning rate ({rates})"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

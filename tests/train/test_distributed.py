@@ -63,7 +63,7 @@ def test_two_processes_are_one(two: Path, models: Path, tmp_path: Path, name: st
 def test_a_non_finite_loss_on_one_process_stops_both(two: Path) -> None:
     for found in ranks(two, "non_finite"):
         assert found["error"].startswith(
-            "NonFiniteLossError: step 2: the loss is not finite (ce nan) on rows "
+            "NonFiniteLossError: step 2: the loss is not finite (ce nan) on the rows "
         )
         assert found["step"] == len(found["losses"]) == 1
 

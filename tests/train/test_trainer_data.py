@@ -518,16 +518,12 @@ def test_a_non_finite_number_stops_training(
     out = tmp_path / "out"
     assert f"the last good checkpoint is {out / 'checkpoint-2'}. Look at these rows" in said
     assert "lower the learning rate (learning_rate " in said
-    # The rows that were named are those of the batch, numbered as they were given.
-    named = {int(n) for n in said.split(" on row")[1].split(" of train_")[0].lstrip("s").split(",")}
-    accumulated = made.args.gradient_accumulation_steps
-    of_step = batches[-accumulated:] if what == "gradient" else batches[-1:]
-    ids = {token for batch in of_step for token in batch if token}
-    held = {n for n, row in enumerate(rows["input_ids"]) if ids >= set(row[:6])}
-    if case != "bfd_split":  # whose pieces may be another part of a row
-        assert named == held
-    assert named
-    assert all(ids & set(rows[n]["input_ids"]) for n in named)
+    # The first ids of every batch of the step are shown.
+    of_step = (
+        batches[-made.args.gradient_accumulation_steps :] if what == "gradient" else batches[-1:]
+    )
+    ids = "; ".join(", ".join(map(str, batch[:8])) for batch in of_step)
+    assert f" on the rows that begin with the ids {ids}; " in said
     # Nothing of it reached the weights or the newest checkpoint.
     assert newest_complete(out) == out / "checkpoint-2"
     stored = load_file(out / "checkpoint-2" / "model.safetensors")
@@ -536,17 +532,6 @@ def test_a_non_finite_number_stops_training(
         assert torch.equal(parameter, spoil.seen[name])
         if name in stored:
             assert torch.equal(stored[name], parameter)
-
-
-def test_rows_of_a_stream_are_shown_by_their_ids(trainer: Make) -> None:
-    rows = completions(20)
-    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    made = trainer(stream, callbacks=[Spoil(1, "loss")], per_device_train_batch_size=2)
-    with pytest.raises(NonFiniteLossError) as caught:
-        made.train()
-    first = ", ".join(map(str, rows[0]["input_ids"][:8]))
-    assert f"on the rows that begin with the ids {first}; " in str(caught.value)
-    assert "there is no checkpoint yet" in str(caught.value)
 
 
 def test_a_non_finite_evaluation_is_reported(trainer: Make) -> None:
