@@ -12,6 +12,7 @@ import copy
 import logging
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -48,7 +49,12 @@ from fastdraft_hf.train.sampled import sample_head
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import DataCollator, PreTrainedTokenizerBase
+    from transformers import (
+        DataCollator,
+        EvalPrediction,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +123,13 @@ class DraftDistillationTrainer(SFTTrainer):
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         peft_config: PeftConfig | None = None,
-        **kwargs: Any,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
         if args is None:
@@ -183,8 +194,13 @@ class DraftDistillationTrainer(SFTTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             peft_config=peft_config,
-            **kwargs,
+            formatting_func=formatting_func,
         )
         checks.check_labels(checks.named_sets(self.train_dataset, self.eval_dataset), args)
         if isinstance(self.train_dataset, IterableDataset):
