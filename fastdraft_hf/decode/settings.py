@@ -53,7 +53,7 @@ def _read(folder: Path) -> GenerationConfig:
 def _write(config: GenerationConfig, folder: Path) -> None:
     # transformers marks a config that it derived from config.json, and reads such a one without the
     # keys that it does not know. It is a file of its own now.
-    config._from_model_config = False
+    config._from_model_config = None
     config.save_pretrained(folder)
 
 

@@ -250,10 +250,17 @@ class DraftDistillationTrainer(SFTTrainer):
         if resume_from_checkpoint is True:
             found = shared_checkpoint(Path(str(self.args.output_dir)))
             resume_from_checkpoint = None if found is None else str(found)
+        # `Trainer` replaces special tokens by those of the tokenizer, which may have no BOS. A
+        # draft's are its target's, and OpenVINO GenAI refuses a pair whose tokens differ.
+        configs = (self.model.config, self.model.generation_config)
+        names = ("bos_token_id", "eos_token_id")
+        special = [(c, name, getattr(c, name, None)) for c in configs for name in names]
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except AlreadyTrainedError:
             output = TrainOutput(self.state.global_step, 0.0, {})
+        for config, name, token in special:
+            setattr(config, name, token)
         # WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903).
         with torch.no_grad():
             for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():

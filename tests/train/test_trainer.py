@@ -203,6 +203,16 @@ def test_capped_logits_are_scored_whole(trainer: Make, tiny_model: Make) -> None
     assert losses[0] == losses[1]
 
 
+def test_special_tokens_stay_the_targets(trainer: Make, tiny_model: Make) -> None:
+    """The tokenizer has others; OpenVINO GenAI compares the target's with the draft's."""
+    model = tiny_model()
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id = 7, 8
+    trainer(model, max_steps=1).train()
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id) == (7, 8)
+
+
 @pytest.mark.parametrize("settings", [{"use_muon": True}, {"head_dtype": "bfloat16"}])
 def test_it_learns(trainer: Make, settings: dict[str, str]) -> None:
     made = trainer(
