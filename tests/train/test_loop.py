@@ -154,7 +154,7 @@ def test_a_loss_that_explodes(
         broken.model.norm.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     settings = config()
-    said = r"^pretrain: step 1: the loss is not finite \(ce nan\) on rows [\d, ]+ of train_dat"
+    said = r"^pretrain: step 1: the loss is not finite \(ce nan\) on the rows that begin"
     with pytest.raises(FastDraftError, match=said):
         run(tmp_path / "broken", tiny_tokenizer, data, tmp_path / "work", settings)
     assert not (tmp_path / "work" / "model").exists()
