@@ -452,7 +452,7 @@ def test_the_engine_of_a_machine(
 ) -> None:
     made: list[str] = []
     for engine, kind in (("openvino", "OpenVINOEngine"), ("transformers", "TransformersEngine")):
-        path = f"fastdraft_hf.data.engines.{kind}"
+        path = f"fastdraft_hf.stages.generate.{kind}"
         monkeypatch.setattr(path, lambda *args, engine=engine: made.append(engine))
     monkeypatch.setattr(generate, "openvino_available", lambda: installed)
     monkeypatch.setattr(generate, "cached_openvino", lambda *args: Path("export"))
