@@ -297,9 +297,12 @@ def _largest_heads(
     A head counts by the norm of its columns in the output projection, a group by its ``ratio``
     largest heads.
     """
-    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
-    out = next(modules[n].weight for n, role in _WRITES.items() if role == "q" and n in modules)
-    weight = out.float().unflatten(1, (head_groups(old), -1, head_size(old))).norm(dim=(0, 3))
+    weight = (
+        _writer(layer, "q")
+        .float()
+        .unflatten(1, (head_groups(old), -1, head_size(old)))
+        .norm(dim=(0, 3))
+    )
     best = weight.topk(ratio, 1)
     chosen = best.values.square().sum(1).topk(groups).indices.sort().values
     each = weight.shape[1]
@@ -307,11 +310,16 @@ def _largest_heads(
     return heads.flatten(), chosen
 
 
+def _writer(layer: Any, role: str) -> Any:
+    """Return the weight of the projection that writes what heads (q) or feed-forward (ff) hold."""
+    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    return next(modules[n].weight for n, of in _WRITES.items() if of == role and n in modules)
+
+
 def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
     modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
     up = next(modules[name].weight for name in _FEED_FORWARD_UP if name in modules)
-    down = next(modules[n].weight for n, role in _WRITES.items() if role == "ff" and n in modules)
-    weight = down.float().norm(dim=0) * up.float()[-inner:].norm(dim=1)
+    weight = _writer(layer, "ff").float().norm(dim=0) * up.float()[-inner:].norm(dim=1)
     kept: torch.Tensor = weight.topk(size).indices.sort().values
     return kept
 

@@ -99,10 +99,10 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
             )
         return _scaled(source, design, shape)
     if design.params is None:
-        return _scaled(
-            source, design, _fitted(source, design, default_budget(target_config), read_parameters)
-        )
-    return _scaled(source, design, _fitted(source, design, design.params, count_parameters))
+        shape = _fitted(source, design, default_budget(target_config), read_parameters)
+    else:
+        shape = _fitted(source, design, design.params, count_parameters)
+    return _scaled(source, design, shape)
 
 
 def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -163,6 +163,10 @@ def _step(source: Any) -> int:
     return min(64, 1 << int(math.log2(max(source.hidden_size // 8, 8))))
 
 
+def _inner_bounds(source: Any, width: int) -> list[int]:
+    return [min(n * width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
+
+
 def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     """Return the shape of a draft of ``width`` in the target's proportions, or None if none fits.
 
@@ -174,11 +178,10 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     ratio = source.num_attention_heads // groups
     most = MOST_ATTENTION * max(width, size // MOST_ATTENTION)
     ideal = source.num_attention_heads * width / source.hidden_size
-    fitting = [
-        (g, r)
-        for g, r in itertools.product(range(1, groups + 1), range(1, ratio + 1))
-        if width % (g * r) == 0 and g * r * size <= most
-    ]
+    pairs = itertools.product(range(1, groups + 1), range(1, ratio + 1))
+    fitting = [(g, r) for g, r in pairs if width % (g * r) == 0]
+    if family_of(source).own_head_size:
+        fitting = [(g, r) for g, r in fitting if g * r * size <= most]
     if not family_of(source).own_head_size:
         # Here the head size is width / heads, so it can stay only at some widths. Cut layers need
         # it unchanged; others take the nearest size that rope can halve.
@@ -191,12 +194,11 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
                 not design.takes_layers and halves and size / 2 <= new <= size * 2
             )
 
-        pairs = itertools.product(range(1, groups + 1), range(1, ratio + 1))
-        fitting = [(g, r) for g, r in pairs if width % (g * r) == 0 and fits(width // (g * r))]
+        fitting = [(g, r) for g, r in fitting if fits(width // (g * r))]
         ideal = width / size
     if not fitting:
         return None
-    bounds = [min(n * width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
+    bounds = _inner_bounds(source, width)
     if design.takes_layers:  # a cut layer keeps as much of its inner widths as possible
         chosen, inner = max(fitting, key=lambda pair: (pair[0] * pair[1], pair[1])), bounds[1]
     else:
@@ -231,7 +233,7 @@ def _fitted(
     def bounds(shape: Shape) -> list[int]:
         if design.intermediate_size:
             return [design.intermediate_size] * 2
-        return [min(n * shape.width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
+        return _inner_bounds(source, shape.width)
 
     def filled(shape: Shape) -> _Candidate:
         """Return ``shape`` with the feed-forward that fills the budget; sizes are linear in it."""
@@ -249,7 +251,9 @@ def _fitted(
 
     widths = sorted({*range(step, source.hidden_size + 1, step), source.hidden_size})
     shapes = [shape for width in widths if (shape := _natural(source, design, width)) is not None]
-    shapes = [s for s in shapes if s.groups * s.ratio * head_size(source) <= 2 * s.width]
+    shapes = [
+        s for s in shapes if s.groups * s.ratio * head_size(source) <= MOST_ATTENTION * s.width
+    ]
     if not shapes:
         raise FastDraftError(
             f"design.hidden_size: no multiple of {step} up to the target's width of "
@@ -264,7 +268,7 @@ def _fitted(
     if not fitting and design.params is None:
         return found[0].shape  # the least draft of a small target with a large vocabulary
     if not fitting:
-        least = size_of(shapes[0]._replace(inner=bounds(shapes[0])[0]))
+        least = size_of(found[0].shape)
         raise FastDraftError(
             f"design.params: {budget:,} cannot hold a vocabulary of {source.vocab_size:,} tokens; "
             f"the least, {shapes[0].width} wide, is {least:,}"

@@ -124,7 +124,8 @@ def read_parameters(config: PretrainedConfig) -> int:
     """
     model = _meta_model(config)
     looked_up, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return count_parameters(config) - (0 if head is looked_up else looked_up.numel())
+    size: int = sum(parameter.numel() for parameter in model.parameters())
+    return size - (0 if head is looked_up else looked_up.numel())
 
 
 def _meta_model(config: PretrainedConfig) -> PreTrainedModel:

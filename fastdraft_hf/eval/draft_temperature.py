@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fastdraft_hf.eval.expected import Continuation, aligned_logits
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from fastdraft_hf.eval.expected import Continuation
 
 RATIOS = tuple(n / 20 for n in range(10, 25))  # 0.50 to 1.20
 
@@ -36,8 +36,6 @@ def fit_temperature_ratio(
         on these texts, means over tokens; ``tokens``, their number.
     """
     import torch
-
-    from fastdraft_hf.eval.expected import aligned_logits
 
     sums = torch.zeros(len(RATIOS), dtype=torch.float64)
     for text in texts:

@@ -242,30 +242,22 @@ class _Set:
     ) -> None:
         # Two sets must not sample the same stream from the same prompt.
         seed = self.run.recipe.seed * 97 + zlib.crc32(source.encode()) % 1_000_000
-        minutes = self.wanted.max_minutes
-        if how["max_new_tokens"] is None:  # an instruction's: learned from the first rows
-            first = build_requests(
-                prompts, seed=seed, source=source, **{**how, "max_new_tokens": LONGEST_INSTRUCTION}
-            )[:FIRST_INSTRUCTIONS]
-            write_rows(engine, first, folder, max_minutes=minutes)
-            how["max_new_tokens"] = on_main(lambda: instruction_limit(folder))
-            logger.info("%s: instructions of up to %d tokens", source, how["max_new_tokens"])
         requests = build_requests(prompts, seed=seed, source=source, **how)
-        write_rows(engine, requests, folder, max_minutes=minutes)
+        write_rows(engine, requests, folder, max_minutes=self.wanted.max_minutes)
 
     def _generate_instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""
         wanted, name, folder = self.wanted, self.folder.name, self.folder / "instructions"
         prefix, suffix = template_ends(self.tokenizer, wanted.system_prompt)
-        self._write(
-            engine,
-            f"{name}-instructions",
-            folder,
-            [prefix] * wanted.rows,
-            temperatures=wanted.instruction_temperatures,
-            max_new_tokens=wanted.max_instruction_tokens,
-            top_p=INSTRUCTION_TOP_P,
-        )
+        source, prompts = f"{name}-instructions", [prefix] * wanted.rows
+        how = {"temperatures": wanted.instruction_temperatures, "top_p": INSTRUCTION_TOP_P}
+        limit = wanted.max_instruction_tokens
+        if limit is None:
+            first, longest = prompts[:FIRST_INSTRUCTIONS], LONGEST_INSTRUCTION
+            self._write(engine, source, folder, first, max_new_tokens=longest, **how)
+            limit = on_main(lambda: instruction_limit(folder))
+            logger.info("%s: instructions of up to %d tokens", source, limit)
+        self._write(engine, source, folder, prompts, max_new_tokens=limit, **how)
 
         def judge() -> tuple[Prompts, dict[str, int]]:
             kept, reasons = keep_instructions(
