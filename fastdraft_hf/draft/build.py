@@ -96,9 +96,8 @@ def build(
     design = resolve_design(target_config, design)
     config = design_draft(target_config, design)
     size, target_size = count_parameters(config), count_parameters(target_config)
-    read, target_read = (
-        read_parameters(dense_config(text_config(one))) for one in (config, target_config)
-    )
+    read = read_parameters(config)
+    target_read = read_parameters(dense_config(text_config(target_config)))
     logger.info(
         f"draft: {config.model_type}, {config.num_hidden_layers} layers of width "
         f"{config.hidden_size}, feed-forward {config.intermediate_size}, "

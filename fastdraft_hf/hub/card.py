@@ -80,7 +80,7 @@ def render_card(
 
     Raises:
         FastDraftError: the run has no evaluation, a name holds a control character such as a line
-            break, or the metadata breaks a rule of the Hub.
+            break, or the Hub refuses the metadata.
     """
     from huggingface_hub import ModelCard, ModelCardData
 

@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.draft.families import count_parameters
+from fastdraft_hf.draft.families import (
+    count_parameters,
+    head_groups,
+    head_size,
+    read_parameters,
+)
 
 # int8 through OpenVINO over float32 through PyTorch, on a CPU: benchmarks/generation.py.
 OPENVINO_SPEEDUP = 1.9
@@ -53,16 +58,14 @@ class Shape:
 
 def shape_of(config: Any) -> Shape:
     """Return the shape of a config's model; no weights are made."""
-    text, parameters = config.get_text_config(), count_parameters(config)
-    embeddings, heads = text.vocab_size * text.hidden_size, text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    text = config.get_text_config()
     return Shape(
-        parameters=parameters,
-        read=parameters if text.tie_word_embeddings else parameters - embeddings,
+        parameters=count_parameters(config),
+        read=read_parameters(config),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=text.intermediate_size,
-        key=(getattr(text, "num_key_value_heads", None) or heads) * size,
+        key=head_groups(text) * head_size(text),
         vocabulary=text.vocab_size,
     )
 
