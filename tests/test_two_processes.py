@@ -33,10 +33,8 @@ def recipe(target: Path, batch: int) -> dict[str, Any]:
         "logging_steps": 1,
         "save_steps": 2,
         "learning_rate": 1e-3,
-        # bfloat16 iterations of Muon round differently for every split of a batch.
-        "use_muon": False,
         "sampled_softmax": 32,  # both processes draw the same ids
-        # So do bfloat16 products.
+        # bfloat16 products round differently for every split of a batch.
         "head_dtype": "float32",
         "bf16": False,
     }

@@ -1,7 +1,7 @@
 """Muon for the matrices and AdamW for everything else, as one optimizer.
 
 At the few hundred thousand tokens that a small machine can afford, a draft trained with Muon
-(Jordan et al. 2024; ``torch.optim.Muon``) has a higher acceptance rate than with AdamW
+(Jordan et al. 2024; `Muon`) has a higher acceptance rate than with AdamW
 (benchmarks/README.md). Muon is made for matrices between hidden states; embeddings, head, norms
 and biases stay with AdamW, as its authors advise.
 """
@@ -13,16 +13,49 @@ from typing import Any
 import torch
 
 
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with its Newton-Schulz iterations in float32.
+
+    In bfloat16, as in PyTorch, the same batch gives another update when it is split over two
+    processes. Updates are scaled to AdamW's root mean square (``adjust_lr_fn="match_rms_adamw"``).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in (p for p in group["params"] if p.grad is not None):
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                momentum = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonalized(weight.grad.lerp(momentum, group["momentum"]))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update, alpha=group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Move the singular values of a 2D matrix towards one (five quintic Newton-Schulz steps).
+
+    Coefficients: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = wide @ wide.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        wide = torch.addmm(wide, polynomial, wide, beta=3.4445)
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Steps a `torch.optim.Muon` and a `torch.optim.AdamW` together.
+    """Steps a `Muon` and a `torch.optim.AdamW` together.
 
     ``param_groups`` holds the groups of both, so that one learning-rate scheduler drives them.
 
     Args:
         matrices: 2D parameters of the layers.
         others: all other parameters.
-        muon_lr: Muon's learning rate. Updates are scaled to AdamW's root mean square, so that
-            the two rates are comparable (``adjust_lr_fn="match_rms_adamw"``).
+        muon_lr: Muon's learning rate, comparable to AdamW's.
         lr: AdamW's learning rate.
         weight_decay: of the matrices; the other parameters have none.
         betas, eps: AdamW's.
@@ -39,9 +72,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
-        muon = torch.optim.Muon(
-            matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = Muon(matrices, lr=muon_lr, weight_decay=weight_decay)
         # As a group, because a bare list must not be empty, and with adapters it is.
         adamw = torch.optim.AdamW(
             [{"params": others}], lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True

@@ -62,8 +62,10 @@ def test_it_steps_as_the_two_alone() -> None:
     for number in range(5):
         step(model, [together], number)
         step(other, [muon, adamw], number)
-    assert equal(weights(model), weights(other))
     assert not any(torch.equal(a, b) for a, b in zip(start, weights(model), strict=True))
+    for before, ours, theirs in zip(start, weights(model), weights(other), strict=True):
+        # PyTorch iterates in bfloat16.
+        assert (ours - theirs).norm() < (0.02 if ours.ndim == 2 else 1e-3) * (ours - before).norm()
 
 
 def test_its_state_resumes_identically() -> None:
