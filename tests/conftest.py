@@ -32,7 +32,7 @@ from transformers import (
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._processes import drop_signal_stack
 from fastdraft_hf.draft.reduced_vocabulary import write_reduced_vocabulary
-from fastdraft_hf.export.openvino import WeightFormat, export_openvino, export_several
+from fastdraft_hf.export.openvino import WeightFormat, export_openvino
 from fastdraft_hf.target.embedded import embedded_target
 
 # Deadlines are timings, and derandomized runs fail on everybody's machine or on nobody's.
@@ -203,7 +203,7 @@ def openvino_models(
     broken = tmp_path_factory.mktemp("broken")
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    export_openvino(tiny_target_folder, root / "target", "fp32")
+    export_openvino((tiny_target_folder, root / "target", "fp32"))
     jobs: list[tuple[Path, Path, WeightFormat]] = [
         (noisy_draft_folder, root / "draft", "fp32"),
         (reduced_draft_folder, root / "reduced", "fp32"),
@@ -211,7 +211,7 @@ def openvino_models(
         (reduced_draft_folder, root / "reduced_int8", "int8"),
     ]
     with pytest.raises(FastDraftError) as caught:
-        export_several([*jobs, (broken, root / "broken", "int8")])
+        export_openvino(*jobs, (broken, root / "broken", "int8"))
     # Nothing temporary is left, and nothing of the model that failed.
     assert {p.name for p in root.iterdir()} == {"target", *(output.name for _, output, _ in jobs)}
     return SimpleNamespace(

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from transformers import AutoConfig, PretrainedConfig
 
-from fastdraft_hf.cli.plan import count
 from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
 from fastdraft_hf.draft.design import design_draft
@@ -181,7 +180,7 @@ def test_it_fits_into_one_80_gb_device(path: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe, DEVICES["H100"])
     for stage in plan.stages:
         assert stage.memory_bytes < DEVICES["H100"].memory, stage.stage
-    assert 0 < plan.seconds < 14 * 24 * 3600
+    assert 0 < sum(stage.seconds for stage in plan.stages) < 14 * 24 * 3600
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -216,7 +215,9 @@ def test_a_readme_says_what_the_recipe_is(path: Path) -> None:
     budgets = [stage.max_train_tokens for stage in recipe.training_stages().values()]
     size = f"{recipe.design.params / 1e6:g}M, {recipe.design.num_hidden_layers} layers"
     assert row[0].startswith(size)
-    assert row[1] == ", ".join(map(count, budgets))
+    assert row[1] == ", ".join(
+        f"{n / 1e9:.3g}B" if n >= 1e9 else f"{n / 1e6:.3g}M" for n in budgets
+    )
     whole = (RECIPES / "README.md").read_text(encoding="utf-8")
     named = (path.parent.name, path.name)
     (line,) = [line for line in whole.splitlines() if all(name in line for name in named)]

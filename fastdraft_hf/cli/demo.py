@@ -11,7 +11,12 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._ties import first_difference
@@ -21,9 +26,6 @@ from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency, tokens_per_second
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.eval.report import Pieces, accepted_pieces
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 SHIPPED = "SmolLM2-135M-Instruct-FastDraft"
 # On a terminal narrower than this the answers stand below each other.
@@ -70,8 +72,6 @@ def run(args: argparse.Namespace) -> None:
     for key in ("max_new_tokens", "num_assistant_tokens"):
         if (value := getattr(args, key)) is not None and value < 1:
             raise FastDraftError(f"{key}: must be at least 1, got {value}")
-    if args.prompt is not None and not args.prompt.strip():
-        raise FastDraftError("prompt: it is empty")
     device = resolve_device("auto")
     if args.engine == "openvino":
         require_openvino()
@@ -80,7 +80,6 @@ def run(args: argparse.Namespace) -> None:
     quiet_libraries()
     target = resolve_target(args.target).path
 
-    from rich.console import Console
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     how = "OpenVINO int8" if openvino else f"PyTorch on {device}"
     print(f"{how}, greedy, {gamma} tokens drafted per round (γ)", flush=True)
     prompts = PROMPTS if args.prompt is None else [("chat", args.prompt)]
-    show(engine, sides, prompts, tokenizer, Console(), args.max_new_tokens)
+    show(engine, sides, prompts, tokenizer, Console(highlight=False), args.max_new_tokens)
 
 
 def find_draft(given: str | None) -> Path:
@@ -123,10 +122,7 @@ def find_draft(given: str | None) -> Path:
             )
         return shipped
     of_run = Path(given).expanduser() / "draft"  # stage card's folder
-    try:
-        return resolve_target(str(of_run) if of_run.is_dir() else given).path
-    except FastDraftError as error:
-        raise FastDraftError(f"draft: {str(error).removeprefix('target: ')}") from None
+    return resolve_target(str(of_run) if of_run.is_dir() else given, key="draft").path
 
 
 def show(
@@ -162,7 +158,7 @@ def show(
         engine(side, max(read, key=lambda prompt: len(prompt.ids)), 16)
     found: list[tuple[DecodingRecord, DecodingRecord]] = []
     for prompt, (_, text) in zip(read, prompts, strict=True):
-        _say(console, f"\n--- prompt {len(found) + 1} of {len(prompts)}\n{visible(text).rstrip()}")
+        console.out(f"\n--- prompt {len(found) + 1} of {len(prompts)}\n{visible(text).rstrip()}")
         answers = []
         for title, side in zip(("target alone", "with the draft"), sides, strict=True):
             record = engine(side, prompt, max_new_tokens)
@@ -174,15 +170,21 @@ def show(
             answers.append((record, heading, pieces))
             if not console.is_terminal:
                 plain = visible("".join(part for _, part in pieces)).rstrip()
-                _say(console, f"--- {heading}\n{plain}")
+                console.out(f"--- {heading}\n{plain}")
         if console.is_terminal:
             console.print(side_by_side(console, [answer[1:] for answer in answers]))
         found.append((answers[0][0], answers[1][0]))
-        _say(console, _figures(found[-1:]))
-        _say(console, _agreement(*found[-1]))
+        position = first_difference(*(record.tokens for record in found[-1]))
+        agreement = (
+            f"outputs identical ({found[-1][0].new_tokens} tokens)"
+            if position is None
+            else f"outputs differ from token {position + 1} on; `fastdraft evaluate` shows whether "
+            "such tokens tie"
+        )
+        console.out(f"{_figures(found[-1:])}\n{agreement}")
     if len(found) > 1:
-        _say(console, f"\nall {len(found)} prompts: {_figures(found)}")
-    _say(console, "\nOne run of each, no intervals: `fastdraft bench` measures with them.")
+        console.out(f"\nall {len(found)} prompts: {_figures(found)}")
+    console.out("\nOne run of each, no intervals: `fastdraft bench` measures with them.")
     return found
 
 
@@ -196,31 +198,17 @@ def _figures(found: Sequence[tuple[DecodingRecord, DecodingRecord]]) -> str:
     )
 
 
-def _agreement(alone: DecodingRecord, assisted: DecodingRecord) -> str:
-    position = first_difference(alone.tokens, assisted.tokens)
-    if position is None:
-        return f"outputs identical ({len(alone.tokens)} tokens)"
-    return (
-        f"outputs differ from token {position + 1} on; `fastdraft evaluate` shows whether such "
-        "tokens tie"
-    )
-
-
 def visible(text: str) -> str:
     """Return a text without control characters: a model's output must not steer the terminal."""
     shown = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
     return "".join(shown).expandtabs(4)
 
 
-def side_by_side(console: Console, answers: Sequence[tuple[str, Pieces]]) -> RenderableType:
+def side_by_side(console: Console, answers: Sequence[tuple[str, Pieces]]) -> Columns:
     """Return headed answers in two columns, or below each other on a narrow terminal.
 
     Accepted tokens are green, or underlined where there are no colors.
     """
-    from rich.columns import Columns
-    from rich.panel import Panel
-    from rich.text import Text
-
     width = console.width // 2 if console.width >= _TWO_COLUMNS else console.width
     style = "underline" if console.no_color else "green"
     panels = []
@@ -229,8 +217,3 @@ def side_by_side(console: Console, answers: Sequence[tuple[str, Pieces]]) -> Ren
         text.rstrip()
         panels.append(Panel(text, title=Text(heading), title_align="left", width=width))
     return Columns(panels, padding=0)
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a text as it is: no markup, no line breaks added for a log."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)

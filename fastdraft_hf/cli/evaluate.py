@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.recipe import build_recipe
 
     name, draft = args.command, find_draft(args.draft)
-    folder = Path("runs", _name(args.target), "-".join(draft.resolve().parts[-2:]))
+    target = Path(args.target).name.replace(":", "-")
+    folder = Path("runs", target, "-".join(draft.resolve().parts[-2:]))
     own = _section(name).model_fields
     recipe = build_recipe(
         {
@@ -59,7 +60,3 @@ def run(args: argparse.Namespace) -> None:
         ],
     )
     run_stages(recipe, _STAGES[name], args.dry_run)
-
-
-def _name(model: str) -> str:
-    return model.rstrip("/").split("/")[-1].replace(":", "-")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 from typing import get_args
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         require_openvino()
     base = Path(args.model).resolve()
     if not base.is_dir():
-        base = Path.cwd() / args.model.rstrip("/").split("/")[-1].replace(":", "-")
+        base = Path.cwd() / Path(args.model).name.replace(":", "-")
     ending = f"-openvino-{form}" if openvino else f"-{form}.gguf"
     output = Path(args.output) if args.output else base.with_name(base.name + ending)
     if output.exists():  # before an hour of work
@@ -67,10 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if target is None:
         return
     forms = {
-        "PyTorch": functools.partial(load_draft, draft, dtype="float32"),
-        f"{'OpenVINO' if openvino else 'GGUF'} {form}": functools.partial(
-            load_exported, draft, output
-        ),
+        "PyTorch": lambda: load_draft(draft, dtype="float32"),
+        f"{'OpenVINO' if openvino else 'GGUF'} {form}": lambda: load_exported(draft, output),
     }
     reading = read_acceptance(target, forms, device=resolve_device("auto"))
     print(*acceptance_lines(reading), sep="\n")

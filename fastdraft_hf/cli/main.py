@@ -106,11 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (`head`) has gone
         sys.stderr.close()
         return 0
-    except (OSError, ImportError, MemoryError) as error:
-        _report(error)
-        return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be imported
+    except (OSError, ImportError, MemoryError, RuntimeError) as error:
+        # torch's OutOfMemoryError is a RuntimeError; torch may not be imported.
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise
         _report(error)
         return 1

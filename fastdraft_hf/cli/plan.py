@@ -68,17 +68,26 @@ def command(machine: Machine, words: Sequence[str]) -> str:
 
 def render(plan: Plan) -> str:
     """Return a plan as text."""
+    from tqdm import tqdm
+
+    from fastdraft_hf.plan.estimate import StagePlan
+
     rows = [("stage", "devices", "tokens", "time", "memory", "disk", "")]
-    for stage in plan.stages:
+    total = StagePlan(
+        "total",
+        seconds=sum(stage.seconds for stage in plan.stages),
+        memory_bytes=max(stage.memory_bytes for stage in plan.stages),
+        disk_bytes=sum(stage.disk_bytes for stage in plan.stages),
+        devices=0,
+    )
+    for stage in [*plan.stages, total]:
         notes = list(stage.notes)
         if 0 < plan.machine.memory < stage.memory_bytes:
             notes.insert(0, "MORE MEMORY THAN A DEVICE HAS")
-        sizes = size(stage.memory_bytes), size(stage.disk_bytes)
-        cells = count(stage.tokens), duration(stage.seconds), *sizes, "; ".join(notes)
-        rows.append((stage.stage, str(stage.devices), *cells))
-    memory = size(max(stage.memory_bytes for stage in plan.stages))
-    disk = size(sum(stage.disk_bytes for stage in plan.stages))
-    rows.append(("total", "", "", duration(plan.seconds), memory, disk, ""))
+        tokens = tqdm.format_sizeof(stage.tokens).replace("G", "B") if stage.tokens else ""
+        sizes = (tqdm.format_sizeof(n, "B") for n in (stage.memory_bytes, stage.disk_bytes))
+        cells = str(stage.devices or ""), tokens, tqdm.format_interval(stage.seconds), *sizes
+        rows.append((stage.stage, *cells, "; ".join(notes)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     draft, target = plan.draft.parameters, plan.target.parameters
     lines = [
@@ -95,25 +104,3 @@ def render(plan: Plan) -> str:
             f"{gain['block_efficiency']:.2f}, MBSU {gain['mbsu']:.2f}, speed {speeds or 'unknown'}"
         )
     return "\n".join([*lines, "", "Assumed:", *(f"- {line}" for line in plan.assumptions)])
-
-
-def count(tokens: float) -> str:
-    """Return a number of tokens, such as 5B."""
-    return _in_units(tokens, {"B": 1e9, "M": 1e6, "k": 1e3, "": 1}) if tokens else ""
-
-
-def size(amount: float) -> str:
-    """Return bytes, such as 2.5 GB."""
-    return _in_units(amount, {" TB": 1e12, " GB": 1e9, " MB": 1e6, " kB": 1e3})
-
-
-def _in_units(amount: float, units: dict[str, float]) -> str:
-    unit = next((u for u, factor in units.items() if amount >= factor), [*units][-1])
-    return f"{amount / units[unit]:.3g}{unit}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in s, min or h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

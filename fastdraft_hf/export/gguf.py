@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
 
-# The weights that share a scale in q8_0; rows of another length cannot be stored in it.
-_BLOCK = 32
-
 SCRIPT = "use llama.cpp's own convert_hf_to_gguf.py"
 
 # `model_type` of transformers -> architecture of GGUF.
@@ -37,9 +34,6 @@ _ARCHITECTURES = {
     "qwen3": "qwen3",
     "phi3": "phi3",
 }
-
-# In this architecture llama.cpp rotates neighboring pairs of a head, transformers its two halves.
-_INTERLEAVED_ROPE = "llama"
 
 # llama.cpp requires heads x head size == width of these architectures.
 _SQUARE_ATTENTION = ("qwen2", "phi3")
@@ -100,7 +94,7 @@ def check_supported(config: PretrainedConfig) -> str:
         raise FastDraftError(
             f"gguf: family '{family}' is not mapped; {SCRIPT}. Mapped: {', '.join(_ARCHITECTURES)}"
         )
-    kind = _rope(config)["rope_type"]
+    kind = config.rope_parameters["rope_type"]
     if kind not in ("default", "llama3"):
         raise FastDraftError(f"gguf: rope scaling '{kind}' is not mapped; {SCRIPT}")
     if family in _SQUARE_ATTENTION and _head_size(config) * config.num_attention_heads != (
@@ -143,14 +137,6 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    """Return the rope settings, with defaults."""
-    found = dict(getattr(config, "rope_parameters", None) or {})
-    found.setdefault("rope_type", "default")
-    found.setdefault("rope_theta", getattr(config, "rope_theta", 10000.0))
-    return found
-
-
 def _head_size(config: Any) -> int:
     own = getattr(config, "head_dim", None)
     return int(own or config.hidden_size // config.num_attention_heads)
@@ -162,7 +148,7 @@ def _add_settings(
     import gguf
 
     share = "ALL" if weight_type == "f32" else "MOSTLY"
-    rope, head = _rope(config), _head_size(config)
+    rope, head = config.rope_parameters, _head_size(config)
     rotated = int(head * rope.get("partial_rotary_factor", 1.0))
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[f"{share}_{weight_type.upper()}"])
@@ -239,12 +225,13 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, torch.Tensor]
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise FastDraftError(f"gguf: '{name}' has no name in architecture {architecture}")
-        if architecture == _INTERLEAVED_ROPE and name.split(".")[-2] in ("q_proj", "k_proj"):
+        # Here llama.cpp rotates neighboring pairs of a head, transformers its two halves.
+        if architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads
             heads = heads if "q_proj" in name else config.num_key_value_heads
             tensor = interleaved(tensor, heads)
         yield found, tensor
-    rope = _rope(config)
+    rope = config.rope_parameters
     if rope["rope_type"] == "llama3":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -268,6 +255,6 @@ def _stored(tensor: torch.Tensor, weight_type: GGUFType) -> tuple[np.ndarray, An
     kind = kinds[weight_type.upper()]
     if array.ndim < 2:
         kind = kinds.F32
-    elif kind == kinds.Q8_0 and array.shape[-1] % _BLOCK:
+    elif array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # no whole blocks of q8_0
         kind = kinds.F16
     return gguf.quantize(array, kind), kind

@@ -41,30 +41,18 @@ def require_openvino() -> None:
         raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
 
 
-def export_openvino(model: Path, output: Path, weight_format: WeightFormat) -> None:
-    """Write ``model`` as OpenVINO IR to ``output``, which appears when it is complete.
+def export_openvino(*jobs: tuple[Path, Path, WeightFormat]) -> None:
+    """Write models as OpenVINO IR, in one child process; a folder appears when it is complete.
 
     A reduced vocabulary stays reduced, with logits of the full size (`score_only`).
 
     Args:
-        model: a folder that ``from_pretrained`` reads; without a tokenizer, none is exported.
-        output: the folder to make; one that exists counts as finished.
-        weight_format: how weights are stored; int8 and int4 are weight-only compression (NNCF).
+        jobs: (model, output, weight format) of each. Without a tokenizer, none is exported. An
+            output that exists counts as finished. int8 and int4 compress only weights (NNCF).
 
     Raises:
-        FastDraftError: OpenVINO is missing, or the export fails (with the exporter's last lines).
-    """
-    export_several([(model, output, weight_format)])
-
-
-def export_several(jobs: Sequence[tuple[Path, Path, WeightFormat]]) -> None:
-    """Export several models as `export_openvino` does, in one child process.
-
-    Args:
-        jobs: (model, output, weight format) of each; an output that exists counts as finished.
-
-    Raises:
-        FastDraftError: OpenVINO is missing, or an export fails; finished exports stay.
+        FastDraftError: OpenVINO is missing, or an export fails (with the exporter's last lines);
+            finished exports stay.
     """
     require_openvino()
     due = [(str(model), str(output), form) for model, output, form in jobs if not output.exists()]
@@ -79,8 +67,8 @@ def export_several(jobs: Sequence[tuple[Path, Path, WeightFormat]]) -> None:
         # The models are on disk: without this, optimum asks the Hub about them.
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    missing = [model for model, output, _ in due if not Path(output).exists()]
-    if done.returncode or missing:
+    # Another process may have finished the same export first.
+    if missing := [model for model, output, _ in due if not Path(output).exists()]:
         tail = "\n".join(done.stdout.strip().splitlines()[-5:])
         raise FastDraftError(f"OpenVINO export of {', '.join(missing)} failed:\n{tail}")
 
@@ -160,11 +148,7 @@ def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
     if not folder.exists():
-        try:
-            export_openvino(model, folder, weight_format)
-        except (FastDraftError, OSError):
-            if not folder.exists():  # another process may have finished the same export first
-                raise
+        export_openvino((model, folder, weight_format))
     return folder
 
 

@@ -145,7 +145,7 @@ def checked_export(
         export_gguf(model, unchecked, weight_format)
     else:
         shutil.rmtree(unchecked, ignore_errors=True)  # left by a killed run
-        export_openvino(model, unchecked, weight_format)
+        export_openvino((model, unchecked, weight_format))
     found = compare_export(model, unchecked) if check else None
     if found is not None:
         if weight_format in ("fp32", "f32") and not found.exact:

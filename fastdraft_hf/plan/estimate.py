@@ -74,10 +74,6 @@ class Plan:
     gains: list[dict[str, Any]]
     assumptions: list[str]
 
-    @property
-    def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
-
 
 def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None) -> Plan:
     """Return the plan of a recipe.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Key, Number, Positive, Section
+from fastdraft_hf._config import Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import Initialization
 
@@ -25,7 +25,7 @@ class TuneConfig(Section):
             "int8 on the CPU; each in our own decoding loop"
         ),
     )
-    depths: list[Count] | None = Field(
+    depths: list[Positive] | None = Field(
         None, description="numbers of layers to try; by default 1, 2, 4, 8 and 12 where they fit"
     )
     widths_per_depth: Positive = Field(2, description="widths to try at each depth")
@@ -40,11 +40,11 @@ class TuneConfig(Section):
     context: Positive = Field(256, description="tokens in the caches when timing starts")
     rounds: Positive = Field(5, description="rounds timed for each draft and γ in a repeat")
     repeats: Positive = Field(3, description="times that all drafts are timed, in random order")
-    acceptance: dict[Key, Number] | Number | None = Field(
-        None,
+    acceptance: dict[Key, Number] | Number = Field(
+        0.4,
         description=(
-            "chance that a drafted token is accepted: a number, or by depth, {2: 0.4, 4: 0.47}; by "
-            "default 0.4, or from probes"
+            "chance that a drafted token is accepted: a number, or by depth, {2: 0.4, 4: 0.47}; "
+            "with probe_tokens it is measured"
         ),
     )
     probe_tokens: Positive | None = Field(
@@ -53,15 +53,11 @@ class TuneConfig(Section):
     rows: list[str] = Field([], description="probes: folders of generated sets")
 
     def check_values(self) -> None:
-        if self.depths is not None and (
-            not self.depths or min(self.depths) < 1 or len(set(self.depths)) < len(self.depths)
-        ):
-            raise FastDraftError(f"depths: needs different numbers from 1 on, got {self.depths}")
         given = self.acceptance if isinstance(self.acceptance, dict) else {"": self.acceptance}
         for value in given.values():
-            if value is not None and not 0 <= value <= 1:
+            if not 0 <= value <= 1:
                 raise FastDraftError(f"acceptance: needs a share from 0 to 1, got {value}")
-        if self.probe_tokens is not None and self.acceptance is not None:
+        if self.probe_tokens is not None and "acceptance" in self.model_fields_set:
             raise FastDraftError("acceptance: give it or probe_tokens, not both")
         if self.probe_tokens is not None and not self.rows:
             raise FastDraftError("rows: probes need folders of generated sets (generate/NAME)")

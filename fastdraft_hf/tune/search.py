@@ -28,7 +28,7 @@ from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
-from fastdraft_hf.export.openvino import cached_openvino, export_several, require_openvino
+from fastdraft_hf.export.openvino import cached_openvino, export_openvino, require_openvino
 from fastdraft_hf.target.resolve import load_config
 from fastdraft_hf.tune.config import Design, TuneConfig
 from fastdraft_hf.tune.probe import Probes
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Used for all designs where neither an acceptance nor a probe is given.
-DEFAULT_ACCEPTANCE = 0.4
 DEPTHS = (1, 2, 4, 8, 12)
 # Feed-forward sizes as multiples of the width. A shallow draft of a small budget needs far more
 # than the usual 2 to 8 to fill it.
@@ -70,32 +68,28 @@ def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
     """
     target_config = load_config(target.path, "target")
     gammas = list(range(1, config.max_num_assistant_tokens + 1))
-    _check(config, gammas, target_config.get_text_config())
+    reads = target_config.get_text_config().max_position_embeddings
+    reach = config.context + (config.rounds + 1) * sum(g + 1 for g in gammas) + 64
+    if reach > reads:
+        raise FastDraftError(
+            f"context: timing from {config.context} tokens reads up to {reach}, and the target "
+            f"reads {reads}; lower context or rounds"
+        )
+    if config.measure == "openvino":
+        require_openvino()
+    if config.measure == "cuda" and not torch.cuda.is_available():
+        raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
     designs = designs_of(target_config, config)
     if config.probe_tokens:
         probes = Probes(config, target, folder, gammas)
     else:
         efficiencies = assumed_efficiencies(config, designs, gammas)
-    logger.info("tune: %d designs of %s parameters", len(designs), f"{config.params:,}")
     seconds = _time(config, target, designs, folder, gammas)
     if config.probe_tokens:
         efficiencies = probes(designs)
     results = {"target": target.name, **results_of(config, designs, seconds, efficiencies)}
     write_json(folder / "results.json", results)
     return results
-
-
-def _check(config: TuneConfig, gammas: list[int], text: Any) -> None:
-    reach = config.context + (config.rounds + 1) * sum(g + 1 for g in gammas) + 64
-    if reach > text.max_position_embeddings:
-        raise FastDraftError(
-            f"context: timing from {config.context} tokens reads up to {reach}, and the target "
-            f"reads {text.max_position_embeddings}; lower context or rounds"
-        )
-    if config.measure == "openvino":
-        require_openvino()
-    if config.measure == "cuda" and not torch.cuda.is_available():
-        raise FastDraftError("measure: cuda, but PyTorch finds no GPU here")
 
 
 def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
@@ -106,7 +100,8 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
     """
     text = target.get_text_config()
     found: list[Design] = []
-    for depth in config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]:
+    depths = config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]
+    for depth in dict.fromkeys(depths):
         if depth > text.num_hidden_layers:
             raise FastDraftError(
                 f"depths: {depth} is deeper than the target's {text.num_hidden_layers} layers"
@@ -158,7 +153,7 @@ def assumed_efficiencies(
     """Return design -> γ -> block efficiency at the acceptance that the settings give."""
     given, depths = config.acceptance, {str(d.layers) for d in designs}
     if not isinstance(given, dict):
-        given = dict.fromkeys(depths, DEFAULT_ACCEPTANCE if given is None else given)
+        given = dict.fromkeys(depths, given)
     if given.keys() != depths:
         wrong = ", ".join(sorted(given.keys() ^ depths))
         raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
@@ -174,8 +169,9 @@ def _time(
     """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
     facts = (str(target.path.resolve()), config.measure, gammas, config.context, config.rounds)
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    path, rng = folder / "timings.json", random.Random(0)
-    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    timings, rng, saved = folder / "timings.json", random.Random(0), dict[str, Any]()
+    if timings.exists():
+        saved = json.loads(timings.read_text(encoding="utf-8"))
     order = [
         (design, repeat, f"{key}/{design.name}/{design.feed_forward}/{repeat}")
         for repeat in range(config.repeats)
@@ -184,14 +180,14 @@ def _time(
     due = [one for one in order if one[2] not in saved]
     if due:
         drafts = dict(zip(designs, _drafts(config, target, designs, folder), strict=True))
-        timer = _loop_timer(config, target, gammas)
+        openvino = config.measure == "openvino"
+        path = cached_openvino(target.path, "int8") if openvino else target.path
+        timer = LoopTimer(path, config.measure, gammas, config.context, config.rounds)
         with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
             for design, repeat, label in due:
                 saved[label] = timer.measure(drafts[design], repeat)
-                write_json(path, saved)
+                write_json(timings, saved)
                 progress.advance(1)
-    else:
-        logger.info("tune: uses the timings of an earlier run; delete %s to time again", path)
     found: dict[str, dict[int, list[float]]] = {d.name: {g: [] for g in gammas} for d in designs}
     for design, _, label in order:
         for gamma, times in saved[label].items():
@@ -211,16 +207,8 @@ def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: P
         return paths
     exports = [folder / "openvino-int8" / path.name for path in paths]
     logger.info("tune: exporting %d drafts to OpenVINO int8", len(designs))
-    export_several([(*pair, "int8") for pair in zip(paths, exports, strict=True)])
+    export_openvino(*((*pair, "int8") for pair in zip(paths, exports, strict=True)))
     return exports
-
-
-def _loop_timer(config: TuneConfig, target: Target, gammas: list[int]) -> LoopTimer:
-    path = target.path
-    if config.measure == "openvino":
-        logger.info("tune: exporting the target to OpenVINO int8 (once)")
-        path = cached_openvino(path, "int8")
-    return LoopTimer(path, config.measure, gammas, config.context, config.rounds)
 
 
 def results_of(
@@ -240,21 +228,16 @@ def results_of(
             {
                 "design": design.name,
                 **asdict(design),
-                "drafted_token_seconds": (times[last][0] - times[1][0]) / max(last - 1, 1),
                 "round_seconds": {str(g): found for g, found in times.items()},
                 # Of a probe, the acceptance that its largest γ shows.
                 "acceptance": round(acceptance_of_rate((tokens[last] - 1) / last, last), 9),
                 "tokens_per_second": {str(g): speed for g, speed in speeds.items()},
-                "best": {
-                    "design": design.name,
-                    "num_assistant_tokens": best,
-                    "tokens_per_second": speeds[best],
-                    "section": design.section(config),
-                },
+                "best": {"num_assistant_tokens": best, "tokens_per_second": speeds[best]},
+                "section": design.section(config),
             }
         )
     top = max(rows, key=lambda row: row["best"]["tokens_per_second"])
-    best_of_all = {**top["best"], "acceptance": top["acceptance"]}
+    best_of_all = {**top["best"], **{key: top[key] for key in ("design", "acceptance", "section")}}
     return {"settings": config.model_dump(), "designs": rows, "best": best_of_all}
 
 
@@ -269,9 +252,7 @@ def table(results: dict[str, Any]) -> list[dict[str, str]]:
             {
                 "": "→" if found["design"] == results["best"]["design"] else "",
                 "design": found["design"],
-                "feed-forward": f"{found['feed_forward']:,}",
                 "parameters": f"{found['params'] / 1e6:.2f}M",
-                "drafted token, ms": f"{1e3 * found['drafted_token_seconds']:.2f}",
                 "acceptance": f"{found['acceptance']:.3f}",
                 "best γ": gamma,
                 "its round, ms": f"{middle:.2f} ({low:.2f} to {high:.2f})",

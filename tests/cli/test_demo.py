@@ -154,7 +154,6 @@ def test_bad_input_is_one_line_before_any_work(
     tokenizer.save_pretrained(other)
     here = ["--target", str(tiny_target_folder), "--draft", str(draft)]
     for words, message in (
-        ([*here, "--prompt", "  "], "prompt: it is empty"),
         ([*here, "--max-new-tokens", "0"], "max_new_tokens: must be at least 1, got 0"),
         ([*here, "--num-assistant-tokens", "0"], "num_assistant_tokens: must be at least 1"),
         ([*here[:3], str(other)], "its vocabulary is not the target's"),

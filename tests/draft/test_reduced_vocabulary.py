@@ -23,7 +23,7 @@ from fastdraft_hf.draft.reduced_vocabulary import (
     reduce_model,
     write_reduced_vocabulary,
 )
-from fastdraft_hf.export.openvino import LOWEST, export_several
+from fastdraft_hf.export.openvino import LOWEST, export_openvino
 from fastdraft_hf.export.parity import compare_export
 
 TinyModel = Callable[..., LlamaForCausalLM]
@@ -136,7 +136,7 @@ def test_an_export_that_fails_says_which_and_the_others_stay(
     assert models.error.startswith(f"OpenVINO export of {models.broken} failed:\n")
     file = models.target / "openvino_model.xml"
     before = file.stat().st_mtime_ns
-    export_several([(tiny_target_folder, models.target, "fp32")])
+    export_openvino((tiny_target_folder, models.target, "fp32"))
     assert file.stat().st_mtime_ns == before  # a finished one is not made again
 
 

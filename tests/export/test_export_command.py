@@ -32,7 +32,8 @@ def test_a_draft_goes_to_openvino_and_says_what_it_lost(
 ) -> None:
     """With a model that other tests use too: starting the exporter takes ten seconds."""
 
-    def copy(model: Path, output: Path, weight_format: str) -> None:
+    def copy(job: tuple[Path, Path, str]) -> None:
+        model, output, weight_format = job
         assert (model, weight_format) == (draft, "int8")
         shutil.copytree(openvino_models.target_int8, output)
 
@@ -89,7 +90,7 @@ def test_fp32_that_disagrees_is_not_handed_over(
 ) -> None:
     apart = Parity(10, 0.5, 10.0, 0.9, texts=4, same_texts=3, ties=0)
     monkeypatch.setattr(parity, "compare_export", lambda *given: apart)
-    monkeypatch.setattr(parity, "export_openvino", lambda model, out, form: out.mkdir())
+    monkeypatch.setattr(parity, "export_openvino", lambda job: job[1].mkdir())
     output = tmp_path / "ir"
     with pytest.raises(FastDraftError, match=r"\.unchecked-ir differs from PyTorch"):
         checked_export(draft, output, "fp32")

@@ -43,7 +43,7 @@ def test_a_failing_export_leaves_nothing_and_says_why(
     monkeypatch.setattr(sys, "executable", str(python))
     (tmp_path / "out").mkdir()
     with pytest.raises(FastDraftError) as caught:
-        export_openvino(tmp_path / "broken", tmp_path / "out" / "ir", "fp32")
+        export_openvino((tmp_path / "broken", tmp_path / "out" / "ir", "fp32"))
     head, _, reason = str(caught.value).partition("\n")
     assert head == f"OpenVINO export of {tmp_path / 'broken'} failed:"
     assert reason == "line 0\nline 1\nline 2\nline 3\nKeyError: none"
@@ -58,7 +58,7 @@ def test_without_openvino_the_message_says_what_to_install(
     with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[openvino\]"):
         require_openvino()
     with pytest.raises(FastDraftError, match=r"pip install"):
-        export_openvino(tmp_path, tmp_path / "ir", "int8")
+        export_openvino((tmp_path, tmp_path / "ir", "int8"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,8 @@ def test_a_target_is_exported_once_per_machine(
     """Its weights, its configuration and the format decide."""
     exports = []
 
-    def export(model: Path, output: Path, weight_format: str) -> None:
+    def export(job: tuple[Path, Path, str]) -> None:
+        _, output, weight_format = job
         output.mkdir(parents=True)
         exports.append((output, weight_format))
 
@@ -95,18 +96,16 @@ def test_a_target_is_exported_once_per_machine(
     assert len(set(folders)) == len(exports) == 4
 
 
-def test_two_processes_may_export_at_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_export_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loser's rename fails; the winner's folder is what both use."""
-
-    def beaten(model: Path, output: Path, weight_format: str) -> None:
-        if weight_format == "int8":
-            output.mkdir(parents=True)
-        raise OSError("Directory not empty")
-
-    monkeypatch.setattr(openvino, "export_openvino", beaten)
-    assert cached_openvino(target, "int8").is_dir()
-    with pytest.raises(OSError, match="Directory not empty"):
-        cached_openvino(target, "fp32")
+    pytest.importorskip("openvino_genai")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nmkdir {tmp_path / 'ir'}\nexit 1\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    export_openvino((tmp_path / "model", tmp_path / "ir", "int8"))
+    with pytest.raises(FastDraftError, match="failed"):
+        export_openvino((tmp_path / "model", tmp_path / "other", "int8"))
 
 
 @pytest.mark.parametrize(
@@ -132,5 +131,5 @@ def test_a_narrow_draft_goes_to_int4(tmp_path: Path, tiny_model: Callable[..., A
     pytest.importorskip("openvino_genai")
     model = tmp_path / "model"
     tiny_model(hidden_size=192, intermediate_size=192, head_dim=48).save_pretrained(model)
-    export_openvino(model, tmp_path / "ir", "int4")
+    export_openvino((model, tmp_path / "ir", "int4"))
     assert (tmp_path / "ir" / "openvino_model.bin").stat().st_size > 0

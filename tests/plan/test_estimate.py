@@ -102,7 +102,7 @@ def plan_phi3(folder: Path, hardware: str, **options: Any) -> Plan:
 def test_the_papers_recipe_takes_under_a_day_on_eight_gaudi_2(tmp_path: Path, share: float) -> None:
     """The paper says 24 hours."""
     plan = plan_phi3(tmp_path, "8xGaudi2", train=share)
-    assert plan.seconds < 24 * 3600
+    assert sum(stage.seconds for stage in plan.stages) < 24 * 3600
     tokens = {s.stage: s.tokens for s in plan.stages}
     assert (tokens["pretrain"], tokens["continue"]) == (5e9, 7.5e9)
     assert all(s.memory_bytes < DEVICES["Gaudi2"].memory for s in plan.stages)

@@ -77,7 +77,7 @@ def timed(
 ) -> dict[str, Any]:
     """Search with another clock."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searching, "_loop_timer", lambda *given: make_timer())
+        patch.setattr(searching, "LoopTimer", lambda *given: make_timer())
         return search(config, target, folder)
 
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_is_said_before_any_work(
     ("given", "words"),
     [
         ({"acceptance": 1.5}, "acceptance: needs a share from 0 to 1"),
-        ({"depths": [2, 2]}, "depths: needs different numbers"),
+        ({"depths": [0]}, r"depths\[0\]: must be at least 1"),
         ({"probe_tokens": 100}, "rows: probes need"),
         ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
     ],
@@ -226,7 +226,7 @@ def test_the_command_prints_the_sections_of_a_recipe(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(searching, "_loop_timer", lambda *args: Clock())
+    monkeypatch.setattr(searching, "LoopTimer", lambda *args: Clock())
     words = ["tune", str(target.path), "--output-dir", str(tmp_path), "params=250k"]
     words += ["depths=[1, 2, 4]", "max_num_assistant_tokens=4", "context=16"]
     assert cli.main([*words, "acceptance={1: 0.3, 2: 0.6, 4: 0.62}"]) == 0
