@@ -1,4 +1,4 @@
-"""The drafts that `fastdraft run` would design for published targets, as the table of docs/design.md.
+"""The drafts that `fastdraft run` would design for published targets: the table of docs/design.md.
 
 python benchmarks/designs.py [CONFIG.json ...]
 """
