@@ -4,12 +4,12 @@
 
 1. The target's pass over n tokens and the draft's, through our loop's models: PyTorch, and OpenVINO
    int8 with `--draft-openvino`. The widths are timed in turn, medians in milliseconds.
-2. How often the target's greedy token is the draft's first, second, ... choice, on the target's own
-   greedy answers.
-3. The best chain against the best tree, in expected tokens per second. A tree of n nodes holds the n
-   most probable paths, if every position is like the average one (Sequoia, arXiv 2402.12374). Each
-   level is one pass of the draft over its nodes, then the target reads all nodes. Attention masks,
-   bookkeeping and the reordering of the cache are not counted, so a tree is flattered.
+2. How often the target's greedy token is the draft's first, second, ... choice, on the target's
+   own greedy answers.
+3. The best chain against the best tree, in expected tokens per second. A tree of n nodes holds the
+   n most probable paths, if every position is like the average one (Sequoia, arXiv 2402.12374).
+   Each level is one pass of the draft over its nodes, then the target reads all nodes. Attention
+   masks, bookkeeping and the reordering of the cache are not counted, so a tree is flattered.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def best_tree(hits: list[float], target: dict[int, float], draft: dict[int, floa
         tokens -= lost
         levels[depth] += 1
         heapq.heappush(waiting, (lost * hits[0], depth + 1, 0))
-        if rank + 1 < len(hits):
+        if rank + 1 < len(hits) and hits[rank]:
             heapq.heappush(waiting, (lost / hits[rank] * hits[rank + 1], depth, rank + 1))
         # A level is drafted by a pass over the nodes of the level before it.
         passes = [1, *(levels[level] for level in sorted(levels)[:-1])]
@@ -152,8 +152,8 @@ def main() -> None:
             chain, gamma = best_chain(hits, of_target, of_draft)
             tree, nodes, depth = best_tree(hits, of_target, of_draft)
             print(
-                f"| {task} | {shares} | {path} | γ = {gamma}: {chain:.1f} tokens/s | {nodes} nodes, "
-                f"depth {depth}: {tree:.1f} tokens/s | {tree / chain:.2f}x |"
+                f"| {task} | {shares} | {path} | γ = {gamma}: {chain:.1f} tokens/s | {nodes} "
+                f"nodes, depth {depth}: {tree:.1f} tokens/s | {tree / chain:.2f}x |"
             )
 
 
