@@ -6,10 +6,11 @@
    int8 with `--draft-openvino`. The widths are timed in turn, medians in milliseconds.
 2. How often the target's greedy token is the draft's first, second, ... choice, on the target's
    own greedy answers.
-3. The best chain against the best tree, in expected tokens per second. A tree of n nodes holds the
-   n most probable paths, if every position is like the average one (Sequoia, arXiv 2402.12374).
-   Each level is one pass of the draft over its nodes, then the target reads all nodes. Attention
-   masks, bookkeeping and the reordering of the cache are not counted, so a tree is flattered.
+3. The best chain against the best tree, in expected tokens per second. A tree of n nodes of some
+   depth holds the n most probable paths, if every position is like the average one (Sequoia, arXiv
+   2402.12374). Each level is one pass of the draft over the nodes that have children, then the
+   target reads all nodes. Attention masks, bookkeeping and the reordering of the cache are not
+   counted, so a tree is flattered.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import heapq
 import statistics
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,20 +83,28 @@ def best_chain(hits: list[float], target: dict[int, float], draft: dict[int, flo
 
 def best_tree(hits: list[float], target: dict[int, float], draft: dict[int, float]) -> Any:
     """Return (tokens per second, nodes, depth) of the best tree."""
-    found, tokens, levels = [], 1.0, Counter[int]()
-    waiting = [(-hits[0], 1, 0)]  # probability of the path, depth, rank at its last step
-    for nodes in range(1, 32):
-        lost, depth, rank = heapq.heappop(waiting)
-        tokens -= lost
-        levels[depth] += 1
-        heapq.heappush(waiting, (lost * hits[0], depth + 1, 0))
-        if rank + 1 < len(hits) and hits[rank]:
-            heapq.heappush(waiting, (lost / hits[rank] * hits[rank + 1], depth, rank + 1))
-        # A level is drafted by a pass over the nodes of the level before it.
-        passes = [1, *(levels[level] for level in sorted(levels)[:-1])]
-        seconds = sum(at(draft, width) for width in passes) + at(target, nodes + 1)
-        found.append((tokens / seconds, nodes, max(levels)))
+    found = []
+    for most in range(1, 13):
+        tokens, nodes, expanded = 1.0, 0, [set[int]() for _ in range(most)]
+        # Probability of the path, depth, rank at its last step, the node before it.
+        waiting = [(-hits[0], 1, 0, 0)]
+        while waiting and nodes < max(target) - 1:
+            lost, depth, rank, parent = heapq.heappop(waiting)
+            tokens, nodes = tokens - lost, nodes + 1
+            expanded[depth - 1].add(parent)
+            if depth < most:
+                heapq.heappush(waiting, (lost * hits[0], depth + 1, 0, nodes))
+            if rank + 1 < len(hits) and hits[rank]:
+                sibling = lost / hits[rank] * hits[rank + 1]
+                heapq.heappush(waiting, (sibling, depth, rank + 1, parent))
+            # A pass of the draft for each level, over the nodes that have children there.
+            drafting = sum(at(draft, len(nodes_of)) for nodes_of in expanded if nodes_of)
+            found.append((tokens / (drafting + at(target, nodes + 1)), nodes, depth_of(expanded)))
     return max(found)
+
+
+def depth_of(expanded: list[set[int]]) -> int:
+    return sum(map(bool, expanded))
 
 
 def main() -> None:
@@ -117,7 +127,7 @@ def main() -> None:
     if args.draft_openvino:
         from optimum.intel import OVModelForCausalLM
 
-        folders = (cached_openvino(args.target, "int8"), args.draft_openvino)
+        folders = (cached_openvino(Path(args.target), "int8"), args.draft_openvino)
         models = [OVModelForCausalLM.from_pretrained(one, compile=False) for one in folders]
         pairs["OpenVINO int8"] = (models[0], models[1])
 
