@@ -21,7 +21,7 @@ class Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for weight in (p for p in group["params"] if p.grad is not None):
                 state = self.state[weight]
