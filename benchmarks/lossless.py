@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._progress import Progress
 from fastdraft_hf._ties import Margin, first_difference, greedy_margin
 from fastdraft_hf.cli.run import quiet_libraries
@@ -30,7 +29,7 @@ from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import acceptance_rate
 from fastdraft_hf.eval.prompts import EvaluationPrompt, draw_prompts
-from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.target.resolve import resolve_target, stop_ids
 
 # Path -> its baseline, the target alone.

@@ -1,4 +1,4 @@
-"""A draft's repository: which files it holds, and the metadata of its model card."""
+"""A draft's repository: which files it holds, and the metadata of its card."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def check_license(license: str, where: str) -> None:
         raise FastDraftError(f"{where}: the Hub has no license '{license}'{hint}")
 
 
-def check_languages(languages: Any, where: str) -> None:
+def check_languages(languages: Sequence[str], where: str) -> None:
     """Raise `FastDraftError` for a language that is not an ISO 639 code of 2 or 3 letters."""
-    for language in _strings(languages, where):
+    for language in languages:
         if not re.fullmatch("[a-z]{2,3}|code|multilingual", language):
             raise FastDraftError(
                 f"{where}: '{language}' is not a language code (two or three letters, such as en)"
@@ -147,30 +147,6 @@ def check_model_id(name: Any, where: str) -> None:
         raise FastDraftError(f"{where}: {name!r} is not a repository id such as user/name")
 
 
-def check_metadata(data: Mapping[str, Any], *, where: str = "README.md") -> None:
-    """Check the metadata of a card as the Hub does: license, languages, ids and tags.
-
-    Args:
-        data: as ``ModelCard.data.to_dict()`` returns it.
-        where: the file's name, for messages.
-
-    Raises:
-        FastDraftError: the Hub would refuse a value; the key is named.
-    """
-    for license in _strings(data.get("license"), f"{where}: license"):
-        check_license(license, f"{where}: license")
-        for key in ("license_name", "license_link") if license == "other" else ():
-            if not isinstance(data.get(key), str):
-                raise FastDraftError(f"{where}: {key}: needed, because license is other")
-    check_languages(data.get("language"), f"{where}: language")
-    for key in ("base_model", "datasets"):
-        for name in _strings(data.get(key), f"{where}: {key}"):
-            check_model_id(name, f"{where}: {key}")
-    for tag in _strings(data.get("tags"), f"{where}: tags"):
-        if not tag.strip() or "\n" in tag:
-            raise FastDraftError(f"{where}: tags: {tag!r} is not a tag")
-
-
 def read_source(file: Path) -> tuple[str, str, str | None]:
     """Read ``fastdraft_source.json`` of a converted model, which anybody may have written.
 
@@ -188,13 +164,6 @@ def read_source(file: Path) -> tuple[str, str, str | None]:
     check_model_id(model_id, f"target: {file}: model_id")
     if not re.fullmatch("[0-9a-f]{64}", str(digest)):
         raise FastDraftError(f"target: {file}: sha256: {digest!r} is not a SHA-256")
-    for one in _strings(license, f"target: {file}: license"):
-        check_license(one, f"target: {file}: license")
+    if license is not None:
+        check_license(str(license), f"target: {file}: license")
     return model_id, f"sha256:{digest}", license
-
-
-def _strings(value: Any, where: str) -> list[str]:
-    values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise FastDraftError(f"{where}: expected a string or a list of strings, got {value!r}")
-    return values

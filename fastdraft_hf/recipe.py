@@ -20,8 +20,29 @@ from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
 from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
-from fastdraft_hf.export.config import ExportConfig
+from fastdraft_hf.export.gguf import GGUFType
+from fastdraft_hf.export.openvino import WeightFormat
 from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
+
+
+class ExportConfig(Section):
+    """The draft in other engines' formats."""
+
+    openvino: list[WeightFormat] = Field(
+        ["int8"],
+        description="weight formats of the draft's OpenVINO folders; empty for none. Without the "
+        "openvino extra they are left out with a warning",
+    )
+    gguf: list[GGUFType] = Field(
+        [], description="weight types of the draft's GGUF files, for llama.cpp"
+    )
+    acceptance_texts: Count = Field(
+        8,
+        ge=0,
+        le=8,
+        description="texts of the target on which the acceptance of every export is measured, at "
+        "most 8; 0 for none",
+    )
 
 
 class CardConfig(Section):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.export.openvino import openvino_available
 
 STAGES = [
     "design",

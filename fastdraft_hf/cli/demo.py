@@ -61,11 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find and check both models, load them, and print what they write."""
-    from fastdraft_hf._extras import openvino_available
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.export.openvino import cached_openvino, require_openvino
+    from fastdraft_hf.export.openvino import cached_openvino, openvino_available, require_openvino
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.target.resolve import resolve_target, stop_ids
 

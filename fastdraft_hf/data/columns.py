@@ -126,7 +126,7 @@ def check_distribution(
     k = 0
     for number, row in enumerate(itertools.islice(dataset, _CHECKED_ROWS)):
         where = f"{name} dataset, row {number}"
-        _check_lists(row, where)
+        check_lists(row, where)
         made_at = float(row.get(TEMPERATURE) or 1.0)
         if abs(made_at - temperature) > 1e-6:
             raise FastDraftError(
@@ -139,7 +139,7 @@ def check_distribution(
         raise FastDraftError(f"{name} dataset: it has an empty {IDS} in every row")
 
 
-def _check_lists(row: dict[str, Any], where: str) -> None:
+def check_lists(row: dict[str, Any], where: str) -> None:
     """Raise `FastDraftError` unless the columns are lists as long as ``input_ids``."""
     if "input_ids" not in row:
         raise FastDraftError(

@@ -41,8 +41,8 @@ _SOURCE = "source"  # number of a row's source
 class Corpus(NamedTuple):
     """What a stage trains on."""
 
-    train: Dataset | IterableDataset  # rows of ``input_ids``; the labels are the same
-    eval: Dataset | None  # held-out blocks
+    train: Dataset | IterableDataset  # blocks have ``input_ids``; the labels are the same
+    eval: Dataset | None  # held-out blocks or rows
     summary: dict[str, Any]  # what is read, dropped and held out per source; held-out task sets
     stream: BlockStream | None = None  # what ``train`` reads; a checkpoint holds its position
 
@@ -106,12 +106,11 @@ def open_corpus(
             if source.kind in ("packages", "package_docs"):
                 facts["licenses"] = installed.licenses(source.name)
             summary[key] = facts
-        examples = sum(shares) + sum(held_out) // max_length
         write_json(folder / "hashes.json", sorted(hashes))
-        write_json(folder / "summary.json", {"sources": summary, "examples": examples})
+        write_json(folder / "summary.json", summary)
 
     on_main(lambda: None if (folder / "summary.json").exists() else write())
-    summary = _read(folder / "summary.json")
+    summary = {"sources": _read(folder / "summary.json")}
     summary["held_out"] = {} if decontaminator is None else decontaminator.held_out
     evaluated, trained = folder / "eval.arrow", folder / "train.arrow"
     held_out = datasets.Dataset.from_file(str(evaluated)) if evaluated.exists() else None
@@ -218,8 +217,8 @@ def open_completions(
     eval_rows: int,
     seed: int,
     keep: Callable[[int], bool] = lambda index: True,
-) -> tuple[Dataset, Dataset | None, dict[str, Any]]:
-    """Return the rows to train and evaluate on, memory-mapped, and a summary per source.
+) -> Corpus:
+    """Return the rows to train and evaluate on, memory-mapped.
 
     The main process prepares ``folder`` once; later calls and other processes open it. Rows are
     whole: the trainer cuts them to ``max_length``. Their order depends on the seed and the rows'
@@ -237,9 +236,9 @@ def open_completions(
         keep: whether to keep a row, by its index.
 
     Returns:
-        train and eval rows with ``input_ids``, ``labels`` (-100 on prompts) and, with ``logits``,
-        the columns of `columns`; and for each source the ``completion_tokens`` within
-        ``max_length`` and the number of rows kept and dropped, by reason.
+        rows with ``input_ids``, ``labels`` (-100 on prompts) and, with ``logits``, the columns of
+        `columns`; the summary has for each source the ``completion_tokens`` within ``max_length``
+        and the number of rows kept and dropped, by reason.
 
     Raises:
         FastDraftError: a part is damaged or missing, or no row is left.
@@ -305,9 +304,9 @@ def open_completions(
     )
     rows = rows.remove_columns([_SOURCE, "index"])
     held_out = min(eval_rows, len(order) // 5)
-    summary = _read(folder / "summary.json")
+    summary = {"sources": _read(folder / "summary.json"), "held_out": decontaminator.held_out}
     evaluated = rows.select(order[:held_out]) if held_out else None
-    return rows.select(order[held_out:]), evaluated, summary
+    return Corpus(rows.select(order[held_out:]), evaluated, summary)
 
 
 def _tables(

@@ -26,16 +26,14 @@ from numpy.typing import NDArray
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.data.parts import check_set, iter_rows, stored_indices
+from fastdraft_hf.data.parts import has_parts, iter_rows, stored_indices
 from fastdraft_hf.data.prompts import shared_ends, written_instruction
 
 FILTERS = "filters.json"
 KEPT = "kept"
 
-# A completion is a loop if its last 60 tokens repeat with a period of at most 20, or if it ends
-# with three repeats of at most 80 tokens.
-LOOP_TAIL, LOOP_PERIOD = 60, 20
-LONG_LOOP_PERIOD, LONG_LOOP_TIMES = 80, 3
+# A completion is a loop if it ends with three repeats of at most 80 tokens, 60 tokens in all.
+LOOP_TAIL, LOOP_PERIOD, LOOP_TIMES = 60, 80, 3
 # A completion of at least 100 tokens is repetitive if more than half of its runs of six tokens
 # occur earlier in it, as in a list that counts on and says the same thing again.
 REPETITIVE_LENGTH, REPETITIVE_RUN, REPETITIVE_SHARE = 100, 6, 0.5
@@ -108,21 +106,13 @@ def _hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
 
 
 def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = LOOP_PERIOD) -> bool:
-    """Return whether the last ``tail`` ids repeat with a period of ``longest_period`` or less."""
-    if len(ids) < tail:
-        return False
-    end = ids[-tail:]
-    return any(end[period:] == end[:-period] for period in range(1, longest_period + 1))
-
-
-def in_a_long_loop(ids: Sequence[int]) -> bool:
-    """Return whether the ids end with ``LONG_LOOP_TIMES`` repeats of up to 80 ids."""
-    return any(
-        in_a_loop(ids[-LONG_LOOP_TIMES * period :], LONG_LOOP_TIMES * period, period)
-        for period in range(LOOP_PERIOD + 1, LONG_LOOP_PERIOD + 1)
-        # A cheap test first: it rules out most.
-        if len(ids) >= LONG_LOOP_TIMES * period and ids[-1] == ids[-1 - period]
-    )
+    """Return whether the ids end with ``LOOP_TIMES`` repeats, of ``tail`` ids in all at least."""
+    for period in range(1, min(longest_period, len(ids) // LOOP_TIMES) + 1):
+        if ids[-1] == ids[-1 - period]:  # cheap, and rules out most
+            end = ids[-max(tail, LOOP_TIMES * period) :]
+            if len(end) >= tail and end[period:] == end[:-period]:
+                return True
+    return False
 
 
 def repeats_itself(ids: Sequence[int]) -> bool:
@@ -139,9 +129,9 @@ def judge_rows(
     """Yield every row's index with ``kept`` or the reason why it is dropped.
 
     Reasons, in the order of the checks: ``empty`` (nothing but a stop token), ``loop``
-    (`in_a_loop`, `in_a_long_loop`), ``repetition`` (`repeats_itself`), ``duplicate`` (the same
-    prompt and completion), ``near duplicate`` (what all prompts of the set begin or end with is
-    left out of the similarity).
+    (`in_a_loop`), ``repetition`` (`repeats_itself`), ``duplicate`` (the same prompt and
+    completion), ``near duplicate`` (what all prompts of the set begin or end with is left out of
+    the similarity).
 
     Args:
         rows: of a set, by increasing index.
@@ -160,7 +150,7 @@ def judge_rows(
         if len(ids) - stopped < 1:
             return "empty"
         text = ids[:-1] if stopped else ids
-        if in_a_loop(text) or in_a_long_loop(text):
+        if in_a_loop(text):
             return "loop"
         if repeats_itself(text):
             return "repetition"
@@ -195,7 +185,8 @@ def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
     Raises:
         FastDraftError: it is not a complete set, or a part is damaged or missing.
     """
-    check_set(folder)
+    if not has_parts(folder):
+        raise FastDraftError(f"{folder}: not a generated set (it has no part-*.parquet)")
     path = folder / FILTERS
     if not path.exists():  # a set that was written in Python and not judged
         judged = list(judge_rows(iter_rows(folder)))

@@ -286,9 +286,3 @@ def _table(completions: Sequence[Completion]) -> Any:
         for completion in completions
     ]
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def check_set(folder: Path) -> None:
-    """Raise `FastDraftError` if a folder is not a generated set."""
-    if not has_parts(folder):
-        raise FastDraftError(f"{folder}: not a generated set (it has no part-*.parquet)")

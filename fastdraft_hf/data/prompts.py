@@ -89,11 +89,7 @@ def chat_ids(
 
 
 def _chat_text(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> str:
-    """Render a conversation, its content as text or, as vision models read it, a list of parts.
-
-    Raises:
-        FastDraftError: the template drops what the user says either way.
-    """
+    """Render a conversation, its content as text or, as vision models read it, a list of parts."""
     for parts in (False, True):
         if "rivers" in _rendered(tokenizer, [("user", "rivers")], parts):
             return _rendered(tokenizer, turns, parts)

@@ -8,6 +8,7 @@ seconds that its imports take.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._atomic import atomic_folder
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.draft.reduced_vocabulary import (
     read_reduced_vocabulary,
     reduce_model,
@@ -33,6 +33,15 @@ WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 
 # Logit of a token that a reduced vocabulary leaves out: the lowest finite float16.
 LOWEST = -65504.0
+
+
+def openvino_available() -> bool:
+    """Return whether the ``openvino`` extra is installed."""
+    names = ("openvino", "openvino_genai", "openvino_tokenizers", "optimum.intel")
+    try:
+        return all(importlib.util.find_spec(name) for name in names)
+    except ModuleNotFoundError:  # the parent package of optimum.intel
+        return False
 
 
 def require_openvino() -> None:

@@ -14,12 +14,12 @@ from fastdraft_hf._card import (
     CARD,
     LICENSES,
     TAGS,
-    check_metadata,
     is_model_id,
     markdown,
     python,
 )
 from fastdraft_hf._errors import FastDraftError, redacted
+from fastdraft_hf.data.task_sets import HUB_SETS
 from fastdraft_hf.eval.summary import (
     SPEED_NOTE,
     TRAINING_STAGES,
@@ -39,13 +39,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 # The id that a task set has on the Hub; a set of the user's own keeps its name.
-_HUB_IDS = {
-    "humaneval": "openai/openai_humaneval",
-    "ifbench": "allenai/IFBench_test",
-    "cnn_dailymail": "abisee/cnn_dailymail",
-    "tinystories": "roneneldan/TinyStories",
-    "dolly": "databricks/databricks-dolly-15k",
-}
+_HUB_IDS = {name: task.dataset for name, task in HUB_SETS.items()}
+_HUB_IDS |= {"humaneval": "openai/openai_humaneval", "ifbench": "allenai/IFBench_test"}
 
 
 def best_of_paths(bench: dict[str, Any] | None, order: Sequence[str]) -> int | None:
@@ -79,8 +74,8 @@ def render_card(
         weights_note: how the weights were changed after they were measured.
 
     Raises:
-        FastDraftError: the run has no evaluation, a name holds a control character such as a line
-            break, or the Hub refuses the metadata.
+        FastDraftError: the run has no evaluation, or a name holds a control character such as a
+            line break.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -110,7 +105,6 @@ def render_card(
         own = license if license != "other" else f"{target.split('/')[-1].lower()}-license"
         data.license_name = re.sub(r"[^a-z0-9.-]+", "-", str(own).lower())
         data.license_link = f"https://huggingface.co/{target}" if is_id else "LICENSE"
-    check_metadata(data.to_dict())
     design = summary.provenance.get("design", {}).get("facts", {})
     align = summary.provenance.get("align")
     objective = (align["facts"].get("objective") or {"ce": 1}) if align else ""

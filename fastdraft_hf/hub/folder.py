@@ -1,11 +1,17 @@
-"""What a draft's repository holds, gathered from a run's folder or a draft's."""
+"""A run's folder as the Hub's commands read it, and what a draft's repository holds.
+
+It goes by the names of folders and imports no stage, so that a folder copied from another machine
+can be pushed too.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,6 @@ from fastdraft_hf._card import (
     CARD,
     PROVENANCE,
     TAGS,
-    check_metadata,
     check_texts,
     draft_files,
     is_model_id,
@@ -22,9 +27,24 @@ from fastdraft_hf._card import (
 )
 from fastdraft_hf._errors import FastDraftError, redacted
 from fastdraft_hf.decode.settings import read_draft_tokens
+from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, read_summary
 from fastdraft_hf.hub.card import render_card
-from fastdraft_hf.hub.run_folder import RunFolder, find_run
 
+# Stage to folder, in the order of a run; a test compares it with the stages' own.
+FOLDERS = {
+    "design": "design",
+    "generate": "generate",
+    "logits": "logits",
+    "pretrain": "pretrain",
+    "continue": "continue",
+    "align": "align",
+    "reduced_vocabulary": "reduced",
+    "export": "export",
+    "evaluate": "evaluate",
+    "bench": "bench",
+    "card": "draft",
+    "report": "report",
+}
 # What optimum-intel writes. Its .bin files hold numbers only.
 _OPENVINO_FILES = ("*.xml", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w/.:>-])(?:~?/|[A-Za-z]:\\)(?:[^\s/\\\"'=,]+[/\\])+")
@@ -35,6 +55,110 @@ _REQUIREMENTS = """\
 transformers>=5.5
 # fastdraft-hf: optional; with it the faster loop is used, and batches larger than one
 """
+
+
+@dataclass
+class RunFolder:
+    """A draft and the run that made it.
+
+    Attributes:
+        draft: the checkpoint's folder.
+        run: the run's folder, ``None`` for a draft without its run.
+    """
+
+    draft: Path
+    run: Path | None
+
+    @functools.cached_property
+    def summary(self) -> RunSummary:
+        """The run's records; empty without a run."""
+        run = self.run
+        return read_summary({} if run is None else {s: run / name for s, name in FOLDERS.items()})
+
+    @functools.cached_property
+    def records(self) -> dict[str, Any]:
+        """The provenance of every stage; for a draft without its run, what it came with."""
+        record = read_record(self.draft)
+        alone = {record["stage"]: record} if "stage" in record else record
+        return dict(self.summary.provenance) or alone
+
+    def openvino_folders(self) -> list[Path]:
+        """Return the draft's finished OpenVINO folders, beside it or in the run's export."""
+        parents = [self.draft, *([self.run / "export"] if self.run else [])]
+        found = [f for parent in parents for f in sorted(parent.glob("openvino-*"))]
+        named = [f for f in found if re.fullmatch(r"openvino-[\w.-]+", f.name)]
+        return [f for f in named if (f / "openvino_model.xml").is_file()]
+
+
+def find_run(folder: Path) -> RunFolder:
+    """Find the draft and the run that ``folder`` is or contains.
+
+    Raises:
+        FastDraftError: there is no finished draft.
+    """
+    if not folder.is_dir():
+        raise FastDraftError(f"there is no folder {folder}")
+    if (folder / "config.json").is_file():
+        parent = folder.resolve().parent
+        return RunFolder(folder, parent if folder.name == "draft" and _is_run(parent) else None)
+    draft = folder / FOLDERS["card"]
+    if (draft / "config.json").is_file():
+        return RunFolder(draft, folder)
+    if _is_run(folder):
+        raise FastDraftError(
+            f"{folder} holds no finished draft yet; finish the run with `fastdraft run`"
+        )
+    raise FastDraftError(
+        f"{folder} is neither a run's folder nor a draft's: it has no config.json and no draft/"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() or any(
+        (folder / name / "provenance.json").is_file() for name in FOLDERS.values()
+    )
+
+
+def default_name(target: str, evaluation: dict[str, Any] | None) -> str:
+    """Return a draft's default name: its target's, and its size where that is known."""
+    base = re.sub(r"[^A-Za-z0-9._-]", "-", target.split("/")[-1])
+    if evaluation is None:
+        return f"{base}-FastDraft"
+    return f"{base}-FastDraft-{evaluation['draft_parameters'] / 1e6:.0f}M"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return a folder's provenance record, empty when it has none."""
+    path = folder / "provenance.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise FastDraftError(f"{path} is not JSON ({error})") from None
+    return record if isinstance(record, dict) else {}
+
+
+def earlier_training(draft: Path) -> dict[str, Any] | None:
+    """Return how long a draft was trained that this package made.
+
+    Args:
+        draft: a published draft's folder, a run's ``draft``, or the folder of one of its stages.
+
+    Returns:
+        ``tokens`` and ``seconds`` of its training stages and of the training before them; ``None``
+        where no record says it.
+    """
+    records = read_record(draft)  # published: the records of all stages in one file
+    if (stage := records.get("stage")) in FOLDERS:  # in a run: its own stage and those before
+        before = list(FOLDERS)[: list(FOLDERS).index(stage) + 1]
+        records = {name: read_record(draft.parent / FOLDERS[name]) for name in before}
+    earlier = records.get("design", {}).get("facts", {}).get("earlier") or {}
+    tokens, seconds = earlier.get("tokens", 0), earlier.get("seconds", 0.0)
+    for found in filter(None, map(records.get, TRAINING_STAGES)):
+        tokens += found["facts"].get("tokens", 0)
+        seconds += found["wall_seconds"]
+    return {"tokens": tokens, "seconds": round(seconds, 1)} if tokens else None
 
 
 def write_custom_generate(folder: Path) -> None:
@@ -89,30 +213,30 @@ def gather(
             raise FastDraftError(f"{one} is a symbolic link; only regular files are pushed")
         found_here = draft_files(one, _OPENVINO_FILES)
         files |= {f"{one.name}/{name}": file for name, file in found_here.items()}
+    note = ""
+    if dtype is not None:
+        had = _cast(draft, dtype, output)
+        if had != dtype:
+            note = f"The weights are stored in {dtype}; the figures below were measured with {had}."
+        files = {name: f for name, f in files.items() if "/" in name or ".safetensors" not in name}
     for name, file in files.items():
         (output / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, output / name)
-    types = cast_weights(output, dtype) if dtype else [dtype]
     for name in ("config.json", "tokenizer_config.json"):
         config = json.loads((output / name).read_text(encoding="utf-8"))
         for key in _PRIVATE_KEYS:
             config.pop(key, None)
         if config.get("use_cache") is False:  # a trainer's setting; a draft without it is slow
             config["use_cache"] = True
+        if dtype is not None and name == "config.json":
+            config.pop("torch_dtype", None)  # the key's older name
+            config["dtype"] = dtype
         write_json(output / name, config)
     write_custom_generate(output)
-    stages, note = found.records, ""
-    if types != [dtype]:
-        note = (
-            f"The weights are stored in {dtype}; the figures below were measured with "
-            f"{' and '.join(map(str, types))}."
-        )
-        facts = {"dtype": dtype, "cast_from": types, "note": note}
-        stages = {**stages, "push": {"stage": "push", "facts": facts}}
     card = _card(found, repo_id, exported[0].name if exported else None, note)
     (output / CARD).write_text(card, encoding="utf-8")
-    if stages:
-        write_json(output / PROVENANCE, _public(stages))
+    if found.records:
+        write_json(output / PROVENANCE, _public(found.records))
     check_texts(files_below(output), get_token())
 
 
@@ -155,7 +279,6 @@ def _card(found: RunFolder, location: str, openvino: str | None, weights_note: s
         text = re.sub(rf'(?<=[" ]){re.escape(old)}(?=[" /])', lambda _: location, text)
     card = load_card(text)
     card.data.tags = list(dict.fromkeys([*(card.data.get("tags") or []), *TAGS]))
-    check_metadata(card.data.to_dict())
     if not isinstance(card.data.get("base_model"), str):
         raise FastDraftError(
             f"{path}: base_model: the Hub must know whose draft this is; set card.base_model in "
@@ -164,44 +287,19 @@ def _card(found: RunFolder, location: str, openvino: str | None, weights_note: s
     return str(card.content)
 
 
-def cast_weights(folder: Path, dtype: str) -> list[str]:
-    """Store a checkpoint's floating-point weights in another type, in place.
-
-    The files' tensors are cast one by one, so tied and unused ones stay; integers are not touched.
-
-    Args:
-        folder: the checkpoint's folder.
-        dtype: a floating-point type of PyTorch, such as ``bfloat16``.
-
-    Returns:
-        the types that the weights had, such as ``["float32"]``.
-
-    Raises:
-        FastDraftError: a weight is not finite in the new type.
-    """
+def _cast(draft: Path, dtype: str, output: Path) -> str:
+    """Save a draft's weights in another type; return the name of the type that they had."""
     import torch
-    from safetensors.torch import load, save_file
+    from transformers import AutoModelForCausalLM
 
-    types, size = set(), 0
-    for file in folder.glob("*.safetensors"):
-        tensors = load(file.read_bytes())  # not mapped from the file that is replaced below
-        for key, tensor in tensors.items():
-            if tensor.is_floating_point():
-                types.add(str(tensor.dtype).removeprefix("torch."))
-                tensors[key] = tensor.to(getattr(torch, dtype)).contiguous()
-                if not bool(torch.isfinite(tensors[key]).all()):
-                    raise FastDraftError(f"{file.name}: {key} is not finite in {dtype}; not pushed")
-            size += tensors[key].nbytes
-        save_file(tensors, file, metadata={"format": "pt"})
-    for file in (folder / "config.json", *folder.glob("*.safetensors.index.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if file.name == "config.json":
-            content.pop("torch_dtype", None)  # the key's older name
-            content["dtype"] = dtype
-        else:
-            content["metadata"] = {**content.get("metadata", {}), "total_size": size}
-        write_json(file, content)
-    return sorted(types)
+    given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(draft, dtype="auto", **given)
+    had = str(model.dtype).removeprefix("torch.")
+    model.to(getattr(torch, dtype)).save_pretrained(output)
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise FastDraftError(f"{name} is not finite in {dtype}; not pushed")
+    return had
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.target_logits import BATCH_TOKENS, stored_bytes
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
+from fastdraft_hf.export.openvino import openvino_available
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.runner import STAGES, planned

@@ -9,11 +9,10 @@ from typing import Any
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.eval.speed import summarize
-from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import stop_ids
@@ -31,7 +30,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.bench
     tokenizer = AutoTokenizer.from_pretrained(run.target.path)
     paths = _available(config.paths)
-    reduced = _reduced_paths(run, paths)
+    reduced = [] if run.recipe.reduced_vocabulary is None else paths
     models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))
     prompts = draw_prompts(
         tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
@@ -57,20 +56,6 @@ def _available(paths: Sequence[str]) -> list[str]:
         else:
             kept.append(path)
     return kept
-
-
-def _reduced_paths(run: Run, paths: Sequence[str]) -> list[str]:
-    """Return the paths on which the draft with a reduced vocabulary is timed."""
-    if run.recipe.reduced_vocabulary is None:
-        return []
-    exported = _export(run, bench.REDUCED).exists()
-    if not exported and _OPENVINO_DRAFTS & set(paths):
-        logger.warning(
-            "bench: the reduced draft was not exported to OpenVINO %s, so it is timed in PyTorch "
-            "only",
-            run.recipe.bench.weight_format,
-        )
-    return [path for path in paths if exported or path not in bench.OPENVINO]
 
 
 def _export(run: Run, draft: str = "") -> Path:

@@ -16,8 +16,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     from fastdraft_hf.decode.settings import store_draft_settings
     from fastdraft_hf.eval.summary import read_summary
     from fastdraft_hf.hub.card import best_of_paths, render_card
-    from fastdraft_hf.hub.folder import write_custom_generate
-    from fastdraft_hf.hub.run_folder import RunFolder, default_name
+    from fastdraft_hf.hub.folder import RunFolder, default_name, write_custom_generate
 
     source = run.latest_model()
     for name, file in draft_files(source).items():
@@ -33,7 +32,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model_name": settings.model_name or default_name(target.name, summary.evaluation),
         "num_assistant_tokens": gamma,
-        "weights_from": source.name,
         "license": settings.license or target.license,
         "base_model": settings.base_model,
         "language": settings.language,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from fastdraft_hf import _processes
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.task_sets import TASK_NAMES, digest, load_task_set, settings_of
+from fastdraft_hf.eval.summary import TRAINING_STAGES
+from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
-from fastdraft_hf.stages.run import PROVENANCE, Run
+from fastdraft_hf.stages.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +77,13 @@ def not_held_out(run: Run) -> list[str]:
     Tasks may be named after training, or a dataset may have changed since. A draft that was given
     was trained elsewhere, on text that nobody checked here.
     """
-    records = []
-    for stage in ("pretrain", "continue", "align"):
-        path = run.stage_folder(stage) / PROVENANCE
-        if path.exists():
-            facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
-            records.append(facts.get("data", {}).get("held_out") or {})
+    records = [read_record(run.stage_folder(stage)) for stage in TRAINING_STAGES]
+    held_out = [one["facts"].get("data", {}).get("held_out") or {} for one in records if one]
     found = []
     for name, settings in settings_of(run.recipe.evaluate.tasks):
-        if not records or name in TASK_NAMES:  # the packaged sets are always left out
+        if not held_out or name in TASK_NAMES:  # the packaged sets are always left out
             continue
         own = digest(load_task_set(name, settings))
-        if any(own not in record.get(name, ()) for record in records):
+        if any(own not in one.get(name, ()) for one in held_out):
             found.append(name)
     return found

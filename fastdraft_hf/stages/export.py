@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.data.engines import TransformersEngine
+from fastdraft_hf.data.parts import build_requests
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export import parity
+from fastdraft_hf.export.openvino import openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 
@@ -124,38 +126,20 @@ def read_acceptance(
         ``drafts``: of each form the ``name``, ``acceptance_rate`` (accepted per drafted token) and
         ``block_efficiency`` (tokens per forward pass of the target).
     """
-    from transformers import set_seed
-
     from fastdraft_hf.eval import expected, metrics
     from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
     tokenizer = load_tokenizer(target, "target")
     ends = stop_ids(target, tokenizer)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
-    model = load_draft(target, dtype="float32").to(device)
-    prompts = list(PROMPTS[:texts])
-    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(device)
-    set_seed(seed)
-    output = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=NEW_TOKENS,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=sorted(ends),
-        pad_token_id=min(ends),
+    prompts = [tuple(ids) for ids in tokenizer(list(PROMPTS[:texts]))["input_ids"]]
+    requests = build_requests(
+        prompts, temperatures=[temperature], max_new_tokens=NEW_TOKENS, seed=seed, source="export"
     )
-    continuations = []
-    for prompt, tokens in zip(
-        tokenizer(prompts)["input_ids"],
-        output[:, inputs["input_ids"].shape[1] :].tolist(),
-        strict=True,
-    ):
-        last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-        text = expected.Continuation("export", tuple(prompt), tuple(tokens[: last + 1]))
-        continuations.append(text)
+    completions = TransformersEngine(target, ends, device=device).generate(requests, lambda _: None)
+    continuations = [
+        expected.Continuation("export", one.request.prompt_ids, one.ids) for one in completions
+    ]
+    model = load_draft(target, dtype="float32").to(device)
     found = []
     for name, load in drafts.items():
         draft = load()

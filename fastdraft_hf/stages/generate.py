@@ -18,7 +18,6 @@ import numpy as np
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
@@ -37,7 +36,7 @@ from fastdraft_hf.data.prompts import (
     template_ends,
 )
 from fastdraft_hf.data.task_sets import Decontaminator
-from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_config, stop_ids
@@ -297,11 +296,7 @@ def instruction_limit(folder: Path) -> int:
 
 
 def _open_engine(run: Run, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """Load the run's target into the engine of ``generate.engine``.
-
-    Raises:
-        FastDraftError: a setting of ``generate`` is wrong, or the server does not answer.
-    """
+    """Load the run's target into the engine of ``generate.engine``."""
     config, path = run.recipe.generate, run.target.path
     assert config is not None  # the stage is planned only with its section
     ends = stop_ids(path, tokenizer)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._extras import openvino_available
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import LogitsConfig
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
-from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 
@@ -47,11 +46,7 @@ def lacks_rows(folder: Path) -> bool:
 def _open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
-    """Load the target; return its reader and the engine and type for the record.
-
-    Raises:
-        FastDraftError: OpenVINO is asked for and is not installed, or cannot read this target.
-    """
+    """Load the target; return its reader and the engine and type for the record."""
     wanted = config.engine == "openvino"
     if wanted and not openvino_available():
         raise FastDraftError(

@@ -102,9 +102,6 @@ def reduce_draft(
     facts = {
         "draft_vocab_size": size,
         "vocabulary": vocabulary,
-        "counted_tokens": counts.total(),
-        "counted_different_tokens": len(counts),
-        "held_out_tokens": total,
         "coverage": sum(held_out[token] for token in ids) / total if total else None,
     }
     shutil.copytree(draft, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
-from fastdraft_hf.hub.run_folder import FOLDERS
+from fastdraft_hf.hub.folder import FOLDERS
 from fastdraft_hf.recipe import Recipe
 from fastdraft_hf.target.resolve import Target, resolve_target
 

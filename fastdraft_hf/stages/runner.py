@@ -29,7 +29,7 @@ from fastdraft_hf._processes import (
     start,
     world,
 )
-from fastdraft_hf.hub.run_folder import read_record
+from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import Recipe, resolve_device
 from fastdraft_hf.stages import (
     bench,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._processes import barrier, is_main, on_main
 from fastdraft_hf.data.columns import IGNORED
-from fastdraft_hf.data.corpus import open_completions, open_corpus, summary_lines
+from fastdraft_hf.data.corpus import Corpus, open_completions, open_corpus, summary_lines
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
@@ -37,12 +37,14 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     check_vocabulary(vocabulary, start_model)
     data, trained = folder / "data", folder / "facts.json"
     if not on_main(trained.exists):
-        rows, summary = open_rows(run, data, name, section, tokenizer)
+        corpus = open_rows(run, data, name, section, tokenizer)
         facts = train(
             start_model,
             folder / "work",
             section,
-            **rows,
+            train_dataset=corpus.train,
+            eval_dataset=corpus.eval,
+            stream=corpus.stream,
             tokenizer=AutoTokenizer.from_pretrained(start_model),
             seed=run.recipe.seed,
             device=resolve_device(run.recipe.device),
@@ -54,10 +56,10 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
             shutil.copytree(folder / "work" / "model", folder, dirs_exist_ok=True)
             for emissions in (folder / "work").glob("emissions.csv"):  # `report_to: codecarbon`
                 shutil.copy(emissions, folder)
-            if name == "align" and rows["eval_dataset"] is not None:
-                facts["draft_temperature"] = _fit_temperature(run, folder, rows["eval_dataset"])
+            if name == "align" and corpus.eval is not None:
+                facts["draft_temperature"] = _fit_temperature(run, folder, corpus.eval)
             write_json(folder / "log.json", facts.pop("log"))
-            write_json(trained, {"data": summary, "started_from": start_model.name, **facts})
+            write_json(trained, {"data": corpus.summary, "started_from": start_model.name, **facts})
         barrier()
     if is_main():
         for used in (folder / "work", data):  # checkpoints and data are no longer needed
@@ -67,9 +69,10 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
 
 def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
     """Choose the draft's temperature on the rows held out from alignment, and store it."""
-    from fastdraft_hf.decode.settings import store_draft_settings
+    from fastdraft_hf.decode.settings import store_temperature_ratio
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.eval.expected import Continuation, fit_temperature_ratio
+    from fastdraft_hf.eval.draft_temperature import fit_temperature_ratio
+    from fastdraft_hf.eval.expected import Continuation
 
     device = resolve_device(run.recipe.device)
     pair = [load_draft(path, dtype="auto").to(device).eval() for path in (run.target.path, folder)]
@@ -81,7 +84,7 @@ def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
         texts.append(Continuation("align", tuple(ids[:start]), tuple(ids[start:])))
     temperature = (*run.recipe.evaluate.sampled, 1.0)[0]
     found = fit_temperature_ratio(pair[0], pair[1], texts, temperature)
-    store_draft_settings(folder, temperature_ratio=found["temperature_ratio"])
+    store_temperature_ratio(folder, found["temperature_ratio"])
     logger.info(
         "align: the draft samples at %.2f times the target's temperature (%g): expected acceptance "
         "of a token %.3f, at the same temperature %.3f",
@@ -95,8 +98,8 @@ def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
 
 def open_rows(
     run: Run, data: Path, name: str, section: TrainingSection, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows to train on and to evaluate on, as `train` takes them, and a summary.
+) -> Corpus:
+    """Return the rows to train on and to evaluate on.
 
     The main process prepares them in ``data`` once; all processes map them into memory.
     """
@@ -109,22 +112,16 @@ def open_rows(
         "eval_rows": section.eval_rows,
         "seed": run.recipe.seed,
     }
-    rows: dict[str, Any] = {}
-    summary: dict[str, Any]
     if name == "align":
         stored = distribution_source(run.recipe, name) == "stored"
         logits = run.stage_folder("logits") if stored else None
-        train, evaluated, sources = open_completions(
-            section.sources, tokenizer=tokenizer, logits=logits, **common
-        )
-        examples = len(train) + (0 if evaluated is None else len(evaluated))
-        summary = {"sources": sources, "examples": examples, "held_out": check.held_out}
+        corpus = open_completions(section.sources, tokenizer=tokenizer, logits=logits, **common)
     else:
         # Full steps, the last of which reaches the budget.
         tokens = -(-section.max_train_tokens // section.step_tokens) * section.step_tokens
-        train, evaluated, summary, rows["stream"] = open_corpus(
+        corpus = open_corpus(
             section.sources, tokenizer, tokens=tokens, streaming=section.streams, **common
         )
-    for line in summary_lines(summary["sources"]):
+    for line in summary_lines(corpus.summary["sources"]):
         logger.info("%s: %s", name, line)
-    return {"train_dataset": train, "eval_dataset": evaluated, **rows}, summary
+    return corpus

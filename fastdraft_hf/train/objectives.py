@@ -105,11 +105,6 @@ def register_term(cls: T) -> T:
     return cls
 
 
-def terms() -> dict[str, Term]:
-    """Return every registered term by name."""
-    return dict(_TERMS)
-
-
 @register_term
 class CrossEntropy(Term):
     """``ce`` = −log q at the label: pre-training, and sequence-level knowledge distillation.

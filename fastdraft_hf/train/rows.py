@@ -9,7 +9,6 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import columns
 
 
@@ -60,11 +59,8 @@ class DraftCollator(DataCollatorForLanguageModeling):
 
     def _cut(self, example: dict[str, Any]) -> dict[str, Any]:
         size = len(example["input_ids"])
-        for column in columns.LISTS if columns.IDS in example else ():
-            if len(example[column]) != size:
-                raise FastDraftError(
-                    f"{column} has {len(example[column])} entries for {size} input_ids"
-                )
+        if columns.IDS in example:
+            columns.check_lists(example, "a row")
         if not self.max_length or size <= self.max_length:
             return example
         window = slice(size - self.max_length, None) if self.keep_end else slice(self.max_length)

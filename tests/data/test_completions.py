@@ -58,7 +58,8 @@ def opened(folder: Path, rows: str = "rows", **given: Any) -> tuple[Any, Any, di
         "seed": 0,
         **given,
     }
-    return open_completions(arguments.pop("sources"), **arguments)
+    made = open_completions(arguments.pop("sources"), **arguments)
+    return made.train, made.eval, made.summary["sources"]
 
 
 @settings(max_examples=20)

@@ -37,15 +37,3 @@ def test_wrong_settings_are_named_with_their_path(settings: dict[str, Any], mess
 def test_a_name_that_is_no_folder(name: str) -> None:
     with pytest.raises(FastDraftError, match=r"sets: .* cannot be a folder name"):
         GenerateConfig(sets={name: {}})
-
-
-def test_a_set_survives_its_file() -> None:
-    given = {
-        "kind": "dataset",
-        "dataset": "x",
-        "context_columns": ["input"],
-        "near_duplicates": None,
-    }
-    config = GenerateConfig(sets={"a": given})
-    assert config.sets["a"].near_duplicates is None
-    assert GenerateConfig(**config.model_dump()) == config

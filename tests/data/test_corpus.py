@@ -122,7 +122,6 @@ def test_weights_are_shares_of_tokens(tmp_path: Path, tiny_tokenizer: Any, corpu
     parts = made.summary["sources"].values()
     assert [part["tokens"] for part in parts] == [480, 160]
     assert sum(part["held_out_tokens"] for part in parts) == 4 * LENGTH
-    assert made.summary["examples"] == 44
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -143,6 +142,7 @@ def test_held_out_documents_are_never_trained_on(
     assert len(made.eval) == 12
     assert len(held) >= 10
     assert trained == set(words) - held
+    assert (tmp_path / "corpus-0" / "train.arrow").exists() is not streaming
     if not streaming:
         assert min(part["passes"] for part in made.summary["sources"].values()) > 1
 
@@ -304,14 +304,3 @@ def test_a_stream_is_not_read_by_a_worker(open_stream: Callable[..., BlockStream
     loader = DataLoader(open_stream().as_dataset(), num_workers=1)
     with pytest.raises(FastDraftError, match="dataloader_num_workers: must be 0 with a stream"):
         next(iter(loader))
-
-
-def test_a_stream_writes_no_blocks_to_train_on(tmp_path: Path, corpus: Make) -> None:
-    a = jsonl(tmp_path / "a.jsonl", [unlike(n) for n in range(100)])
-    made = corpus([a], 50, 2, streaming=True)
-    assert made.summary["sources"][a.name] == {
-        "tokens": 50 * LENGTH,
-        "held_out_tokens": 2 * LENGTH,
-    }
-    assert made.stream is not None
-    assert not (tmp_path / "corpus-0" / "train.arrow").exists()

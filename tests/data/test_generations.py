@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import parts
-from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import PARTS, build_requests, iter_rows, stored_indices, write_rows
 
@@ -145,22 +145,6 @@ def test_when_the_time_is_up_finished_rows_are_kept(
     again = clock.engine(30)
     write_rows(again, make_requests(40), tmp_path / "set", max_minutes=5)
     assert again.started == []
-
-
-def test_ids_are_kept_as_generated(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    letters = tiny_tokenizer.convert_tokens_to_ids(["t", "h", "e"])
-    assert tiny_tokenizer.encode(tiny_tokenizer.decode(letters)) != letters  # it would merge them
-
-    class Spelling(FakeEngine):
-        def generate(self, requests: Any, on_tokens: Any) -> Any:
-            for request in requests:
-                yield Completion(request, tuple(letters), "length")
-
-    write_rows(Spelling(), make_requests(2), tmp_path / "set")
-    assert [row["completion_ids"] for row in iter_rows(tmp_path / "set")] == [
-        letters,
-        letters,
-    ]
 
 
 @given(

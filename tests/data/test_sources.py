@@ -170,8 +170,6 @@ def test_sources_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"kind": "files"}, "name: needed for kind files"),
-        ({"kind": "hub"}, "name: needed for kind hub"),
-        ({}, "name: needed for kind generated"),
         ({"kind": "python", "weight": 0}, "weight: must be above 0, got 0"),
     ],
 )

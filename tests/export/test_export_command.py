@@ -12,8 +12,8 @@ import torch
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.export import parity
-from fastdraft_hf.export.config import ExportConfig
 from fastdraft_hf.export.parity import Parity, checked_export, compare
+from fastdraft_hf.recipe import ExportConfig
 from fastdraft_hf.stages.export import PROMPTS
 
 

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fastdraft_hf import FastDraftError, _extras
-from fastdraft_hf._extras import openvino_available
+from fastdraft_hf import FastDraftError
 from fastdraft_hf.export import openvino
-from fastdraft_hf.export.openvino import cached_openvino, export_openvino, require_openvino
+from fastdraft_hf.export.openvino import (
+    cached_openvino,
+    export_openvino,
+    openvino_available,
+    require_openvino,
+)
 from fastdraft_hf.export.parity import compare_export
 
 
@@ -53,7 +57,7 @@ def test_a_failing_export_leaves_nothing_and_says_why(
 def test_without_openvino_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_extras.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
     assert not openvino_available()
     with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[openvino\]"):
         require_openvino()

@@ -14,8 +14,7 @@ import yaml
 from hub_server import TOKEN, HubServer, client_environment, hub_server
 from huggingface_hub import ModelCard
 
-from fastdraft_hf._card import check_metadata
-from fastdraft_hf._extras import openvino_available
+from fastdraft_hf.export.openvino import openvino_available
 
 REPO = "user/SmolLM2-135M-draft"
 TARGET = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -127,7 +126,6 @@ def check_repository(hub: HubServer, folder: Path) -> None:
 
     card = ModelCard(files["README.md"].content.decode())
     data = card.data
-    check_metadata(data.to_dict())
     assert data.base_model == TARGET
     assert data.license == "apache-2.0"
     assert data.language == ["en", "code"]

@@ -8,7 +8,7 @@ import pytest
 
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.hub.run_folder import (
+from fastdraft_hf.hub.folder import (
     FOLDERS,
     earlier_training,
     find_run,

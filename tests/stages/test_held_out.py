@@ -66,9 +66,9 @@ def text_read(
 
     def read(name: str) -> tuple[str, dict[str, Any]]:
         stage = run.recipe.training_stages()[name]
-        rows, summary = train.open_rows(run, tmp_path / "data", name, stage, tiny_tokenizer)
-        ids = rows["train_dataset"]["input_ids"]
-        return " ".join(map(tiny_tokenizer.decode, ids)), summary
+        corpus = train.open_rows(run, tmp_path / "data", name, stage, tiny_tokenizer)
+        ids = corpus.train["input_ids"]
+        return " ".join(map(tiny_tokenizer.decode, ids)), corpus.summary
 
     return read
 

@@ -42,7 +42,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
     engine = make_engine(lambda r: (*spell(words[r.index % 4] * 3), 40 + r.index, 2))
     requests = [Request(i, (1, *spell("the"), 60 + i), 0.0, i, 64, "mine") for i in range(12)]
     write_rows(engine, requests, tmp_path / "generate" / "mine")
-    rows, _, _ = open_completions(
+    rows = open_completions(
         [Source(name="mine")],
         folder=tmp_path / "rows",
         generated=tmp_path / "generate",
@@ -52,7 +52,7 @@ def test_ids_of_a_row_are_the_labels_of_the_loss(
         max_length=64,
         eval_rows=0,
         seed=0,
-    )
+    ).train
     seen: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     class Watching(DraftDistillationTrainer):

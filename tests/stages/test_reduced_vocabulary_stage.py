@@ -153,20 +153,8 @@ def test_bench_times_it_where_columns_can_be_mapped_back(
     results = json.loads(path.read_text(encoding="utf-8"))
     assert list(results["paths"]) == ["transformers", "ours", "ours/reduced"]
     assert all(found["answers_differing"] == 0 for found in results["paths"].values())
-
-
-def test_paths_of_openvino_need_its_export(
-    make_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
-) -> None:
-    run = make_run()
     paths = ["transformers", "ours", "openvino", "ours-openvino"]
-    assert bench._reduced_paths(run, paths) == ["transformers", "ours"]
-    assert "the reduced draft was not exported to OpenVINO int8" in caplog.text
-    (run.stage_folder("export") / "reduced-openvino-int8").mkdir(parents=True)
-    kept = bench._reduced_paths(run, paths)
-    assert kept == paths
-    settings = bench.bench.assisted_settings(paths, [1], kept)
-    timed = [s.name for s in settings if s.draft]
+    timed = [s.name for s in bench.bench.assisted_settings(paths, [1], paths) if s.draft]
     assert timed == ["ours/reduced", "openvino/reduced", "ours-openvino/reduced"]
 
 

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.hub.run_folder import FOLDERS
+from fastdraft_hf.hub.folder import FOLDERS
 from fastdraft_hf.recipe import Recipe, build_recipe
 from fastdraft_hf.stages import runner as module
 from fastdraft_hf.stages.generate import unchanged

@@ -18,7 +18,7 @@ from fastdraft_hf._head import Head
 from fastdraft_hf.data.target_logits import top_k_of
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
-from fastdraft_hf.train.objectives import PRESETS, Objective, terms
+from fastdraft_hf.train.objectives import _TERMS, PRESETS, Objective
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +33,7 @@ NATS = 2e-6
 # A gradient jumps where p = q; nearer than this, float32 need not see which is greater.
 NEAR = 1e-4
 KINKED = {"tvd", "nla", "lk_hybrid"}
-NAMES = sorted(terms())
+NAMES = sorted(_TERMS)
 
 
 @dataclass

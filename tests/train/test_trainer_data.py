@@ -369,8 +369,9 @@ class TestRefused:
 
     def test_no_rows(self, trainer: Make) -> None:
         rows, none = datasets.Dataset.from_list(completions()), datasets.Dataset.from_dict({})
-        with pytest.raises(FastDraftError, match=r"^train dataset: it has no rows"):
-            trainer(none)
+        for empty in (none, datasets.IterableDataset.from_generator(lambda: iter(()))):
+            with pytest.raises(FastDraftError, match=r"^train dataset: it has no rows"):
+                trainer(empty)
         with pytest.raises(FastDraftError, match=r"^late dataset: it has no rows"):
             trainer(rows, eval_dataset={"late": none})
 
@@ -384,23 +385,20 @@ class TestRefused:
             ({"max_train_tokens": "1k", "warmup_steps": 5}, r"at least 0 and below 1, got 5"),
             ({"max_train_tokens": "lots"}, "max_train_tokens: .*write 5B, 200M or 50000"),
             ({"max_train_tokens": "1k", "save_steps": 0.5}, "save_steps: with max_train_tokens"),
+            (
+                {
+                    "max_train_tokens": "1k",
+                    "lr_scheduler_type": "reduce_lr_on_plateau",
+                    "eval_strategy": "epoch",
+                },
+                "reduce_lr_on_plateau cannot follow a token budget",
+            ),
             ({"objective": "klx"}, r"objective: there is no 'klx' \(did you mean 'kl'\?\); terms"),
         ],
     )
     def test_arguments(self, trainer: Make, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             trainer(datasets.Dataset.from_list(completions()), **settings)
-
-    def test_a_schedule_that_cannot_follow_tokens(self, trainer: Make) -> None:
-        rows = datasets.Dataset.from_list(completions())
-        with pytest.raises(ValueError, match="reduce_lr_on_plateau cannot follow a token budget"):
-            trainer(
-                rows,
-                eval_dataset=rows,
-                max_train_tokens="1k",
-                lr_scheduler_type="reduce_lr_on_plateau",
-                eval_strategy="epoch",
-            )
 
     def test_a_custom_collator_beside_stored_columns(self, trainer: Make, target: Any) -> None:
         own = {"data_collator": DataCollatorForLanguageModeling(pad_token_id=0)}
