@@ -181,6 +181,9 @@ def test_two_processes_are_one(tmp_path: Path, tiny_target_folder: Path, alone: 
     two = Run(tmp_path / "run", tiny_target_folder, 2)
     two.kill("generate", f"text/{PARTS}")
     two.kill("align", "work/checkpoint-*/complete")
+    for complete in two.folder.glob(".align.partial/work/checkpoint-*/complete"):
+        # Written after the files of all processes.
+        assert {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(complete.read_text()).keys()
     two.finish()
     writers = {path.name.split("-")[1] for path in (two.folder / "logits").rglob(PARTS)}
     assert writers == {"00000", "00001"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -16,13 +17,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import fsync_path, sha256_file, write_json
 from fastdraft_hf._progress import Progress
 
 if TYPE_CHECKING:
     from fastdraft_hf.data.packing import BlockStream
 
-_MARK = "complete"
+_MARK = "complete"  # the digests of a checkpoint's files, written after them
 _STREAM_STATE = "stream.json"
 # The steps that `max_minutes` is judged by, after those in which the device warms up.
 _WARM_STEPS, _TIMED_STEPS = 2, 10
@@ -39,24 +40,56 @@ torch.serialization.register_package(
 
 
 class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint when it is complete; `Trainer` would resume from an interrupted one."""
+    """Lists a complete checkpoint's files in `_MARK`; `Trainer` would resume from any other."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()  # every process has written files of its own
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for path in (*checkpoint.rglob("*"), checkpoint):
+                fsync_path(path)
+            write_json(checkpoint / _MARK, _digests(checkpoint))
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a checkpoint."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARK)
+    return {str(path.relative_to(checkpoint)): sha256_file(path) for path in files}
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in ``folder``."""
+    """Return the newest complete checkpoint in ``folder``; its files are not read."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{_MARK}")]
     return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 def shared_checkpoint(folder: Path) -> Path | None:
-    """Return `newest_complete`, found by the main process, in every process."""
-    found = [newest_complete(folder) if PartialState().is_main_process else None]
+    """Return the newest complete checkpoint whose files are intact, the same in every process.
+
+    The main process looks for it, and moves damaged ones aside.
+    """
+    found = [_newest_intact(folder) if PartialState().is_main_process else None]
     checkpoint: Path | None = broadcast_object_list(found)[0]
+    return checkpoint
+
+
+def _newest_intact(folder: Path) -> Path | None:
+    while (checkpoint := newest_complete(folder)) is not None:
+        listed: dict[str, str] = {}
+        with contextlib.suppress(ValueError, TypeError):
+            listed = dict(json.loads((checkpoint / _MARK).read_text(encoding="utf-8")))
+        found = _digests(checkpoint)
+        listed = listed or {_MARK: "it is damaged itself"}
+        damaged = [name for name, digest in listed.items() if found.get(name) != digest]
+        if not damaged:
+            break
+        aside = checkpoint.rename(folder / f"damaged-{checkpoint.name}-{time.time_ns()}")
+        logger.warning(
+            "%s: %s is damaged or missing; the checkpoint is not used and was moved to %s",
+            checkpoint,
+            damaged[0],
+            aside.name,
+        )
     return checkpoint
 
 
