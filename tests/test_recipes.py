@@ -17,7 +17,7 @@ from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.task_sets import HUB_SETS, settings_of
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import count_parameters
-from fastdraft_hf.plan.estimate import make_plan
+from fastdraft_hf.plan.estimate import Plan
 from fastdraft_hf.plan.machines import DEVICES
 from fastdraft_hf.recipe import Recipe, build_recipe, read_recipe
 from fastdraft_hf.stages.runner import planned
@@ -177,7 +177,7 @@ def test_it_fits_into_one_80_gb_device(path: Path, tmp_path: Path) -> None:
     recipe.target = str(tmp_path)
     if recipe.design.draft is not None:  # of another recipe's run; the shipped one came of it
         recipe.design.draft = str(ROOT / "model_cards" / "SmolLM2-135M-Instruct-FastDraft")
-    plan = make_plan(recipe, DEVICES["H100"])
+    plan = Plan(recipe, DEVICES["H100"])
     for stage in plan.stages:
         assert stage.memory_bytes < DEVICES["H100"].memory, stage.stage
     assert 0 < sum(stage.seconds for stage in plan.stages) < 14 * 24 * 3600

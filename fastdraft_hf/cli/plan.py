@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli.run import quiet_libraries
-    from fastdraft_hf.plan.estimate import make_plan
+    from fastdraft_hf.plan.estimate import Plan
     from fastdraft_hf.plan.machines import parse_hardware
     from fastdraft_hf.recipe import read_recipe
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     device = "cpu" if machine.cpu else "cuda"
     recipe = read_recipe(args.recipe, [f"device={device}", *args.overrides])
     quiet_libraries()
-    plan = make_plan(recipe, machine, args.acceptance)
+    plan = Plan(recipe, machine, args.acceptance)
     print(f"{args.recipe} on {args.hardware}, target {recipe.target}\n{render(plan)}")
     print(f"\nRun it with:\n  {command(plan.machine, [str(args.recipe), *args.overrides])}")
 

@@ -16,7 +16,7 @@ import torch
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
-from fastdraft_hf.decode.scores import Prefix, Scores
+from fastdraft_hf.decode.scores import Prefix, Scores, widen
 from fastdraft_hf.decode.text import Stops, Text
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class Loop:
         if self._best_only:
             best = rules.first_choice(logits[:, -1:])
             return (best if self._draft_ids is None else self._draft_ids[best]), best
-        wide = self.scores.widen(logits, self._draft_ids)
+        wide = widen(logits, self._draft_ids, self.scores.vocabulary)
         scores = self.scores(wide, prefix, self._active)[:, 0]
         if self.sampling:
             if logits.shape[-1] < self.scores.vocabulary:

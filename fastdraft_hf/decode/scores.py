@@ -59,6 +59,22 @@ def keeps_state(processor: Any) -> bool:
     return not known or type(processor).__name__ in _STATEFUL
 
 
+def widen(logits: torch.Tensor, token_ids: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
+    """Return logits [..., V'] of a head with other columns as float32 [..., V].
+
+    Tokens without a column get minus infinity. Columns beyond the target's vocabulary (padding
+    of the embedding) are left out.
+    """
+    logits = logits.float()
+    if token_ids is None:
+        if logits.shape[-1] >= vocabulary:
+            return logits[..., :vocabulary]
+        token_ids = torch.arange(logits.shape[-1], device=logits.device)
+    wide = logits.new_full((*logits.shape[:-1], vocabulary), float("-inf"))
+    wide[..., token_ids] = logits
+    return wide
+
+
 class Scores:
     """Logits to scores.
 
@@ -84,24 +100,6 @@ class Scores:
         self._free = [p for p in processors if not keeps_state(p)]
         self._row_by_row = all(type(p).__name__ in _ROW_BY_ROW for p in self._free)
         self._of_row = [[_for_row(p, row, rows) for p in self._free] for row in range(rows)]
-
-    def widen(self, logits: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return logits [..., V'] of a head with other columns as float32 [..., V].
-
-        Tokens without a column get minus infinity. Columns beyond the target's vocabulary (padding
-        of the embedding) are left out.
-        """
-        logits = logits.float()
-        if token_ids is None:
-            surplus = logits.shape[-1] - self.vocabulary
-            if surplus == 0:
-                return logits
-            if surplus > 0:
-                return logits[..., : self.vocabulary]
-            token_ids = torch.arange(logits.shape[-1], device=logits.device)
-        wide = logits.new_full((*logits.shape[:-1], self.vocabulary), float("-inf"))
-        wide[..., token_ids] = logits
-        return wide
 
     def __call__(self, logits: torch.Tensor, prefix: Prefix, rows: Sequence[int]) -> torch.Tensor:
         """Return scores of float32 logits [B, k, V] by the processors without a state.

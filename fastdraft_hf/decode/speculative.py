@@ -214,10 +214,10 @@ def open_cached(
         # Newer releases can take tokens back from sliding layers; older ones need full layers.
         recording = hasattr(DynamicCache, "activate_past_recording")
         cache = DynamicCache(config=model.config) if recording else DynamicCache()
-    return TorchModel(model, cache, prompt_mask, _head_token_ids(model))
+    return TorchModel(model, cache, prompt_mask, head_token_ids(model))
 
 
-def _head_token_ids(model: Any) -> torch.Tensor | None:
+def head_token_ids(model: Any) -> torch.Tensor | None:
     """Return the tokens of a reduced vocabulary: ``head_token_ids`` of the model or its config."""
     ids = getattr(model, "head_token_ids", None)
     if ids is None:

@@ -176,11 +176,10 @@ _READS = {
     **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h"), ("ff",)),
     "gate_up_proj": ("ff", "ff"),
 }
-_WRITES = {
-    **dict.fromkeys(("o_proj", "dense"), "q"),
-    **dict.fromkeys(("down_proj", "fc2", "c_proj", "dense_4h_to_h"), "ff"),
-}
-_FEED_FORWARD_UP = ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "gate_up_proj")
+_OUT = ("o_proj", "dense")
+_DOWN = ("down_proj", "fc2", "c_proj", "dense_4h_to_h")
+_WRITES = {**dict.fromkeys(_OUT, "q"), **dict.fromkeys(_DOWN, "ff")}
+_UP = ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "gate_up_proj")
 
 
 def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
@@ -297,12 +296,8 @@ def _largest_heads(
     A head counts by the norm of its columns in the output projection, a group by its ``ratio``
     largest heads.
     """
-    weight = (
-        _writer(layer, "q")
-        .float()
-        .unflatten(1, (head_groups(old), -1, head_size(old)))
-        .norm(dim=(0, 3))
-    )
+    weight = _weight(layer, _OUT).unflatten(1, (head_groups(old), -1, head_size(old)))
+    weight = weight.norm(dim=(0, 3))
     best = weight.topk(ratio, 1)
     chosen = best.values.square().sum(1).topk(groups).indices.sort().values
     each = weight.shape[1]
@@ -310,16 +305,14 @@ def _largest_heads(
     return heads.flatten(), chosen
 
 
-def _writer(layer: Any, role: str) -> Any:
-    """Return the weight of the projection that writes what heads (q) or feed-forward (ff) hold."""
+def _weight(layer: Any, names: Sequence[str]) -> Any:
+    """Return the float32 weight of the projection that has one of these names."""
     modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
-    return next(modules[n].weight for n, of in _WRITES.items() if of == role and n in modules)
+    return next(modules[name].weight.float() for name in names if name in modules)
 
 
 def _largest_feed_forward(layer: Any, size: int, inner: int) -> torch.Tensor:
-    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
-    up = next(modules[name].weight for name in _FEED_FORWARD_UP if name in modules)
-    weight = _writer(layer, "ff").float().norm(dim=0) * up.float()[-inner:].norm(dim=1)
+    weight = _weight(layer, _DOWN).norm(dim=0) * _weight(layer, _UP)[-inner:].norm(dim=1)
     kept: torch.Tensor = weight.topk(size).indices.sort().values
     return kept
 

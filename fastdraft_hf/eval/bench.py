@@ -143,45 +143,29 @@ def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
     return (_OpenVINO if openvino else _PyTorch)(models, settings)
 
 
-class _Engine:
-    """A target and drafts that decode greedily."""
-
-    target: Any = None
-
-    def __init__(self, models: Models) -> None:
-        self._stop_ids = models.stop_ids
-
-    def _set_target(self, target: Any) -> None:
-        self.target, config = target, target.generation_config
-        if self._stop_ids:
-            config.eos_token_id = self._stop_ids
-            if config.pad_token_id is None:
-                config.pad_token_id = self._stop_ids[0]
-
-    def __call__(
-        self, setting: Setting, prompt: EvaluationPrompt, max_new_tokens: int
-    ) -> DecodingRecord:
-        return self._decode(
-            setting,
-            prompt.ids,
-            task=prompt.task,
-            key=prompt.key,
-            max_new_tokens=max_new_tokens,
-            num_assistant_tokens=setting.num_assistant_tokens,
-        )
-
-    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
-        raise NotImplementedError
+def _ending(target: Any, stop_ids: list[int]) -> Any:
+    """Return a target whose answers end at these tokens."""
+    config = target.generation_config
+    if stop_ids:
+        config.eos_token_id = stop_ids
+        if config.pad_token_id is None:
+            config.pad_token_id = stop_ids[0]
+    return target
 
 
-class _PyTorch(_Engine):
+def _fields(setting: Setting, prompt: EvaluationPrompt, longest: int) -> dict[str, Any]:
+    """Return the arguments that all decoders share."""
+    given = {"task": prompt.task, "key": prompt.key, "max_new_tokens": longest}
+    return {**given, "num_assistant_tokens": setting.num_assistant_tokens}
+
+
+class _PyTorch:
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 
-        super().__init__(models)
         # The usual type of each device: float32 has the fastest kernels of most CPUs.
         dtype = torch.bfloat16 if models.device == "cuda" else torch.float32
 
@@ -191,7 +175,7 @@ class _PyTorch(_Engine):
             )
             return model.to(models.device).eval()
 
-        self._set_target(load(models.target))
+        self._target = _ending(load(models.target), models.stop_ids)
         self._drafts: dict[tuple[str, str], Any] = {}
         reads = ("ours", "transformers")
         for path, name in sorted({(s.path, s.draft) for s in settings if s.path in reads}):
@@ -205,15 +189,16 @@ class _PyTorch(_Engine):
                 model = load(folder)
             self._drafts[path, name] = model
 
-    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
+    def __call__(self, setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         from fastdraft_hf.decode.assisted import decode
 
         path: Any = "transformers" if setting.path == "alone" else setting.path
         draft = self._drafts.get((setting.path, setting.draft))
-        return decode(self.target, ids, draft=draft, path=path, **given)
+        given = _fields(setting, prompt, longest)
+        return decode(self._target, prompt.ids, draft=draft, path=path, **given)
 
 
-class _OpenVINO(_Engine):
+class _OpenVINO:
     """GenAI pipelines and ``OVModelForCausalLM``.
 
     A GenAI pipeline is made for one way of drafting and cannot decode without it, so there are as
@@ -222,8 +207,8 @@ class _OpenVINO(_Engine):
     """
 
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
-        super().__init__(models)
         drafts, target = models.drafts_openvino, Path(models.target_openvino or "")
+        self._stop_ids = models.stop_ids
         self._pipelines: dict[str, Any] = {}
         self._drafts: dict[str, Any] = {}
         for one in settings:
@@ -243,7 +228,8 @@ class _OpenVINO(_Engine):
 
             # Without `export=False` optimum-intel asks the Hub about each folder.
             given = {"compile": False, "export": False}
-            self._set_target(OVModelForCausalLM.from_pretrained(str(target), **given))
+            self.target = OVModelForCausalLM.from_pretrained(str(target), **given)
+            _ending(self.target, self._stop_ids)
             # Paging drops the target's own compiled graph, once. Done here and not by the first
             # answer with a draft: the target alone would compile it again while it is timed.
             if "ours-openvino" in paths:
@@ -252,16 +238,17 @@ class _OpenVINO(_Engine):
                 # The loop compiles what it runs; nobody calls a draft by itself.
                 self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], **given)
 
-    def _decode(self, setting: Setting, ids: Sequence[int], **given: Any) -> DecodingRecord:
+    def __call__(self, setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         from fastdraft_hf.decode.assisted import decode
 
         record: DecodingRecord
+        given = _fields(setting, prompt, longest)
         if setting.name in self._pipelines:
             pipeline = self._pipelines[setting.name]
-            record = pipeline.decode(ids, stop_ids=set(self._stop_ids), **given)
+            record = pipeline.decode(prompt.ids, stop_ids=set(self._stop_ids), **given)
             return record
         draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
-        record = decode(self.target, ids, draft=draft, path="ours", **given)
+        record = decode(self.target, prompt.ids, draft=draft, path="ours", **given)
         record.path = "ours-openvino"
         return record
 

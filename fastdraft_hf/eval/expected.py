@@ -126,42 +126,23 @@ def aligned_logits(
     """
     import torch
 
+    from fastdraft_hf.decode.scores import widen
+    from fastdraft_hf.decode.speculative import head_token_ids
+
+    def read(model: PreTrainedModel) -> torch.Tensor:
+        """Return the logits [n, V] that the tokens of the text were drawn from."""
+        inputs = torch.tensor([[*text.prompt_ids, *text.ids]], device=model.device)
+        keep = len(text.ids) + 1
+        logits: torch.Tensor = model(input_ids=inputs, logits_to_keep=keep).logits
+        return logits[0, -keep:-1].to(target.device)
+
     if not text.ids:
         return
     with torch.inference_mode():
-        raw = [_logits(model, text) for model in (target, draft)]
-        width = raw[0].shape[-1]
-        for start in range(0, len(text.ids), 128):
-            p, q = (
-                _widened(one[start : start + 128].to(target.device), model, width)
-                for one, model in zip(raw, (target, draft), strict=True)
-            )
-            yield p, q
-
-
-def _logits(model: PreTrainedModel, text: Continuation) -> torch.Tensor:
-    """Return the logits [len(text.ids), V] that the tokens of the text were drawn from."""
-    import torch
-
-    inputs = torch.tensor([[*text.prompt_ids, *text.ids]], device=model.device)
-    keep = len(text.ids) + 1
-    logits: torch.Tensor = model(input_ids=inputs, logits_to_keep=keep).logits
-    return logits[0, -keep:-1]
-
-
-def _widened(logits: torch.Tensor, model: PreTrainedModel, width: int) -> torch.Tensor:
-    """Return float32 logits of the target's width; -inf for tokens that a head does not score."""
-    import torch
-
-    logits = logits.float()
-    ids = getattr(model, "head_token_ids", getattr(model.config, "head_token_ids", None))
-    if ids is None:
-        if logits.shape[-1] >= width:
-            return logits[:, :width]
-        ids = range(logits.shape[-1])
-    wide = logits.new_full((len(logits), width), float("-inf"))
-    wide[:, torch.as_tensor(list(ids), device=logits.device)] = logits
-    return wide
+        p, q, ids = read(target), read(draft), head_token_ids(draft)
+        ids = None if ids is None else ids.to(p.device)
+        for a, b in zip(torch.split(p, 128), torch.split(q, 128), strict=True):
+            yield a.float(), widen(b, ids, p.shape[-1])
 
 
 def expected_rounds(

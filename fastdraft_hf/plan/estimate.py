@@ -62,45 +62,6 @@ class StagePlan:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A recipe's costs on some hardware, and for every γ what its draft should bring."""
-
-    machine: Machine
-    target: Shape
-    draft: Shape
-    acceptance: float
-    stages: list[StagePlan]
-    gains: list[dict[str, Any]]
-    assumptions: list[str]
-
-
-def make_plan(recipe: Recipe, machine: Machine, acceptance: float | None = None) -> Plan:
-    """Return the plan of a recipe.
-
-    Args:
-        recipe: as resolved for the machine's device. Of its target, config.json is enough.
-        machine: from `parse_hardware`.
-        acceptance: rate at γ = 3, above 0 and below 1; by default from the token budget.
-    """
-    folder = resolve_target(recipe.target, recipe.target_revision, weights=False).path
-    config, given = load_config(folder, "target"), recipe.design.draft
-    draft = load_config(given, "design.draft") if given else design_draft(config, recipe.design)
-    shapes, notes = (shape_of(config), shape_of(draft)), list[str]()
-    if acceptance is None:
-        acceptance = assumed_acceptance(recipe)
-        notes.append(
-            f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the token budget "
-            "between the quickstart's 0.134 at 0.64M and the paper's 0.466 at 12.5B"
-        )
-    notes += [*machine.assumptions(), *ASSUMPTIONS]
-    if machine.count > 1:
-        parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
-        notes.append(f"time divides by {machine.count} in {parallel}")
-    job = _Job(recipe, *shapes, machine, acceptance_of_rate(acceptance, 3))
-    return Plan(machine, *shapes, acceptance, job.stages(), job.gains(), notes)
-
-
 def assumed_acceptance(recipe: Recipe) -> float:
     """Return the acceptance rate at γ = 3 that the recipe's token budget should give.
 
@@ -124,20 +85,45 @@ def _passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, fl
     return [*found, (name, rows, PROMPT_TOKENS[wanted.kind], length)]
 
 
-@dataclass
-class _Job:
-    """A recipe on a machine; ``alpha`` is the chance that a drafted token is accepted."""
+class Plan:
+    """What a recipe costs on some hardware, and what its draft should bring.
 
-    recipe: Recipe
-    target: Shape
-    draft: Shape
-    machine: Machine
-    alpha: float
-    # Rows, prompt and completion tokens of the sets that are generated.
-    sets: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    Args:
+        recipe: as resolved for the machine's device. Of its target, config.json is enough.
+        machine: from `parse_hardware`.
+        acceptance: rate at γ = 3, above 0 and below 1; by default from the token budget.
 
-    def stages(self) -> list[StagePlan]:
-        """Return a line for every stage the recipe has, in order."""
+    Attributes:
+        stages: a line for every stage the recipe has, in order.
+        gains: what each γ should bring at that acceptance.
+        assumptions: all that is assumed, as sentences.
+    """
+
+    def __init__(self, recipe: Recipe, machine: Machine, acceptance: float | None = None) -> None:
+        folder = resolve_target(recipe.target, recipe.target_revision, weights=False).path
+        config, given = load_config(folder, "target"), recipe.design.draft
+        draft = load_config(given, "design.draft") if given else design_draft(config, recipe.design)
+        self.recipe, self.machine = recipe, machine
+        self.target, self.draft = shape_of(config), shape_of(draft)
+        self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
+        if acceptance is None:
+            acceptance = assumed_acceptance(recipe)
+            self.assumptions.insert(
+                0,
+                f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the token budget "
+                "between the quickstart's 0.134 at 0.64M and the paper's 0.466 at 12.5B",
+            )
+        if machine.count > 1:
+            parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
+            self.assumptions.append(f"time divides by {machine.count} in {parallel}")
+        self.acceptance = acceptance
+        # The chance that a drafted token is accepted.
+        self.alpha = acceptance_of_rate(acceptance, 3)
+        # Rows, prompt and completion tokens of the sets that are generated.
+        self.sets: dict[str, tuple[float, float, float]] = {}
+        self.stages, self.gains = self._stages(), self._gains()
+
+    def _stages(self) -> list[StagePlan]:
         found = []
         for name in planned(self.recipe):
             line = StagePlan(name, seconds=FIXED.get(name, 3.0))
@@ -283,8 +269,7 @@ class _Job:
     def _round(self, path: str, gamma: int) -> float:
         return self.machine.round_seconds(self.target, self.draft, path, gamma)
 
-    def gains(self) -> list[dict[str, Any]]:
-        """Return what each γ of the recipe should bring at the assumed acceptance."""
+    def _gains(self) -> list[dict[str, Any]]:
         config, cost = self.recipe.bench, self.draft.parameters / self.target.parameters
         known = bench.BASELINES if self.machine.cpu else bench.RUNTIMES["pytorch"]
         paths = [p for p in config.paths or ["ours"] if p in known and "lookup" not in p]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.plan.estimate import Plan, StagePlan, assumed_acceptance, make_plan
+from fastdraft_hf.plan.estimate import Plan, StagePlan, assumed_acceptance
 from fastdraft_hf.plan.machines import DEVICES, Machine, cpu_machine, parse_hardware
 from fastdraft_hf.recipe import build_recipe, read_recipe
 
@@ -44,7 +44,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 def plan_quickstart(words: list[str], machine: Machine = CPU) -> Plan:
-    return make_plan(read_recipe(QUICKSTART, words), machine, 0.134)
+    return Plan(read_recipe(QUICKSTART, words), machine, 0.134)
 
 
 def stages(plan: Plan) -> dict[str, StagePlan]:
@@ -95,7 +95,7 @@ def test_assumed_acceptance_rises_with_the_budget_between_what_is_known() -> Non
 def plan_phi3(folder: Path, hardware: str, **options: Any) -> Plan:
     words = ["device=cuda", target_of(folder, "phi-3-mini-4k-instruct")]
     machine = dataclasses.replace(parse_hardware(hardware), **options)
-    return make_plan(read_recipe(PHI3, words), machine)
+    return Plan(read_recipe(PHI3, words), machine)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.03])
@@ -135,4 +135,4 @@ def test_gains_are_the_formulas(words: list[str]) -> None:
 def test_a_config_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(FastDraftError, match=str(tmp_path)):
-        make_plan(build_recipe({"target": str(tmp_path)}), DEVICES["H100"])
+        Plan(build_recipe({"target": str(tmp_path)}), DEVICES["H100"])
