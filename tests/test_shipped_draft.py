@@ -94,7 +94,6 @@ def test_its_card_obeys_the_hub_and_names_the_target() -> None:
 
 def test_its_record_says_how_it_was_made() -> None:
     records = json.loads((FOLDER / "provenance.json").read_text(encoding="utf-8"))
-    facts = records["ship"]["facts"]
-    assert facts["dtype"] == "bfloat16"
-    assert facts["greedy_texts"] == facts["greedy_identical"] + len(facts["greedy_ties"])
+    measured = records["evaluate"]["facts"]
+    assert measured["greedy_identical"] == measured["greedy_prompts"] > 0
     assert {"design", "align", "evaluate", "bench", "card"} <= records.keys()

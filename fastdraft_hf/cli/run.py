@@ -1,4 +1,4 @@
-"""``fastdraft run RECIPE.yaml|RUN [--stages a,b] [--dry-run] [key=value ...]``."""
+"""``fastdraft run RECIPE.yaml|RUN|--target ID [--stages a,b] [--dry-run] [key=value ...]``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import is_main, stop
 
+# What recipes/any.yaml is written for.
+_HOURS = 3.0
+
 if TYPE_CHECKING:
     from fastdraft_hf.recipe import Recipe
     from fastdraft_hf.stages.run import Run
 
 _EPILOG = """\
+fastdraft run --target ORG/MODEL --hours 3
 fastdraft run recipes/smollm2-135m/quickstart.yaml
 fastdraft run RECIPE.yaml --stages design,generate align.learning_rate=2e-3
 fastdraft run runs/mine --stages evaluate evaluate.num_assistant_tokens=5    the recipe of that run
@@ -45,6 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="key=value",
         help="changes to the recipe, such as align.learning_rate=2e-3 or output_dir=runs/second",
     )
+    parser.add_argument(
+        "--target", metavar="ORG/MODEL", help="instead of a recipe: recipes/any.yaml for this model"
+    )
+    parser.add_argument(
+        "--params", help="with --target: size of the draft, such as 50M (default: by the target's)"
+    )
+    parser.add_argument(
+        "--hours",
+        type=float,
+        help=f"with --target: time for the whole run (default: {_HOURS}); work is cut to fit",
+    )
     parser.add_argument("--stages", metavar="a,b", help="only these stages (default: all)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the recipe and its stages, run nothing"
@@ -52,9 +67,56 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    recipe = _read(args.recipe, args.overrides)
+    if args.target is not None:
+        given = [args.recipe] if args.recipe else []
+        recipe = general_recipe(args.target, args.params, args.hours, [*given, *args.overrides])
+    elif args.params is not None or args.hours is not None:
+        raise FastDraftError("run: --params and --hours belong to --target")
+    else:
+        recipe = _read(args.recipe, args.overrides)
     stages = [s.strip() for s in args.stages.split(",") if s.strip()] if args.stages else None
     run_stages(recipe, stages, args.dry_run)
+
+
+def general_recipe(
+    target: str, params: str | None, hours: float | None, overrides: Sequence[str]
+) -> Recipe:
+    """Return recipes/any.yaml for a target, with its minutes scaled to the hours.
+
+    More hours than the recipe's raise its rows and tokens too. A target without a chat template
+    for Magpie gets code and free text only.
+    """
+    import yaml
+
+    from fastdraft_hf._config import parse_count
+    from fastdraft_hf.data.prompts import template_ends
+    from fastdraft_hf.recipe import build_recipe
+    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
+
+    hours = _HOURS if hours is None else hours
+    if not 0 < hours < float("inf"):
+        raise FastDraftError(f"--hours: must be above 0, got {hours:g}")
+    checkout = Path(__file__).resolve().parents[2] / "recipes" / "any.yaml"
+    packaged = Path(__file__).with_name("any.yaml")
+    file = packaged if packaged.exists() else checkout
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data |= {"target": target, "output_dir": f"runs/{Path(target).name.replace(':', '-')}"}
+    if params is not None:
+        data["design"]["params"] = params
+    sets, more = data["generate"]["sets"], max(1.0, hours / _HOURS)
+    tokenizer = load_tokenizer(resolve_target(target, weights=False).path, "target")
+    try:
+        template_ends(tokenizer)
+    except FastDraftError as error:
+        print(f"no set of instructions: {error}", file=sys.stderr)
+        del sets["chat"]
+        data["align"]["sources"] = [{"kind": "generated", "name": name} for name in sets]
+    for section in (*sets.values(), *(s for s in data.values() if isinstance(s, dict))):
+        if "max_minutes" in section:
+            section["max_minutes"] *= hours / _HOURS
+        for key in {"rows", "max_train_tokens"} & section.keys():
+            section[key] = int(more * parse_count(str(section[key])))
+    return build_recipe(data, overrides)
 
 
 def _read(source: str | None, overrides: list[str]) -> Recipe:
@@ -107,6 +169,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 def _print_plan(run: Run, stages: Sequence[str]) -> None:
     import yaml
 
+    from fastdraft_hf.stages.design import preview
     from fastdraft_hf.stages.runner import grows
 
     print(yaml.safe_dump(run.recipe.resolved(), sort_keys=False), end="", flush=True)
@@ -117,6 +180,8 @@ def _print_plan(run: Run, stages: Sequence[str]) -> None:
         if grows(run, name):
             state = "to extend"
         print(f"  {name:<10} {state:<9} {run.stage_folder(name)}", file=sys.stderr)
+    if "design" in stages and run.recipe.design.draft is None and not run.finished("design"):
+        print(preview(run), file=sys.stderr)
 
 
 def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:

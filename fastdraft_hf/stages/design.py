@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.stages.run import Run
 
 
@@ -32,3 +33,24 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     save_draft(draft, folder)
     earlier = earlier_training(source)
     return facts if earlier is None else {**facts, "earlier": earlier}
+
+
+def preview(run: Run) -> str:
+    """Return a line about the draft that would be designed, from the target's config alone."""
+    from fastdraft_hf.draft.design import design_draft
+    from fastdraft_hf.draft.families import count_parameters, read_parameters, text_config
+    from fastdraft_hf.target.resolve import load_config
+
+    try:
+        folder = run.look_at_target().path
+    except FastDraftError as error:  # not downloaded yet, and the Hub is out of reach
+        return f"draft: its size follows from the target's config ({error})"
+    target = text_config(load_config(folder, "target"))
+    draft = design_draft(target, run.recipe.design)
+    parameters, read = count_parameters(draft), read_parameters(draft)
+    return (
+        f"draft: {draft.num_hidden_layers} layers of width {draft.hidden_size:,}, feed-forward "
+        f"{draft.intermediate_size:,}; {parameters:,} parameters, "
+        f"{parameters / count_parameters(target):.3f} of the target's; {read:,} read per token, "
+        f"{read / read_parameters(target):.3f} of the target's"
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
         (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
         (["run"], "run: give a recipe file, the folder of a run, or settings such as target=ID"),
+        (["run", "--hours", "3"], "run: --params and --hours belong to --target"),
+        (["run", "--target", "T", "--hours", "0"], "--hours: must be above 0, got 0"),
+        (["run", "--target", "./none", "--dry-run"], "target: the folder none does not exist"),
         (["run", "."], ". is not the folder of a run: it holds no recipe.yaml"),
         (["run", "output_dir=x", "design.params=ten"], "design.params: expected a whole"),
         (["evaluate", "--target", "T", "--draft", "none"], "draft: "),
@@ -173,6 +177,34 @@ def test_the_folder_of_a_run_stands_for_its_recipe(
     recipe = yaml.safe_load(capsys.readouterr().out)
     assert (recipe["seed"], recipe["output_dir"]) == (7, str(tmp_path))
     assert recipe["design"]["params"] == 6_000_000
+
+
+@pytest.mark.parametrize("instructed", [True, False])
+def test_a_target_alone_is_enough(
+    instructed: bool,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tiny_target_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The general recipe, cut to the hours; a base model is not asked for instructions."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_target_folder, tmp_path / "mine")
+    if not instructed:
+        (tmp_path / "mine" / "chat_template.jinja").unlink()
+    words = ["run", "--target", "mine", "--params", "20k", "--dry-run", "seed=4"]
+    assert cli.main([*words, "--hours", "0.5"]) == 0
+    captured = capsys.readouterr()
+    recipe = build_recipe(yaml.safe_load(captured.out))
+    assert (recipe.target, recipe.output_dir, recipe.seed) == ("mine", "runs/mine", 4)
+    sets = ["text", "chat", "code"] if instructed else ["text", "code"]
+    assert [*recipe.generate.sets] == sets
+    assert {source.name for source in recipe.align.sources} <= {*sets}
+    assert re.search(r"draft: 2 layers of width \d+, .* read per token", captured.err)
+    minutes, tokens = recipe.align.max_minutes, recipe.align.max_train_tokens
+    assert cli.main([*words, "--hours", "6"]) == 0
+    longer = build_recipe(yaml.safe_load(capsys.readouterr().out)).align
+    assert (longer.max_minutes, longer.max_train_tokens) == (12 * minutes, 2 * tokens)
 
 
 def test_settings_alone_make_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
