@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import gc
 import time
@@ -24,9 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import assisted_decoding, embedded_target
 from fastdraft_hf.decode import cached
-from fastdraft_hf.decode.assisted import decode, set_draft_length
+from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.eval.metrics import (
     Estimate,
     block_efficiency,
@@ -158,7 +160,7 @@ def pytorch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt
                 path=path or "transformers",
             )
         if name in outside:
-            record_outside = DecodingRecord(**record.to_dict())
+            record_outside = dataclasses.replace(record)
             record_outside.seconds = record.seconds - sum(spent)
             outside[name].append(record_outside)
         return record
@@ -285,7 +287,7 @@ def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt])
     """Eight prompts at once, padded left."""
     target = AutoModelForCausalLM.from_pretrained(embedded_target(), dtype=torch.float32).eval()
     draft = AutoModelForCausalLM.from_pretrained(args.draft, dtype=torch.float32).eval()
-    set_draft_length(draft, args.gamma)
+    set_draft_length(draft.generation_config, args.gamma)
     size = 8
     chosen = [(prompts * size)[n : n + size] for n in range(0, size * 3, size)]
 

@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords, listener
-from fastdraft_hf.decode.settings import apply_draft_settings
+from fastdraft_hf.decode.settings import set_draft_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DraftPath = Literal["transformers", "ours", "prompt-lookup"]
-
-
-def set_draft_length(draft: PreTrainedModel, num_assistant_tokens: int) -> None:
-    """Make ``draft`` propose exactly ``num_assistant_tokens`` per round.
-
-    transformers reads this from the draft's own generation config and ignores what is passed to
-    ``generate``.
-    """
-    apply_draft_settings(draft.generation_config, num_assistant_tokens)
 
 
 # Called with (path, row, drafted, accepted) of a round.
@@ -125,7 +116,7 @@ def decode(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         set_seed(seed)
     if draft is not None:
-        set_draft_length(draft, num_assistant_tokens)
+        set_draft_length(draft.generation_config, num_assistant_tokens)
         sampling["assistant_model"] = draft
         if path == "ours":
             from fastdraft_hf.decode.speculative import assisted_decoding

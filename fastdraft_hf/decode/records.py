@@ -56,9 +56,6 @@ class DecodingRecord:
         """Number of tokens emitted."""
         return len(self.tokens) or self.counted_tokens
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DecodingRecord:
         record = cls(**data)
@@ -101,7 +98,7 @@ class DecodingRecords(list[DecodingRecord]):
 
         The column ``new_tokens`` is added, so that the metrics can read the file's columns.
         """
-        rows = [{**record.to_dict(), "new_tokens": record.new_tokens} for record in self]
+        rows = [{**dataclasses.asdict(record), "new_tokens": record.new_tokens} for record in self]
         write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
     @classmethod

@@ -12,34 +12,33 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
-# Our own key: the draft's temperature over the target's (`fastdraft_hf.eval.draft_temperature`).
+# Our own key: the draft's temperature over the target's (`fit_temperature_ratio`).
 TEMPERATURE_RATIO = "assistant_temperature_ratio"
 
 
-def apply_draft_settings(config: GenerationConfig, num_assistant_tokens: int) -> None:
-    """Set γ, a schedule that never changes it, and a threshold that cuts no block short."""
+def set_draft_length(config: GenerationConfig, num_assistant_tokens: int) -> None:
+    """Make a draft with this generation config propose exactly so many tokens per round.
+
+    transformers reads them there and ignores what is passed to the target's ``generate``.
+    """
     config.num_assistant_tokens = num_assistant_tokens
     config.num_assistant_tokens_schedule = "constant"
     config.assistant_confidence_threshold = 0.0
 
 
-def store_draft_settings(folder: Path, num_assistant_tokens: int) -> None:
-    """Write γ, the constant schedule and threshold 0 into a draft's folder.
-
-    Args:
-        folder: of the draft, PyTorch or OpenVINO. Its other settings are kept.
-        num_assistant_tokens: the measured γ.
-    """
+def store_draft_settings(
+    folder: Path, num_assistant_tokens: int | None = None, temperature_ratio: float | None = None
+) -> None:
+    """Write measured settings into the folder of a draft, PyTorch or OpenVINO; keep the others."""
     config = _read(folder)
-    apply_draft_settings(config, num_assistant_tokens)
-    _write(config, folder)
-
-
-def store_temperature_ratio(folder: Path, ratio: float) -> None:
-    """Write the ratio of temperatures into a draft's folder; its other settings are kept."""
-    config = _read(folder)
-    setattr(config, TEMPERATURE_RATIO, ratio)
-    _write(config, folder)
+    if num_assistant_tokens is not None:
+        set_draft_length(config, num_assistant_tokens)
+    if temperature_ratio is not None:
+        setattr(config, TEMPERATURE_RATIO, temperature_ratio)
+    # transformers marks a config that it derived from config.json, and reads such a one without the
+    # keys that it does not know. It is a file of its own now.
+    config._from_model_config = None
+    config.save_pretrained(folder)
 
 
 def _read(folder: Path) -> GenerationConfig:
@@ -48,13 +47,6 @@ def _read(folder: Path) -> GenerationConfig:
     if not (folder / "generation_config.json").exists():
         return GenerationConfig()
     return GenerationConfig.from_pretrained(folder, _from_model_config=False)
-
-
-def _write(config: GenerationConfig, folder: Path) -> None:
-    # transformers marks a config that it derived from config.json, and reads such a one without the
-    # keys that it does not know. It is a file of its own now.
-    config._from_model_config = None
-    config.save_pretrained(folder)
 
 
 def read_draft_tokens(folder: Path) -> int | None:

@@ -60,7 +60,17 @@ class _SkinnyLinear(torch.nn.Linear):
     """A linear layer whose product runs in the faster order. Made by `with_skinny_linears` only."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return skinny_linear(inputs, self.weight, self.bias, alike=self.__dict__["_alike"])
+        way: Way = linear
+        count = inputs.numel() // inputs.shape[-1]
+        if 0 < count <= MOST_ROWS:
+            rows = inputs.reshape(count, -1)
+            way = _choose(rows, self.__dict__["_alike"])
+        if way is linear:
+            return linear(inputs, self.weight, self.bias)
+        output = way(rows, self.weight)
+        if self.bias is not None:
+            output = output + self.bias
+        return output.view(*inputs.shape[:-1], self.weight.shape[0])
 
 
 def with_skinny_linears(model: torch.nn.Module) -> torch.nn.Module:
@@ -93,25 +103,3 @@ def with_skinny_linears(model: torch.nn.Module) -> torch.nn.Module:
         return copied
 
     return view(model)
-
-
-def skinny_linear(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    alike: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    """Return ``linear(inputs, weight, bias)`` to rounding; ``alike`` are weights to time with."""
-    width = inputs.shape[-1]
-    count = inputs.numel() // width
-    if not 0 < count <= MOST_ROWS:
-        return linear(inputs, weight, bias)
-    rows = inputs.reshape(count, width)
-    way = _choose(rows, alike)
-    if way is linear:
-        return linear(inputs, weight, bias)
-    output = way(rows, weight)
-    if bias is not None:
-        output = output + bias
-    return output.view(*inputs.shape[:-1], weight.shape[0])

@@ -170,10 +170,9 @@ def _cut_draft(
             resize_rows(source, config.vocab_size)
         else:
             theirs = load_tokenizer(donor.path, "design.donor")
-            matches = match_tokens(load_tokenizer(folder, "target"), theirs)
-            facts |= {"tokens": matches.counts, "special_tokens": matches.special}
+            pieces, facts["tokens"] = match_tokens(load_tokenizer(folder, "target"), theirs)
             source = _load(donor.path)
-            _replace_vocabulary(source, matches.pieces, config.vocab_size)
+            _replace_vocabulary(source, pieces, config.vocab_size)
     shape, kept = source.config.get_text_config(), config.num_hidden_layers
     if isinstance(design.layers, list):
         layers = design.layers

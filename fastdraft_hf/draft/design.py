@@ -163,7 +163,9 @@ def _step(source: Any) -> int:
     return min(64, 1 << int(math.log2(max(source.hidden_size // 8, 8))))
 
 
-def _inner_bounds(source: Any, width: int) -> list[int]:
+def _inner_bounds(source: Any, design: DesignConfig, width: int) -> list[int]:
+    if design.intermediate_size:
+        return [design.intermediate_size] * 2
     return [min(n * width, source.intermediate_size) for n in (LEAST_INNER, MOST_INNER)]
 
 
@@ -176,13 +178,12 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
     """
     groups, size = head_groups(source), head_size(source)
     ratio = source.num_attention_heads // groups
-    most = MOST_ATTENTION * max(width, size // MOST_ATTENTION)
-    ideal = source.num_attention_heads * width / source.hidden_size
     pairs = itertools.product(range(1, groups + 1), range(1, ratio + 1))
     fitting = [(g, r) for g, r in pairs if width % (g * r) == 0]
     if family_of(source).own_head_size:
-        fitting = [(g, r) for g, r in fitting if g * r * size <= most]
-    if not family_of(source).own_head_size:
+        ideal = source.num_attention_heads * width / source.hidden_size
+        fitting = [(g, r) for g, r in fitting if g * r * size <= max(MOST_ATTENTION * width, size)]
+    else:
         # Here the head size is width / heads, so it can stay only at some widths. Cut layers need
         # it unchanged; others take the nearest size that rope can halve.
         rope = getattr(source, "rope_parameters", None) or {}
@@ -198,14 +199,14 @@ def _natural(source: Any, design: DesignConfig, width: int) -> Shape | None:
         ideal = width / size
     if not fitting:
         return None
-    bounds = _inner_bounds(source, width)
+    bounds = _inner_bounds(source, design, width)
     if design.takes_layers:  # a cut layer keeps as much of its inner widths as possible
         chosen, inner = max(fitting, key=lambda pair: (pair[0] * pair[1], pair[1])), bounds[1]
     else:
         chosen = min(fitting, key=lambda pair: (abs(math.log(math.prod(pair) / ideal)), -pair[1]))
         proportion = width * source.intermediate_size / source.hidden_size
         inner = sorted((*bounds, round(proportion / _step(source)) * _step(source)))[1]
-    return Shape(width, *chosen, design.intermediate_size or inner)
+    return Shape(width, *chosen, inner)
 
 
 class _Candidate(NamedTuple):
@@ -217,43 +218,29 @@ class _Candidate(NamedTuple):
 def _fitted(
     source: Any, design: DesignConfig, budget: int, count: Callable[[PretrainedConfig], int]
 ) -> Shape:
-    """Return the shape closest to the budget.
-
-    Args:
-        source: the config to scale.
-        design: depth, initialization, and a given feed-forward width.
-        budget: parameters.
-        count: counts those of a config that the budget is for.
-    """
+    """Return the shape closest to a budget of those parameters that ``count`` counts."""
     step = _step(source)
 
     def size_of(shape: Shape) -> int:
         return count(_scaled(source, design, shape))
 
-    def bounds(shape: Shape) -> list[int]:
-        if design.intermediate_size:
-            return [design.intermediate_size] * 2
-        return _inner_bounds(source, shape.width)
-
     def filled(shape: Shape) -> _Candidate:
         """Return ``shape`` with the feed-forward that fills the budget; sizes are linear in it."""
-        low, high = bounds(shape)
+        low, high = _inner_bounds(source, design, shape.width)
         least, most = (size_of(shape._replace(inner=inner)) for inner in (low, high))
         slope = (most - least) / max(high - low, 1)
         inner = high
         if most > budget and high > low:
             inner = max(low, int(low + (budget - least) / slope) // step * step)
-        natural = min(max(shape.inner, low), high)
+        natural = shape.inner
         if inner > natural and 1 - (least + slope * (natural - low)) / budget <= TOLERANCE:
             inner = natural
         missing = 1 - (least + slope * (inner - low)) / budget
         return _Candidate(shape._replace(inner=inner), missing, abs(math.log(inner / natural)))
 
     widths = sorted({*range(step, source.hidden_size + 1, step), source.hidden_size})
+    widths = [width for width in widths if MOST_ATTENTION * width >= head_size(source)]
     shapes = [shape for width in widths if (shape := _natural(source, design, width)) is not None]
-    shapes = [
-        s for s in shapes if s.groups * s.ratio * head_size(source) <= MOST_ATTENTION * s.width
-    ]
     if not shapes:
         raise FastDraftError(
             f"design.hidden_size: no multiple of {step} up to the target's width of "
@@ -265,18 +252,16 @@ def _fitted(
         if found[-1].missing < -TOLERANCE:
             break  # wider ones are larger still
     fitting = [candidate for candidate in found if candidate.missing >= -TOLERANCE]
-    if not fitting and design.params is None:
-        return found[0].shape  # the least draft of a small target with a large vocabulary
     if not fitting:
+        if design.params is None:
+            return found[0].shape  # the least draft of a small target with a large vocabulary
         least = size_of(found[0].shape)
         raise FastDraftError(
             f"design.params: {budget:,} cannot hold a vocabulary of {source.vocab_size:,} tokens; "
             f"the least, {shapes[0].width} wide, is {least:,}"
         )
-    met = [candidate for candidate in fitting if candidate.missing <= TOLERANCE]
-    if met:
-        return min(met, key=lambda c: (c.stretch, c.missing)).shape
-    return min(fitting, key=lambda c: c.missing).shape
+    # Those that meet the budget by their proportions, else the closest.
+    return min(fitting, key=lambda c: (max(c.missing, TOLERANCE), c.stretch, c.missing)).shape
 
 
 def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig:

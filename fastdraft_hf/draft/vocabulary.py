@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.target.resolve import load_config, load_tokenizer
@@ -80,15 +80,12 @@ class VocabularyReport:
     """Two vocabularies compared id by id.
 
     Attributes:
-        target, draft: the two.
         agreeing: number of ids that mean the same token in both.
         differing: number of ids that mean two tokens.
         verdict: the key of `CONCLUSIONS`, which explain it.
         problems: one sentence per difference.
     """
 
-    target: Vocabulary
-    draft: Vocabulary
     agreeing: int
     differing: int
     verdict: str
@@ -123,7 +120,7 @@ def compare_vocabularies(target: Vocabulary, draft: Vocabulary) -> VocabularyRep
         if token != draft.special[role]:
             problems.append(f"{role}: {token!r} and {draft.special[role]!r}")
     agreeing = len(shared) - len(differing)
-    return VocabularyReport(target, draft, agreeing, len(differing), verdict, problems)
+    return VocabularyReport(agreeing, len(differing), verdict, problems)
 
 
 def check_vocabulary(
@@ -196,28 +193,20 @@ _TURN_ROLES = {
 }
 
 
-class TokenMatches(NamedTuple):
-    """For each id of the target, the donor's ids whose embeddings are averaged.
-
-    Attributes:
-        pieces: target id -> donor ids, at least one; unmatched ids are missing.
-        special: target token -> donor token, of special tokens.
-        counts: tokens matched as ``same`` (one donor token of the same bytes), ``pieces`` and
-            ``special``, and not at all (``none``).
-    """
-
-    pieces: dict[int, list[int]]
-    special: dict[str, str]
-    counts: dict[str, int]
-
-
-def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> TokenMatches:
+def match_tokens(
+    target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase
+) -> tuple[dict[int, list[int]], dict[str, int]]:
     """Find the donor's tokens for every token of the target.
 
     An ordinary token is matched with the donor's token of the same bytes, else with the pieces into
     which the donor's tokenizer splits its text, else (the donor normalizes that text, or it is part
     of a character) with the donor's longest tokens from left to right. A special token is matched
     by spelling, else by role (bos, eos, pad, unk, start and end of turn).
+
+    Returns:
+        the donor's ids by id of the target, at least one for each that is matched; and the number
+        of tokens matched as ``same`` (one donor token of the same bytes), ``pieces`` and
+        ``special``, and not at all (``none``).
 
     Raises:
         FastDraftError: one of the two has no ``tokenizer.json``.
@@ -236,13 +225,10 @@ def match_tokens(target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase
         for index, text in others.items()
         if (ids := spelled.get(text) or _longest_pieces(text, by_bytes, longest))
     }
-    vocabulary, other_vocabulary = target.get_vocab(), donor.get_vocab()
     special = _match_special(target, donor, set(ours))
-    chosen = {vocabulary[t]: [other_vocabulary[other]] for t, other in special.items()}
-    pieces = {**same, **split, **chosen}
-    counts = {"same": len(same.keys() - chosen.keys()), "pieces": len(split.keys() - chosen.keys())}
-    counts |= {"special": len(chosen), "none": len(vocabulary) - len(pieces)}
-    return TokenMatches(pieces, special, counts)
+    pieces = {**same, **split, **special}
+    counts = {"same": len(same), "pieces": len(split), "special": len(special)}
+    return pieces, {**counts, "none": len(target.get_vocab()) - len(pieces)}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
@@ -285,18 +271,15 @@ def _spelled(
 
 def _match_special(
     target: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase, ordinary: set[int]
-) -> dict[str, str]:
-    theirs, found = donor.get_vocab(), {}
-    other_roles = _roles(donor)
+) -> dict[int, list[int]]:
+    theirs, other_roles = donor.get_vocab(), _roles(donor)
     by_role: dict[str, str] = {}
     for role, token in _roles(target).items():
         if role in other_roles:
             by_role.setdefault(token, other_roles[role])
-    for token, index in target.get_vocab().items():
-        other = token if token in theirs else by_role.get(token)
-        if index not in ordinary and other is not None:
-            found[token] = other
-    return found
+    special = {t: index for t, index in target.get_vocab().items() if index not in ordinary}
+    others = {index: t if t in theirs else by_role.get(t) for t, index in special.items()}
+    return {index: [theirs[other]] for index, other in others.items() if other is not None}
 
 
 def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -270,42 +270,40 @@ def summarize(
         ]
         return {**found, "expected": _intervals(parts, cost_ratio, gamma)}
 
-    def of_all(setting: Setting) -> dict[str | None, Any]:
-        return {task: measured(setting, task) for task in (*tasks, None)}
-
-    everything = {setting: of_all(setting) for setting in settings_of(config)}
-    first = {
-        SAMPLED: everything[Setting(SAMPLED, config.gammas[0], config.sampled[0])],
-        GREEDY: everything[Setting(GREEDY, config.gammas[0])],
-        UNTRAINED: of_all(_untrained(config)),
+    gamma, temperature = config.gammas[0], config.sampled[0]
+    first = [Setting(SAMPLED, gamma, temperature), Setting(GREEDY, gamma), _untrained(config)]
+    settings = settings_of(config)
+    everything = {
+        setting: {task: measured(setting, task) for task in (*tasks, None)}
+        for setting in dict.fromkeys([*settings, *first])
     }
 
     def single(task: str | None) -> dict[str, Any]:
-        return {run: found[task] for run, found in first.items() if found[task] is not None}
+        return {s.run: found for s in first if (found := everything[s][task]) is not None}
 
     return {
-        "num_assistant_tokens": config.gammas[0],
-        "temperature": config.sampled[0],
+        "num_assistant_tokens": gamma,
+        "temperature": temperature,
         "tasks": {task: single(task) for task in tasks},
         "overall": single(None),
         "settings": [
             {
                 "num_assistant_tokens": setting.num_assistant_tokens,
                 "temperature": setting.temperature,
-                "tasks": {task: found[task] for task in tasks},
-                "overall": found[None],
+                "tasks": {task: everything[setting][task] for task in tasks},
+                "overall": everything[setting][None],
             }
-            for setting, found in everything.items()
+            for setting in settings
         ],
     }
 
 
 def _intervals(
     answers: Sequence[Counts], cost_ratio: float, num_assistant_tokens: int
-) -> dict[str, list[float]]:
-    efficiency = bootstrap(answers, block_efficiency).triple()
+) -> dict[str, Sequence[float]]:
+    efficiency = bootstrap(answers, block_efficiency)
     return {
-        "acceptance_rate": bootstrap(answers, acceptance_rate).triple(),
+        "acceptance_rate": bootstrap(answers, acceptance_rate),
         "block_efficiency": efficiency,
         "mbsu": [mbsu(value, cost_ratio, num_assistant_tokens) for value in efficiency],
     }

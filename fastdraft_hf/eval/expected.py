@@ -1,10 +1,10 @@
 """Expected acceptance, teacher-forced: both models read a text once and nothing is decoded.
 
 In a text that the target wrote at temperature T, let p and q be the distributions of target and
-draft at a position, at that temperature (the draft's may differ, see
-`fastdraft_hf.eval.draft_temperature`). A drafted token is accepted there with probability
-α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv 2211.17192, theorem 3.5). Given the emitted text
-x, the drafted token of position t was the accepted one with probability
+draft at a position, at that temperature (the draft's may differ, see `fit_temperature_ratio`). A
+drafted token is accepted there with probability α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv
+2211.17192, theorem 3.5). Given the emitted text x, the drafted token of position t was the accepted
+one with probability
 
     a_t = min(1, q(x_t) / p(x_t)),
 
@@ -22,11 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+# Ratios of temperatures that are tried.
+RATIOS = tuple(n / 20 for n in range(10, 25))  # 0.50 to 1.20
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,19 @@ class TextAcceptance:
         return cls(**{name: tuple(values) for name, values in data.items()})
 
 
-@dataclass(frozen=True)
-class ExpectedRounds:
-    """Expected counts of decoding one or several texts with γ tokens drafted per round.
+class ExpectedRounds(NamedTuple):
+    """Expected counts of decoding one or several texts.
 
     Attributes:
         new_tokens: emitted tokens.
         target_passes: forward passes of the target, one per round.
-        drafted_by_position: for each position of a block, the rounds that drafted that far.
-        accepted_by_position: for each position, the rounds that accepted up to it.
+        drafted, accepted: tokens of the draft.
     """
 
     new_tokens: float
     target_passes: float
-    drafted_by_position: tuple[float, ...]
-    accepted_by_position: tuple[float, ...]
-
-    @property
-    def drafted(self) -> float:
-        return sum(self.drafted_by_position)
-
-    @property
-    def accepted(self) -> float:
-        return sum(self.accepted_by_position)
+    drafted: float
+    accepted: float
 
 
 def text_acceptance(
@@ -159,7 +152,7 @@ def expected_rounds(
     length = len(text.kept)
     starts = [0.0] * (length + num_assistant_tokens + 2)
     starts[0] = 1.0
-    drafted, accepted = [0.0] * num_assistant_tokens, [0.0] * num_assistant_tokens
+    drafted = accepted = 0.0
     for start in range(length):
         reached = drafting = starts[start]  # the target agrees so far; the draft still drafts
         if not reached:
@@ -167,24 +160,61 @@ def expected_rounds(
         limit = max(0, min(num_assistant_tokens, max_new_tokens - start - 1))
         for step in range(limit):
             position = start + step
-            drafted[step] += drafting
+            drafted += drafting
             if position >= length:  # the text has ended: nothing more is accepted
                 continue
-            accepted[step] += reached * text.alphas[position]
+            accepted += reached * text.alphas[position]
             drafting -= reached * text.draft_ends[position]
             starts[position + 1] += reached * (1 - text.kept[position])
             reached *= text.kept[position]
             if position == length - 1:
                 reached = 0.0
         starts[start + limit + 1] += reached
-    return ExpectedRounds(length, sum(starts[:length]), tuple(drafted), tuple(accepted))
+    return ExpectedRounds(length, sum(starts[:length]), drafted, accepted)
 
 
 def add_rounds(parts: Sequence[ExpectedRounds]) -> ExpectedRounds:
-    """Return the sum of counts of one γ."""
-    return ExpectedRounds(
-        sum(p.new_tokens for p in parts),
-        sum(p.target_passes for p in parts),
-        tuple(map(sum, zip(*(p.drafted_by_position for p in parts), strict=True))),
-        tuple(map(sum, zip(*(p.accepted_by_position for p in parts), strict=True))),
-    )
+    """Return the sum of counts."""
+    return ExpectedRounds(*map(sum, zip(*parts, strict=True)))
+
+
+def fit_temperature_ratio(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    texts: Sequence[Continuation],
+    temperature: float,
+) -> dict[str, float]:
+    """Choose how much sharper than the target the draft samples: the ratio of their temperatures.
+
+    The target's text does not depend on q, so q may be chosen for speed. A draft much smaller than
+    its target is less sure at the same temperature, and more of its tokens are accepted when it
+    samples at a lower one. The expected acceptance of a drafted token, Σ_v min(p_v, q_v), decides.
+
+    Args:
+        target, draft: the pair.
+        texts: texts of the target's that neither training nor evaluation reads.
+        temperature: T of the target, above 0.
+
+    Returns:
+        ``temperature_ratio``, the best of `RATIOS`; ``acceptance`` with it and ``acceptance_at_1``
+        on these texts, means over tokens; ``tokens``, their number.
+    """
+    import torch
+
+    sums = torch.zeros(len(RATIOS), dtype=torch.float64)
+    for text in texts:
+        for p, q in aligned_logits(target, draft, text):
+            p = (p / temperature).softmax(-1)
+            for number, ratio in enumerate(RATIOS):
+                both = torch.minimum(p, (q / (temperature * ratio)).softmax(-1))
+                sums[number] += both.sum().double().cpu()
+    tokens = sum(len(text.ids) for text in texts)
+    means = (sums / max(tokens, 1)).tolist()
+    # Ties go to the ratio nearest to 1.
+    best = max(range(len(RATIOS)), key=lambda n: (means[n], -abs(RATIOS[n] - 1)))
+    return {
+        "temperature_ratio": RATIOS[best],
+        "acceptance": means[best],
+        "acceptance_at_1": means[RATIOS.index(1.0)],
+        "tokens": tokens,
+    }

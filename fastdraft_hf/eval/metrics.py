@@ -16,8 +16,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.expected import ExpectedRounds
@@ -32,17 +31,12 @@ Pair = tuple[DecodingRecord, DecodingRecord]
 Row = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value with its bootstrap interval (95% unless stated otherwise)."""
 
     value: float
     low: float
     high: float
-
-    def triple(self) -> list[float]:
-        """Return ``[value, low, high]``, the form of results files."""
-        return [self.value, self.low, self.high]
 
 
 def acceptance_rate(records: Sequence[Counts]) -> float:
@@ -137,7 +131,7 @@ def rows_by_prompt(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[Row]]:
     return prompts
 
 
-def paired_ratio(pairs: Sequence[Pair], samples: int = 1000) -> Estimate:
+def paired_ratio(pairs: Sequence[Pair]) -> Estimate:
     """Return tokens/s of the first over tokens/s of the second of each pair, with its interval.
 
     Repeats of a prompt accept the same tokens and say little about other prompts. The bootstrap
@@ -146,12 +140,10 @@ def paired_ratio(pairs: Sequence[Pair], samples: int = 1000) -> Estimate:
     Raises:
         ValueError: the two records of a pair are of different prompts.
     """
-    return ratio_of_rows(rows_by_prompt(pairs), samples)
+    return ratio_of_rows(rows_by_prompt(pairs))
 
 
-def ratio_of_rows(
-    prompts: Mapping[tuple[str, str], Sequence[Row]], samples: int = 1000
-) -> Estimate:
+def ratio_of_rows(prompts: Mapping[tuple[str, str], Sequence[Row]]) -> Estimate:
     """Return `paired_ratio` of rows that are grouped by prompt already."""
 
     def ratio(rows: Sequence[Row]) -> float:
@@ -160,8 +152,7 @@ def ratio_of_rows(
 
     groups = list(prompts.values())
     value = ratio([row for group in groups for row in group])
-    rng = random.Random(0)
-    drawn = []
+    rng, samples, drawn = random.Random(0), 1000, []
     for _ in range(samples):
         chosen = rng.choices(groups, k=len(groups))
         drawn.append(ratio([row for group in chosen for row in rng.choices(group, k=len(group))]))

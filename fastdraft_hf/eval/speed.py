@@ -41,7 +41,7 @@ class Judgement(NamedTuple):
     is_speed_up: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return {"judged": {"ratio": self.ratio.triple()}, "is_speed_up": self.is_speed_up}
+        return {"judged": {"ratio": self.ratio}, "is_speed_up": self.is_speed_up}
 
 
 def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
@@ -163,7 +163,7 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
         known = any(r.drafted for r in records)  # GenAI's prompt lookup does not report it
         sweep[str(setting.num_assistant_tokens)] = {
             **_speed(timed, setting, task),
-            "ratio": paired_ratio(pairs[setting]).triple(),
+            "ratio": paired_ratio(pairs[setting]),
             "acceptance_rate": acceptance_rate(records) if known else None,
             "block_efficiency": block_efficiency(records),
         }
@@ -177,7 +177,7 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
     if stock is not None:
         figures["stock"] = {
             "tokens_per_second": tokens_per_second(_records(timed, stock, task)),
-            "kernels_ratio": paired_ratio(_pairs(timed, baseline, stock, task)).triple(),
+            "kernels_ratio": paired_ratio(_pairs(timed, baseline, stock, task)),
         }
     return figures
 

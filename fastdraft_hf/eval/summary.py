@@ -182,7 +182,7 @@ def verdict(bench: dict[str, Any] | None) -> str:
         word = "a speed-up"
     elif high < 1:
         word = "no speed-up (the draft costs more time than it saves)"
-    name = f"{best['path']}, draft {best['draft']}" if best["draft"] else best["path"]
+    name = path_words(f"{best['path']}/{best['draft']}")
     text = (
         f"{value:.2f}x ({low:.2f} to {high:.2f}) the speed of the target alone through the same "
         f"kernels, {word}: {name} with γ = {best['num_assistant_tokens']}, "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdraft_hf._atomic import atomic_file
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.families import head_size
 from fastdraft_hf.target.resolve import load_tokenizer, stored_eos
 
 if TYPE_CHECKING:
@@ -97,12 +98,12 @@ def check_supported(config: PretrainedConfig) -> str:
     kind = config.rope_parameters["rope_type"]
     if kind not in ("default", "llama3"):
         raise FastDraftError(f"gguf: rope scaling '{kind}' is not mapped; {SCRIPT}")
-    if family in _SQUARE_ATTENTION and _head_size(config) * config.num_attention_heads != (
+    if family in _SQUARE_ATTENTION and head_size(config) * config.num_attention_heads != (
         config.hidden_size
     ):
         raise FastDraftError(
             f"gguf: llama.cpp reads '{family}' only where heads x head size is the width; here "
-            f"{config.num_attention_heads} x {_head_size(config)} is not {config.hidden_size}"
+            f"{config.num_attention_heads} x {head_size(config)} is not {config.hidden_size}"
         )
     for name in ("mlp_bias", "attention_bias"):
         if getattr(config, name, False):
@@ -137,18 +138,13 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _head_size(config: Any) -> int:
-    own = getattr(config, "head_dim", None)
-    return int(own or config.hidden_size // config.num_attention_heads)
-
-
 def _add_settings(
     writer: Any, config: Any, architecture: str, name: str, weight_type: GGUFType
 ) -> None:
     import gguf
 
     share = "ALL" if weight_type == "f32" else "MOSTLY"
-    rope, head = config.rope_parameters, _head_size(config)
+    rope, head = config.rope_parameters, head_size(config)
     rotated = int(head * rope.get("partial_rotary_factor", 1.0))
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[f"{share}_{weight_type.upper()}"])
@@ -236,7 +232,7 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, torch.Tensor]
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        size = _head_size(config)
+        size = head_size(config)
         plain = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
         yield "rope_freqs.weight", plain / scaled
 

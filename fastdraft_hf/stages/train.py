@@ -69,10 +69,9 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
 
 def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
     """Choose the draft's temperature on the rows held out from alignment, and store it."""
-    from fastdraft_hf.decode.settings import store_temperature_ratio
+    from fastdraft_hf.decode.settings import store_draft_settings
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.eval.draft_temperature import fit_temperature_ratio
-    from fastdraft_hf.eval.expected import Continuation
+    from fastdraft_hf.eval.expected import Continuation, fit_temperature_ratio
 
     device = resolve_device(run.recipe.device)
     pair = [load_draft(path, dtype="auto").to(device).eval() for path in (run.target.path, folder)]
@@ -84,7 +83,7 @@ def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
         texts.append(Continuation("align", tuple(ids[:start]), tuple(ids[start:])))
     temperature = (*run.recipe.evaluate.sampled, 1.0)[0]
     found = fit_temperature_ratio(pair[0], pair[1], texts, temperature)
-    store_temperature_ratio(folder, found["temperature_ratio"])
+    store_draft_settings(folder, temperature_ratio=found["temperature_ratio"])
     logger.info(
         "align: the draft samples at %.2f times the target's temperature (%g): expected acceptance "
         "of a token %.3f, at the same temperature %.3f",

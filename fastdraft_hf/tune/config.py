@@ -1,15 +1,14 @@
-"""Settings of the search for the best draft on this machine, and the shapes it tries."""
+"""Settings of the search for the best draft on this machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from fastdraft_hf._config import Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import Initialization
+from fastdraft_hf.draft.config import DesignConfig, Initialization
 
 Measure = Literal["cpu", "cuda", "openvino"]
 
@@ -63,25 +62,6 @@ class TuneConfig(Section):
             raise FastDraftError("rows: probes need folders of generated sets (generate/NAME)")
 
 
-@dataclass(frozen=True)
-class Design:
-    """One shape: layers, width, feed-forward size and exact number of parameters."""
-
-    layers: int
-    width: int
-    feed_forward: int
-    params: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.layers}x{self.width}"
-
-    def section(self, config: TuneConfig) -> dict[str, Any]:
-        """Return the section ``design`` of a recipe that gives this shape."""
-        return {
-            "params": config.params,
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.width,
-            "intermediate_size": self.feed_forward,
-            "init": config.init,
-        }
+def name_of(design: DesignConfig) -> str:
+    """Return a design's layers, width and feed-forward width, such as ``2x192x1152``."""
+    return f"{design.num_hidden_layers}x{design.hidden_size}x{design.intermediate_size}"

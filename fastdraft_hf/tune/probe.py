@@ -30,7 +30,7 @@ from fastdraft_hf.eval.metrics import block_efficiency
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
-from fastdraft_hf.tune.config import Design, TuneConfig
+from fastdraft_hf.tune.config import TuneConfig, name_of
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
@@ -93,23 +93,24 @@ class Probes:
         facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
-    def __call__(self, designs: list[Design]) -> dict[str, dict[int, float]]:
+    def __call__(self, designs: list[DesignConfig]) -> dict[str, dict[int, float]]:
         """Return design -> γ -> block efficiency."""
         found = {}
         with Progress("tune probes", len(designs), "drafts") as progress:
             for design in designs:
-                work = self._folder / f"{self._key}-{design.name}x{design.feed_forward}"
+                name = name_of(design)
+                work = self._folder / f"{self._key}-{name}"
                 result = work.with_suffix(".json")
                 if not result.exists():
                     self._train(design, work)
                     write_json(result, self._measured(work / "work" / "model"))
                     shutil.rmtree(work)
                 saved = json.loads(result.read_text(encoding="utf-8"))
-                found[design.name] = {int(gamma): value for gamma, value in saved.items()}
+                found[name] = {int(gamma): value for gamma, value in saved.items()}
                 progress.advance(1)
         return found
 
-    def _train(self, design: Design, work: Path) -> None:
+    def _train(self, design: DesignConfig, work: Path) -> None:
         """Train one design, resuming from its last checkpoint."""
         section = training_section()(
             sources=[Source(kind="generated", name=str(folder)) for folder in self._sets],
@@ -131,8 +132,7 @@ class Probes:
             seed=0,
             keep=lambda index: not held_out(index),
         )
-        model, _ = build(self._target, DesignConfig(**design.section(self._config)), 0)
-        save_draft(model, work / "start")
+        save_draft(build(self._target, design, 0)[0], work / "start")
         train(
             work / "start",
             work / "work",
@@ -141,7 +141,7 @@ class Probes:
             tokenizer=tokenizer,
             seed=0,
             device=self._device,
-            label=f"probe {design.name}",
+            label=f"probe {name_of(design)}",
         )
 
     def _measured(self, folder: Path) -> dict[str, float]:

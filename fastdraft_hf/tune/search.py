@@ -12,7 +12,6 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.export.openvino import cached_openvino, export_openvino, require_openvino
 from fastdraft_hf.target.resolve import load_config
-from fastdraft_hf.tune.config import Design, TuneConfig
+from fastdraft_hf.tune.config import TuneConfig, name_of
 from fastdraft_hf.tune.probe import Probes
 from fastdraft_hf.tune.timing import LoopTimer
 
@@ -92,14 +91,14 @@ def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
     return results
 
 
-def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
+def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[DesignConfig]:
     """Return the shapes to time, by depth and then from wide to narrow.
 
     Raises:
         FastDraftError: a requested depth is impossible, or nothing fits the budget.
     """
     text = target.get_text_config()
-    found: list[Design] = []
+    found: list[DesignConfig] = []
     depths = config.depths or [d for d in DEPTHS if d <= text.num_hidden_layers]
     for depth in dict.fromkeys(depths):
         if depth > text.num_hidden_layers:
@@ -124,47 +123,50 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[Design]:
     return found
 
 
-def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> Design | None:
+def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> DesignConfig | None:
     """Return the design of this depth and width that fills the budget, or ``None``."""
-    text = target.get_text_config()
+    text, budget = target.get_text_config(), config.params
     widest = WIDEST * width if config.init != "prune" else text.intermediate_size
+    given: dict[str, Any] = {"num_hidden_layers": depth, "hidden_size": width, "init": config.init}
 
-    def params(feed_forward: int) -> int:
-        section = Design(depth, width, feed_forward, 0).section(config)
-        return count_parameters(design_draft(target, DesignConfig(**section)))
+    def design(inner: int) -> DesignConfig:
+        return DesignConfig(params=budget, intermediate_size=inner, **given)
+
+    def params(inner: int) -> int:
+        return count_parameters(design_draft(target, design(inner)))
 
     try:
         least = params(_STEP)
         step = params(2 * _STEP) - least
     except FastDraftError:  # this family has no such width
         return None
-    feed_forward = min(_STEP * (1 + (config.params - least) // step), widest)
-    if not NARROWEST * width <= feed_forward <= WIDEST * width:
+    inner = min(_STEP * (1 + (budget - least) // step), widest)
+    if not NARROWEST * width <= inner <= WIDEST * width:
         return None
-    exact = params(feed_forward)
     tolerance = _TOLERANCE if config.init != "prune" else _CUT_TOLERANCE
-    close = abs(exact - config.params) <= tolerance * config.params
-    return Design(depth, width, feed_forward, exact) if close else None
+    return design(inner) if abs(params(inner) - budget) <= tolerance * budget else None
 
 
 def assumed_efficiencies(
-    config: TuneConfig, designs: list[Design], gammas: list[int]
+    config: TuneConfig, designs: list[DesignConfig], gammas: list[int]
 ) -> dict[str, dict[int, float]]:
     """Return design -> γ -> block efficiency at the acceptance that the settings give."""
-    given, depths = config.acceptance, {str(d.layers) for d in designs}
+    given, depths = config.acceptance, {str(d.num_hidden_layers) for d in designs}
     if not isinstance(given, dict):
         given = dict.fromkeys(depths, given)
     if given.keys() != depths:
         wrong = ", ".join(sorted(given.keys() ^ depths))
         raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
     return {
-        d.name: {g: expected_block_efficiency(given[str(d.layers)], g) for g in gammas}
+        name_of(d): {
+            g: expected_block_efficiency(given[str(d.num_hidden_layers)], g) for g in gammas
+        }
         for d in designs
     }
 
 
 def _time(
-    config: TuneConfig, target: Target, designs: list[Design], folder: Path, gammas: list[int]
+    config: TuneConfig, target: Target, designs: list[DesignConfig], folder: Path, gammas: list[int]
 ) -> dict[str, dict[int, list[float]]]:
     """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
     facts = (str(target.path.resolve()), config.measure, gammas, config.context, config.rounds)
@@ -172,37 +174,40 @@ def _time(
     timings, rng, saved = folder / "timings.json", random.Random(0), dict[str, Any]()
     if timings.exists():
         saved = json.loads(timings.read_text(encoding="utf-8"))
+    names = list(map(name_of, designs))
     order = [
-        (design, repeat, f"{key}/{design.name}/{design.feed_forward}/{repeat}")
+        (name, repeat, f"{key}/{name}/{repeat}")
         for repeat in range(config.repeats)
-        for design in rng.sample(designs, len(designs))
+        for name in rng.sample(names, len(names))
     ]
     due = [one for one in order if one[2] not in saved]
     if due:
-        drafts = dict(zip(designs, _drafts(config, target, designs, folder), strict=True))
+        drafts = dict(zip(names, _drafts(config, target, designs, folder), strict=True))
         openvino = config.measure == "openvino"
         path = cached_openvino(target.path, "int8") if openvino else target.path
         timer = LoopTimer(path, config.measure, gammas, config.context, config.rounds)
         with Progress("tune timing", len(order), "drafts", done=len(order) - len(due)) as progress:
-            for design, repeat, label in due:
-                saved[label] = timer.measure(drafts[design], repeat)
+            for name, repeat, label in due:
+                saved[label] = timer.measure(drafts[name], repeat)
                 write_json(timings, saved)
                 progress.advance(1)
-    found: dict[str, dict[int, list[float]]] = {d.name: {g: [] for g in gammas} for d in designs}
-    for design, _, label in order:
+    found: dict[str, dict[int, list[float]]] = {name: {g: [] for g in gammas} for name in names}
+    for name, _, label in order:
         for gamma, times in saved[label].items():
-            found[design.name][int(gamma)] += times
+            found[name][int(gamma)] += times
     return found
 
 
-def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: Path) -> list[Path]:
+def _drafts(
+    config: TuneConfig, target: Target, designs: list[DesignConfig], folder: Path
+) -> list[Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
-    paths = [folder / "designs" / f"{d.name}x{d.feed_forward}" for d in designs]
+    paths = [folder / "designs" / name_of(design) for design in designs]
     for design, path in zip(designs, paths, strict=True):
         if not path.exists():
-            section = DesignConfig(**{**design.section(config), "init": "scratch"})
+            untrained = design.model_copy(update={"init": "scratch"})
             with atomic_folder(path) as temporary:
-                save_draft(build(target.path, section, 0)[0], temporary)
+                save_draft(build(target.path, untrained, 0)[0], temporary)
     if config.measure != "openvino":
         return paths
     exports = [folder / "openvino-int8" / path.name for path in paths]
@@ -213,27 +218,27 @@ def _drafts(config: TuneConfig, target: Target, designs: list[Design], folder: P
 
 def results_of(
     config: TuneConfig,
-    designs: list[Design],
+    designs: list[DesignConfig],
     seconds: Mapping[str, Mapping[int, list[float]]],
     efficiencies: Mapping[str, Mapping[int, float]],
 ) -> dict[str, Any]:
     """Return the times and predicted speeds of every design, and the best one."""
     rows: list[dict[str, Any]] = []
     for design in designs:
-        tokens, rounds = efficiencies[design.name], seconds[design.name]
+        name = name_of(design)
+        tokens, rounds = efficiencies[name], seconds[name]
         times = {g: np.quantile(rounds[g], (0.5, 0.25, 0.75)).tolist() for g in rounds}
         speeds = {g: tokens[g] / times[g][0] for g in times}
         last, best = max(times), max(speeds, key=lambda gamma: speeds[gamma])
         rows.append(
             {
-                "design": design.name,
-                **asdict(design),
+                "design": name,
                 "round_seconds": {str(g): found for g, found in times.items()},
                 # Of a probe, the acceptance that its largest γ shows.
                 "acceptance": round(acceptance_of_rate((tokens[last] - 1) / last, last), 9),
                 "tokens_per_second": {str(g): speed for g, speed in speeds.items()},
                 "best": {"num_assistant_tokens": best, "tokens_per_second": speeds[best]},
-                "section": design.section(config),
+                "section": design.model_dump(exclude_unset=True),
             }
         )
     top = max(rows, key=lambda row: row["best"]["tokens_per_second"])
@@ -252,7 +257,6 @@ def table(results: dict[str, Any]) -> list[dict[str, str]]:
             {
                 "": "→" if found["design"] == results["best"]["design"] else "",
                 "design": found["design"],
-                "parameters": f"{found['params'] / 1e6:.2f}M",
                 "acceptance": f"{found['acceptance']:.3f}",
                 "best γ": gamma,
                 "its round, ms": f"{middle:.2f} ({low:.2f} to {high:.2f})",

@@ -9,7 +9,7 @@ import torch
 
 from fastdraft_hf import assisted_decoding
 from fastdraft_hf._ties import greedy_margin
-from fastdraft_hf.decode.assisted import set_draft_length
+from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.export.parity import EXACT
 
 
@@ -35,7 +35,7 @@ def write(target: Any, ids: Any, draft: Any = None, gamma: int = 3, **given: Any
     if "attention_mask" not in fields:
         fields["attention_mask"] = torch.ones_like(ids)
     if draft is not None:
-        set_draft_length(draft, gamma)
+        set_draft_length(draft.generation_config, gamma)
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
     return target.generate(ids, **fields)
 

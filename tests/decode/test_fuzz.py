@@ -26,7 +26,7 @@ from transformers.generation.stopping_criteria import ConfidenceCriteria
 from zoo import FAMILIES, noisy_draft, prompts, tiny
 
 from fastdraft_hf import assisted_decoding
-from fastdraft_hf.decode.assisted import set_draft_length
+from fastdraft_hf.decode.settings import set_draft_length
 
 Settings = dict[str, Any]
 NEW_TOKENS = 16
@@ -139,7 +139,7 @@ def run(family: str, setting: Settings, rows: int, gamma: int | None = None) -> 
     fields = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **setting}
     if gamma is not None:
         draft = noisy_draft(family)
-        set_draft_length(draft, gamma)
+        set_draft_length(draft.generation_config, gamma)
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
     torch.manual_seed(0)
     return target.generate(**given, **fields)

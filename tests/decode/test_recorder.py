@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaForCausalLM
 
 import fastdraft_hf
-from fastdraft_hf.decode.assisted import decode, record_decoding, record_rounds, set_draft_length
+from fastdraft_hf.decode.assisted import decode, record_decoding, record_rounds
 from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords
+from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.eval.metrics import acceptance_rate
 
 TinyModel = Callable[..., LlamaForCausalLM]
@@ -25,7 +26,7 @@ GAMMAS = st.integers(1, 5)
 
 
 def stock(target: Any, prompt: list[int], draft: Any, gamma: int = 3, **given: Any) -> Any:
-    set_draft_length(draft, gamma)
+    set_draft_length(draft.generation_config, gamma)
     ids = torch.tensor([prompt])
     fields = {"max_new_tokens": 12, "do_sample": False, **given}
     return target.generate(
@@ -165,7 +166,7 @@ def test_prompts_and_settings_are_found_however_they_are_given(
     config = GenerationConfig(
         do_sample=True, temperature=0.5, max_new_tokens=6, min_new_tokens=6, pad_token_id=0
     )
-    set_draft_length(neighbour, 2)
+    set_draft_length(neighbour.generation_config, 2)
     with record_decoding(target) as records:
         target.generate(ids, config, assistant_model=neighbour)
         target.generate(input_ids=ids, generation_config=config, assistant_model=neighbour)

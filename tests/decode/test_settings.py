@@ -5,11 +5,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from fastdraft_hf.decode.settings import (
-    read_draft_tokens,
-    store_draft_settings,
-    store_temperature_ratio,
-)
+from fastdraft_hf.decode.settings import read_draft_tokens, store_draft_settings
 from fastdraft_hf.decode.speculative import drafting_of
 
 
@@ -20,7 +16,7 @@ def test_stored_settings_come_with_the_draft(
     draft.generation_config.max_new_tokens = 77
     draft.save_pretrained(tmp_path)
     assert read_draft_tokens(tmp_path) is None
-    store_temperature_ratio(tmp_path, 0.75)
+    store_draft_settings(tmp_path, temperature_ratio=0.75)
     store_draft_settings(tmp_path, 4)
     assert read_draft_tokens(tmp_path) == 4
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)

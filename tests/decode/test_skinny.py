@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastdraft_hf.decode import skinny
-from fastdraft_hf.decode.skinny import MOST_ROWS, skinny_linear, with_skinny_linears
+from fastdraft_hf.decode.skinny import MOST_ROWS, with_skinny_linears
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 9])
@@ -17,12 +17,12 @@ def test_every_way_is_the_same_product(
         pytest.skip("that is for a single row")
     chosen = getattr(skinny, way)
     monkeypatch.setattr(skinny, "_choose", lambda *_: chosen)
+    monkeypatch.setattr(skinny, "LEAST_ELEMENTS", 1)
     torch.manual_seed(rows)
-    weight, added = torch.randn(48, 32), torch.randn(48) if bias else None
+    layer = torch.nn.Linear(32, 48, bias)
     for shape in ((rows, 32), (1, rows, 32), (rows, 1, 32)):
         inputs = torch.randn(shape)
-        wanted = torch.nn.functional.linear(inputs, weight, added)
-        found = skinny_linear(inputs, weight, added, alike=[weight])
+        wanted, found = layer(inputs), with_skinny_linears(layer)(inputs)
         assert found.shape == wanted.shape
         assert found.is_contiguous()
         assert torch.allclose(found, wanted, atol=1e-4)
@@ -62,6 +62,7 @@ def test_a_view_changes_no_module_of_the_model(monkeypatch: pytest.MonkeyPatch) 
 
 def test_long_inputs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skinny, "_choose", lambda *_: pytest.fail("timed a prompt"))
-    weight = torch.randn(8, 4)
-    assert skinny_linear(torch.randn(MOST_ROWS + 1, 4), weight, alike=[weight]).shape == (9, 8)
-    assert skinny_linear(torch.randn(0, 4), weight, alike=[weight]).shape == (0, 8)
+    monkeypatch.setattr(skinny, "LEAST_ELEMENTS", 1)
+    layer = with_skinny_linears(torch.nn.Linear(4, 8))
+    assert layer(torch.randn(MOST_ROWS + 1, 4)).shape == (9, 8)
+    assert layer(torch.randn(0, 4)).shape == (0, 8)

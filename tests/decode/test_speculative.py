@@ -28,10 +28,11 @@ from zoo import noisy_draft, tiny
 
 from fastdraft_hf import FastDraftError, assisted_decoding
 from fastdraft_hf.data.prompts import chat_ids
-from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
+from fastdraft_hf.decode.assisted import record_rounds
 from fastdraft_hf.decode.cached import TorchModel
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.patches import CACHE_NAME
+from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.design import design_draft
@@ -99,7 +100,7 @@ def test_one_greedy_row_goes_the_short_way_as_the_general_one(
 
         with pytest.MonkeyPatch.context() as patch, record_rounds(target) as rounds:
             patch.setattr(Loop, "_is_plain", is_plain)
-            set_draft_length(neighbour, gamma)
+            set_draft_length(neighbour.generation_config, gamma)
             neighbour.generation_config.num_assistant_tokens_schedule = schedule
             text = target.generate(
                 ids,

@@ -14,7 +14,8 @@ from tiny_models import KEPT
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastdraft_hf import FastDraftError, assisted_decoding
-from fastdraft_hf.decode.assisted import record_rounds, set_draft_length
+from fastdraft_hf.decode.assisted import record_rounds
+from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
     choose_token_ids,
@@ -103,7 +104,7 @@ def write(target: Any, draft: Any, first: int, **given: Any) -> Any:
     fields: dict[str, Any] = {"do_sample": False, "max_new_tokens": 16, **given}
     fields["attention_mask"] = torch.ones_like(ids)
     if draft is not None:
-        set_draft_length(draft, 3)
+        set_draft_length(draft.generation_config, 3)
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
     return target.generate(ids, **fields)
 

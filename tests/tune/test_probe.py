@@ -9,8 +9,9 @@ import pytest
 
 from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.parts import write_rows
+from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.target.resolve import Target
-from fastdraft_hf.tune.config import Design, TuneConfig
+from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.probe import Probes, held_out, sampled_completions
 
 
@@ -48,9 +49,10 @@ def test_probes_train_and_are_kept(
     """The real trainer on the real rows; a second call measures nothing again."""
     config = TuneConfig(params=30_000, probe_tokens=4096, rows=[str(rows)])
     target = Target(tiny_target_folder, "tiny")
-    designs = [Design(1, 32, 64, 0), Design(2, 32, 64, 0)]
+    given: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "init": "scratch"}
+    designs = [DesignConfig(num_hidden_layers=depth, **given) for depth in (1, 2)]
     found = Probes(config, target, tmp_path, [1, 2])(designs)
-    assert set(found) == {"1x32", "2x32"}
+    assert set(found) == {"1x32x64", "2x32x64"}
     assert all(1 <= tokens[1] <= tokens[2] <= 3 for tokens in found.values())
     assert len(list((tmp_path / "probes").glob("*.json"))) == 2
     assert not [p for p in (tmp_path / "probes").iterdir() if p.name.endswith("x64")]
