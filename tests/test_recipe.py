@@ -71,7 +71,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         (
             {"evaluate": {"tasks": {"mine": {"dataset": "gone.jsonl"}}}},
-            "evaluate.tasks.mine.dataset: there is no file or folder gone.jsonl",
+            "evaluate.tasks.mine.dataset: no such file or folder: gone.jsonl",
         ),
         (
             {"bench": {"tasks": {"mine": {"dataset": "a/b", "instruction": "no"}}}},

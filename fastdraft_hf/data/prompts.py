@@ -211,7 +211,7 @@ def check_local(dataset: str, where: str) -> None:
     path = Path(dataset).expanduser()
     local = path.suffix in FORMATS or dataset.startswith((".", "/", "~"))
     if local and not path.exists():
-        raise FastDraftError(f"{where}: there is no file or folder {dataset}")
+        raise FastDraftError(f"{where}: no such file or folder: {dataset}")
     if path.is_file() and path.suffix not in FORMATS:
         raise FastDraftError(
             f"{where}: {dataset} has an unknown suffix; known: {', '.join(FORMATS)}"

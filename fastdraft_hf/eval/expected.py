@@ -1,6 +1,6 @@
 """Expected acceptance, teacher-forced: both models read a text once and nothing is decoded.
 
-In a text that the target wrote at temperature T, let p and q be the distributions of target and
+In a text that the target generated at temperature T, let p and q be the distributions of target and
 draft at a position, at that temperature (the draft's may differ, see `fit_temperature_ratio`). A
 drafted token is accepted there with probability α = Σ_v min(p_v, q_v) (Leviathan et al. 2023, arXiv
 2211.17192, theorem 3.5). Given the emitted text x, the drafted token of position t was the accepted
@@ -34,7 +34,7 @@ RATIOS = tuple(n / 20 for n in range(10, 25))  # 0.50 to 1.20
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text that the target wrote: its prompt, and its own tokens."""
+    """A text that the target generated: its prompt, and its own tokens."""
 
     task: str
     prompt_ids: tuple[int, ...]

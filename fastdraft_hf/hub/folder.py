@@ -97,7 +97,7 @@ def find_run(folder: Path) -> RunFolder:
         FastDraftError: there is no finished draft.
     """
     if not folder.is_dir():
-        raise FastDraftError(f"there is no folder {folder}")
+        raise FastDraftError(f"no such folder: {folder}")
     if (folder / "config.json").is_file():
         parent = folder.resolve().parent
         return RunFolder(folder, parent if folder.name == "draft" and _is_run(parent) else None)

@@ -235,7 +235,7 @@ def test_bad_options(
 
 
 def test_folders_without_a_draft(run_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FastDraftError, match="there is no folder"):
+    with pytest.raises(FastDraftError, match="no such folder"):
         gathered(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FastDraftError, match="neither a run's folder nor a draft's"):

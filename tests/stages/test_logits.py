@@ -82,7 +82,7 @@ def make_run(folder: Path, target: Path, *overrides: str, **sections: Any) -> Ru
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
-    """A run with a design and what the target wrote; copy it."""
+    """A run with a design and generated sets; copy it."""
     folder = tmp_path_factory.mktemp("written") / "run"
     execute(make_run(folder, tiny_target_folder), ["design", "generate"])
     return folder
