@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._errors import FastDraftError
+
 
 def fsync_path(path: Path) -> None:
     """Flush one file or folder to disk, so that a rename after it cannot outrun its content."""
@@ -46,6 +48,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or raise `FastDraftError` with its name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FastDraftError(f"{path} is damaged: not valid JSON ({error})") from None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._errors import FastDraftError, holds_token, nearest
+from fastdraft_hf._errors import FastDraftError, holds_secret, nearest
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -33,7 +33,7 @@ DRAFT_FILES = (
 )
 TAGS = ["fastdraft", "speculative-decoding", "draft-model", "assisted-generation"]
 
-_TEXTS = {".md", ".json", ".txt", ".jinja", ".py", ""}
+_BINARIES = {".safetensors", ".bin", ".model"}
 _LOCAL_PATH = re.compile(
     r"(?<![\w/.:>-])(?:/(?:home|root|Users|tmp|work|mnt|data|scratch)/|[A-Z]:\\)[^\s\"'`)]+"
 )
@@ -59,12 +59,13 @@ def draft_files(folder: Path, patterns: Sequence[str] = DRAFT_FILES) -> dict[str
     """Return a folder's files of the kinds that a draft has.
 
     Raises:
-        FastDraftError: one is a symbolic link, which could lead to any file of this machine.
+        FastDraftError: the folder holds a symbolic link, which could lead to any file of this
+            machine.
     """
-    found = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    for file in found:
+    for file in sorted(folder.iterdir()):
         if file.is_symlink():
             raise FastDraftError(f"{file} is a symbolic link; only regular files are pushed")
+    found = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return {file.name: file for file in found if file.is_file()}
 
 
@@ -75,11 +76,13 @@ def check_texts(files: Mapping[str, Path], token: str | None) -> None:
         FastDraftError: naming the file.
     """
     for path, content in files.items():
-        if Path(path).suffix not in _TEXTS:
+        if Path(path).suffix in _BINARIES:
             continue
         text = content.read_text(encoding="utf-8", errors="replace")
-        if holds_token(text, token):
-            raise FastDraftError(f"{path} holds what looks like a token; nothing is pushed")
+        if holds_secret(text, token):
+            raise FastDraftError(
+                f"{path} holds what looks like a token or password; nothing is pushed"
+            )
         local = _LOCAL_PATH.search(text) if path == CARD else None
         if local is not None:
             raise FastDraftError(
@@ -145,25 +148,3 @@ def check_model_id(name: Any, where: str) -> None:
     """Raise `FastDraftError` for a ``name`` that cannot be a repository on the Hub."""
     if not is_model_id(name):
         raise FastDraftError(f"{where}: {name!r} is not a repository id such as user/name")
-
-
-def read_source(file: Path) -> tuple[str, str, str | None]:
-    """Read ``fastdraft_source.json`` of a converted model, which anybody may have written.
-
-    Returns:
-        its model id, revision (``sha256:...``) and license.
-
-    Raises:
-        FastDraftError: an entry is missing or is not what it should be.
-    """
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        model_id, digest, license = (facts[key] for key in ("model_id", "sha256", "license"))
-    except (ValueError, TypeError, KeyError) as error:
-        raise FastDraftError(f"target: {file} cannot be read ({error!r}); delete it") from None
-    check_model_id(model_id, f"target: {file}: model_id")
-    if not re.fullmatch("[0-9a-f]{64}", str(digest)):
-        raise FastDraftError(f"target: {file}: sha256: {digest!r} is not a SHA-256")
-    if license is not None:
-        check_license(str(license), f"target: {file}: license")
-    return model_id, f"sha256:{digest}", license

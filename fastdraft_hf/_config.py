@@ -46,7 +46,9 @@ def parse_count(value: str) -> int:
 def _count(value: Any) -> Any:
     try:
         if not isinstance(value, bool):
-            return parse_count(value) if isinstance(value, str) else value
+            count = parse_count(value) if isinstance(value, str) else value
+            if not (isinstance(count, int) and abs(count) >> 63):
+                return count
     except ValueError:
         pass
     raise PydanticCustomError("count", "expected a whole number")
@@ -190,5 +192,6 @@ def _join(loc: Iterable[str | int]) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    huge = isinstance(value, int) and abs(value) >> 64  # Python does not print what is longer
+    text = hex(value) if huge else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

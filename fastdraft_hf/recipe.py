@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
-from fastdraft_hf._errors import FastDraftError, holds_token, nearest, redacted
+from fastdraft_hf._errors import FastDraftError, nearest, redacted, refuse_secrets
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
@@ -23,6 +23,9 @@ from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.export.gguf import GGUFType
 from fastdraft_hf.export.openvino import WeightFormat
 from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
+
+# Of a recipe file: bytes, values with the anchors written out, and levels of nesting.
+_MOST_BYTES, _MOST_NODES, _DEEPEST = 1_000_000, 100_000, 32
 
 
 class ExportConfig(Section):
@@ -78,7 +81,7 @@ class Recipe(Section):
     output_dir: str = Field(
         "runs/draft", description="folder of the run; one folder a stage inside"
     )
-    seed: Count = Field(0, description="of everything random")
+    seed: Count = Field(0, ge=0, lt=2**32, description="of everything random")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     design: DesignConfig = Field(
         default_factory=DesignConfig, description="the draft's shape and initialization"
@@ -107,9 +110,16 @@ class Recipe(Section):
     bench: BenchConfig = Field(default_factory=BenchConfig, description="wall clock")
     card: CardConfig = Field(default_factory=CardConfig, description="the published folder")
 
+    def __init__(self, **data: Any) -> None:
+        refuse_secrets(data)
+        super().__init__(**data)
+
     def check_values(self) -> None:
-        if not self.target.isprintable():  # it becomes part of the card
-            raise FastDraftError(f"target: {self.target!r} has a control character; rename it")
+        names = {"target": self.target, "output_dir": self.output_dir}
+        names["card.model_name"] = self.card.model_name or ""
+        for key, name in names.items():  # they become parts of the card
+            if not name.isprintable():
+                raise FastDraftError(f"{key}: {name!r} has a control character; rename it")
         bench, exported = self.bench, self.export.openvino
         reads_export = {"openvino", "ours-openvino"} & set(bench.paths)
         if reads_export and exported and bench.weight_format not in exported:
@@ -260,23 +270,66 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         FastDraftError: the file is missing, is not YAML, or is not a valid recipe.
     """
-    import yaml
-
     if not path.is_file():
         raise FastDraftError(f"the recipe file {path} does not exist")
+    with path.open("rb") as stream:
+        raw = stream.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise FastDraftError(f"{path}: larger than {_MOST_BYTES:,} bytes; this is not a recipe")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _read_yaml(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FastDraftError(f"{path} is not UTF-8 text") from error
+    except ValueError as error:
+        raise FastDraftError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise FastDraftError(f"{path}: a recipe is a mapping of keys")
+    return build_recipe(data, overrides)
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML whose keys are unique and whose anchors stay small.
+
+    Raises:
+        ValueError: what is wrong and where, without credentials.
+    """
+    import yaml
+
+    sizes: dict[int, float] = {}
+
+    def size(node: Any, depth: int = 0) -> float:
+        """Return how many nodes a node is with its anchors written out; infinite in a circle."""
+        if depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        if id(node) not in sizes:
+            sizes[id(node)], below = float("inf"), node.value
+            if isinstance(node, yaml.MappingNode):
+                seen: set[str] = set()
+                for key, _ in node.value:
+                    if isinstance(key.value, str) and key.value in seen:
+                        mark = key.start_mark
+                        raise ValueError(f"line {mark.line + 1}: key {key.value!r} is repeated")
+                    seen.add(str(key.value))
+                below = [part for pair in node.value for part in pair]
+            parts = [] if isinstance(node, yaml.ScalarNode) else below
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
+        return sizes[id(node)]
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and size(node) > _MOST_NODES:
+            raise ValueError(f"more than {_MOST_NODES:,} values, its anchors written out")
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         # Not str(error): it quotes the file, where half of a token would not be recognized.
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
-        raise FastDraftError(f"{path} is not valid YAML: {where}{redacted(str(problem))}") from None
-    if not isinstance(data, dict):
-        raise FastDraftError(f"{path}: a recipe is a mapping of keys")
-    return build_recipe(data, overrides)
+        raise ValueError(f"{where}{redacted(str(problem))}") from None
+    except RecursionError:
+        raise ValueError(f"nested more than {_DEEPEST} levels deep") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # of a tag or a number
+        raise ValueError(redacted(" ".join(str(error).split())[:200])) from None
 
 
 def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -296,23 +349,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         _assign(merged, str(path), value)
     for path, value in given.items():
         _assign(merged, path, value)
-    _refuse_tokens(merged)
     return Recipe(**{str(key): value for key, value in merged.items()})
-
-
-def _refuse_tokens(value: Any, where: str = "") -> None:
-    """Raise `FastDraftError` for a Hub token: a recipe is printed, kept and passed on."""
-    if isinstance(value, Mapping | list):
-        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, entry in entries:
-            _refuse_tokens(entry, f"{where}.{key}" if where else str(key))
-    elif value and isinstance(value, str):
-        named = where.endswith((".hub_token", ".push_to_hub_token"))
-        if named or holds_token(value):
-            raise FastDraftError(
-                f"{where}: a token does not belong in a recipe, which is printed and kept; set "
-                "HF_TOKEN or run `hf auth login`, and leave it out"
-            )
 
 
 def resolve_device(device: Any) -> str:
@@ -326,15 +363,13 @@ def resolve_device(device: Any) -> str:
 
 def split_override(word: str) -> tuple[str, Any]:
     """Return the key and the value of ``key=value``, which is YAML."""
-    import yaml
-
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise FastDraftError(f"'{redacted(word)}' is not an override; write key.path=value")
     try:
-        return path, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        said = redacted(f"{path}: '{text}' is not a valid YAML value")
+        return path, _read_yaml(text)
+    except ValueError as error:
+        said = redacted(f"{path}: '{text[:200]}' is not a valid YAML value ({error})")
         raise FastDraftError(said) from error
 
 

@@ -49,6 +49,19 @@ def test_a_folder_imports_only_those_above_it(room: str) -> None:
     assert {path: rooms for path, rooms in wrong.items() if rooms} == {}
 
 
+def test_no_call_of_transformers_may_ask_to_run_a_models_code() -> None:
+    """Without ``trust_remote_code`` it asks on the terminal, and a yes runs the code."""
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name = ast.unparse(node.func)
+                said = {keyword.arg for keyword in node.keywords} & {None, "trust_remote_code"}
+                if name.startswith("Auto") and name.endswith(".from_pretrained") and not said:
+                    wrong.append(f"{path.name}: {name}")
+    assert wrong == []
+
+
 def test_shared_modules_import_no_folder() -> None:
     for path in PACKAGE.glob("_[a-z]*.py"):
         assert imported_rooms(path) & {*ORDER, *SEES_ALL} == set(), path.name

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.task_sets import KNOWN
 from fastdraft_hf.recipe import (
+    Recipe,
     build_recipe,
     read_recipe,
     recipe_schema,
     resolve_device,
+    sections,
 )
 from fastdraft_hf.train.section import training_section
 
@@ -25,6 +28,10 @@ KEYS = [
 ]
 # fmt: on
 
+# Nine levels of nine references each.
+BOMB = b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)
+)
 PYTHON = {"sources": [{"kind": "python"}]}
 CHAT = {"sets": {"chat": {"rows": 4}}}
 
@@ -250,8 +257,34 @@ def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:
         (b"", "a recipe is a mapping of keys"),
         (b"a: [1\n", "is not valid YAML: "),
         (b"a: \x00\n", "is not valid YAML: "),
-        (b"target: caf\xe9\n", "recipe.yaml"),  # Latin-1
+        (b"target: caf\xe9\n", "recipe.yaml is not UTF-8 text"),  # Latin-1
+        ("seed: 1\n".encode("utf-16"), "is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8 text"),
+        (b"7\n", "a recipe is a mapping of keys"),
+        (b"#" * 1_000_001, "larger than 1,000,000 bytes"),
+        (b"seed: 1\ndesign: {}\nseed: 2\n", "line 3: key 'seed' is repeated"),
+        (b"pretrain:\n  sources: [{name: a, name: b}]\n", "line 2: key 'name' is repeated"),
+        (b"a: [1]\nb: {2: 1, '2': 1}\n", "line 2: key '2' is repeated"),
+        (BOMB, "more than 100,000 values, its anchors written out"),
+        (b"a: &a [*a]\n", "more than 100,000 values"),
+        (b"a: &a {<<: *a}\n", "more than 100,000 values"),
+        (b"a: " + b"[" * 100_000, "nested more than 32 levels deep"),
+        (b"a: " + b"{b: " * 40 + b"1" + b"}" * 40, "nested more than 32 levels deep"),
+        (b"seed: " + b"9" * 5000, "is not valid YAML: "),
+        (b"seed: 0x" + b"f" * 5000, "seed: expected a whole number, got 0xfff"),
+        (b"seed: 1" + b"0" * 30, "seed: expected a whole number, got 0x"),
+        (b"seed: 2001-99-99\n", "is not valid YAML: "),
+        (b"seed: 2001-09-09\n", "seed: expected a whole number"),
+        (b"seed: !!timestamp x\n", "is not valid YAML: "),
+        (b"seed: !!bool maybe\n", "is not valid YAML: "),
+        (b"seed: !!python/object/apply:os.system [x]\n", "could not determine a constructor"),
+        (b"? [a]\n: 1\n", "is not valid YAML: "),
+        (b"seed: !!set {a}\n", "seed: expected a whole number"),
+        (b"seed: -1\n", "seed: must be at least 0, got -1"),
+        (b"generate: {server: 'http://[::1'}\n", "generate.server: 'http://[::1' is not a URL"),
+        (b"generate: {server: 'http://h:99999'}\n", "generate.server: 'http://h:99999' is not"),
     ],
+    ids=range(30),
 )
 def test_a_file_that_is_not_a_recipe(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.yaml"
@@ -260,6 +293,27 @@ def test_a_file_that_is_not_a_recipe(tmp_path: Path, content: bytes, message: st
         read_recipe(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ODD: list[Any] = [
+    *(float("nan"), float("inf"), -1, 0, 10**30, 1e300, True, "x" * 1000, "nan", "\0", b"x", ""),
+    *([], {}, [None], {1: 2}, [[[]]], datetime.date(2001, 1, 1), {"a": {"b": []}}),
+]
+
+
+@pytest.mark.parametrize("name", [None, *sections()])
+def test_an_odd_value_is_accepted_or_named(name: str | None) -> None:
+    needed = PYTHON if name in ("pretrain", "continue") else {}
+    for key in (sections()[name] if name else Recipe).model_fields:
+        for odd in ODD:
+            section, said = {**needed, key: odd}, ""
+            try:
+                recipe = build_recipe({name: section} if name else section)
+                yaml.safe_load(yaml.safe_dump(recipe.resolved()))
+            except FastDraftError as error:
+                said = str(error)
+            assert "\n" not in said
+            assert len(said) < 700
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -303,12 +357,13 @@ EVALUATE = st.fixed_dictionaries(
         | st.lists(st.sampled_from([0, 0.6, 1]), min_size=1, unique=True).filter(any),
     },
 )
+NAME = st.text(st.characters(exclude_categories=("C", "Z")))
 DATA = st.fixed_dictionaries(
     {},
     optional={
         "evaluate": EVALUATE,
-        "target": st.text(st.characters(exclude_categories=("C", "Z"))),
-        "output_dir": st.text(),
+        "target": NAME,
+        "output_dir": NAME,
         "seed": st.integers(0, 2**31),
         "device": st.sampled_from(["auto", "cpu", "cuda"]),
         "design": st.none() | st.fixed_dictionaries({}, optional={"params": st.integers(1, 10**9)}),
@@ -318,7 +373,7 @@ DATA = st.fixed_dictionaries(
             {"num_assistant_tokens": st.lists(st.integers(1, 9), min_size=1, unique=True)},
             optional={"tasks": TASKS},
         ),
-        "card": st.fixed_dictionaries({"model_name": st.none() | st.text()}),
+        "card": st.fixed_dictionaries({"model_name": st.none() | NAME}),
     },
 )
 

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.export.openvino import cached_openvino, openvino_available, require_openvino
     from fastdraft_hf.recipe import resolve_device
-    from fastdraft_hf.target.resolve import resolve_target, stop_ids
+    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target, stop_ids
 
     for key in ("max_new_tokens", "num_assistant_tokens"):
         if (value := getattr(args, key)) is not None and value < 1:
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_libraries()
     target = resolve_target(args.target).path
 
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
+    tokenizer = load_tokenizer(target, "--target")
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     gamma = args.num_assistant_tokens or read_draft_tokens(draft) or 3  # the paper's
     hint = " (the first time, OpenVINO exports them)" if openvino else ""

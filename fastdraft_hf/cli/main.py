@@ -7,7 +7,9 @@ import importlib
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from fastdraft_hf import __version__
 from fastdraft_hf._errors import FastDraftError, redacted
@@ -36,9 +38,16 @@ start here:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors do not repeat a credential."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser; only ``command``'s own arguments are filled in."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastdraft",
         description="Give a language model its own draft, so that it decodes faster with the same "
         "output (FastDraft, arXiv 2411.11055).",
@@ -62,6 +71,11 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     return True
 
 
+def _traceback(*error: Any) -> None:
+    """Print the traceback of a bug without credentials."""
+    print(redacted("".join(traceback.format_exception(*error))), file=sys.stderr)
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
     command = next((word for word in words if not word.startswith("-")), None)
     parser = build_parser(command if command in COMMANDS else None)
@@ -69,7 +83,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     # argparse returns key=value arguments that follow an option as unknown.
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and not hasattr(args, "overrides")):
-        word = redacted((unknown or rest)[0])
+        word = (unknown or rest)[0]
         parser.error(f"unknown argument {word}; see fastdraft {command} --help")
     if rest:
         args.overrides = [*args.overrides, *rest]
@@ -89,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    sys.excepthook = _traceback
     for handler in logging.getLogger().handlers:
         handler.addFilter(_without_secrets)
     # Of several processes, the main one reports.
@@ -106,12 +121,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (`head`) has gone
         sys.stderr.close()
         return 0
-    except (OSError, ImportError, MemoryError, RuntimeError) as error:
-        # torch's OutOfMemoryError is a RuntimeError; torch may not be imported.
-        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        if not _of_the_machine(error):
             raise
         _report(error)
         return 1
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Return whether an error is a full disk, a lack of memory or the like, of any library."""
+    if isinstance(error, OSError | ImportError | MemoryError):
+        return True
+    # torch and safetensors, which may not be imported, report a full disk by errors of their own.
+    out_of_memory = type(error).__name__ == "OutOfMemoryError"
+    return out_of_memory or "(os error " in str(error) or "failed writing" in str(error)
 
 
 def _report(error: BaseException) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdraft_hf._atomic import read_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import is_main, stop
 
@@ -163,7 +163,7 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     stop()
     if is_main() and wanted is not None and "evaluate" in wanted:
         path = run.stage_folder("evaluate") / "results.json"
-        print_evaluation(json.loads(path.read_text(encoding="utf-8")))
+        print_evaluation(read_json(path))
 
 
 def _print_plan(run: Run, stages: Sequence[str]) -> None:

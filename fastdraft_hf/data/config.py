@@ -109,6 +109,10 @@ class GenerateConfig(Section):
     batch_size: Positive = Field(64, description="completions at once, per process")
 
     def check_values(self) -> None:
+        if self.server:
+            from fastdraft_hf.data.engines.server import server_url
+
+            server_url(self.server, "server")
         if self.server and self.engine != "auto":
             raise FastDraftError(
                 f"server: engine {self.engine} does not use a server; set generate.engine to auto"

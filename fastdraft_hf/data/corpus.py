@@ -8,7 +8,6 @@ for align are a memory-mapped dataset of rows.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastdraft_hf._atomic import atomic_file, write_json
+from fastdraft_hf._atomic import atomic_file, read_json, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data import installed
@@ -110,19 +109,15 @@ def open_corpus(
         write_json(folder / "summary.json", summary)
 
     on_main(lambda: None if (folder / "summary.json").exists() else write())
-    summary = {"sources": _read(folder / "summary.json")}
+    summary = {"sources": read_json(folder / "summary.json")}
     summary["held_out"] = {} if decontaminator is None else decontaminator.held_out
     evaluated, trained = folder / "eval.arrow", folder / "train.arrow"
     held_out = datasets.Dataset.from_file(str(evaluated)) if evaluated.exists() else None
     if streaming:
-        left_out = frozenset(_read(folder / "hashes.json"))
+        left_out = frozenset(read_json(folder / "hashes.json"))
         stream = BlockStream(sources, encode, seed=seed, left_out=left_out, **settings)
         return Corpus(stream.as_dataset(), held_out, summary, stream)
     return Corpus(datasets.Dataset.from_file(str(trained)), held_out, summary)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def block_shares(sources: Sequence[Source], blocks: int) -> list[int]:
@@ -304,7 +299,7 @@ def open_completions(
     )
     rows = rows.remove_columns([_SOURCE, "index"])
     held_out = min(eval_rows, len(order) // 5)
-    summary = {"sources": _read(folder / "summary.json"), "held_out": decontaminator.held_out}
+    summary = {"sources": read_json(folder / "summary.json"), "held_out": decontaminator.held_out}
     evaluated = rows.select(order[:held_out]) if held_out else None
     return Corpus(rows.select(order[held_out:]), evaluated, summary)
 

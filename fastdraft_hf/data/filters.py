@@ -15,7 +15,6 @@ the largest power of two that keeps this at or below ``MISSED`` at the threshold
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import read_json, write_json
+from fastdraft_hf._card import PROVENANCE
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.parts import has_parts, iter_rows, stored_indices
 from fastdraft_hf.data.prompts import shared_ends, written_instruction
@@ -188,11 +188,13 @@ def kept_indices(folder: Path) -> tuple[np.ndarray, Counter[str]]:
     if not has_parts(folder):
         raise FastDraftError(f"{folder}: not a generated set (it has no part-*.parquet)")
     path = folder / FILTERS
+    if not path.exists() and (folder.parent / PROVENANCE).exists():
+        raise FastDraftError(f"{path} is missing. Run stage generate again to make it")
     if not path.exists():  # a set that was written in Python and not judged
         judged = list(judge_rows(iter_rows(folder)))
         kept = np.array([index for index, reason in judged if reason == KEPT], np.int64)
         return kept, Counter(reason for _, reason in judged)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     indices = stored_indices(folder)
     dropped = [index for some in found["dropped"].values() for index in some]
     kept = np.setdiff1d(indices, np.array(dropped, np.int64))

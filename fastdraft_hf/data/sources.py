@@ -31,6 +31,9 @@ from fastdraft_hf.data.filters import iter_kept_rows
 Document = str | list[int]
 
 _CHECKED = 10_000  # files
+# Bytes of a document or line, which take about 40 times as much while they are encoded; and of a
+# JSON array.
+_LONGEST, _LONGEST_ARRAY = 1 << 26, 1 << 30
 
 
 class Source(Section):
@@ -227,6 +230,12 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise FastDraftError(f"{path}: cannot be read to its end ({error})") from error
 
 
+def _limited(raw: bytes, where: Path | str, most: int | None = None) -> bytes:
+    if len(raw) > (most := most or _LONGEST):
+        raise FastDraftError(f"{where}: more than {most >> 20} MiB in one piece; split it")
+    return raw
+
+
 def _decoded(raw: bytes, path: Path, *, whole: bool = True) -> str:
     """Return UTF-8 text; a character may be cut at the end if it is not the whole file."""
     try:
@@ -249,7 +258,7 @@ def _file(path: Path, column: str) -> Iterator[str]:
         rows = _json_rows(path)
     else:
         with _opened(path) as stream:
-            yield _decoded(stream.read(), path)
+            yield _decoded(_limited(stream.read(_LONGEST + 1), path), path)
         return
     for row in rows:
         yield _text(row, column, str(path))
@@ -270,13 +279,16 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
 def _json_rows(path: Path) -> Iterator[Any]:
     """Yield the row of every line, or those of one array."""
     with _opened(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), 1):
             if number == 1 and line.lstrip().startswith(b"["):
-                line += stream.read()
+                rest = stream.read(_LONGEST_ARRAY + 1)
+                line += _limited(rest, path, _LONGEST_ARRAY)
+            else:
+                _limited(line, f"{path}:{number}")
             if line.strip():
                 try:
                     found = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise FastDraftError(f"{path}:{number}: not valid JSON ({error})") from error
                 yield from found if isinstance(found, list) else [found]
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import write_text
+from fastdraft_hf._atomic import read_json, write_text
 from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_reduced_vocabulary(folder: str | Path) -> list[int] | None:
     if not path.is_file():
         return None
     try:
-        ids = list(json.loads(path.read_text(encoding="utf-8"))["token_ids"])
+        ids = list(read_json(path)["token_ids"])
     except (ValueError, TypeError, KeyError):
         ids = []
     integers = all(type(token) is int for token in ids)

@@ -27,7 +27,7 @@ class _Measuring(Section):
     prompts_per_task: Positive = Field(
         16, description="prompts of each, drawn by the recipe's seed"
     )
-    max_prompt_tokens: Count = Field(400, description="longer prompts are skipped when drawing")
+    max_prompt_tokens: Positive = Field(400, description="longer prompts are skipped when drawing")
     max_new_tokens: Positive = Field(64, description="length limit of an answer")
     max_minutes: Annotated[Number, Field(gt=0)] | None = Field(None, description=_MAX_MINUTES_HELP)
 

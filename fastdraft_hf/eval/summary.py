@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fastdraft_hf._atomic import read_json
 
 TRAINING_STAGES = ("pretrain", "continue", "align")
 
@@ -40,7 +41,7 @@ def read_summary(folders: dict[str, Path]) -> RunSummary:
         path = folders[stage] / name if stage in folders else None
         if path is None or not path.exists():
             return None
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     records = {stage: read(stage, "provenance.json") for stage in folders}
     logs = {stage: read(stage, "log.json") for stage in TRAINING_STAGES}

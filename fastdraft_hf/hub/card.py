@@ -130,7 +130,7 @@ def render_card(
         target_shell=shlex.quote(target),
         draft_shell=shlex.quote(draft_location),
         speculative_config=shlex.quote(json.dumps(speculative, ensure_ascii=False)),
-        license_line=f"{license}." if license else "Follows the target's license.",
+        license_line=f"{markdown(license)}." if license else "Follows the target's license.",
         num_assistant_tokens=gamma,
         target_revision=markdown(facts.get("target_revision") or ""),
         draft_parameters=f"{evaluation['draft_parameters']:,}",

@@ -7,7 +7,6 @@ can be pushed too.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import publish_folder, sha256_file, write_json
+from fastdraft_hf._atomic import publish_folder, read_json, sha256_file, write_json
 from fastdraft_hf._card import (
     CARD,
     PROVENANCE,
@@ -25,7 +24,7 @@ from fastdraft_hf._card import (
     is_model_id,
     load_card,
 )
-from fastdraft_hf._errors import FastDraftError, redacted
+from fastdraft_hf._errors import FastDraftError, change_texts, redacted
 from fastdraft_hf.decode.settings import read_draft_tokens
 from fastdraft_hf.eval.summary import TRAINING_STAGES, RunSummary, read_summary
 from fastdraft_hf.hub.card import render_card
@@ -131,11 +130,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Return a folder's provenance record, empty when it has none."""
     path = folder / "provenance.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise FastDraftError(f"{path} is not JSON ({error})") from None
     return record if isinstance(record, dict) else {}
 
 
@@ -223,7 +220,7 @@ def gather(
         (output / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, output / name)
     for name in ("config.json", "tokenizer_config.json"):
-        config = json.loads((output / name).read_text(encoding="utf-8"))
+        config = read_json(output / name)
         for key in _PRIVATE_KEYS:
             config.pop(key, None)
         if config.get("use_cache") is False:  # a trainer's setting; a draft without it is slow
@@ -236,7 +233,7 @@ def gather(
     card = _card(found, repo_id, exported[0].name if exported else None, note)
     (output / CARD).write_text(card, encoding="utf-8")
     if found.records:
-        write_json(output / PROVENANCE, _public(found.records))
+        write_json(output / PROVENANCE, change_texts(found.records, _public))
     check_texts(files_below(output), get_token())
 
 
@@ -246,13 +243,9 @@ def files_below(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
-def _public(value: Any) -> Any:
-    """Return a record without credentials, absolute paths cut to their last part."""
-    if isinstance(value, dict):
-        return {key: _public(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_public(one) for one in value]
-    return _ABSOLUTE_PATH.sub("", redacted(value)) if isinstance(value, str) else value
+def _public(text: str) -> str:
+    """Return a record's text without credentials, absolute paths cut to their last part."""
+    return _ABSOLUTE_PATH.sub("", redacted(text))
 
 
 def _card(found: RunFolder, location: str, openvino: str | None, weights_note: str) -> str:

@@ -13,6 +13,7 @@ from fastdraft_hf.eval.summary import TRAINING_STAGES
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``records.jsonl`` and ``results.json``."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
@@ -30,7 +31,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.evaluate
     device = resolve_device(run.recipe.device)
     draft_folder = run.latest_model()
-    tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    tokenizer = load_tokenizer(run.target.path, "target")
     check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
     # Before the models are loaded: a task set that cannot be read is reported at once.
@@ -48,7 +49,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         # Stock assisted generation would take the columns of a reduced vocabulary for ids.
         read = load_draft if config.path == "ours" else AutoModelForCausalLM.from_pretrained
         # float32: whether greedy output changes is a question about the models, not rounding.
-        return read(path, dtype=torch.float32).to(device).eval()
+        model = read(path, dtype=torch.float32, trust_remote_code=False)
+        return model.to(device).eval()
 
     target, draft = load(run.target.path), load(draft_folder)
     # A draft that was given is not untrained, and one that was only designed is measured anyway.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import GeneratedSet
@@ -37,9 +37,10 @@ from fastdraft_hf.data.prompts import (
 )
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_config, stop_ids
+from fastdraft_hf.target.resolve import load_config, load_tokenizer, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,15 +57,13 @@ _ALWAYS = {"kind", "rows", "max_new_tokens", "temperatures"}
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Generate every set of the recipe, one folder each. All processes share the rows."""
-    from transformers import AutoTokenizer
-
     config = run.recipe.generate
     assert config is not None  # the stage is planned only with its section
     if not config.sets:
         raise FastDraftError("generate.sets: at least one set is needed")
     # Before any work: a task set that cannot be read stops the run.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    tokenizer = load_tokenizer(run.target.path, "target")
     sets = [
         _Set(run, folder / name, wanted, tokenizer, decontaminator)
         for name, wanted in config.sets.items()
@@ -99,10 +98,11 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def lacks_rows(folder: Path) -> bool:
-    """Return whether a finished stage has fewer rows than were judged."""
+    """Return whether a finished stage has fewer rows than were judged, or no judgment."""
+    sets = [folder / name for name in read_record(folder).get("facts", {}).get("sets", {})]
     return any(
-        json.loads(path.read_text(encoding="utf-8"))["rows"] > len(stored_indices(path.parent))
-        for path in folder.glob(f"*/{FILTERS}")
+        not (one / FILTERS).exists() or read_json(one / FILTERS)["rows"] > len(stored_indices(one))
+        for one in sets
     )
 
 
@@ -192,7 +192,7 @@ class _Set:
             return {"prompts": count, "sha256": sha256}
 
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path)
             if before != state(before["prompts"]):
                 raise FastDraftError(
                     "kind: the prompts are not those that the set started with. Its dataset, "

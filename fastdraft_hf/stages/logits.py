@@ -67,7 +67,7 @@ def _open_reader(
     from fastdraft_hf.train.config import has_fast_bf16
 
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, trust_remote_code=False)
     model = model.to(device).eval()
     how = {"engine": "transformers", "dtype": str(dtype).removeprefix("torch.")}
     return ModelReader(model), how

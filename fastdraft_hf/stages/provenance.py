@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._errors import redacted
+from fastdraft_hf._errors import change_texts
 
 # fmt: off
 _PACKAGES = (
@@ -84,12 +84,13 @@ def peak_memory_bytes() -> int:
 
 def describe(**facts: Any) -> dict[str, Any]:
     """Return a provenance record: when, by what, on what, and the given facts."""
-    return {
+    record = {
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": redacted(" ".join(sys.argv)),
+        "command": " ".join(sys.argv),
         "git_commit": git_commit(),
         "versions": versions(),
         "machine": machine(),
         "peak_memory_bytes": peak_memory_bytes(),
         **facts,
     }
+    return dict(change_texts(record))

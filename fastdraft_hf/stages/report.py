@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdraft_hf.eval.report import Pieces
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_tokenizer
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
@@ -53,8 +54,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
 def _samples(run: Run) -> list[tuple[str, Pieces]]:
     """Return one greedy and one sampled answer of every task set, accepted tokens marked."""
-    from transformers import AutoTokenizer
-
     from fastdraft_hf.eval import evaluate
     from fastdraft_hf.eval.journal import Journal
     from fastdraft_hf.eval.report import accepted_pieces
@@ -62,7 +61,7 @@ def _samples(run: Run) -> list[tuple[str, Pieces]]:
     path = run.stage_folder("evaluate") / evaluate.RECORDS
     if not path.exists():
         return []
-    tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    tokenizer = load_tokenizer(run.target.path, "target")
     records = Journal(path)
     samples: list[tuple[str, Pieces]] = []
     for task in run.recipe.evaluate.tasks:

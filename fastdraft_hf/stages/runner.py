@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fastdraft_hf._atomic import publish_folder, write_json, write_text
+from fastdraft_hf._atomic import publish_folder, read_json, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import (
     barrier,
@@ -209,10 +208,14 @@ class _StageOfRun:
     def made(self, folder: Path) -> Any:
         """Return what ``folder`` was made from, as `wanted`; ``None`` without a record."""
         path = folder / CONFIG
-        made = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            made = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise FastDraftError(f"{path} is damaged; delete {folder} to make it again") from None
         if isinstance(made, dict) and self.section is not None:
             # A setting that is newer than the folder had its default when the folder was made.
-            with contextlib.suppress(FastDraftError):  # no longer valid: it differs in any case
+            # One that is no longer valid differs in any case.
+            with contextlib.suppress(FastDraftError, KeyError, TypeError):
                 made[self.name] = type(self.section)(**made[self.name]).deciding()
         return made
 
@@ -294,7 +297,7 @@ class _StageOfRun:
         self.partial.mkdir(exist_ok=True)
         path, runs, seconds = self.partial / SESSIONS, 0, 0.0
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
+            earlier = read_json(path)
             runs, seconds = earlier["runs"], earlier["seconds"]
             if "started" in earlier:  # killed; the newest file says when
                 newest = max(file.stat().st_mtime for file in self.partial.rglob("*"))
@@ -336,7 +339,7 @@ class _StageOfRun:
         """Write the provenance and rename the folder."""
         target = self.run.look_at_target()  # a design may be made for a config without weights
         record = read_record(self.partial)  # of a stage that grew or was repaired
-        sessions = json.loads((self.partial / SESSIONS).read_text(encoding="utf-8"))
+        sessions = read_json(self.partial / SESSIONS)
         seconds = sessions["seconds"] + time.time() - sessions["started"]
         write_json(
             self.partial / PROVENANCE,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._processes import barrier, is_main, on_main
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.corpus import Corpus, open_completions, open_corpus, summary_lines
@@ -16,6 +15,7 @@ from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.recipe import distribution_source, resolve_device
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_tokenizer
 from fastdraft_hf.train.section import TrainingSection
 
 if TYPE_CHECKING:
@@ -26,13 +26,11 @@ logger = logging.getLogger(__name__)
 
 def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     """Train the newest draft: ``pretrain`` and ``continue`` on text, ``align`` on completions."""
-    from transformers import AutoTokenizer
-
     from fastdraft_hf.train.loop import train
 
     section = run.recipe.training_stages()[name]
     start_model = run.latest_model(before=name)
-    tokenizer = AutoTokenizer.from_pretrained(run.target.path)
+    tokenizer = load_tokenizer(run.target.path, "target")
     vocabulary = Vocabulary.of_folder(run.target.path, "the target", tokenizer)
     check_vocabulary(vocabulary, start_model)
     data, trained = folder / "data", folder / "facts.json"
@@ -45,7 +43,7 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
             train_dataset=corpus.train,
             eval_dataset=corpus.eval,
             stream=corpus.stream,
-            tokenizer=AutoTokenizer.from_pretrained(start_model),
+            tokenizer=load_tokenizer(start_model),
             seed=run.recipe.seed,
             device=resolve_device(run.recipe.device),
             label=name,
@@ -64,7 +62,7 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     if is_main():
         for used in (folder / "work", data):  # checkpoints and data are no longer needed
             shutil.rmtree(used, ignore_errors=True)
-    return dict(on_main(lambda: json.loads(trained.read_text(encoding="utf-8"))))
+    return dict(on_main(lambda: read_json(trained)))
 
 
 def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:

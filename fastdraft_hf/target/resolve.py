@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fastdraft_hf._card import read_source
+from fastdraft_hf._atomic import read_json
 from fastdraft_hf._errors import FastDraftError, nearest
-from fastdraft_hf.target.embedded import EMBEDDED_ID, embedded_target
+from fastdraft_hf.target.embedded import EMBEDDED_ID, PACKAGE, embedded_target
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -58,7 +57,7 @@ def resolve_target(
     """
     check_name(target, key)
     if target == EMBEDDED_NAME:
-        return _describe(embedded_target(), key)
+        return _embedded(key)
     folder = Path(target).expanduser()
     if folder.is_dir():
         return _describe(folder, key, weights=weights)
@@ -100,7 +99,17 @@ def _load(what: str, folder: Path | str, key: str | None) -> Any:
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"{key}: " if key else ""
+        if "trust_remote_code" in str(error):
+            raise needs_code(f"{where}the {what} in {folder}") from None
         raise FastDraftError(f"{where}no {what} can be read in {folder} ({reason})") from error
+
+
+def needs_code(where: str) -> FastDraftError:
+    """Return the error of a model that transformers cannot load without the model's own code."""
+    return FastDraftError(
+        f"{where} needs the Python code of its repository (auto_map), which is never run: "
+        "trust_remote_code is not supported. Use a model type that transformers has"
+    )
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -144,10 +153,7 @@ def _ids(value: Any) -> list[int]:
 
 def _stored(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file, {} where there is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise FastDraftError(f"{file}: not valid JSON ({error})") from error
+    value = read_json(file) if file.is_file() else {}
     return value if isinstance(value, dict) else {}
 
 
@@ -169,15 +175,14 @@ def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
         from transformers import CONFIG_MAPPING
 
         if config.get("model_type") not in CONFIG_MAPPING:
-            raise FastDraftError(
-                f"{where} needs the Python code of its repository (auto_map), which is never run: "
-                "trust_remote_code is not supported. Use a model type that transformers has"
-            )
+            raise needs_code(where)
     _check_added_tokens(folder, _text_part(config).get("vocab_size"), where)
-    source = folder / "fastdraft_source.json"
-    if source.is_file():
-        return Target(folder, *read_source(source))
     return Target(folder, folder.resolve().name)
+
+
+def _embedded(key: str) -> Target:
+    found, license = _describe(embedded_target(), key), PACKAGE.license
+    return replace(found, name=EMBEDDED_ID, revision=f"sha256:{PACKAGE.sha256}", license=license)
 
 
 def _check_added_tokens(folder: Path, rows: int | None, where: str) -> None:
@@ -216,14 +221,14 @@ def _from_hub(model_id: str, revision: str | None, key: str, *, weights: bool = 
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
         if reason is None and model_id == EMBEDDED_ID and revision is None:
             logger.warning("the Hub cannot be reached: using the packaged copy of %s", EMBEDDED_ID)
-            return _describe(embedded_target(), key)
+            return _embedded(key)
         reason = reason or (
             "is not on this machine and the Hub cannot be reached; give a folder, or use "
             f"{EMBEDDED_NAME}"
         )
         raise FastDraftError(f"{key}: '{model_id}' {reason}") from error
-    found = _describe(path, key, weights=weights)
+    _describe(path, key, weights=weights)
     card = path / "README.md"
     license = getattr(ModelCard.load(card).data, "license", None) if card.is_file() else None
     # A snapshot's folder is named by its commit.
-    return Target(path, model_id, path.name, license or found.license)
+    return Target(path, model_id, path.name, license if isinstance(license, str) else None)

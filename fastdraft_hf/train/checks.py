@@ -73,8 +73,11 @@ def open_teacher(
         given = dict(kwargs) if isinstance(kwargs, dict) else {}
         given.setdefault("trust_remote_code", args.trust_remote_code)
         given.setdefault("dtype", torch.bfloat16 if has_fast_bf16(args.device) else torch.float32)
+        theirs = AutoTokenizer.from_pretrained(
+            teacher, trust_remote_code=given["trust_remote_code"]
+        )
         check_vocabulary(
-            Vocabulary.of_tokenizer(AutoTokenizer.from_pretrained(teacher), "the target"),
+            Vocabulary.of_tokenizer(theirs, "the target"),
             Vocabulary.of_tokenizer(tokenizer, "the draft"),
         )
         teacher = AutoModelForCausalLM.from_pretrained(teacher, **given)

@@ -77,7 +77,9 @@ def train(
             # Before `MarkCompleteCheckpoints`, which the trainer adds after what it is given.
             callbacks.append(keeper := SaveStreamState(stream, rows))
         trainer = DraftDistillationTrainer(
-            AutoModelForCausalLM.from_pretrained(start_model, dtype="float32"),
+            AutoModelForCausalLM.from_pretrained(
+                start_model, dtype="float32", trust_remote_code=False
+            ),
             args,
             teacher_model=None if teacher is None else str(teacher),
             train_dataset=train_dataset,
@@ -122,7 +124,9 @@ def save(trainer: DraftDistillationTrainer, folder: Path) -> None:
         if adapter is not None:
             from peft import AutoPeftModelForCausalLM
 
-            adapted = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="float32")
+            adapted = AutoPeftModelForCausalLM.from_pretrained(
+                adapter, dtype="float32", trust_remote_code=False
+            )
             adapted.merge_and_unload().save_pretrained(partial)
             trainer.processing_class.save_pretrained(partial)
         for pickled in partial.rglob("training_args.bin"):

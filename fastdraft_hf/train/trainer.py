@@ -181,7 +181,9 @@ class DraftDistillationTrainer(SFTTrainer):
             processing_class = getattr(model, "tokenizer", None)
         if processing_class is None and not name:
             raise FastDraftError("processing_class is missing; give the draft's tokenizer")
-        processing_class = processing_class or AutoTokenizer.from_pretrained(name)
+        processing_class = processing_class or AutoTokenizer.from_pretrained(
+            name, trust_remote_code=args.trust_remote_code
+        )
         self.teacher_model: PreTrainedModel | None = None
         if teacher_model is not None:
             self.teacher_model = checks.open_teacher(

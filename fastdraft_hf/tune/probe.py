@@ -150,7 +150,9 @@ class Probes:
         from transformers import AutoModelForCausalLM
 
         target, draft = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+            .to(self._device)
+            .eval()
             for path in (self._target, folder)
         )
         ends = stop_ids(self._target, load_tokenizer(self._target))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 import fastdraft_hf
 from fastdraft_hf.cli import main as cli
@@ -285,6 +286,8 @@ def test_the_settings_of_a_section(capsys: pytest.CaptureFixture[str]) -> None:
         (KeyboardInterrupt(), 130, "\nfastdraft: interrupted; the same command resumes\n"),
         (OSError(28, "No space left on device", "runs/x"), 1, "runs/x: No space left on device"),
         (OSError("two\nlines"), 1, "fastdraft: two lines\n"),
+        (SafetensorError("No space left on device (os error 28)"), 1, "No space left on device"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), 1, "failed writing file"),
         (ModuleNotFoundError("No module named 'gguf'"), 1, "fastdraft: No module named 'gguf'"),
         (fastdraft_hf.FastDraftError("x: hf_abcdefghijklmnopqrst"), 2, "fastdraft: x: [redacted]"),
     ],

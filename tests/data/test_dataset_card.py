@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_datasets_reads_the_rows_and_nothing_else_of_the_folder(tmp_path: Path) 
         found = datasets.load_dataset(str(folder), cache_dir=cache)
         assert list(found) == ["train"]
         assert found["train"].to_list() == list(iter_rows(folder))
+
+
+def test_names_become_neither_code_nor_html(tmp_path: Path) -> None:
+    folder, name = tmp_path / "chat", 'x"); import os\n<script>'
+    write_rows(FakeEngine(), make_requests(2), folder)
+    text = write(folder, target=Target(Path("x"), name, "<b>", "<i>"))
+    assert text.count('from_pretrained("x\\"); import os\\n<script>")') == 1
+    outside = re.sub(r"```python.*?```|^---.*?^---", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"(?<!\\)<|^import", outside, re.MULTILINE)
 
 
 def test_what_the_card_says(tmp_path: Path) -> None:

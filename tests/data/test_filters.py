@@ -189,6 +189,13 @@ def test_a_set_with_missing_rows_is_refused(made: Path) -> None:
     (made / "part-00000-00001.parquet").unlink()
     with pytest.raises(FastDraftError, match=r"it has 18 of 23 rows\. Run stage generate again"):
         iter_kept_rows(made)
+    (made.parent / "provenance.json").write_text("{}")  # of the finished stage
+    (made / "filters.json").write_text("")
+    with pytest.raises(FastDraftError, match=r"filters\.json is damaged: not valid JSON"):
+        iter_kept_rows(made)
+    (made / "filters.json").unlink()
+    with pytest.raises(FastDraftError, match=r"filters\.json is missing\. Run stage generate"):
+        iter_kept_rows(made)
 
 
 def never(text: str) -> bool:

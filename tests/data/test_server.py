@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ def test_a_server_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"token_ids": [], "finish_reason": "stop", "stop_reason": 77}, "stop_reason 77"),
         ({"token_ids": [], "finish_reason": "length"}, "ended after 0 of 1 tokens"),
         ({"token_ids": [100]}, "returned token id 100, and the target's vocabulary has 100 ids"),
+        ({"token_ids": [-7]}, "returned token id -7"),
+        ({"token_ids": [True]}, "returned token id True"),
+        ({"token_ids": "5"}, "returns no token ids"),
+        ({"prompt_token_ids": 5}, "it changed the prompt"),
     ],
 )
 def test_answers_that_are_refused(change: dict[str, Any], message: str) -> None:
@@ -132,6 +137,24 @@ def test_answers_that_are_refused(change: dict[str, Any], message: str) -> None:
         pytest.raises(FastDraftError, match=message),
     ):
         open_engine(server)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("flood", "an answer of more than 1 MiB"),
+        ("gzip", "an answer of .*or a compressed one"),
+        ("drip", r"an answer was not complete after 0\.5 seconds"),
+    ],
+)
+def test_an_answer_without_end(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    with VLLMServer(faults=lambda number, body: fault) as server:
+        engine, started = open_engine(server), time.monotonic()
+        with pytest.raises(FastDraftError, match=rf"does not answer \({message}.*rows are kept"):
+            list(engine.generate(make_requests(3), lambda n: None))
+        assert time.monotonic() - started < 10
 
 
 def test_a_stop_token_left_out_is_put_back() -> None:

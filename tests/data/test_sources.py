@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.data import sources
 from fastdraft_hf.data.sources import Documents, Source, check_source, summary_keys
 
 ROWS = b'{"text": "one", "n": 1}\n\n{"text": "two", "n": 2}'
@@ -67,6 +68,7 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"}\n{"text": \n', r"jsonl:4: not valid JSON"),
         ("cut.jsonl.gz", gzip.compress(ROWS[:23] * 99, mtime=0)[:-9], r"cannot be read to its end"),
         ("plain.jsonl.gz", ROWS, r"cannot be read to its end"),
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000, r"jsonl:1: not valid JSON"),
         ("a.parquet", b"text", r"not a parquet file"),
         ("late.txt", b"x" * 5000 + b"\xff", r"not UTF-8 text \(byte 0xff at 5000\)"),
     ],
@@ -77,6 +79,26 @@ def test_what_is_refused_while_reading(tmp_path: Path, name: str, raw: bytes, me
         list(Documents(local(tmp_path / name)))
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("a.txt", b"x" * 101),
+        ("bomb.txt.gz", gzip.compress(b"x" * 10**7, mtime=0)),
+        ("a.jsonl:2", b'{"text": "a"}\n{"text": "%s"}\n' % (b"x" * 99)),
+        ("a.json", b"[%s1]" % (b"1,\n" * 99)),
+    ],
+)
+def test_what_is_too_long(
+    tmp_path: Path, name: str, raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LONGEST", 100)
+    monkeypatch.setattr(sources, "_LONGEST_ARRAY", 200)
+    path = tmp_path / name.partition(":")[0]
+    path.write_bytes(raw)
+    with pytest.raises(FastDraftError, match=f"{name}: more than .* in one piece; split it"):
+        list(Documents(local(path)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ vllm/entrypoints/openai/completion): unknown fields are ignored, ids come back w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -34,7 +35,8 @@ class VLLMServer:
     Args:
         write: what the model writes for a request, before it is cut to max_tokens.
         faults: for completions after the first, which is the engine's probe: ``death`` of the
-            server, a ``reset`` connection, an HTTP status, or ``truncated`` JSON.
+            server, a ``reset`` connection, an HTTP status, ``truncated`` JSON, or an answer without
+            end: ``flood``, ``gzip``, or ``drip``, byte by byte.
         models: names served.
         root: of the models.
         key: the API key that is wanted.
@@ -86,6 +88,16 @@ class VLLMServer:
                     outer._dead = True
                 if outer._dead or fault == "reset":
                     self.close_connection = True
+                elif fault in ("flood", "gzip", "drip"):
+                    self.send_response(200)
+                    self.send_header("Connection", "close")
+                    if fault == "gzip":
+                        self.send_header("Content-Encoding", "gzip")
+                    self.end_headers()
+                    with contextlib.suppress(OSError):
+                        while not outer._dead:
+                            self.wfile.write(b" " * (1 if fault == "drip" else 1 << 16))
+                            time.sleep(0.02 if fault == "drip" else 0)
                 elif fault and fault.isdecimal():
                     self.send(int(fault), {"error": {"message": "the prompt is too long"}})
                 elif body["model"] not in outer.models:

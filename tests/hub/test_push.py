@@ -108,18 +108,22 @@ def test_nothing_private_goes_up(run_folder: Path, hub: HubServer) -> None:
     assert records["design"]["command"] == "fastdraft run r.yaml output_dir=run"
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "chat_template.jinja", "NOTICE.x"])
 def test_a_token_in_a_file_is_never_sent(run_folder: Path, hub: HubServer, name: str) -> None:
     path = run_folder / "draft" / name
-    text = {"README.md": f"---\nbase_model: org/Target\n---\n{TOKEN}\n"}
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----"
+    text = {"NOTICE.x": key, "README.md": f"---\nbase_model: org/Target\n---\n{TOKEN}\n"}
     path.write_text(text.get(name, json.dumps({"a": TOKEN})), encoding="utf-8")
-    with pytest.raises(FastDraftError, match=f"{name} holds what looks like a token") as caught:
+    with pytest.raises(FastDraftError, match=f"{name} holds what looks like a token or") as caught:
         send(run_folder)
     assert TOKEN not in str(caught.value)
     assert hub.log == []
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "openvino-int8", "openvino-int8/x.bin"])
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "README.md", "notes", "openvino-int8", "openvino-int8/x.bin"],
+)
 def test_symbolic_links_are_refused(
     run_folder: Path, hub: HubServer, tmp_path: Path, name: str
 ) -> None:

@@ -72,7 +72,7 @@ def test_what_a_draft_was_trained_on_before(tmp_path: Path) -> None:
     write_json(published / "provenance.json", records)
     assert earlier_training(published) == {"tokens": 1240, "seconds": 100.0}
     (published / "provenance.json").write_text("{", encoding="utf-8")
-    with pytest.raises(FastDraftError, match="is not JSON"):
+    with pytest.raises(FastDraftError, match="not valid JSON"):
         read_record(published)
     shipped = earlier_training(ROOT / "model_cards/SmolLM2-135M-Instruct-FastDraft")
     assert shipped is not None

@@ -93,6 +93,18 @@ def test_a_whole_run_and_its_push(
         ("card.model_name", TOKEN),
         ("pretrain.sources.0.name", TOKEN),
         ("pretrain.max_train_tokens", TOKEN),
+        ("generate.server", "http://user:sesame-1@127.0.0.1:9/v1"),
+        ("generate.server", "http://user:ses@me/1@127.0.0.1:9/v1"),
+        ("generate.server", "http://127.0.0.1:9/v1?api_key=sesame-1"),
+        ("pretrain.sources.0.name", "https://host/data.jsonl?a=b&X-Access-Token=sesame-1"),
+        ("target", "https://sesame-1@host/model"),
+        ("target_revision", "hf_oauth_eyJ.se-same_1"),
+        ("card.model_name", "hf_jwt_eyJhbGci.se-same_1"),
+        ("output_dir", "api_org_" + "sesame" * 5),
+        ("pretrain.run_name", "a Bearer sesame.1.2.3"),
+        ("pretrain.run_name", 'x{"token":"open-sesame"}'),
+        ("pretrain.lr_scheduler_kwargs.api_key", "sesame"),
+        ("generate.sets.chat.dataset", "sk-proj-sesame-1234567890"),
     ],
 )
 @pytest.mark.parametrize("by", ["file", "override"])
@@ -107,10 +119,12 @@ def test_a_recipe_with_a_token_is_refused_and_written_nowhere(
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     status, said = fastdraft("run", tmp_path / "r.yaml", *words)
     assert status == 2
-    assert f"{section}: a token does not belong in a recipe" in said
+    assert f"{section}: a token or password does not belong in a recipe" in said
+    assert ("VLLM_API_KEY" if section == "generate.server" else "HF_TOKEN") in said
     assert len(said.strip().splitlines()) == 1
     assert value not in said
-    assert not (tmp_path / "run").exists()
+    assert "same" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 def build_and_dump(recipe: dict[str, Any], path: str, value: str) -> dict[str, Any]:

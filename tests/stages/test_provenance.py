@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fastdraft_hf
+from fastdraft_hf._errors import redacted
 from fastdraft_hf.stages import provenance
-from fastdraft_hf.stages.provenance import redacted
 
 # No such token exists; it only has the shape of one.
 SHAPE = "hf_" + "aB3" * 8

@@ -28,12 +28,16 @@ def copy(tiny_target_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_names_that_are_found(
-    target_folder: Path, tiny_target_folder: Path, caplog: pytest.LogCaptureFixture
+    target_folder: Path, tiny_target_folder: Path, copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = resolve_target("embedded:smollm2-135m-instruct")
     assert found == Target(target_folder, EMBEDDED_ID, f"sha256:{PACKAGE.sha256}", "apache-2.0")
     assert resolve_target(str(tiny_target_folder)) == Target(tiny_target_folder, "target")
     assert resolve_target(EMBEDDED_ID).path == target_folder
+    # A folder's own word on its name and license is not taken.
+    claim = {"model_id": "org/Other", "sha256": PACKAGE.sha256, "license": "mit"}
+    change(copy, "fastdraft_source.json", **claim)
+    assert resolve_target(str(copy)) == Target(copy, "copy")
     assert "using the packaged copy" in caplog.text
 
 
@@ -91,6 +95,51 @@ def test_a_model_with_code_of_its_own(copy: Path) -> None:
     change(copy, "config.json", model_type="mine")
     with pytest.raises(FastDraftError, match=r"^design\.donor: .*trust_remote_code is not supp"):
         resolve_target(str(copy), key="design.donor")
+
+
+@pytest.mark.parametrize("part", ["config", "model", "tokenizer"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run target={} output_dir=run device=cpu --stages design design.hidden_size=32",
+        "run target=T output_dir=run device=cpu --stages design design.draft={}",
+        "run target=T output_dir=run device=cpu --stages design design.donor={}",
+        "tune {} params=1k",
+        "demo --target {} --draft {} --engine transformers --max-new-tokens 2",
+        "vocabulary {} {}",
+    ],
+)
+def test_code_of_a_repository_never_runs(
+    words: str,
+    part: str,
+    copy: Path,
+    tiny_target_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also not where a user answers yes to every prompt."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    monkeypatch.chdir(copy.parent)
+    marker = copy.parent / "ran"
+    (copy / "mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Mine: ...\n")
+    if part == "tokenizer":
+        (copy / "tokenizer.json").unlink()
+        own = {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}
+        change(copy, "tokenizer_config.json", tokenizer_class="Mine", auto_map=own)
+    else:
+        kind = {"config": "mine", "model": "llama"}[part]
+        own = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}
+        change(copy, "config.json", model_type=kind, auto_map=own)
+    words = words.replace("{}", str(copy)).replace("=T ", f"={tiny_target_folder} ")
+    status = main(words.split())
+    said = capsys.readouterr().err.splitlines()
+    assert not marker.exists()
+    assert asked == []
+    assert status == 0 or "fastdraft: " in said[-1]
+    assert part == "model" or status == 2, said
+    if part == "config":
+        assert "needs the Python code of its repository (auto_map), which is never run" in said[-1]
 
 
 def test_a_token_beyond_the_models_rows(copy: Path) -> None:

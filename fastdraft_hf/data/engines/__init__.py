@@ -243,7 +243,9 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False
+        )
         self._model = model.to(device).eval()
         # The rest of the target's generation config (top_k, a repetition penalty) would change the
         # distribution that the draft learns.

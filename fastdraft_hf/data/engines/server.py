@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -23,8 +24,26 @@ KEY_VARIABLE = "VLLM_API_KEY"
 RETRIES = 30
 # The client does not retry an answer that is not JSON.
 TRIES = 3
-# Seconds that one answer may take.
-TIMEOUT = 1800.0
+# Seconds that one answer may take with all tries, at the start and later.
+START_TIMEOUT, TIMEOUT = 120.0, 1800.0
+# Bytes of an answer; ids need far less.
+MOST_BYTES = 1 << 24
+
+
+class _TooLong(BaseException):
+    """An answer beyond `MOST_BYTES`. The client tries again after every `Exception`."""
+
+
+async def _read(response: Any) -> None:
+    """Read an answer to its end, up to the limit; the client has none."""
+    stream, raw = response.stream, bytearray()
+    async for part in stream:
+        raw += part
+        if len(raw) > MOST_BYTES or response.headers.get("Content-Encoding"):
+            raise _TooLong
+    await stream.aclose()
+    httpx = sys.modules[type(response).__module__]  # from openai 3 on it is httpx2
+    response.stream = httpx.ByteStream(bytes(raw))
 
 
 class ServerEngine:
@@ -53,23 +72,29 @@ class ServerEngine:
         target: str = "",
     ) -> None:
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
             raise FastDraftError(
                 "generate.engine: a server needs openai; `pip install fastdraft_hf[server]`"
             ) from error
         self._url, self._stop_ids = server_url(url), stop_ids
         self._batch_size, self._vocab_size = batch_size, vocab_size
-        key = os.environ.get(KEY_VARIABLE) or "EMPTY"
-        client = AsyncOpenAI(base_url=self._url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT)
+        client = AsyncOpenAI(
+            base_url=self._url,
+            api_key=os.environ.get(KEY_VARIABLE) or "EMPTY",
+            max_retries=RETRIES,
+            timeout=TIMEOUT,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_read]}),
+        )
         # Few retries: at the start, a server that does not answer is most likely a wrong URL.
-        self._client = client.with_options(max_retries=2)
+        self._client, self._timeout = client.with_options(max_retries=2), START_TIMEOUT
         self._loop = asyncio.new_event_loop()
         models = self._loop.run_until_complete(self._answer("data", self._client.models.list))
-        self._model = _model_of(self._url, [entry.to_dict() for entry in models], model, target)
+        self._model = _model_of(self._url, models, model, target)
         end = min(stop_ids)
         self._loop.run_until_complete(self._complete(Request(0, (end, end), 0.0, 0, 1, "")))
-        self._client = client
+        self._client, self._timeout = client, TIMEOUT
 
     async def _complete(self, request: Request) -> Completion:
         choices = await self._answer(
@@ -95,7 +120,7 @@ class ServerEngine:
                 },
             ),
         )
-        return self._checked(request, choices[0].to_dict())
+        return self._checked(request, choices[0] if choices else {})
 
     def _checked(self, request: Request, choice: dict[str, Any]) -> Completion:
         """Return the completion of an answer.
@@ -105,14 +130,15 @@ class ServerEngine:
                 token, or a length limit of the server's own.
         """
         ids, prompt, url = choice.get("token_ids"), choice.get("prompt_token_ids"), self._url
-        if ids is None:
+        if not isinstance(ids, list):
             raise FastDraftError(
                 f"{url}: it returns no token ids, and text is not tokenized again. vLLM 0.10.2 and "
                 "newer does (return_token_ids)"
             )
         if prompt is not None and prompt != list(request.prompt_ids):
+            got = len(prompt) if isinstance(prompt, list) else 0
             raise FastDraftError(
-                f"{url}: it changed the prompt ({len(prompt)} ids instead of "
+                f"{url}: it changed the prompt ({got} ids instead of "
                 f"{len(request.prompt_ids)}). The server must use prompts of token ids as they are"
             )
         for token in ids:
@@ -165,8 +191,8 @@ class ServerEngine:
             if pending:
                 self._loop.run_until_complete(asyncio.wait(pending))
 
-    async def _answer(self, field: str, call: Callable[[], Any]) -> Any:
-        """Await a call of the client and return a field of the answer.
+    async def _answer(self, field: str, call: Callable[[], Any]) -> list[dict[str, Any]]:
+        """Await a call of the client and return a list of the answer.
 
         Raises:
             FastDraftError: the server does not answer, or refuses the request.
@@ -175,16 +201,22 @@ class ServerEngine:
 
         for _ in range(TRIES):
             try:
-                found = getattr(await call(), field, None)
-                if found is not None:
-                    return found
+                found = getattr(await asyncio.wait_for(call(), self._timeout), field, None)
+                if isinstance(found, list) and all(hasattr(one, "to_dict") for one in found):
+                    return [one.to_dict() for one in found]
                 fault = f"an answer without {field}"
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise FastDraftError(
                     f"{self._url}: it does not accept the key (HTTP {error.status_code}). Set "
                     f"{KEY_VARIABLE}"
                 ) from None
-            except ValueError as error:
+            except _TooLong:
+                fault = f"an answer of more than {MOST_BYTES >> 20} MiB, or a compressed one"
+                break
+            except asyncio.TimeoutError:
+                fault = f"an answer was not complete after {self._timeout:g} seconds"
+                break
+            except (ValueError, RecursionError) as error:
                 fault = f"no JSON: {error}"
             except openai.APIConnectionError as error:
                 fault = f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
@@ -205,20 +237,24 @@ class ServerEngine:
         )
 
 
-def server_url(text: str) -> str:
+def server_url(text: str, key: str = "generate.server") -> str:
     """Return the base URL of a server, ending in ``/v1``.
 
     Raises:
-        FastDraftError: it is not an http(s) URL, or it contains a password.
+        FastDraftError: with ``key``: it is not an http(s) URL, or it contains a password.
     """
-    parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(text.strip())
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets, or a port above 65535
+        valid = False
+    if not valid:
         shown = "a text with a password" if "@" in text else f"'{text}'"
-        raise FastDraftError(f"generate.server: {shown} is not a URL such as http://host:8000/v1")
-    if parts.username or parts.password or parts.query:
+        raise FastDraftError(f"{key}: {shown} is not a URL such as http://host:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise FastDraftError(
-            f"generate.server: the URL of {parts.hostname} has more than host and path. Put a key "
-            f"into the environment variable {KEY_VARIABLE}"
+            f"{key}: the URL of {parts.hostname} has more than host and path. Put a key into the "
+            f"environment variable {KEY_VARIABLE}"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
 
