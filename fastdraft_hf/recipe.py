@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from fastdraft_hf._config import Count, Section
-from fastdraft_hf._errors import FastDraftError, nearest, redacted, refuse_secrets
+from fastdraft_hf._errors import FastDraftError, change_texts, nearest, redacted, refuse_secrets
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
@@ -349,7 +349,7 @@ def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Reci
         _assign(merged, str(path), value)
     for path, value in given.items():
         _assign(merged, path, value)
-    return Recipe(**{str(key): value for key, value in merged.items()})
+    return Recipe(**change_texts(merged, str))
 
 
 def resolve_device(device: Any) -> str:

@@ -244,8 +244,6 @@ def _annotation(kind: Any) -> Any:
 def _read(value: Any) -> Any:
     if value is None or isinstance(value, TrainingSection):
         return value
-    if isinstance(value, dict):  # YAML reads `2:` as a number
-        value = {str(key): one for key, one in value.items()}
     return TypeAdapter(training_section()).validate_python(value)
 
 
