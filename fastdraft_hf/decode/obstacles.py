@@ -136,10 +136,7 @@ def _of_the_models(
 
 
 def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
-    """Return whether a model reads nothing else than ids, mask, positions and a key-value cache.
-
-    The text is ``first`` tokens long at the start and ``last`` at its end.
-    """
+    """Return whether a model reads ids, mask, positions and a key-value cache, and nothing else."""
     if is_stateful(model):
         return False
     config = model.config.get_text_config()
@@ -158,10 +155,7 @@ def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
 
 
 def _has_window(model: PreTrainedModel, last: int) -> bool:
-    """Return whether the target's attention is shorter than a cache with hidden slots.
-
-    What a draft makes of hidden slots changes acceptance and not the output.
-    """
+    """Return whether the target's attention is shorter than a cache with hidden slots."""
     config = model.config.get_text_config()
     if getattr(config, "use_sliding_window", True) is False:
         return False
@@ -178,10 +172,7 @@ _hiding: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def _hides_slots(model: PreTrainedModel) -> bool:
-    """Return whether the model reads a row alike wherever its hidden slots lie.
-
-    It is tried once per model: the same four tokens with a hidden slot among them and in front.
-    """
+    """Return whether the model reads a row alike wherever its hidden slots lie; try it once."""
     if model not in _hiding:
         _hiding[model] = "position_ids" in inspect.signature(model.forward).parameters
         if _hiding[model]:

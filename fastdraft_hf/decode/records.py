@@ -104,11 +104,9 @@ class DecodingRecords(list[DecodingRecord]):
     @classmethod
     def load(cls, path: str | Path) -> DecodingRecords:
         """Read a file of `save`, or the ``records.jsonl`` of stage evaluate or bench."""
-        rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-        # A stage's file has each record beside its label.
-        rows = [row.get("record", row) for row in rows]
-        known = {field.name for field in dataclasses.fields(DecodingRecord)}
-        return cls(
-            DecodingRecord.from_dict({name: row[name] for name in row if name in known})
-            for row in rows
-        )
+        rows = map(json.loads, Path(path).read_text("utf-8").splitlines())
+        # A stage's file has each record beside its label; `save` adds a column.
+        records = [row.get("record", row) for row in rows]
+        for record in records:
+            record.pop("new_tokens", None)
+        return cls(map(DecodingRecord.from_dict, records))

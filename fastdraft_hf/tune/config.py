@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 
 Measure = Literal["cpu", "cuda", "openvino"]
+Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class TuneConfig(Section):
@@ -39,7 +40,7 @@ class TuneConfig(Section):
     context: Positive = Field(256, description="tokens in the caches when timing starts")
     rounds: Positive = Field(5, description="rounds timed for each draft and γ in a repeat")
     repeats: Positive = Field(3, description="times that all drafts are timed, in random order")
-    acceptance: dict[Key, Number] | Number = Field(
+    acceptance: dict[Key, Share] | Share = Field(
         0.4,
         description=(
             "chance that a drafted token is accepted: a number, or by depth, {2: 0.4, 4: 0.47}; "
@@ -52,10 +53,6 @@ class TuneConfig(Section):
     rows: list[str] = Field([], description="probes: folders of generated sets")
 
     def check_values(self) -> None:
-        given = self.acceptance if isinstance(self.acceptance, dict) else {"": self.acceptance}
-        for value in given.values():
-            if not 0 <= value <= 1:
-                raise FastDraftError(f"acceptance: needs a share from 0 to 1, got {value}")
         if self.probe_tokens is not None and "acceptance" in self.model_fields_set:
             raise FastDraftError("acceptance: give it or probe_tokens, not both")
         if self.probe_tokens is not None and not self.rows:

@@ -195,7 +195,7 @@ def test_what_cannot_be_is_said_before_any_work(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"acceptance": 1.5}, "acceptance: needs a share from 0 to 1"),
+        ({"acceptance": {1: 1.5}}, r"acceptance.1: must be at most 1, got 1.5"),
         ({"depths": [0]}, r"depths\[0\]: must be at least 1"),
         ({"probe_tokens": 100}, "rows: probes need"),
         ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
