@@ -138,18 +138,6 @@ def test_the_cache_is_rounded_as_the_models_own(
         assert compiled.get_property(name) == stateful.get_property(name)
 
 
-def test_a_reduced_vocabulary(openvino_models: Any) -> None:
-    model = load_openvino(openvino_models.reduced)
-    whole = model(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT)).logits[:, -3:]
-    pages = paged(model)
-    assert pages is not None
-    assert pages.narrow
-    found = PagedModel(pages).feed(PROMPT, POSITIONS, None, 3)
-    scored = whole > whole.min()
-    assert torch.equal(found > found.min(), scored)
-    torch.testing.assert_close(found[scored], whole[scored], atol=2e-4, rtol=1e-3)
-
-
 @pytest.mark.parametrize("reason", ["transformation", "device", "input", "moved"])
 def test_without_pages_the_target_decodes_alone(
     openvino_models: Any,

@@ -181,31 +181,33 @@ def test_groups_of_seven_lose_heads() -> None:
     assert (narrow.hidden_size, narrow.num_attention_heads, head_groups(narrow)) == (128, 2, 1)
 
 
+LLAMA = tiny_target("llama")
+
+
 @pytest.mark.parametrize(
-    ("changes", "section", "message"),
+    ("target", "section", "message"),
     [
-        ({}, {"hidden_size": 96}, "hidden_size: 96 is more than the target's 64"),
-        ({}, {"num_hidden_layers": 4}, "num_hidden_layers: 4 is more than the target's 3"),
-        ({}, {"hidden_size": 32, "intermediate_size": 192}, "intermediate_size: 192 is more than"),
-        ({}, {"layers": [1, 5]}, "design.layers: there is no layer 5; the last of 3"),
+        (LLAMA, {"hidden_size": 96}, "hidden_size: 96 is more than the target's 64"),
+        (
+            tiny_target("llama"),
+            {"num_hidden_layers": 4},
+            "num_hidden_layers: 4 is more than the target's 3",
+        ),
+        (LLAMA, {"intermediate_size": 192}, "intermediate_size: 192 is more than"),
+        (
+            tiny_target("llama"),
+            {"layers": [1, 5]},
+            "design.layers: there is no layer 5; the last of 3",
+        ),
+        (published("pythia-1b"), {"hidden_size": 320}, "320 cannot be divided among .* size 256"),
+        (GPT2Config(), {}, "family 'gpt2' has no draft design yet.*llama"),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line(
-    changes: dict[str, Any], section: dict[str, Any], message: str
+    target: Any, section: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FastDraftError, match=message):
-        design_draft(tiny_target("llama", **changes), DesignConfig(**section))
-
-
-def test_a_width_that_heads_of_a_fixed_size_cannot_divide() -> None:
-    message = "hidden_size: 320 cannot be divided among attention heads of size 256"
-    with pytest.raises(FastDraftError, match=message):
-        design_draft(published("pythia-1b"), DesignConfig(hidden_size=320))
-
-
-def test_a_family_without_a_design() -> None:
-    with pytest.raises(FastDraftError, match=r"family 'gpt2' has no draft design yet.*llama"):
-        design_draft(GPT2Config(), DesignConfig())
+        design_draft(target, DesignConfig(**section))
 
 
 def test_a_budget_beyond_the_target_gives_the_target() -> None:

@@ -22,7 +22,6 @@ from fastdraft_hf.draft.reduced_vocabulary import (
     load_draft,
     read_reduced_vocabulary,
     reduce_model,
-    write_reduced_vocabulary,
 )
 from fastdraft_hf.export.openvino import LOWEST, export_openvino
 from fastdraft_hf.export.parity import compare_export
@@ -49,13 +48,6 @@ def test_the_most_frequent_ids_are_kept(
     for impossible in (len(always), 60, 61):
         with pytest.raises(FastDraftError, match="draft_vocab_size"):
             choose_token_ids({}, always, impossible, 60)
-
-
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    assert read_reduced_vocabulary(tmp_path) is None
-    head = [1, 5, 9]
-    write_reduced_vocabulary(tmp_path, head)
-    assert read_reduced_vocabulary(tmp_path) == head
 
 
 IDS = ('"ab"', "[]", "[2, 1]", "[1.5]", "[1, 1]", "[-1, 2]")

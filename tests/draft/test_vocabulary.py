@@ -49,16 +49,6 @@ def save(tmp_path: Path, tiny_model: Callable[..., LlamaForCausalLM]) -> Save:
     return make
 
 
-def test_the_same_vocabulary(
-    save: Save, tiny_target_folder: Path, tiny_tokenizer: Any, caplog: Any
-) -> None:
-    draft = save(tiny_tokenizer)
-    read = Vocabulary.of_folder(tiny_target_folder, "the target", tiny_tokenizer)
-    assert read.rows == 288
-    report = check_vocabulary(read, draft, "draft")
-    assert (report.verdict, report.problems, caplog.messages) == ("identical", [], [])
-
-
 @pytest.mark.parametrize("donor", [False, True])
 def test_two_tokens_swapped(
     tiny_target_folder: Path, tiny_tokenizer: Any, tmp_path: Path, donor: bool
@@ -86,14 +76,6 @@ def test_one_token_more(save: Save, tiny_target_folder: Path, tiny_tokenizer: An
     with pytest.raises(FastDraftError, match=r"^design\.donor: .*so set design\.resize$"):
         check_vocabulary(tiny_target_folder, draft, "design.donor", donor=True)
     assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "extended"
-
-
-def test_a_padded_head(save: Save, tiny_target_folder: Path, tiny_tokenizer: Any) -> None:
-    draft = save(tiny_tokenizer, vocab_size=320)
-    message = r"does not have the target's rows: the heads score 288 and 320 ids: padding"
-    with pytest.raises(FastDraftError, match=message):
-        check_vocabulary(tiny_target_folder, draft)
-    assert check_vocabulary(tiny_target_folder, draft, resize=True).verdict == "padded"
 
 
 def test_another_eos_is_refused_and_other_roles_are_warned_of(

@@ -80,13 +80,6 @@ def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
     ]
 
 
-def test_every_path_is_compared_to_its_own_kernels() -> None:
-    ours = Setting("ours", bench.REDUCED, 2)
-    assert (ours.baseline, ours.stock) == (Setting("ours"), Setting("alone"))
-    stock = Setting("transformers", "", 2)
-    assert (stock.baseline, stock.stock) == (Setting("alone"), None)
-
-
 def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> None:
     decode = FakeDecode()
     journal = run(tmp_path, decode)

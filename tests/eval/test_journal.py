@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords
 from fastdraft_hf.eval.expected import TextAcceptance
 from fastdraft_hf.eval.journal import Journal
 
@@ -48,3 +48,4 @@ def test_other_files_are_read_and_not_written(
     both.write(tmp_path / "records.jsonl", ["b", "a"])
     merged = Journal(tmp_path / "records.jsonl")
     assert (list(merged), dict(merged), merged.readings) == (["b", "a"], both, both.readings)
+    assert DecodingRecords.load(merged.path) == list(merged.values())

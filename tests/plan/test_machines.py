@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastdraft_hf import FastDraftError
-from fastdraft_hf.plan.machines import DEVICES, Shape, cpu_machine, parse_hardware, shape_of
+from fastdraft_hf.plan.machines import DEVICES, Shape, parse_hardware, shape_of
 
 SHAPE = Shape(
     parameters=7_000_000_000,
@@ -77,8 +77,3 @@ def test_one_text_is_bound_by_memory_and_many_by_flops() -> None:
     many = machine.step(SHAPE, 4096, 2)
     assert many == pytest.approx(4096 * SHAPE.flops(2) / (989e12 * 0.4))
     assert H100.step(SHAPE, 64, 200) > H100.step(SHAPE, 64, 200, "vllm")
-
-
-def test_openvino_reads_a_quarter_of_the_bytes() -> None:
-    step = cpu_machine(1).round_seconds(SHAPE, SHAPE, "openvino-alone", 0)
-    assert step == pytest.approx(7e9 / (0.6 * 1e10), rel=0.05)

@@ -195,7 +195,7 @@ def test_what_cannot_be_is_said_before_any_work(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"acceptance": {1: 1.5}}, r"acceptance.1: must be at most 1, got 1.5"),
+        ({"acceptance": {1: 1.5}}, r"acceptance\[1\]: must be at most 1"),
         ({"depths": [0]}, r"depths\[0\]: must be at least 1"),
         ({"probe_tokens": 100}, "rows: probes need"),
         ({"probe_tokens": 100, "rows": ["x"], "acceptance": 0.4}, "acceptance: give it or"),
@@ -235,18 +235,3 @@ def test_the_command_prints_the_sections_of_a_recipe(
     assert recipe.design.num_hidden_layers == 2
     assert results["best"]["num_assistant_tokens"] in recipe.bench.num_assistant_tokens
     assert "best at acceptance 0.600" in printed.err
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("rounds=many", "rounds: expected a whole number"),
-        ("round=3", "round: unknown key (did you mean 'rounds'?)"),
-        ("rounds=[", "rounds: '[' is not a valid YAML value"),
-    ],
-)
-def test_a_bad_setting_names_itself(
-    word: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["tune", "embedded:smollm2-135m-instruct", word]) == 2
-    assert said in capsys.readouterr().err
