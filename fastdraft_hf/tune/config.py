@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fastdraft_hf._config import Key, Number, Positive, Section
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf.draft.config import DesignConfig, Initialization
+from fastdraft_hf.draft.config import Initialization
 
 Measure = Literal["cpu", "cuda", "openvino"]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -57,8 +57,3 @@ class TuneConfig(Section):
             raise FastDraftError("acceptance: give it or probe_tokens, not both")
         if self.probe_tokens is not None and not self.rows:
             raise FastDraftError("rows: probes need folders of generated sets (generate/NAME)")
-
-
-def name_of(design: DesignConfig) -> str:
-    """Return a design's layers, width and feed-forward width, such as ``2x192x1152``."""
-    return f"{design.num_hidden_layers}x{design.hidden_size}x{design.intermediate_size}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from fastdraft_hf.eval.metrics import block_efficiency
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
-from fastdraft_hf.tune.config import TuneConfig, name_of
+from fastdraft_hf.tune.config import TuneConfig
 
 if TYPE_CHECKING:
     from fastdraft_hf.target.resolve import Target
@@ -93,12 +93,11 @@ class Probes:
         facts += [(str(p), p.stat().st_size) for s in self._sets for p in sorted(s.iterdir())]
         self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
-    def __call__(self, designs: list[DesignConfig]) -> dict[str, dict[int, float]]:
+    def __call__(self, designs: Mapping[str, DesignConfig]) -> dict[str, dict[int, float]]:
         """Return design -> γ -> block efficiency."""
         found = {}
         with Progress("tune probes", len(designs), "drafts") as progress:
-            for design in designs:
-                name = name_of(design)
+            for name, design in designs.items():
                 work = self._folder / f"{self._key}-{name}"
                 result = work.with_suffix(".json")
                 if not result.exists():
@@ -141,7 +140,7 @@ class Probes:
             tokenizer=tokenizer,
             seed=0,
             device=self._device,
-            label=f"probe {name_of(design)}",
+            label=f"probe {work.name.partition('-')[2]}",
         )
 
     def _measured(self, folder: Path) -> dict[str, float]:

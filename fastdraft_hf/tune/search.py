@@ -29,7 +29,7 @@ from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.export.openvino import cached_openvino, export_openvino, require_openvino
 from fastdraft_hf.target.resolve import load_config
-from fastdraft_hf.tune.config import TuneConfig, name_of
+from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.probe import Probes
 from fastdraft_hf.tune.timing import LoopTimer
 
@@ -91,8 +91,8 @@ def search(config: TuneConfig, target: Target, folder: Path) -> dict[str, Any]:
     return results
 
 
-def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[DesignConfig]:
-    """Return the shapes to time, by depth and then from wide to narrow.
+def designs_of(target: PretrainedConfig, config: TuneConfig) -> dict[str, DesignConfig]:
+    """Return the shapes to time, by depth and then from wide to narrow, as ``2x192x1152``.
 
     Raises:
         FastDraftError: a requested depth is impossible, or nothing fits the budget.
@@ -120,7 +120,7 @@ def designs_of(target: PretrainedConfig, config: TuneConfig) -> list[DesignConfi
         # The design's own message names the smallest budget.
         design_draft(target, DesignConfig(params=config.params, init=config.init))
         raise FastDraftError(f"params: no draft of {config.params:,} parameters can be designed")
-    return found
+    return {f"{d.num_hidden_layers}x{d.hidden_size}x{d.intermediate_size}": d for d in found}
 
 
 def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> DesignConfig | None:
@@ -148,25 +148,25 @@ def _filled(target: Any, config: TuneConfig, depth: int, width: int) -> DesignCo
 
 
 def assumed_efficiencies(
-    config: TuneConfig, designs: list[DesignConfig], gammas: list[int]
+    config: TuneConfig, designs: Mapping[str, DesignConfig], gammas: list[int]
 ) -> dict[str, dict[int, float]]:
     """Return design -> γ -> block efficiency at the acceptance that the settings give."""
-    given, depths = config.acceptance, {str(d.num_hidden_layers) for d in designs}
+    given, depths = config.acceptance, {str(d.num_hidden_layers) for d in designs.values()}
     if not isinstance(given, dict):
         given = dict.fromkeys(depths, given)
     if given.keys() != depths:
         wrong = ", ".join(sorted(given.keys() ^ depths))
         raise FastDraftError(f"acceptance: needs one number for each depth tried; see {wrong}")
-    return {
-        name_of(d): {
-            g: expected_block_efficiency(given[str(d.num_hidden_layers)], g) for g in gammas
-        }
-        for d in designs
-    }
+    alphas = {name: given[str(design.num_hidden_layers)] for name, design in designs.items()}
+    return {n: {g: expected_block_efficiency(a, g) for g in gammas} for n, a in alphas.items()}
 
 
 def _time(
-    config: TuneConfig, target: Target, designs: list[DesignConfig], folder: Path, gammas: list[int]
+    config: TuneConfig,
+    target: Target,
+    designs: Mapping[str, DesignConfig],
+    folder: Path,
+    gammas: list[int],
 ) -> dict[str, dict[int, list[float]]]:
     """Return design -> γ -> seconds of all rounds; designs are timed in random order."""
     facts = (str(target.path.resolve()), config.measure, gammas, config.context, config.rounds)
@@ -174,15 +174,14 @@ def _time(
     timings, rng, saved = folder / "timings.json", random.Random(0), dict[str, Any]()
     if timings.exists():
         saved = json.loads(timings.read_text(encoding="utf-8"))
-    names = list(map(name_of, designs))
     order = [
         (name, repeat, f"{key}/{name}/{repeat}")
         for repeat in range(config.repeats)
-        for name in rng.sample(names, len(names))
+        for name in rng.sample(list(designs), len(designs))
     ]
     due = [one for one in order if one[2] not in saved]
     if due:
-        drafts = dict(zip(names, _drafts(config, target, designs, folder), strict=True))
+        drafts = _drafts(config, target, designs, folder)
         openvino = config.measure == "openvino"
         path = cached_openvino(target.path, "int8") if openvino else target.path
         timer = LoopTimer(path, config.measure, gammas, config.context, config.rounds)
@@ -191,7 +190,7 @@ def _time(
                 saved[label] = timer.measure(drafts[name], repeat)
                 write_json(timings, saved)
                 progress.advance(1)
-    found: dict[str, dict[int, list[float]]] = {name: {g: [] for g in gammas} for name in names}
+    found: dict[str, dict[int, list[float]]] = {name: {g: [] for g in gammas} for name in designs}
     for name, _, label in order:
         for gamma, times in saved[label].items():
             found[name][int(gamma)] += times
@@ -199,33 +198,32 @@ def _time(
 
 
 def _drafts(
-    config: TuneConfig, target: Target, designs: list[DesignConfig], folder: Path
-) -> list[Path]:
+    config: TuneConfig, target: Target, designs: Mapping[str, DesignConfig], folder: Path
+) -> dict[str, Path]:
     """Write an untrained draft of every design, and export it where OpenVINO is timed."""
-    paths = [folder / "designs" / name_of(design) for design in designs]
-    for design, path in zip(designs, paths, strict=True):
+    paths = {name: folder / "designs" / name for name in designs}
+    for name, path in paths.items():
         if not path.exists():
-            untrained = design.model_copy(update={"init": "scratch"})
+            untrained = designs[name].model_copy(update={"init": "scratch"})
             with atomic_folder(path) as temporary:
                 save_draft(build(target.path, untrained, 0)[0], temporary)
     if config.measure != "openvino":
         return paths
-    exports = [folder / "openvino-int8" / path.name for path in paths]
+    exports = {name: folder / "openvino-int8" / name for name in designs}
     logger.info("tune: exporting %d drafts to OpenVINO int8", len(designs))
-    export_openvino(*((*pair, "int8") for pair in zip(paths, exports, strict=True)))
+    export_openvino(*((paths[name], exports[name], "int8") for name in designs))
     return exports
 
 
 def results_of(
     config: TuneConfig,
-    designs: list[DesignConfig],
+    designs: Mapping[str, DesignConfig],
     seconds: Mapping[str, Mapping[int, list[float]]],
     efficiencies: Mapping[str, Mapping[int, float]],
 ) -> dict[str, Any]:
     """Return the times and predicted speeds of every design, and the best one."""
     rows: list[dict[str, Any]] = []
-    for design in designs:
-        name = name_of(design)
+    for name, design in designs.items():
         tokens, rounds = efficiencies[name], seconds[name]
         times = {g: np.quantile(rounds[g], (0.5, 0.25, 0.75)).tolist() for g in rounds}
         speeds = {g: tokens[g] / times[g][0] for g in times}

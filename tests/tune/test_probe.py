@@ -50,11 +50,11 @@ def test_probes_train_and_are_kept(
     config = TuneConfig(params=30_000, probe_tokens=4096, rows=[str(rows)])
     target = Target(tiny_target_folder, "tiny")
     given: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "init": "scratch"}
-    designs = [DesignConfig(num_hidden_layers=depth, **given) for depth in (1, 2)]
+    designs = {f"{depth}x32": DesignConfig(num_hidden_layers=depth, **given) for depth in (1, 2)}
     found = Probes(config, target, tmp_path, [1, 2])(designs)
-    assert set(found) == {"1x32x64", "2x32x64"}
+    assert set(found) == set(designs)
     assert all(1 <= tokens[1] <= tokens[2] <= 3 for tokens in found.values())
     assert len(list((tmp_path / "probes").glob("*.json"))) == 2
-    assert not [p for p in (tmp_path / "probes").iterdir() if p.name.endswith("x64")]
+    assert not [p for p in (tmp_path / "probes").iterdir() if p.name.endswith("x32")]
     monkeypatch.setattr(Probes, "_train", None)
     assert Probes(config, target, tmp_path, [1, 2])(designs) == found

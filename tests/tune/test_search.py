@@ -18,7 +18,7 @@ from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.target.resolve import Target
 from fastdraft_hf.tune import search as searching
-from fastdraft_hf.tune.config import TuneConfig, name_of
+from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.search import designs_of, recipe_snippet, search, table, verdict
 
 PARAMS = 250_000
@@ -84,9 +84,9 @@ def test_the_grid_fills_one_budget_exactly(target: Target) -> None:
     config = LlamaConfig.from_pretrained(target.path)
     asked = settings(widths_per_depth=3)
     designs = designs_of(config, asked)
-    assert {d.num_hidden_layers for d in designs} == {1, 2, 4}
-    assert len(set(map(name_of, designs))) == len(designs) > 3
-    for design in designs:
+    assert {d.num_hidden_layers for d in designs.values()} == {1, 2, 4}
+    assert len(designs) > 3
+    for design in designs.values():
         assert abs(count_parameters(design_draft(config, design)) - PARAMS) <= 0.02 * PARAMS
 
 
@@ -114,12 +114,8 @@ def test_the_best_is_the_best_of_a_known_machine(
     assert best["tokens_per_second"] == pytest.approx(wanted[0])
     assert (best["section"]["num_hidden_layers"], best["num_assistant_tokens"]) == wanted[1:]
     assert json.loads((tmp_path / "results.json").read_text()) == results
-
-
-def test_results_as_table_and_sentences(target: Target, tmp_path: Path) -> None:
-    results = timed(settings(acceptance=0.2), target, tmp_path)
-    assert "cheapest draft wins" in verdict(results)
     assert [row[""] for row in table(results)].count("→") == 1
+    assert ("cheapest draft wins" in verdict(results)) is (len(set(alphas.values())) == 1)
 
 
 def test_a_killed_search_times_only_what_is_missing(target: Target, tmp_path: Path) -> None:
@@ -158,11 +154,8 @@ def test_the_acceptance_of_probes_is_used(
     asked: list[str] = []
 
     def prober(designs: Any) -> dict[str, dict[int, float]]:
-        asked.extend(map(name_of, designs))
-        return {
-            name_of(d): {g: 1 + 0.1 * d.num_hidden_layers * g for g in (1, 2, 3, 4)}
-            for d in designs
-        }
+        asked.extend(designs)
+        return {name: {g: 1 + 0.1 * int(name[0]) * g for g in (1, 2, 3, 4)} for name in designs}
 
     config = settings(probe_tokens=1000, rows=["somewhere"])
     monkeypatch.setattr(searching, "Probes", lambda *given: prober)
