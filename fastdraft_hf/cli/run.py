@@ -190,6 +190,9 @@ def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
     from fastdraft_hf.target.resolve import check_name
 
     check_name(run.recipe.target)
+    to_do = any(not run.finished(name) for name in stages)
+    if to_do and Path(run.recipe.target).expanduser().is_dir():  # nothing to download
+        _ = run.target
     for name, section in run.recipe.training_stages().items():
         if name in stages:
             try:  # what transformers or TRL refuse

@@ -32,7 +32,7 @@ from fastdraft_hf.draft.families import (
     text_config,
 )
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_tokens
-from fastdraft_hf.target.resolve import load_config, load_tokenizer, resolve_target
+from fastdraft_hf.target.resolve import check_model, load_config, load_tokenizer, resolve_target
 
 if TYPE_CHECKING:
     import torch
@@ -272,6 +272,7 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
 
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is not a draft")
+    check_model(source, "design.draft")
     target_tokenizer = load_tokenizer(target, "target")
     vocabulary = Vocabulary.of_folder(target, "the target", target_tokenizer)
     report = check_vocabulary(vocabulary, source, "design.draft", resize=resize)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._errors import change_texts
+from fastdraft_hf._errors import FastDraftError, change_texts
+from fastdraft_hf.hub.folder import read_record
+
+_BLOCK = 1 << 20
 
 # fmt: off
 _PACKAGES = (
@@ -94,3 +99,50 @@ def describe(**facts: Any) -> dict[str, Any]:
         **facts,
     }
     return dict(change_texts(record))
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every weight file that a stage made, by its path in ``folder``."""
+    files = [f for ending in ("safetensors", "bin", "gguf") for f in folder.rglob(f"*.{ending}")]
+    return {str(file.relative_to(folder)): _sha256(file, _BLOCK) for file in sorted(files)}
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `FastDraftError` if a finished stage's weights are not those that it made."""
+    found = weights(folder)
+    for name, sha256 in read_record(folder).get("weights", {}).items():
+        if found.get(name) != sha256:
+            raise FastDraftError(
+                f"{folder / name} is damaged, replaced or missing: its sha256 is not the one in "
+                f"provenance.json; restore it, or delete {folder} to make it again"
+            )
+
+
+def target_weights(target: str) -> str | None:
+    """Return a digest of a local target's weights: their names, sizes and content.
+
+    Of files above 1 GiB, 64 KiB of every MiB count: another training is seen, one flipped bit may
+    not be. ``None`` for the Hub, whose commit is recorded, and for the embedded target.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(target).expanduser().glob("*.safetensors")):
+        size = file.stat().st_size
+        part = _BLOCK if size <= 1 << 30 else 1 << 16
+        digest.update(f"{file.name} {size} {_sha256(file, part)}\n".encode())
+    return digest.hexdigest()[:16] if Path(target).expanduser().is_dir() else None
+
+
+def _sha256(file: Path, part: int) -> str:
+    stat = file.stat()
+    return _sha256_cached(file, part, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.cache
+def _sha256_cached(file: Path, part: int, size: int, *times: int) -> str:
+    """Return the sha256 of the first ``part`` bytes of every block of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for start in range(0, size, _BLOCK):
+            stream.seek(start)
+            digest.update(stream.read(part))
+    return digest.hexdigest()

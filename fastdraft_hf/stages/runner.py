@@ -149,7 +149,20 @@ def execute(run: Run, stages: Sequence[str]) -> None:
 
 
 def check_finished(run: Run, stages: Sequence[str]) -> None:
-    """Raise `FastDraftError` if a finished stage was made with other settings; changes nothing."""
+    """Raise `FastDraftError` if a finished stage was made with other settings; changes nothing.
+
+    Stages that are not to run must have been made with the same weights of the target, too.
+    """
+    target, weights = run.recipe.target, provenance.target_weights(run.recipe.target)
+    for name in planned(run.recipe):
+        made = _StageOfRun(run, name).made(run.stage_folder(name))
+        if not isinstance(made, dict) or made.get("target") != target:
+            continue
+        if made["target_weights"] != weights:
+            raise FastDraftError(
+                f"target: the weights in {target} are not those that {run.stage_folder(name)} was "
+                "made with; restore them, or give another output_dir"
+            )
     parts = {name: _StageOfRun(run, name) for name in stages}
     for part in parts.values():
         part.check()
@@ -200,6 +213,7 @@ class _StageOfRun:
         return {
             "target": recipe.target,
             "target_revision": recipe.target_revision,
+            "target_weights": provenance.target_weights(recipe.target),
             "seed": recipe.seed,
             self.name: None if self.section is None else self.section.deciding(),
             "inputs": inputs,
@@ -212,8 +226,11 @@ class _StageOfRun:
             made = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise FastDraftError(f"{path} is damaged; delete {folder} to make it again") from None
-        if isinstance(made, dict) and self.section is not None:
-            # A setting that is newer than the folder had its default when the folder was made.
+        if not isinstance(made, dict):
+            return made
+        # A setting that is newer than the folder had its default when the folder was made.
+        made.setdefault("target_weights", provenance.target_weights(self.run.recipe.target))
+        if self.section is not None:
             # One that is no longer valid differs in any case.
             with contextlib.suppress(FastDraftError, KeyError, TypeError):
                 made[self.name] = type(self.section)(**made[self.name]).deciding()
@@ -288,6 +305,7 @@ class _StageOfRun:
                     f"stage {self.name} reads the output of {name}, which is not finished in "
                     f"{self.run.folder}"
                 )
+            provenance.check_weights(self.run.stage_folder(name))
         wanted = self.wanted()
         if self.finished:
             self.reopen()
@@ -354,6 +372,7 @@ class _StageOfRun:
                 processes=world() if self.stage.parallel else 1,
                 wall_seconds=round(seconds, 1),
                 runs=sessions["runs"],
+                weights=provenance.weights(self.partial),
                 facts=facts,
             ),
         )

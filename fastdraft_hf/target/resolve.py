@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 # Always the packaged copy, so that a recipe gives the same model with and without the Hub.
 EMBEDDED_NAME = "embedded:smollm2-135m-instruct"
+
+# A model beyond these sizes would fill the memory before an error comes.
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+_LARGEST = {"num_hidden_layers": 1000, **dict.fromkeys(_SIZES, 10_000_000)}
 
 # Weights, tokenizer and configs; no pickles, no code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
@@ -53,14 +59,15 @@ def resolve_target(
 
     Raises:
         FastDraftError: the model is not found, has no safetensors weights, needs code of its own,
-            or has no row for a token of its chat template.
+            has no row for a token of its chat template, or a file is damaged (`check_model`).
     """
     check_name(target, key)
     if target == EMBEDDED_NAME:
         return _embedded(key)
     folder = Path(target).expanduser()
     if folder.is_dir():
-        return _describe(folder, key, weights=weights)
+        with _reading(f"{key}: {folder} cannot be read"):
+            return _describe(folder, key, weights=weights)
     return _from_hub(target, revision, key, weights=weights)
 
 
@@ -86,22 +93,101 @@ def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedToke
 
 
 def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
-    """Load a model's config as `load_tokenizer` does."""
-    return cast("PretrainedConfig", _load("config", folder, key))
+    """Load a model's config as `load_tokenizer` does; its sizes must be possible ones."""
+    config = cast("PretrainedConfig", _load("config", folder, key))
+    for name, largest in _LARGEST.items():
+        size = getattr(config.get_text_config(), name, None)
+        if isinstance(size, int) and not 0 < size <= largest:
+            where = f"{key}: " if key else ""
+            raise FastDraftError(
+                f"{where}{Path(folder) / 'config.json'}: {name} is {size:,}, must be from 1 to "
+                f"{largest:,}"
+            )
+    return config
 
 
 def _load(what: str, folder: Path | str, key: str | None) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     kind = AutoConfig if what == "config" else AutoTokenizer
+    with _reading(f"{f'{key}: ' if key else ''}no {what} can be read in {folder}"):
+        try:
+            return kind.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                where = f"{key}: " if key else ""
+                raise needs_code(f"{where}the {what} in {folder}") from None
+            raise
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Make one line of whatever a library raises for a file that is damaged or not what it says."""
     try:
-        return kind.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        where = f"{key}: " if key else ""
-        if "trust_remote_code" in str(error):
-            raise needs_code(f"{where}the {what} in {folder}") from None
-        raise FastDraftError(f"{where}no {what} can be read in {folder} ({reason})") from error
+        yield
+    except FastDraftError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if not isinstance(error, (OSError, ValueError, ImportError)):
+            reason = f"{type(error).__name__}: {reason}"
+        raise FastDraftError(f"{what} ({reason})") from error
+
+
+def check_model(folder: Path, key: str) -> None:
+    """Raise `FastDraftError` for a model whose tokenizer, config or weights cannot be loaded.
+
+    Its weights must have every tensor of the model, in the model's shapes; a tied head has none of
+    its own. They are compared on torch's meta device: of the files only the headers are read, and
+    the first row of each tensor, which must not be NaN. Quantized weights are not compared.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config, tensors = load_config(folder, key), {}
+    load_tokenizer(folder, key)
+    with _reading(f"{key}: {folder}: eos_token_id or generation_config.json cannot be read"):
+        _ = stored_eos(folder), _config_eos(folder)
+        if (folder / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(folder)
+    for file in weight_files(folder):
+        with _reading(f"{key}: {file} cannot be read"), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                stored = opened.get_slice(name)
+                tensors[name] = torch.empty(shape := stored.get_shape(), device="meta")
+                if shape and stored[: 1 if len(shape) > 1 else None].float().isnan().any():
+                    raise ValueError(f"{name} is NaN")
+    with _reading(f"{key}: {folder} cannot be loaded"):
+        if getattr(config, "quantization_config", None) is not None:
+            return
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=tensors,
+            device_map="meta",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    wrong = [name for name, *_ in sorted(info["mismatched_keys"])]
+    for names, what in ((sorted(info["missing_keys"]), "lack"), (wrong, "have another shape of")):
+        if names:
+            shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+            raise FastDraftError(
+                f"{key}: {folder}: the weights {what} {len(names):,} tensors of its config "
+                f"({shown}); copy or convert the model again"
+            )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that ``from_pretrained`` reads a folder's weights from."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = _stored(folder / "model.safetensors.index.json")
+    return sorted({folder / name for name in index.get("weight_map", {}).values()})
 
 
 def needs_code(where: str) -> FastDraftError:
@@ -166,7 +252,7 @@ def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
     config, where = _stored(folder / "config.json"), f"{key}: {folder}"
     if not config:
         raise FastDraftError(f"{where} holds no config.json, so it is not a model folder")
-    if weights and not any(folder.glob("*.safetensors")):
+    if weights and not weight_files(folder):
         raise FastDraftError(
             f"{where} holds no .safetensors weights; pickled weights are not loaded. "
             "Convert them with `model.save_pretrained(folder)`."
@@ -176,6 +262,8 @@ def _describe(folder: Path, key: str, *, weights: bool = True) -> Target:
 
         if config.get("model_type") not in CONFIG_MAPPING:
             raise needs_code(where)
+    if weights:
+        check_model(folder, key)
     _check_added_tokens(folder, _text_part(config).get("vocab_size"), where)
     return Target(folder, folder.resolve().name)
 

@@ -226,15 +226,14 @@ def test_settings_alone_make_a_recipe(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_draft_is_measured_outside_a_run(
     name: str,
     stages: list[str],
+    tiny_target_folder: Path,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draft = tmp_path / "mine" / "draft"  # of a run
-    draft.mkdir(parents=True)
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
-        (draft / file).write_text('{"model_type": "llama"}', encoding="utf-8")
+    shutil.copytree(tiny_target_folder, draft)
     words = [name, "--target", "org/model", "--draft", "mine", "--dry-run"]
     assert cli.main([*words, "max_new_tokens=9", "seed=3"]) == 0
     captured = capsys.readouterr()

@@ -424,3 +424,39 @@ def test_the_latest_model_is_the_last_trained(make_run: Make) -> None:
     execute(run, ["align"])
     assert run.latest_model() == run.folder / "align"
     assert run.latest_model(before="evaluate") == run.folder / "align"
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"wEights"), Path.unlink])
+def test_weights_that_changed_are_named_by_the_stage_that_reads_them(
+    fakes: FakeStages, make_run: Make, damage: Callable[[Path], Any]
+) -> None:
+    run = make_run()
+    (fakes.kill(run, "design") / "model.safetensors").write_bytes(b"weights")
+    execute(run, ["design", "generate"])
+    weights = run.stage_folder("design") / "model.safetensors"
+    damage(weights)
+    with pytest.raises(FastDraftError, match=rf"{weights} is damaged.*delete .*design to make"):
+        execute(run, ["align"])
+    assert "align" not in fakes.calls
+    weights.write_bytes(b"weights")
+    execute(run, ["align"])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_target_in_the_same_folder(
+    fakes: FakeStages, make_run: Make, tmp_path: Path, killed: bool
+) -> None:
+    weights = tmp_path / "mine" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    run = make_run(f"target={weights.parent}")
+    execute(run, ["design"])
+    if killed:
+        fakes.kill(run, "generate")
+    before = weights.stat()
+    weights.write_bytes(b"other")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FastDraftError, match=r"target: the weights in .*mine are not those that"):
+        execute(run, ["generate"])
+    weights.write_bytes(b"first")
+    execute(run, ["generate"])
