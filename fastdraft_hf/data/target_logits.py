@@ -204,6 +204,11 @@ def _stored_table(
         parts = [top_k_of(piece, k, temperature) for piece in pieces]
         if not parts:  # one token without a past
             parts = [(torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0))]
+        if not all(part[1].isfinite().all() for part in parts):
+            raise FastDraftError(
+                "logits: the target's logits are not finite; look at its weights, or load it in a "
+                "wider type"
+            )
         ids, log_probs, tail = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         stored.append(
             (len(text), ids.astype(kind), log_probs.astype(np.float16), tail.astype(np.float16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data import columns
 from fastdraft_hf.data import target_logits as module
-from fastdraft_hf.data.engines import Completion, Request
+from fastdraft_hf.data.engines import Completion, Request, TransformersEngine
 from fastdraft_hf.data.parts import iter_rows, stored_indices, write_rows
 from fastdraft_hf.data.target_logits import FLOOR, write_target_logits
 
@@ -162,3 +163,16 @@ def test_more_tokens_than_the_vocabulary_has(target: Any, tmp_path: Path) -> Non
     with pytest.raises(FastDraftError, match="top_k: 289 is more than the target's vocabulary of"):
         write_target_logits(target, tmp_path / "rows", tmp_path / "x", top_k=289, temperature=1.0)
     assert not (tmp_path / "x").exists()
+
+
+def test_logits_that_are_not_finite(target: Any, tmp_path: Path) -> None:
+    write_set(tmp_path / "rows", [(1, 1)])
+    broken = copy.deepcopy(target)
+    broken.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(FastDraftError, match=r"^logits: the target's logits are not finite"):
+        write_target_logits(broken, tmp_path / "rows", tmp_path / "x", top_k=2, temperature=1.0)
+    broken.save_pretrained(tmp_path / "broken")
+    request = Request(0, (5, 6), 0.0, 0, 3, "s")
+    engine = TransformersEngine(tmp_path / "broken", {0})
+    with pytest.raises(FastDraftError, match=r"^generate: the target's logits are not finite"):
+        list(engine.generate([request], lambda new: None))

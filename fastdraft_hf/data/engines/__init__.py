@@ -208,6 +208,10 @@ class RowSampler:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores [B, V] with one finite entry in each sampled row."""
         step = input_ids.shape[1] - self._start
+        if not scores.amax(-1).isfinite().all():
+            raise FastDraftError(
+                "generate: the target's logits are not finite; look at its weights"
+            )
         if not self._rows or step >= self._draws.shape[1]:  # only longer, greedy rows remain
             return scores
         device = scores.device
