@@ -180,6 +180,9 @@ def _print_plan(run: Run, stages: Sequence[str]) -> None:
         if grows(run, name):
             state = "to extend"
         print(f"  {name:<10} {state:<9} {run.stage_folder(name)}", file=sys.stderr)
+    to_do = any(not run.finished(name) for name in stages)
+    if to_do and Path(run.recipe.target).expanduser().is_dir():  # nothing to download
+        _ = run.target  # checks its files
     if "design" in stages and run.recipe.design.draft is None and not run.finished("design"):
         print(preview(run), file=sys.stderr)
 
@@ -190,9 +193,6 @@ def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
     from fastdraft_hf.target.resolve import check_name
 
     check_name(run.recipe.target)
-    to_do = any(not run.finished(name) for name in stages)
-    if to_do and Path(run.recipe.target).expanduser().is_dir():  # nothing to download
-        _ = run.target
     for name, section in run.recipe.training_stages().items():
         if name in stages:
             try:  # what transformers or TRL refuse
