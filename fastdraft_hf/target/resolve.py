@@ -145,6 +145,7 @@ def check_model(folder: Path, key: str) -> None:
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    read: Any = safe_open
     config, tensors = load_config(folder, key), {}
     load_tokenizer(folder, key)
     with _reading(f"{key}: {folder}: eos_token_id or generation_config.json cannot be read"):
@@ -152,7 +153,7 @@ def check_model(folder: Path, key: str) -> None:
         if (folder / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(folder)
     for file in weight_files(folder):
-        with _reading(f"{key}: {file} cannot be read"), safe_open(file, "pt") as opened:
+        with _reading(f"{key}: {file} cannot be read"), read(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118
                 stored = opened.get_slice(name)
                 tensors[name] = torch.empty(shape := stored.get_shape(), device="meta")
