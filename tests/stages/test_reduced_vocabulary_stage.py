@@ -17,6 +17,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.cli import main as cli
 from fastdraft_hf.data.engines import Request
+from fastdraft_hf.data.filters import write_filters
 from fastdraft_hf.data.parts import write_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
@@ -50,6 +51,7 @@ def make_run(
         if not folder.exists():
             requests = [Request(n, (1, 40 + n), 1.0, n, 20, "t") for n in range(20)]
             write_rows(make_engine(answer), requests, folder / "chat")
+            write_filters(folder / "chat", None)
             write_json(folder / "provenance.json", {"id": "generate-1"})
         recipe = {
             "device": "cpu",
