@@ -98,11 +98,8 @@ def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
     for name, largest in _LARGEST.items():
         size = getattr(config.get_text_config(), name, None)
         if isinstance(size, int) and not 0 < size <= largest:
-            where = f"{key}: " if key else ""
-            raise FastDraftError(
-                f"{where}{Path(folder) / 'config.json'}: {name} is {size:,}, must be from 1 to "
-                f"{largest:,}"
-            )
+            where = f"{key}: {folder}" if key else folder
+            raise FastDraftError(f"{where}: {name} is {size:,}, must be from 1 to {largest:,}")
     return config
 
 
@@ -110,12 +107,12 @@ def _load(what: str, folder: Path | str, key: str | None) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     kind = AutoConfig if what == "config" else AutoTokenizer
-    with _reading(f"{f'{key}: ' if key else ''}no {what} can be read in {folder}"):
+    where = f"{key}: " if key else ""
+    with _reading(f"{where}no {what} can be read in {folder}"):
         try:
             return kind.from_pretrained(folder, trust_remote_code=False)
         except ValueError as error:
             if "trust_remote_code" in str(error):
-                where = f"{key}: " if key else ""
                 raise needs_code(f"{where}the {what} in {folder}") from None
             raise
 
@@ -176,10 +173,9 @@ def check_model(folder: Path, key: str) -> None:
     wrong = [name for name, *_ in sorted(info["mismatched_keys"])]
     for names, what in ((sorted(info["missing_keys"]), "lack"), (wrong, "have another shape of")):
         if names:
-            shown = ", ".join(names[:3]) + ", …" * (len(names) > 3)
             raise FastDraftError(
                 f"{key}: {folder}: the weights {what} {len(names):,} tensors of its config "
-                f"({shown}); copy or convert the model again"
+                f"({', '.join(names[:3])}); copy or convert the model again"
             )
 
 
