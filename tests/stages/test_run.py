@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -409,6 +410,21 @@ def test_a_second_process_is_refused(fakes: FakeStages, make_run: Make) -> None:
         assert fakes.calls == []
     run_all(run)
     assert fakes.calls == ORDER
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "a: b: c", "{}", "\0"])
+@pytest.mark.parametrize("name", ["provenance.json", "config.yaml"])
+def test_a_damaged_record_is_one_line(
+    name: str, text: str, fakes: FakeStages, make_run: Make
+) -> None:
+    run = make_run()
+    execute(run, ["design", "generate"])
+    file = run.stage_folder("generate") / name
+    file.write_text(text, encoding="utf-8")
+    with contextlib.suppress(FastDraftError):  # the only exception that is allowed
+        execute(make_run(MORE), ["generate", "align"])
+        assert name == "provenance.json"  # its id is unknown, so that all is made again
+        assert text in ("[1]", "{}")
 
 
 def test_the_latest_model_is_the_last_trained(make_run: Make) -> None:
