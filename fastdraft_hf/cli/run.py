@@ -152,10 +152,9 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
 
     stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
-    if is_main():
-        _print_plan(run, stages)
     quiet_libraries()
     if is_main():
+        _print_plan(run, stages)
         _check(run, stages, dry_run)
     if dry_run:
         return
