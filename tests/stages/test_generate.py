@@ -462,3 +462,11 @@ def test_the_engine_of_a_machine(
     else:
         generate.load_engine(name, Path("target"), {2}, 4, device)
         assert made == [chosen]
+
+
+def test_a_deleted_judgment_of_a_finished_stage_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "provenance.json").write_text('{"facts": {"sets": {"chat": {}}}}')
+    assert generate.lacks_rows(tmp_path)
+    (tmp_path / "chat" / "filters.json").write_text('{"rows": 0}')
+    assert not generate.lacks_rows(tmp_path)
