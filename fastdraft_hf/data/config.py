@@ -75,8 +75,14 @@ class GeneratedSet(Section):
         ),
     )
     max_minutes: Number | None = Field(
-        None, description="stop after this time; magpie: after twice this time"
+        None, description="stop after this time; magpie: a quarter of it goes to the instructions"
     )
+
+    def minutes(self, *, instructions: bool = False) -> float | None:
+        """Return the share of ``max_minutes`` for the answers, or for Magpie's instructions."""
+        if self.max_minutes is None or self.kind != "magpie":
+            return self.max_minutes
+        return self.max_minutes * (0.25 if instructions else 0.75)
 
     def check_values(self) -> None:
         if self.kind == "dataset" and not self.dataset:

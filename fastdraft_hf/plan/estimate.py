@@ -165,7 +165,7 @@ class Plan:
                 step = self.machine.step(self.target, texts, prompt + steps / 2, engine)
                 reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
                 took = rows / devices * (reading + steps * step / texts)
-                limit = 60 * (wanted.max_minutes or math.inf)
+                limit = 60 * (wanted.minutes(instructions=label != name) or math.inf)
                 if took > limit:
                     kept, rows = kept * limit / took, rows * limit / took
                     # Completions that have started are finished.

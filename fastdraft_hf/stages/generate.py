@@ -242,7 +242,8 @@ class _Set:
         # Two sets must not sample the same stream from the same prompt.
         seed = self.run.recipe.seed * 97 + zlib.crc32(source.encode()) % 1_000_000
         requests = build_requests(prompts, seed=seed, source=source, **how)
-        write_rows(engine, requests, folder, max_minutes=self.wanted.max_minutes)
+        limit = self.wanted.minutes(instructions=folder != self.folder)
+        write_rows(engine, requests, folder, max_minutes=limit)
 
     def _generate_instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""
