@@ -101,7 +101,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) ->
     return folder
 
 
-@pytest.mark.parametrize("killed", ["generate", "logits"])
+@pytest.mark.parametrize("killed", ["generate", pytest.param("logits", marks=pytest.mark.slow)])
 def test_killed_and_resumed_by_another_number_of_processes(
     tmp_path: Path, tiny_target_folder: Path, alone: Path, killed: str
 ) -> None:
