@@ -156,7 +156,8 @@ def record_result(
             ``EncodedResults``.
         num_assistant_tokens: γ of the call; ignored for a pipeline without a draft.
         temperature: written into the record; 0 is greedy.
-        task, key: written into the record.
+        task: the prompt's task set, written into the record.
+        key: the prompt's key in it, likewise.
 
     Raises:
         FastDraftError: ``result`` is not such a result.
