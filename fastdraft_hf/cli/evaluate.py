@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.demo import find_draft
     from fastdraft_hf.cli.run import run_stages
     from fastdraft_hf.recipe import build_recipe
+    from fastdraft_hf.target.resolve import folder_name
 
     name, draft = args.command, find_draft(args.draft)
-    target = Path(args.target).name.replace(":", "-")
-    folder = Path("runs", target, "-".join(draft.resolve().parts[-2:]))
+    folder = Path("runs", folder_name(args.target), "-".join(draft.resolve().parts[-2:]))
     own = _section(name).model_fields
     recipe = build_recipe(
         {

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.export.parity import checked_export
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.stages.export import acceptance_lines, load_exported, read_acceptance
-    from fastdraft_hf.target.resolve import resolve_target
+    from fastdraft_hf.target.resolve import folder_name, resolve_target
 
     openvino, form = args.format == "openvino", args.weight_format
     if not openvino and args.output and not args.output.endswith(".gguf"):
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         require_openvino()
     base = Path(args.model).resolve()
     if not base.is_dir():
-        base = Path.cwd() / Path(args.model).name.replace(":", "-")
+        base = Path.cwd() / folder_name(args.model)
     ending = f"-openvino-{form}" if openvino else f"-{form}.gguf"
     output = Path(args.output) if args.output else base.with_name(base.name + ending)
     if output.exists():  # before an hour of work

@@ -13,12 +13,12 @@ from fastdraft_hf._atomic import read_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import is_main, stop
 
-# What recipes/any.yaml is written for.
-_HOURS = 3.0
-
 if TYPE_CHECKING:
     from fastdraft_hf.recipe import Recipe
     from fastdraft_hf.stages.run import Run
+
+# What recipes/any.yaml is written for.
+_HOURS = 3.0
 
 _EPILOG = """\
 fastdraft run --target ORG/MODEL --hours 3
@@ -91,7 +91,7 @@ def general_recipe(
     from fastdraft_hf._config import parse_count
     from fastdraft_hf.data.prompts import template_ends
     from fastdraft_hf.recipe import build_recipe
-    from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
+    from fastdraft_hf.target.resolve import folder_name, load_tokenizer, resolve_target
 
     hours = _HOURS if hours is None else hours
     if not 0 < hours < float("inf"):
@@ -100,7 +100,7 @@ def general_recipe(
     packaged = Path(__file__).with_name("any.yaml")
     file = packaged if packaged.exists() else checkout
     data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    data |= {"target": target, "output_dir": f"runs/{Path(target).name.replace(':', '-')}"}
+    data |= {"target": target, "output_dir": f"runs/{folder_name(target)}"}
     if params is not None:
         data["design"]["params"] = params
     sets, more = data["generate"]["sets"], max(1.0, hours / _HOURS)

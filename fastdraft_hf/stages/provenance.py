@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._atomic import sha256_file
 from fastdraft_hf._errors import FastDraftError, change_texts
 from fastdraft_hf.hub.folder import read_record
 
@@ -139,10 +140,4 @@ def _sha256(file: Path, part: int) -> str:
 
 @functools.cache
 def _sha256_cached(file: Path, part: int, size: int, *times: int) -> str:
-    """Return the sha256 of the first ``part`` bytes of every block of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for start in range(0, size, _BLOCK):
-            stream.seek(start)
-            digest.update(stream.read(part))
-    return digest.hexdigest()
+    return sha256_file(file, part)

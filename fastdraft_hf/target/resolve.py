@@ -71,6 +71,11 @@ def resolve_target(
     return _from_hub(target, revision, key, weights=weights)
 
 
+def folder_name(target: str) -> str:
+    """Return the name of the folder for what is made from a model: its own without the owner."""
+    return Path(target).name.replace(":", "-")
+
+
 def check_name(target: str, key: str = "target") -> None:
     """Raise `FastDraftError` for a name that no model can have; the Hub is not asked."""
     if target.startswith("embedded:") and target != EMBEDDED_NAME:
