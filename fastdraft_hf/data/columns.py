@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from fastdraft_hf._errors import FastDraftError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 IDS = "target_top_k_ids"
@@ -47,8 +47,6 @@ def token_table(
     index: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]]
 ) -> pa.Table:
     """Return rows with ``index``, ``input_ids`` and ``labels``, which are -100 on prompts."""
-    import pyarrow as pa
-
     pairs, kind = list(zip(prompts, completions, strict=True)), pa.list_(pa.int32())
     labels = [[IGNORED] * len(prompt) + ids for prompt, ids in pairs]
     texts = pa.array([prompt + ids for prompt, ids in pairs], kind)
@@ -65,8 +63,6 @@ def distribution_table(
             distributions belong to the last n tokens of the row.
         temperature: of the distributions.
     """
-    import pyarrow as pa
-
     k = rows[0][1].shape[1]
     lengths = np.array([row[0] for row in rows])
     counts = np.zeros(int(lengths.sum()), dtype=np.int64)

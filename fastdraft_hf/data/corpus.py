@@ -14,7 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import datasets
 import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
 
 from fastdraft_hf._atomic import atomic_file, read_json, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -28,7 +31,6 @@ from fastdraft_hf.data.sources import Documents, Source, summary_keys
 from fastdraft_hf.data.task_sets import Decontaminator
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset, IterableDataset
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
@@ -80,8 +82,6 @@ def open_corpus(
     Raises:
         FastDraftError: a source cannot be read, or gives no text or not one block.
     """
-    import datasets
-
     encode = Encoder(tokenizer, decontaminator)
     settings: dict[str, Any] = {"length": max_length, "generated": generated}
 
@@ -175,9 +175,6 @@ def _hold_out(
 
 def _write_blocks(path: Path, blocks: Iterable[NDArray[Any]], encode: Encoder, length: int) -> None:
     """Write an Arrow file that `Dataset.from_file` maps into memory."""
-    import pyarrow as pa
-    from tqdm import tqdm
-
     schema = pa.schema({"input_ids": pa.list_(pa.from_numpy_dtype(encode.dtype), length)})
     remaining = iter(tqdm(blocks, "blocks", disable=None))
     with (
@@ -238,7 +235,6 @@ def open_completions(
     Raises:
         FastDraftError: a part is damaged or missing, or no row is left.
     """
-    import datasets
 
     def judge(index: int, ids: list[int], labels: list[int]) -> str:
         if all(label == IGNORED for label in labels[:max_length]):
@@ -249,8 +245,6 @@ def open_completions(
 
     def prepare() -> None:
         """Write all rows to one arrow file, and the summary last."""
-        import pyarrow as pa
-
         if (folder / "summary.json").exists():
             return
         summary: dict[str, Any] = {}
@@ -308,8 +302,6 @@ def _tables(
     name: str, kept: np.ndarray, generated: Path, logits: Path | None
 ) -> Iterator[pa.Table]:
     """Yield the kept rows of a set as tables with ``index``, ``input_ids`` and ``labels``."""
-    import pyarrow as pa
-
     if logits is not None:
         for table in iter_tables(
             logits / name, ["index", "input_ids", "labels", *LISTS, TEMPERATURE]

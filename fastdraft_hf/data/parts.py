@@ -19,18 +19,17 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastdraft_hf._atomic import atomic_file
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import barrier, on_main, rank, world
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.engines import Completion, Engine, Request
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 PARTS = "part-*.parquet"
 ROWS_PER_PART = 1024
@@ -71,9 +70,6 @@ class PartWriter:
 
     def flush(self) -> None:
         """Write the rows that are not on disk yet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if self._unsaved:
             table = pa.concat_tables(self._tables).sort_by("index")
             path = self._folder / f"part-{rank():05d}-{self._number:05d}.parquet"
@@ -106,9 +102,6 @@ def has_parts(folder: Path) -> bool:
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of a part, or raise `FastDraftError` if the file is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         return file.read(columns=None if columns is None else list(columns))
@@ -140,8 +133,6 @@ def iter_rows(
 
     Rows always have their ``index``. ``only`` limits them to these indices.
     """
-    import pyarrow as pa
-
     waiting: list[tuple[int, dict[str, Any]]] = []
     wanted = None if columns is None else list(dict.fromkeys(["index", *columns]))
     for table in iter_tables(folder, wanted):
@@ -225,8 +216,6 @@ def write_rows(
     def finish() -> None:
         with room_to_write(folder):
             if not has_parts(folder):  # a set without rows has a schema too
-                import pyarrow.parquet as pq
-
                 pq.write_table(_table([]), folder / "part-00000-00000.parquet")
             if max_minutes is not None and len(stored_indices(folder)) < len(requests):
                 (folder / TIME_IS_UP).touch()
@@ -260,8 +249,6 @@ def write_rows(
 
 
 def _table(completions: Sequence[Completion]) -> Any:
-    import pyarrow as pa
-
     schema = pa.schema(
         [
             ("index", pa.int64()),

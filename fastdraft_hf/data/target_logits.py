@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
@@ -25,7 +26,6 @@ from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import PartWriter, iter_rows, stored_indices
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 # Logarithm of the least mass of a tail: float32's least normal number is exp(-87.3), and a
@@ -51,8 +51,6 @@ def top_k_of(
         k: tokens to keep, at most V.
         temperature: divides the logits.
     """
-    import torch
-
     # A copy, changed in place: every pass over [N, V] counts.
     scores = (
         logits.float() / temperature if temperature != 1 else logits.to(torch.float32, copy=True)
@@ -103,8 +101,6 @@ class ModelReader(LogitsReader):
     def read(
         self, texts: Sequence[Sequence[int]], begins: Sequence[int]
     ) -> Iterator[Iterator[torch.Tensor]]:
-        import torch
-
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for number, text in enumerate(texts):
@@ -145,8 +141,6 @@ def write_target_logits(
     Raises:
         FastDraftError: a part is damaged, or the disk is full.
     """
-    import torch
-
     reader = target if isinstance(target, LogitsReader) else ModelReader(target)
     if top_k > reader.vocab_size:
         raise FastDraftError(
@@ -193,8 +187,6 @@ def _stored_table(
     reader: LogitsReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
 ) -> Any:
     """Return the stored rows of a batch as an arrow table."""
-    import torch
-
     texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
     # Nothing predicts a first token.
     begins = [max(1, len(row["prompt_ids"])) for row in rows]

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
+
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.draft.cutting import (
@@ -35,7 +38,6 @@ from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_to
 from fastdraft_hf.target.resolve import check_model, load_config, load_tokenizer, resolve_target
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -81,8 +83,6 @@ def build(
     target: Path | PreTrainedModel, design: DesignConfig, seed: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the draft that a section describes, as `build_draft` does, and facts about it."""
-    from transformers import GenerationConfig
-
     tokenizer = stored = None
     if isinstance(target, Path):
         target_config, tokenizer = load_config(target, "target"), load_tokenizer(target, "target")
@@ -187,9 +187,6 @@ def _cut_draft(
 
 
 def _random_draft(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM, set_seed
-
     set_seed(seed)
     config = copy.deepcopy(config)
     config.dtype = torch.float32  # some families make buffers in the config's dtype
@@ -200,17 +197,12 @@ def _load(model: Path | PreTrainedModel) -> PreTrainedModel:
     """Return the model of a folder in float32 without dropout; a loaded model as it is."""
     if not isinstance(model, Path):
         return model
-    import torch
-    from transformers import AutoModelForCausalLM
-
     kwargs = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     return AutoModelForCausalLM.from_pretrained(model, **kwargs).eval()
 
 
 def resize_rows(model: PreTrainedModel, rows: int) -> None:
     """Give embeddings and head ``rows`` rows; new rows are the mean of the others."""
-    import torch
-
     had = model.get_input_embeddings().weight.shape[0]
     if had == rows:
         return
@@ -225,7 +217,6 @@ def _replace_vocabulary(
     model: PreTrainedModel, pieces: Mapping[int, Sequence[int]], rows: int
 ) -> None:
     """Make each token's row the mean of its pieces' rows; rows without pieces, the mean of all."""
-    import torch
 
     def mapped(table: torch.Tensor) -> torch.Tensor:
         new = table.mean(0).repeat(rows, 1)
@@ -268,8 +259,6 @@ def adopt(target: Path, source: Path, *, resize: bool) -> tuple[PreTrainedModel,
     Raises:
         FastDraftError: it is not a draft, or its vocabulary is another one.
     """
-    from transformers import AutoModelForCausalLM
-
     if not (source / "config.json").is_file():
         raise FastDraftError(f"design.draft: {source} holds no config.json, so it is not a draft")
     check_model(source, "design.draft")

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fastdraft_hf._head import head_of
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 # Standard deviation of the initial logits for a hidden state of unit RMS: sharp enough to learn
@@ -65,8 +66,6 @@ def vocabulary_basis(target: PreTrainedModel, width: int) -> Hidden:
     E·diag(g). A tied matrix is used at both ends, and E·diag(√|g|) serves both, so s = √|g|. An
     untied head takes g itself and s = 1.
     """
-    import torch
-
     with torch.no_grad():
         head = target.get_output_embeddings().weight.float()
         gain = gain_of(final_norm(target), head).abs().clamp_min(1e-4)
@@ -81,8 +80,6 @@ def vocabulary_basis(target: PreTrainedModel, width: int) -> Hidden:
 
 def project_vocabulary(target: PreTrainedModel, draft: PreTrainedModel, hidden: Hidden) -> None:
     """Set the draft's embeddings, head and final gain from the target's, along directions."""
-    import torch
-
     factor = _embedding_factor(target, draft)
     with torch.no_grad():
         source, ours = target.get_output_embeddings(), draft.get_output_embeddings()
@@ -131,8 +128,6 @@ def gain_of(norm: Any, table: torch.Tensor) -> torch.Tensor:
     Most families store it as ``weight``, Gemma and Nemotron store it minus one. OLMo has none; then
     ``table`` [.., D] gives the width and the device.
     """
-    import torch
-
     if getattr(norm, "weight", None) is None:
         return torch.ones(table.shape[-1], device=table.device)
     gain: torch.Tensor = norm.weight.detach().float() + _offset(norm)
@@ -141,8 +136,6 @@ def gain_of(norm: Any, table: torch.Tensor) -> torch.Tensor:
 
 def set_gain(norm: Any, gain: torch.Tensor | float) -> bool:
     """Set the gain of a norm and its bias to 0; return False where the norm has no gain."""
-    import torch
-
     if getattr(norm, "weight", None) is None:
         return False
     with torch.no_grad():
@@ -155,8 +148,6 @@ def set_gain(norm: Any, gain: torch.Tensor | float) -> bool:
 
 def _offset(norm: Any) -> float:
     """Return 1 where a weight of 0 means a gain of 1, measured on the norm itself."""
-    import torch
-
     with torch.no_grad():
         weight = norm.weight
         signs = torch.ones_like(weight)
@@ -188,8 +179,6 @@ def cut_vocabulary(source: PreTrainedModel, draft: PreTrainedModel) -> Hidden:
     At the source's own width everything is copied. A narrower draft gets the principal directions
     where the family allows it, else the channels with the largest weights in embeddings and head.
     """
-    import torch
-
     wide, width = source.config.get_text_config().hidden_size, draft.config.hidden_size
     if width < wide and FAMILIES[draft.config.model_type].pre_norms is not None:
         hidden = vocabulary_basis(source, width)
@@ -229,8 +218,6 @@ def cut_layers(
 
     With directions, the gains of the norms go into the projections behind them.
     """
-    import torch
-
     old, new, all_layers = source.config.get_text_config(), draft.config, decoder_of(source).layers
     with torch.no_grad():
         for ours, index in zip(decoder_of(draft).layers, layers, strict=True):
@@ -238,8 +225,6 @@ def cut_layers(
 
 
 def _cut_layer(old: Any, new: Any, ours: Any, theirs: Any, hidden: Hidden) -> None:
-    import torch
-
     size, ratio = head_size(new), new.num_attention_heads // head_groups(new)
     groups, inner = head_groups(old), old.intermediate_size
     heads, kept_groups = _largest_heads(theirs, old, head_groups(new), ratio)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._ties import LOGIT_TOLERANCE, Margin, first_difference
@@ -80,8 +83,6 @@ def compare(model: Any, other: Any, prompts: Sequence[list[int]], new_tokens: in
         prompts: token ids to continue. Logits are compared along PyTorch's own greedy texts.
         new_tokens: length of a continuation.
     """
-    import torch
-
     difference = size = 0.0
     positions = best = same = ties = 0
     with torch.inference_mode():
@@ -162,8 +163,6 @@ def read_gguf(model: Path, file: Path) -> Any:
     The config is that of the folder it was made from, because transformers' reader leaves some of
     it out (head size, rope scaling). In GGUF a Mistral is a Llama.
     """
-    from transformers import AutoConfig, LlamaConfig
-
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if config.model_type == "mistral":
         own = {"model_type", "architectures", "sliding_window"}
@@ -172,9 +171,6 @@ def read_gguf(model: Path, file: Path) -> Any:
 
 
 def _load(folder: Path, **options: Any) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, **options
     )
@@ -182,8 +178,6 @@ def _load(folder: Path, **options: Any) -> Any:
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    import torch
-
     ids = torch.tensor([prompt])
     given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "pad_token_id": 0}
     found: list[int] = model.generate(ids, do_sample=False, **given)[0, len(prompt) :].tolist()

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from fastdraft_hf._card import (
     CARD,
     LICENSES,
@@ -77,8 +79,6 @@ def render_card(
         FastDraftError: the run has no evaluation, or a name holds a control character such as a
             line break.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     evaluation, bench = summary.evaluation, summary.bench
     if evaluation is None:
         raise FastDraftError("a card needs the results of stage evaluate")
@@ -181,8 +181,6 @@ def _plain(value: Any) -> str:
 
 def _results(evaluation: dict[str, Any], bench: dict[str, Any] | None) -> list[EvalResult]:
     """Return the model index; each name says the interval too."""
-    from huggingface_hub import EvalResult
-
     found: list[tuple[str, str, str, list[float]]] = []
     for setting in evaluation["settings"]:
         if not setting["temperature"]:  # the paper's acceptance rate is of sampled text

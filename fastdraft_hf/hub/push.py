@@ -12,13 +12,13 @@ import fnmatch
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import HfApi, errors, get_session, get_token, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from fastdraft_hf._card import CARD, DRAFT_FILES, PROVENANCE, load_card
 from fastdraft_hf._errors import FastDraftError, redacted
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 # A pull fetches these. A later push deletes them where it no longer has them; other files stay.
 _MANAGED = (*DRAFT_FILES, PROVENANCE, "custom_generate/*", "openvino-*/*")
@@ -32,8 +32,6 @@ _NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "ur
 @contextlib.contextmanager
 def hub_errors(doing: str) -> Iterator[None]:
     """Turn the Hub client's errors into `FastDraftError`: one line, without credentials."""
-    from huggingface_hub import errors, get_session, get_token
-
     try:
         get_session().timeout = TIMEOUT_SECONDS
         yield
@@ -85,8 +83,6 @@ def push(
         FastDraftError: no token or a wrong one, the name is taken, or the Hub cannot be reached.
             The same call then sends what is missing.
     """
-    from huggingface_hub import HfApi
-
     api = HfApi(library_name="fastdraft_hf")
     card = load_card((files / CARD).read_text(encoding="utf-8"))
     with hub_errors("push"):
@@ -122,8 +118,6 @@ def _is_managed(name: str) -> bool:
 
 
 def _refuse_other_content(api: HfApi, repo_id: str, base_model: Any) -> None:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
@@ -159,8 +153,6 @@ def pull(repo_id: str, folder: Path | None = None, revision: str | None = None) 
             that leads out of the folder, the Hub cannot be reached, or a file is not what the Hub
             says it is. The same call then fetches what is missing.
     """
-    from huggingface_hub import HfApi, snapshot_download
-
     if folder is not None and folder.exists() and not folder.is_dir():
         raise FastDraftError(f"pull: {folder} is a file")
     # The client keeps its notes in .cache/ of a folder that it filled.
