@@ -41,9 +41,6 @@ CHECK_IDS = [
 # fmt: on
 
 _CONTROL = 3  # the GGUF specification's type of control tokens (such as `<|im_start|>`)
-# Pre-tokenizers by their GGUF name (`tokenizer.ggml.pre`): whether digits are split one by one
-# before the byte-level pattern. Others are refused, because a near miss would go unnoticed.
-_DIGITS_ONE_BY_ONE = {"smollm": True, "gpt-2": False}
 
 
 def embedded_target() -> Path:
@@ -119,27 +116,19 @@ def build_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
     ``<|endoftext|>``, the end token changes), and a draft trained on it is worthless.
 
     Args:
-        fields: the file's ``tokenizer.*`` fields, from `read_fields`.
-
-    Raises:
-        FastDraftError: the tokenizer is of another kind.
+        fields: the file's ``tokenizer.*`` fields, from `read_fields`. The file is the packaged one,
+            whose digest was checked: byte-level BPE, digits split one by one.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     fields = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
-    kind, pre = fields["model"], fields.get("pre", "gpt-2")
-    if kind != "gpt2" or pre not in _DIGITS_ONE_BY_ONE:
-        raise FastDraftError(
-            f"GGUF tokenizer '{kind}' with pre-tokenizer '{pre}' is not supported; known: gpt2 "
-            f"with {sorted(_DIGITS_ONE_BY_ONE)}. Give the model's Hugging Face folder instead."
-        )
     tokens: list[str] = fields["tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if _DIGITS_ONE_BY_ONE[pre] else []
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     backend.decoder = decoders.ByteLevel()
     control = [t for t, k in zip(tokens, fields["token_type"], strict=True) if k == _CONTROL]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
