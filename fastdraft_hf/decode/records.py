@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._atomic import write_text
-from fastdraft_hf._errors import FastDraftError
 
 # Called with (row, drafted, accepted) after every round of our own loop; see `record_rounds`.
 listener: ContextVar[Callable[[int, int, int], None] | None] = ContextVar("listener", default=None)
@@ -66,32 +65,10 @@ class DecodingRecord:
 class DecodingRecords(list[DecodingRecord]):
     """Records of answers, in order."""
 
-    def columns(self, by_round: bool = False) -> dict[str, list[Any]]:
-        """Return the columns that the metrics read, one value per answer.
-
-        Args:
-            by_round: lists of one value per round, for the configuration ``rounds`` of the
-                acceptance rate.
-
-        Returns:
-            ``drafted``, ``accepted``, ``new_tokens`` and ``target_passes``; the first two alone
-            with ``by_round``.
-
-        Raises:
-            FastDraftError: ``by_round``, and a record has totals only (OpenVINO GenAI).
-        """
-        if not by_round:
-            names = ("drafted", "accepted", "new_tokens", "target_passes")
-            return {name: [getattr(r, name) for r in self] for name in names}
-        for record in self:
-            if record.drafted and not record.rounds:
-                raise FastDraftError(
-                    f"record {record.key}: {record.path} does not report its rounds"
-                )
-        return {
-            "drafted": [[d for d, _ in r.rounds] for r in self],
-            "accepted": [[a for _, a in r.rounds] for r in self],
-        }
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the four columns that the metrics read, one value per answer."""
+        names = ("drafted", "accepted", "new_tokens", "target_passes")
+        return {name: [getattr(r, name) for r in self] for name in names}
 
     def save(self, path: str | Path) -> None:
         """Write JSON lines: one row per answer, the fields of `DecodingRecord`.

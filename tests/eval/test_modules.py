@@ -26,9 +26,7 @@ ANSWERS = st.lists(st.lists(ROUND, max_size=8), min_size=1, max_size=6)
 
 @pytest.fixture(scope="module")
 def modules(evaluate_cache: None) -> dict[str, Any]:
-    found = {name: evaluate.load(metric_path(name)) for name in METRICS}
-    found["rounds"] = evaluate.load(metric_path("acceptance_rate"), "rounds")
-    return found
+    return {name: evaluate.load(metric_path(name)) for name in METRICS}
 
 
 def totals(records: list[DecodingRecord]) -> dict[str, list[int]]:
@@ -67,13 +65,6 @@ def test_modules_equal_the_packages_formulas_and_intervals(
         assert modules[name].compute(**given_, **sampling, **extra) == pytest.approx(
             {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         )
-    assert modules["rounds"].compute(
-        drafted=[[d for d, _ in rounds] for rounds in answers],
-        accepted=[[a for _, a in rounds] for rounds in answers],
-    ) == {
-        "acceptance_rate": metrics.acceptance_rate(records),
-        "acceptance_by_position": metrics.acceptance_by_position(records),
-    }
 
 
 GOOD = {"drafted": [3, 3], "accepted": [1, 3]}
@@ -88,8 +79,6 @@ EMITTED = {"new_tokens": [2, 4], "target_passes": [1, 1]}
         ("acceptance_rate", {"drafted": [], "accepted": []}, "at least one answer"),
         ("acceptance_rate", {**GOOD, "confidence_level": 95}, "between 0 and 1"),
         ("mbsu", {**EMITTED, "gamma": 3}, "takes no gamma"),
-        ("rounds", {"drafted": [[3, 3]], "accepted": [[1]]}, "2 rounds in drafted, 1 in accepted"),
-        ("rounds", {"drafted": [[3], [3]], "accepted": [[1], [4]]}, "answer 1: .* 4 accepted"),
         ("block_efficiency", {"new_tokens": [2, 1], "target_passes": [1, 0]}, "without a pass"),
         ("mbsu", EMITTED, "needs cost_ratio"),
         ("mbsu", {**EMITTED, "cost_ratio": -1, "num_assistant_tokens": 3}, "at least 0; got -1"),

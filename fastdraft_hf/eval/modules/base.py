@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import evaluate
 
-from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval import metrics
 
 _COLUMNS = ("drafted", "accepted", "new_tokens", "target_passes")
@@ -32,23 +32,17 @@ class SpeculativeMetric(evaluate.Metric):
 
     metric = ""
     columns: tuple[str, str] = ("new_tokens", "target_passes")
-    configs: tuple[str, ...] = ("default",)
     arguments: tuple[str, ...] = ()
     formula: Callable[..., float]
 
     def _info(self) -> Any:
-        if self.config_name not in self.configs:
-            raise ValueError(
-                f"{self.metric} has the configurations {', '.join(self.configs)}, not "
-                f"{self.config_name}"
-            )
-        count = datasets.Value("int64")
-        feature = datasets.Sequence(count) if self.config_name == "rounds" else count
+        if self.config_name != "default":
+            raise ValueError(f"{self.metric} has no configuration {self.config_name}")
         return evaluate.MetricInfo(
             description=type(self).__doc__,
             citation="",
             inputs_description=SpeculativeMetric.__doc__,
-            features=datasets.Features(dict.fromkeys(self.columns, feature)),
+            features=datasets.Features(dict.fromkeys(self.columns, datasets.Value("int64"))),
             reference_urls=["https://arxiv.org/abs/2411.11055"],
         )
 
@@ -83,57 +77,36 @@ class SpeculativeMetric(evaluate.Metric):
         result: dict[str, Any] = {self.metric: found.value}
         if confidence_level is not None:
             result |= {f"{self.metric}_low": found.low, f"{self.metric}_high": found.high}
-        if self.config_name == "rounds":
-            result["acceptance_by_position"] = metrics.acceptance_by_position(records)
         return result
 
     def _record(
-        self, answer: int, first: Any, second: Any, num_assistant_tokens: float = math.inf, **_: Any
-    ) -> DecodingRecord:
-        """Return an answer's counts, checked, as a record."""
-        ones, others = ([v] if isinstance(v, int) else v for v in (first, second))
-        if len(ones) != len(others):
-            raise ValueError(
-                f"answer {answer}: {len(ones)} rounds in drafted, {len(others)} in accepted"
-            )
-        counts = {"new_tokens": 0, "target_passes": 0, self.columns[0]: sum(ones)}
-        counts[self.columns[1]] = sum(others)
-        rounds = list(zip(ones, others, strict=True))
-        for a, b in rounds:
-            if a < 0 or b < 0:
-                raise ValueError(f"answer {answer}: a count is below 0")
-            if "drafted" in counts and b > a:
-                raise ValueError(f"answer {answer}: {a} tokens drafted, {b} accepted")
-        new, passes = counts.pop("new_tokens"), counts.pop("target_passes")
-        if new and not passes:
-            raise ValueError(f"answer {answer}: {new} tokens without a pass of the target")
-        if new > (limit := num_assistant_tokens + 1) * passes:
+        self, answer: int, a: int, b: int, num_assistant_tokens: float = math.inf, **_: Any
+    ) -> Any:
+        """Return an answer's counts, checked, under the names of the columns."""
+        if a < 0 or b < 0:
+            raise ValueError(f"answer {answer}: a count is below 0")
+        if "drafted" in self.columns and b > a:
+            raise ValueError(f"answer {answer}: {a} tokens drafted, {b} accepted")
+        if "new_tokens" in self.columns and a > 0 == b:
+            raise ValueError(f"answer {answer}: {a} tokens without a pass of the target")
+        if "new_tokens" in self.columns and b and a / b > (limit := num_assistant_tokens + 1):
             raise ValueError(f"answer {answer}: more than γ + 1 = {limit} tokens per pass")
-        rounds = rounds if counts else []
-        return DecodingRecord(
-            "", "", "", 0.0, 0, [], 0.0, passes, counted_tokens=new, rounds=rounds, **counts
-        )
+        return SimpleNamespace(**dict(zip(self.columns, (a, b), strict=True)))
 
 
 class AcceptanceRate(SpeculativeMetric):
     """Acceptance rate: the share of drafted tokens that the target accepts.
 
-    Columns ``drafted`` and ``accepted``: one count per answer. With the configuration ``rounds``,
-    one list of counts per answer, a count per round; the result then has
-    ``acceptance_by_position`` too.
+    Columns ``drafted`` and ``accepted``: one count per answer.
 
     Example:
         >>> metric = evaluate.load(fastdraft_hf.metric_path("acceptance_rate"))
         >>> metric.compute(drafted=[30, 12], accepted=[18, 3])
         {'acceptance_rate': 0.5}
-        >>> metric = evaluate.load(fastdraft_hf.metric_path("acceptance_rate"), "rounds")
-        >>> metric.compute(drafted=[[2, 2], [1, 1]], accepted=[[2, 0], [1, 0]])
-        {'acceptance_rate': 0.5, 'acceptance_by_position': [0.5, 0.5]}
     """
 
     metric = "acceptance_rate"
     columns = ("drafted", "accepted")
-    configs = ("default", "rounds")
     formula = staticmethod(metrics.acceptance_rate)
 
 
