@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset, IterableDataset
 
 from fastdraft_hf._errors import FastDraftError
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
 
 IDS = "target_top_k_ids"
 LOG_PROBS = "target_top_k_logprobs"

@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._atomic import atomic_file, read_json, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -29,11 +32,6 @@ from fastdraft_hf.data.packing import BlockStream, Encoded, Encoder, SourceBlock
 from fastdraft_hf.data.parts import iter_tables
 from fastdraft_hf.data.sources import Documents, Source, summary_keys
 from fastdraft_hf.data.task_sets import Decontaminator
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 _ROWS_WRITTEN = 1024  # blocks of one write
 _SOURCE = "source"  # number of a row's source

@@ -14,19 +14,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
+from datasets import IterableDataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.prompts import free_prefix
 from fastdraft_hf.data.sources import Document, Documents, Source, summary_keys
 from fastdraft_hf.data.task_sets import Decontaminator
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 _ENCODED = 128  # documents that are encoded at once
 WINDOW = 256  # blocks that are shuffled together
@@ -287,8 +286,6 @@ class BlockStream:
 
         With several processes, accelerate reads it in the first one and deals out the blocks.
         """
-        import datasets
-
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int64"))})
         return datasets.IterableDataset.from_generator(self, features=features)
 

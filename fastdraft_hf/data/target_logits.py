@@ -12,10 +12,11 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._head import head_of, last_hidden_states
@@ -24,9 +25,6 @@ from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.columns import distribution_table, smallest_id_type, token_table
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import PartWriter, iter_rows, stored_indices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Logarithm of the least mass of a tail: float32's least normal number is exp(-87.3), and a
 # logarithm of zero would make divergences infinite.

@@ -14,15 +14,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from fastdraft_hf._head import head_of
 from fastdraft_hf.draft.families import FAMILIES, head_groups, head_size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Standard deviation of the initial logits for a hidden state of unit RMS: sharp enough to learn
 # from, flat enough not to be confidently wrong.

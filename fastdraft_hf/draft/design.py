@@ -6,7 +6,9 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from transformers import PretrainedConfig
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
@@ -22,9 +24,6 @@ from fastdraft_hf.draft.families import (
     text_config,
 )
 from fastdraft_hf.target.resolve import load_config, resolve_target
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 # How far from its budget a draft may be.
 TOLERANCE = 0.02

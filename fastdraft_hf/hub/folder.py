@@ -31,16 +31,9 @@ from fastdraft_hf.hub.card import render_card
 
 # Stage to folder, in the order of a run; a test compares it with the stages' own.
 FOLDERS = {
-    "design": "design",
-    "generate": "generate",
-    "logits": "logits",
-    "pretrain": "pretrain",
-    "continue": "continue",
-    "align": "align",
+    **{name: name for name in ("design", "generate", "logits", *TRAINING_STAGES)},
     "reduced_vocabulary": "reduced",
-    "export": "export",
-    "evaluate": "evaluate",
-    "bench": "bench",
+    **{name: name for name in ("export", "evaluate", "bench")},
     "card": "draft",
     "report": "report",
 }

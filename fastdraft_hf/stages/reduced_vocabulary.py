@@ -7,7 +7,9 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import iter_kept_rows
@@ -19,9 +21,6 @@ from fastdraft_hf.draft.reduced_vocabulary import (
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
