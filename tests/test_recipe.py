@@ -53,14 +53,12 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"continue_": PYTHON}, "continue_: unknown key (did you mean 'continue'?)"),
         ({"design": {"params": "ten"}}, "design.params: expected a whole number, got 'ten'"),
         ({"design": {"params": float("inf")}}, "design.params: expected a whole number, got inf"),
-        ({"design": [1]}, "design: expected a mapping of keys, got [1]"),
         ({"evaluate": {"tasks": "humaneval"}}, "evaluate.tasks: expected a list"),
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: at least one must be above 0"),
         ({"evaluate": {"temperature": []}}, "evaluate.temperature: the list is empty"),
         ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
         ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),
-        ({"evaluate": {"temperature": [0.6, "x"]}}, "evaluate.temperature[1]: expected a number"),
         ({"evaluate": {"temperature": "warm"}}, "evaluate.temperature: expected a number"),
         (
             {"evaluate": {"num_assistant_tokens": 0}},
@@ -71,18 +69,9 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             "evaluate.num_assistant_tokens: a value is repeated",
         ),
         ({"evaluate": {"tasks": {}}}, "evaluate.tasks: at least one is needed"),
-        ({"evaluate": {"tasks": {"mine": {}}}}, "evaluate.tasks: no task set 'mine'"),
-        (
-            {"evaluate": {"tasks": {"mine": {"datset": "a/b"}}}},
-            "evaluate.tasks.mine.datset: unknown key (did you mean 'dataset'?)",
-        ),
         (
             {"evaluate": {"tasks": {"mine": {"dataset": "gone.jsonl"}}}},
             "evaluate.tasks.mine.dataset: no such file or folder: gone.jsonl",
-        ),
-        (
-            {"bench": {"tasks": {"mine": {"dataset": "a/b", "instruction": "no"}}}},
-            "bench.tasks.mine.instruction: {} is needed",
         ),
         ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
         ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
@@ -120,6 +109,10 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
         ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),
+        ({"card": {"license": "apache"}}, "card.license: the Hub has no license 'apache'"),
+        ({"card": {"base_model": "a/b/c"}}, "card.base_model: 'a/b/c' is not a repository id"),
+        ({"card": {"language": ["english"]}}, "card.language: 'english' is not a language code"),
+        ({"target": "models/a\nb"}, "target: 'models/a\\nb' has a control character"),
         ({"when": {"gpu": {}}}, "when.gpu: unknown machine; valid: cpu, cuda"),
         ({"when": [1]}, "when: expected a mapping"),
         ({"when": {"cpu": [1]}, "device": "cpu"}, "when.cpu: expected a mapping"),
@@ -168,14 +161,15 @@ def test_what_a_stage_reads_is_written_out() -> None:
     recipe = build_recipe(
         {
             "generate": {"sets": {"text": {"kind": "free"}, "chat": {}}},
-            "logits": {"sets": ["chat", "text"]},
-            "reduced_vocabulary": {},
+            "logits": {},
+            "reduced_vocabulary": {"sets": ["text"]},
             "pretrain": {"sources": [{"kind": "hub", "name": "org/text"}]},
-            "align": {"sources": [{"name": "chat"}]},
+            "align": {"sources": [{"name": "chat"}, {"name": "chat"}]},
         }
     )
     resolved = recipe.resolved()
-    assert resolved["reduced_vocabulary"]["sets"] == ["chat"]
+    assert resolved["logits"]["sets"] == ["chat"]
+    assert resolved["reduced_vocabulary"]["sets"] == ["text"]
     assert recipe.training_stages()["pretrain"].streams
     assert build_recipe(resolved) == recipe
     recipe = build_recipe(recipe.resolved() | {"align": None, "reduced_vocabulary": {}})
@@ -221,6 +215,7 @@ class TestWhen:
         assert recipe.pretrain.max_train_tokens == tokens
         assert recipe.seed == (2 if device == "cuda" else 1)
         assert recipe.pretrain.sources[0].weight == (3 if device == "cpu" else 1)
+        assert "when" not in recipe.resolved()
 
     @pytest.mark.parametrize(("has_cuda", "seed"), [(True, 2), (False, 1)])
     def test_auto_asks_the_machine(
@@ -234,9 +229,6 @@ class TestWhen:
         recipe = build_recipe({**self.DATA, "device": "cpu"}, ["device=cuda", "seed=9"])
         assert recipe.pretrain is not None
         assert (recipe.seed, recipe.pretrain.max_train_tokens) == (9, 5 * 10**6)
-
-    def test_it_is_not_part_of_the_resolved_recipe(self) -> None:
-        assert "when" not in build_recipe(self.DATA).resolved()
 
 
 def test_continue_is_the_key_of_the_files(tmp_path: Path) -> None:

@@ -301,7 +301,6 @@ def test_where_the_distribution_comes_from(
             "align.sources[0]: set 'text' is not among logits.sets",
         ),
         ({"logits": {"sets": ["mor"]}}, "logits.sets[0]: generate has no set 'mor' (did you mean"),
-        ({"logits": {"top_k": 0}}, "logits.top_k: must be at least 1, got 0"),
         ({"logits": {"temperature": 0}}, "logits.temperature: must be above 0, got 0"),
         (
             {"align": {**TEXT, "target_distribution": "offline"}},
@@ -314,19 +313,6 @@ def test_what_a_recipe_cannot_say(data: dict[str, Any], message: str) -> None:
         build_recipe({"generate": SETS, **data})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_sets_are_those_that_are_read() -> None:
-    both = {"sources": [{"name": "text"}, {"name": "more"}, {"name": "text"}]}
-    assert build_recipe({"generate": SETS, "logits": {}, "align": both}).logits.sets == [
-        "text",
-        "more",
-    ]
-    assert build_recipe({"generate": SETS, "logits": {}}).logits.sets == ["text", "more"]
-    named = {"generate": SETS, "logits": {"sets": ["more"]}, "align": {**both, "objective": "ce"}}
-    assert build_recipe(named).logits.sets == ["more"]
-    given = build_recipe({"generate": SETS, "logits": {}, "align": TEXT})
-    assert given.resolved()["logits"]["sets"] == ["text"]
 
 
 # -------------------------------------------------------------------------------- the real target
