@@ -46,7 +46,12 @@ def recipe(target: Path, batch: int) -> dict[str, Any]:
             "engine": "transformers",
             "sets": {
                 "text": {"kind": "free", "rows": 24, "max_new_tokens": 40, "temperatures": [1.0]},
-                "more": {"kind": "free", "rows": 12, "max_new_tokens": 30, "temperatures": [0.5]},
+                "more": {
+                    "kind": "magpie",
+                    "rows": 30,
+                    "max_new_tokens": 12,
+                    "instruction_temperatures": [0.7],
+                },
             },
         },
         "logits": {"engine": "transformers", "top_k": 8},
@@ -150,7 +155,7 @@ class Run:
 
     def check_equal(self, other: Run, tolerance: float) -> None:
         """Compare rows, losses, weights and acceptance; every row is there once."""
-        for name in ("text", "more"):
+        for name in ("text", "more/instructions", "more"):
             rows = self.rows(name)
             assert [row["index"] for row in rows] == list(range(len(rows)))
             assert rows == other.rows(name)
@@ -180,6 +185,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) ->
 def test_two_processes_are_one(tmp_path: Path, tiny_target_folder: Path, alone: Run) -> None:
     two = Run(tmp_path / "run", tiny_target_folder, 2)
     two.kill("generate", f"text/{PARTS}")
+    # Rows belong to nobody: another number of processes resumes.
+    Run(tmp_path / "run", tiny_target_folder, 1).kill("logits", f"text/{PARTS}")
+    two = Run(tmp_path / "run", tiny_target_folder, 2)
     two.kill("align", "work/checkpoint-*/complete")
     for complete in two.folder.glob(".align.partial/work/checkpoint-*/complete"):
         # Written after the files of all processes.
