@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 import torch
+from tiny_training import PLAIN, QUIET
 
 from fastdraft_hf.data.packing import BlockStream, Encoder
 from fastdraft_hf.data.sources import Source
@@ -152,26 +152,16 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
             "output_dir": str(folder / name),
             "per_device_train_batch_size": ROWS_A_STEP // accumulation // processes,
             "per_device_eval_batch_size": 4 // processes,
-            "head_dtype": "float32",
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
+            **PLAIN,
+            **QUIET,
             "save_strategy": "no",
             "save_total_limit": None,
-            "disable_tqdm": True,
             "logging_steps": 1,
             "learning_rate": 5e-3,
             # AdamW divides by the gradient's size: of one near zero only rounding would be left.
             "adam_epsilon": 1e-4,
             "max_grad_norm": 1.0,
             "max_steps": STEPS,
-            "sampled_softmax": None,
-            "use_muon": False,
-            "objective": "ce",
-            "warmup_steps": 0,
-            "lr_scheduler_type": "linear",
-            "adam_beta2": 0.999,
-            "include_num_input_tokens_seen": "non_padding",
             **settings,
         }
     )
@@ -191,14 +181,11 @@ def train(name: str, models: Path, folder: Path, processes: int = 1) -> dict[str
     found: dict[str, Any] = {"processes": args.world_size, "error": None}
     if name == "non_finite" and processes > 1:
         _poison(trainer, rank=1, step=2)
-    # Muon orthogonalises in bfloat16, where the smallest difference becomes one of 1/256.
-    in_float32 = mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float)
     try:
-        with in_float32:
-            trainer.train()
-            if name == "ragged_resumed":
-                trainer = make()
-                trainer.train(str(folder / name / "checkpoint-2"))
+        trainer.train()
+        if name == "ragged_resumed":
+            trainer = make()
+            trainer.train(str(folder / name / "checkpoint-2"))
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

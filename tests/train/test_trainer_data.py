@@ -692,6 +692,3 @@ def test_what_is_logged(trainer: Make, target: Any, source: str) -> None:
         assert loss == pytest.approx(total, rel=1e-6)
     assert "train_runtime" in summary
     assert "train_samples_per_second" not in summary
-
-
-# --- bfloat16
