@@ -261,14 +261,10 @@ def open_completions(
                     reasons = [judge(*row) for row in zip(*columns, strict=True)]
                     counts.update(reasons)
                     counts[KEPT] -= len(reasons)  # counted by kept_indices already
-                    table = table.filter(
-                        pa.array([reason == KEPT for reason in reasons], pa.bool_())
-                    )
+                    table = table.filter(pa.array([r == KEPT for r in reasons], pa.bool_()))
                     for labels in table["labels"].to_pylist():
                         tokens += sum(label != IGNORED for label in labels[:max_length])
-                    table = table.append_column(
-                        _SOURCE, pa.array([number] * len(table), pa.int32())
-                    )
+                    table = table.append_column(_SOURCE, pa.array(np.full(len(table), number)))
                     if writer is None:
                         writer = stack.enter_context(pa.ipc.new_stream(sink, table.schema))
                     writer.write_table(table)
@@ -301,12 +297,9 @@ def _tables(
 ) -> Iterator[pa.Table]:
     """Yield the kept rows of a set as tables with ``index``, ``input_ids`` and ``labels``."""
     if logits is not None:
-        for table in iter_tables(
-            logits / name, ["index", "input_ids", "labels", *LISTS, TEMPERATURE]
-        ):
-            yield table.filter(pa.array(np.isin(table["index"].to_numpy(), kept)))
+        names = ["index", "input_ids", "labels", *LISTS, TEMPERATURE]
+        yield from iter_tables(logits / name, names, kept)
         return
-    for table in iter_tables(generated / name, ["index", "prompt_ids", "completion_ids"]):
-        table = table.filter(pa.array(np.isin(table["index"].to_numpy(), kept)))
+    for table in iter_tables(generated / name, ["index", "prompt_ids", "completion_ids"], kept):
         prompts, ids = table["prompt_ids"].to_pylist(), table["completion_ids"].to_pylist()
         yield token_table(table["index"], prompts, ids)

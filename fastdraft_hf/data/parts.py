@@ -119,11 +119,16 @@ def stored_indices(folder: Path) -> np.ndarray:
     return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
 
-def iter_tables(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a folder's parts from the smallest first index to the largest."""
+def iter_tables(
+    folder: Path, columns: Sequence[str] | None = None, only: np.ndarray | None = None
+) -> Iterator[pa.Table]:
+    """Yield a folder's parts from the smallest first index to the largest; see `iter_rows`."""
     paths = folder.glob(PARTS)
     for path in sorted(paths, key=lambda p: read_part(p, ["index"])["index"][:1].to_pylist()):
-        yield read_part(path, columns)
+        table = read_part(path, columns)
+        if only is not None:
+            table = table.filter(pa.array(np.isin(table["index"].to_numpy(), only)))
+        yield table
 
 
 def iter_rows(
@@ -135,9 +140,7 @@ def iter_rows(
     """
     waiting: list[tuple[int, dict[str, Any]]] = []
     wanted = None if columns is None else list(dict.fromkeys(["index", *columns]))
-    for table in iter_tables(folder, wanted):
-        if only is not None:
-            table = table.filter(pa.array(np.isin(table["index"].to_numpy(), only)))
+    for table in iter_tables(folder, wanted, only):
         rows = table.to_pylist()
         # Parts are sorted and come by their first index, so no later row is before this one.
         while waiting and rows and waiting[0][0] < rows[0]["index"]:

@@ -6,18 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._atomic import sha256_file
+from fastdraft_hf._card import CARD, draft_files
+from fastdraft_hf.decode.settings import store_draft_settings
+from fastdraft_hf.eval.summary import read_summary
+from fastdraft_hf.hub.card import best_of_paths, render_card
+from fastdraft_hf.hub.folder import RunFolder, default_name, write_custom_generate
 from fastdraft_hf.stages.run import Run
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write a complete draft that works without this package."""
-    from fastdraft_hf._atomic import sha256_file
-    from fastdraft_hf._card import CARD, draft_files
-    from fastdraft_hf.decode.settings import store_draft_settings
-    from fastdraft_hf.eval.summary import read_summary
-    from fastdraft_hf.hub.card import best_of_paths, render_card
-    from fastdraft_hf.hub.folder import RunFolder, default_name, write_custom_generate
-
     source = run.latest_model()
     for name, file in draft_files(source).items():
         shutil.copy2(file, folder / name)

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.draft.build import adopt, build, save_draft
+from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.families import count_parameters, read_parameters, text_config
+from fastdraft_hf.draft.reduced_vocabulary import (
+    check_token_ids,
+    read_reduced_vocabulary,
+    write_reduced_vocabulary,
+)
+from fastdraft_hf.hub.folder import earlier_training
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_config
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write a draft that ``from_pretrained`` loads: a new one, or ``design.draft``."""
-    from fastdraft_hf.draft.build import adopt, build, save_draft
-    from fastdraft_hf.draft.reduced_vocabulary import (
-        check_token_ids,
-        read_reduced_vocabulary,
-        write_reduced_vocabulary,
-    )
-    from fastdraft_hf.hub.folder import earlier_training
-
     design = run.recipe.design
     if design.draft is None:
         draft, facts = build(run.target.path, design, run.recipe.seed)
@@ -37,10 +39,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 
 def preview(run: Run) -> str:
     """Return a line about the draft that would be designed, from the target's config alone."""
-    from fastdraft_hf.draft.design import design_draft
-    from fastdraft_hf.draft.families import count_parameters, read_parameters, text_config
-    from fastdraft_hf.target.resolve import load_config
-
     try:
         folder = run.look_at_target().path
     except FastDraftError as error:  # not downloaded yet, and the Hub is out of reach

@@ -16,11 +16,13 @@ from typing import Any
 from fastdraft_hf.data.engines import TransformersEngine
 from fastdraft_hf.data.parts import build_requests
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
+from fastdraft_hf.eval import expected, metrics
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export import parity
 from fastdraft_hf.export.openvino import openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +128,6 @@ def read_acceptance(
         ``drafts``: of each form the ``name``, ``acceptance_rate`` (accepted per drafted token) and
         ``block_efficiency`` (tokens per forward pass of the target).
     """
-    from fastdraft_hf.eval import expected, metrics
-    from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
-
     tokenizer = load_tokenizer(target, "target")
     ends = stop_ids(target, tokenizer)
     prompts = [tuple(ids) for ids in tokenizer(list(PROMPTS[:texts]))["input_ids"]]

@@ -6,20 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.eval.report import Pieces
+import yaml
+
+from fastdraft_hf.eval import summary as texts
+from fastdraft_hf.eval.journal import Journal
+from fastdraft_hf.eval.report import Pieces, accepted_pieces, snippet, write_report
+from fastdraft_hf.hub.card import describe_machine
+from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer
 
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write the report, and print its tables and where it is."""
-    import yaml
-
-    from fastdraft_hf.eval import summary as texts
-    from fastdraft_hf.eval.report import snippet, write_report
-    from fastdraft_hf.hub.card import describe_machine
-    from fastdraft_hf.stages.provenance import machine
-
     summary = texts.read_summary(run.folders)
     draft, target = run.stage_folder("card"), str(run.target.path)
     card = draft / "README.md"
@@ -55,8 +54,6 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
 def _samples(run: Run) -> list[tuple[str, Pieces]]:
     """Return one greedy and one sampled answer of every task set, accepted tokens marked."""
     from fastdraft_hf.eval import evaluate
-    from fastdraft_hf.eval.journal import Journal
-    from fastdraft_hf.eval.report import accepted_pieces
 
     path = run.stage_folder("evaluate") / evaluate.RECORDS
     if not path.exists():

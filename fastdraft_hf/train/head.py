@@ -102,13 +102,7 @@ class _Chunks:
     def gradient(
         self, logits: torch.Tensor, labels: torch.Tensor, target: TopK | TargetHead | None
     ) -> torch.Tensor:
-        """Add a chunk's values to the sums and return the gradient by its logits [n, V].
-
-        Args:
-            logits: [n, V].
-            labels: [n, 1].
-            target: the target's distribution for the n tokens.
-        """
+        """Add a chunk's values to the sums and return the gradient by its logits [n, V]."""
         highest = logits.amax(-1, keepdim=True)
         self._correct += (logits.gather(1, labels) >= highest).sum()
         label_weight = self._objective.label_weight

@@ -6,14 +6,12 @@ import dataclasses
 import io
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_models import noisy
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli import demo
@@ -29,15 +27,9 @@ SIDES = Setting("ours"), Setting("ours", "", 3)
 
 
 @pytest.fixture(scope="module")
-def draft(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_model: Callable[..., LlamaForCausalLM],
-    tiny_tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    """The target with noise on its weights: right now and then."""
+def draft(tmp_path_factory: pytest.TempPathFactory, noisy_draft_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "noisy"
-    noisy(tiny_model()).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    shutil.copytree(noisy_draft_folder, folder)
     store_draft_settings(folder, 2)
     return folder
 

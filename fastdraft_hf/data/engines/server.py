@@ -123,12 +123,6 @@ class ServerEngine:
         return self._checked(request, choices[0] if choices else {})
 
     def _checked(self, request: Request, choice: dict[str, Any]) -> Completion:
-        """Return the completion of an answer.
-
-        Raises:
-            FastDraftError: it has no ids, ids outside the vocabulary, another prompt, another stop
-                token, or a length limit of the server's own.
-        """
         ids, prompt, url = choice.get("token_ids"), choice.get("prompt_token_ids"), self._url
         if not isinstance(ids, list):
             raise FastDraftError(
@@ -192,11 +186,7 @@ class ServerEngine:
                 self._loop.run_until_complete(asyncio.wait(pending))
 
     async def _answer(self, field: str, call: Callable[[], Any]) -> list[dict[str, Any]]:
-        """Await a call of the client and return a list of the answer.
-
-        Raises:
-            FastDraftError: the server does not answer, or refuses the request.
-        """
+        """Await a call of the client and return a list of the answer."""
         import openai
 
         for _ in range(TRIES):
