@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Rust's, shutil's and torch's errors have no errno; torch's do not even say what happened.
+_NO_ROOM_TEXTS = (
+    *(os.strerror(number) for number in _NO_ROOM),
+    "failed writing file",
+    "unexpected pos ",
+    "iostream error",
+)
+
+
+@contextlib.contextmanager
+def room_to_write(folder: Path) -> Iterator[None]:
+    """Turn any library's error of a full disk into an `OSError` that names a file or ``folder``."""
+    try:
+        yield
+    except FastDraftError:
+        raise
+    except Exception as error:
+        full = getattr(error, "errno", None) in _NO_ROOM
+        if not full and not any(text in str(error) for text in _NO_ROOM_TEXTS):
+            raise
+        reason = "no space left to write; make room and run the same command again"
+        path = getattr(error, "filename", None) or folder
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
 
 
 def fsync_path(path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from fastdraft_hf.data.parts import PARTS, iter_rows
 
 RUN = Path(__file__).resolve().parents[1] / "recipes" / "run.py"
-STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate")
+STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate", "card", "report")
 TRAINED = ("pretrain", "align")
 
 

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything, export, and print how the export compares."""
+    from fastdraft_hf._atomic import room_to_write
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     target = None if args.target is None else resolve_target(args.target).path
     if target is not None:
         check_vocabulary(target, draft)
-    found = checked_export(draft, output, form, check=not args.no_check)
+    with room_to_write(output.parent):
+        found = checked_export(draft, output, form, check=not args.no_check)
     files = [output] if output.is_file() else list(output.glob("*"))
     print(f"{output}: {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
     print(*(["not compared with PyTorch"] if found is None else found.lines()), sep="\n")

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     import tempfile
 
+    from fastdraft_hf._atomic import room_to_write
     from fastdraft_hf._errors import FastDraftError
     from fastdraft_hf.hub.folder import files_below, gather, replace_folder
     from fastdraft_hf.hub.push import pull, push
@@ -63,7 +64,10 @@ def run(args: argparse.Namespace) -> None:
     if to_folder is not None:
         to_folder.parent.mkdir(parents=True, exist_ok=True)
     beside = None if to_folder is None else to_folder.parent
-    with tempfile.TemporaryDirectory(prefix=".fastdraft-push-", dir=beside) as scratch:
+    with (
+        room_to_write(beside or Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix=".fastdraft-push-", dir=beside) as scratch,
+    ):
         files = Path(scratch) / "draft"
         files.mkdir()
         gather(args.folder, repo_id, files, openvino=args.openvino, dtype=args.dtype)

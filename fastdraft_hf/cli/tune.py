@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Search; print the findings to standard error and the recipe's sections to standard output."""
     import sys
 
+    from fastdraft_hf._atomic import room_to_write
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.eval.summary import print_table
     from fastdraft_hf.recipe import split_override
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
 
     config = TuneConfig(**dict(map(split_override, args.overrides)))
     quiet_libraries()
-    results = search(config, resolve_target(args.target), args.output_dir)
+    with room_to_write(args.output_dir):
+        results = search(config, resolve_target(args.target), args.output_dir)
     print_table(table(results))
     print(f"\n{verdict(results)}", file=sys.stderr)
     print(recipe_snippet(results), end="")

@@ -12,8 +12,6 @@ whoever wrote them. So a run may resume with any number of processes.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import heapq
 import time
 from collections.abc import Iterator, Sequence
@@ -38,16 +36,13 @@ FLUSH_SECONDS = 30.0
 # In the folder of a set whose time is up.
 TIME_IS_UP = "time_is_up"
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 class PartWriter:
     """Write this process's parts of a folder. Leaving the context writes what is left."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with room_to_write(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.stem[-5:]) for path in folder.glob(f"part-{rank():05d}-*.parquet")]
         self._number = max(numbers, default=-1) + 1
         self._tables: list[pa.Table] = []
@@ -73,26 +68,12 @@ class PartWriter:
         if self._unsaved:
             table = pa.concat_tables(self._tables).sort_by("index")
             path = self._folder / f"part-{rank():05d}-{self._number:05d}.parquet"
-            with room_to_write(self._folder), atomic_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
             self._unsaved = 0
             if len(table) >= ROWS_PER_PART:
                 self._tables, self._number = [], self._number + 1
         self._saved_at = time.monotonic()
-
-
-@contextlib.contextmanager
-def room_to_write(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a one-line error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise FastDraftError(
-            f"{folder}: no space left to write ({error.strerror}). Finished rows are kept: free "
-            "some space and run again"
-        ) from error
 
 
 def has_parts(folder: Path) -> bool:
@@ -204,7 +185,7 @@ def write_rows(
             again.
 
     Raises:
-        FastDraftError: the disk is full or a part is damaged. Finished rows are kept.
+        FastDraftError: a part is damaged. Finished rows are kept.
     """
     start, tokens = time.monotonic(), 0
 
@@ -217,11 +198,10 @@ def write_rows(
         return np.setdiff1d(np.arange(len(requests)), stored_indices(folder))
 
     def finish() -> None:
-        with room_to_write(folder):
-            if not has_parts(folder):  # a set without rows has a schema too
-                pq.write_table(_table([]), folder / "part-00000-00000.parquet")
-            if max_minutes is not None and len(stored_indices(folder)) < len(requests):
-                (folder / TIME_IS_UP).touch()
+        if not has_parts(folder):  # a set without rows has a schema too
+            pq.write_table(_table([]), folder / "part-00000-00000.parquet")
+        if max_minutes is not None and len(stored_indices(folder)) < len(requests):
+            (folder / TIME_IS_UP).touch()
 
     missing = on_main(look)
     mine = missing[rank() :: world()]

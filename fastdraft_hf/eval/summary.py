@@ -242,7 +242,9 @@ def _generated(facts: dict[str, Any]) -> str:
 _PRODUCTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "design": _designed,
     "generate": _generated,
-    "logits": lambda f: f"the target's distribution at {sum(f['tokens'].values()):,} tokens",
+    "logits": lambda f: (
+        f"the target's distribution for {sum(s['rows'] for s in f['sets'].values()):,} texts"
+    ),
     **dict.fromkeys(TRAINING_STAGES, lambda f: f"{f['tokens']:,} tokens in {f['steps']:,} steps"),
     "reduced_vocabulary": lambda f: (
         f"a head of {f['draft_vocab_size']:,} of {f['vocabulary']:,} tokens"

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from fastdraft_hf._atomic import publish_folder, read_json, write_json, write_text
+from fastdraft_hf._atomic import publish_folder, read_json, room_to_write, write_json, write_text
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf._processes import (
     barrier,
@@ -141,7 +141,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
         recipe = yaml.safe_dump(run.recipe.resolved(), sort_keys=False)
         write_text(run.folder / RECIPE, recipe)
 
-    with locked(run.folder):
+    with room_to_write(run.folder), locked(run.folder):
         on_main(prepare)
         for name in stages:
             _StageOfRun(run, name).execute()

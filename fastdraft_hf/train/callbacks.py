@@ -15,9 +15,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fastdraft_hf._atomic import fsync_path, sha256_file, write_json
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 
 if TYPE_CHECKING:
@@ -63,34 +65,70 @@ def newest_complete(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
-def shared_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint whose files are intact, the same in every process.
+def open_checkpoint(wanted: str | bool | None, folder: Path) -> Path | None:
+    """Return the intact checkpoint to resume from, the same in every process.
 
-    The main process looks for it, and moves damaged ones aside.
+    The main process looks for it and reads its files.
+
+    Args:
+        wanted: the checkpoint, or True for the newest intact one in ``folder``; those that are
+            damaged are moved aside.
+
+    Raises:
+        FastDraftError: ``wanted`` is not a checkpoint, or it is damaged.
     """
-    found = [_newest_intact(folder) if PartialState().is_main_process else None]
-    checkpoint: Path | None = broadcast_object_list(found)[0]
-    return checkpoint
+    if not wanted:
+        return None
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [_newest_intact(folder) if wanted is True else _checked(Path(wanted))]
+        except FastDraftError as error:
+            found = [error]
+    (checkpoint,) = broadcast_object_list(found)
+    if isinstance(checkpoint, FastDraftError):
+        raise checkpoint
+    return None if checkpoint is None else Path(checkpoint)
 
 
 def _newest_intact(folder: Path) -> Path | None:
     while (checkpoint := newest_complete(folder)) is not None:
-        listed: dict[str, str] = {}
-        with contextlib.suppress(ValueError, TypeError):
-            listed = dict(json.loads((checkpoint / _MARK).read_text(encoding="utf-8")))
-        found = _digests(checkpoint)
-        listed = listed or {_MARK: "it is damaged itself"}
-        damaged = [name for name, digest in listed.items() if found.get(name) != digest]
-        if not damaged:
+        damage = _damage(checkpoint)
+        if damage is None:
             break
         aside = checkpoint.rename(folder / f"damaged-{checkpoint.name}-{time.time_ns()}")
         logger.warning(
-            "%s: %s is damaged or missing; the checkpoint is not used and was moved to %s",
-            checkpoint,
-            damaged[0],
-            aside.name,
+            "%s: %s; the checkpoint is not used and was moved to %s", checkpoint, damage, aside.name
         )
     return checkpoint
+
+
+def _checked(checkpoint: Path) -> Path:
+    """Return a checkpoint that was given by its path, or refuse it."""
+    problem: str | None = None
+    if not checkpoint.is_dir():
+        problem = "there is no such folder"
+    elif not (checkpoint / TRAINER_STATE_NAME).is_file():
+        problem = f"not a checkpoint: it holds no {TRAINER_STATE_NAME}"
+    elif not (checkpoint / _MARK).is_file():
+        problem = f"it was not saved to its end, or by another trainer: it holds no {_MARK}"
+    elif damage := _damage(checkpoint):
+        problem = f"{damage}; give the checkpoint before it"
+    if problem is not None:
+        raise FastDraftError(f"resume_from_checkpoint: {checkpoint}: {problem}")
+    return checkpoint
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, if anything is."""
+    listed: dict[str, str] = {}
+    with contextlib.suppress(ValueError, TypeError):
+        listed = dict(json.loads((checkpoint / _MARK).read_text(encoding="utf-8")))
+    if not listed:
+        return f"{_MARK} is damaged, or of an older version: it lists no files"
+    found = _digests(checkpoint)
+    damaged = [name for name, digest in listed.items() if found.get(name) != digest]
+    return f"{damaged[0]} is damaged or missing" if damaged else None
 
 
 class AlreadyTrainedError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
     from fastdraft_hf.data.packing import BlockStream
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -58,7 +55,6 @@ def train(
         TrainingProgress,
         newest_complete,
         read_stream_state,
-        shared_checkpoint,
     )
     from fastdraft_hf.train.trainer import DraftDistillationTrainer
 
@@ -67,15 +63,11 @@ def train(
     callbacks: list[Any] = [TrainingProgress(label)]
     try:
         args = section.trainer_config(work, seed=seed, device=device, **changes)
-        checkpoint = shared_checkpoint(work)
-        if checkpoint is not None:
-            logger.info("%s: resumed from %s", label, checkpoint.name)
-        keeper: SaveStreamState | None = None
         if stream is not None:
             args.ignore_data_skip = True  # the stream itself continues at the checkpoint
             rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             # Before `MarkCompleteCheckpoints`, which the trainer adds after what it is given.
-            callbacks.append(keeper := SaveStreamState(stream, rows))
+            callbacks.append(SaveStreamState(stream, rows))
         trainer = DraftDistillationTrainer(
             AutoModelForCausalLM.from_pretrained(
                 start_model, dtype="float32", trust_remote_code=False
@@ -88,9 +80,7 @@ def train(
             peft_config=section.peft_config(),
             callbacks=callbacks,
         )
-        if keeper is not None and checkpoint is not None:
-            keeper.resume(trainer, checkpoint)
-        trainer.train(None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=True)
     except FastDraftError as error:
         raise type(error)(f"{label}: {error}") from error
     except ValueError as error:  # refused by TRL

@@ -33,11 +33,12 @@ from fastdraft_hf.train import checks
 from fastdraft_hf.train.callbacks import (
     AlreadyTrainedError,
     MarkCompleteCheckpoints,
+    SaveStreamState,
     TimeBudget,
     TokenBudget,
     TrainingProgress,
     newest_complete,
-    shared_checkpoint,
+    open_checkpoint,
 )
 from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16, schedule_shape
 from fastdraft_hf.train.distribution import TargetHead, TopK
@@ -248,17 +249,25 @@ class DraftDistillationTrainer(SFTTrainer):
 
         ``resume_from_checkpoint=True`` resumes from the last complete checkpoint in
         ``output_dir``, and starts from the beginning if there is none.
+
+        Raises:
+            FastDraftError: the folder in ``resume_from_checkpoint`` is not a checkpoint of this
+                trainer, or a file in it is damaged.
         """
-        if resume_from_checkpoint is True:
-            found = shared_checkpoint(Path(str(self.args.output_dir)))
-            resume_from_checkpoint = None if found is None else str(found)
+        output_dir = Path(str(self.args.output_dir))
+        checkpoint = open_checkpoint(resume_from_checkpoint, output_dir)
+        if checkpoint is not None:
+            logger.info("resumed from %s", checkpoint)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, SaveStreamState):
+                    callback.resume(self, checkpoint)
         # `Trainer` replaces special tokens by those of the tokenizer, which may have no BOS. A
         # draft's are its target's, and OpenVINO GenAI refuses a pair whose tokens differ.
         configs = (self.model.config, self.model.generation_config)
         names = ("bos_token_id", "eos_token_id")
         special = [(c, name, getattr(c, name, None)) for c in configs for name in names]
         try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(checkpoint and str(checkpoint), *args, **kwargs)
         except AlreadyTrainedError:
             output = TrainOutput(self.state.global_step, 0.0, {})
         for config, name, token in special:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,14 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import Killed, completions, kill_at, losses, run, same, section
+from tiny_training import QUIET, Killed, completions, kill_at, losses, run, same, section
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from fastdraft_hf import DraftDistillationConfig, DraftDistillationTrainer, FastDraftError
 from fastdraft_hf.train.callbacks import (
     MarkCompleteCheckpoints,
     newest_complete,
-    shared_checkpoint,
+    open_checkpoint,
 )
 
 FILES = (
@@ -65,18 +68,46 @@ def test_a_damaged_checkpoint_is_moved_aside(
     tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, newest = (make(tmp_path, step, complete=True) for step in (9, 10))
-    assert shared_checkpoint(tmp_path) == newest
+    assert open_checkpoint(True, tmp_path) == newest
     DAMAGES[damage](newest / name)
-    assert shared_checkpoint(tmp_path) == before
+    assert open_checkpoint(True, tmp_path) == before
     if (name, damage) == ("complete", "delete"):  # as a kill while saving leaves it
         assert caplog.messages == []
     else:
         (line,) = caplog.messages
-        assert f"checkpoint-10: {name} is damaged or missing" in line
+        assert f"checkpoint-10: {name} is damaged" in line
         assert list(tmp_path.glob("damaged-checkpoint-10-*"))
         assert not newest.exists()
     DAMAGES["flip"](before / "optimizer.pt")
-    assert shared_checkpoint(tmp_path) is None
+    assert open_checkpoint(True, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (shutil.rmtree, "there is no such folder"),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "it holds no trainer_state.json"),
+        (lambda folder: (folder / "complete").unlink(), "not saved to its end, or by another"),
+        (lambda folder: (folder / "complete").write_text(""), "or of an older version"),
+        (lambda folder: flip(folder / "optimizer.pt"), "optimizer.pt is damaged or missing; give"),
+    ],
+)
+def test_a_checkpoint_given_by_hand_is_refused(
+    tmp_path: Path, damage: Callable[[Path], Any], reason: str, start_model: Path
+) -> None:
+    """Before any work, and in one line; nothing is moved."""
+    trainer = DraftDistillationTrainer(
+        str(start_model),
+        DraftDistillationConfig(str(tmp_path), **QUIET),
+        train_dataset=datasets.Dataset.from_list(completions(8)),
+    )
+    path = make(tmp_path, 9, complete=True)
+    damage(path)
+    before = sorted(tmp_path.rglob("*"))
+    line = f"resume_from_checkpoint: {path}: .*{reason}"
+    with pytest.raises(FastDraftError, match=line):
+        trainer.train(resume_from_checkpoint=str(path))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_training_resumes_from_the_checkpoint_before(
