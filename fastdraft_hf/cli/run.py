@@ -150,8 +150,8 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     from fastdraft_hf.stages.run import Run
     from fastdraft_hf.stages.runner import choose, execute
 
-    stages = choose(recipe, wanted)
     run = Run(recipe, Path(recipe.output_dir))
+    stages = _measurable(run, choose(recipe, wanted), wanted is not None)
     quiet_libraries()
     if is_main():
         _print_plan(run, stages)
@@ -163,6 +163,30 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     if is_main() and wanted is not None and "evaluate" in wanted:
         path = run.stage_folder("evaluate") / "results.json"
         print_evaluation(read_json(path))
+
+
+def _measurable(run: Run, stages: list[str], wanted: bool) -> list[str]:
+    """Leave out decoding with a draft where the target's cache does not allow it."""
+    from fastdraft_hf.decode.obstacles import cannot_roll_back
+    from fastdraft_hf.target.resolve import load_config
+
+    decoding = [name for name in ("evaluate", "bench") if name in stages]
+    try:
+        config = load_config(run.look_at_target().path, "target") if decoding else None
+    except FastDraftError:  # reported where the target is used
+        return stages
+    if config is None or not cannot_roll_back(config):
+        return stages
+    reason = (
+        f"target: layers of family '{config.model_type}' keep a state from which rejected tokens "
+        f"cannot be taken back, so there is no {' and no '.join(decoding)} here; measure the draft "
+        "in the engine that serves it"
+    )
+    if wanted:
+        raise FastDraftError(reason)
+    if is_main():
+        print(reason, file=sys.stderr)
+    return [name for name in stages if name not in decoding]
 
 
 def _print_plan(run: Run, stages: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import DynamicCache, GenerationMixin
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastdraft_hf._errors import FastDraftError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import (
         GenerationConfig,
         LogitsProcessorList,
+        PretrainedConfig,
         PreTrainedModel,
         StoppingCriteriaList,
     )
@@ -119,7 +120,11 @@ def _of_the_models(
     if draft is model and is_openvino(model):
         yield "an OpenVINO model cannot draft for itself: it has one cache"
     for one in (model, draft):
-        if not is_openvino(one) and not _is_plain(one, length, last):
+        if is_openvino(one):
+            continue
+        if is_stateful(one) or cannot_roll_back(one.config):
+            yield f"{type(one).__name__} has layers with a state that cannot be taken back"
+        elif not _is_plain(one, length, last):
             yield f"{type(one).__name__} prepares inputs of its own"
     name = type(model).__name__
     if is_openvino(model):
@@ -137,13 +142,7 @@ def _of_the_models(
 
 def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
     """Return whether a model reads ids, mask, positions and a key-value cache, and nothing else."""
-    if is_stateful(model):
-        return False
     config = model.config.get_text_config()
-    names = ("layer_types", "block_types", "layers_block_type")
-    kinds = [kind for name in names for kind in getattr(config, name, None) or []]
-    if not all("attention" in kind and "linear" not in kind for kind in kinds):
-        return False
     if CACHE_NAME not in inspect.signature(model.forward).parameters:
         return False
     own = getattr(type(model), "prepare_inputs_for_generation", None)
@@ -152,6 +151,19 @@ def _is_plain(model: PreTrainedModel, first: int, last: int) -> bool:
     # Phi-3 recomputes its cache where the text outgrows its short rotary factors, and only there.
     limit = getattr(config, "original_max_position_embeddings", None) or last
     return config.model_type in ("phi3", "phimoe") and not first <= limit < last
+
+
+def cannot_roll_back(config: PretrainedConfig) -> bool:
+    """Return whether some layers keep a state instead of the tokens' keys and values.
+
+    Such are linear attention, state spaces, convolutions, and the index of sparse attention.
+    """
+    config = config.get_text_config()
+    names = ("layer_types", "block_types", "layers_block_type")
+    kinds = [kind for name in names for kind in getattr(config, name, None) or []]
+    plain = all("attention" in kind and "linear" not in kind for kind in kinds)
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return not plain or hasattr(config, "index_topk") or getattr(cls, "_is_stateful", False)
 
 
 def _has_window(model: PreTrainedModel, last: int) -> bool:

@@ -30,7 +30,7 @@ class DesignConfig(Section):
     )
     init: Initialization = Field(
         "auto",
-        description="auto: prune, and project for a mixture of experts; scratch: random weights; "
+        description="auto: prune, and project where layers cannot be cut; scratch: random weights; "
         "project: the target's embeddings and head by PCA, random layers; prune: that, and layers "
         "of the target cut to the draft's widths; transplant: a donor with another tokenizer, its "
         "embeddings mapped token by token",

@@ -106,13 +106,14 @@ def _embedding_factor(source: PreTrainedModel, draft: PreTrainedModel) -> float:
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """Return the module that holds the layers and the final norm."""
-    decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "layers") else model.base_model
+    found = (model.get_decoder(), model.base_model, *model.children())
+    return next(module for module in found if hasattr(module, "layers"))
 
 
 def final_norm(model: PreTrainedModel) -> Any:
     """Return the norm before the head."""
-    return [m for name, m in decoder_of(model).named_children() if "norm" in name][-1]
+    norms = {name: m for name, m in decoder_of(model).named_children() if "norm" in name}
+    return norms.get("norm", list(norms.values())[-1])
 
 
 def tied(model: PreTrainedModel) -> bool:

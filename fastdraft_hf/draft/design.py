@@ -51,19 +51,19 @@ class Shape(NamedTuple):
 def resolve_design(target_config: PretrainedConfig, design: DesignConfig) -> DesignConfig:
     """Return ``design`` with what it leaves to the target: the initialization.
 
-    ``auto`` is `prune`, and `project` for a mixture of experts, whose layers cannot be cut.
+    ``auto`` is `prune`, and `project` for a family whose layers cannot be cut.
     """
     if design.init != "auto":
         return design
-    mixture = family_of(text_config(target_config)).dense and design.donor is None
-    return design.model_copy(update={"init": "project" if mixture else "prune"})
+    relative = family_of(text_config(target_config)).dense and design.donor is None
+    return design.model_copy(update={"init": "project" if relative else "prune"})
 
 
 def default_budget(target_config: PretrainedConfig) -> int:
     """Return how many parameters a draft should read per token.
 
     That is what its speed depends on: the input embeddings are looked up and not read, unless the
-    head shares them. A mixture of experts counts as its dense relative.
+    head shares them. A family with a dense relative counts as that.
     """
     read = read_parameters(dense_config(text_config(target_config)))
     share = DEFAULT_SHARE * DEFAULT_REFERENCE * (read / DEFAULT_REFERENCE) ** DEFAULT_POWER
@@ -74,7 +74,7 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
     """Return the config of a draft for ``target_config``, which is not changed.
 
     Depth and widths are scaled, the rest is the target's, or a ``donor``'s with the target's
-    vocabulary. A mixture of experts gets a dense relative, a multimodal model a draft of its text
+    vocabulary. Layers that cannot be cut give a dense relative, a multimodal model a draft of its text
     part. Without ``hidden_size``, the widths meet ``params``, or without it the `default_budget`,
     as closely as the bounds of a shape allow: a width that is a multiple of 64 (for a target
     narrower than 512, of an eighth of its width), attention at most twice as wide, and a
@@ -115,8 +115,8 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
     if design.donor is None:
         if family.dense and design.takes_layers:
             raise FastDraftError(
-                f"design.init: {design.init} cannot cut layers of family '{target.model_type}', a "
-                "mixture of experts; use project or scratch, or a dense donor"
+                f"design.init: {design.init} cannot cut layers of family '{target.model_type}', whose "
+                f"drafts are {family.dense}; use project or scratch, or a dense donor"
             )
         source = copy.deepcopy(dense_config(target))
     else:

@@ -9,7 +9,8 @@ what a draft needs; the rest is here:
   residual stream is an RMSNorm before a block. Such a model computes the same when its hidden
   states are rotated, so `prune` may cut its width along principal directions. Other families are
   cut along channels;
-- ``dense``: for a mixture of experts, the family of its drafts;
+- ``dense``: where layers cannot be cut (mixtures of experts, linear, latent or gated attention), the
+  family of the drafts;
 - ``scaled_embeddings=True``: embeddings are multiplied by the square root of the width.
 
 To add a family, add its name. `tests/draft/test_families.py` then tests it (parameter counts, save
@@ -40,8 +41,9 @@ class Family:
 _LLAMA = Family(pre_norms=("input_layernorm", "post_attention_layernorm"))
 
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("arcee", "ernie4_5", "glm", "granite", "hunyuan_v1_dense", "llama"), _LLAMA),
-    **dict.fromkeys(("ministral", "ministral3", "mistral", "phi3", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("arcee", "cwm", "ernie4_5", "exaone", "glm", "granite"), _LLAMA),
+    **dict.fromkeys(("hunyuan_v1_dense", "internlm3", "iquestcoder", "llama", "ministral"), _LLAMA),
+    **dict.fromkeys(("ministral3", "mistral", "phi3", "qwen2", "qwen3"), _LLAMA),
     **dict.fromkeys(("seed_oss", "smollm3"), _LLAMA),
     "apertus": Family(pre_norms=("attention_layernorm", "feedforward_layernorm")),
     "gemma": Family(pre_norms=_LLAMA.pre_norms, scaled_embeddings=True),
@@ -52,19 +54,32 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("cohere", "cohere2", "exaone4", "glm4", "jais2", "nemotron"), Family()),
     **dict.fromkeys(("olmo", "olmo2", "olmo3", "phi", "starcoder2"), Family()),
     **dict.fromkeys(("gpt_neox", "stablelm"), Family(own_head_size=False)),
-    # Mixtures of experts: a dense relative that shares what it can (head size, rope, heads).
-    **dict.fromkeys(("deepseek_v3", "gpt_oss"), Family(dense="llama")),
-    **dict.fromkeys(("dots1", "qwen3_moe"), Family(dense="qwen3")),
-    **dict.fromkeys(("flex_olmo", "olmoe"), Family(dense="olmo2")),
-    **dict.fromkeys(("granitemoe", "granitemoeshared"), Family(dense="granite")),
-    "ernie4_5_moe": Family(dense="ernie4_5"),
-    "exaone_moe": Family(dense="exaone4"),
-    "glm4_moe": Family(dense="glm4"),
-    "hunyuan_v1_moe": Family(dense="hunyuan_v1_dense"),
-    "mixtral": Family(dense="mistral"),
-    "phimoe": Family(dense="phi3"),
-    "qwen2_moe": Family(dense="qwen2"),
 }
+# Layers that cannot be cut: a dense relative that shares what it can (head size, rope, heads).
+_RELATIVES = {
+    "cohere2": "cohere2_moe",
+    "ernie4_5": "ernie4_5_moe",
+    "exaone4": "exaone_moe",
+    "gemma3_text": "gemma3n_text gemma4_text gemma4_unified_text",
+    "glm4": "glm4_moe glm4_moe_lite glm_moe_dsa",
+    "granite": "granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared",
+    "hunyuan_v1_dense": "hunyuan_v1_moe hy_v3 hy_v4",
+    "llama": "afmoe apertus1p5_text bailing_hybrid bamba bitnet deepseek_v2 deepseek_v3 deepseek_v32 "
+    "deepseek_v4 falcon_h1 gpt_oss helium hyperclovax jamba kimi_linear laguna lfm2 lfm2_moe lfm3 "
+    "llama4_text mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text nemotron_h "
+    "sarvam_mla sarvam_moe solar_open youtu",
+    "mistral": "mixtral",
+    "olmo2": "flex_olmo olmo_hybrid olmoe",
+    "phi3": "phimoe",
+    "qwen2": "qwen2_moe",
+    "qwen3": "dots1 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next",
+}
+FAMILIES |= {
+    name: Family(dense=dense) for dense, names in _RELATIVES.items() for name in names.split()
+}
+
+# Fields that mean something else in a relative: Gemma 4 names what sees later tokens.
+_FOREIGN = ("use_bidirectional_attention",)
 
 # The config of a mixture of experts gives the width of one expert, or of a dense layer it may not
 # have. Where that is no dense model's proportion, the usual one of gated feed-forwards is used.
@@ -98,14 +113,28 @@ def dense_config(config: PretrainedConfig) -> PretrainedConfig:
     if relative is None:
         return config
     cls = CONFIG_MAPPING[relative]
-    given = config.to_dict()
-    kept: dict[str, Any] = {key: given[key] for key in cls().to_dict() if key in given}
-    for name in ("model_type", "architectures", "transformers_version"):
+    own, given = cls().to_dict(), config.to_dict()
+    kept: dict[str, Any] = {key: given[key] for key in own if key in given}
+    for name in ("model_type", "architectures", "transformers_version", *_FOREIGN):
         kept.pop(name, None)
-    kept["head_dim"] = head_size(config)
-    if kept.get("intermediate_size", 0) < 2 * config.hidden_size:
+    if not set(kept.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
+        del kept["layer_types"]
+    kept["rope_parameters"] = _rope(kept.get("rope_parameters") or {}, own["rope_parameters"])
+    kept["head_dim"] = given.get("head_dim") or head_size(config)
+    inner = kept.get("intermediate_size")
+    if not isinstance(inner, int) or inner < 2 * config.hidden_size:
         kept["intermediate_size"] = round(DENSE_PROPORTION * config.hidden_size)
     return cls(**kept)
+
+
+def _rope(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's rope for a family whose default is ``own``."""
+    if "full_attention" in own:
+        return own
+    one = given.get("full_attention") or given.get("main") or given
+    if one is not given or "rope_theta" not in one:  # a rope for every kind of layer, or none
+        return {**own, "rope_theta": (one or own).get("rope_theta", own["rope_theta"])}
+    return {key: one[key] for key in one if key != "partial_rotary_factor" or key in own}
 
 
 def count_parameters(config: PretrainedConfig) -> int:

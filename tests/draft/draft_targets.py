@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from fastdraft_hf.draft.families import FAMILIES
 
 VOCABULARY = 96
 PUBLISHED = Path(__file__).parents[1] / "fixtures" / "targets"
 
-DENSE = sorted(name for name, family in FAMILIES.items() if family.dense is None)
-MIXTURES = sorted(name for name, family in FAMILIES.items() if family.dense)
+# Those that the installed transformers has.
+INSTALLED = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
+DENSE = [name for name in INSTALLED if FAMILIES[name].dense is None]
+RELATIVES = [name for name in INSTALLED if FAMILIES[name].dense]
 
 _FIELDS: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -33,14 +35,33 @@ _EXPERTS = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 48),
     **dict.fromkeys(("n_shared_experts", "first_k_dense_replace", "n_group", "topk_group"), 1),
-    "head_dim": 8,
+    **dict.fromkeys(("num_shared_experts", "num_expert_group", "num_dense_layers"), 1),
+    "num_experts_per_token": 2,
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    # Latent and indexed attention.
+    **{"kv_lora_rank": 16, "q_lora_rank": 24, "o_lora_rank": 16, "o_groups": 2},
+    **{"index_n_heads": 2, "index_head_dim": 8, "index_topk": 16},
+    # Linear attention and state spaces.
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 4),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 16),
+    **dict.fromkeys(("mamba_n_groups", "n_groups"), 1),
+    # Gemma 3n and 4.
+    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    "global_head_dim": 16,
 }
+# Key and value heads are as many as query heads in latent attention.
+LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
+LATENT += ("hy_v4", "kimi_linear", "bailing_hybrid", "minicpm3", "sarvam_mla", "youtu")
+_LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"]}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _OWN: dict[str, dict[str, Any]] = {
     # Heads that are not width / heads, as in Qwen3 and Gemma.
     **{name: {"head_dim": 16} for name in ("ernie4_5", "gemma", "gemma2", "gemma3_text", "glm")},
-    **{name: {"head_dim": 16} for name in ("glm4", "qwen3", "seed_oss")},
-    **{name: {"head_dim": 8} for name in ("ministral", "hunyuan_v1_dense")},
+    **{name: {"head_dim": 16} for name in ("cwm", "glm4", "qwen3", "seed_oss")},
+    **{name: {"head_dim": 8} for name in ("ministral", "hunyuan_v1_dense", "internlm3", "iquestcoder")},
     "vaultgemma": {"head_dim": 16, "final_logit_softcapping": None},
     "ministral3": {
         "head_dim": 16,
@@ -59,13 +80,20 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "nemotron": {"partial_rotary_factor": 0.5},
     "gpt_oss": {"rope_parameters": _ROPE},
-    "deepseek_v3": {
-        "num_key_value_heads": 8,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 24,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
+    **{name: {"num_key_value_heads": 8} for name in LATENT},
+    **{name: _LINEAR for name in ("minimax", "qwen3_5_moe_text", "qwen3_5_text")},
+    **{name: _LINEAR for name in ("qwen3_next", "olmo_hybrid")},
+    **{name: {**_LINEAR, "num_key_value_heads": 8} for name in ("bailing_hybrid", "kimi_linear")},
+    **{name: {**_CONVOLUTION, "full_attn_idxs": [1]} for name in ("lfm2", "lfm2_moe", "lfm3")},
+    "bamba": {"attn_layer_indices": [1]},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "mimo_v2_flash": {"layer_types": ["full_attention"] * 3},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * 3,
     },
     "granitemoeshared": {"shared_intermediate_size": 32},
     "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 2},

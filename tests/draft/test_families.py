@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
-from draft_targets import DENSE, MIXTURES, VOCABULARY, randomised, tiny_target
+from draft_targets import INSTALLED, LATENT, VOCABULARY, randomised, tiny_target
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.decode.obstacles import cannot_roll_back
+from fastdraft_hf.decode.speculative import assisted_decoding
 from fastdraft_hf.draft.build import initialize
 from fastdraft_hf.draft.config import DesignConfig, Initialization
 from fastdraft_hf.draft.design import design_draft
@@ -20,7 +22,7 @@ from fastdraft_hf.draft.families import FAMILIES, count_parameters
 IDS = torch.tensor([[5, 17, 40, 8, 77, 3]])
 
 
-@pytest.mark.parametrize("family", [*DENSE, *MIXTURES])
+@pytest.mark.parametrize("family", INSTALLED)
 @settings(max_examples=2, phases=[Phase.generate])
 @given(
     kind=st.sampled_from(["scratch", "project", "prune"]),
@@ -40,11 +42,11 @@ def test_every_family_gives_a_draft_that_works(
     budget: int,
     seed: int,
 ) -> None:
-    mixture = FAMILIES[family].dense
-    if mixture and kind == "prune":
+    relative = FAMILIES[family].dense
+    if relative and kind == "prune":
         kind = "project"
     fields = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
-    if family == "deepseek_v3":
+    if family in LATENT:
         fields["num_key_value_heads"] = heads[0]
     target_config = tiny_target(family, tie_word_embeddings=tied, **fields)
     before = copy.deepcopy(target_config.to_dict())
@@ -57,7 +59,7 @@ def test_every_family_gives_a_draft_that_works(
         return
     finally:
         assert target_config.to_dict() == before
-    assert config.model_type == (mixture or family)
+    assert config.model_type == (relative or family)
     assert (config.num_hidden_layers, config.vocab_size) == (layers, VOCABULARY)
     assert config.tie_word_embeddings is tied
     assert config.hidden_size <= 64
@@ -81,6 +83,14 @@ def test_every_family_gives_a_draft_that_works(
 
     loaded.generation_config.num_assistant_tokens = 3
     greedy = {"max_new_tokens": 6, "do_sample": False}
-    alone = target.generate(IDS, **greedy)
-    helped = target.generate(IDS, assistant_model=loaded, **greedy)
-    assert helped.tolist() == alone.tolist()
+    alone = target.generate(IDS, **greedy).tolist()
+    ours = {"assistant_model": loaded, "custom_generate": assisted_decoding}
+    if target._is_stateful:
+        with pytest.raises(ValueError, match="not supported with stateful models"):
+            target.generate(IDS, **ours, **greedy)
+    elif cannot_roll_back(target_config):
+        with pytest.warns(UserWarning, match="state that cannot be taken back"):
+            assert target.generate(IDS, **ours, **greedy).tolist() == alone
+    else:
+        assert target.generate(IDS, assistant_model=loaded, **greedy).tolist() == alone
+        assert target.generate(IDS, **ours, **greedy).tolist() == alone
