@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.target.resolve import meta_model
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def count_parameters(config: PretrainedConfig) -> int:
 
     Tied weights count once.
     """
-    return sum(parameter.numel() for parameter in _meta_model(config).parameters())
+    return sum(parameter.numel() for parameter in meta_model(config).parameters())
 
 
 def read_parameters(config: PretrainedConfig) -> int:
@@ -151,19 +152,10 @@ def read_parameters(config: PretrainedConfig) -> int:
     Of an embedding that is only looked up, one row is read. At equal precision this decides the
     time of a small model's pass, which waits for memory.
     """
-    model = _meta_model(config)
+    model = meta_model(config)
     looked_up, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     size: int = sum(parameter.numel() for parameter in model.parameters())
     return size - (0 if head is looked_up else looked_up.numel())
-
-
-def _meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -136,6 +136,22 @@ def _reading(what: str) -> Iterator[None]:
         raise FastDraftError(f"{what} ({reason})") from error
 
 
+def meta_model(config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """Return a config's causal language model on torch's meta device, as `from_pretrained` picks it.
+
+    It is the text part alone where the family has a class for that (Qwen3.5).
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if cls is not None and cls.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **kwargs)
+    return model
+
+
 def check_model(folder: Path, key: str) -> None:
     """Raise `FastDraftError` for a model whose tokenizer, config or weights cannot be loaded.
 
@@ -145,7 +161,7 @@ def check_model(folder: Path, key: str) -> None:
     """
     import torch
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     read: Any = safe_open
     config, tensors = load_config(folder, key), {}
@@ -164,8 +180,7 @@ def check_model(folder: Path, key: str) -> None:
     with _reading(f"{key}: {folder} cannot be loaded"):
         if getattr(config, "quantization_config", None) is not None:
             return
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = meta_model(config, dtype=torch.float32)
         _, info = type(model).from_pretrained(
             None,
             config=model.config,
