@@ -74,11 +74,11 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
     """Return the config of a draft for ``target_config``, which is not changed.
 
     Depth and widths are scaled, the rest is the target's, or a ``donor``'s with the target's
-    vocabulary. Layers that cannot be cut give a dense relative, a multimodal model a draft of its text
-    part. Without ``hidden_size``, the widths meet ``params``, or without it the `default_budget`,
-    as closely as the bounds of a shape allow: a width that is a multiple of 64 (for a target
-    narrower than 512, of an eighth of its width), attention at most twice as wide, and a
-    feed-forward of 2 to 6 times the width. Among the widths that meet the budget to within 2%, the
+    vocabulary. A family whose layers cannot be cut gets a dense relative, a multimodal model a
+    draft of its text part. Without ``hidden_size``, the widths meet ``params``, or without it the
+    `default_budget`, as closely as the bounds of a shape allow: a width that is a multiple of 64
+    (for a target narrower than 512, of an eighth of its width), attention at most twice as wide,
+    and a feed-forward of 2 to 6 times the width. Among the widths that meet the budget to within 2%, the
     one whose feed-forward is closest to the target's proportion is chosen, or with cut layers the
     one that keeps most of it.
 
@@ -115,8 +115,8 @@ def source_config(target_config: PretrainedConfig, design: DesignConfig) -> Pret
     if design.donor is None:
         if family.dense and design.takes_layers:
             raise FastDraftError(
-                f"design.init: {design.init} cannot cut layers of family '{target.model_type}', whose "
-                f"drafts are {family.dense}; use project or scratch, or a dense donor"
+                f"design.init: {design.init} cannot cut layers of family '{target.model_type}', "
+                f"whose drafts are {family.dense}; use project or scratch, or a dense donor"
             )
         source = copy.deepcopy(dense_config(target))
     else:

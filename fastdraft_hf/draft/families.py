@@ -9,7 +9,7 @@ what a draft needs; the rest is here:
   residual stream is an RMSNorm before a block. Such a model computes the same when its hidden
   states are rotated, so `prune` may cut its width along principal directions. Other families are
   cut along channels;
-- ``dense``: where layers cannot be cut (mixtures of experts, linear, latent or gated attention), the
+- ``dense``: where layers cannot be cut (mixtures of experts, linear or latent attention), the
   family of the drafts;
 - ``scaled_embeddings=True``: embeddings are multiplied by the square root of the width.
 
@@ -65,10 +65,10 @@ _RELATIVES = {
     "glm4": "glm4_moe glm4_moe_lite glm_moe_dsa",
     "granite": "granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared",
     "hunyuan_v1_dense": "hunyuan_v1_moe hy_v3 hy_v4",
-    "llama": "afmoe apertus1p5_text bailing_hybrid bamba bitnet deepseek_v2 deepseek_v3 deepseek_v32 "
-    "deepseek_v4 falcon_h1 gpt_oss helium hyperclovax jamba kimi_linear laguna lfm2 lfm2_moe lfm3 "
-    "llama4_text mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text nemotron_h "
-    "sarvam_mla sarvam_moe solar_open youtu",
+    "llama": "afmoe apertus1p5_text bailing_hybrid bamba bitnet deepseek_v2 deepseek_v3 "
+    "deepseek_v32 deepseek_v4 falcon_h1 gpt_oss helium hyperclovax jamba kimi_linear laguna lfm2 "
+    "lfm2_moe lfm3 llama4_text mellum mimo_v2_flash minicpm3 minimax minimax_m2 "
+    "minimax_m3_vl_text nemotron_h sarvam_mla sarvam_moe solar_open youtu",
     "mistral": "mixtral",
     "olmo2": "flex_olmo olmo_hybrid olmoe",
     "phi3": "phimoe",

@@ -14,7 +14,7 @@ from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.target.embedded import EMBEDDED_ID, PACKAGE, embedded_target
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def meta_model(config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """Return a config's causal language model on torch's meta device, as `from_pretrained` picks it.
+    """Return the model that `from_pretrained` picks for a config, on torch's meta device.
 
     It is the text part alone where the family has a class for that (Qwen3.5).
     """

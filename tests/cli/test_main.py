@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 import fastdraft_hf
 from fastdraft_hf.cli import main as cli
@@ -206,6 +212,34 @@ def test_a_target_alone_is_enough(
     assert cli.main([*words, "--hours", "6"]) == 0
     longer = build_recipe(yaml.safe_load(capsys.readouterr().out)).align
     assert (longer.max_minutes, longer.max_train_tokens) == (12 * minutes, 2 * tokens)
+
+
+def test_a_target_whose_cache_cannot_roll_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Qwen3.5: the draft of its text part is made, and not measured here."""
+    text = dict.fromkeys(("head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8)
+    text |= dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 4)
+    text |= dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 4)
+    text |= {"hidden_size": 64, "intermediate_size": 96, "vocab_size": len(tiny_tokenizer)}
+    text |= {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    vision = dict.fromkeys(("hidden_size", "intermediate_size"), 16)
+    vision |= {"depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    config = Qwen3_5Config(text_config=text, vision_config=vision)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path / "mine")
+    tiny_tokenizer.save_pretrained(tmp_path / "mine")
+    words = ["run", "--target", str(tmp_path / "mine"), f"output_dir={tmp_path / 'run'}"]
+    assert cli.main([*words, "--stages", "design"]) == 0
+    draft = AutoConfig.from_pretrained(tmp_path / "run" / "design")
+    assert (draft.model_type, draft.layer_types) == ("qwen3", ["full_attention"] * 2)
+    capsys.readouterr()
+    assert cli.main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "'qwen3_5' keep a state" in said
+    assert "align" in said
+    assert "evaluate   to do" not in said
+    assert cli.main([*words, "--stages", "evaluate"]) == 2
+    assert "so there is no evaluate here" in capsys.readouterr().err
 
 
 def test_settings_alone_make_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

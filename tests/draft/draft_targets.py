@@ -38,9 +38,11 @@ _EXPERTS = {
     **dict.fromkeys(("num_shared_experts", "num_expert_group", "num_dense_layers"), 1),
     "num_experts_per_token": 2,
     **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
-    # Latent and indexed attention.
-    **{"kv_lora_rank": 16, "q_lora_rank": 24, "o_lora_rank": 16, "o_groups": 2},
-    **{"index_n_heads": 2, "index_head_dim": 8, "index_topk": 16},
+    # Latent attention.
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "o_lora_rank": 16,
+    "o_groups": 2,
     # Linear attention and state spaces.
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 4),
@@ -48,12 +50,14 @@ _EXPERTS = {
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 16),
     **dict.fromkeys(("mamba_n_groups", "n_groups"), 1),
     # Gemma 3n and 4.
-    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
     "global_head_dim": 16,
 }
 # Key and value heads are as many as query heads in latent attention.
 LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
 LATENT += ("hy_v4", "kimi_linear", "bailing_hybrid", "minicpm3", "sarvam_mla", "youtu")
+_INDEX = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 16}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 _CONVOLUTION = {"layer_types": ["conv", "full_attention", "conv"]}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -61,7 +65,10 @@ _OWN: dict[str, dict[str, Any]] = {
     # Heads that are not width / heads, as in Qwen3 and Gemma.
     **{name: {"head_dim": 16} for name in ("ernie4_5", "gemma", "gemma2", "gemma3_text", "glm")},
     **{name: {"head_dim": 16} for name in ("cwm", "glm4", "qwen3", "seed_oss")},
-    **{name: {"head_dim": 8} for name in ("ministral", "hunyuan_v1_dense", "internlm3", "iquestcoder")},
+    **{
+        name: {"head_dim": 8}
+        for name in ("ministral", "hunyuan_v1_dense", "internlm3", "iquestcoder")
+    },
     "vaultgemma": {"head_dim": 16, "final_logit_softcapping": None},
     "ministral3": {
         "head_dim": 16,
@@ -81,8 +88,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron": {"partial_rotary_factor": 0.5},
     "gpt_oss": {"rope_parameters": _ROPE},
     **{name: {"num_key_value_heads": 8} for name in LATENT},
-    **{name: _LINEAR for name in ("minimax", "qwen3_5_moe_text", "qwen3_5_text")},
-    **{name: _LINEAR for name in ("qwen3_next", "olmo_hybrid")},
+    **{
+        name: {"num_key_value_heads": 8, **_INDEX}
+        for name in ("deepseek_v32", "glm_moe_dsa", "hy_v4")
+    },
+    "deepseek_v4": _INDEX,
+    **dict.fromkeys(("minimax", "qwen3_5_moe_text", "qwen3_5_text"), _LINEAR),
+    **dict.fromkeys(("qwen3_next", "olmo_hybrid"), _LINEAR),
     **{name: {**_LINEAR, "num_key_value_heads": 8} for name in ("bailing_hybrid", "kimi_linear")},
     **{name: {**_CONVOLUTION, "full_attn_idxs": [1]} for name in ("lfm2", "lfm2_moe", "lfm3")},
     "bamba": {"attn_layer_indices": [1]},
