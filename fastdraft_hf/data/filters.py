@@ -91,18 +91,10 @@ class NearDuplicates:
 
 
 def _hashed_runs(ids: Sequence[int]) -> NDArray[Any]:
-    """Return the sorted 64-bit hashes of the runs of ``RUN`` ids; a shorter text is one run."""
-    values = np.asarray(ids, np.uint64)
-    length = min(RUN, len(values))
-    hashes = np.full(len(values) - length + 1, length, np.uint64)
-    for offset in range(length):
-        # The finalizer of splitmix64 (Steele et al. 2014), a bijection of 64 bits.
-        hashes ^= values[offset : len(values) - length + 1 + offset]
-        hashes += np.uint64(0x9E3779B97F4A7C15)
-        hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        hashes ^= hashes >> np.uint64(31)
-    return np.unique(hashes)
+    """Return the hashes of the runs of ``RUN`` ids, each once; a shorter text is one run."""
+    runs = zip(*(ids[start:] for start in range(min(RUN, len(ids)))), strict=False)
+    # Python hashes numbers, and tuples of them, the same everywhere.
+    return np.unique(np.array([hash(run) for run in runs], np.int64)).view(np.uint64)
 
 
 def in_a_loop(ids: Sequence[int], tail: int = LOOP_TAIL, longest_period: int = LOOP_PERIOD) -> bool:

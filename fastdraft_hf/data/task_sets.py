@@ -42,7 +42,6 @@ _WORD = re.compile(r"[a-z0-9_]+")
 class HeldOutPrompt:
     """An evaluation prompt: ``text`` is the dataset's own, ``instruction`` is what a user says."""
 
-    task: str
     key: str
     text: str
     instruction: str
@@ -52,11 +51,11 @@ class HeldOutPrompt:
 def _humaneval(row: dict[str, Any]) -> HeldOutPrompt:
     asked = CODE_INSTRUCTION.format(row["prompt"].rstrip())
     solution = row["canonical_solution"] + "\n" + row["test"]
-    return HeldOutPrompt("humaneval", row["task_id"], row["prompt"], asked, also=solution)
+    return HeldOutPrompt(row["task_id"], row["prompt"], asked, also=solution)
 
 
 def _ifbench(row: dict[str, Any]) -> HeldOutPrompt:
-    return HeldOutPrompt("ifbench", str(row["key"]), row["prompt"], row["prompt"])
+    return HeldOutPrompt(str(row["key"]), row["prompt"], row["prompt"])
 
 
 _PACKAGED: dict[str, tuple[PackagedFile, Callable[[dict[str, Any]], HeldOutPrompt]]] = {
@@ -270,7 +269,7 @@ def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> Hel
     instruction = str(wanted.instruction).format(asked, **others)
     # The whole column is held out, also what `words` cuts off the prompt.
     also = "\n".join(others.values())
-    return HeldOutPrompt(name, str(number), value, instruction.rstrip(), also)
+    return HeldOutPrompt(str(number), value, instruction.rstrip(), also)
 
 
 def digest(prompts: Iterable[HeldOutPrompt]) -> str:

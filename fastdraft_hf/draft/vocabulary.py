@@ -285,7 +285,7 @@ def _match_special(
 def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return the token of each role that a tokenizer has, the marks of a turn first."""
     vocabulary = tokenizer.get_vocab()
-    named = {r: (getattr(tokenizer, f"{r}_token", None),) for r in ("bos", "eos", "pad", "unk")}
+    named = {r: (getattr(tokenizer, f"{r}_token", None),) for r in _SPECIAL}
     wanted = {**_TURN_ROLES, **named}
     own = {role: [s for s in names if s in vocabulary] for role, names in wanted.items()}
     found = {role: str(names[0]) for role, names in own.items() if names}

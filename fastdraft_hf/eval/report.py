@@ -131,7 +131,6 @@ def draw_figures(summary: RunSummary, folder: Path) -> list[Path]:
 
 
 def _figure(title: str) -> tuple[Any, Any]:
-    """Return a figure and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")

@@ -135,7 +135,6 @@ def summarize(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
 
 
 def _records(timed: Timed, setting: Setting, task: str | None) -> list[DecodingRecord]:
-    """Return a setting's records of one task set, or of all."""
     return [record for record in timed[setting] if task in (None, record.task)]
 
 
@@ -144,7 +143,6 @@ def _pairs(timed: Timed, one: Setting, other: Setting, task: str | None = None) 
 
 
 def _speed(timed: Timed, setting: Setting, task: str | None) -> dict[str, Any]:
-    """Return tokens/s and the median time to the first token."""
     records = _records(timed, setting, task)
     firsts = [r.first_token_seconds for r in records if r.first_token_seconds is not None]
     return {

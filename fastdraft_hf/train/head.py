@@ -183,7 +183,6 @@ class _Chunks:
     def _by_vocabulary(
         self, logits: torch.Tensor, highest: torch.Tensor, target: TargetHead
     ) -> torch.Tensor:
-        """The terms over the whole vocabulary."""
         wanted, temperature = target.logits(), self._temperature
         self._agreement += (logits.gather(1, wanted.argmax(-1, keepdim=True)) >= highest).sum()
         pair = Pair(
@@ -211,7 +210,6 @@ def _softmax(logits: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, tor
 def _log_q(
     logits: torch.Tensor, ids: torch.Tensor, highest: torch.Tensor, log_highest: torch.Tensor
 ) -> torch.Tensor:
-    """Return log q of ``ids`` [n, k] in float32."""
     return logits.gather(1, ids).float() - highest.float() + log_highest
 
 

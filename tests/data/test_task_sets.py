@@ -63,7 +63,6 @@ def test_a_column_is_asked(questions: Path) -> None:
     prompts = load_task_set("mine", TaskSet(dataset=str(questions), column="ask"))
     assert [p.text for p in prompts] == [p.instruction for p in prompts] == QUESTIONS
     assert [p.key for p in prompts] == [str(n) for n in range(8)]
-    assert {p.task for p in prompts} == {"mine"}
 
 
 def test_the_template_takes_other_columns_and_words_cut(questions: Path) -> None:
