@@ -1,7 +1,5 @@
 """The one exception type for bad input, and credentials removed from printed and written text."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable, Iterable

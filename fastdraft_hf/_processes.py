@@ -4,8 +4,6 @@
 WORLD_SIZE. A plain ``python`` is one process; nothing here then imports torch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

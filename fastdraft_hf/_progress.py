@@ -1,7 +1,5 @@
 """One progress display for every stage: a bar in a terminal, a line now and then in a log."""
 
-from __future__ import annotations
-
 import sys
 
 from tqdm import tqdm

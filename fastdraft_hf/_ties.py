@@ -4,8 +4,6 @@ Two kernels of one precision round logits differently, by up to `LOGIT_TOLERANCE
 Where the two best tokens are closer than twice that, either may come first.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

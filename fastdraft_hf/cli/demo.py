@@ -4,8 +4,6 @@ Both sides run through our own loop, the first one with nothing drafted: the rat
 is the draft's alone, and not what the loop's kernels bring.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import unicodedata

@@ -1,7 +1,5 @@
 """The `fastdraft` command. Nothing heavy is imported until a command needs it."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import logging

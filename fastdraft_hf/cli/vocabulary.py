@@ -1,7 +1,5 @@
 """``fastdraft vocabulary TARGET DRAFT``: compare two vocabularies."""
 
-from __future__ import annotations
-
 import argparse
 
 

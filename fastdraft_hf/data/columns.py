@@ -12,8 +12,6 @@ no loss is taken (prompts) and at t = 0.
 | ``target_temperature`` | one number per row; 1 if the column is missing |
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

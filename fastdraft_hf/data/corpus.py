@@ -5,8 +5,6 @@ the sources are shares of blocks, so of tokens, whatever the lengths of the docu
 for align are a memory-mapped dataset of rows.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

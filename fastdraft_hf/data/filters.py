@@ -12,8 +12,6 @@ of one of ``HASHES / r`` bands agree. A pair is missed with probability (1 - s^r
 the largest power of two that keeps this at or below ``MISSED`` at the threshold.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set

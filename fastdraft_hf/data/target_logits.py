@@ -6,8 +6,6 @@ k = 32, 130 bytes per token instead of 98,000. A stored row is what the trainer 
 ``input_ids``, ``labels`` and the columns of `columns`.
 """
 
-from __future__ import annotations
-
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ is how many of its drafts count. Both rules return the number of accepted drafts
 target's own next token [B].
 """
 
-from __future__ import annotations
-
 import numpy
 import torch
 

@@ -7,8 +7,6 @@ token padded to two as well (docs/decoding.md). Which is faster depends on shape
 machine, so each shape is timed once per process.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Answers kept on disk as they are made: a killed run resumes with those that are missing."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -11,8 +11,6 @@ round:
 All are ratios of sums over records, not means of ratios: long answers weigh more than short ones.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A run's report: one self-contained HTML page, with its figures beside it as PNG."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import json

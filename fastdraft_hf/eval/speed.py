@@ -1,7 +1,5 @@
 """Results of a benchmark: ratios over pairs, the best setting, and whether it pays."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import operator

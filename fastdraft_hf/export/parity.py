@@ -4,8 +4,6 @@ Both run in float32 (`EXACT`). On a CPU with bfloat16 OpenVINO rounds by default
 cache, which is a property of that machine and not of the file.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ does not send them again after a call that broke off. A repository that such a c
 empty, because the stored files belong to it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 import json

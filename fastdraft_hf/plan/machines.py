@@ -4,8 +4,6 @@ A step takes as long as its FLOPs or the bytes it reads, whichever is longer, at
 the device's peak.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Stage card: the folder that a user loads or pushes: weights, tokenizer, settings, model card."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Stage design: the untrained draft, with the target's tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

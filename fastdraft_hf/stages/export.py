@@ -5,8 +5,6 @@ generates a few texts, and each form of the draft is scored along them: how many
 have been accepted, exact in expectation, with one forward pass per text (`eval.expected`).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Stage logits: store the target's top-k distribution over its generations."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

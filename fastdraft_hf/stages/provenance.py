@@ -1,7 +1,5 @@
 """How a stage's output came to be: versions, commit, command, inputs, time. Never a secret."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import functools

@@ -1,7 +1,5 @@
 """Stage reduced_vocabulary: a second draft that scores the most frequent tokens only."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections import Counter

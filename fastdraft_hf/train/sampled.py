@@ -10,8 +10,6 @@ proposals and what occurs always included; Jean et al. 2015, arXiv:1412.2007, se
 Shapes: N tokens that carry loss, H hidden size, V vocabulary, C ids that are scored, k stored.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ decoding. Drafts may be untrained: the time of a round does not depend on what i
 that a draft reads one more token after a block that was accepted entirely, which is not timed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import time

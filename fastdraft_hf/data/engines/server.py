@@ -5,8 +5,6 @@ newer) asks for the ids of the completion, so text is never tokenized again. Eve
 is sent: a server takes those that are missing from the model's generation config.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -11,8 +11,6 @@ tests/decode/test_openvino_paged.py fails when it moves. A model that it cannot 
 not run on a CPU, is decoded without a draft.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator, Sequence

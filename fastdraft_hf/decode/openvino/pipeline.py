@@ -1,7 +1,5 @@
 """Decode through OpenVINO GenAI's `LLMPipeline`, alone and with a draft."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@
 are those of `fastdraft_hf.eval.metrics`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastdraft_hf._errors import FastDraftError, nearest

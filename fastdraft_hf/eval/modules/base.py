@@ -1,7 +1,5 @@
 """The three metrics for `evaluate`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
