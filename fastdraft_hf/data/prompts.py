@@ -97,8 +97,6 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> str:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Conversation, parts: bool) -> str:
-    from jinja2 import TemplateError
-
     messages = [
         {"role": role, "content": [{"type": "text", "text": content}] if parts else content}
         for role, content in turns
@@ -107,14 +105,14 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Conversation, parts: bo
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-    except TemplateError as error:
-        roles = ", ".join(role for role, _ in turns)
-        raise FastDraftError(
-            f"the target's chat template refuses a conversation of {roles} ({error})"
-        ) from error
     except ValueError as error:  # several templates and none called default
         raise FastDraftError(
             f"target: {error} Set tokenizer.chat_template to one of them and save the tokenizer"
+        ) from error
+    except Exception as error:  # a template is a program
+        roles = ", ".join(role for role, _ in turns)
+        raise FastDraftError(
+            f"the target's chat template refuses a conversation of {roles} ({error})"
         ) from error
 
 

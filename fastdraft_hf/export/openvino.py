@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastdraft_hf._atomic import atomic_folder
+from fastdraft_hf._atomic import atomic_folder, read_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.reduced_vocabulary import (
     read_reduced_vocabulary,
@@ -25,6 +25,7 @@ from fastdraft_hf.draft.reduced_vocabulary import (
     write_reduced_vocabulary,
 )
 from fastdraft_hf.target.packages import cache_dir
+from fastdraft_hf.target.resolve import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,8 +135,7 @@ def _group_size(model: Path) -> int | None:
     A draft's widths are seldom multiples of 128, and NNCF then refuses the model. (optimum-intel
     2.1 does not pass on NNCF's fallback to smaller groups.)
     """
-    path = model / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(model / "config.json")
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if not heads or not width:
         return None
@@ -157,6 +157,7 @@ def cached_openvino(model: Path, weight_format: WeightFormat) -> Path:
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     folder = cache_dir("openvino") / f"{model.name}-{key}-{weight_format}"
     if not folder.exists():
+        check_finite(model)  # OpenVINO would generate token 0 without an error
         export_openvino((model, folder, weight_format))
     return folder
 

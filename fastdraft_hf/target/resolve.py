@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,10 @@ EMBEDDED_NAME = "embedded:smollm2-135m-instruct"
 # A model beyond these sizes would fill the memory before an error comes.
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
 _LARGEST = {"num_hidden_layers": 1000, **dict.fromkeys(_SIZES, 10_000_000)}
+
+# What a chat template may use for a chat of a few words: seconds, bytes; characters of the text.
+_TEMPLATE_SECONDS, _TEMPLATE_BYTES, _TEMPLATE_TEXT = 5, 1 << 29, 1 << 20
+_tried_templates: set[str] = set()
 
 # Weights, tokenizer and configs; no pickles, no code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
@@ -94,7 +99,44 @@ def check_name(target: str, key: str = "target") -> None:
 
 def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, or raise `FastDraftError` with ``key``, which named the model."""
-    return cast("PreTrainedTokenizerBase", _load("tokenizer", folder, key))
+    tokenizer = cast("PreTrainedTokenizerBase", _load("tokenizer", folder, key))
+    template = str(tokenizer.chat_template or "")
+    if template not in _tried_templates and not _template_ends(tokenizer):
+        raise FastDraftError(
+            f"{key or 'tokenizer'}: the chat template in {folder} needs more than "
+            f"{_TEMPLATE_SECONDS} s or {_TEMPLATE_BYTES >> 20} MiB for a short chat; fix it"
+        )
+    _tried_templates.add(template)
+    return tokenizer
+
+
+def _template_ends(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether short chats are rendered within limits, which the system sets a child."""
+    if not hasattr(os, "fork"):  # Windows
+        return True
+    import resource
+
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    status, render = 1, tokenizer.apply_chat_template
+    try:
+        with contextlib.suppress(OSError, ValueError):  # not Linux, or a lower limit already
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + _TEMPLATE_BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (_TEMPLATE_SECONDS,) * 2)
+        for roles in (["user"], ["system", "user"], ["user", "assistant", "user"]):
+            chat = [{"role": role, "content": role} for role in roles]
+            try:
+                text = render(chat, tokenize=False, add_generation_prompt=True)
+            except (MemoryError, OverflowError):
+                raise
+            except Exception:  # it refuses such a chat
+                continue
+            assert len(text) < _TEMPLATE_TEXT
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def load_config(folder: Path | str, key: str | None = None) -> PretrainedConfig:
@@ -197,6 +239,19 @@ def check_model(folder: Path, key: str) -> None:
                 f"{key}: {folder}: the weights {what} {len(names):,} tensors of its config "
                 f"({', '.join(names[:3])}); copy or convert the model again"
             )
+
+
+def check_finite(folder: Path) -> None:
+    """Read all weights of a model, and raise `FastDraftError` if one is NaN or infinite."""
+    from safetensors import safe_open
+
+    read: Any = safe_open
+    for file in weight_files(folder):
+        with _reading(f"{file} cannot be read"), read(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                parts = opened.get_tensor(name).flatten().split(1 << 24)
+                if not all(part.float().isfinite().all() for part in parts):
+                    raise ValueError(f"{name} holds NaN or infinity; copy or convert it again")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli.main import main
+from fastdraft_hf.export.openvino import cached_openvino
+from fastdraft_hf.target import resolve
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+COUNTS = "{% for i in range(10**12) %}{{ i }}{% endfor %}"
+LOOPS = "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}"
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
@@ -73,6 +78,10 @@ KINDS: dict[str, tuple[str, Any, str]] = {
     "tokenizer of a new kind": ("tokenizer.json", {"model": {"type": "X"}}, "no tokenizer can be"),
     "tokenizer's config": ("tokenizer_config.json", "{", "no tokenizer can be read"),
     "template not text": ("chat_template.jinja", b"\xff\xfe{", "target"),
+    "template endless": ("chat_template.jinja", LOOPS, "the chat template in"),
+    "template of gigabytes": ("chat_template.jinja", "{{ 'a' * 10**10 }}", "the chat template in"),
+    "template of megabytes": ("chat_template.jinja", "{{ 'a' * 10**7 }}", "the chat template in"),
+    "template counts": ("chat_template.jinja", COUNTS, "the chat template in"),
     "weights missing": (WEIGHTS, None, "holds no .safetensors weights"),
     "weights pickled": (WEIGHTS, lambda file: file.rename(file.with_name("x.bin")), "pickled"),
     "weights empty": (WEIGHTS, "", "model.safetensors cannot be read"),
@@ -94,8 +103,13 @@ KINDS: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_target_is_one_line(
-    kind: str, tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    tiny_target_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(resolve, "_TEMPLATE_SECONDS", 1)
     name, change, expected = KINDS[kind]
     target = tmp_path / "target"
     shutil.copytree(tiny_target_folder, target)
@@ -130,3 +144,17 @@ def test_a_tied_head_is_not_missing(
         words = [f"target={folder}", f"output_dir={tmp_path / 'run'}", "--dry-run"]
         assert main(["run", "--stages=design", *words]) == (0 if tie else 2)
     assert f"the weights lack 1 tensors of its config ({HEAD})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_no_bad_weight_is_exported_for_openvino(
+    value: float, tiny_target_folder: Path, tmp_path: Path
+) -> None:
+    """OpenVINO would answer with token 0, and not say why."""
+    target = shutil.copytree(tiny_target_folder, tmp_path / "target")
+    tensors(lambda found: found["model.layers.1.mlp.up_proj.weight"][7, 3].fill_(value))(
+        target / WEIGHTS
+    )
+    resolve.check_model(target, "target")  # looks at the first rows only
+    with pytest.raises(FastDraftError, match=r"safetensors .*up_proj\.weight holds NaN or inf"):
+        cached_openvino(target, "int8")
