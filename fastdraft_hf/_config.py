@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -60,6 +62,12 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise PydanticCustomError("not_finite", "expected a finite number")
+    return value
+
+
 Count = Annotated[
     int,
     BeforeValidator(_count),
@@ -70,8 +78,8 @@ Count = Annotated[
 Positive = Annotated[Count, Field(ge=1)]
 """A `Count` of at least 1."""
 
-Number = Annotated[float, BeforeValidator(_number)]
-"""A float. ``1e-3``, which YAML reads as text, is accepted; true and false are not."""
+Number = Annotated[float, BeforeValidator(_number), AfterValidator(_finite)]
+"""A float. ``1e-3``, which YAML reads as text, is accepted; true, NaN and infinity are not."""
 
 Key = Annotated[str, BeforeValidator(str)]
 """A key of a mapping. YAML reads ``2:`` as a number."""

@@ -19,6 +19,7 @@ from fastdraft_hf.recipe import (
     resolve_device,
     sections,
 )
+from fastdraft_hf.train.config import DraftDistillationConfig
 from fastdraft_hf.train.section import training_section
 
 # fmt: off
@@ -57,8 +58,8 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ({"evaluate": {"tasks": ["humanevil"]}}, "evaluate.tasks: no task set 'humanevil'"),
         ({"evaluate": {"temperature": 0}}, "evaluate.temperature: at least one must be above 0"),
         ({"evaluate": {"temperature": []}}, "evaluate.temperature: the list is empty"),
-        ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature: must be at least 0"),
-        ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature: must be at"),
+        ({"evaluate": {"temperature": [0.6, -1]}}, "evaluate.temperature[1]: must be at least 0"),
+        ({"evaluate": {"temperature": [0.6, float("nan")]}}, "evaluate.temperature[1]: expected"),
         ({"evaluate": {"temperature": "warm"}}, "evaluate.temperature: expected a number"),
         (
             {"evaluate": {"num_assistant_tokens": 0}},
@@ -73,7 +74,7 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
             {"evaluate": {"tasks": {"mine": {"dataset": "gone.jsonl"}}}},
             "evaluate.tasks.mine.dataset: no such file or folder: gone.jsonl",
         ),
-        ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens: "),
+        ({"bench": {"num_assistant_tokens": [0]}}, "bench.num_assistant_tokens[0]: "),
         ({"bench": {"paths": ["openvin"]}}, "bench.paths[0]: 'openvin' is not one of "),
         ({"device": "tpu"}, "device: 'tpu' is not one of auto, cpu, cuda"),
         ({"pretrain": {}}, "pretrain.sources: at least one source is needed"),
@@ -124,6 +125,27 @@ def test_an_error_names_the_key(data: dict[str, Any], message: str) -> None:
         build_recipe(data)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("learning_rate", NAN), ("learning_rate", INF), ("weight_decay", ".inf")),
+        *(("weight_decay", "nan"), ("warmup_ratio", -1), ("max_grad_norm", NAN)),
+        *(("max_grad_norm", -1.0), ("adam_beta1", 7), ("adam_beta2", -0.5), ("max_minutes", INF)),
+        *(("label_smoothing_factor", 1.5), ("neftune_noise_alpha", INF), ("logging_steps", -3)),
+        *(("save_total_limit", -2), ("dataloader_num_workers", -1), ("lora", {"lora_alpha": NAN})),
+    ],
+)
+def test_a_number_that_no_training_can_have(key: str, value: Any) -> None:
+    with pytest.raises(FastDraftError, match=rf"^pretrain\.{key}"):
+        build_recipe({"pretrain": {**PYTHON, key: value}})
+    if not isinstance(value, dict | str):
+        with pytest.raises(ValueError, match=key.partition("_")[0]):  # of warmup_steps, too
+            DraftDistillationConfig(output_dir="unused", use_cpu=True, **{key: value})
 
 
 def test_overrides_reach_into_sections_and_lists() -> None:

@@ -74,7 +74,7 @@ class GeneratedSet(Section):
             "tokens, prompt and completion together); empty: near duplicates are kept"
         ),
     )
-    max_minutes: Number | None = Field(
+    max_minutes: Annotated[Number, Field(gt=0)] | None = Field(
         None, description="stop after this time; magpie: a quarter of it goes to the instructions"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -170,10 +171,14 @@ def check_settings(config: Any) -> None:
     for name in ("temperature", "learning_rate", "muon_learning_rate", "max_minutes"):
         if (value := getattr(config, name)) is not None and not value > 0:
             raise FastDraftError(f"{name}: must be above 0, got {value}")
-    if not 0 <= config.start_weight < 1:
-        raise FastDraftError(
-            f"start_weight: must be at least 0 and below 1, got {config.start_weight}"
-        )
+    for name in ("start_weight", "adam_beta1", "adam_beta2", "label_smoothing_factor"):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise FastDraftError(f"{name}: must be at least 0 and below 1, got {value}")
+    for name, value in vars(config).items():
+        # A negative default, such as that of max_steps, means that nothing is set.
+        unset = getattr(DraftDistillationConfig, name, None)
+        if isinstance(value, int | float) and not 0 <= value < math.inf and value != unset:
+            raise FastDraftError(f"{name}: must be a finite number of at least 0, got {value}")
     if config.max_train_tokens is None:
         if config.max_minutes is not None:
             raise FastDraftError("max_minutes: it cuts max_train_tokens, which is not set")

@@ -15,7 +15,7 @@ from fastdraft_hf.data.config import GenerateConfig
         ({"max_prompt_tokens": 0}, "max_prompt_tokens: must be at least 1"),
         ({"max_instruction_tokens": 0}, "max_instruction_tokens: must be at least 1"),
         ({"temperatures": []}, "temperatures: expected at least one entry"),
-        ({"temperatures": [float("nan")]}, r"temperatures\[0\]: must be at least 0"),
+        ({"temperatures": [float("nan")]}, r"temperatures\[0\]: expected a finite number"),
         ({"instruction_temperatures": [0.0]}, r"instruction_temperatures\[0\]: must be above 0"),
         ({"top_p": 0.0}, "top_p: must be above 0, got 0.0"),
         ({"kind": "dataset"}, "dataset: kind dataset needs"),
