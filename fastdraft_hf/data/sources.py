@@ -230,10 +230,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise FastDraftError(f"{path}: cannot be read to its end ({error})") from error
 
 
-def _limited(raw: bytes, where: Path | str, most: int | None = None) -> bytes:
-    if len(raw) > (most := most or _LONGEST):
+def _limited(size: int, where: Path | str, most: int | None = None) -> None:
+    if size > (most := most or _LONGEST):
         raise FastDraftError(f"{where}: more than {most >> 20} MiB in one piece; split it")
-    return raw
 
 
 def _decoded(raw: bytes, path: Path, *, whole: bool = True) -> str:
@@ -258,7 +257,9 @@ def _file(path: Path, column: str) -> Iterator[str]:
         rows = _json_rows(path)
     else:
         with _opened(path) as stream:
-            yield _decoded(_limited(stream.read(_LONGEST + 1), path), path)
+            raw = stream.read(_LONGEST + 1)
+        _limited(len(raw), path)
+        yield _decoded(raw, path)
         return
     for row in rows:
         yield _text(row, column, str(path))
@@ -269,11 +270,17 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
 
     try:
         file = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise FastDraftError(f"{path}: not a parquet file ({error})") from error
-    _text(dict.fromkeys(file.schema_arrow.names, ""), column, str(path))  # the column exists
-    for batch in file.iter_batches(columns=[column]):
-        yield from batch.to_pylist()
+        # The column exists.
+        _text(dict.fromkeys(file.schema_arrow.names, ""), column, str(path))
+        # One by one: several rows could repeat one huge cell of the file's dictionary.
+        for number, row in enumerate(file.iter_batches(1, columns=[column]), 1):
+            _limited(row.nbytes, f"{path}:{number}")
+            yield from row.to_pylist()
+    except FastDraftError:
+        raise
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FastDraftError(f"{path}: not a parquet file, or damaged ({reason})") from error
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -281,10 +288,10 @@ def _json_rows(path: Path) -> Iterator[Any]:
     with _opened(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), 1):
             if number == 1 and line.lstrip().startswith(b"["):
-                rest = stream.read(_LONGEST_ARRAY + 1)
-                line += _limited(rest, path, _LONGEST_ARRAY)
+                line += stream.read(_LONGEST_ARRAY + 1)
+                _limited(len(line), path, _LONGEST_ARRAY)
             else:
-                _limited(line, f"{path}:{number}")
+                _limited(len(line), f"{path}:{number}")
             if line.strip():
                 try:
                     found = json.loads(line)

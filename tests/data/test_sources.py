@@ -28,6 +28,13 @@ FORMS = {
 }
 
 
+def parquet(*texts: str) -> bytes:
+    """Return a file whose footer, in its last bytes, is read before the rows."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": texts}), sink)
+    return bytes(sink.getvalue())
+
+
 def local(path: Path, **fields: Any) -> Source:
     return Source(kind="files", name=str(path), **fields)
 
@@ -70,6 +77,7 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
         ("plain.jsonl.gz", ROWS, r"cannot be read to its end"),
         ("deep.jsonl", b'{"text": ' + b"[" * 100_000, r"jsonl:1: not valid JSON"),
         ("a.parquet", b"text", r"not a parquet file"),
+        ("cut.parquet", parquet("a")[:40] + parquet("b" * 99)[40:], r"or damaged"),
         ("late.txt", b"x" * 5000 + b"\xff", r"not UTF-8 text \(byte 0xff at 5000\)"),
     ],
 )
@@ -87,6 +95,7 @@ def test_what_is_refused_while_reading(tmp_path: Path, name: str, raw: bytes, me
         ("a.txt", b"x" * 101),
         ("bomb.txt.gz", gzip.compress(b"x" * 10**7, mtime=0)),
         ("a.jsonl:2", b'{"text": "a"}\n{"text": "%s"}\n' % (b"x" * 99)),
+        ("a.parquet:2", parquet("a", "b" * 999, "c")),
         ("a.json", b"[%s1]" % (b"1,\n" * 99)),
     ],
 )
