@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from fastdraft_hf._atomic import fsync_path, sha256_file, write_json
+from fastdraft_hf._atomic import fsync_path, read_json, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 
@@ -123,7 +122,7 @@ def _damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, if anything is."""
     listed: dict[str, str] = {}
     with contextlib.suppress(ValueError, TypeError):
-        listed = dict(json.loads((checkpoint / _MARK).read_text(encoding="utf-8")))
+        listed = dict(read_json(checkpoint / _MARK))
     if not listed:
         return f"{_MARK} is damaged, or of an older version: it lists no files"
     found = _digests(checkpoint)
@@ -174,7 +173,7 @@ class SaveStreamState(TrainerCallback):
 
 def read_stream_state(checkpoint: Path) -> dict[str, Any]:
     """Return the position of the stream at a checkpoint."""
-    return dict(json.loads((checkpoint / _STREAM_STATE).read_text(encoding="utf-8")))
+    return dict(read_json(checkpoint / _STREAM_STATE))
 
 
 class TimeBudget(TrainerCallback):
@@ -186,7 +185,7 @@ class TimeBudget(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._path, self._first = Path(args.output_dir) / "plan.json", state.global_step
         known = state.is_world_process_zero and self._path.exists()
-        self._plan = broadcast_object_list([json.loads(self._path.read_text()) if known else None])
+        self._plan = broadcast_object_list([read_json(self._path) if known else None])
         self._cut(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdraft_hf._atomic import write_json
+from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.corpus import open_completions
@@ -104,8 +104,7 @@ class Probes:
                     self._train(design, work)
                     write_json(result, self._measured(work / "work" / "model"))
                     shutil.rmtree(work)
-                saved = json.loads(result.read_text(encoding="utf-8"))
-                found[name] = {int(gamma): value for gamma, value in saved.items()}
+                found[name] = {int(gamma): value for gamma, value in read_json(result).items()}
                 progress.advance(1)
         return found
 

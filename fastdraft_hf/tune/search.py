@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 
-from fastdraft_hf._atomic import atomic_folder, write_json
+from fastdraft_hf._atomic import atomic_folder, read_json, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.draft.build import build, save_draft
@@ -173,7 +173,7 @@ def _time(
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     timings, rng, saved = folder / "timings.json", random.Random(0), dict[str, Any]()
     if timings.exists():
-        saved = json.loads(timings.read_text(encoding="utf-8"))
+        saved = read_json(timings)
     order = [
         (name, repeat, f"{key}/{name}/{repeat}")
         for repeat in range(config.repeats)

@@ -17,6 +17,7 @@ from fastdraft_hf.train.callbacks import (
     MarkCompleteCheckpoints,
     newest_complete,
     open_checkpoint,
+    read_stream_state,
 )
 
 FILES = (
@@ -46,6 +47,12 @@ def test_the_newest_complete_one(tmp_path: Path) -> None:
     newest = make(tmp_path, 10, complete=True)  # as text, 9 would come after 10
     make(tmp_path, 11, complete=False)
     assert newest_complete(tmp_path) == newest
+
+
+def test_a_position_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "stream.json").write_text("[" * 100_000)
+    with pytest.raises(FastDraftError, match=r"stream\.json is damaged: not valid JSON"):
+        read_stream_state(tmp_path)
 
 
 def flip(file: Path) -> None:

@@ -146,6 +146,9 @@ def test_a_killed_search_times_only_what_is_missing(target: Target, tmp_path: Pa
     assert other["best"]["tokens_per_second"] > results["best"]["tokens_per_second"]
     with pytest.raises(AssertionError):  # another context is another timing
         timed(settings(context=17), target, tmp_path / "a", never)
+    (tmp_path / "a" / "timings.json").write_text("[" * 100_000)
+    with pytest.raises(FastDraftError, match=r"timings\.json is damaged: not valid JSON"):
+        timed(config, target, tmp_path / "a", never)
 
 
 def test_the_acceptance_of_probes_is_used(
