@@ -95,15 +95,24 @@ def load_card(text: str) -> ModelCard:
     """Parse a model card.
 
     Raises:
-        FastDraftError: its metadata is not YAML, or has a model index that the Hub cannot read.
+        FastDraftError: its metadata is not YAML, or has a license, language, tag or model index
+            that the Hub refuses.
     """
     import yaml
     from huggingface_hub import ModelCard
 
     try:
-        return ModelCard(text)
+        card = ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise FastDraftError(f"{CARD}: metadata: {' '.join(str(error).split())[:200]}") from None
+    found = {key: getattr(card.data, key) or [] for key in ("license", "language", "tags")}
+    given = {key: one if isinstance(one, list) else [one] for key, one in found.items()}
+    for license in given["license"]:
+        check_license(str(license), f"{CARD}: license")
+    check_languages(list(map(str, given["language"])), f"{CARD}: language")
+    if not all(isinstance(tag, str) for tag in given["tags"]):
+        raise FastDraftError(f"{CARD}: tags: expected texts, got {given['tags']}")
+    return card
 
 
 def python(text: str) -> str:

@@ -150,12 +150,12 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     from fastdraft_hf.stages.run import Run
     from fastdraft_hf.stages.runner import choose, execute
 
-    run = Run(recipe, Path(recipe.output_dir))
+    run = Run(recipe, Path(recipe.output_dir), dry=dry_run)
     stages = _measurable(run, choose(recipe, wanted), wanted is not None)
     quiet_libraries()
     if is_main():
-        _print_plan(run, stages)
         _check(run, stages, dry_run)
+        _print_plan(run, stages)
     if dry_run:
         return
     execute(run, stages)
@@ -203,9 +203,6 @@ def _print_plan(run: Run, stages: Sequence[str]) -> None:
         if grows(run, name):
             state = "to extend"
         print(f"  {name:<10} {state:<9} {run.stage_folder(name)}", file=sys.stderr)
-    to_do = any(not run.finished(name) for name in stages)
-    if to_do and Path(run.recipe.target).expanduser().is_dir():  # nothing to download
-        _ = run.target  # checks its files
     if "design" in stages and run.recipe.design.draft is None and not run.finished("design"):
         print(preview(run), file=sys.stderr)
 
@@ -222,6 +219,9 @@ def _check(run: Run, stages: Sequence[str], dry_run: bool) -> None:
                 section.trainer_config("unused", seed=run.recipe.seed, device="cpu")
             except FastDraftError as error:
                 raise FastDraftError(f"{name}.{error}") from None
+    to_do = any(not run.finished(name) for name in stages)
+    if to_do and Path(run.recipe.target).expanduser().is_dir():  # nothing to download
+        _ = run.target  # checks its files
     name = "reduced_vocabulary"
     if name in stages and not dry_run and not run.finished(name):
         reduced_vocabulary.check(run)

@@ -9,6 +9,7 @@ loads and is wrong is worse than none.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0"]
+
+logger = logging.getLogger(__name__)
 
 SCRIPT = "use llama.cpp's own convert_hf_to_gguf.py"
 
@@ -75,9 +78,14 @@ def export_gguf(model: Path, output: Path, weight_type: GGUFType = "f16") -> Non
         writer = gguf.GGUFWriter(temporary, architecture)
         _add_settings(writer, config, architecture, model.resolve().name, weight_type)
         _add_tokenizer(writer, tokenizer, pre, config.vocab_size, model)
+        halves = 0
         for name, tensor in _tensors(weights, architecture):
             array, kind = _stored(tensor, weight_type)
             writer.add_tensor(name, array, raw_dtype=kind)
+            halves += kind.name == "F16"
+        if halves and weight_type == "q8_0":
+            rows = "their rows are not a multiple of 32 long"
+            logger.warning("gguf: %d matrices are stored in f16, not q8_0: %s", halves, rows)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

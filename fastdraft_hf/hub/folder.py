@@ -224,6 +224,7 @@ def gather(
         write_json(output / name, config)
     write_custom_generate(output)
     card = _card(found, repo_id, exported[0].name if exported else None, note)
+    load_card(card)  # what the Hub would refuse
     (output / CARD).write_text(card, encoding="utf-8")
     if found.records:
         write_json(output / PROVENANCE, change_texts(found.records, _public))

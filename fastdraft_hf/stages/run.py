@@ -11,6 +11,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.hub.folder import FOLDERS
 from fastdraft_hf.recipe import Recipe
+from fastdraft_hf.stages import provenance
 from fastdraft_hf.target.resolve import Target, resolve_target
 
 # The recipe that a run's folder was last filled by.
@@ -21,11 +22,15 @@ CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 
 @dataclass
 class Run:
-    """A recipe, its folder, and the target."""
+    """A recipe, its folder, and the target.
+
+    A ``dry`` run looks at no weights but their headers: to compare them takes seconds.
+    """
 
     recipe: Recipe
     folder: Path
     _target: Target | None = field(default=None, repr=False)
+    dry: bool = False
 
     @property
     def target(self) -> Target:
@@ -33,6 +38,11 @@ class Run:
         if self._target is None:
             self._target = resolve_target(self.recipe.target, self.recipe.target_revision)
         return self._target
+
+    @property
+    def target_weights(self) -> str | None:
+        """A digest of a local target's weights, for `made` and `wanted`."""
+        return None if self.dry else provenance.target_weights(self.recipe.target)
 
     def look_at_target(self) -> Target:
         """Return the target with its config and tokenizer; its weights may be missing."""

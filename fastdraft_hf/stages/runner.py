@@ -153,7 +153,7 @@ def check_finished(run: Run, stages: Sequence[str]) -> None:
 
     Stages that are not to run must have been made with the same weights of the target, too.
     """
-    target, weights = run.recipe.target, provenance.target_weights(run.recipe.target)
+    target, weights = run.recipe.target, run.target_weights
     for name in planned(run.recipe):
         made = _StageOfRun(run, name).made(run.stage_folder(name))
         if not isinstance(made, dict) or made.get("target") != target:
@@ -213,7 +213,7 @@ class _StageOfRun:
         return {
             "target": recipe.target,
             "target_revision": recipe.target_revision,
-            "target_weights": provenance.target_weights(recipe.target),
+            "target_weights": self.run.target_weights,
             "seed": recipe.seed,
             self.name: None if self.section is None else self.section.deciding(),
             "inputs": inputs,
@@ -229,7 +229,8 @@ class _StageOfRun:
         if not isinstance(made, dict):
             return made
         # A setting that is newer than the folder had its default when the folder was made.
-        made.setdefault("target_weights", provenance.target_weights(self.run.recipe.target))
+        if self.run.dry or "target_weights" not in made:
+            made["target_weights"] = self.run.target_weights
         if self.section is not None:
             # One that is no longer valid differs in any case.
             with contextlib.suppress(FastDraftError, KeyError, TypeError):

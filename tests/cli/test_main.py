@@ -144,15 +144,21 @@ def test_options_and_overrides_stand_in_any_order(
 
 
 def test_a_dry_run_tells_finished_from_started(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tiny_target_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It does not read the target's weights, which takes seconds."""
+    monkeypatch.setattr("fastdraft_hf.stages.provenance.target_weights", None)
     (tmp_path / "design").mkdir()
     (tmp_path / "design" / "model.safetensors").touch()
     (tmp_path / "design" / "provenance.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "design" / "config.yaml").write_text(f"target: {tiny_target_folder}\n")
     (tmp_path / ".generate.partial").mkdir()
     stages = "design,generate,align"
-    words = ["run", str(QUICKSTART), f"output_dir={tmp_path}", "--stages", stages, "--dry-run"]
-    assert cli.main(words) == 0
+    words = [f"target={tiny_target_folder}", f"output_dir={tmp_path}", "--stages", stages]
+    assert cli.main(["run", str(QUICKSTART), *words, "--dry-run"]) == 0
     lines = capsys.readouterr().err.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [
         ["design", "finished"],

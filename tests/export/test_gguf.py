@@ -148,12 +148,15 @@ def test_smaller_types_are_near_and_smaller(
     assert matrices["blk.0.attn_norm.weight"] == "F32"
 
 
-def test_rows_that_q8_0_cannot_hold_stay_f16(save: Callable[[Any], Path], tmp_path: Path) -> None:
+def test_rows_that_q8_0_cannot_hold_stay_f16(
+    save: Callable[[Any], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sizes = {**SIZES, "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
     export_gguf(save(Qwen3Config(**sizes, head_dim=16)), tmp_path / "x.gguf", "q8_0")
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0"  # 96 wide
     assert kinds["token_embd.weight"] == kinds["blk.1.attn_q.weight"] == "F16"
+    assert "14 matrices are stored in f16, not q8_0" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -272,10 +272,10 @@ def test_a_card_that_somebody_edited_is_kept(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        (
-            "base_model: a/b\nlicense: a b",
-            "push: Invalid metadata in README.md. - .license. must be",
-        ),
+        ("base_model: a/b\nlicense: a b", "README.md: license: the Hub has no license 'a b'"),
+        ("base_model: a/b\nlicense: [mit, 7]", "README.md: license: the Hub has no license '7'"),
+        ("base_model: a/b\nlanguage: english", "README.md: language: 'english' is not a lang"),
+        ("base_model: a/b\ntags: [1]", "README.md: tags: expected texts"),
         ("tags: [a]", "base_model: the Hub must know whose draft this is"),
         ("model-index: [{name: x}]", "README.md: metadata: "),
         ("a: [", "README.md: metadata: "),
@@ -284,10 +284,11 @@ def test_a_card_that_somebody_edited_is_kept(run_folder: Path) -> None:
 def test_a_card_against_the_hubs_rules(
     run_folder: Path, hub: HubServer, metadata: str, said: str
 ) -> None:
+    """Before the Hub is reached: `--dry-run` and `--to-folder` refuse the same."""
     (run_folder / "draft" / "README.md").write_text(f"---\n{metadata}\n---\n# x\n")
     with pytest.raises(FastDraftError, match=said):
-        send(run_folder)
-    assert hub.uploaded == []
+        gathered(run_folder)
+    assert hub.log == []
 
 
 # ---------------------------------------------------------------------------------------- faults
