@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,25 @@ class Run:
 
     def finish(self) -> None:
         for process in self.start():
-            assert process.wait(timeout=240) == 0, self.log()
+            assert process.wait(timeout=600) == 0, self.log()
+
+    def finished_before(self, seconds: float, killed: Sequence[int], after: float) -> bool:
+        """Run; SIGKILL the processes ``killed`` after some seconds, and the others ``after``."""
+        processes = self.start()
+        try:
+            for process in processes:
+                start = time.monotonic()
+                assert process.wait(timeout=max(0.01, seconds)) == 0, self.log()
+                seconds -= time.monotonic() - start
+            return True
+        except subprocess.TimeoutExpired:
+            for rank in killed:
+                processes[rank].kill()
+            time.sleep(after)
+            for process in processes:
+                process.kill()
+                process.wait()
+            return False
 
     def kill(self, stage: str, pattern: str) -> None:
         """SIGKILL one process once a stage has written a file; the others end, as in torchrun.
@@ -205,3 +225,28 @@ def test_one_process_resumes_bit_for_bit(
     one.kill("align", "work/checkpoint-*/complete")
     one.finish()
     one.check_equal(alone, 0.0)
+
+
+@pytest.mark.slow
+def test_forty_kills_of_one_process_or_both(tmp_path: Path, tiny_target_folder: Path) -> None:
+    """A run that finishes between kills is compared and starts again in an empty folder."""
+    whole = Run(tmp_path / "whole", tiny_target_folder, 2)
+    start = time.monotonic()
+    whole.finish()
+    duration = time.monotonic() - start
+    moments = random.Random(2)
+    kills = runs = 0
+    while kills < 40:
+        runs += 1
+        two = Run(tmp_path / f"killed-{runs}", tiny_target_folder, 2)
+        # Most of a start is Python's imports.
+        while kills < 40 and not two.finished_before(
+            duration * moments.uniform(0.2, 0.8),
+            moments.choice([[0], [1], [0, 1]]),
+            moments.uniform(0, 2),
+        ):
+            kills += 1
+        two.finish()
+        two.check_equal(whole, 0.0)
+        torn = [path for stage in STAGES for path in (two.folder / stage).rglob("*.tmp")]
+        assert not torn, torn
