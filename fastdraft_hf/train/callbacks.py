@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +48,22 @@ class MarkCompleteCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()  # every process has written files of its own
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for path in (*checkpoint.rglob("*"), checkpoint):
-                fsync_path(path)
-            write_json(checkpoint / _MARK, _digests(checkpoint))
+            # Processors hash while the disk writes.
+            with ThreadPoolExecutor() as pool:
+                flushed = pool.map(fsync_path, (*checkpoint.rglob("*"), checkpoint))
+                digests = _digests(checkpoint)
+            list(flushed)  # raises their errors
+            write_json(checkpoint / _MARK, digests)
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """Return the sha256 of every file of a checkpoint."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARK)
-    return {str(path.relative_to(checkpoint)): sha256_file(path) for path in files}
+    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter
+        digests = pool.map(sha256_file, files)
+        return {
+            str(path.relative_to(checkpoint)): sha for path, sha in zip(files, digests, strict=True)
+        }
 
 
 def newest_complete(folder: Path) -> Path | None:
