@@ -1,7 +1,8 @@
-"""A run on a disk that fills up, by the limit of a file's size, and the same command after that."""
+"""A run that cannot write: on a disk that fills up (by the limit of a file's size), or at all."""
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,3 +71,29 @@ def test_a_full_disk_is_one_line_and_the_same_run_afterwards(
     assert "no space left to write; make room and run the same command again" in line
     assert run(recipe, tmp_path) == 0
     assert provenance.weights(tmp_path) == provenance.weights(whole)
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/none/run"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    place: str,
+    cache: bool,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / place
+    words = ["run", str(recipe), "--stages", "design"]
+    if cache:  # of the packaged target
+        monkeypatch.setenv("FASTDRAFT_CACHE", str(folder))
+        words += ["target=embedded:smollm2-135m-instruct", f"output_dir={tmp_path / 'run'}"]
+    else:
+        words.append(f"output_dir={folder}")
+    assert cli.main(words) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    named = "/proc/none" if place.startswith("/") else tmp_path / "file"
+    reason = "(File exists|Not a directory|No such file or directory)"
+    assert re.match(rf"fastdraft: {named}\S*: {reason}$", line), line
+    assert (tmp_path / "file").read_text() == "mine"
