@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="the recipe file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for run"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE.yaml", help="the recipe file")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for run")
+    add(
         "--hardware",
         default="cpu",
         metavar="HARDWARE",
         help="such as 8xH100, 8xGaudi2, 1xRTX4090 (default: the cores of this machine's CPU)",
     )
-    parser.add_argument(
+    add(
         "--acceptance",
         type=float,
         metavar="RATE",

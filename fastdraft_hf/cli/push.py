@@ -1,45 +1,36 @@
 """``fastdraft push DIR --repo-id user/name`` and ``fastdraft pull user/name [DIR]``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    add = parser.add_argument
     if name == "pull":
-        parser.add_argument("repo_id", metavar="USER/NAME", help="the draft's repository")
-        parser.add_argument(
-            "folder", type=Path, nargs="?", metavar="DIR", help="where to (default: Hub's cache)"
-        )
-        parser.add_argument("--revision", help="branch, tag or commit")
+        add("repo_id", metavar="USER/NAME", help="the draft's repository")
+        add("folder", type=Path, nargs="?", metavar="DIR", help="where to (default: Hub's cache)")
+        add("--revision", help="branch, tag or commit")
         return
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or a draft's")
-    parser.add_argument("--repo-id", metavar="USER/NAME", help="the draft's repository on the Hub")
-    parser.add_argument(
+    add("folder", type=Path, metavar="DIR", help="a run's folder, or a draft's")
+    add("--repo-id", metavar="USER/NAME", help="the draft's repository on the Hub")
+    add(
         "--to-folder",
         type=Path,
         metavar="FOLDER",
         help="write the repository's files here and send nothing; the card then loads the draft "
         "from --repo-id (default: the last two parts of FOLDER)",
     )
-    parser.add_argument(
+    add(
         "--dtype",
         choices=["bfloat16", "float16", "float32"],
         help="store the weights in this type (default: as they are)",
     )
-    parser.add_argument(
-        "--openvino", action="store_true", help="also push the draft's OpenVINO folders"
-    )
-    parser.add_argument("--private", action="store_true", help="make new repositories private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what the repository or FOLDER holds"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list the files and end; the Hub is not reached"
-    )
+    add("--openvino", action="store_true", help="also push the draft's OpenVINO folders")
+    add("--private", action="store_true", help="make new repositories private")
+    add("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+    add("--overwrite", action="store_true", help="replace what the repository or FOLDER holds")
+    add("--dry-run", action="store_true", help="list the files and end; the Hub is not reached")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """``fastdraft tune TARGET [setting=value …]``: the best draft shape and γ on this machine."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -12,14 +10,15 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = settings_text(TuneConfig)
-    parser.add_argument("target", metavar="TARGET", help="model id, folder or embedded:NAME")
-    parser.add_argument(
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="model id, folder or embedded:NAME")
+    add(
         "overrides",
         nargs="*",
         metavar="setting=value",
         help="such as params=12M measure=openvino 'acceptance={1: 0.33, 4: 0.42}'",
     )
-    parser.add_argument(
+    add(
         "--output-dir",
         metavar="DIR",
         type=Path,

@@ -78,9 +78,9 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
     draft of its text part. Without ``hidden_size``, the widths meet ``params``, or without it the
     `default_budget`, as closely as the bounds of a shape allow: a width that is a multiple of 64
     (for a target narrower than 512, of an eighth of its width), attention at most twice as wide,
-    and a feed-forward of 2 to 6 times the width. Among the widths that meet the budget to within 2%, the
-    one whose feed-forward is closest to the target's proportion is chosen, or with cut layers the
-    one that keeps most of it.
+    and a feed-forward of 2 to 6 times the width. Among the widths that meet the budget to within
+    2%, the one whose feed-forward is closest to the target's proportion is chosen, or with cut
+    layers the one that keeps most of it.
 
     Raises:
         FastDraftError: the family is not supported, the budget cannot hold the vocabulary, or a

@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.target.resolve import load_config, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +233,6 @@ def match_tokens(
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     """Return the bytes of each token by id, without special tokens."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     decoder = json.dumps(json.loads(_backend(tokenizer).to_str()).get("decoder"))
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
