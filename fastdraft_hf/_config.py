@@ -1,7 +1,5 @@
 """Sections of a recipe: pydantic models whose errors are one line with the key's path."""
 
-from __future__ import annotations
-
 import math
 import re
 import types

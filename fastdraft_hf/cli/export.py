@@ -1,7 +1,5 @@
 """``fastdraft export openvino|gguf MODEL``: a draft or a target for other engines."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import get_args

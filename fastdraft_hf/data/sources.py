@@ -5,8 +5,6 @@ shuffled, and a position is two numbers. A dataset on the Hub is streamed by `da
 state is the position.
 """
 
-from __future__ import annotations
-
 import codecs
 import glob
 import io

@@ -1,7 +1,5 @@
 """The recipe's sections on the draft: its shape and initialization, and a reduced vocabulary."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, StrictBool

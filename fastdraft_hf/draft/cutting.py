@@ -8,8 +8,6 @@ B [D, d] holds the principal directions. What lies outside them is lost. Attenti
 feed-forward channels are kept by the size of their weights.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence
