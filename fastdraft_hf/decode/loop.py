@@ -16,6 +16,7 @@ import torch
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
+from fastdraft_hf.decode.length import DraftLength
 from fastdraft_hf.decode.scores import Prefix, Scores, widen
 from fastdraft_hf.decode.text import Stops, Text
 
@@ -30,10 +31,12 @@ class Drafting:
     Attributes:
         num_assistant_tokens: γ at the start.
         schedule: ``constant``; or ``heuristic`` and ``heuristic_transient``: two more after a
-            round whose drafts were all accepted, one fewer after any other.
+            round whose drafts were all accepted, one fewer after any other; or ``cost``, see
+            `by_cost`.
         threshold: drafting stops after a token to which the draft gives less probability.
         max_positions: positions that the draft can read; beyond them the target decodes alone.
         temperature_ratio: when sampling, the draft's scores are divided by it.
+        by_cost: decides the length instead of γ.
     """
 
     num_assistant_tokens: int
@@ -41,6 +44,7 @@ class Drafting:
     threshold: float = 0.0
     max_positions: int | None = None
     temperature_ratio: float = 1.0
+    by_cost: DraftLength | None = None
 
     def adapt(self, all_accepted: bool) -> None:
         if self.schedule in ("heuristic", "heuristic_transient"):
@@ -105,7 +109,10 @@ class Loop:
     def run(self) -> None:
         """Decode every row to its end."""
         self._active = list(range(len(self.text.lengths)))
-        self._draft_seen = [0] * len(self._active)
+        # Padding on the left is never read once the prompt has grown.
+        mask = self.text.mask
+        unread = [0] * len(self._active) if mask is None else (mask == 0).sum(1).tolist()
+        self._draft_seen = unread
         self._target_seen = [self.target.slots] * len(self._active)
         device = self.text.device
         ends = sorted(self.stops.ends)
@@ -117,6 +124,7 @@ class Loop:
         self._best_only = (
             not self.sampling and self.scores.untouched and not self.drafting.threshold
         )
+        self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None
         while self._active:
             self._round()
         if self.streamer is not None:
@@ -124,6 +132,9 @@ class Loop:
 
     def _round(self) -> None:
         lengths = [self.text.lengths[r] for r in self._active]
+        by_cost = self.drafting.by_cost
+        if by_cost is not None:
+            by_cost.begin(len(self._active))
         if self.scores.in_order:
             drafted, outcomes = self._ordered_round()
         else:
@@ -143,6 +154,8 @@ class Loop:
             stay = [min(drafted - 1, k) for k in kept]
             self.draft.rollback(drafted - 1, stay)
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
+        if by_cost is not None:
+            by_cost.end(drafted, outcomes)
         self.drafting.adapt(all(emitted - 1 == limit for emitted, limit, _ in outcomes))
         going = [index for index, (_, _, done) in enumerate(outcomes) if not done]
         if len(going) < len(self._active):
@@ -150,7 +163,8 @@ class Loop:
             self._draft_seen = [self._draft_seen[i] for i in going]
             if going:
                 self.target.select(going)
-                self.draft.select(going)
+                if self.draft.slots:
+                    self.draft.select(going)
         self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
 
     def _ordered_round(self) -> tuple[int, list[Outcome]]:
@@ -210,14 +224,19 @@ class Loop:
         """
         limit = self._limits()[0]
         drafts: list[int] = []
-        ids = self._draft_ids
+        ids, by_cost = self._draft_ids, self.drafting.by_cost
         if limit:
             tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
         while len(drafts) < limit and not (drafts and drafts[-1] in self.stops.ends):
             if drafts:
                 tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
-            best = int(rules.first_choice(self.draft.feed(tokens, positions, valid, 1)[0, -1]))
+            logits = self.draft.feed(tokens, positions, valid, 1)[0, -1]
+            best = int(rules.first_choice(logits))
             drafts.append(best if ids is None else int(ids[best]))
+            if by_cost is not None:
+                by_cost.drafted([float(rules.certainty(logits, logits[best]))])
+                if not by_cost.pays([True]):
+                    break
         drafted = len(drafts)
         raw = self._read(torch.tensor([drafts], dtype=torch.long))
         own = rules.first_choice(raw[0]).tolist()
@@ -226,10 +245,12 @@ class Loop:
 
     def _limits(self) -> list[int]:
         """Return how many tokens each row may draft, with room left for the target's own."""
+        by_cost = self.drafting.by_cost
+        most = self.drafting.num_assistant_tokens if by_cost is None else by_cost.most
         limits = []
         for row in self._active:
             length = self.text.lengths[row]
-            limit = min(self.drafting.num_assistant_tokens, self.stops.max_length - length - 1)
+            limit = min(most, self.stops.max_length - length - 1)
             if self.drafting.max_positions is not None:
                 # The last drafted token is never read by the draft, so it may lie beyond.
                 position = length - self.text.offsets[row]
@@ -247,16 +268,18 @@ class Loop:
         chosen: list[torch.Tensor] = []
         distributions: list[torch.Tensor] = []
         # Reading every token from a GPU costs more than the passes that it could save.
-        asks = device.type == "cpu" or self.drafting.threshold > 0
+        asks = device.type == "cpu" or self._weighs
         for position in range(wanted):
             logits = self._feed(self.draft, tokens, positions, valid, 1)
-            token, chance = self._choose(logits, self._prefix(chosen, position))
+            token, q, chances = self._choose(logits, self._prefix(chosen, position))
             chosen.append(token)
-            if self.sampling:
-                distributions.append(chance)
+            if q is not None:
+                distributions.append(q)
+            if self.drafting.by_cost is not None:
+                self.drafting.by_cost.drafted(chances)
             if position + 1 == wanted:
                 break
-            if asks and not self._drafts_more(limits, position + 1, token, chance):
+            if asks and not self._drafts_more(limits, position + 1, token, chances):
                 break
             tokens, positions, valid = token, positions[:, -1:] + 1, None
         drafts = torch.cat(chosen, 1)
@@ -266,34 +289,44 @@ class Loop:
             limit = torch.minimum(limit, (ends.cumsum(1) == ends).sum(1))
         return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
 
-    def _choose(self, logits: torch.Tensor, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the draft's next tokens [B, 1] and, where needed, its probabilities [B, V]."""
+    def _choose(
+        self, logits: torch.Tensor, prefix: Prefix
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[float]]:
+        """Return the draft's next tokens [B, 1], when sampling its q [B, V], and q of the tokens.
+
+        The last is empty where nothing depends on it.
+        """
         if self._best_only:
-            best = rules.first_choice(logits[:, -1:])
-            return (best if self._draft_ids is None else self._draft_ids[best]), best
-        wide = widen(logits, self._draft_ids, self.scores.vocabulary)
-        scores = self.scores(wide, prefix, self._active)[:, 0]
-        if self.sampling:
-            if logits.shape[-1] < self.scores.vocabulary:
-                # Processors may have ruled out the whole reduced vocabulary; any guess is right.
-                scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
-            chance = (scores / self.drafting.temperature_ratio).softmax(-1)
-            return torch.multinomial(chance, 1), chance
-        best = rules.first_choice(scores)[:, None]
-        return best, scores.softmax(-1) if self.drafting.threshold else best
+            scores = logits[:, -1]
+            token = best = rules.first_choice(scores)[:, None]
+            if self._draft_ids is not None:
+                token = self._draft_ids[best]
+        else:
+            wide = widen(logits, self._draft_ids, self.scores.vocabulary)
+            scores = self.scores(wide, prefix, self._active)[:, 0]
+            if self.sampling:
+                if logits.shape[-1] < self.scores.vocabulary:
+                    # Processors may have ruled out a whole reduced vocabulary; any guess is right.
+                    scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+                q = (scores / self.drafting.temperature_ratio).softmax(-1)
+                token = torch.multinomial(q, 1)
+                return token, q, q.gather(1, token)[:, 0].tolist() if self._weighs else []
+            token = best = rules.first_choice(scores)[:, None]
+        if not self._weighs:
+            return token, None, []
+        return token, None, rules.certainty(scores, scores.gather(1, best)).tolist()
 
     def _drafts_more(
-        self, limits: list[int], drafted: int, token: torch.Tensor, chance: torch.Tensor
+        self, limits: list[int], drafted: int, token: torch.Tensor, chances: list[float]
     ) -> bool:
-        """Close the blocks of rows that ended or are unsure; return whether any stays open."""
-        values = token[:, 0].tolist()
-        unsure = [False] * len(values)
-        if self.drafting.threshold:
-            unsure = (chance.gather(1, token)[:, 0] < self.drafting.threshold).tolist()
-        for index, value in enumerate(values):
-            if limits[index] > drafted and (value in self.stops.ends or unsure[index]):
+        """Close the blocks of rows that ended or are unsure; return whether any goes on."""
+        threshold, by_cost = self.drafting.threshold, self.drafting.by_cost
+        for index, value in enumerate(token[:, 0].tolist()):
+            unsure = threshold and chances[index] < threshold
+            if limits[index] > drafted and (value in self.stops.ends or unsure):
                 limits[index] = drafted
-        return max(limits) > drafted
+        still = [limit > drafted for limit in limits]
+        return any(still) and (by_cost is None or by_cost.pays(still))
 
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
         """Return the target's logits [B, g + 1, V] of its unread tokens and ``drafts`` [B, g]."""

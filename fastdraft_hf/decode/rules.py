@@ -20,6 +20,11 @@ def first_choice(scores: torch.Tensor) -> torch.Tensor:
     return scores.argmax(-1)
 
 
+def certainty(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Return the softmax probability of the first choice, given scores [..., V] and its own."""
+    return (scores - best).float().exp_().sum(-1).reciprocal()
+
+
 def accept_greedy(
     drafts: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

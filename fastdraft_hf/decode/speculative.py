@@ -19,6 +19,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
+from fastdraft_hf.decode.length import draft_length
 from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.obstacles import is_openvino, obstacles
 from fastdraft_hf.decode.openvino.paged import PagedModel, paged
@@ -135,6 +136,8 @@ def _decode(
     text = Text(input_ids, mask, positions.to(input_ids.device).expand(rows, -1), int(pad or 0))
     keeps = config.return_dict_in_generate
     drafting = drafting_of(draft)
+    if drafting.schedule == "cost":
+        drafting.by_cost = draft_length(model, draft, rows, bool(config.do_sample))
     loop = Loop(
         target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
         draft=open_cached(draft),

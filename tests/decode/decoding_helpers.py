@@ -12,6 +12,9 @@ from fastdraft_hf._ties import greedy_margin
 from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.export.parity import EXACT
 
+# Of the models whose samples are counted.
+VOCABULARY = 6
+
 
 def load_openvino(folder: Path, **config: str) -> Any:
     """Load an OpenVINO model that rounds nothing, or one with the device's properties given."""
@@ -28,14 +31,16 @@ def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def write(target: Any, ids: Any, draft: Any = None, gamma: int = 3, **given: Any) -> Any:
-    """Call ``generate``, through our loop when a draft is given."""
+def write(target: Any, ids: Any, draft: Any = None, gamma: int | str = 3, **given: Any) -> Any:
+    """Call ``generate``, through our loop when a draft is given, with a γ or a schedule of it."""
     ids = torch.as_tensor(ids)
     fields: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, **given}
     if "attention_mask" not in fields:
         fields["attention_mask"] = torch.ones_like(ids)
     if draft is not None:
-        set_draft_length(draft.generation_config, gamma)
+        set_draft_length(draft.generation_config, 3 if isinstance(gamma, str) else gamma)
+        if isinstance(gamma, str):
+            draft.generation_config.num_assistant_tokens_schedule = gamma
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
     return target.generate(ids, **fields)
 

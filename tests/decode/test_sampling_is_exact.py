@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import write
-from tiny_models import noisy
+from decoding_helpers import VOCABULARY, write
 from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 
 from fastdraft_hf.decode import rules
@@ -22,9 +21,7 @@ from fastdraft_hf.decode.text import Stops, Text
 RUNS = 10_000
 # Where every run takes its time. `test_a_wrong_rule_fails_the_same_test` shows what it still sees.
 FEWER = 5_000
-VOCABULARY = 6
 PROMPT = [4, 1, 3]
-TinyModel = Callable[..., LlamaForCausalLM]
 Cells = dict[tuple[int, ...], float]
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -34,23 +31,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_p": {"top_k": 0, "top_p": 0.8},
     "processor": {"top_k": 0, "repetition_penalty": 1.5},
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_model: TinyModel) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """A target of six tokens that is sure of none, and a draft that half agrees."""
-
-    def make() -> LlamaForCausalLM:
-        model = tiny_model(
-            seed=3, vocab_size=VOCABULARY, num_hidden_layers=1, eos_token_id=None, pad_token_id=0
-        )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(0.6)
-        return model
-
-    return make(), noisy(make(), 0.7)
 
 
 def exact(target: LlamaForCausalLM, sampling: dict[str, Any]) -> Cells:
@@ -93,7 +73,13 @@ def p_value(observed: Iterable[tuple[int, ...]], expected: Cells) -> float:
 
 
 def sample(
-    target: Any, draft: Any, sampling: dict[str, Any], *, rows: int, gamma: int, runs: int = RUNS
+    target: Any,
+    draft: Any,
+    sampling: dict[str, Any],
+    *,
+    rows: int,
+    gamma: int | str,
+    runs: int = RUNS,
 ) -> list[tuple[int, ...]]:
     """Return three sampled tokens of every run, ``rows`` runs a batch."""
     set_seed(0)

@@ -1,0 +1,191 @@
+"""`num_assistant_tokens_schedule = "cost"`: as many drafts as pay, and the target's own text."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from decoding_helpers import VOCABULARY, padded, write
+from test_sampling_is_exact import PROMPT, SETTINGS, Table, exact, p_value, sample
+from transformers import LlamaForCausalLM, set_seed
+
+from fastdraft_hf.decode import length, speculative
+from fastdraft_hf.decode.assisted import record_rounds
+from fastdraft_hf.decode.length import LONGEST, DraftLength, Learned
+from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.text import Stops, Text
+
+RUNS_OF = {"temperature": 10_000, "processor": 1_000}
+
+
+class Known:
+    """Times that are known and not measured."""
+
+    weight = 9.0
+
+    def __init__(self, base: float, each: float) -> None:
+        self.base, self.each = base, each
+
+    def add(self, n: int, seconds: float) -> None: ...
+
+    def __call__(self, n: int) -> float:
+        return self.base + self.each * n
+
+
+def learned(draft: float = 0.1, each: float = 0.1) -> Learned:
+    """Times in passes of the target over one token."""
+    found: Any = Learned()
+    found.target, found.draft = Known(1, each), Known(draft, 0)
+    return found
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> Learned:
+    """Give the loop known times, so that its lengths do not depend on the machine."""
+    found = learned()
+    monkeypatch.setattr(speculative, "draft_length", lambda *_: DraftLength(found))
+    return found
+
+
+def lengths(
+    rule: DraftLength, accepts: Callable[[], bool], chance: float, rounds: int
+) -> list[int]:
+    """Return how many tokens a row drafts in every round; each is accepted by itself."""
+    found = []
+    for _ in range(rounds):
+        rule.begin(1)
+        drafted = accepted = 0
+        while drafted < rule.most:
+            rule.drafted([chance])
+            accepted += accepted == drafted and accepts()
+            drafted += 1
+            if not rule.pays([True]):
+                break
+        rule.end(drafted, [(accepted + 1, drafted, False)])
+        found.append(drafted)
+    return found
+
+
+def test_a_draft_that_pays_drafts_longer_and_one_that_does_not_drafts_seldom() -> None:
+    rng = random.Random(0)
+    found = {
+        share: lengths(DraftLength(learned()), lambda s=share: rng.random() < s, share, 400)[40:]
+        for share in (0.02, 0.5, 0.95)
+    }
+    assert sum(found[0.02]) < 0.05 * 360
+    assert 1 < sum(found[0.5]) / 360 < 4
+    assert sum(found[0.95]) / 360 > 6
+    assert max(found[0.95]) <= LONGEST
+    # A draft as slow as its target never pays, however good.
+    slow = lengths(DraftLength(learned(1.0)), lambda: True, 0.95, 400)
+    assert sum(slow) < 0.1 * 400
+
+
+def test_it_probes_less_and_less_and_comes_back_at_the_first_success() -> None:
+    rule, good = DraftLength(learned()), False
+    off = lengths(rule, lambda: good, 0.3, 300)
+    probes = [number for number, drafted in enumerate(off) if drafted]
+    gaps = [b - a for a, b in itertools.pairwise(probes[5:])]
+    assert gaps == sorted(gaps)
+    assert 16 <= max(gaps) <= 64
+    good = True
+    back = lengths(rule, lambda: good, 0.3, 150)
+    assert sum(map(bool, back[-50:])) == 50
+
+
+def test_a_sure_token_is_followed_by_more_than_an_unsure_one() -> None:
+    """The draft's probability says something about acceptance only where it did so before."""
+    both = []
+    for tells in (True, False):
+        rng, rule = random.Random(1), DraftLength(learned())
+        for _ in range(400):
+            for chance in (0.95, 0.15):
+                share = chance if tells else 0.55
+                lengths(rule, lambda s=share: rng.random() < s, chance, 1)
+        both.append([lengths(rule, lambda: True, c, 1)[0] for c in (0.95, 0.15)])
+    assert both[0][0] > both[0][1] + 1
+    assert abs(both[1][0] - both[1][1]) <= 1
+
+
+def test_times_are_measured_and_an_interruption_counts_little() -> None:
+    seconds = length._Seconds()
+    rng = random.Random(0)
+    for number in range(200):
+        n = rng.randrange(5)
+        first = number < 5 or number % 40 == 0  # a compilation, or something else on the machine
+        seconds.add(n, (20 if first else 1) * (10 + 2 * n) * rng.uniform(0.95, 1.05))
+    for n in (0, 4, 8):
+        assert seconds(n) == pytest.approx(10 + 2 * n, rel=0.15)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_greedy_text_is_the_targets(
+    request: pytest.FixtureRequest,
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    stranger: LlamaForCausalLM,
+    measured: bool,
+    padding: int,
+) -> None:
+    """Also where drafting starts late, stops and comes back, alone and in a padded batch."""
+    if not measured:
+        request.getfixturevalue("fixed")
+    one = [0] * padding + [40, 41, 42, 50]
+    batch = [[40, 41, 42, 50], [70, 33], [5, 6, 7, 8, 9, 10]]
+    for ids, mask in (
+        (torch.tensor([one]), torch.tensor([[int(t > 0) for t in one]])),
+        padded([[0] * padding + p if padding else p for p in batch]),
+    ):
+        mask = mask * (ids != 0)
+        given = {"attention_mask": mask, "max_new_tokens": 60}
+        alone = write(target, ids, **given)
+        for draft in (neighbour, stranger):
+            with record_rounds(target) as rounds:
+                ours = write(target, ids, draft, "cost", **given)
+            assert torch.equal(ours, alone)
+            drafted = [d for d, _ in rounds]
+            if not measured:
+                assert len(set(drafted)) > 2
+                assert (drafted.count(0) > len(drafted) / 2) == (draft is stranger)
+
+
+def test_single_samples_of_a_table() -> None:
+    """The chi-square test of `test_sampling_is_exact` with lengths that the drafts decide."""
+    set_seed(0)
+    target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
+    draft = target + draft
+    of_pair = learned(draft=0.05, each=0.05)
+    found, drafted = [], set()
+    for _ in range(5_000):
+        text = Text(torch.tensor([PROMPT]), None, torch.arange(len(PROMPT))[None], 0)
+        drafting = Drafting(3, by_cost=DraftLength(of_pair))
+        models = Table(target), Table(draft)
+        scores, stops = Scores([], VOCABULARY), Stops(len(PROMPT) + 5)
+        Loop(
+            *models, text, scores, stops, drafting, True, report=lambda _, d, a: drafted.add((d, a))
+        ).run()
+        found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
+    assert len(drafted) > 8
+    step = target.softmax(-1)
+    cells = {
+        (a, b, c): float(step[PROMPT[-1], a] * step[a, b] * step[b, c])
+        for a, b, c in itertools.product(range(VOCABULARY), repeat=3)
+    }
+    assert p_value(found, cells) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["temperature", "processor"])
+def test_batches_of_samples(
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], fixed: Learned, name: str
+) -> None:
+    target, draft = pair
+    with record_rounds(target) as rounds:
+        found = sample(target, draft, SETTINGS[name], rows=500, gamma="cost", runs=RUNS_OF[name])
+    assert len({drafted for drafted, _ in rounds}) > 1
+    assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
