@@ -1,11 +1,15 @@
 """Compare our decoding loop with stock assisted generation, the target alone and OpenVINO GenAI.
 
-    python benchmarks/decoding.py --draft DIR [--draft-openvino DIR] [--only pytorch,openvino,batch]
+    python benchmarks/decoding.py --draft DIR [--draft-openvino DIR] [--only pytorch,batch,…]
 
 The draft is any PyTorch folder for the embedded target, and its int8 export for the OpenVINO rows
 (`fastdraft export`). Everything runs in one process, greedily, each prompt in all ways in turn; the
 first prompt warms up and is not kept. Ratios are of tokens per second over all prompts, with 95%
 bootstrap intervals over prompts and repeats.
+
+`length` compares the schedule "cost" with every fixed γ and with the target alone through the same
+kernels, on code, instructions, other languages and random tokens: with PyTorch, and with OpenVINO
+where there is a --draft-openvino.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +30,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf import assisted_decoding, embedded_target
+from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.decode import cached
 from fastdraft_hf.decode.assisted import decode
 from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
@@ -50,10 +57,10 @@ def speed_ratio(one: list[DecodingRecord], other: list[DecodingRecord]) -> Estim
 
 
 def in_turn(
-    ways: dict[str, Way], prompts: list[EvaluationPrompt], repeats: int
-) -> dict[str, list[DecodingRecord]]:
+    ways: dict[Any, Way], prompts: list[EvaluationPrompt], repeats: int
+) -> dict[Any, list[DecodingRecord]]:
     """Decode every prompt in every way, A B A B; return the records of each way."""
-    found: dict[str, list[DecodingRecord]] = {name: [] for name in ways}
+    found: dict[Any, list[DecodingRecord]] = {name: [] for name in ways}
     for way in ways.values():
         way(prompts[0])
     for _ in range(repeats):
@@ -319,6 +326,99 @@ def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt])
     compare(rows, "batch of 8, ours / target alone", found, "ours", "alone", 1.0)
 
 
+LANGUAGES = (
+    "用中文解释一下什么是光合作用。",
+    "Schreibe einen kurzen Brief an einen Freund über das Wetter in Hamburg.",
+    "Напиши короткий рассказ о старом рыбаке.",
+    "日本の歴史について短く説明してください。",
+)
+
+
+def length(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt]) -> None:
+    """Length by cost; the first prompt warms up, which is also when times are learned."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_target())
+    chosen = draw_prompts(tokenizer, ["humaneval", "ifbench"], args.prompts // 2 + 1, 300, 0)
+    few = max(1, args.prompts // 3)
+    rng = random.Random(0)
+    for number, text in enumerate(LANGUAGES[:few]):
+        chosen.append(EvaluationPrompt("language", str(number), chat_ids(tokenizer, text)))
+    for number in range(few):
+        ids = tuple(rng.randrange(20, len(tokenizer)) for _ in range(100))
+        chosen.append(EvaluationPrompt("random", str(number), ids))
+    engines = ["PyTorch", "OV int8"] if args.draft_openvino is not None else ["PyTorch"]
+    for engine in engines:
+        gammas = args.length_gammas if engine == "PyTorch" else args.openvino_gammas
+        length_of(engine, args, rows, chosen, gammas)
+        gc.collect()
+
+
+def length_of(
+    engine: str,
+    args: argparse.Namespace,
+    rows: Rows,
+    prompts: list[EvaluationPrompt],
+    gammas: list[int],
+) -> None:
+    target: Any
+    draft: Any
+    if engine == "PyTorch":
+        target, draft = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            for folder in (embedded_target(), args.draft)
+        )
+    else:
+        from optimum.intel import OVModelForCausalLM
+
+        folders = (cached_openvino(Path(embedded_target()), "int8"), args.draft_openvino)
+        target, draft = (OVModelForCausalLM.from_pretrained(f, compile=False) for f in folders)
+
+    def way(gamma: int | None, prompt: EvaluationPrompt) -> DecodingRecord:
+        if gamma is None:
+            draft.generation_config.num_assistant_tokens_schedule = "cost"
+        with no_collections():
+            return decode(
+                target,
+                prompt.ids,
+                task=prompt.task,
+                key=prompt.key,
+                max_new_tokens=args.new,
+                draft=draft,
+                num_assistant_tokens=gamma,
+                path="ours",
+            )
+
+    ways = {gamma: functools.partial(way, gamma) for gamma in (0, *gammas, None)}
+    found = in_turn(ways, prompts, args.repeats)
+    tasks = list(dict.fromkeys(record.task for record in found[0]))
+
+    def of(gamma: int | None, chosen: list[str]) -> list[DecodingRecord]:
+        return [record for record in found[gamma] if record.task in chosen]
+
+    def best(chosen: list[str]) -> int:
+        return max((0, *gammas), key=lambda gamma: tokens_per_second(of(gamma, chosen)))
+
+    def show(what: str, other: list[DecodingRecord], chosen: list[str], goal: float | None) -> None:
+        pair = {"cost": of(None, chosen), "other": other}
+        compare(rows, f"{engine}, {what}", pair, "cost", "other", goal)
+
+    mix = ["humaneval", "ifbench"]
+    show(f"mix: cost / the best γ, {best(mix)}", of(best(mix), mix), mix, 1.03)
+    each = {task: best([task]) for task in tasks}
+    own = [found[each[r.task]][n] for n, r in enumerate(found[0]) if r.task in mix]
+    show("mix: cost / the best γ of each set", own, mix, None)
+    for task in tasks:
+        show(f"{task}: cost / its best γ, {each[task]}", of(each[task], [task]), [task], None)
+        show(f"{task}: cost / target alone", of(0, [task]), [task], 0.97)
+        rounds = [drafted for record in of(None, [task]) for drafted, _ in record.rounds]
+        print(
+            f"{engine}, {task}: {statistics.mean(rounds):.2f} drafted a round, none in "
+            f"{rounds.count(0) / len(rounds):.0%}, block efficiency "
+            f"{block_efficiency(of(None, [task])):.2f}"
+        )
+    same = sum(a.tokens == b.tokens for a, b in zip(found[None], found[0], strict=True))
+    print(f"{engine}: {same} of {len(found[0])} texts are the target's alone")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draft", type=Path, required=True, help="the draft's PyTorch folder")
@@ -329,6 +429,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--gamma", type=int, default=3, help="γ of the PyTorch rows")
     parser.add_argument("--openvino-gammas", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--length-gammas", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--kv-precision", help="KV_CACHE_PRECISION of OVModelForCausalLM, such as bf16"
     )
@@ -337,14 +438,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
     prompts = draw_prompts(tokenizer, ["humaneval"], args.prompts + 1, 300, 0)
     rows: Rows = []
-    sections = {"pytorch": pytorch, "openvino": openvino, "batch": batch}
+    sections = {"pytorch": pytorch, "openvino": openvino, "batch": batch, "length": length}
     for name in args.only.split(","):
         if name == "openvino" and args.draft_openvino is None:
             print("openvino: left out, there is no --draft-openvino")
             continue
         sections[name](args, rows, prompts)
     words = f"{describe_machine(machine())}, {torch.get_num_threads()} threads of PyTorch"
-    print(f"\n{words}; {args.prompts} HumanEval prompts, {args.new} new tokens, greedy\n")
+    print(f"\n{words}; {args.prompts} prompts, {args.new} new tokens, greedy\n")
     for what, ratio, speeds, goal in rows:
         print(f"{what:<62} {ratio:<24} {speeds:<26} {goal}")
 
