@@ -19,16 +19,15 @@ from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-# Most tokens per round.
-LONGEST = 10
+LONGEST = 10  # tokens per round
 # Tokens whose probability under the draft is in the same sixth share an estimate of acceptance.
 _BINS = 6
 # Rounds without drafts before a probe; twice as many after each that fails, up to `_RARELY`.
 _SOON, _RARELY = 8, 64
 
 
-class _Mean:
-    """An acceptance rate whose last ``memory`` observations count; it starts at ``prior``."""
+class _Acceptance:
+    """An acceptance rate whose last ``memory`` observations count, beside four of ``prior``."""
 
     def __init__(self, prior: float, memory: int) -> None:
         self.value, self.weight, self._memory = prior, 4.0, memory
@@ -39,32 +38,30 @@ class _Mean:
 
 
 class _Seconds:
-    """Seconds of a pass over n drafts as a line a + b·n through the last passes, about 32."""
+    """Seconds of a pass over n drafts: a line through about the last 32 passes."""
 
     def __init__(self) -> None:
-        self.weight = self._n = self._t = self._nn = self._nt = self._slope = 0.0
-        self._seen: set[int] = set()
+        self.weight = self._base = self._slope = 0.0
+        self._sums, self._seen = [0.0] * 5, set[int]()
 
     def add(self, n: int, seconds: float) -> None:
         if n not in self._seen:  # compiles, allocates, chooses kernels
             self._seen.add(n)
             return
         if self.weight > 2:
-            seconds = min(seconds, 2 * self(n))
-        new = (1.0, n, seconds, n * n, n * seconds)
-        old = (self.weight, self._n, self._t, self._nn, self._nt)
-        # Means, so that the weight alone grows.
-        weight = self.weight * (1 - 1 / 32) + 1
-        means = [o + (x - o) / weight for o, x in zip(old[1:], new[1:], strict=True)]
-        self.weight, (self._n, self._t, self._nn, self._nt) = weight, means
-        spread = self._nn - self._n**2
-        if spread > 0.1:
-            slope = (self._nt - self._n * self._t) / spread
-            # A pass over n drafts reads n + 1 tokens and takes at most that many times as long.
-            self._slope = min(max(0.0, slope), self._t / (self._n + 1))
+            seconds = min(seconds, 2 * self(n))  # something else on the machine
+        new = (1, n, seconds, n * n, n * seconds)
+        self._sums = [old * (1 - 1 / 32) + x for old, x in zip(self._sums, new, strict=True)]
+        self.weight = self._sums[0]
+        mean, time, squares, products = (s / self.weight for s in self._sums[1:])
+        if (spread := squares - mean**2) > 0.1:
+            # It reads n + 1 tokens and takes at most that many times as long.
+            slope = (products - mean * time) / spread
+            self._slope = min(max(0.0, slope), time / (mean + 1))
+        self._base = time - self._slope * mean
 
     def __call__(self, n: int) -> float:
-        return self._t + self._slope * (n - self._n)
+        return self._base + self._slope * n
 
 
 class Learned:
@@ -72,8 +69,11 @@ class Learned:
 
     def __init__(self) -> None:
         self.target, self.draft = _Seconds(), _Seconds()
-        self.bins = [_Mean((b + 0.5) / _BINS, 400) for b in range(_BINS)]
-        self.next = _Mean(0.5, 40)
+        self.bins = [_Acceptance((b + 0.5) / _BINS, 400) for b in range(_BINS)]
+        self.next = _Acceptance(0.5, 40)
+
+    def bin(self, chance: float) -> _Acceptance:
+        return self.bins[min(_BINS - 1, int(chance * _BINS))]
 
 
 class DraftLength:
@@ -84,64 +84,49 @@ class DraftLength:
     """
 
     def __init__(self, learned: Learned) -> None:
-        self.most, self._best = 0, 0.0  # R
-        self._target, self._draft = learned.target, learned.draft
-        self._bins, self._next = learned.bins, learned.next
+        self._learned = learned
         # Another text: what the last one taught about acceptance counts less.
-        self._next.weight = min(self._next.weight, 8.0)
-        self._idle, self._wait, self._probing = 0, _SOON, False
+        learned.next.weight = min(learned.next.weight, 8.0)
+        self.most, self._rate, self._idle, self._wait = 0, 0.0, 0, _SOON
         self._reads_prompt = self._draft_is_behind = True
 
     def begin(self, rows: int) -> None:
         """Begin a round."""
         self._clock = perf_counter()
-        self._stakes = [1.0] * rows
-        self._chances: list[Sequence[float]] = []
-        self.most = self._longest()
-
-    def _longest(self) -> int:
-        if self._target.weight < 2:
-            return 0
-        if not self._draft.weight:
-            return 2
-        pays = self._rate()
-        self._idle = 0 if pays else self._idle + 1
-        self._probing = self._idle >= self._wait
-        return LONGEST if pays or self._probing else 0
-
-    def _rate(self) -> bool:
-        """Set R; return whether drafting gives it."""
-        self._best, pays = 1 / self._target(0), False
+        self._stakes, self._chances = [1.0] * rows, list[Sequence[float]]()
+        target, draft = self._learned.target, self._learned.draft
+        if target.weight < 2 or not draft.weight:
+            self.most = 2 if target.weight >= 2 else 0
+            return
+        alone = self._rate = 1 / target(0)
         tokens = share = 1.0
         for count in range(1, LONGEST + 1):
-            share *= self._next.value
+            share *= self._learned.next.value
             tokens += share
-            rate = tokens / (count * self._draft(1) + self._target(count))
-            if rate > self._best:
-                self._best, pays = rate, True
-        return pays
+            self._rate = max(self._rate, tokens / (count * draft(1) + target(count)))
+        self._idle = 0 if self._rate > alone else self._idle + 1
+        self.most = LONGEST if self._idle in (0, self._wait) else 0
 
     def drafted(self, chances: Sequence[float]) -> None:
         """Note the draft's probability of the token that it chose, in each row."""
         now = perf_counter()
         if not self._draft_is_behind:
-            self._draft.add(1, now - self._clock)
+            self._learned.draft.add(1, now - self._clock)
         self._clock, self._draft_is_behind = now, False
         self._chances.append(chances)
-        for row, chance in enumerate(chances):
-            self._stakes[row] *= self._bin(chance).value
+        chosen = zip(self._stakes, chances, strict=True)
+        self._stakes = [stake * self._learned.bin(chance).value for stake, chance in chosen]
 
     def pays(self, still: Sequence[bool]) -> bool:
         """Return whether to draft another token; ``still`` are the rows that can."""
-        drafted = len(self._chances)
+        target, step, drafted = self._learned.target, self._learned.draft(1), len(self._chances)
+        expected = sum(s for s, can in zip(self._stakes, still, strict=True) if can) / len(still)
         gain = 0.0
-        expected = sum(s for s, goes_on in zip(self._stakes, still, strict=True) if goes_on)
-        expected /= len(still)
-        before, step = self._target(drafted), self._draft(1)
         for more in range(1, LONGEST + 1 - drafted):
-            expected *= self._next.value
+            expected *= self._learned.next.value
             gain += expected
-            if gain > self._best * (more * step + self._target(drafted + more) - before):
+            time = more * step + target(drafted + more) - target(drafted)
+            if gain > self._rate * time:
                 return True
         return False
 
@@ -153,24 +138,21 @@ class DraftLength:
             outcomes: for each row (emitted, drafts that counted, ended).
         """
         if not self._reads_prompt:
-            self._target.add(drafted, perf_counter() - self._clock)
+            self._learned.target.add(drafted, perf_counter() - self._clock)
         self._reads_prompt, self._draft_is_behind = False, not drafted
         for row, (emitted, limit, ended) in enumerate(outcomes):
             # A stop cuts what may have been accepted.
             for position in range(min(limit, emitted - 1 if ended else emitted)):
                 accepted = position < emitted - 1
-                self._bin(self._chances[position][row]).add(accepted)
-                self._next.add(accepted)
-        if self._probing and drafted:
+                self._learned.bin(self._chances[position][row]).add(accepted)
+                self._learned.next.add(accepted)
+        if self._idle and self.most:  # a probe
             hit = any(emitted > 1 for emitted, _, _ in outcomes)
             # What is accepted nearly always and does not pay never will.
-            promising = hit and self._next.value < 0.9
-            self._wait = max(1, self._wait // 4) if promising else min(_RARELY, 2 * self._wait)
+            sooner = hit and self._learned.next.value < 0.9
+            self._wait = max(1, self._wait // 4) if sooner else min(_RARELY, 2 * self._wait)
             self._idle = 0
-            self._next.weight = min(self._next.weight, 8.0)
-
-    def _bin(self, chance: float) -> _Mean:
-        return self._bins[min(_BINS - 1, int(chance * _BINS))]
+            self._learned.next.weight = min(self._learned.next.weight, 8.0)
 
 
 # target -> draft -> (rows, sampling) -> what their calls taught

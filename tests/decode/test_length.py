@@ -100,14 +100,13 @@ def test_it_probes_less_and_less_and_comes_back_at_the_first_success() -> None:
 
 def test_a_sure_token_is_followed_by_more_than_an_unsure_one() -> None:
     """The draft's probability says something about acceptance only where it did so before."""
-    both = []
+    both, rng = [], random.Random(1)
     for tells in (True, False):
-        rng, rule = random.Random(1), DraftLength(learned())
+        rule = DraftLength(learned())
         for _ in range(400):
             for chance in (0.95, 0.15):
                 share = chance if tells else 0.55
-                accepted = rng.random() < share
-                lengths(rule, lambda a=accepted: a, chance, 1)
+                lengths(rule, lambda s=share: rng.random() < s, chance, 1)
         both.append([lengths(rule, lambda: True, c, 1)[0] for c in (0.95, 0.15)])
     assert both[0][0] > both[0][1] + 1
     assert abs(both[1][0] - both[1][1]) <= 1
