@@ -55,9 +55,9 @@ class _Seconds:
         self.weight = self._sums[0]
         mean, time, squares, products = (s / self.weight for s in self._sums[1:])
         if (spread := squares - mean**2) > 0.1:
-            # It reads n + 1 tokens and takes at most that many times as long.
-            slope = (products - mean * time) / spread
-            self._slope = min(max(0.0, slope), time / (mean + 1))
+            self._slope = (products - mean * time) / spread
+        # It reads n + 1 tokens and takes at most that many times as long.
+        self._slope = min(max(0.0, self._slope), time / (mean + 1))
         self._base = time - self._slope * mean
 
     def __call__(self, n: int) -> float:

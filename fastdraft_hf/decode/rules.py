@@ -21,8 +21,11 @@ def first_choice(scores: torch.Tensor) -> torch.Tensor:
 
 
 def certainty(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Return the softmax probability of the first choice, given scores [..., V] and its own."""
-    return (scores - best).float().exp_().sum(-1).reciprocal()
+    """Return the softmax probability of the first choice, given scores [..., V] and its own.
+
+    It is 0 where processors have ruled out every token.
+    """
+    return (scores - best).float().exp_().sum(-1).reciprocal().nan_to_num(0.0)
 
 
 def accept_greedy(

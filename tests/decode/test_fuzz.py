@@ -116,7 +116,8 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "beams": lambda: {"num_beams": 2},
     "embeddings": lambda: {"embeddings": True},
 }
-GAMMAS = (1, 3, 8, 150)
+COST = -1  # the schedule instead of a γ
+GAMMAS = (1, 3, 8, 150, COST)
 CASES = [
     (family, name, rows)
     for family, name in itertools.product(FAMILIES, SETTINGS)
@@ -140,6 +141,8 @@ def run(family: str, setting: Settings, rows: int, gamma: int | None = None) -> 
     if gamma is not None:
         draft = noisy_draft(family)
         set_draft_length(draft.generation_config, gamma)
+        if gamma == COST:
+            draft.generation_config.num_assistant_tokens_schedule = "cost"
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
     torch.manual_seed(0)
     return target.generate(**given, **fields)
