@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastdraft_hf import assisted_decoding, embedded_target
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.decode import cached
-from fastdraft_hf.decode.assisted import decode
+from fastdraft_hf.decode.assisted import decode, record_decoding
 from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.decode.settings import set_draft_length
@@ -373,19 +373,20 @@ def length_of(
         target, draft = (OVModelForCausalLM.from_pretrained(f, compile=False) for f in folders)
 
     def way(gamma: int | None, prompt: EvaluationPrompt, new: int = args.new) -> DecodingRecord:
+        set_draft_length(draft.generation_config, gamma or 0)
         if gamma is None:
             draft.generation_config.num_assistant_tokens_schedule = "cost"
-        with no_collections():
-            return decode(
-                target,
-                prompt.ids,
-                task=prompt.task,
-                key=prompt.key,
+        ids = torch.tensor([prompt.ids])
+        with torch.inference_mode(), no_collections(), record_decoding(target) as records:
+            target.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=new,
-                draft=draft,
-                num_assistant_tokens=gamma,
-                path="ours",
+                do_sample=False,
+                assistant_model=draft,
+                custom_generate=assisted_decoding,
             )
+        return dataclasses.replace(records[0], task=prompt.task, key=prompt.key)
 
     for gamma in range(1, 8):  # kernels are chosen, once per process, for each number of tokens
         way(gamma, prompts[0], 2 * gamma)

@@ -90,7 +90,7 @@ def decode(
     temperature: float = 0.0,
     seed: int = 0,
     draft: PreTrainedModel | None = None,
-    num_assistant_tokens: int | None = 0,
+    num_assistant_tokens: int = 0,
     path: DraftPath = "transformers",
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
@@ -104,7 +104,6 @@ def decode(
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
         num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
-            ``None`` drafts as the draft's generation config says.
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
     """
@@ -117,8 +116,7 @@ def decode(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         set_seed(seed)
     if draft is not None:
-        if num_assistant_tokens is not None:
-            set_draft_length(draft.generation_config, num_assistant_tokens)
+        set_draft_length(draft.generation_config, num_assistant_tokens)
         sampling["assistant_model"] = draft
         if path == "ours":
             from fastdraft_hf.decode.speculative import assisted_decoding
@@ -150,8 +148,7 @@ def decode(
         record.accepted -= accepted - record.rounds[-1][1]
     record.key, record.seconds = key, seconds
     record.path = path if drafting else "transformers"
-    if num_assistant_tokens is not None:
-        record.num_assistant_tokens = num_assistant_tokens if drafting else 0
+    record.num_assistant_tokens = num_assistant_tokens if drafting else 0
     record.first_token_seconds = first.times[1] - start if len(first.times) > 1 else None
     return record
 

@@ -125,18 +125,12 @@ class DraftLength:
         for more in range(1, LONGEST + 1 - drafted):
             expected *= self._learned.next.value
             gain += expected
-            time = more * step + target(drafted + more) - target(drafted)
-            if gain > self._rate * time:
+            if gain > self._rate * (more * step + target(drafted + more) - target(drafted)):
                 return True
         return False
 
     def end(self, drafted: int, outcomes: Sequence[tuple[int, int, bool]]) -> None:
-        """Learn from a round.
-
-        Args:
-            drafted: tokens that the target read beside its own.
-            outcomes: for each row (emitted, drafts that counted, ended).
-        """
+        """Learn from a round: rows are (emitted, drafts that counted, ended)."""
         if not self._reads_prompt:
             self._learned.target.add(drafted, perf_counter() - self._clock)
         self._reads_prompt, self._draft_is_behind = False, not drafted
@@ -156,11 +150,10 @@ class DraftLength:
 
 
 # target -> draft -> (rows, sampling) -> what their calls taught
-_learned: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[tuple[int, bool], Learned]]]
-_learned = WeakKeyDictionary()
+_learned: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def draft_length(target: Any, draft: Any, rows: int, sampling: bool) -> DraftLength:
     """Return the rule for a call, with what earlier calls of the pair taught."""
-    of_pair = _learned.setdefault(target, WeakKeyDictionary()).setdefault(draft, {})
+    of_pair = _learned.setdefault(target, WeakKeyDictionary[Any, Any]()).setdefault(draft, {})
     return DraftLength(of_pair.setdefault((rows, sampling), Learned()))

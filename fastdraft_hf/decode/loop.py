@@ -48,10 +48,8 @@ class Drafting:
 
     def adapt(self, all_accepted: bool) -> None:
         if self.schedule in ("heuristic", "heuristic_transient"):
-            grown = self.num_assistant_tokens + 2
-            self.num_assistant_tokens = (
-                grown if all_accepted else max(1, self.num_assistant_tokens - 1)
-            )
+            number = self.num_assistant_tokens
+            self.num_assistant_tokens = number + 2 if all_accepted else max(1, number - 1)
 
 
 # (row, drafted, accepted) of every round.
@@ -109,10 +107,9 @@ class Loop:
     def run(self) -> None:
         """Decode every row to its end."""
         self._active = list(range(len(self.text.lengths)))
-        # Padding on the left is never read once the prompt has grown.
+        # Padding on the left needs no reading, also where the draft starts after the prompt.
         mask = self.text.mask
-        unread = [0] * len(self._active) if mask is None else (mask == 0).sum(1).tolist()
-        self._draft_seen = unread
+        self._draft_seen = [0 if mask is None else int((mask[r] == 0).sum()) for r in self._active]
         self._target_seen = [self.target.slots] * len(self._active)
         device = self.text.device
         ends = sorted(self.stops.ends)
@@ -121,9 +118,7 @@ class Loop:
         devices = (device, self.target.device, self.draft.device)
         self._on_cpu = all(d.type == "cpu" for d in devices)
         # Whether only the best token of the draft's logits matters.
-        self._best_only = (
-            not self.sampling and self.scores.untouched and not self.drafting.threshold
-        )
+        self._best_only = not self.sampling and self.scores.untouched
         self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None
         while self._active:
             self._round()
@@ -222,21 +217,20 @@ class Loop:
         The result is that of `_any_block`, whose hundred small operations take as long as a pass of
         a tiny draft.
         """
-        limit = self._limits()[0]
-        drafts: list[int] = []
-        ids, by_cost = self._draft_ids, self.drafting.by_cost
-        if limit:
+        limits, drafts, chances = self._limits(), list[int](), list[float]()
+        ids = self._draft_ids
+        going = limits[0] > 0
+        if going:
             tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
-        while len(drafts) < limit and not (drafts and drafts[-1] in self.stops.ends):
+        while going:
             if drafts:
                 tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
             logits = self.draft.feed(tokens, positions, valid, 1)[0, -1]
             best = int(rules.first_choice(logits))
             drafts.append(best if ids is None else int(ids[best]))
-            if by_cost is not None:
-                by_cost.drafted([float(rules.certainty(logits, logits[best]))])
-                if not by_cost.pays([True]):
-                    break
+            if self._weighs:
+                chances = [float(rules.certainty(logits, logits[best]))]
+            going = self._drafts_more(limits, len(drafts), drafts[-1:], chances)
         drafted = len(drafts)
         raw = self._read(torch.tensor([drafts], dtype=torch.long))
         own = rules.first_choice(raw[0]).tolist()
@@ -275,11 +269,7 @@ class Loop:
             chosen.append(token)
             if q is not None:
                 distributions.append(q)
-            if self.drafting.by_cost is not None:
-                self.drafting.by_cost.drafted(chances)
-            if position + 1 == wanted:
-                break
-            if asks and not self._drafts_more(limits, position + 1, token, chances):
+            if asks and not self._drafts_more(limits, position + 1, token[:, 0].tolist(), chances):
                 break
             tokens, positions, valid = token, positions[:, -1:] + 1, None
         drafts = torch.cat(chosen, 1)
@@ -298,34 +288,34 @@ class Loop:
         """
         if self._best_only:
             scores = logits[:, -1]
-            token = best = rules.first_choice(scores)[:, None]
-            if self._draft_ids is not None:
-                token = self._draft_ids[best]
         else:
             wide = widen(logits, self._draft_ids, self.scores.vocabulary)
             scores = self.scores(wide, prefix, self._active)[:, 0]
-            if self.sampling:
-                if logits.shape[-1] < self.scores.vocabulary:
-                    # Processors may have ruled out a whole reduced vocabulary; any guess is right.
-                    scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
-                q = (scores / self.drafting.temperature_ratio).softmax(-1)
-                token = torch.multinomial(q, 1)
-                return token, q, q.gather(1, token)[:, 0].tolist() if self._weighs else []
-            token = best = rules.first_choice(scores)[:, None]
-        if not self._weighs:
-            return token, None, []
-        return token, None, rules.certainty(scores, scores.gather(1, best)).tolist()
+        if self.sampling:
+            if logits.shape[-1] < self.scores.vocabulary:
+                # Processors may have ruled out the whole reduced vocabulary; any guess is right.
+                scores = scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
+            q = (scores / self.drafting.temperature_ratio).softmax(-1)
+            token = torch.multinomial(q, 1)
+            return token, q, q.gather(1, token)[:, 0].tolist() if self._weighs else []
+        token = rules.first_choice(scores)[:, None]
+        best = scores.gather(1, token)
+        if self._best_only and self._draft_ids is not None:
+            token = self._draft_ids[token]
+        return token, None, rules.certainty(scores, best).tolist() if self._weighs else []
 
     def _drafts_more(
-        self, limits: list[int], drafted: int, token: torch.Tensor, chances: list[float]
+        self, limits: list[int], drafted: int, tokens: list[int], chances: list[float]
     ) -> bool:
         """Close the blocks of rows that ended or are unsure; return whether any goes on."""
         threshold, by_cost = self.drafting.threshold, self.drafting.by_cost
-        for index, value in enumerate(token[:, 0].tolist()):
+        for index, token in enumerate(tokens):
             unsure = threshold and chances[index] < threshold
-            if limits[index] > drafted and (value in self.stops.ends or unsure):
+            if limits[index] > drafted and (token in self.stops.ends or unsure):
                 limits[index] = drafted
         still = [limit > drafted for limit in limits]
+        if by_cost is not None:
+            by_cost.drafted(chances)
         return any(still) and (by_cost is None or by_cost.pays(still))
 
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
