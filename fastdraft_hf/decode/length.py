@@ -1,18 +1,8 @@
-"""How long a block pays: draft another token only while its expected gain is worth its time.
+"""How long a block pays, the schedule ``cost``; docs/decoding.md derives the rule.
 
-A round is a renewal, so the best rule compares with the rate of the best rounds (optimal stopping).
-Let S be the probability that the k tokens drafted so far are all accepted, p the acceptance of a
-token after accepted ones, t_d the seconds of a step of the draft, t_v(n) those of the target's pass
-over n drafts, and R the tokens per second of the best constant length, 1/t_v(0) without drafts.
-Drafting goes on if for some m
-
-    S (p + p² + … + p^m) > R (m t_d + t_v(k + m) - t_v(k)).
-
-Times and acceptance are those of earlier rounds, and S is known before the next token is drawn. So
-the decision depends on nothing that is verified later, and the text is the target's.
+The decision depends on the tokens drafted so far and on earlier rounds, never on what is verified
+later, so the text is the target's.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -77,11 +67,7 @@ class Learned:
 
 
 class DraftLength:
-    """The rule during one call.
-
-    Attributes:
-        most: tokens to draft at most in this round; 0 where drafting does not pay.
-    """
+    """The rule during one call; ``most`` is how many tokens a round may draft."""
 
     def __init__(self, learned: Learned) -> None:
         self._learned = learned

@@ -262,12 +262,7 @@ def run_bench(
 ) -> dict[Setting, list[DecodingRecord]]:
     """Time the settings and their baselines; return their records, as `complete_records` does.
 
-    Args:
-        models: the folders of target and drafts.
-        assisted: from `assisted_settings`.
-        prompts: from `draw_prompts`.
-        config: repeats, length of answers and time limit.
-        folder: keeps ``records.jsonl``; what it holds is not measured again.
+    ``folder`` keeps ``records.jsonl``; what it holds is not measured again.
     """
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     journal = Journal(folder / "records.jsonl")
@@ -305,15 +300,8 @@ def collect(
     (caches, clock, heat): the order is reversed on every second prompt of a task set, and on the
     second repeat of every prompt.
 
-    Args:
-        name: of the runtime, for the progress line.
-        decode: the engine.
-        settings: what is timed, baselines included.
-        prompts: in the order of `draw_prompts`, task sets in turn.
-        config: repeats and length of answers.
-        journal: keeps the timings; only missing ones are made.
-        deadline: of ``time.monotonic``; after it no further prompt is started, once every task
-            set has one.
+    Timings that ``journal`` has are not made again. After ``deadline``, of ``time.monotonic``, no
+    further prompt is started, once every task set has one.
     """
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
     turns: list[tuple[EvaluationPrompt, dict[str, Setting], bool]] = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +54,6 @@ class TextAcceptance:
     alphas: tuple[float, ...]
     kept: tuple[float, ...]
     draft_ends: tuple[float, ...]
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TextAcceptance:
-        return cls(**{name: tuple(values) for name, values in data.items()})
 
 
 class ExpectedRounds(NamedTuple):

@@ -33,7 +33,8 @@ class Journal(dict[str, DecodingRecord]):
             for row in map(json.loads, complete.splitlines()):
                 self[row["label"]] = DecodingRecord.from_dict(row["record"])
                 if "reading" in row:
-                    self.readings[row["label"]] = TextAcceptance.from_dict(row["reading"])
+                    reading = TextAcceptance(*map(tuple, row["reading"].values()))
+                    self.readings[row["label"]] = reading
 
     def add(
         self, label: str, record: DecodingRecord, reading: TextAcceptance | None = None

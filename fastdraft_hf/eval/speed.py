@@ -46,12 +46,10 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
     """Choose the fastest setting and judge the choice on prompts it was not made on.
 
     The best of several settings is partly the luckiest one, so its ratio on the same runs is too
-    high: by 0.09 with four prompts and 0.06 with eight, simulated with five settings of equal speed
-    that differ by 15% from prompt to prompt. Here the setting is chosen on one half of the prompts
-    and judged on the other, averaged over many halvings because a single one is a lottery; the same
-    simulation is right to 0.01. A prompt's repeats stay together, since they accept the same
-    tokens. Where settings are nearly equal the ratio may be a little below every one's own. With
-    one prompt or one setting the ratio is that of the same runs.
+    high (by 0.06 with eight prompts and five settings of equal speed, simulated). Here the setting
+    is chosen on one half of the prompts and judged on the other, averaged over many halvings. A
+    prompt's repeats stay together, since they accept the same tokens. With one prompt or one
+    setting the ratio is that of the same runs.
 
     Args:
         candidates: each setting's pairs (setting, target alone), the same prompts in all.
