@@ -93,10 +93,8 @@ class TorchModel(CachedModel):
     compacted.
 
     Args:
-        model: the model.
         cache: an empty cache, or one that holds the first tokens of the prompt.
         prompt_mask: [B, L] the prompt's attention mask, needed with a cache that is not empty.
-        token_ids: see `CachedModel`.
     """
 
     # A cache is compacted when its slots exceed `waste_factor` times the longest row plus

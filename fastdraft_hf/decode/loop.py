@@ -80,16 +80,7 @@ class Verified(NamedTuple):
 class Loop:
     """One call of assisted decoding.
 
-    Attributes:
-        target, draft: the models with their caches.
-        text: the rows.
-        scores: logits processors.
-        stops: when rows end.
-        drafting: γ and how it changes.
-        sampling: draw tokens instead of taking the best.
-        streamer: receives the tokens of a single row as they are emitted.
-        report: called after every round.
-        kept_scores, kept_logits: given a list for each row, collect one [e, V] per round.
+    ``kept_scores`` and ``kept_logits``, a list for each row, collect one [e, V] per round.
     """
 
     target: CachedModel

@@ -57,10 +57,7 @@ def deliver_arguments(decoding: Callable[..., Any]) -> None:
 def decode_alone(model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict[str, Any]) -> Any:
     """Decode with the target alone, in the mode that the generation config asks for.
 
-    Args:
-        model: the target.
-        input_ids: [B, L] prompts.
-        prepared: what ``generate`` prepared for a decoding method.
+    ``prepared`` is what ``generate`` prepared for a decoding method.
 
     Raises:
         FastDraftError: the mode's code lies in a repository on the Hub.

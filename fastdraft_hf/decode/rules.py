@@ -21,10 +21,7 @@ def first_choice(scores: torch.Tensor) -> torch.Tensor:
 
 
 def certainty(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Return the softmax probability of the first choice, given scores [..., V] and its own.
-
-    It is 0 where processors have ruled out every token.
-    """
+    """Return the probability of the first choice, 0 if all is ruled out, of scores [..., V]."""
     return (scores - best).float().exp_().sum(-1).reciprocal().nan_to_num(0.0)
 
 

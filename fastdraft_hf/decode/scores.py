@@ -76,12 +76,7 @@ def widen(logits: torch.Tensor, token_ids: torch.Tensor | None, vocabulary: int)
 
 
 class Scores:
-    """Logits to scores.
-
-    Args:
-        processors: as `generate` prepared them.
-        vocabulary: V, the target's.
-        rows: of the batch.
+    """Logits to scores, by the processors that `generate` prepared.
 
     Attributes:
         untouched: whether scores are the logits.

@@ -172,9 +172,8 @@ def _decode(
 def one_torch_thread() -> Iterator[None]:
     """Keep PyTorch to the calling thread while OpenVINO does the work.
 
-    PyTorch's helper threads spin for milliseconds after each small operation, and OpenVINO's wait
-    for the cores they hold: a pass of the embedded target over three tokens took 11.2 ms with two
-    threads of PyTorch and 9.3 with one (benchmarks/decoding.py, two cores).
+    PyTorch's helper threads spin for milliseconds after each small operation and hold cores that
+    OpenVINO's wait for: a pass took 11.2 ms with two threads of PyTorch and 9.3 with one.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

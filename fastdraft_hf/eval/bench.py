@@ -114,13 +114,9 @@ def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of the models.
+    """The folders of the models; those of drafts by `Setting.draft`.
 
     Attributes:
-        target: the target's folder.
-        drafts: folders of PyTorch drafts, by `Setting.draft`.
-        target_openvino: the target's OpenVINO folder, if a path reads it.
-        drafts_openvino: OpenVINO folders of drafts, by `Setting.draft`.
         device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
         stop_ids: tokens that end an answer; empty for those of the target's generation config.
     """

@@ -90,7 +90,6 @@ def evaluate(
     Args:
         target, draft: the pair to measure, on one device.
         prompts: from `draw_prompts`, the same in every process.
-        config: lengths, γ, temperatures and time limit.
         folder: keeps the answers (``records.jsonl``); what it holds is not measured again.
         seed: of the sampling; each prompt adds its number.
         untrained: the draft before training; ``None`` leaves its runs out.

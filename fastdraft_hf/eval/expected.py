@@ -57,13 +57,7 @@ class TextAcceptance:
 
 
 class ExpectedRounds(NamedTuple):
-    """Expected counts of decoding one or several texts.
-
-    Attributes:
-        new_tokens: emitted tokens.
-        target_passes: forward passes of the target, one per round.
-        drafted, accepted: tokens of the draft.
-    """
+    """Expected counts of decoding one or several texts, named as in `DecodingRecord`."""
 
     new_tokens: float
     target_passes: float
@@ -81,12 +75,8 @@ def text_acceptance(
 ) -> TextAcceptance:
     """Read a text with both models, one forward pass each.
 
-    Args:
-        target, draft: the pair; the draft's head may score fewer tokens than the target's.
-        text: a text of the target's.
-        temperature: T of the target, above 0.
-        ends: the target's end tokens.
-        temperature_ratio: the draft's temperature is this times T.
+    The draft's head may score fewer tokens than the target's. ``ends`` are the target's end tokens;
+    the draft's temperature is ``temperature_ratio`` times the target's, which is above 0.
     """
     import torch
 
@@ -139,11 +129,8 @@ def expected_rounds(
 ) -> ExpectedRounds:
     """Return the expected counts of decoding a text.
 
-    Args:
-        text: a text of the target's.
-        num_assistant_tokens: γ.
-        max_new_tokens: the length limit the text was written under; a round leaves room for the
-            target's own token, so the last rounds draft less.
+    ``max_new_tokens`` is the limit that the text was written under; a round leaves room for the
+    target's own token, so the last rounds draft less.
     """
     length = len(text.kept)
     starts = [0.0] * (length + num_assistant_tokens + 2)
@@ -186,10 +173,8 @@ def fit_temperature_ratio(
     its target is less sure at the same temperature, and more of its tokens are accepted when it
     samples at a lower one. The expected acceptance of a drafted token, Σ_v min(p_v, q_v), decides.
 
-    Args:
-        target, draft: the pair.
-        texts: texts of the target's that neither training nor evaluation reads.
-        temperature: T of the target, above 0.
+    The texts are the target's, at temperature ``temperature``, and neither training nor evaluation
+    reads them.
 
     Returns:
         ``temperature_ratio``, the best of `RATIOS`; ``acceptance`` with it and ``acceptance_at_1``

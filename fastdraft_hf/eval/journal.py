@@ -14,11 +14,8 @@ from fastdraft_hf.eval.expected import TextAcceptance
 class Journal(dict[str, DecodingRecord]):
     """Records by label, in a JSON-lines file that `add` appends to.
 
-    ``readings`` holds the expected acceptance of those answers that have one.
-
-    Args:
-        path: the file. Its content is read; a line that a kill cut off is dropped.
-        others: further files to read, of other processes or of an earlier start.
+    ``readings`` holds the expected acceptance of those answers that have one. A line that a kill
+    cut off is dropped. ``others`` are read too: files of other processes or of an earlier start.
     """
 
     def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:

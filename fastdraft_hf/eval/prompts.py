@@ -33,14 +33,8 @@ def draw_prompts(
 ) -> list[EvaluationPrompt]:
     """Return ``per_task`` prompts of every task set, the same ones for the same seed.
 
-    The task sets take turns, so that a measurement that runs out of time has prompts of each.
-
-    Args:
-        tokenizer: the target's.
-        tasks: names of task sets, or names and settings.
-        per_task: prompts of each; fewer if a set has fewer.
-        max_tokens: longer prompts are skipped.
-        seed: draws the prompts.
+    The task sets take turns, so that a measurement that runs out of time has prompts of each. A set
+    may have fewer than ``per_task``; prompts of more than ``max_tokens`` tokens are skipped.
 
     Raises:
         FastDraftError: a task set cannot be read, or all its prompts are too long.

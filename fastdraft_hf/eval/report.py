@@ -31,10 +31,7 @@ def accepted_pieces(
 ) -> list[tuple[bool, str]]:
     """Return an answer as pieces (accepted, text): drafted and accepted, or the target's own.
 
-    Args:
-        tokens: the answer's ids.
-        rounds: (drafted, accepted) per round; a round emits its accepted tokens and one more.
-        decode: ids to text.
+    ``rounds`` are (drafted, accepted); a round emits its accepted tokens and one more.
     """
     # The text is cut where decoded prefixes of the answer end, never token by token: a character
     # may take several tokens, and a part of it decodes to a replacement character.
@@ -68,8 +65,6 @@ def write_report(
     cards are escaped.
 
     Args:
-        summary: the run's records.
-        folder: where to write.
         samples: (heading, pieces of an answer from `accepted_pieces`).
         target, draft_location: what the snippet loads.
         texts: ``title``, ``machine`` (in words), ``further`` (what a larger budget would take),

@@ -51,8 +51,7 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
     prompt's repeats stay together, since they accept the same tokens. With one prompt or one
     setting the ratio is that of the same runs.
 
-    Args:
-        candidates: each setting's pairs (setting, target alone), the same prompts in all.
+    ``candidates`` are each setting's pairs (setting, target alone), the same prompts in all.
     """
     rows = {setting: rows_by_prompt(pairs) for setting, pairs in candidates.items()}
     prompts = list(next(iter(rows.values())))
@@ -102,12 +101,7 @@ def _mean(rows: Sequence[Row], weights: Sequence[int]) -> Row:
 
 
 def summarize(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
-    """Return ``paths`` and ``best`` of ``results.json``.
-
-    Args:
-        timed: from `run_bench`, with at least one prompt of every task set.
-        assisted: the settings that draft.
-    """
+    """Return ``paths`` and ``best`` of ``results.json``; ``timed`` has every task set."""
     ways: dict[str, list[Setting]] = {}
     for setting in assisted:
         ways.setdefault(setting.name, []).append(setting)
@@ -179,8 +173,7 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
 def _best(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
     """Return the fastest setting of all, judged, and the fastest engine for the target alone.
 
-    Tokens/s decide, because a user waits for them; weights of different formats meet here (float32
-    through PyTorch, int8 through OpenVINO).
+    Tokens/s decide; weights of different formats meet here.
     """
     judgement = judge({s: _pairs(timed, s, s.baseline) for s in assisted})
     alone = all_settings(assisted)[: -len(assisted)]

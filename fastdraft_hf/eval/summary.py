@@ -31,11 +31,7 @@ class RunSummary:
 
 
 def read_summary(folders: dict[str, Path]) -> RunSummary:
-    """Read a run.
-
-    Args:
-        folders: stage name to stage folder; missing folders are skipped.
-    """
+    """Read a run from its stages' folders, by name; missing ones are skipped."""
 
     def read(stage: str, name: str) -> Any:
         path = folders[stage] / name if stage in folders else None

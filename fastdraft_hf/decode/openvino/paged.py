@@ -48,11 +48,7 @@ logger = logging.getLogger(__name__)
 class Pages:
     """The paged graph of a model, compiled, with the blocks of its cache.
 
-    Attributes:
-        request: its infer request.
-        block_size: tokens per block.
-        narrow: whether the graph has the input `POSITIONS`.
-        vocab_size: tokens it scores.
+    ``block_size`` is in tokens. ``narrow`` says whether the graph has the input `POSITIONS`.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -118,8 +114,7 @@ class Pages:
 class PagedModel(CachedModel):
     """An ``OVModelForCausalLM`` in pages.
 
-    Args:
-        pages: of `paged`. All its blocks are freed first.
+    All blocks of ``pages`` are freed first.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -215,9 +210,7 @@ class OpenVINOReader(LogitsReader):
     The graph in pages reads texts of any lengths in one pass without padding, and its head scores
     only the positions that are needed.
 
-    Args:
-        folder: the exported target.
-        properties: of the OpenVINO device, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
+    ``properties`` are the device's, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
 
     Raises:
         NotImplementedError: its graph cannot be changed to pages.

@@ -60,10 +60,8 @@ class OpenVINODecoder:
     """An `LLMPipeline` that returns records.
 
     Args:
-        target: the target's OpenVINO folder.
-        draft: the draft's; ``None`` decodes with the target alone.
-        prompt_lookup: draft by copying from the text, as transformers' prompt lookup does, without
-            a draft.
+        target, draft: OpenVINO folders; without a draft the target decodes alone.
+        prompt_lookup: draft by copying from the text, as transformers' prompt lookup does.
         properties: of both models, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``.
 
     All kinds run on the same scheduler (continuous batching), so that a ratio between them
