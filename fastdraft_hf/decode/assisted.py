@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords, listener
@@ -96,8 +97,6 @@ def decode(
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
 
     Args:
-        target: the model that decodes.
-        prompt_ids: the prompt.
         max_new_tokens: longest answer, in tokens.
         task, key: written into the record.
         temperature: 0 for greedy, else plain multinomial sampling at this temperature.
@@ -185,7 +184,7 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
             f"{type(target).__name__}; for OpenVINO GenAI see fastdraft_hf.record_result"
         )
     records = DecodingRecords()
-    generate, nested = model.generate, "generate" in vars(model)
+    generate = model.generate
     running = False
 
     def recording(*args: Any, **kwargs: Any) -> Any:
@@ -208,14 +207,8 @@ def record_decoding(target: PreTrainedModel, *, task: str = "") -> Iterator[Deco
             records.append(record)
         return output
 
-    model.generate = recording
-    try:
+    with patch.object(model, "generate", recording):
         yield records
-    finally:
-        if nested:
-            model.generate = generate
-        else:
-            del model.generate
 
 
 class _Call:

@@ -106,8 +106,7 @@ class Loop:
         ends = sorted(self.stops.ends)
         self._draft_ids = None if self.draft.token_ids is None else self.draft.token_ids.to(device)
         self._ends = torch.tensor(ends, device=device) if ends else None
-        devices = (device, self.target.device, self.draft.device)
-        self._on_cpu = all(d.type == "cpu" for d in devices)
+        self._on_cpu = {device.type, self.target.device.type, self.draft.device.type} == {"cpu"}
         # Whether only the best token of the draft's logits matters.
         self._best_only = not self.sampling and self.scores.untouched
         self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None

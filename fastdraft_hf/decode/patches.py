@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from transformers import DynamicCache, GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -98,12 +99,5 @@ def watch_stock_rounds(
         generator.update_candidate_strategy = update_and_report
         return generator
 
-    nested = "_get_candidate_generator" in vars(target)
-    target._get_candidate_generator = recording
-    try:
+    with patch.object(target, "_get_candidate_generator", recording):
         yield
-    finally:
-        if nested:
-            target._get_candidate_generator = make
-        else:
-            del target._get_candidate_generator

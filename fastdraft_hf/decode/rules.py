@@ -97,7 +97,6 @@ def next_token(
         scores: [1, V] the target's.
         draft: [1, 1] the drafted id; ``None`` after the last one.
         q: [1, V] the draft's probabilities, when sampling.
-        sampling: draw instead of taking the best.
     """
     if not sampling:
         best = int(first_choice(scores)[0])

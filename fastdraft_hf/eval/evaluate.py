@@ -207,11 +207,9 @@ def compare_greedy(
 ) -> dict[str, Any]:
     """Return on how many prompts greedy tokens are the same with the draft, and where not and why.
 
-    ``greedy_differences`` has an entry for each prompt that differs, which names the prompt, γ, the
-    first differing position, the target's margin there in logits, and whether the margin is a
-    near-tie that rounding explains (``tie``). If one answer is a prefix of the other the position
-    is ``None`` and no tie explains it. A prompt that differs at several γ has one entry, of the
-    first fault, else of the first tie.
+    ``greedy_differences`` has an entry for each prompt that differs: γ, the first position, the
+    target's margin there in logits, and whether it is a near-tie (``tie``). If one answer is a
+    prefix of the other the position is ``None``. Of several γ, the first fault is kept, else a tie.
     """
     differences: list[dict[str, Any]] = []
     for prompt in prompts:

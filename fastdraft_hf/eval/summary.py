@@ -92,12 +92,9 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 def held_out_sentence(evaluation: dict[str, Any]) -> str:
     """Name the task sets whose text was in the training data, as far as is known; else ""."""
-    names = evaluation.get("not_held_out", [])
-    if not names:
-        return ""
-    return (
-        f"Training did not leave out the text of {', '.join(names)}: acceptance may be overstated."
-    )
+    names = ", ".join(evaluation.get("not_held_out", []))
+    text = f"Training did not leave out the text of {names}: acceptance may be overstated."
+    return text if names else ""
 
 
 def cut_sentence(results: dict[str, Any] | None) -> str:

@@ -148,14 +148,9 @@ class PagedModel(CachedModel):
         return torch.from_numpy(logits).reshape(rows, keep, -1).clone()
 
     def read(self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read whole texts, one per row, and return the logits at some of their positions.
+        """Read whole texts, one per row, before anything else; return the logits [positions, V'].
 
-        Args:
-            texts: token ids; nothing may have been fed before.
-            wanted: for each text its positions, from 0.
-
-        Returns:
-            [positions of all texts, V'], in order. The next pass overwrites it.
+        They are those of ``wanted``, each text's positions from 0. The next pass overwrites them.
         """
         self._past, self._blocks = [0] * len(texts), [[] for _ in texts]
         widths = [len(text) for text in texts]

@@ -47,8 +47,7 @@ def openvino_pipeline(
     pipeline = openvino_genai.LLMPipeline(str(target_dir), device, draft_model=draft, **properties)
     # With a draft the pipeline starts from an empty config instead of the target's own.
     own = Path(target_dir) / "generation_config.json"
-    config = openvino_genai.GenerationConfig(str(own)) if own.is_file() else None
-    config = config or openvino_genai.GenerationConfig()
+    config = openvino_genai.GenerationConfig(*([str(own)] if own.is_file() else []))
     if config.eos_token_id < 0:
         config.set_eos_token_id(pipeline.get_tokenizer().get_eos_token_id())
     config.num_assistant_tokens = read_draft_tokens(Path(draft_dir)) or _UNMEASURED
