@@ -127,9 +127,8 @@ class DraftLength:
                 self._learned.bin(self._chances[position][row]).add(accepted)
                 self._learned.next.add(accepted)
         if self._idle and self.most:  # a probe
-            hit = any(emitted > 1 for emitted, _, _ in outcomes)
             # What is accepted nearly always and does not pay never will.
-            sooner = hit and self._learned.next.value < 0.9
+            sooner = self._learned.next.value < 0.9 and any(one[0] > 1 for one in outcomes)
             self._wait = max(1, self._wait // 4) if sooner else min(_RARELY, 2 * self._wait)
             self._idle = 0
             self._learned.next.weight = min(self._learned.next.weight, 8.0)

@@ -109,13 +109,7 @@ class Text:
 
 @dataclass
 class Stops:
-    """When a row is done.
-
-    Attributes:
-        max_length: columns of a finished row at most.
-        ends: end tokens.
-        others: further criteria, called after every new token with that row alone.
-    """
+    """When a row is done; ``others`` are called after every new token with that row alone."""
 
     max_length: int
     ends: frozenset[int] = frozenset()

@@ -162,7 +162,7 @@ def test_single_samples_of_a_table() -> None:
     draft = target + draft
     of_pair = learned(draft=0.05, each=0.05)
     found, drafted = [], set()
-    for _ in range(5_000):
+    for _ in range(2_000):
         text = Text(torch.tensor([PROMPT]), None, torch.arange(len(PROMPT))[None], 0)
         drafting = Drafting(3, by_cost=DraftLength(of_pair))
         models = Table(target), Table(draft)
