@@ -5,43 +5,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import VOCABULARY, padded, write
-from test_sampling_is_exact import PROMPT, SETTINGS, Table, exact, p_value, sample
-from transformers import LlamaForCausalLM, set_seed
+from decoding_helpers import learned, padded, write
+from test_sampling_is_exact import SETTINGS, exact, p_value, sample
+from transformers import LlamaForCausalLM
 
 from fastdraft_hf.decode import length, speculative
 from fastdraft_hf.decode.assisted import record_rounds
 from fastdraft_hf.decode.length import LONGEST, DraftLength, Learned
-from fastdraft_hf.decode.loop import Drafting, Loop
-from fastdraft_hf.decode.scores import Scores
-from fastdraft_hf.decode.text import Stops, Text
-
-RUNS_OF = {"temperature": 10_000, "processor": 1_000}
-
-
-class Known:
-    """Times that are known and not measured."""
-
-    weight = 9.0
-
-    def __init__(self, base: float, each: float) -> None:
-        self.base, self.each = base, each
-
-    def add(self, n: int, seconds: float) -> None: ...
-
-    def __call__(self, n: int) -> float:
-        return self.base + self.each * n
-
-
-def learned(draft: float = 0.1, each: float = 0.1) -> Learned:
-    """Times in passes of the target over one token."""
-    found: Any = Learned()
-    found.target, found.draft = Known(1, each), Known(draft, 0)
-    return found
 
 
 @pytest.fixture
@@ -82,8 +55,7 @@ def test_a_draft_that_pays_drafts_longer_and_one_that_does_not_drafts_seldom() -
     assert sum(found[0.95]) / 360 > 6
     assert max(found[0.95]) <= LONGEST
     # A draft as slow as its target never pays, however good.
-    slow = lengths(DraftLength(learned(1.0)), lambda: True, 0.95, 400)
-    assert sum(slow) < 0.1 * 400
+    assert sum(lengths(DraftLength(learned(1.0)), lambda: True, 0.95, 400)) < 0.1 * 400
 
 
 def test_it_probes_less_and_less_and_comes_back_at_the_first_success() -> None:
@@ -136,14 +108,10 @@ def test_greedy_text_is_the_targets(
     """Also where drafting starts late, stops and comes back, alone and in a padded batch."""
     if not measured:
         request.getfixturevalue("fixed")
-    one = [0] * padding + [40, 41, 42, 50]
-    batch = [[40, 41, 42, 50], [70, 33], [5, 6, 7, 8, 9, 10]]
-    for ids, mask in (
-        (torch.tensor([one]), torch.tensor([[int(t > 0) for t in one]])),
-        padded([[0] * padding + p if padding else p for p in batch]),
-    ):
-        mask = mask * (ids != 0)
-        given = {"attention_mask": mask, "max_new_tokens": 60}
+    prompts = [[40, 41, 42, 50], [70, 33], [5, 6, 7, 8, 9, 10]]
+    for texts in (prompts[:1], prompts):
+        ids, _ = padded([[0] * padding + text for text in texts])
+        given = {"attention_mask": (ids != 0).long(), "max_new_tokens": 60}
         alone = write(target, ids, **given)
         for draft in (neighbour, stranger):
             with record_rounds(target) as rounds:
@@ -155,37 +123,12 @@ def test_greedy_text_is_the_targets(
                 assert (drafted.count(0) > len(drafted) / 2) == (draft is stranger)
 
 
-def test_single_samples_of_a_table() -> None:
-    """The chi-square test of `test_sampling_is_exact` with lengths that the drafts decide."""
-    set_seed(0)
-    target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
-    draft = target + draft
-    of_pair = learned(draft=0.05, each=0.05)
-    found, drafted = [], set()
-    for _ in range(2_000):
-        text = Text(torch.tensor([PROMPT]), None, torch.arange(len(PROMPT))[None], 0)
-        drafting = Drafting(3, by_cost=DraftLength(of_pair))
-        models = Table(target), Table(draft)
-        scores, stops = Scores([], VOCABULARY), Stops(len(PROMPT) + 5)
-        Loop(
-            *models, text, scores, stops, drafting, True, report=lambda _, d, a: drafted.add((d, a))
-        ).run()
-        found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
-    assert len(drafted) > 8
-    step = target.softmax(-1)
-    cells = {
-        (a, b, c): float(step[PROMPT[-1], a] * step[a, b] * step[b, c])
-        for a, b, c in itertools.product(range(VOCABULARY), repeat=3)
-    }
-    assert p_value(found, cells) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["temperature", "processor"])
+@pytest.mark.parametrize(("name", "runs"), [("temperature", 10_000), ("processor", 1_000)])
 def test_batches_of_samples(
-    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], fixed: Learned, name: str
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], fixed: Learned, name: str, runs: int
 ) -> None:
     target, draft = pair
     with record_rounds(target) as rounds:
-        found = sample(target, draft, SETTINGS[name], rows=500, gamma="cost", runs=RUNS_OF[name])
+        found = sample(target, draft, SETTINGS[name], rows=500, gamma="cost", runs=runs)
     assert len({drafted for drafted, _ in rounds}) > 1
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3

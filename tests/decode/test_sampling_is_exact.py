@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_helpers import VOCABULARY, write
+from decoding_helpers import VOCABULARY, learned, write
 from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
+from fastdraft_hf.decode.length import DraftLength
 from fastdraft_hf.decode.loop import Drafting, Loop
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.text import Stops, Text
@@ -138,8 +139,11 @@ class EverySecond(LogitsProcessor):
         return scores + 1.5 * (self.calls % 2 == 0) * torch.eye(VOCABULARY)[2]
 
 
-@pytest.mark.parametrize(("stateful", "ratio"), [(False, 1.0), (True, 1.0), (False, 0.6)])
-def test_single_samples_of_a_table(stateful: bool, ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("stateful", "ratio", "by_cost"),
+    [(False, 1.0, False), (True, 1.0, False), (False, 0.6, False), (False, 1.0, True)],
+)
+def test_single_samples_of_a_table(stateful: bool, ratio: float, by_cost: bool) -> None:
     """A single row crops its cache instead of masking it, and may keep a state in a processor."""
     set_seed(0)
     target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
@@ -147,14 +151,20 @@ def test_single_samples_of_a_table(stateful: bool, ratio: float) -> None:
     found = []
     ids = torch.tensor([PROMPT])
     positions = torch.arange(len(PROMPT))[None]
-    drafting = Drafting(3, temperature_ratio=ratio)
+    drafting, of_pair = Drafting(3, temperature_ratio=ratio), learned(0.05, 0.05)
+    drafted = set()
     for _ in range(FEWER):
+        if by_cost:
+            drafting.by_cost = DraftLength(of_pair)
         text = Text(ids, None, positions, 0)
         models = Table(target), Table(draft)
         stops = Stops(len(PROMPT) + 4)
         scores = Scores([EverySecond()] if stateful else [], VOCABULARY)
-        Loop(*models, text, scores, stops, drafting, True).run()
+        loop = Loop(*models, text, scores, stops, drafting, True)
+        loop.report = lambda _, *one: drafted.add(one)
+        loop.run()
         found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
+    assert len(drafted) > 5
     step = target.softmax(-1)
     second = (target + 1.5 * stateful * torch.eye(VOCABULARY)[2]).softmax(-1)
     cells = {
