@@ -1,12 +1,9 @@
 """A causal language model's head, and what goes into it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ def head_logits(
 
     With ``out`` [N, V] the table is written there, without gradients.
     """
-    import torch
-
     if out is not None:
         torch.mm(hidden, weight.T, out=out)
         if bias is not None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Section
+from fastdraft_hf._config import Count, Number, Section
 from fastdraft_hf._errors import FastDraftError, change_texts, nearest, redacted, refuse_secrets
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
@@ -82,6 +82,11 @@ class Recipe(Section):
         "runs/draft", description="folder of the run; one folder a stage inside"
     )
     seed: Count = Field(0, ge=0, lt=2**32, description="of everything random")
+    max_hours: Annotated[Number, Field(gt=0, le=10_000)] | None = Field(
+        None,
+        description="time for the whole run, divided by the stages' max_minutes; rows, tokens and "
+        "measurements are cut to fit. The time in which nothing runs does not count",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     design: DesignConfig = Field(
         default_factory=DesignConfig, description="the draft's shape and initialization"

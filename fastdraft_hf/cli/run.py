@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from fastdraft_hf._atomic import read_json
 from fastdraft_hf._errors import FastDraftError
@@ -16,9 +19,6 @@ from fastdraft_hf._processes import is_main, stop
 if TYPE_CHECKING:
     from fastdraft_hf.recipe import Recipe
     from fastdraft_hf.stages.run import Run
-
-# What recipes/any.yaml is written for.
-_HOURS = 3.0
 
 _EPILOG = """\
 fastdraft run --target ORG/MODEL --hours 3
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--hours",
         type=float,
-        help=f"with --target: time for the whole run (default: {_HOURS}); work is cut to fit",
+        help="the recipe's max_hours (with --target: 3): time for the whole run; work is cut",
     )
     parser.add_argument("--stages", metavar="a,b", help="only these stages (default: all)")
     parser.add_argument(
@@ -67,35 +67,32 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    hours = [] if args.hours is None else [f"max_hours={args.hours}"]
+    overrides = [*hours, *args.overrides]
     if args.target is not None:
         given = [args.recipe] if args.recipe else []
-        recipe = general_recipe(args.target, args.params, args.hours, [*given, *args.overrides])
-    elif args.params is not None or args.hours is not None:
-        raise FastDraftError("run: --params and --hours belong to --target")
+        recipe = general_recipe(args.target, args.params, args.hours, [*given, *overrides])
+    elif args.params is not None:
+        raise FastDraftError("run: --params belongs to --target")
     else:
-        recipe = _read(args.recipe, args.overrides)
+        recipe = _read(args.recipe, overrides)
     stages = [s.strip() for s in args.stages.split(",") if s.strip()] if args.stages else None
-    run_stages(recipe, stages, args.dry_run)
+    run_stages(recipe, stages, args.dry_run, started)
 
 
 def general_recipe(
     target: str, params: str | None, hours: float | None, overrides: Sequence[str]
 ) -> Recipe:
-    """Return recipes/any.yaml for a target, with its minutes scaled to the hours.
+    """Return recipes/any.yaml for a target; more hours than its own raise its rows and tokens.
 
-    More hours than the recipe's raise its rows and tokens too. A target without a chat template
-    for Magpie gets code and free text only.
+    A target without a chat template for Magpie gets code and free text only.
     """
-    import yaml
-
     from fastdraft_hf._config import parse_count
     from fastdraft_hf.data.prompts import template_ends
     from fastdraft_hf.recipe import build_recipe
     from fastdraft_hf.target.resolve import folder_name, load_tokenizer, resolve_target
 
-    hours = _HOURS if hours is None else hours
-    if not 0 < hours < float("inf"):
-        raise FastDraftError(f"--hours: must be above 0, got {hours:g}")
     checkout = Path(__file__).resolve().parents[2] / "recipes" / "any.yaml"
     packaged = Path(__file__).with_name("any.yaml")
     file = packaged if packaged.exists() else checkout
@@ -103,7 +100,7 @@ def general_recipe(
     data |= {"target": target, "output_dir": f"runs/{folder_name(target)}"}
     if params is not None:
         data["design"]["params"] = params
-    sets, more = data["generate"]["sets"], max(1.0, hours / _HOURS)
+    sets = data["generate"]["sets"]
     tokenizer = load_tokenizer(resolve_target(target, weights=False).path, "target")
     try:
         template_ends(tokenizer)
@@ -111,9 +108,8 @@ def general_recipe(
         print(f"no set of instructions: {error}", file=sys.stderr)
         del sets["chat"]
         data["align"]["sources"] = [{"kind": "generated", "name": name} for name in sets]
+    more = max(1.0, (hours or 0.0) / data["max_hours"])
     for section in (*sets.values(), *(s for s in data.values() if isinstance(s, dict))):
-        if "max_minutes" in section:
-            section["max_minutes"] *= hours / _HOURS
         for key in {"rows", "max_train_tokens"} & section.keys():
             section[key] = int(more * parse_count(str(section[key])))
     return build_recipe(data, overrides)
@@ -141,7 +137,9 @@ def _read(source: str | None, overrides: list[str]) -> Recipe:
     return read_recipe(path / RECIPE, [f"output_dir={path}", *overrides])
 
 
-def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> None:
+def run_stages(
+    recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool, started: float | None = None
+) -> None:
     """Print the resolved recipe and run its stages, or say what would be run.
 
     The results of a wanted ``evaluate`` are printed at the end, also of one that was finished.
@@ -150,7 +148,8 @@ def run_stages(recipe: Recipe, wanted: Sequence[str] | None, dry_run: bool) -> N
     from fastdraft_hf.stages.run import Run
     from fastdraft_hf.stages.runner import choose, execute
 
-    run = Run(recipe, Path(recipe.output_dir), dry=dry_run)
+    started = started or time.monotonic()
+    run = Run(recipe, Path(recipe.output_dir), dry=dry_run, started=started)
     stages = _measurable(run, choose(recipe, wanted), wanted is not None)
     quiet_libraries()
     if is_main():
@@ -190,8 +189,6 @@ def _measurable(run: Run, stages: list[str], wanted: bool) -> list[str]:
 
 
 def _print_plan(run: Run, stages: Sequence[str]) -> None:
-    import yaml
-
     from fastdraft_hf.stages.design import preview
     from fastdraft_hf.stages.runner import grows
 

@@ -78,12 +78,6 @@ class GeneratedSet(Section):
         None, description="stop after this time; magpie: a quarter of it goes to the instructions"
     )
 
-    def minutes(self, *, instructions: bool = False) -> float | None:
-        """Return the share of ``max_minutes`` for the answers, or for Magpie's instructions."""
-        if self.max_minutes is None or self.kind != "magpie":
-            return self.max_minutes
-        return self.max_minutes * (0.25 if instructions else 0.75)
-
     def check_values(self) -> None:
         if self.kind == "dataset" and not self.dataset:
             raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")

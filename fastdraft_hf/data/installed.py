@@ -4,8 +4,6 @@ Only packages whose metadata name a permissive license are read. The metadata ar
 vendored file may have another license. The standard library has the PSF license.
 """
 
-from __future__ import annotations
-
 import ast
 import fnmatch
 import random
@@ -17,6 +15,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fastdraft_hf._atomic import read_json
 
 # In SPDX expressions, Trove classifiers and free text, by what they contain.
 _PERMISSIVE = re.compile(
@@ -146,32 +146,7 @@ def function_heads() -> Iterator[str]:
 # Much of what a target answers repeats words of its prompt, and a draft has to learn to copy them.
 # Magpie seldom generates a prompt that holds a text.
 # So these ask about a passage, which is {}.
-TASKS = (
-    "Rewrite this text in simpler words:\n\n{}",
-    "Rewrite the following so that it sounds more formal.\n\n{}",
-    "Correct the grammar and spelling of this text: {}",
-    "Summarize the following text in one sentence.\n\n{}",
-    "Summarize this: {}",
-    "{}\n\nWhat is the main point of this text?",
-    "Here is a text:\n\n{}\n\nList its most important points.",
-    "List the key terms of this passage and say what each of them means.\n\n{}",
-    "Turn this into bullet points:\n\n{}",
-    "Make this shorter without leaving anything important out: {}",
-    'Explain this to a beginner: "{}"',
-    "{}\n\nExplain the text above.",
-    "Write a title for this text, then the text itself with the title above it:\n\n{}",
-    "Rephrase: {}",
-    "Proofread this and give me the corrected version:\n\n{}",
-    "Write three questions about this text and answer them.\n\n{}",
-    "Quote the most important sentence of this text and say why it matters.\n\n{}",
-    "Translate the following into Spanish: {}",
-    "Continue this text:\n\n{}",
-    "Write an email to a colleague that explains this: {}",
-    'Is the tone of this text positive, negative or neutral? Give reasons.\n\n"{}"',
-    "Repeat this text word for word, then comment on it: {}",
-    "Use only what is said here to answer. What is it about, and who would need it?\n\n{}",
-    "Turn the text below into a dialogue between a student and a teacher.\n\n{}",
-)
+TASKS = read_json(Path(__file__).with_name("passage_tasks.json"))
 _SHORTEST, _LONGEST = 25, 140  # words
 # Markup, tables, lists, code and links are not prose.
 _MARKUP = re.compile(r"[`|<>{}\\=#*_]|https?:|::|>>>|\.\. |---|\[|\]")

@@ -33,6 +33,8 @@ PARTS = "part-*.parquet"
 ROWS_PER_PART = 1024
 # A part that is not full is written this often.
 FLUSH_SECONDS = 30.0
+# A time limit leaves a set so many tokens; fewer would give no block to train on.
+LEAST_TOKENS = 1024
 # In the folder of a set whose time is up.
 TIME_IS_UP = "time_is_up"
 
@@ -180,9 +182,9 @@ def write_rows(
         engine: generates.
         requests: numbered 0, 1, 2, …
         folder: of the parts.
-        max_minutes: stop after this time. What unfinished rows have by then is kept, as if it were
-            their length limit. Each process stops by its own clock; a run that resumes starts it
-            again.
+        max_minutes: stop after this time, but not before `LEAST_TOKENS`. What unfinished rows
+            have by then is kept, as if it were their length limit. Each process stops by its own
+            clock; a run that resumes starts it again.
 
     Raises:
         FastDraftError: a part is damaged. Finished rows are kept.
@@ -190,7 +192,8 @@ def write_rows(
     start, tokens = time.monotonic(), 0
 
     def is_over() -> bool:
-        return max_minutes is not None and time.monotonic() - start >= 60 * max_minutes
+        late = max_minutes is not None and time.monotonic() - start >= 60 * max_minutes
+        return late and tokens * world() >= LEAST_TOKENS
 
     def look() -> np.ndarray:
         if (folder / TIME_IS_UP).exists():

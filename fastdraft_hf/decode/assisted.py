@@ -5,20 +5,21 @@ With a draft there are two paths: stock assisted generation (``transformers``) a
 (``prompt-lookup``) drafts without a model, by copying from the text.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from unittest.mock import patch
 
+import torch
+from transformers import PreTrainedModel, set_seed
+
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf.decode.obstacles import is_openvino
+from fastdraft_hf.decode.patches import watch_stock_rounds
 from fastdraft_hf.decode.records import DecodingRecord, DecodingRecords, listener
 from fastdraft_hf.decode.settings import set_draft_length
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from fastdraft_hf.decode.speculative import assisted_decoding, drafting_of
 
 DraftPath = Literal["transformers", "ours", "prompt-lookup"]
 
@@ -30,8 +31,6 @@ Report = Callable[[DraftPath, int, int, int], None]
 @contextlib.contextmanager
 def report_rounds(target: PreTrainedModel, report: Report) -> Iterator[None]:
     """Call ``report`` for every round that ``target.generate`` runs in the block."""
-    from fastdraft_hf.decode.patches import watch_stock_rounds
-
     before = listener.get()
 
     def heard(row: int, drafted: int, accepted: int) -> None:
@@ -74,8 +73,6 @@ class _FirstToken:
 
 def _synchronize(*models: Any) -> None:
     """Wait for the models' GPUs: kernels run on after the call that started them has returned."""
-    import torch
-
     for device in {model.device for model in models if model is not None}:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -106,9 +103,6 @@ def decode(
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
     """
-    import torch
-    from transformers import set_seed
-
     inputs = torch.tensor([list(prompt_ids)], device=target.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
@@ -118,8 +112,6 @@ def decode(
         set_draft_length(draft.generation_config, num_assistant_tokens)
         sampling["assistant_model"] = draft
         if path == "ours":
-            from fastdraft_hf.decode.speculative import assisted_decoding
-
             sampling["custom_generate"] = assisted_decoding
     elif path == "prompt-lookup":
         sampling["prompt_lookup_num_tokens"] = num_assistant_tokens
@@ -215,8 +207,6 @@ class _Call:
     """One call of ``generate``: its arguments, and the rounds of every row."""
 
     def __init__(self, model: Any, given: dict[str, Any]) -> None:
-        from fastdraft_hf.decode.speculative import drafting_of
-
         self.model, self.given = model, given
         self.path: DraftPath = "transformers"
         self.rounds: dict[int, list[tuple[int, int]]] = {}
@@ -229,8 +219,6 @@ class _Call:
         self.rounds.setdefault(row, []).append((drafted, accepted))
 
     def records(self, output: Any, seconds: float) -> Iterator[DecodingRecord]:
-        from fastdraft_hf.decode.obstacles import is_openvino
-
         sequences = getattr(output, "sequences", output)[:, self._prompt_length() :].tolist()
         openvino = is_openvino(self.model) or is_openvino(self.given.get("assistant_model"))
         sampling = bool(self._setting("do_sample"))

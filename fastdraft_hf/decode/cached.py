@@ -3,20 +3,16 @@
 Shapes: B rows, n tokens fed, V vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import Cache, PreTrainedModel
 
 from fastdraft_hf.decode.patches import CACHE_NAME
 from fastdraft_hf.decode.skinny import with_skinny_linears
-
-if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
 
 
 def execution_device(model: Any) -> torch.device:

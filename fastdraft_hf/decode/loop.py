@@ -6,22 +6,18 @@ to the draft), one pass of the target over γ + 1 tokens, and one transfer of th
 Shapes: B rows that have not ended, g ≤ γ drafted tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
 from fastdraft_hf.decode.length import DraftLength
 from fastdraft_hf.decode.scores import Prefix, Scores, widen
 from fastdraft_hf.decode.text import Stops, Text
-
-if TYPE_CHECKING:
-    from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass

@@ -1,15 +1,22 @@
 """What our loop cannot do: each obstacle with its reason."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache, GenerationMixin
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PretrainedConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastdraft_hf._errors import FastDraftError
@@ -17,15 +24,6 @@ from fastdraft_hf.decode.cached import execution_device
 from fastdraft_hf.decode.patches import CACHE_NAME, is_stateful
 from fastdraft_hf.decode.scores import BY_ROW_NUMBER, keeps_state
 from fastdraft_hf.decode.text import ROW_BY_ROW
-
-if TYPE_CHECKING:
-    from transformers import (
-        GenerationConfig,
-        LogitsProcessorList,
-        PretrainedConfig,
-        PreTrainedModel,
-        StoppingCriteriaList,
-    )
 
 # What `generate` passes to any decoding method. Anything else is for a model of another kind.
 _KNOWN = {

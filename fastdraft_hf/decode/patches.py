@@ -3,24 +3,19 @@
 `tests/decode/test_corners.py` fails when one of them moves.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
-from transformers import DynamicCache, GenerationMixin
+import torch
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from fastdraft_hf._errors import FastDraftError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 # The cache's name in models, `generate` and their outputs. transformers 5.24 renamed it; what users
 # pass to `generate` keeps the old name.

@@ -3,16 +3,12 @@
 Sampling is exact for any draft distribution; processing both alike keeps acceptance high.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList
 
 # Processors that look at one row of scores and at nothing else, so that all rows and positions of a
 # block are processed in one call.

@@ -6,15 +6,14 @@ only (`fastdraft_hf.decode.loop`). The output is the target's own: token for tok
 distribution when sampling.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import StoppingCriteriaList as Criteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from fastdraft_hf._errors import FastDraftError
@@ -28,10 +27,6 @@ from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
 from fastdraft_hf.decode.text import Stops, Text
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
-    from transformers import StoppingCriteriaList as Criteria
 
 # transformers' own defaults for a draft whose generation config says nothing.
 _DEFAULTS = (20, "constant", 0.4)

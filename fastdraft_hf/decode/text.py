@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
     EosTokenCriteria,
+    GenerationConfig,
     MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 # Criteria that decide about each row of a batch by itself.
 ROW_BY_ROW = {EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria}

@@ -38,10 +38,11 @@ STOCK: Mapping[str, str] = {"ours": "alone", "ours-openvino": "ours-openvino-alo
 
 # The runtimes are timed one after the other, each with the other's models released. Both keep
 # threads (OpenMP's, TBB's) that spin for a while after a call and would slow down the other's next
-# one, and the target would be in memory twice.
+# one, and the target would be in memory twice. OpenVINO comes first: if the time is short, it is
+# the runtime to know about on the machines that have it.
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
-    "pytorch": ("transformers", "ours", "prompt-lookup"),
     "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
+    "pytorch": ("transformers", "ours", "prompt-lookup"),
 }
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
@@ -258,7 +259,8 @@ def run_bench(
 ) -> dict[Setting, list[DecodingRecord]]:
     """Time the settings and their baselines; return their records, as `complete_records` does.
 
-    ``folder`` keeps ``records.jsonl``; what it holds is not measured again.
+    ``folder`` keeps ``records.jsonl``; what it holds is not measured again. A time limit leaves out
+    prompts, then the last values of γ and the last paths, then PyTorch.
     """
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     journal = Journal(folder / "records.jsonl")
@@ -267,18 +269,22 @@ def run_bench(
         for name, paths in RUNTIMES.items()
         if (settings := all_settings([s for s in assisted if s.path in paths]))
     }
+    kept: list[Setting] = []
     for number, (name, settings) in enumerate(runtimes.items()):
         now = time.monotonic()  # each runtime gets an equal share of the time that is left
+        if number and now > end:
+            break
         deadline = now + (end - now) / (len(runtimes) - number)
         engine = load_engine(models, settings)
-        collect(name, engine, settings, prompts, config, journal, deadline)
+        kept += collect(name, engine, settings, prompts, config, journal, deadline)
         del engine
         gc.collect()  # before the next runtime loads its own models
         if models.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
-    return complete_records(journal, all_settings(assisted), prompts, config)
+    kept = [one for one in assisted if one in kept]
+    return complete_records(journal, all_settings(kept), prompts, config)
 
 
 def collect(
@@ -289,18 +295,23 @@ def collect(
     config: BenchConfig,
     journal: Journal,
     deadline: float = math.inf,
-) -> None:
+) -> list[Setting]:
     """Time every prompt in every setting, greedily; the settings take turns within a prompt.
 
     A drift of the machine's speed affects all settings alike. So does the position in the turn
     (caches, clock, heat): the order is reversed on every second prompt of a task set, and on the
     second repeat of every prompt.
 
-    Timings that ``journal`` has are not made again. After ``deadline``, of ``time.monotonic``, no
-    further prompt is started, once every task set has one.
+    Timings that ``journal`` has are not made again. No prompt is started that would end after
+    ``deadline``, of ``time.monotonic``, but for the first. Settings are left out from the end if
+    warming them up takes so long that one prompt would not fit, but for the first that drafts and
+    what it is compared to. Return the settings that draft and were timed.
     """
+    # An answer takes four warm-ups at most.
+    last_warm_up = time.monotonic() + (deadline - time.monotonic()) / 5
+    least = all_settings([s for s in settings if s.num_assistant_tokens][:1])
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
-    turns: list[tuple[EvaluationPrompt, dict[str, Setting], bool]] = []
+    turns: list[tuple[EvaluationPrompt, dict[str, Setting]]] = []
     for repeat in range(config.repeats):
         seen: Counter[str] = Counter()
         for prompt in prompts:
@@ -309,18 +320,26 @@ def collect(
             even = (repeat + number + tasks.index(prompt.task)) % 2 == 0
             labels = {s.label(repeat, prompt): s for s in settings[:: 1 if even else -1]}
             missing = {label: s for label, s in labels.items() if label not in journal}
-            turns.append((prompt, missing, repeat == number == 0))
-    due = sum(len(missing) for _, missing, _ in turns)
-    for setting in settings if due else ():  # not kept
-        decode(setting, prompts[0], min(_WARM_UP_TOKENS, config.max_new_tokens))
+            turns.append((prompt, missing))
+    due = sum(len(missing) for _, missing in turns)
+    warm = []
+    for setting in settings if due else ():
+        if setting in least or time.monotonic() < last_warm_up:
+            decode(setting, prompts[0], min(_WARM_UP_TOKENS, config.max_new_tokens))  # not kept
+            warm.append(setting)
     total = len(turns) * len(settings)
     with Progress(f"bench {name}", total, "answers", done=total - due) as progress:
-        for prompt, missing, needed in turns:
-            if not needed and time.monotonic() > deadline:
+        took = 0.0
+        for number, (prompt, missing) in enumerate(turns):
+            began = time.monotonic()
+            if number and began + took > deadline:
                 break
-            for label, setting in missing.items():
-                journal.add(label, decode(setting, prompt, config.max_new_tokens))
+            for label in [label for label, setting in missing.items() if setting in warm]:
+                journal.add(label, decode(missing[label], prompt, config.max_new_tokens))
                 progress.advance(1)
+            took = max(took, time.monotonic() - began)
+    timed = [s for s in settings if s.label(0, prompts[0]) in journal]
+    return [s for s in timed if s.num_assistant_tokens and s.baseline in timed]
 
 
 def complete_records(

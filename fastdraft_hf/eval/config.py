@@ -18,7 +18,7 @@ _TASKS_HELP = (
     f"held-out task sets: a list of {', '.join(KNOWN)}; or a mapping of names to settings "
     "(dataset, name, split, column, instruction, words, revision, rows)"
 )
-_MAX_MINUTES_HELP = "stop after so many minutes, with fewer prompts (at least one per task set)"
+_MAX_MINUTES_HELP = "stop after so many minutes, with fewer prompts (at least one)"
 
 
 class _Measuring(Section):

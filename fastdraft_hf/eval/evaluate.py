@@ -9,8 +9,6 @@ Prompts are dealt out to the processes, each of which keeps its answers in a fil
 seed of a sampled answer is that of its prompt, so results do not depend on the number of processes.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
@@ -18,7 +16,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from fastdraft_hf import _processes
 from fastdraft_hf._progress import Progress
@@ -39,9 +39,6 @@ from fastdraft_hf.eval.metrics import (
     mbsu,
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # The kinds of runs of one prompt.
 ALONE, GREEDY, SAMPLED, UNTRAINED = "alone", "greedy", "sampled", "untrained"
@@ -181,12 +178,12 @@ def _measure(
     if due:  # the first calls of a process are slow (threads, allocator) and not kept
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
             answer(setting, EvaluationPrompt("warm-up", "", plan[0][0].ids), seed, 8)
-    firsts = {prompt.task: prompt for prompt, _ in reversed(plan)}
     ratio = drafting_of(drafts[SAMPLED]).temperature_ratio if config.path == "ours" else 1.0
-    end = time.monotonic() + 60 * (config.max_minutes or math.inf)
+    end, took = time.monotonic() + 60 * (config.max_minutes or math.inf), 0.0
     with Progress("evaluate", sum(len(steps) for _, _, steps in due), "answers") as progress:
         for number, prompt, missing in due:
-            if time.monotonic() > end and firsts[prompt.task] != prompt:
+            began = time.monotonic()
+            if began + took > end and prompt != plan[0][0]:  # the first is always measured
                 break
             for label, setting in missing.items():
                 record = answer(setting, prompt, seed + number, config.max_new_tokens)
@@ -197,6 +194,7 @@ def _measure(
                     reading = text_acceptance(*pair, text, setting.temperature, ends, ratio)
                 journal.add(label, record, reading)
                 progress.advance(1)
+            took = max(took, time.monotonic() - began)
 
 
 def compare_greedy(

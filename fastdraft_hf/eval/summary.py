@@ -97,15 +97,19 @@ def held_out_sentence(evaluation: dict[str, Any]) -> str:
     return text if names else ""
 
 
+def cut_words(results: dict[str, Any]) -> str:
+    """Say how many prompts a time limit left, and which settings; "" if it left all."""
+    prompts, missing = results.get("prompts"), results.get("left_out")
+    cut = [f"not timed: {', '.join(missing)}"] if missing else []
+    if prompts and prompts["measured"] < prompts["drawn"]:
+        cut.insert(0, f"{prompts['measured']} of {prompts['drawn']} prompts")
+    return "; ".join(cut)
+
+
 def cut_sentence(results: dict[str, Any] | None) -> str:
-    """Say how many prompts a time limit left; "" if all were measured."""
-    prompts = (results or {}).get("prompts")
-    if not prompts or prompts["measured"] >= prompts["drawn"]:
-        return ""
-    return (
-        f"The time limit (max_minutes) was reached after {prompts['measured']} of "
-        f"{prompts['drawn']} prompts."
-    )
+    """Return `cut_words` as a sentence."""
+    words = cut_words(results or {})
+    return f"The time limit cut this to {words}." if words else ""
 
 
 def greedy_sentence(evaluation: dict[str, Any]) -> str:
@@ -203,11 +207,15 @@ def budget_sentence(summary: RunSummary) -> str:
 
 
 def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """Return one row per stage: its product, wall time and peak memory."""
+    """Return one row per stage: its product, what time cut, planned and wall time, peak memory."""
     return [
         {
             "stage": stage,
             "what": _PRODUCTS[stage](record["facts"]) if stage in _PRODUCTS else "",
+            "cut to": "; ".join(record.get("cut", [])),
+            "planned": f"{60 * planned:,.0f} s"
+            if (planned := record.get("planned_minutes"))
+            else "",
             "wall time": f"{record['wall_seconds']:,.0f} s",
             "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
         }

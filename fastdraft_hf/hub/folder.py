@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
+
 from fastdraft_hf._atomic import publish_folder, read_json, sha256_file, write_json
 from fastdraft_hf._card import (
     CARD,
@@ -178,8 +180,6 @@ def gather(
     Raises:
         FastDraftError: something is missing or not fit to be published; the file is named.
     """
-    from huggingface_hub import get_token
-
     if not is_model_id(repo_id, owner=True):
         raise FastDraftError(f"--repo-id: '{repo_id}' is not a repository id such as user/name")
     found = find_run(folder)

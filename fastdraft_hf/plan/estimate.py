@@ -3,8 +3,6 @@
 All of it is arithmetic. The assumptions are printed with the plan.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +15,7 @@ from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficie
 from fastdraft_hf.export.openvino import openvino_available
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
+from fastdraft_hf.stages.deadline import planned_minutes
 from fastdraft_hf.stages.runner import STAGES, planned
 from fastdraft_hf.target.resolve import load_config, resolve_target
 
@@ -105,6 +104,7 @@ class Plan:
         draft = load_config(given, "design.draft") if given else design_draft(config, recipe.design)
         self.recipe, self.machine = recipe, machine
         self.target, self.draft = shape_of(config), shape_of(draft)
+        self.limits = planned_minutes(recipe, round(self.target.parameters))
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
         if acceptance is None:
             acceptance = assumed_acceptance(recipe)
@@ -136,6 +136,9 @@ class Plan:
             found.append(line)
         return found
 
+    def _limit(self, part: str) -> float:
+        return 60 * (self.limits[part] or math.inf)
+
     def _loads(self, line: StagePlan, *shapes: Shape, element: float = 0) -> None:
         size = sum(shape.parameters for shape in shapes)
         line.seconds += 4.0 * size / LOAD_BANDWIDTH
@@ -165,12 +168,10 @@ class Plan:
                 step = self.machine.step(self.target, texts, prompt + steps / 2, engine)
                 reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
                 took = rows / devices * (reading + steps * step / texts)
-                limit = 60 * (wanted.minutes(instructions=label != name) or math.inf)
+                limit = self._limit(f"generate.{label}")
                 if took > limit:
-                    kept, rows = kept * limit / took, rows * limit / took
-                    # Completions that have started are finished.
-                    took = limit * (1 + min(1.0, batch * devices / rows))
-                    line.notes.append(f"{label}: cut to {rows:,.0f} rows by max_minutes")
+                    kept, rows, took = kept * limit / took, rows * limit / took, limit
+                    line.notes.append(f"{label}: cut to {rows:,.0f} rows by the time limit")
                 line.seconds += took
                 line.tokens += rows * length
                 self.sets[name] = (rows, prompt, length)
@@ -207,10 +208,10 @@ class Plan:
             self._loads(line, self.target)
             line.notes.append("with the target's distribution, online")
         line.tokens = float(config.max_train_tokens)
-        limit = 60 * (config.max_minutes or math.inf) * rate
+        limit = self._limit(name) * rate
         if line.tokens > limit:
             line.tokens = limit
-            line.notes.append(f"cut to {limit:,.0f} tokens by max_minutes")
+            line.notes.append(f"cut to {limit:,.0f} tokens by the time limit")
         batch = config.per_device_train_batch_size * length
         step = batch * config.gradient_accumulation_steps * line.devices
         evaluated = math.ceil(line.tokens / step / config.save_steps) * config.eval_rows * length
@@ -262,7 +263,10 @@ class Plan:
             prompt = EVALUATION_PROMPT / self.machine.read_rate(self.target, 75, path)
             seconds += count * (prompt + longest / tau * self._round(path, gamma))
             line.tokens += count * longest
-        line.seconds += seconds / line.devices
+        if (limit := self._limit(line.stage)) < seconds / line.devices:
+            line.notes.append("fewer prompts, by the time limit")
+            line.tokens *= limit * line.devices / seconds
+        line.seconds += min(limit, seconds / line.devices)
         if seconds:
             self._loads(line, self.target, self.draft)
 

@@ -1,7 +1,5 @@
 """Stage bench: wall clock of the target alone and with drafts, over γ, through each path."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +10,10 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.eval.speed import summarize
+from fastdraft_hf.eval.summary import cut_words
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
 
@@ -34,12 +34,15 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
     )
     assisted = bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
+    config = config.model_copy(update={"max_minutes": deadline.minutes(run, "bench")})
     timed = bench.run_bench(models, assisted, prompts, config, folder)
     measured = {(r.task, r.key) for records in timed.values() for r in records}
-    results = summarize(timed, assisted)
+    results = summarize(timed, [one for one in assisted if one in timed])
     counts = {"drawn": len(prompts), "measured": len(measured)}
-    write_json(folder / "results.json", {"prompts": counts, **results})
-    return {
+    missing = [f"{s.name} γ {s.num_assistant_tokens}" for s in assisted if s not in timed]
+    results |= {"prompts": counts, "left_out": missing}
+    write_json(folder / "results.json", results)
+    return {"cut": [cut_words(results)]} | {
         name: {key: found["overall"][key] for key in ("best_num_assistant_tokens", "is_speed_up")}
         for name, found in results["paths"].items()
     }

@@ -1,17 +1,23 @@
 """Stage evaluate: acceptance on held-out prompts, and greedy output compared token for token."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from fastdraft_hf import _processes
 from fastdraft_hf._atomic import write_json
 from fastdraft_hf.data.task_sets import TASK_NAMES, digest, load_task_set, settings_of
-from fastdraft_hf.eval.summary import TRAINING_STAGES
+from fastdraft_hf.draft.reduced_vocabulary import load_draft
+from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+from fastdraft_hf.eval.evaluate import evaluate
+from fastdraft_hf.eval.prompts import draw_prompts
+from fastdraft_hf.eval.summary import TRAINING_STAGES, cut_words
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer
 
@@ -20,13 +26,6 @@ logger = logging.getLogger(__name__)
 
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``records.jsonl`` and ``results.json``."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.eval.evaluate import evaluate
-    from fastdraft_hf.eval.prompts import draw_prompts
 
     config = run.recipe.evaluate
     device = resolve_device(run.recipe.device)
@@ -57,6 +56,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     designed = run.stage_folder("design")
     wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
     untrained = load(designed) if wanted and draft_folder != designed else None
+    limit = _processes.on_main(lambda: deadline.minutes(run, "evaluate"))
+    config = config.model_copy(update={"max_minutes": limit})
     results = evaluate(
         target, draft, prompts, config, folder, seed=run.recipe.seed, untrained=untrained
     )
@@ -70,7 +71,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
             "greedy output differs from the target's on %d prompts: %s", len(faults), faults
         )
     facts = {key: results[key] for key in ("greedy_identical", "greedy_prompts")}
-    return {**facts, "acceptance_rate": results["overall"]["sampled"]["acceptance_rate"]}
+    facts["acceptance_rate"] = results["overall"]["sampled"]["acceptance_rate"]
+    return {**facts, "cut": [cut_words(results)]}
 
 
 def not_held_out(run: Run) -> list[str]:

@@ -1,7 +1,5 @@
 """Stage generate: the target generates the completions that the draft learns from."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -12,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -39,11 +38,9 @@ from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_config, load_tokenizer, stop_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +73,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "engine": engine.name,
         "sets": {one.folder.name: one.generate(engine) for one in sets},
         "held_out": decontaminator.held_out,
+        "cut": [line for one in sets for line in one.cut],
     }
 
 
@@ -126,6 +124,7 @@ class _Set:
     decontaminator: Decontaminator
     prompts: Prompts = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can generate them."""
@@ -242,8 +241,11 @@ class _Set:
         # Two sets must not sample the same stream from the same prompt.
         seed = self.run.recipe.seed * 97 + zlib.crc32(source.encode()) % 1_000_000
         requests = build_requests(prompts, seed=seed, source=source, **how)
-        limit = self.wanted.minutes(instructions=folder != self.folder)
+        limit = on_main(lambda: deadline.minutes(self.run, f"generate.{source}"))
         write_rows(engine, requests, folder, max_minutes=limit)
+        found = on_main(lambda: len(stored_indices(folder)))
+        if found < len(requests):
+            self.cut.append(f"{source}: {found:,} of {len(requests):,} rows")
 
     def _generate_instructions(self, engine: Engine) -> None:
         """Have the target generate instructions, and keep the usable ones as prompts."""

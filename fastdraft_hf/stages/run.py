@@ -1,8 +1,7 @@
 """A run: a recipe, the folder that its stages fill, its lock, and the target."""
 
-from __future__ import annotations
-
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +17,26 @@ from fastdraft_hf.target.resolve import Target, resolve_target
 RECIPE = "recipe.yaml"
 # In the folder of every stage: what it was made with, and how.
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+# The number of a stage's runs and their time so far, in its partial folder.
+SESSIONS = "sessions.json"
 
 
 @dataclass
 class Run:
     """A recipe, its folder, and the target.
 
-    A ``dry`` run looks at no weights but their headers: to compare them takes seconds.
+    Attributes:
+        started: when this process began, by ``time.monotonic``.
+        spent: seconds that earlier processes ran in the folder.
+        dry: whether to look at no weights but their headers: to compare them takes seconds.
     """
 
     recipe: Recipe
     folder: Path
     _target: Target | None = field(default=None, repr=False)
     dry: bool = False
+    started: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
 
     @property
     def target(self) -> Target:

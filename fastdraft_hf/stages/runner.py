@@ -5,8 +5,6 @@ exists is finished. A stage resumes from its partial folder if its settings and 
 If new settings only ask for more of the same, its finished folder becomes the partial one again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -33,6 +31,7 @@ from fastdraft_hf.recipe import Recipe, resolve_device
 from fastdraft_hf.stages import (
     bench,
     card,
+    deadline,
     design,
     evaluate,
     export,
@@ -43,12 +42,9 @@ from fastdraft_hf.stages import (
     report,
     train,
 )
-from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, Run, locked
+from fastdraft_hf.stages.run import CONFIG, PROVENANCE, RECIPE, SESSIONS, Run, locked
 
 logger = logging.getLogger(__name__)
-
-# The number of a stage's runs and their time so far, in its partial folder.
-SESSIONS = "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,7 @@ def execute(run: Run, stages: Sequence[str]) -> None:
 
     def prepare() -> None:
         check_finished(run, stages)
+        run.spent = deadline.seconds_spent(run)
         # For commands that name only the folder.
         recipe = yaml.safe_dump(run.recipe.resolved(), sort_keys=False)
         write_text(run.folder / RECIPE, recipe)
@@ -314,13 +311,9 @@ class _StageOfRun:
             self.move_aside()
         logger.info("%s: %s", self.name, "resumes" if self.partial.exists() else "starts")
         self.partial.mkdir(exist_ok=True)
-        path, runs, seconds = self.partial / SESSIONS, 0, 0.0
-        if path.exists():
-            earlier = read_json(path)
-            runs, seconds = earlier["runs"], earlier["seconds"]
-            if "started" in earlier:  # killed; the newest file says when
-                newest = max(file.stat().st_mtime for file in self.partial.rglob("*"))
-                seconds += max(0.0, newest - earlier["started"])
+        path = self.partial / SESSIONS
+        runs = read_json(path)["runs"] if path.exists() else 0
+        seconds = deadline.unfinished_seconds(self.partial)
         write_json(path, {"runs": runs + 1, "seconds": seconds, "started": time.time()})
         # Also when resuming: more may be wanted, or the folder may be older than a setting.
         write_text(self.partial / CONFIG, yaml.safe_dump(wanted, sort_keys=False))
@@ -360,6 +353,7 @@ class _StageOfRun:
         record = read_record(self.partial)  # of a stage that grew or was repaired
         sessions = read_json(self.partial / SESSIONS)
         seconds = sessions["seconds"] + time.time() - sessions["started"]
+        plan = deadline.planned(self.run)
         write_json(
             self.partial / PROVENANCE,
             provenance.describe(
@@ -372,6 +366,8 @@ class _StageOfRun:
                 inputs=self.wanted()["inputs"],
                 processes=world() if self.stage.parallel else 1,
                 wall_seconds=round(seconds, 1),
+                planned_minutes=sum(plan[p] or 0.0 for p in plan if p.startswith(self.name)),
+                cut=[text for text in facts.pop("cut", []) if text],
                 runs=sessions["runs"],
                 weights=provenance.weights(self.partial),
                 facts=facts,

@@ -1,33 +1,33 @@
 """Stages pretrain, continue and align: one training loop over different text, in every process."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._processes import barrier, is_main, on_main
 from fastdraft_hf.data.columns import IGNORED
 from fastdraft_hf.data.corpus import Corpus, open_completions, open_corpus, summary_lines
 from fastdraft_hf.data.task_sets import Decontaminator
+from fastdraft_hf.decode.settings import store_draft_settings
+from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
+from fastdraft_hf.eval.expected import Continuation, fit_temperature_ratio
 from fastdraft_hf.recipe import distribution_source, resolve_device
+from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer
+from fastdraft_hf.train import loop
 from fastdraft_hf.train.section import TrainingSection
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     """Train the newest draft: ``pretrain`` and ``continue`` on text, ``align`` on completions."""
-    from fastdraft_hf.train.loop import train
-
     section = run.recipe.training_stages()[name]
     start_model = run.latest_model(before=name)
     tokenizer = load_tokenizer(run.target.path, "target")
@@ -36,10 +36,11 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     data, trained = folder / "data", folder / "facts.json"
     if not on_main(trained.exists):
         corpus = open_rows(run, data, name, section, tokenizer)
-        facts = train(
+        limit = on_main(lambda: deadline.minutes(run, name))
+        facts = loop.train(
             start_model,
             folder / "work",
-            section,
+            section.model_copy(update={"max_minutes": limit}),
             train_dataset=corpus.train,
             eval_dataset=corpus.eval,
             stream=corpus.stream,
@@ -62,15 +63,14 @@ def run(run: Run, folder: Path, name: str) -> dict[str, Any]:
     if is_main():
         for used in (folder / "work", data):  # checkpoints and data are no longer needed
             shutil.rmtree(used, ignore_errors=True)
-    return dict(on_main(lambda: read_json(trained)))
+    facts, wanted = dict(on_main(lambda: read_json(trained))), section.max_train_tokens
+    if facts["max_train_tokens"] < wanted:
+        facts["cut"] = [f"{facts['tokens']:,} of {wanted:,} tokens"]
+    return facts
 
 
 def _fit_temperature(run: Run, folder: Path, rows: Any) -> dict[str, float]:
     """Choose the draft's temperature on the rows held out from alignment, and store it."""
-    from fastdraft_hf.decode.settings import store_draft_settings
-    from fastdraft_hf.draft.reduced_vocabulary import load_draft
-    from fastdraft_hf.eval.expected import Continuation, fit_temperature_ratio
-
     device = resolve_device(run.recipe.device)
     pair = [load_draft(path, dtype="auto").to(device).eval() for path in (run.target.path, folder)]
     limit = run.recipe.training_stages()["align"].max_length

@@ -187,38 +187,51 @@ def read_stream_state(checkpoint: Path) -> dict[str, Any]:
 class TimeBudget(TrainerCallback):
     """Cuts ``max_train_tokens`` to what ``max_minutes`` affords at the rate of the first steps.
 
-    ``plan.json`` in ``output_dir`` holds the cut and its step, so that a resumed run repeats it.
+    The minutes begin when the trainer is made. The rate is measured earlier if half of them are
+    over, and again after twice as many steps and so on, since other work may slow the machine down.
+    ``plan.json`` in ``output_dir`` holds the cuts and their steps; a resumed run repeats them.
     """
+
+    def __init__(self) -> None:
+        self._begun, self._next = time.monotonic(), _WARM_STEPS + _TIMED_STEPS
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._path, self._first = Path(args.output_dir) / "plan.json", state.global_step
+        self._wanted = int(args.max_train_tokens)
         known = state.is_world_process_zero and self._path.exists()
-        self._plan = broadcast_object_list([read_json(self._path) if known else None])
+        self._cuts = broadcast_object_list([read_json(self._path) if known else []])[0]
         self._cut(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step, seen = state.global_step - self._first, state.num_input_tokens_seen
         if step == _WARM_STEPS:
             self._start = time.monotonic(), seen
-        elif step == _WARM_STEPS + _TIMED_STEPS and self._plan[0] is None:
-            rate = (seen - self._start[1]) / (time.monotonic() - self._start[0])
-            affordable, wanted = int(60 * args.max_minutes * rate), int(args.max_train_tokens)
-            if affordable < wanted:
+        now = time.monotonic()
+        due = step == self._next
+        if _WARM_STEPS < step < self._next == _WARM_STEPS + _TIMED_STEPS:  # before the first time
+            due = broadcast_object_list([now > self._begun + 30 * args.max_minutes])[0]
+        if due:
+            self._next *= 2
+            rate = (seen - self._start[1]) / (now - self._start[0])
+            left = max(0.0, 60 * args.max_minutes + self._begun - now)
+            affordable, wanted = int(seen + left * rate), int(args.max_train_tokens)
+            cut = {"max_train_tokens": affordable, "tokens_per_second": round(rate, 1)}
+            cut = broadcast_object_list([cut | {"after_step": state.global_step}])[0]
+            # A second cut of a few percent is noise.
+            if cut["max_train_tokens"] < (0.95 if self._cuts else 1.0) * wanted:
                 logger.warning(
                     f"this machine trains {rate:,.0f} tokens per second: {affordable:,} instead of "
-                    f"{wanted:,} tokens fit into max_minutes: {args.max_minutes:g}"
+                    f"{self._wanted:,} tokens fit into {args.max_minutes:.3g} minutes"
                 )
-            plan = {"max_train_tokens": max(1, min(affordable, wanted)), "asked_for": wanted}
-            plan |= {"tokens_per_second": round(rate, 1), "after_step": state.global_step}
-            self._plan = broadcast_object_list([plan])
-            if state.is_world_process_zero:
-                write_json(self._path, self._plan[0])
+                self._cuts.append(cut)
+                if state.is_world_process_zero:
+                    write_json(self._path, self._cuts)
         self._cut(args, state)
 
     def _cut(self, args: Any, state: Any) -> None:
-        plan = self._plan[0]
-        if plan is not None and state.global_step >= plan["after_step"]:
-            args.max_train_tokens = plan["max_train_tokens"]
+        for cut in self._cuts:
+            if state.global_step >= cut["after_step"]:
+                args.max_train_tokens = cut["max_train_tokens"]
 
 
 class TokenBudget(TrainerCallback):

@@ -83,8 +83,8 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
         (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
         (["run"], "run: give a recipe file, the folder of a run, or settings such as target=ID"),
-        (["run", "--hours", "3"], "run: --params and --hours belong to --target"),
-        (["run", "--target", "T", "--hours", "0"], "--hours: must be above 0, got 0"),
+        (["run", "--params", "50M"], "run: --params belongs to --target"),
+        (["run", "--hours", "0"], "max_hours: must be above 0, got 0"),
         (["run", "--target", "./none", "--dry-run"], "target: the folder none does not exist"),
         (["run", "."], ". is not the folder of a run: it holds no recipe.yaml"),
         (["run", "output_dir=x", "design.params=ten"], "design.params: expected a whole"),
@@ -214,10 +214,11 @@ def test_a_target_alone_is_enough(
     assert [*recipe.generate.sets] == sets
     assert {source.name for source in recipe.align.sources} <= {*sets}
     assert re.search(r"draft: 2 layers of width \d+, .* read per token", captured.err)
-    minutes, tokens = recipe.align.max_minutes, recipe.align.max_train_tokens
+    assert recipe.max_hours == 0.5
+    tokens = recipe.align.max_train_tokens
     assert cli.main([*words, "--hours", "6"]) == 0
-    longer = build_recipe(yaml.safe_load(capsys.readouterr().out)).align
-    assert (longer.max_minutes, longer.max_train_tokens) == (12 * minutes, 2 * tokens)
+    longer = build_recipe(yaml.safe_load(capsys.readouterr().out))
+    assert (longer.max_hours, longer.align.max_train_tokens) == (6, 2 * tokens)
 
 
 def test_a_target_whose_cache_cannot_roll_back(

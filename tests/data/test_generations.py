@@ -124,6 +124,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        monkeypatch.setattr(parts, "LEAST_TOKENS", 0)
         monkeypatch.setattr(parts, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def engine(self, seconds: float, **given: Any) -> FakeEngine:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,16 +117,43 @@ def test_a_killed_bench_times_only_what_is_missing(tmp_path: Path) -> None:
     assert finished.calls == []
 
 
-def test_after_the_deadline_one_prompt_of_each_task_is_timed(tmp_path: Path) -> None:
-    journal = run(tmp_path, FakeDecode(), deadline=time.monotonic() - 1)
-    assert timed(journal, PROMPTS) == ["H/0"]  # the second prompt of humaneval ended it
-    turns = [PROMPTS[0], PROMPTS[2], PROMPTS[1]]
-    other = Journal(tmp_path / "other.jsonl")
-    bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other, time.monotonic() - 1)
-    assert timed(other, turns) == ["H/0", "7"]
+class SlowDecode(FakeDecode):
+    """Takes a second for a warm-up and four for an answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now = 0.0
+        monkeypatch.setattr(bench.time, "monotonic", lambda: self.now)
+
+    def __call__(self, *given: Any) -> DecodingRecord:
+        self.now += 1 if given[2] == 16 else 4
+        return super().__call__(*given)
+
+
+def test_a_short_time_leaves_out_prompts_then_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect(name: str, seconds: float) -> tuple[list[Setting], Journal]:
+        decode, journal = SlowDecode(monkeypatch), Journal(tmp_path / name)
+        kept = bench.collect("x", decode, SETTINGS, PROMPTS, CONFIG, journal, seconds)
+        assert decode.now <= max(seconds, 10)
+        return kept, journal
+
+    # Six settings: 6 s of warm-up, then 24 s a prompt.
+    kept, journal = collect("two", 6 + 2 * 24 + 5)
+    assert kept == SETTINGS[2:]
+    assert timed(journal, PROMPTS) == ["H/0", "H/1"]
+    kept, journal = collect("one", 25)  # γ = 2 is left out, of one path or both
+    assert kept == SETTINGS[2:5]
+    assert len(journal) == 5
+    # No time at all: one prompt, target alone and the first setting.
+    kept, journal = collect("none", -1)
+    assert kept == [Setting("transformers", "", 1)]
+    assert {record.path for record in journal.values()} == {"alone", "transformers"}
     # A later start without a limit completes it.
-    bench.collect("x", FakeDecode(), SETTINGS, turns, CONFIG, other)
-    assert timed(other, turns) == ["H/0", "7", "H/1"] * 2
+    kept = bench.collect("x", FakeDecode(), SETTINGS, PROMPTS, CONFIG, journal)
+    assert kept == SETTINGS[2:]
+    assert timed(journal, PROMPTS) == ["H/0", "H/1", "7"] * 2
 
 
 @pytest.mark.parametrize(

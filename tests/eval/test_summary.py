@@ -125,7 +125,7 @@ def test_the_terminal_shows_the_benchmark(
         verdict(bench_results),
         "ours, draft reduced",
         "1.10 (1.00 to 1.20)",  # our kernels over stock decoding
-        "The time limit (max_minutes) was reached after 3 of 16 prompts.",
+        "The time limit cut this to 3 of 16 prompts.",
     ):
         assert words in shown
     assert "The target alone is faster" not in shown
@@ -148,12 +148,16 @@ def test_greedy_differences_are_ties_or_faults(run_summary: RunSummary) -> None:
 
 
 def test_every_stage_says_what_it_did_and_cost(run_summary: RunSummary) -> None:
+    cut = {"cut": ["chat: 812 of 6,000 rows", "code: 9 of 10 rows"], "planned_minutes": 1.5}
+    run_summary.provenance["generate"] |= cut
     rows = {row["stage"]: row for row in stage_rows(run_summary.provenance)}
     assert list(rows) == list(run_summary.provenance)
     assert rows["design"]["what"] == "10,000,000 parameters, initialization: project"
     assert rows["generate"]["what"] == (
         "1,234 texts, 34,567 tokens written by the target (openvino)"
     )
+    assert rows["generate"]["cut to"] == "chat: 812 of 6,000 rows; code: 9 of 10 rows"
+    assert (rows["generate"]["planned"], rows["align"]["planned"]) == ("90 s", "")
     assert rows["align"]["what"] == "400,000 tokens in 1,500 steps"
     assert rows["export"]["what"] == "OpenVINO left out"
     assert rows["align"]["peak memory"] == "1.5 GiB"

@@ -66,10 +66,17 @@ def test_limits_in_minutes_cut_text_and_tokens(words: list[str]) -> None:
     align, generate = found["align"], found["generate"]
     assert "cut to" in align.notes[0]
     assert 240 < align.seconds < 300  # the limit, evaluation and loading
-    # And the completions that were started.
-    assert 60 * (1 + 3.3 + 2) < generate.seconds < 60 * 16
-    assert len([n for n in generate.notes if "max_minutes" in n]) == 3
+    assert 60 * (1 + 3.3 / 4 + 2) < generate.seconds < 60 * 7
+    assert len([n for n in generate.notes if "time limit" in n]) == 3
     assert found["pretrain"].tokens < 32_000
+
+
+def test_hours_bound_the_whole_run(words: list[str]) -> None:
+    slow = dataclasses.replace(CPU, flops=CPU.flops / 6)
+    longer = sum(stage.seconds for stage in plan_quickstart(words, slow).stages)
+    plan = plan_quickstart([*words, "max_hours=0.3"], slow)
+    assert sum(stage.seconds for stage in plan.stages) < 0.33 * 3600 < longer
+    assert "fewer prompts, by the time limit" in stages(plan)["bench"].notes
 
 
 def test_optional_stages_cost_something(words: list[str]) -> None:

@@ -123,18 +123,16 @@ def test_a_minute_budget_can_only_cut(
     def trained(name: str, **changes: Any) -> Any:
         return run(start_model, tiny_tokenizer, data, tmp_path / name, config(**changes))
 
-    assert trained("a", max_minutes=1e-9)["steps"] == 5  # the cut is made after them
+    assert trained("a", max_minutes=1e-9)["steps"] == 3  # two that warm up, one that is timed
     trained("b", max_minutes=1e6)
     trained("c")
-    plan = json.loads((tmp_path / "b" / "plan.json").read_text())
-    assert plan["max_train_tokens"] == STEPS * 4 * LENGTH
-    assert plan["tokens_per_second"] > 0
+    assert not (tmp_path / "b" / "plan.json").exists()
     assert same(weights(tmp_path / "b"), weights(tmp_path / "c"))
     # A resumed run makes the same cut at the same step.
     plan = {"max_train_tokens": 7 * 4 * LENGTH, "after_step": 5}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "plan.json").write_text(json.dumps(plan))
+        (tmp_path / name / "plan.json").write_text(json.dumps([plan]))
     facts = trained("whole", max_minutes=1)
     assert facts["steps"] == 7
     for step in (3, 6):

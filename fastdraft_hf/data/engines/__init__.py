@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import torch
 
 from fastdraft_hf._errors import FastDraftError
-
-if TYPE_CHECKING:
-    import torch
 
 EngineName = Literal["auto", "openvino", "transformers"]
 
@@ -191,8 +190,6 @@ class RowSampler:
     """
 
     def __init__(self, requests: Sequence[Request], prompt_length: int) -> None:
-        import torch
-
         self._rows = [i for i, r in enumerate(requests) if r.temperature > 0]
         sampled = [requests[i] for i in self._rows]
         self._start = prompt_length
@@ -243,7 +240,6 @@ class TransformersEngine:
     def __init__(
         self, folder: Path, stop_ids: set[int], batch_size: int = 64, device: str = "cpu"
     ) -> None:
-        import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -272,7 +268,6 @@ class TransformersEngine:
                     return
 
     def _batch(self, watch: _Watch) -> list[Completion]:
-        import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         batch, width = watch.batch, watch.width
@@ -307,8 +302,6 @@ class _Watch:
     def __init__(
         self, batch: list[Request], stop_ids: set[int], on_tokens: Callable[[int], bool | None]
     ) -> None:
-        import torch
-
         self.batch, self.over, self._on_tokens = batch, False, on_tokens
         self.width = max(len(request.prompt_ids) for request in batch)
         self._limits = torch.tensor([request.max_new_tokens for request in batch])
@@ -317,8 +310,6 @@ class _Watch:
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return which rows [B] are done."""
-        import torch
-
         new = int(self._running.sum())
         self._running &= ~torch.isin(input_ids[:, -1].cpu(), self._stops)
         self._running &= input_ids.shape[1] - self.width < self._limits
