@@ -4,8 +4,6 @@ Heavy modules are imported on first use, so that ``import fastdraft_hf`` and ``f
 answer at once.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from typing import TYPE_CHECKING, Any

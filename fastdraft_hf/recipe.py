@@ -5,8 +5,6 @@ Its sections are the configs of the packages they configure; the keys of the fil
 command line apply last.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path

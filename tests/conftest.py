@@ -1,7 +1,5 @@
 """Fixtures every part of the suite shares. Everything is offline; the embedded target is real."""
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,7 +1,5 @@
 """A whole recipe through the real command line, on the real target, with kills in the middle."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

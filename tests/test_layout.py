@@ -1,7 +1,5 @@
 """The folders' one-way rule: a folder imports those above it in the list, never those below."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two real processes: values broadcast from the main one, and its errors raised in both."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

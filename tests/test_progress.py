@@ -1,7 +1,5 @@
 """The display of a long piece of work."""
 
-from __future__ import annotations
-
 import sys
 import time
 

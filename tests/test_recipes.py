@@ -1,7 +1,5 @@
 """Recipes for machines nobody has here: what can be checked without weights and network."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """The draft that lies in the repository, used as anybody would: with nothing of ours."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

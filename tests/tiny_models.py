@@ -1,7 +1,5 @@
 """What fixtures and tests do to tiny models; pytest puts this folder on the path."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

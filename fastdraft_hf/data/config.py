@@ -1,7 +1,5 @@
 """Settings of the sections ``generate`` and ``logits``."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Scale a target's config down to a draft's: the same architecture within a parameter budget."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Sections ``evaluate`` and ``bench`` of a recipe."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field

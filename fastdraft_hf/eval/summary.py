@@ -1,7 +1,5 @@
 """A run's records as rows and sentences, for the card, the report and the terminal."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It goes by the names of folders and imports no stage, so that a folder copied fr
 can be pushed too.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

@@ -1,7 +1,5 @@
 """`DraftDistillationConfig`: TRL's `SFTConfig` plus the draft trainer's own settings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -6,15 +6,16 @@ acceptance on rows that no probe reads (`fastdraft_hf.eval.expected`). A short t
 designs that learn fast: use as many tokens as time allows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -27,13 +28,10 @@ from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
 from fastdraft_hf.eval.expected import Continuation, expected_rounds, text_acceptance
 from fastdraft_hf.eval.metrics import block_efficiency
-from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
+from fastdraft_hf.target.resolve import Target, load_tokenizer, stop_ids
 from fastdraft_hf.train.loop import train
 from fastdraft_hf.train.section import training_section
 from fastdraft_hf.tune.config import TuneConfig
-
-if TYPE_CHECKING:
-    from fastdraft_hf.target.resolve import Target
 
 # Tokens of a sequence, sequences of a step.
 _SEQUENCE, _BATCH = 512, 4
@@ -144,9 +142,6 @@ class Probes:
 
     def _measured(self, folder: Path) -> dict[str, float]:
         """Return γ -> block efficiency of a draft; both models read the texts in float32."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
         target, draft = (
             AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
             .to(self._device)

@@ -5,19 +5,18 @@ their OpenVINO exports (``openvino-int8/``), ``timings.json`` by design and repe
 ``results.json`` is written each time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from transformers import PretrainedConfig
 
 from fastdraft_hf._atomic import atomic_folder, read_json, write_json
 from fastdraft_hf._errors import FastDraftError
@@ -28,15 +27,10 @@ from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency
 from fastdraft_hf.export.openvino import cached_openvino, export_openvino, require_openvino
-from fastdraft_hf.target.resolve import load_config
+from fastdraft_hf.target.resolve import Target, load_config
 from fastdraft_hf.tune.config import TuneConfig
 from fastdraft_hf.tune.probe import Probes
 from fastdraft_hf.tune.timing import LoopTimer
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from fastdraft_hf.target.resolve import Target
 
 logger = logging.getLogger(__name__)
 

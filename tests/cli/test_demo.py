@@ -1,7 +1,5 @@
 """`fastdraft demo`: what it prints, on a terminal and into a pipe, and what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import re

@@ -1,7 +1,5 @@
 """`fastdraft plan`: the table, the command to run, and refused arguments."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 from dataclasses import replace

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from fastdraft_hf.data.installed import function_heads

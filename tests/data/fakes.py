@@ -1,7 +1,5 @@
 """An engine that generates known rows in any order and dies on request, and simulated processes."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice

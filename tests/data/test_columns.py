@@ -1,7 +1,5 @@
 """The columns of a stored distribution: written, saved, loaded, checked and collated unchanged."""
 
-from __future__ import annotations
-
 import tempfile
 from typing import Any
 

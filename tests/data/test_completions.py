@@ -1,7 +1,5 @@
 """Rows that align reads, from generated sets and from stored distributions."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packed text of a stage: shares, what is held out, kills, and a stream that resumes anywhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import islice

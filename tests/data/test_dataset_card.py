@@ -1,7 +1,5 @@
 """The card of a finished set, read back by the Hub's client and by `datasets`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

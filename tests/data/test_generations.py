@@ -1,7 +1,5 @@
 """A set of generated rows: written, killed, resumed, grown, damaged, and limited in time."""
 
-from __future__ import annotations
-
 import errno
 import tempfile
 from pathlib import Path

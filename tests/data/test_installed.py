@@ -1,7 +1,5 @@
 """Installed packages and the standard library: which licenses are read, and what of a file."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import sys

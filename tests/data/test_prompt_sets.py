@@ -1,7 +1,5 @@
 """Prompts of any dataset, read by the real `datasets`."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The server engine against a real HTTP server on loopback that speaks vLLM's protocol."""
 
-from __future__ import annotations
-
 import logging
 import random
 import threading

@@ -1,7 +1,5 @@
 """The sources of training text: their checks, and documents of every kind from any position."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import json

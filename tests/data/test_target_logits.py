@@ -1,7 +1,5 @@
 """The target's stored distribution: what is written is what a plain forward pass gives."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Task sets by name and by column, and the texts that overlap them. The Hub is stood in for."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import json

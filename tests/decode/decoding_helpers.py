@@ -1,7 +1,5 @@
 """What several tests of this folder call; pytest puts the folder on the path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

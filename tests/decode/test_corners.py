@@ -1,7 +1,5 @@
 """Around a call: threads, offloading, compiled and short drafts, near-ties, private hooks."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import threading

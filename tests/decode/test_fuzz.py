@@ -4,8 +4,6 @@ A sample runs by default and everything with ``-m slow``. Sampling is tested aga
 distribution in `test_sampling_is_exact.py`.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import warnings

@@ -1,7 +1,5 @@
 """`num_assistant_tokens_schedule = "cost"`: as many drafts as pay, and the target's own text."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable

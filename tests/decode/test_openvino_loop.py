@@ -1,7 +1,5 @@
 """Our loop with ``OVModelForCausalLM`` as target, as draft and as both; and GenAI's pipeline."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cache in pages: the same numbers as a whole pass, whatever is fed, taken back and left."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

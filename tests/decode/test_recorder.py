@@ -1,7 +1,5 @@
 """The recorder: a record of every answer, whatever wrote it, that adds up to what was emitted."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sampled text is distributed as the target's own, shown by a chi-square test on three tokens."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Our loop against the target alone and against stock assisted generation, greedily."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tiny models of many families, with weights lively enough that greedy text varies."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny targets of every family, and the configs of real ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`build_draft`, and the stage that writes its result."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

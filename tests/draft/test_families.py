@@ -1,7 +1,5 @@
 """Every family, through everything that is asked of a draft."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

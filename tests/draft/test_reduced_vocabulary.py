@@ -1,7 +1,5 @@
 """Reduced heads: which ids, the file beside a checkpoint, our loop, and OpenVINO."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Records and a run's summary made by hand, so that every figure can be checked by head."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

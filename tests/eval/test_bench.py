@@ -1,7 +1,5 @@
 """What is timed and in which order."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every setting of a runtime decodes through models that are loaded once."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An evaluation of tiny models: complete, resumable, and the same for any number of processes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The teacher-forced estimator against decoding itself, written out over every possible outcome."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """The modules for `evaluate`: they load offline, and count what the package's formulas count."""
 
-from __future__ import annotations
-
 import doctest
 from collections.abc import Callable
 from typing import Any

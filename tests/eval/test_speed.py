@@ -1,7 +1,5 @@
 """What the timings say: every figure is checked against times that were chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

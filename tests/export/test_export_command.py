@@ -1,7 +1,5 @@
 """`fastdraft export openvino|gguf MODEL`: what is made, what is said about it, what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """GGUF files are read back through transformers: weights, names, settings are the model's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -5,8 +5,6 @@ tokens, sizes, hashes, parents of commits, metadata of cards. Every request is n
 ``faults`` breaks a chosen one.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A draft of the real target: trained, exported, pushed, pulled and used, as a user would do it."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

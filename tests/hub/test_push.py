@@ -1,7 +1,5 @@
 """`fastdraft push` and `pull` through the real client, over HTTP, with requests that break."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

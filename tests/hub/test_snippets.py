@@ -5,8 +5,6 @@ users start from is run, with tiny models in place of those that it names. A blo
 ``<!-- untried: reason -->`` is for tools that are not on this machine and is only parsed.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

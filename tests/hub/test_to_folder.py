@@ -1,7 +1,5 @@
 """`fastdraft push --to-folder`: what a push would send, as a folder that from_pretrained loads."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

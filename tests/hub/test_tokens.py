@@ -1,7 +1,5 @@
 """A planted token is nowhere in what is printed or written, wherever a user put it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stages of a recipe against a run that was measured; limits; whole plans."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from pathlib import Path

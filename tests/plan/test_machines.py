@@ -1,7 +1,5 @@
 """Devices, sizes of models, and rooflines."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A run that cannot write: on a disk that fills up (by the limit of a file's size), or at all."""
 
-from __future__ import annotations
-
 import re
 import resource
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Stage evaluate on a tiny pair: several settings, a task of one's own, and the report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

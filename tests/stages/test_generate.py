@@ -1,7 +1,5 @@
 """Stage generate over real tokenizers and files, with an engine that writes known texts."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a recipe's evaluate and bench name is kept out of everything that recipe trains on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stage logits and what align does with it: real stages on a tiny target, killed in the middle."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Stage reduced_vocabulary: the second draft is exported, timed and measured."""
 
-from __future__ import annotations
-
 import json
 import logging
 import random

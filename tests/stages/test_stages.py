@@ -1,7 +1,5 @@
 """Stages that need no training: what they refuse, and what they leave out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole pretrain stage on a corpus, written and streamed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

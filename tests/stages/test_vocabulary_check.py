@@ -1,7 +1,5 @@
 """Every stage that pairs two models refuses other vocabularies, and through one function."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Target folders that are damaged or not what they say: one line before any work."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

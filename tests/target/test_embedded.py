@@ -1,7 +1,5 @@
 """The real embedded target: its conversion is silent when it is wrong, so facts are checked."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

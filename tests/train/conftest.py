@@ -1,7 +1,5 @@
 """A draft to start from, trainers, and one start of two processes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The objective as plain formulas over full tables; no loss here is the package's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 

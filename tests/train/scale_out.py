@@ -4,8 +4,6 @@
 two processes with half of it each.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

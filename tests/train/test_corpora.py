@@ -1,7 +1,5 @@
 """Training on corpora: a stream that is killed and resumed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Two processes with half the batch each do what one does with all of it; what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Stored distributions: what top-k keeps, what float16 costs, logits from hidden states."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

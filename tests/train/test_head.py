@@ -1,7 +1,5 @@
 """The fused head against float64 tables written out here: values, gradients, counts and memory."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any

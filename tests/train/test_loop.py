@@ -1,7 +1,5 @@
 """Training runs: killed ones resume bit for bit, and nothing is sent over the network."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

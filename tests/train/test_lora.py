@@ -1,7 +1,5 @@
 """Low-rank adapters: re-alignment through the loop and from Python, killed, merged and used."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The terms against their formulas, what holds over buckets, and the registry."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Sampled softmax: what is scored, that all drawn is the whole, and right on average."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Streamed data: a budget of tokens over several passes, killed and resumed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Distributions through the whole trainer: every way of batching against float64, every refusal."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Rows, settings and kills that the tests of training share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

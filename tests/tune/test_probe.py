@@ -1,7 +1,5 @@
 """Probes: held-out completions, and short trainings that are kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The search with a clock of its own, so that the best is known; and real rounds of tiny models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
