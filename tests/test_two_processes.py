@@ -20,9 +20,10 @@ import yaml
 from safetensors.torch import load_file
 
 from fastdraft_hf.data.parts import PARTS, iter_rows
+from fastdraft_hf.eval.summary import stage_rows
 
 RUN = Path(__file__).resolve().parents[1] / "recipes" / "run.py"
-STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate", "card", "report")
+STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate")
 TRAINED = ("pretrain", "align")
 
 
@@ -216,6 +217,9 @@ def test_two_processes_are_one(tmp_path: Path, tiny_target_folder: Path, alone: 
     writers = {path.name.split("-")[1] for path in (two.folder / "logits").rglob(PARTS)}
     assert writers == {"00000", "00001"}
     two.check_equal(alone, 1e-5)
+    records = {s: json.loads((two.folder / s / "provenance.json").read_text()) for s in STAGES}
+    (logits,) = (row["what"] for row in stage_rows(records) if row["stage"] == "logits")
+    assert logits == "the target's distribution for 36 texts"
 
 
 def test_one_process_resumes_bit_for_bit(
