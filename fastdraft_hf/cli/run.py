@@ -150,7 +150,9 @@ def run_stages(
 
     started = started or time.monotonic()
     run = Run(recipe, Path(recipe.output_dir), dry=dry_run, started=started)
-    stages = _measurable(run, choose(recipe, wanted), wanted is not None)
+    stages = choose(recipe, wanted)
+    run.left_out = _unmeasurable(run, stages, wanted is not None)
+    stages = [name for name in stages if name not in run.left_out]
     quiet_libraries()
     if is_main():
         _check(run, stages, dry_run)
@@ -164,28 +166,28 @@ def run_stages(
         print_evaluation(read_json(path))
 
 
-def _measurable(run: Run, stages: list[str], wanted: bool) -> list[str]:
-    """Leave out decoding with a draft where the target's cache does not allow it."""
+def _unmeasurable(run: Run, stages: list[str], wanted: bool) -> list[str]:
+    """Return the stages that decode with a draft, if the target's cache does not allow it."""
     from fastdraft_hf.decode.obstacles import cannot_roll_back
     from fastdraft_hf.target.resolve import load_config
 
-    decoding = [name for name in ("evaluate", "bench") if name in stages]
     try:
-        config = load_config(run.look_at_target().path, "target") if decoding else None
+        config = load_config(run.look_at_target().path, "target")
     except FastDraftError:  # reported where the target is used
-        return stages
-    if config is None or not cannot_roll_back(config):
-        return stages
+        return []
+    if not cannot_roll_back(config):
+        return []
+    named = [name for name in stages if name in ("evaluate", "bench")]
     reason = (
         f"target: layers of family '{config.model_type}' keep a state from which rejected tokens "
-        f"cannot be taken back, so there is no {' and no '.join(decoding)} here; measure the draft "
+        f"cannot be taken back, so there is no {' and no '.join(named)} here; measure the draft "
         "in the engine that serves it"
     )
-    if wanted:
+    if wanted and named:
         raise FastDraftError(reason)
-    if is_main():
+    if named and is_main():
         print(reason, file=sys.stderr)
-    return [name for name in stages if name not in decoding]
+    return ["evaluate", "bench"]
 
 
 def _print_plan(run: Run, stages: Sequence[str]) -> None:

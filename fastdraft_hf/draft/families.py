@@ -79,9 +79,6 @@ FAMILIES |= {
     name: Family(dense=dense) for dense, names in _RELATIVES.items() for name in names.split()
 }
 
-# Fields that mean something else in a relative: Gemma 4 names what sees later tokens.
-_FOREIGN = ("use_bidirectional_attention",)
-
 # The config of a mixture of experts gives the width of one expert, or of a dense layer it may not
 # have. Where that is no dense model's proportion, the usual one of gated feed-forwards is used.
 DENSE_PROPORTION = 3.0
@@ -115,9 +112,9 @@ def dense_config(config: PretrainedConfig) -> PretrainedConfig:
         return config
     cls = CONFIG_MAPPING[relative]
     own, given = cls().to_dict(), config.to_dict()
-    kept: dict[str, Any] = {key: given[key] for key in own if key in given}
-    for name in ("model_type", "architectures", "transformers_version", *_FOREIGN):
-        kept.pop(name, None)
+    # Gemma 4 means the tokens of an image by the last one, Gemma 3 all tokens.
+    left = {"model_type", "architectures", "transformers_version", "use_bidirectional_attention"}
+    kept: dict[str, Any] = {key: given[key] for key in own if key in given and key not in left}
     if not set(kept.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
         del kept["layer_types"]
     kept["rope_parameters"] = _rope(kept.get("rope_parameters") or {}, own["rope_parameters"])

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Run:
     dry: bool = False
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
+    left_out: Sequence[str] = ()  # stages that the target does not allow
 
     @property
     def target(self) -> Target:

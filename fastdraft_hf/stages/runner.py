@@ -197,7 +197,7 @@ class _StageOfRun:
     @property
     def inputs(self) -> list[str]:
         """The stages whose output it reads with this recipe."""
-        present, unread = planned(self.run.recipe), ""
+        present, unread = {*planned(self.run.recipe)} - {*self.run.left_out}, ""
         training = self.run.recipe.training_stages().get(self.name)
         if training is not None and all(one.kind != "generated" for one in training.sources):
             unread = "generate"

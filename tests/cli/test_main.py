@@ -245,6 +245,8 @@ def test_a_target_whose_cache_cannot_roll_back(
     assert "evaluate   to do" not in said
     assert cli.main([*words, "--stages", "evaluate"]) == 2
     assert "so there is no evaluate here" in capsys.readouterr().err
+    assert cli.main(["run", "target=" + words[2], words[3], "--stages", "design,card"]) == 0
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "draft").model_type == "qwen3"
 
 
 def test_settings_alone_make_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
