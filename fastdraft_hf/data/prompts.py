@@ -253,7 +253,9 @@ def read_dataset(
             yield dict(row)
     # Readers, networks and file systems have many exceptions; all mean that it cannot be read.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        empty = isinstance(error, StopIteration)
+        reason = "it is empty" if empty else str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0]
         what = "check the file" if path.exists() else _ADVICE
         raise FastDraftError(f"{where}: cannot read {dataset} ({reason}); {what}") from error
 

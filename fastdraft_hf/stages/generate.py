@@ -168,7 +168,9 @@ class _Set:
                 continue
             try:
                 ids = chat_ids(self.tokenizer, turns, self.wanted.system_prompt)
-            except FastDraftError:
+            except FastDraftError as error:
+                if isinstance(error.__cause__, ValueError):  # no template is the default
+                    raise
                 counts["refused by the chat template"] += 1
                 continue
             if len(ids) > self.wanted.max_prompt_tokens:

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.prompts import (
     chat_ids,
     free_prefix,
+    read_dataset,
     template_ends,
     written_instruction,
 )
@@ -41,8 +43,15 @@ def test_content_as_parts(tiny_tokenizer: Any) -> None:
 def test_named_templates_without_a_default(tiny_tokenizer: Any) -> None:
     named = copy.deepcopy(tiny_tokenizer)
     named.chat_template = {"tool_use": tiny_tokenizer.chat_template, "rag": ""}
-    with pytest.raises(FastDraftError, match=r"no default.*\['rag', 'tool_use'\].*save"):
+    with pytest.raises(FastDraftError, match=r"no default.*\['rag', 'tool_use'\].*save") as caught:
         chat_ids(named, "the cat")
+    assert isinstance(caught.value.__cause__, ValueError)  # generate stops instead of counting
+
+
+def test_an_empty_file_of_prompts(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(FastDraftError, match=r"cannot read .*empty\.jsonl \(it is empty\)"):
+        list(read_dataset(str(tmp_path / "empty.jsonl"), None, "train", None, "dataset"))
 
 
 # Chat templates as they are in use, written down here.
