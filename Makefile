@@ -3,6 +3,7 @@
 #   make pretrained   pre-train a draft that quickstart can start from (an hour and a half, once)
 #   make quickstart PRETRAINED=runs/smollm2-pretrained/continue   ten minutes from there: faster on code
 #   make demo         a prompt answered with and without the shipped draft, side by side
+#   make engines      the shipped draft in vLLM, llama.cpp, OpenVINO and transformers, as a table
 #   make test         run the tests with the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,11 +16,11 @@ DEMO_ARGS ?=
 PIP_FLAGS = --quiet --disable-pip-version-check
 STAMPS = pyproject.toml constraints.txt
 
-.PHONY: help quickstart pretrained demo test test-slow test-latest lint docs bench clean
+.PHONY: help quickstart pretrained demo engines test test-slow test-latest lint docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# *//p' Makefile
-	@echo 'targets: quickstart pretrained demo test test-slow test-latest lint docs bench clean'
+	@echo 'targets: quickstart pretrained demo engines test test-slow test-latest lint docs bench clean'
 
 # torch comes first and alone: the constraint picks the build, and a later package cannot widen it.
 $(VENV)/.run: $(STAMPS)
@@ -53,6 +54,10 @@ pretrained: $(VENV)/.run
 
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
+
+# llama.cpp is compiled at the first call: half an hour.
+engines: $(VENV)/.run
+	$(VENV)/bin/python benchmarks/engines.py
 
 # Two processes, each with whole files, since fixtures of a module are dear.
 PYTEST = -m pytest --numprocesses 2 --dist loadfile
