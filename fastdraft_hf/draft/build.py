@@ -4,17 +4,21 @@ A draft is mostly vocabulary, so what its embeddings know at the start decides h
 budget goes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
@@ -36,9 +40,6 @@ from fastdraft_hf.draft.families import (
 )
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary, match_tokens
 from fastdraft_hf.target.resolve import check_model, load_config, load_tokenizer, resolve_target
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,12 @@
 """The card of a measured draft, filled from its run's records."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -36,9 +34,6 @@ from fastdraft_hf.eval.summary import (
     stage_rows,
     verdict,
 )
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
 
 # The id that a task set has on the Hub; a set of the user's own keeps its name.
 _HUB_IDS = {name: task.dataset for name, task in HUB_SETS.items()}
