@@ -98,7 +98,7 @@ def held_out_sentence(evaluation: dict[str, Any]) -> str:
 def cut_words(results: dict[str, Any]) -> str:
     """Say how many prompts a time limit left, and which settings; "" if it left all."""
     prompts, missing = results.get("prompts"), results.get("left_out")
-    cut = [f"not timed: {', '.join(missing)}"] if missing else []
+    cut = [f"{len(missing)} settings not timed"] if missing else []
     if prompts and prompts["measured"] < prompts["drawn"]:
         cut.insert(0, f"{prompts['measured']} of {prompts['drawn']} prompts")
     return "; ".join(cut)
@@ -210,12 +210,12 @@ def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
         {
             "stage": stage,
             "what": _PRODUCTS[stage](record["facts"]) if stage in _PRODUCTS else "",
-            "cut to": "; ".join(record.get("cut", [])),
             "planned": f"{60 * planned:,.0f} s"
             if (planned := record.get("planned_minutes"))
             else "",
             "wall time": f"{record['wall_seconds']:,.0f} s",
             "peak memory": f"{record['peak_memory_bytes'] / 2**30:.1f} GiB",
+            "cut to": "; ".join(record.get("cut", [])),
         }
         for stage, record in provenance.items()
     ]
@@ -276,7 +276,7 @@ def print_table(rows: Sequence[dict[str, str]]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for key in rows[0]:
-        table.add_column(key, no_wrap=True)
+        table.add_column(key, no_wrap=key != "cut to")
     for row in rows:
         table.add_row(*row.values())
     # A log has no width of its own; a table cut at 80 columns would lose figures.
