@@ -157,7 +157,7 @@ def test_a_short_time_leaves_out_prompts_then_settings(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_assistant_tokens": [0]}, "num_assistant_tokens: "),
+        ({"num_assistant_tokens": [0]}, r"num_assistant_tokens\[0\]: must be at least 1"),
         ({"repeats": 0}, "repeats: must be at least 1"),
         ({"max_minutes": 0}, "max_minutes: must be above 0"),
     ],

@@ -114,7 +114,7 @@ def test_the_report_is_one_page_that_loads_nothing(
         "0.400 (0.300 to 0.500)",  # acceptance, and its interval
         "0.420 (0.410 to 0.430)",  # the expected one
         "Training did not leave out the text of <mine>",
-        "after 4 of 9 prompts",
+        "cut this to 4 of 9 prompts",
         "Greedy output is identical to the target alone on 4 of 4 prompts.",
         "1.50x (1.40 to 1.60) the speed of the target alone through the same kernels",
         SPEED_NOTE,
