@@ -219,7 +219,8 @@ def test_two_processes_are_one(tmp_path: Path, tiny_target_folder: Path, alone: 
     two.check_equal(alone, 1e-5)
     records = {s: json.loads((two.folder / s / "provenance.json").read_text()) for s in STAGES}
     (logits,) = (row["what"] for row in stage_rows(records) if row["stage"] == "logits")
-    assert logits == "the target's distribution for 36 texts"
+    texts = sum(len(two.rows(name)) for name in ("text", "more"))
+    assert logits == f"the target's distribution for {texts} texts"
 
 
 def test_one_process_resumes_bit_for_bit(
