@@ -31,6 +31,7 @@ STAGES = [
     "draft",
     "report",
 ]
+BEGUN = re.compile(r"^\w+: (starts|resumes)$", re.MULTILINE)
 PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = {
     "max_train_tokens": 384,
@@ -97,6 +98,7 @@ class CommandLine:
         folder.mkdir(exist_ok=True)
         self.folder = folder / "run"
         self._log = folder / "log.txt"
+        self._log.touch()
         self._recipe = folder / "recipe.yaml"
         self._recipe.write_text(yaml.safe_dump(RECIPE, sort_keys=False), encoding="utf-8")
 
@@ -228,9 +230,12 @@ def test_forty_kills_at_random_moments(tmp_path: Path, target_folder: Path) -> N
         seen: dict[str, str] = {}
         status = None
         while status is None:
+            before = len(command.log())
             process = command.start()
-            try:
-                status = process.wait(timeout=moments.uniform(3, 30) if kills < 40 else None)
+            while process.poll() is None and not BEGUN.search(command.log(), before):
+                time.sleep(0.05)
+            try:  # mostly soon after work began; some stages need a long time in one piece
+                status = process.wait(moments.expovariate(1 / 12) if kills < 40 else None)
             except subprocess.TimeoutExpired:
                 kill(process)
                 kills += 1

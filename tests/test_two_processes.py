@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from fastdraft_hf.data.parts import PARTS, iter_rows
 from fastdraft_hf.eval.summary import stage_rows
 
 RUN = Path(__file__).resolve().parents[1] / "recipes" / "run.py"
+BEGUN = re.compile(r"^\w+: (starts|resumes)$", re.MULTILINE)
 STAGES = ("design", "generate", "logits", "pretrain", "align", "evaluate")
 TRAINED = ("pretrain", "align")
 
@@ -89,6 +91,7 @@ class Run:
         settings = {**recipe(target, 4 // world), "output_dir": str(folder)}
         self._file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         self._log = folder.with_suffix(".log")
+        self._log.touch()
 
     def start(self) -> list[subprocess.Popen[bytes]]:
         with socket.socket() as free:
@@ -121,8 +124,11 @@ class Run:
             assert process.wait(timeout=600) == 0, self.log()
 
     def finished_before(self, seconds: float, killed: Sequence[int], after: float) -> bool:
-        """Run; SIGKILL the processes ``killed`` after some seconds, and the others ``after``."""
+        """Run; SIGKILL some processes this long after work began, the others a while later."""
+        before = len(self.log())
         processes = self.start()
+        while all(p.poll() is None for p in processes) and not BEGUN.search(self.log(), before):
+            time.sleep(0.05)
         try:
             for process in processes:
                 start = time.monotonic()
@@ -236,16 +242,14 @@ def test_one_process_resumes_bit_for_bit(
 def test_forty_kills_of_one_process_or_both(tmp_path: Path, tiny_target_folder: Path) -> None:
     """A run that finishes between kills is compared and starts again in an empty folder."""
     whole = Run(tmp_path / "whole", tiny_target_folder, 2)
-    start = time.monotonic()
     whole.finish()
-    duration = time.monotonic() - start
     moments = random.Random(2)
     kills = runs = 0
     while kills < 40:
         runs += 1
         two = Run(tmp_path / f"killed-{runs}", tiny_target_folder, 2)
         while kills < 40 and not two.finished_before(
-            duration * moments.uniform(0.2, 0.8),
+            moments.expovariate(1 / 5),
             moments.choice([[0], [1], [0, 1]]),
             moments.uniform(0, 2),
         ):
