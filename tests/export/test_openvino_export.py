@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
@@ -73,7 +75,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "target"
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(b"0" * 8)
+    save_file({"norm.weight": torch.zeros(9)}, folder / "model.safetensors")
     return folder
 
 
@@ -94,9 +96,10 @@ def test_a_target_is_exported_once_per_machine(
     assert cached_openvino(target, "int8") == first
     assert exports == [(first, "int8")]
     folders = [first, cached_openvino(target, "fp16")]
-    for name, content in (("model.safetensors", "1" * 9), ("config.json", '{"a": 1}')):
-        (target / name).write_text(content, encoding="utf-8")
-        folders.append(cached_openvino(target, "int8"))
+    save_file({"norm.weight": torch.ones(9)}, target / "model.safetensors")
+    folders.append(cached_openvino(target, "int8"))
+    (target / "config.json").write_text('{"a": 1}', encoding="utf-8")
+    folders.append(cached_openvino(target, "int8"))
     assert len(set(folders)) == len(exports) == 4
 
 

@@ -103,7 +103,7 @@ def test_a_folder_is_replaced_only_when_asked_and_never_in_part(
 
     with monkeypatch.context() as patch:
         patch.setattr(hub_folder, "write_json", full)
-        assert "No space" in write("--overwrite")
+        assert "no space left" in write("--overwrite")
     assert {p: p.read_bytes() for p in shelf.rglob("*") if p.is_file()} == before
     assert write("--overwrite", "--dtype", "bfloat16") == ""
     assert not (shelf / "notes.txt").exists()
