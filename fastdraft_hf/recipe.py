@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from fastdraft_hf._config import Count, Number, Section
+from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError, change_texts, nearest, redacted, refuse_secrets
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
@@ -76,6 +76,9 @@ class Recipe(Section):
         description="model id on the Hub, a folder, or embedded:smollm2-135m-instruct",
     )
     target_revision: str | None = Field(None, description="branch, tag or commit of a Hub target")
+    chat_template_kwargs: dict[Key, Any] = Field(
+        {}, description="of the target's chat template in all chats: {enable_thinking: false}"
+    )
     output_dir: str = Field(
         "runs/draft", description="folder of the run; one folder a stage inside"
     )

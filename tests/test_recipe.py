@@ -22,9 +22,9 @@ from fastdraft_hf.train.section import training_section
 
 # fmt: off
 KEYS = [
-    "target", "target_revision", "output_dir", "seed", "max_hours", "device", "design", "generate",
-    "logits", "pretrain", "continue", "align", "reduced_vocabulary", "export", "evaluate", "bench",
-    "card",
+    "target", "target_revision", "chat_template_kwargs", "output_dir", "seed", "max_hours",
+    "device", "design", "generate", "logits", "pretrain", "continue", "align", "reduced_vocabulary",
+    "export", "evaluate", "bench", "card",
 ]
 # fmt: on
 

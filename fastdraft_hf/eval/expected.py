@@ -18,15 +18,12 @@ stops its block early, which no text shows. They are overstated by at most γ - 
 the acceptance rate is a little too low. Logits processors are not considered.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel
 
 # Ratios of temperatures that are tried.
 RATIOS = tuple(n / 20 for n in range(10, 25))  # 0.50 to 1.20

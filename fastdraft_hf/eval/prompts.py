@@ -1,18 +1,14 @@
 """Held-out prompts as token ids."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.prompts import chat_ids
 from fastdraft_hf.data.task_sets import Tasks, load_task_set, settings_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def render_card(
     objective = (align["facts"].get("objective") or {"ce": 1}) if align else ""
     if isinstance(objective, dict):
         objective = ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
+    kwargs = summary.provenance.get("generate", {}).get("chat_template_kwargs")
     gamma = int(facts["num_assistant_tokens"])
     speculative = {
         "method": "draft_model",
@@ -144,6 +145,7 @@ def render_card(
         # The table of stages says what the draft was trained on before.
         design=markdown(", ".join(f"{k} {_plain(v)}" for k, v in design.items() if k != "earlier")),
         objective=markdown(objective),
+        chat_template_kwargs=json.dumps(kwargs, ensure_ascii=False) if kwargs else "",
         hours=f"{sum(r['wall_seconds'] for r in summary.provenance.values()) / 3600:.2f}",
         data_table=markdown_table(_data_rows(summary, license)),
         limits=budget_sentence(summary),

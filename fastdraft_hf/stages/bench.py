@@ -15,7 +15,7 @@ from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
+from fastdraft_hf.target.resolve import stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _OPENVINO_DRAFTS = {"openvino", "ours-openvino"}
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``records.jsonl`` and ``results.json``."""
     config = run.recipe.bench
-    tokenizer = load_tokenizer(run.target.path, "target")
+    tokenizer = run.chat_tokenizer()
     paths = _available(config.paths)
     reduced = [] if run.recipe.reduced_vocabulary is None else paths
     models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))

@@ -19,7 +19,6 @@ from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.evaluate
     device = resolve_device(run.recipe.device)
     draft_folder = run.latest_model()
-    tokenizer = load_tokenizer(run.target.path, "target")
+    tokenizer = run.chat_tokenizer()
     check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
     # Before the models are loaded: a task set that cannot be read is reported at once.

@@ -40,7 +40,7 @@ from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_config, load_tokenizer, stop_ids
+from fastdraft_hf.target.resolve import load_config, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         raise FastDraftError("generate.sets: at least one set is needed")
     # Before any work: a task set that cannot be read stops the run.
     decontaminator = Decontaminator.of_task_sets(run.recipe.evaluate.tasks, run.recipe.bench.tasks)
-    tokenizer = load_tokenizer(run.target.path, "target")
+    tokenizer = run.chat_tokenizer()
     sets = [
         _Set(run, folder / name, wanted, tokenizer, decontaminator)
         for name, wanted in config.sets.items()

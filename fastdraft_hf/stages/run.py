@@ -1,17 +1,19 @@
 """A run: a recipe, the folder that its stages fill, its lock, and the target."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
 from fastdraft_hf.hub.folder import FOLDERS
 from fastdraft_hf.recipe import Recipe
 from fastdraft_hf.stages import provenance
-from fastdraft_hf.target.resolve import Target, resolve_target
+from fastdraft_hf.target.resolve import Target, load_tokenizer, resolve_target
 
 # The recipe that a run's folder was last filled by.
 RECIPE = "recipe.yaml"
@@ -57,6 +59,13 @@ class Run:
             return self._target
         # Not kept: a stage may still need the weights.
         return resolve_target(self.recipe.target, self.recipe.target_revision, weights=False)
+
+    def chat_tokenizer(self) -> Any:
+        """Return the target's tokenizer, whose chats are in the mode of the recipe."""
+        tokenizer: Any = load_tokenizer(self.target.path, "target")
+        mode = self.recipe.chat_template_kwargs
+        tokenizer.apply_chat_template = functools.partial(tokenizer.apply_chat_template, **mode)
+        return tokenizer
 
     @property
     def folders(self) -> dict[str, Path]:

@@ -77,6 +77,7 @@ def _training(name: str, *inputs: str) -> Stage:
 
 
 _DRAFTS = ("design", "pretrain", "continue", "align")
+_CHATS = ("generate", "evaluate", "bench")  # in the mode of `chat_template_kwargs`
 # In the order of a run.
 STAGES = {
     "design": Stage(design.run),
@@ -212,6 +213,7 @@ class _StageOfRun:
             "target_revision": recipe.target_revision,
             "target_weights": self.run.target_weights,
             "seed": recipe.seed,
+            "chat_template_kwargs": recipe.chat_template_kwargs if self.name in _CHATS else {},
             self.name: None if self.section is None else self.section.deciding(),
             "inputs": inputs,
         }
@@ -364,6 +366,7 @@ class _StageOfRun:
                 target=target.name,
                 target_revision=target.revision,
                 inputs=self.wanted()["inputs"],
+                chat_template_kwargs=self.wanted()["chat_template_kwargs"],
                 processes=world() if self.stage.parallel else 1,
                 wall_seconds=round(seconds, 1),
                 planned_minutes=sum(plan[p] or 0.0 for p in plan if p.startswith(self.name)),

@@ -1,7 +1,5 @@
 """The trainer's callbacks: complete checkpoints to resume from, the token budget, progress."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time
@@ -9,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -21,9 +19,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from fastdraft_hf._atomic import fsync_path, read_json, sha256_file, write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
-
-if TYPE_CHECKING:
-    from fastdraft_hf.data.packing import BlockStream
+from fastdraft_hf.data.packing import BlockStream
 
 _MARK = "complete"  # the digests of a checkpoint's files, written after them
 _STREAM_STATE = "stream.json"

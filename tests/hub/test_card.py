@@ -87,6 +87,12 @@ def test_the_text_says_the_figures(run_summary: RunSummary) -> None:
     assert "fastdraft_hf" not in snippet
 
 
+def test_the_mode_of_the_chats(run_summary: RunSummary) -> None:
+    assert "chat template" not in render(run_summary).text
+    run_summary.provenance["generate"]["chat_template_kwargs"] = {"enable_thinking": False}
+    assert 'the mode `{"enable_thinking": false}` of the' in render(run_summary).text
+
+
 def test_a_speed_up_is_over_the_same_kernels(run_summary: RunSummary) -> None:
     assert run_summary.bench is not None
     ours = run_summary.bench["paths"]["ours"] = run_summary.bench["paths"].pop("openvino")

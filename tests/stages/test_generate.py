@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -65,10 +66,12 @@ def make(
         wanted: dict[str, Any],
         text_of: Callable[[Request], str] = answer,
         target: Path = tiny_target_folder,
+        mode: dict[str, Any] | None = None,
         **engine: Any,
     ) -> tuple[Run, Writer]:
         recipe = build_recipe(
             {
+                "chat_template_kwargs": mode or {},
                 "device": "cpu",
                 "seed": 5,
                 "generate": {
@@ -468,3 +471,22 @@ def test_a_deleted_judgment_of_a_finished_stage_is_made_again(tmp_path: Path) ->
     assert generate.lacks_rows(tmp_path)
     (tmp_path / "chat" / "filters.json").write_text('{"rows": 0}')
     assert not generate.lacks_rows(tmp_path)
+
+
+def test_the_mode_of_a_thinking_model(
+    make: Callable[..., tuple[Run, Writer]], tmp_path: Path, tiny_target_folder: Path
+) -> None:
+    """It is in every prompt and in the record, and another one is another set."""
+    folder = shutil.copytree(tiny_target_folder, tmp_path / "thinking")
+    with (folder / "chat_template.jinja").open("a", encoding="utf-8") as template:
+        template.write("{% if not enable_thinking | default(true) %}<think></think>{% endif %}")
+    mode, wanted = {"enable_thinking": False}, {"kind": "code", "rows": 2}
+    run, writer = make(wanted, target=folder, mode=mode)
+    run_generate(run)
+    prompts = [writer.tokenizer.decode(request.prompt_ids) for request in writer.asked]
+    assert len(prompts) == 2
+    assert all(prompt.endswith("<think></think>") for prompt in prompts)
+    record = json.loads((run.stage_folder("generate") / "provenance.json").read_text())
+    assert record["chat_template_kwargs"] == mode
+    with pytest.raises(FastDraftError, match=r"chat_template_kwargs\.enable_thinking: False then"):
+        run_generate(make(wanted, target=folder)[0])
