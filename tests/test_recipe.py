@@ -133,7 +133,7 @@ NAN, INF = float("nan"), float("inf")
     ("key", "value"),
     [
         *(("learning_rate", NAN), ("learning_rate", INF), ("weight_decay", ".inf")),
-        *(("weight_decay", "nan"), ("warmup_ratio", -1), ("max_grad_norm", NAN)),
+        *(("weight_decay", "nan"), ("warmup_steps", -1), ("max_grad_norm", NAN)),
         *(("max_grad_norm", -1.0), ("adam_beta1", 7), ("adam_beta2", -0.5), ("max_minutes", INF)),
         *(("label_smoothing_factor", 1.5), ("neftune_noise_alpha", INF), ("logging_steps", -3)),
         *(("save_total_limit", -2), ("dataloader_num_workers", -1), ("lora", {"lora_alpha": NAN})),
@@ -143,7 +143,7 @@ def test_a_number_that_no_training_can_have(key: str, value: Any) -> None:
     with pytest.raises(FastDraftError, match=rf"^pretrain\.{key}"):
         build_recipe({"pretrain": {**PYTHON, key: value}})
     if not isinstance(value, dict | str):
-        with pytest.raises(ValueError, match=key.partition("_")[0]):  # of warmup_steps, too
+        with pytest.raises(ValueError, match=key):
             DraftDistillationConfig(output_dir="unused", use_cpu=True, **{key: value})
 
 
