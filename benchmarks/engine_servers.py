@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> str:
         raise RuntimeError(f"HTTP {error.code}: {error.read().decode()[:300]}") from None
 
 
-class Server:
+class Server(ABC):
     """A running server with the target, and a draft with a fixed γ or none.
 
     Args:
@@ -132,16 +133,17 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @abstractmethod
     def command(
         self, target: Path, draft: Path | None, gamma: int, exact: bool, port: int
     ) -> list[Any]:
-        raise NotImplementedError
+        """Return the command that starts the server."""
 
+    @abstractmethod
     def sample(
         self, ids: list[int], tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> tuple[list[int], int, int]:
         """Return the new ids, and how many tokens were drafted and accepted."""
-        raise NotImplementedError
 
     def decode(self, prompt: EvaluationPrompt, tokens: int) -> DecodingRecord:
         """Answer a prompt greedily."""
