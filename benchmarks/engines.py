@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from engine_servers import PACKAGES, VLLM, LlamaCpp, Server, servers
+from engine_servers import PACKAGES, servers
 from lossless import open_path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +46,6 @@ from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
 from fastdraft_hf.target.resolve import resolve_target
 
-SERVERS: dict[str, type[Server]] = {"vllm": VLLM, "llama.cpp": LlamaCpp}
 # A path of `eval.bench`, and its baseline here: the target alone through the same kernels.
 PATHS = {
     "transformers": "alone",
@@ -70,9 +69,11 @@ def opened(
     engine: str, target: Path, draft: Path, gammas: list[int], exact: bool, work: Path, tokens: int
 ) -> Iterator[Decode]:
     """Start an engine with the target and the draft."""
-    if engine in SERVERS:
-        with servers(SERVERS[engine], target, draft, [0, *gammas], exact, work) as running:
-            yield lambda prompt, gamma, longest: running[gamma].decode(prompt, longest)
+    if engine in PACKAGES:
+        with servers(engine, target, draft, [0, *gammas], exact, work) as running:
+            yield lambda prompt, gamma, longest: running[gamma].client.decode(
+                prompt.task, prompt.key, prompt.ids, longest
+            )
         return
     if exact:
         alone = "ours-openvino-alone" if engine == "ours-openvino" else PATHS[engine]
@@ -130,7 +131,7 @@ def main() -> int:
     parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     shipped = Path(__file__).parents[1] / "model_cards" / "SmolLM2-135M-Instruct-FastDraft"
     parser.add_argument("--draft", type=Path, default=shipped)
-    parser.add_argument("--engines", default=",".join([*PATHS, *SERVERS]), help="some of them")
+    parser.add_argument("--engines", default=",".join([*PATHS, *PACKAGES]), help="some of them")
     parser.add_argument("--prompts", type=int, default=25, help="of each of the two task sets")
     parser.add_argument("--timed", type=int, default=6, help="prompts of each set that are timed")
     parser.add_argument("--tokens", type=int, default=64, help="length of an answer")
@@ -139,8 +140,8 @@ def main() -> int:
     args = parser.parse_args()
     quiet_libraries()
     engines = args.engines.split(",")
-    if unknown := [name for name in engines if name not in {*PATHS, *SERVERS}]:
-        parser.error(f"--engines: no engine {unknown[0]}; known: {', '.join([*PATHS, *SERVERS])}")
+    if unknown := [name for name in engines if name not in {*PATHS, *PACKAGES}]:
+        parser.error(f"--engines: no engine {unknown[0]}; known: {', '.join([*PATHS, *PACKAGES])}")
     gammas = [int(gamma) for gamma in args.gammas.split(",")]
     args.work.mkdir(parents=True, exist_ok=True)
     target, draft = resolve_target(args.target).path, args.draft.resolve()
@@ -168,7 +169,7 @@ def main() -> int:
     faults = 0
     for engine in engines:
         label, package = NAMES.get(engine) or (engine, PACKAGES[engine][0])
-        version = PACKAGES[engine][1] if engine in SERVERS else importlib.metadata.version(package)
+        version = PACKAGES[engine][1] if engine in PACKAGES else importlib.metadata.version(package)
         try:
             exact = measure(engine, True, prompts, [0, EXACT_GAMMA])
             timed = measure(engine, False, prompts[: 2 * args.timed], [0, *gammas])

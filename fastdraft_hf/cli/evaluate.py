@@ -59,4 +59,7 @@ def run(args: argparse.Namespace) -> None:
             for word in args.overrides
         ],
     )
-    run_stages(recipe, _STAGES[name], args.dry_run)
+    stages = _STAGES[name]
+    if not any("openvino" in path for path in recipe.bench.paths):
+        stages = [stage for stage in stages if stage != "export"]
+    run_stages(recipe, stages, args.dry_run)

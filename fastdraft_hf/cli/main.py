@@ -20,6 +20,7 @@ COMMANDS = {
     "tune": ("tune", "find the best draft shape and γ on this machine"),
     "evaluate": ("evaluate", "measure a draft's acceptance rate on held-out prompts"),
     "bench": ("evaluate", "measure wall-clock time with and without a draft"),
+    "audit": ("audit", "test whether an engine's sampling with a draft is the target's own"),
     "export": ("export", "export a draft or a target for OpenVINO or llama.cpp"),
     "push": ("push", "push a draft to the Hub or into a folder"),
     "pull": ("push", "download a draft from the Hub"),

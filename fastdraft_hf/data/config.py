@@ -98,7 +98,8 @@ class GenerateConfig(Section):
 
     sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
     engine: EngineName = Field(
-        "auto", description="auto: openvino on a CPU if it is installed, else transformers"
+        "auto",
+        description="auto: openvino on a CPU, vllm on a GPU if it is installed, else transformers",
     )
     server: str | None = Field(
         None, description="URL of an OpenAI-compatible server to use; the key: VLLM_API_KEY"
@@ -126,8 +127,10 @@ class LogitsConfig(Section):
     """The target's distribution over the generated rows is stored."""
 
     sets: list[str] = Field([], description="generated sets to read; by default those of align")
-    engine: EngineName = Field(
-        "auto", description="auto: openvino on a CPU if it is installed, else transformers"
+    engine: Literal["auto", "openvino", "transformers", "server"] = Field(
+        "auto",
+        description="auto: openvino on a CPU if it is installed, else transformers; "
+        "server: the vLLM of generate.server",
     )
     top_k: Positive = Field(32, description="tokens to store; the tail's mass is one number")
     temperature: Number = Field(

@@ -36,10 +36,11 @@ BATCH_TOKENS = 4096
 # Rows that are sorted by length together, so that batches have little padding.
 _WINDOW = 512
 
+# Ids [N, k], their log-probabilities [N, k], and the logarithm of the remaining mass [N].
+TopK = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-def top_k_of(
-    logits: torch.Tensor, k: int, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def top_k_of(logits: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
     """Return ids [N, k] (most probable first), log-probabilities [N, k] and the tail's [N].
 
     Args:
@@ -68,10 +69,27 @@ def stored_bytes(tokens: int, k: int, vocab_size: int) -> int:
     return tokens * (k * (id_bytes + 2) + 2)
 
 
-class LogitsReader(ABC):
+class DistributionReader(ABC):
     """The target, reading texts teacher-forced. ``vocab_size`` is V, the tokens that it scores."""
 
     vocab_size: int
+
+    @abstractmethod
+    def top(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int], k: int, temperature: float
+    ) -> Iterator[list[TopK]]:
+        """Yield for each text what `top_k_of` returns for its last tokens, in pieces.
+
+        Args:
+            texts: token ids.
+            begins: for each text the first token to score, at least 1: nothing predicts token 0.
+            k: tokens to keep.
+            temperature: of the distribution.
+        """
+
+
+class LogitsReader(DistributionReader):
+    """A target in this process, which gives all logits."""
 
     @abstractmethod
     def read(
@@ -82,9 +100,14 @@ class LogitsReader(ABC):
         They come in pieces [n, V], in order. A piece may be overwritten by the next one.
 
         Args:
-            texts: token ids.
-            begins: for each text the first token to score, at least 1: nothing predicts token 0.
+            texts, begins: of `top`.
         """
+
+    def top(
+        self, texts: Sequence[Sequence[int]], begins: Sequence[int], k: int, temperature: float
+    ) -> Iterator[list[TopK]]:
+        for pieces in self.read(texts, begins):
+            yield [top_k_of(piece, k, temperature) for piece in pieces]
 
 
 class ModelReader(LogitsReader):
@@ -115,7 +138,7 @@ class ModelReader(LogitsReader):
 
 
 def write_target_logits(
-    target: PreTrainedModel | LogitsReader,
+    target: PreTrainedModel | DistributionReader,
     generated: Path,
     folder: Path,
     *,
@@ -137,7 +160,7 @@ def write_target_logits(
     Raises:
         FastDraftError: a part is damaged, or the disk is full.
     """
-    reader = target if isinstance(target, LogitsReader) else ModelReader(target)
+    reader = target if isinstance(target, DistributionReader) else ModelReader(target)
     if top_k > reader.vocab_size:
         raise FastDraftError(
             f"logits.top_k: {top_k} is more than the target's vocabulary of {reader.vocab_size}"
@@ -180,7 +203,7 @@ def _batches(generated: Path, wanted: np.ndarray) -> Iterator[list[dict[str, Any
 
 
 def _stored_table(
-    reader: LogitsReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
+    reader: DistributionReader, rows: Sequence[dict[str, Any]], k: int, temperature: float
 ) -> Any:
     """Return the stored rows of a batch as an arrow table."""
     texts = [[*row["prompt_ids"], *row["completion_ids"]] for row in rows]
@@ -188,8 +211,7 @@ def _stored_table(
     begins = [max(1, len(row["prompt_ids"])) for row in rows]
     kind = smallest_id_type(reader.vocab_size)
     stored = []
-    for text, pieces in zip(texts, reader.read(texts, begins), strict=True):
-        parts = [top_k_of(piece, k, temperature) for piece in pieces]
+    for text, parts in zip(texts, reader.top(texts, begins, k, temperature), strict=True):
         if not parts:  # one token without a past
             parts = [(torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0))]
         if not all(part[1].isfinite().all() for part in parts):

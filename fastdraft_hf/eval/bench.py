@@ -43,6 +43,7 @@ STOCK: Mapping[str, str] = {"ours": "alone", "ours-openvino": "ours-openvino-alo
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
     "pytorch": ("transformers", "ours", "prompt-lookup"),
+    "server": ("vllm", "llama.cpp"),
 }
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
@@ -78,8 +79,8 @@ class Setting:
 
     @property
     def baseline(self) -> Setting:
-        """The target alone through the same kernels."""
-        return Setting(BASELINES[self.path])
+        """The target alone through the same kernels; of an engine's server, another one."""
+        return Setting(BASELINES.get(self.path, self.path))
 
     @property
     def stock(self) -> Setting | None:
@@ -120,6 +121,7 @@ class Models:
     Attributes:
         device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
         stop_ids: tokens that end an answer; empty for those of the target's generation config.
+        server, server_alone: URLs of an engine with the draft, and of one without.
     """
 
     target: str
@@ -128,6 +130,8 @@ class Models:
     drafts_openvino: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     stop_ids: list[int] = field(default_factory=list)
+    server: str = ""
+    server_alone: str = ""
 
 
 # An engine: (setting, prompt, length limit) -> record.
@@ -136,8 +140,28 @@ Decode = Callable[[Setting, EvaluationPrompt, int], DecodingRecord]
 
 def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
     """Load the models that the settings of one runtime need (baselines included), each once."""
+    if any(s.path in RUNTIMES["server"] for s in settings):
+        return _servers(models, settings[0].path)
     openvino = any(s.path in OPENVINO for s in settings)
     return (_OpenVINO if openvino else _PyTorch)(models, settings)
+
+
+def _servers(models: Models, engine: str) -> Decode:
+    from fastdraft_hf.eval.servers import ENGINES
+
+    # Both are asked now, so that a wrong URL is found before anything is timed.
+    alone, assisted = (
+        ENGINES[engine](url, f"bench.{key}", models.stop_ids)
+        for key, url in (("server_alone", models.server_alone), ("server", models.server))
+    )
+
+    def decode(setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
+        server = assisted if setting.num_assistant_tokens else alone
+        record = server.decode(prompt.task, prompt.key, prompt.ids, longest)
+        record.num_assistant_tokens = setting.num_assistant_tokens
+        return record
+
+    return decode
 
 
 def _ending(target: Any, stop_ids: list[int]) -> Any:

@@ -95,12 +95,17 @@ def _check_numbers(name: str, values: list[int] | list[float]) -> None:
 
 # fmt: off
 BenchPath = Literal["transformers", "ours", "prompt-lookup",
-                    "openvino", "openvino-prompt-lookup", "ours-openvino"]
+                    "openvino", "openvino-prompt-lookup", "ours-openvino", "vllm", "llama.cpp"]
 # fmt: on
 _PATHS_HELP = (
     "what is timed: transformers (stock), ours (our loop), prompt-lookup (stock, no draft), "
     "openvino (GenAI), openvino-prompt-lookup (GenAI), ours-openvino (our loop over "
-    "OVModelForCausalLM); OpenVINO's are skipped where it is not installed"
+    "OVModelForCausalLM), vllm or llama.cpp (running servers: `server`, `server_alone`); "
+    "OpenVINO's are skipped where it is not installed"
+)
+_SERVER_HELP = (
+    "URL of a vLLM or llama.cpp that was started with the draft; num_assistant_tokens is the γ "
+    "that it was started with"
 )
 
 
@@ -112,7 +117,27 @@ class BenchConfig(_Measuring):
     repeats: Positive = Field(2, description="times every prompt is decoded in every setting")
     paths: list[BenchPath] = Field(["transformers", "openvino"], description=_PATHS_HELP)
     weight_format: WeightFormat = Field("int8", description="OpenVINO weights of target and draft")
+    server: str | None = Field(None, description=_SERVER_HELP)
+    server_alone: str | None = Field(
+        None, description="URL of the same engine with the target alone; the two take turns"
+    )
 
     def check_values(self) -> None:
+        from fastdraft_hf.data.engines.server import server_url
+
         super().check_values()
         _check_numbers("num_assistant_tokens", self.num_assistant_tokens)
+        engines = {"vllm", "llama.cpp"} & set(self.paths)
+        for name, url in (("server", self.server), ("server_alone", self.server_alone)):
+            if url is not None:
+                server_url(url, name)
+            if bool(engines) != (url is not None):
+                raise FastDraftError(
+                    f"{name}: paths vllm and llama.cpp need it, and no other path does; start the "
+                    "engine twice, with the draft and without"
+                )
+        if engines and (len(engines) > 1 or len(self.num_assistant_tokens) > 1):
+            raise FastDraftError(
+                "num_assistant_tokens: a server has one engine and one γ; give one path of vllm "
+                "and llama.cpp, and the γ that the server was started with"
+            )

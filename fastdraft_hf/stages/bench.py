@@ -89,4 +89,6 @@ def _models(
         drafts_openvino=openvino,
         device=resolve_device(run.recipe.device),
         stop_ids=stop_ids,
+        server=run.recipe.bench.server or "",
+        server_alone=run.recipe.bench.server_alone or "",
     )

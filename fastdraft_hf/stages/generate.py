@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -17,10 +18,16 @@ from transformers import PreTrainedTokenizerBase
 
 from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf._errors import FastDraftError
-from fastdraft_hf._processes import on_main
+from fastdraft_hf._processes import on_main, world
 from fastdraft_hf.data.config import GeneratedSet
 from fastdraft_hf.data.dataset_card import write_dataset_card
-from fastdraft_hf.data.engines import Engine, EngineName, OpenVINOEngine, TransformersEngine
+from fastdraft_hf.data.engines import (
+    Engine,
+    EngineName,
+    OpenVINOEngine,
+    TransformersEngine,
+    VLLMEngine,
+)
 from fastdraft_hf.data.filters import FILTERS, KEPT, keep_instructions, write_filters
 from fastdraft_hf.data.installed import passage_instructions
 from fastdraft_hf.data.parts import build_requests, iter_rows, stored_indices, write_rows
@@ -326,7 +333,7 @@ def load_engine(
 ) -> Engine:
     """Load the target's folder into an engine of this process.
 
-    ``auto`` is transformers on a GPU and OpenVINO on a CPU.
+    ``auto`` is vLLM or transformers on a GPU and OpenVINO on a CPU.
 
     Raises:
         FastDraftError: the engine is not installed.
@@ -340,4 +347,10 @@ def load_engine(
         return OpenVINOEngine(
             on_main(lambda: cached_openvino(target, "int8")), stop_ids, batch_size
         )
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == "vllm" and not installed:
+        raise FastDraftError("generate.engine: vllm is not installed; see docs/engines.md")
+    # Of several processes each has a GPU of its own, which vLLM would not keep to.
+    if name == "vllm" or (name == "auto" and device == "cuda" and installed and world() == 1):
+        return VLLMEngine(target, stop_ids, batch_size)
     return TransformersEngine(target, stop_ids, batch_size, device)

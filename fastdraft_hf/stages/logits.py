@@ -9,10 +9,16 @@ from fastdraft_hf._processes import on_main
 from fastdraft_hf.data.config import LogitsConfig
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import stored_indices
-from fastdraft_hf.data.target_logits import LogitsReader, ModelReader, write_target_logits
+from fastdraft_hf.data.target_logits import (
+    DistributionReader,
+    LogitsReader,
+    ModelReader,
+    write_target_logits,
+)
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
+from fastdraft_hf.target.resolve import load_config
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +27,11 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     """Store the distributions of every set, one folder each. All processes share the rows."""
     config = run.recipe.logits
     assert config is not None  # the stage is planned only with its section
-    reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
+    reader: DistributionReader
+    if config.engine == "server":
+        reader, how = _server_reader(run), {"engine": "server", "dtype": "the server's"}
+    else:
+        reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
     generated = run.stage_folder("generate")
     distribution: dict[str, Any] = {"top_k": config.top_k, "temperature": config.temperature}
     sets = {
@@ -69,6 +79,22 @@ def _open_reader(
     model = model.to(device).eval()
     how = {"engine": "transformers", "dtype": str(dtype).removeprefix("torch.")}
     return ModelReader(model), how
+
+
+def _server_reader(run: Run) -> DistributionReader:
+    from fastdraft_hf.eval.servers import ServerReader
+
+    config, generate = run.recipe.logits, run.recipe.generate
+    if generate is None or generate.server is None:
+        raise FastDraftError("logits.engine: server is that of generate.server, which is not set")
+    assert config is not None  # the stage is planned only with its section
+    if config.temperature != 1:
+        raise FastDraftError(
+            f"logits.temperature: a server returns the most probable tokens at temperature 1, and "
+            f"{config.temperature:g} needs them all"
+        )
+    vocab_size = load_config(run.target.path).get_text_config().vocab_size
+    return ServerReader(generate.server, vocab_size)
 
 
 def _openvino_reader(target: Path) -> LogitsReader:

@@ -1,7 +1,7 @@
 """Engines through which the target generates: one small interface, several speeds.
 
-`OpenVINOEngine` (OpenVINO GenAI with continuous batching) is fast on a CPU; `TransformersEngine`
-works wherever the target runs. A server is an engine too (`server`).
+`OpenVINOEngine` (OpenVINO GenAI with continuous batching) is fast on a CPU, `VLLMEngine` on a GPU;
+`TransformersEngine` works wherever the target runs. A server is an engine too (`server`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from fastdraft_hf._errors import FastDraftError
 
-EngineName = Literal["auto", "openvino", "transformers"]
+EngineName = Literal["auto", "openvino", "transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,69 @@ class OpenVINOEngine:
             config.rng_seed = request.seed
         config.stop_token_ids = self._stop_ids
         return config
+
+
+class VLLMEngine:
+    """vLLM in this process: ``batch_size`` completions in flight, each with its row's seed.
+
+    Needs the package vllm, which brings a torch of its own: install fastdraft_hf beside it. It
+    takes most of a GPU's memory until the process that it starts has ended with this object.
+    """
+
+    name = "vllm"
+
+    def __init__(self, folder: Path, stop_ids: set[int], batch_size: int = 64) -> None:
+        import vllm
+
+        self._vllm, self._stop_ids, self._batch_size = vllm, stop_ids, batch_size
+        model = vllm.LLM(
+            str(folder),
+            max_num_seqs=batch_size,
+            generation_config="vllm",  # not the target's own top_k and penalties
+            disable_log_stats=True,
+        )
+        self._engine = model.llm_engine
+
+    def generate(
+        self, requests: Iterable[Request], on_tokens: Callable[[int], bool | None]
+    ) -> Iterator[Completion]:
+        waiting = iter(requests)
+        running: dict[str, tuple[Request, list[int]]] = {}
+        try:
+            while True:
+                for request in islice(waiting, self._batch_size - len(running)):
+                    number = str(request.index)
+                    prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                    self._engine.add_request(number, prompt, self._params(request))
+                    running[number] = (request, [])
+                if not running:
+                    return
+                new = 0
+                for output in self._engine.step():
+                    request, found = running[output.request_id]
+                    found += output.outputs[0].token_ids
+                    new += len(output.outputs[0].token_ids)
+                    if output.finished:
+                        del running[output.request_id]
+                        yield completed(request, found, self._stop_ids)
+                if on_tokens(new):
+                    for request, found in running.values():
+                        if found:
+                            yield completed(request, found, self._stop_ids)
+                    return
+        finally:
+            self._engine.abort_request(list(running))
+
+    def _params(self, request: Request) -> Any:
+        return self._vllm.SamplingParams(
+            max_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop_token_ids=sorted(self._stop_ids),
+            detokenize=False,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
+        )
 
 
 class RowSampler:

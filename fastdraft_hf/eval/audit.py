@@ -1,35 +1,24 @@
 """Is the text that an engine samples with a draft distributed as the target's own?
 
-    python benchmarks/audit.py [--engine openvino] [--gamma 3] [--distance 0.02]
-
-Two tokens after a few prompts are sampled many times, with the target alone and with the draft, at
-temperature 1 in float32, and counted in cells: the likeliest pairs, and the rest. The counts are
-compared with the exact probabilities, which the target gives in float32, by Pearson's chi-square
-test. Engine `wrong` is the target alone at temperature 1.1, which the test must find. The exit
-status is 1 if the samples with the draft are distributed otherwise.
+Two tokens after a few prompts are sampled many times at temperature 1 in float32 and counted in
+cells: the likeliest pairs, and the rest. The counts are compared with the exact probabilities,
+which the target gives in float32, by Pearson's chi-square test.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from fastdraft_hf._progress import Progress
-from fastdraft_hf.cli.run import quiet_libraries
-from fastdraft_hf.decode.settings import set_draft_length
-from fastdraft_hf.decode.speculative import assisted_decoding
-from fastdraft_hf.export.openvino import cached_openvino
-from fastdraft_hf.target.resolve import resolve_target
 
-ENGINES = ("transformers", "ours", "openvino", "ours-openvino", "wrong")
+ENGINES = ("transformers", "ours", "openvino", "ours-openvino", "vllm", "llama.cpp")
 # The likeliest first tokens, and second tokens after each, that have a cell of their own.
 _FIRST, _SECOND = 4, 2
 _REST = -1
@@ -154,15 +143,20 @@ def audit(
     return judge_counts(found)
 
 
-def open_sampler(engine: str, target: Path, draft: Path | None, gamma: int) -> Sampler:
+def open_sampler(
+    engine: str, target: Path, draft: Path | None, gamma: int, server: str | None = None
+) -> Sampler:
     """Return a function that samples with an engine at temperature 1, in float32.
 
     Args:
-        engine: ``transformers``, ``ours``, ``openvino`` (GenAI) or ``ours-openvino``.
+        engine: one of `ENGINES`; ``openvino`` is GenAI.
         target: folder of the checkpoint.
         draft: its draft's; ``None`` for the target alone.
         gamma: drafted tokens per round.
+        server: URL of vLLM or llama.cpp, which was started with the draft or without it.
     """
+    if server is not None:
+        return _server(engine, server)
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     if engine == "openvino":
         return _genai(target, draft, gamma, exact)
@@ -171,19 +165,31 @@ def open_sampler(engine: str, target: Path, draft: Path | None, gamma: int) -> S
         if engine == "ours-openvino":
             from optimum.intel import OVModelForCausalLM
 
+            from fastdraft_hf.export.openvino import cached_openvino
+
             exported = str(cached_openvino(folder, "fp32"))
             return OVModelForCausalLM.from_pretrained(exported, export=False, ov_config=exact)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        from fastdraft_hf.draft.reduced_vocabulary import load_draft
 
-    model = load(target)
+        return load_draft(folder, dtype="float32").eval()
+
+    assistant = None if draft is None else load(draft)
+    return generate_sampler(load(target), assistant, gamma, stock=engine == "transformers")
+
+
+def generate_sampler(target: Any, draft: Any, gamma: int, stock: bool) -> Sampler:
+    """Sample by ``target.generate``: stock assisted generation, or through our loop."""
+    from transformers import set_seed
+
+    from fastdraft_hf.decode.settings import set_draft_length
+    from fastdraft_hf.decode.speculative import assisted_decoding
+
     given: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     rows = 64
-    if engine == "wrong":
-        given["temperature"] = 1.1
     if draft is not None:
-        given["assistant_model"] = load(draft)
-        set_draft_length(given["assistant_model"].generation_config, gamma)
-        if engine == "transformers":
+        given["assistant_model"] = draft
+        set_draft_length(draft.generation_config, gamma)
+        if stock:
             rows = 1  # stock assisted generation takes one prompt
         else:
             given["custom_generate"] = assisted_decoding
@@ -194,10 +200,26 @@ def open_sampler(engine: str, target: Path, draft: Path | None, gamma: int) -> S
             set_seed(part[0])
             ids = torch.tensor([list(prompt)] * len(part))
             with torch.inference_mode():
-                found = model.generate(
+                found = target.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=_NEW_TOKENS, **given
                 )
             yield from found[:, len(prompt) :].tolist()
+
+    return sample
+
+
+def _server(engine: str, url: str) -> Sampler:
+    """Return a server as a sampler, with as many requests in flight as vLLM batches well."""
+    from fastdraft_hf.eval.servers import ENGINES as SERVERS
+
+    server = SERVERS[engine](url, "--server")
+
+    def sample(prompt: Sequence[int], seeds: Sequence[int]) -> Iterable[Sequence[int]]:
+        with ThreadPoolExecutor(32) as pool:
+            for found in pool.map(
+                lambda seed: server.answer(prompt, _NEW_TOKENS, 1.0, seed), seeds
+            ):
+                yield found.ids
 
     return sample
 
@@ -207,6 +229,8 @@ def _genai(target: Path, draft: Path | None, gamma: int, exact: dict[str, str]) 
     import numpy
     import openvino
     import openvino_genai as genai
+
+    from fastdraft_hf.export.openvino import cached_openvino
 
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1  # GB
@@ -232,44 +256,3 @@ def _genai(target: Path, draft: Path | None, gamma: int, exact: dict[str, str]) 
                 yield result.m_generation_ids[0]
 
     return sample
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
-    shipped = Path(__file__).parents[1] / "model_cards" / "SmolLM2-135M-Instruct-FastDraft"
-    parser.add_argument("--draft", type=Path, default=shipped)
-    parser.add_argument("--engine", choices=ENGINES, default="ours", help="openvino is GenAI")
-    parser.add_argument("--gamma", type=int, default=3, help="drafted tokens per round")
-    parser.add_argument(
-        "--distance",
-        type=float,
-        default=0.02,
-        help="total variation that nine of ten audits find; half of it takes four times as long",
-    )
-    args = parser.parse_args()
-    quiet_libraries()
-    target, draft = resolve_target(args.target).path, args.draft.resolve()
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
-    exact = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    samples = samples_needed(args.distance)
-    print(f"{samples:,} samples find a total variation of {args.distance:g}")
-    failed = 0
-    for name, used in (("the target alone", None), (f"with the draft, γ = {args.gamma}", draft)):
-        if args.engine == "wrong" and used is not None:
-            continue
-        sample = open_sampler(args.engine, target, used, args.gamma)
-        found = audit(exact, sample, prompts, samples, f"{args.engine}, {name}")
-        print(
-            f"{args.engine}, {name}: total variation {found.distance:.4f} (chance alone: "
-            f"{found.by_chance:.4f}), p = {found.p_value:.2g}: "
-            f"{'as the target' if found.passed else f'NOT as the target (p < {LEVEL:g})'}",
-            flush=True,
-        )
-        failed = int(not found.passed)
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main())
