@@ -4,6 +4,7 @@
 #   make quickstart PRETRAINED=runs/smollm2-pretrained/continue   ten minutes from there: faster on code
 #   make demo         a prompt answered with and without the shipped draft, side by side
 #   make engines      the shipped draft in vLLM, llama.cpp, OpenVINO and transformers, as a table
+#   make outdated     which pinned versions have newer releases
 #   make test         run the tests with the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,11 +17,11 @@ DEMO_ARGS ?=
 PIP_FLAGS = --quiet --disable-pip-version-check
 STAMPS = pyproject.toml constraints.txt
 
-.PHONY: help quickstart pretrained demo engines test test-slow test-latest lint docs bench clean
+.PHONY: help quickstart pretrained demo engines outdated test test-slow test-latest lint docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# *//p' Makefile
-	@echo 'targets: quickstart pretrained demo engines test test-slow test-latest lint docs bench clean'
+	@echo 'targets: quickstart pretrained demo engines outdated test test-slow test-latest lint docs bench clean'
 
 # torch comes first and alone: the constraint picks the build, and a later package cannot widen it.
 $(VENV)/.run: $(STAMPS)
@@ -55,9 +56,14 @@ pretrained: $(VENV)/.run
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)
 
-# llama.cpp is compiled at the first call: half an hour.
+# llama.cpp is compiled at the first call: ten minutes.
 engines: $(VENV)/.run
 	$(VENV)/bin/python benchmarks/engines.py
+
+# To be called now and then. After `make test-latest` has passed, raise the bounds in pyproject.toml.
+outdated: $(VENV)/.run
+	$(VENV)/bin/python -m pip --disable-pip-version-check list --outdated | \
+		grep -iE "^(Package|$$(sed -n 's/==.*//p' constraints.txt | tr '-' '.' | paste -sd '|')) "
 
 # Two processes, each with whole files, since fixtures of a module are dear.
 PYTEST = -m pytest --numprocesses 2 --dist loadfile

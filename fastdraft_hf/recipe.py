@@ -134,6 +134,9 @@ class Recipe(Section):
                 f"({', '.join(exported)})"
             )
         self._name_sets("logits", self.logits)
+        asks = self.logits is not None and self.logits.engine == "server"
+        if asks and (self.generate is None or self.generate.server is None):
+            raise FastDraftError("logits.engine: server is generate.server's, which is not set")
         if self.reduced_vocabulary is not None:
             if self.generate is None or not self.generate.sets:
                 raise FastDraftError(

@@ -144,8 +144,8 @@ class Run:
                 process.wait()
             return False
 
-    def kill(self, stage: str, pattern: str) -> None:
-        """SIGKILL one process once a stage has written a file; the others end, as in torchrun.
+    def kill(self, stage: str, pattern: str, number: int = signal.SIGKILL) -> None:
+        """Signal one process once a stage has written a file; the others end, as in torchrun.
 
         A stage that was finished before the signal came is deleted and runs again.
         """
@@ -157,8 +157,12 @@ class Run:
                 if processes[-1].poll() is not None or (self.folder / stage).exists():
                     break
                 time.sleep(0.005)
-            processes[-1].send_signal(signal.SIGKILL)
-            time.sleep(0.2)
+            processes[-1].send_signal(number)
+            if number == signal.SIGKILL:
+                time.sleep(0.2)
+            elif not (self.folder / stage).exists():
+                status = processes[-1].wait(timeout=60)
+                assert status == (130 if number == signal.SIGINT else -number), self.log()
             for process in processes:
                 process.kill()
                 process.wait()
@@ -233,9 +237,29 @@ def test_one_process_resumes_bit_for_bit(
     tmp_path: Path, tiny_target_folder: Path, alone: Run
 ) -> None:
     one = Run(tmp_path / "run", tiny_target_folder, 1)
-    one.kill("align", "work/checkpoint-*/complete")
+    one.kill("generate", f"text/{PARTS}", signal.SIGTERM)
+    one.kill("logits", f"text/{PARTS}", signal.SIGHUP)
+    one.kill("pretrain", "work/checkpoint-*/complete")
+    one.kill("align", "work/checkpoint-*/complete", signal.SIGINT)
+    assert "fastdraft: interrupted; the same command resumes" in one.log()
+    assert "Traceback" not in one.log()
     one.finish()
     one.check_equal(alone, 0.0)
+
+
+@pytest.mark.parametrize("stage", ["generate", "align"])
+def test_a_process_that_has_ended_is_told_in_one_line(
+    stage: str, tmp_path: Path, tiny_target_folder: Path
+) -> None:
+    two = Run(tmp_path / "run", tiny_target_folder, 2)
+    processes = two.start()
+    while not (two.folder / f".{stage}.partial").exists():
+        assert all(process.poll() is None for process in processes), two.log()
+        time.sleep(0.005)
+    processes[1].kill()
+    assert processes[0].wait(timeout=120) == 1, two.log()
+    assert "fastdraft: another process has ended; the same command resumes" in two.log()
+    assert "Traceback" not in two.log()
 
 
 @pytest.mark.slow

@@ -129,11 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of_the_machine(error: Exception) -> bool:
     """Return whether an error is a full disk, a lack of memory or the like, of any library."""
-    if isinstance(error, OSError | ImportError | MemoryError):
+    if isinstance(error, OSError | ImportError | MemoryError) or _lost_process(error):
         return True
     # torch and safetensors, which may not be imported, report a full disk by errors of their own.
     out_of_memory = type(error).__name__ == "OutOfMemoryError"
     return out_of_memory or "(os error " in str(error) or "failed writing" in str(error)
+
+
+def _lost_process(error: BaseException) -> bool:
+    """Return whether torch.distributed says that another process has ended."""
+    return started() and ("gloo" in str(error) or type(error).__name__.startswith("Dist"))
 
 
 def _report(error: BaseException) -> None:
@@ -148,6 +153,8 @@ def _report(error: BaseException) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         line = f"{error.filename}: {error.strerror}"
+    elif _lost_process(error):
+        line = f"another process has ended; the same command resumes ({line})"
     print(f"{prefix}{redacted(line)}", file=sys.stderr, flush=True)
 
 

@@ -136,3 +136,10 @@ class LogitsConfig(Section):
     temperature: Number = Field(
         1.0, gt=0, description="of the distribution; align.temperature must be equal"
     )
+
+    def check_values(self) -> None:
+        if self.engine == "server" and self.temperature != 1:
+            raise FastDraftError(
+                "temperature: a server returns the most probable tokens at temperature 1, and "
+                f"{self.temperature:g} needs them all"
+            )

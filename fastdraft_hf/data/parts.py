@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -190,9 +191,11 @@ def write_rows(
         FastDraftError: a part is damaged. Finished rows are kept.
     """
     start, tokens = time.monotonic(), 0
+    begun: dict[int, float] = {}  # when each row in flight was started
+    took: list[float] = []
 
-    def is_over() -> bool:
-        late = max_minutes is not None and time.monotonic() - start >= 60 * max_minutes
+    def is_over(after: float = 0.0) -> bool:
+        late = max_minutes is not None and time.monotonic() - start + after >= 60 * max_minutes
         return late and tokens * world() >= LEAST_TOKENS
 
     def look() -> np.ndarray:
@@ -212,8 +215,10 @@ def write_rows(
 
     def due() -> Iterator[Request]:
         for index in mine:
-            if is_over():
+            # A row that would not end in time is not started: its text would be cut off.
+            if is_over(after=fmean(took) if took else 0.0):
                 return
+            begun[int(index)] = time.monotonic()
             yield requests[int(index)]
 
     def on_tokens(new: int) -> bool:
@@ -229,6 +234,7 @@ def write_rows(
     ):
         for completion in engine.generate(due(), on_tokens):
             writer.add(_table([completion]))
+            took.append(time.monotonic() - begun.pop(completion.request.index))
             progress.advance(1)
     barrier()
     on_main(finish)

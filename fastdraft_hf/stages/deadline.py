@@ -38,6 +38,11 @@ def parts(recipe: Recipe) -> dict[str, float | None]:
     return found | {"evaluate": recipe.evaluate.max_minutes, "bench": recipe.bench.max_minutes}
 
 
+def _stage(part: str) -> str:
+    """Return the stage of a part: generate of ``generate.chat``."""
+    return part.split(".")[0]
+
+
 def planned_minutes(recipe: Recipe, parameters: int) -> dict[str, float | None]:
     """Return the minutes of every part if nothing is late; ``None`` is no limit.
 
@@ -46,7 +51,7 @@ def planned_minutes(recipe: Recipe, parameters: int) -> dict[str, float | None]:
     own = parts(recipe)
     if recipe.max_hours is None:
         return own
-    weights = {part: limit or _MINUTES.get(part.split(".")[0], 10.0) for part, limit in own.items()}
+    weights = {part: limit or _MINUTES.get(_stage(part), 10.0) for part, limit in own.items()}
     total = 60 * recipe.max_hours
     total = max(total / 2, total - _uncut(parameters))
     return {part: total * weight / sum(weights.values()) for part, weight in weights.items()}
@@ -65,7 +70,7 @@ def minutes(run: Run, part: str) -> float | None:
     coming = {
         name: plan[name] or 0.0
         for name in list(plan)[list(plan).index(part) :]
-        if name.split(".")[0] == part.split(".")[0] or not run.finished(name.split(".")[0])
+        if _stage(name) == _stage(part) or not run.finished(_stage(name))
     }
     used = (run.spent + time.monotonic() - run.started) / 60
     left = 60 * hours - used - _uncut(_parameters(run), run.finished("export"))

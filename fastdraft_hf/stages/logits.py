@@ -84,15 +84,10 @@ def _open_reader(
 def _server_reader(run: Run) -> DistributionReader:
     from fastdraft_hf.eval.servers import ServerReader
 
-    config, generate = run.recipe.logits, run.recipe.generate
-    if generate is None or generate.server is None:
-        raise FastDraftError("logits.engine: server is that of generate.server, which is not set")
-    assert config is not None  # the stage is planned only with its section
-    if config.temperature != 1:
-        raise FastDraftError(
-            f"logits.temperature: a server returns the most probable tokens at temperature 1, and "
-            f"{config.temperature:g} needs them all"
-        )
+    generate = run.recipe.generate
+    assert generate is not None  # the recipe is refused without its server
+    assert generate.server is not None
+    # The head may score more ids than the tokenizer has.
     vocab_size = load_config(run.target.path).get_text_config().vocab_size
     return ServerReader(generate.server, vocab_size)
 

@@ -5,8 +5,10 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from fastdraft_hf.data.engines import (
     Request,
     RowSampler,
     TransformersEngine,
+    VLLMEngine,
 )
 
 
@@ -222,3 +225,50 @@ def test_openvino_heeds_top_p(openvino_folder: Path, tiny_target_folder: Path) -
     assert by_index(engine.generate(hot, lambda n: None)) == greedy
     plain = TransformersEngine(tiny_target_folder, {0, 2}, 4)
     assert by_index(plain.generate(hot, lambda n: None)) == greedy
+
+
+class FakeLLM:
+    """vLLM's engine as `VLLMEngine` drives it: every step gives each request in flight a token."""
+
+    def __init__(self, folder: str, **given: Any) -> None:
+        assert given["generation_config"] == "vllm"
+        self.llm_engine, self.running, self.aborted = self, {}, list[str]()
+
+    def add_request(self, number: str, prompt: dict[str, list[int]], params: Any) -> None:
+        self.running[number] = (prompt["prompt_token_ids"], params, [])
+
+    def step(self) -> list[Any]:
+        outputs = []
+        for number, (prompt, params, found) in list(self.running.items()):
+            token = 2 if len(found) == prompt[0] % 5 else 50 + params.seed
+            found.append(token)
+            done = token in params.stop_token_ids or len(found) == params.max_tokens
+            one = SimpleNamespace(token_ids=[token])
+            outputs.append(SimpleNamespace(request_id=number, outputs=[one], finished=done))
+            if done:
+                del self.running[number]
+        return outputs
+
+    def abort_request(self, numbers: list[str]) -> None:
+        self.aborted += numbers
+
+
+def test_vllm_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = SimpleNamespace(LLM=FakeLLM, SamplingParams=SimpleNamespace)
+    vllm.sampling_params = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta"))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)  # type: ignore[arg-type]
+    requests = make_requests(20)
+    engine = VLLMEngine(tmp_path, {2}, batch_size=3)
+    tokens: list[int] = []
+    done = list(engine.generate(iter(requests), tokens.append))
+    assert sorted(one.request.index for one in done) == list(range(20))
+    assert sum(tokens) == sum(len(one.ids) for one in done)
+    for one in done:
+        ends = one.request.prompt_ids[0] % 5
+        expected = [50 + one.request.seed] * ends + [2]
+        assert list(one.ids) == expected[: one.request.max_new_tokens]
+        assert one.finish_reason == ("stop" if one.ids[-1] == 2 else "length")
+    # When the time is up, what is in flight is yielded as it is, and the engine is left empty.
+    cut = list(engine.generate(iter(requests), lambda _: True))
+    assert [len(one.ids) for one in cut] == [1, 1, 1]
+    assert engine._engine.aborted

@@ -254,3 +254,10 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(FastDraftError, match=r"pip install fastdraft_hf\[server\]"):
         ServerEngine("http://host", STOP, vocab_size=100)
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with VLLMServer() as other, VLLMServer(redirect=other.url) as server:
+        with pytest.raises(FastDraftError, match=r"refuses the request \(HTTP 307\)"):
+            open_engine(server)
+        assert not other.asked

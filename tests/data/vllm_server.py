@@ -42,6 +42,7 @@ class VLLMServer:
         key: the API key that is wanted.
         seconds: a text takes.
         change: edits an answer.
+        redirect: where every request is sent on to.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class VLLMServer:
         key: str | None = None,
         seconds: float = 0.0,
         change: Callable[[dict[str, Any]], None] = lambda answer: None,
+        redirect: str | None = None,
     ) -> None:
         self.write, self.faults, self.models, self.root = write, faults, models, root
         self.key, self.seconds, self.change = key, seconds, change
         self.bodies: list[dict[str, Any]] = []
+        self.redirect, self.asked = redirect, False
         self.answered = self.in_flight = self.most_in_flight = 0
         self._lock, self._dead = threading.Lock(), False
         outer = self
@@ -69,6 +72,10 @@ class VLLMServer:
                 pass
 
             def do_GET(self) -> None:
+                outer.asked = True
+                if outer.redirect:
+                    self.send(307, {})
+                    return
                 models = [{"id": name, "root": outer.root or name} for name in outer.models]
                 self.send(200, {"object": "list", "data": models})
 
@@ -116,6 +123,8 @@ class VLLMServer:
                 data = data[: len(data) // 2] if half else data
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                if outer.redirect:
+                    self.send_header("Location", outer.redirect + "/models")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

@@ -1,5 +1,6 @@
 """Our loop against the target alone and against stock assisted generation, greedily."""
 
+import gc
 import random
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,27 @@ def test_greedy_output_is_the_targets_over_many_prompts(
         alone = write(target, prompt, max_new_tokens=new)
         ours = write(target, prompt, draft, gamma, max_new_tokens=new)
         assert torch.equal(ours, alone), (prompt, gamma, new)
+
+
+def test_three_hundred_calls_leave_nothing_behind(
+    target: LlamaForCausalLM, neighbour: LlamaForCausalLM
+) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        files = Path("/proc/self/fd")
+        return len(gc.get_objects()), len(list(files.iterdir())) if files.exists() else 0
+
+    def call() -> None:
+        write(target, [[5, 6, 7]], neighbour, 3, max_new_tokens=6)
+
+    for _ in range(20):
+        call()
+    objects, files = held()
+    for _ in range(300):
+        call()
+    after, files_after = held()
+    assert files_after == files
+    assert after - objects < 300  # less than one object a call
 
 
 @given(st.lists(PROMPTS, min_size=2, max_size=5), GAMMAS, st.booleans())

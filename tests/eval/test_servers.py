@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.eval.bench import Models, Setting, all_settings, assisted_settings, load_engine
 from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-from fastdraft_hf.eval.servers import ENGINES
+from fastdraft_hf.eval.servers import ENGINES, ServerReader
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (5, 6, 7))
 VLLM, LLAMA = "/v1/completions", "/completion"
@@ -53,6 +54,10 @@ class Fake:
                 fake.bodies.append(body)
                 if fake.fault(self):
                     return
+                if "prompt_logprobs" in body:
+                    rows = [fake.row(token) for token in body["prompt"]]
+                    self.reply(json.dumps({"choices": [{"prompt_logprobs": [None, *rows[1:]]}]}))
+                    return
                 longest = body.get("max_tokens", body.get("n_predict"))
                 ids = list(range(11, 11 + longest))
                 pairs = [ids[at : at + 2] for at in range(0, longest, 2)]
@@ -80,6 +85,12 @@ class Fake:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    @staticmethod
+    def row(token: int) -> dict[str, Any]:
+        """Three likely tokens, and the prompt's own, as vLLM lists them."""
+        chances = {3: 0.5, 4: 0.3, 5: 0.1, token: 0.01}
+        return {str(one): {"logprob": math.log(chance)} for one, chance in chances.items()}
 
 
 @pytest.fixture
@@ -159,6 +170,18 @@ def test_an_answer_that_is_none(engine: str, event: Any, said: str, fake: Fake) 
 def test_no_server() -> None:
     with pytest.raises(FastDraftError, match=r"bench.server: http://127.0.0.1:9 does not answer"):
         ENGINES["vllm"]("http://127.0.0.1:9", "bench.server")
+
+
+def test_the_distribution_of_a_text(fake: Fake) -> None:
+    found = list(ServerReader(fake.url, 99).top([[7, 8, 9], [6, 7]], [1, 2], k=2, temperature=1.0))
+    ((ids, log_probs, tail),) = found[0]
+    assert ids.tolist() == [[3, 4], [3, 4]]
+    assert log_probs.exp().tolist() == [pytest.approx([0.5, 0.3])] * 2
+    assert tail.exp().tolist() == pytest.approx([0.2, 0.2])
+    assert found[1] == []  # nothing after the prompt
+    fake.fault = lambda handler: handler.reply('{"choices": [{}]}') is None  # type: ignore
+    with pytest.raises(FastDraftError, match="no log-probabilities of prompts"):
+        list(ServerReader(fake.url, 99).top([[7, 8]], [1], k=2, temperature=1.0))
 
 
 URLS = {"server": "http://127.0.0.1:8000", "server_alone": "http://127.0.0.1:8001"}

@@ -300,6 +300,11 @@ def test_where_the_distribution_comes_from(
         ),
         ({"logits": {"sets": ["mor"]}}, "logits.sets[0]: generate has no set 'mor' (did you mean"),
         ({"logits": {"temperature": 0}}, "logits.temperature: must be above 0, got 0"),
+        ({"logits": {"engine": "server"}}, "logits.engine: server is generate.server's, which"),
+        (
+            {"logits": {"engine": "server", "temperature": 0.5}},
+            "logits.temperature: a server returns the most probable tokens at temperature 1",
+        ),
         (
             {"align": {**TEXT, "target_distribution": "offline"}},
             "align.target_distribution: 'offline' is not one of",

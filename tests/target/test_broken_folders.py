@@ -18,6 +18,7 @@ from fastdraft_hf.target import resolve
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+ESCAPES = "{{ cycler.__init__.__globals__.os.system('touch escaped') }}"
 COUNTS = "{% for i in range(10**12) %}{{ i }}{% endfor %}"
 LOOPS = "{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}"
 
@@ -79,6 +80,7 @@ KINDS: dict[str, tuple[str, Any, str]] = {
     "template endless": ("chat_template.jinja", LOOPS, "the chat template in"),
     "template of gigabytes": ("chat_template.jinja", "{{ 'a' * 10**10 }}", "the chat template in"),
     "template of megabytes": ("chat_template.jinja", "{{ 'a' * 10**7 }}", "the chat template in"),
+    "template escapes": ("chat_template.jinja", ESCAPES, "the chat template in"),
     "template counts": ("chat_template.jinja", COUNTS, "the chat template in"),
     "weights missing": (WEIGHTS, None, "holds no .safetensors weights"),
     "weights pickled": (WEIGHTS, lambda file: file.rename(file.with_name("x.bin")), "pickled"),
@@ -108,6 +110,7 @@ def test_a_broken_target_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resolve, "_TEMPLATE_SECONDS", 1)
+    monkeypatch.chdir(tmp_path)
     name, change, expected = KINDS[kind]
     target = tmp_path / "target"
     shutil.copytree(tiny_target_folder, target)
@@ -126,6 +129,7 @@ def test_a_broken_target_is_one_line(
     assert line.startswith("fastdraft: ")
     assert str(target) in line
     assert expected in line
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_a_tied_head_is_not_missing(

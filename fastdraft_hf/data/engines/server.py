@@ -83,7 +83,10 @@ class ServerEngine:
             max_retries=RETRIES,
             timeout=TIMEOUT,
             default_headers={"Accept-Encoding": "identity"},
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_read]}),
+            # A redirect would take the prompts to another machine.
+            http_client=DefaultAsyncHttpxClient(
+                event_hooks={"response": [_read]}, follow_redirects=False
+            ),
         )
         # Few retries: at the start, a server that does not answer is most likely a wrong URL.
         self._client, self._timeout = client.with_options(max_retries=2), START_TIMEOUT
