@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--target", metavar="ID", required=True, help="model id, folder or embedded:NAME")
     add("--draft", metavar="DIR", required=True, help="folder of a draft or of a run, or an id")
     add("--output-dir", metavar="DIR", help="folder of the results (default: runs/TARGET/DRAFT)")
+    if name == "bench":
+        add("--engine", choices=("vllm", "llama.cpp"), help="a server, instead of this process")
+        add("--server", metavar="URL", help="the engine's server that was started with the draft")
+        add("--server-alone", metavar="URL", help="and one with the target alone")
     add("--dry-run", action="store_true", help="print the settings and the stages, run nothing")
     add(
         "overrides",
@@ -41,12 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.demo import find_draft
     from fastdraft_hf.cli.run import run_stages
+    from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.recipe import build_recipe
     from fastdraft_hf.target.resolve import folder_name
 
     name, draft = args.command, find_draft(args.draft)
     folder = Path("runs", folder_name(args.target), "-".join(draft.resolve().parts[-2:]))
     own = _section(name).model_fields
+    words = list(args.overrides)
+    if getattr(args, "engine", None):
+        gamma = read_draft_tokens(draft) or 3  # a setting that was given comes later
+        words = [f"paths=[{args.engine}]", f"num_assistant_tokens=[{gamma}]", *words]
+        for key in ("server", "server_alone"):
+            if url := getattr(args, key):
+                words.append(f"{key}={url}")
     recipe = build_recipe(
         {
             "target": args.target,
@@ -54,10 +66,7 @@ def run(args: argparse.Namespace) -> None:
             "design": {"draft": str(draft)},
         },
         # `gammas=[3]` is evaluate.gammas; a key with another first part is the recipe's.
-        [
-            f"{name}.{word}" if word.split("=")[0].split(".")[0] in own else word
-            for word in args.overrides
-        ],
+        [f"{name}.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words],
     )
     stages = _STAGES[name]
     if not any("openvino" in path for path in recipe.bench.paths):
