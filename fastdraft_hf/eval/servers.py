@@ -115,12 +115,26 @@ class EngineServer(ABC):
                 "the URL, and run again; finished answers are kept"
             ) from None
 
+    def first_of(self, name: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the first of a list in a JSON answer."""
+        answer = b"".join(self.lines(path, body))
+        try:
+            found: dict[str, Any] = json.loads(answer)[name][0]
+        except (ValueError, LookupError, TypeError):
+            raise FastDraftError(
+                f"{self._key}: {self.url}{path} does not answer as {self.engine} does"
+            ) from None
+        return found
+
     def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the parts of a streamed answer."""
         for line in self.lines(path, body):
             if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
                 continue
-            event = json.loads(line[5:])
+            try:
+                event: dict[str, Any] = json.loads(line[5:])
+            except ValueError:
+                event = {"error": "no JSON"}
             if "error" in event:
                 raise FastDraftError(f"{self._key}: {self.url}{path}: {event['error']}")
             yield event
@@ -136,13 +150,12 @@ class VLLM(EngineServer):
 
     def __init__(self, url: str, key: str = "server", stop_ids: Sequence[int] = ()) -> None:
         super().__init__(url, key, stop_ids)
-        self._model = json.loads(b"".join(self.lines("/v1/models")))["data"][0]["id"]
+        self._model = self.first_of("data", "/v1/models").get("id")
 
     def prompt_logprobs(self, prompt: Sequence[int], k: int) -> list[dict[str, Any]]:
         """Return ``{id: {"logprob": …}}`` for every token of a prompt; nothing for the first."""
         body = {"model": self._model, "prompt": list(prompt), "max_tokens": 1, "prompt_logprobs": k}
-        answer = json.loads(b"".join(self.lines("/v1/completions", body)))
-        found = answer["choices"][0].get("prompt_logprobs")
+        found = self.first_of("choices", "/v1/completions", body).get("prompt_logprobs")
         if not isinstance(found, list) or len(found) != len(prompt):
             raise FastDraftError(f"{self._key}: {self.url} returns no log-probabilities of prompts")
         return [position or {} for position in found]

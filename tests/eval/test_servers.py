@@ -179,9 +179,12 @@ def test_the_distribution_of_a_text(fake: Fake) -> None:
     assert log_probs.exp().tolist() == [pytest.approx([0.5, 0.3])] * 2
     assert tail.exp().tolist() == pytest.approx([0.2, 0.2])
     assert found[1] == []  # nothing after the prompt
+    reader = ServerReader(fake.url, 99)
     fake.fault = lambda handler: handler.reply('{"choices": [{}]}') is None  # type: ignore
     with pytest.raises(FastDraftError, match="no log-probabilities of prompts"):
-        list(ServerReader(fake.url, 99).top([[7, 8]], [1], k=2, temperature=1.0))
+        list(reader.top([[7, 8]], [1], k=2, temperature=1.0))
+    with pytest.raises(FastDraftError, match="/v1/models does not answer as vllm does"):
+        ServerReader(fake.url, 99)
 
 
 URLS = {"server": "http://127.0.0.1:8000", "server_alone": "http://127.0.0.1:8001"}
