@@ -239,7 +239,6 @@ def test_one_process_resumes_bit_for_bit(
     one = Run(tmp_path / "run", tiny_target_folder, 1)
     one.kill("generate", f"text/{PARTS}", signal.SIGTERM)
     one.kill("logits", f"text/{PARTS}", signal.SIGHUP)
-    one.kill("pretrain", "work/checkpoint-*/complete")
     one.kill("align", "work/checkpoint-*/complete", signal.SIGINT)
     assert "fastdraft: interrupted; the same command resumes" in one.log()
     assert "Traceback" not in one.log()

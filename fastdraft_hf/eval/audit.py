@@ -216,9 +216,7 @@ def _server(engine: str, url: str) -> Sampler:
 
     def sample(prompt: Sequence[int], seeds: Sequence[int]) -> Iterable[Sequence[int]]:
         with ThreadPoolExecutor(32) as pool:
-            for found in pool.map(
-                lambda seed: server.answer(prompt, _NEW_TOKENS, 1.0, seed), seeds
-            ):
+            for found in pool.map(lambda _: server.answer(prompt, _NEW_TOKENS, 1.0), seeds):
                 yield found.ids
 
     return sample
