@@ -215,7 +215,7 @@ def _server(engine: str, url: str) -> Sampler:
     server = SERVERS[engine](url, "--server")
 
     def sample(prompt: Sequence[int], seeds: Sequence[int]) -> Iterable[Sequence[int]]:
-        with ThreadPoolExecutor(32) as pool:
+        with ThreadPoolExecutor(128) as pool:
             for found in pool.map(lambda _: server.answer(prompt, _NEW_TOKENS, 1.0), seeds):
                 yield found.ids
 
