@@ -154,7 +154,7 @@ def _report(error: BaseException) -> None:
     if isinstance(error, OSError) and error.strerror and error.filename:
         line = f"{error.filename}: {error.strerror}"
     elif _lost_process(error):
-        line = f"another process has ended; the same command resumes ({line})"
+        line = f"another process has ended; the same command resumes ({line.partition('. ')[0]})"
     print(f"{prefix}{redacted(line)}", file=sys.stderr, flush=True)
 
 
