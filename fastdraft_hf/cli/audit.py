@@ -14,9 +14,8 @@ Two tokens after a few prompts are sampled many times at temperature 1 in float3
 alone and with the draft, and their counts are tested against the target's exact probabilities
 (chi-square). The exit status is 1 if they are distributed otherwise.
 
-For vLLM and llama.cpp start the engine twice, with the draft and without, in float32:
-  fastdraft audit --target T --draft D --engine vllm \\
-    --server http://127.0.0.1:8000 --server-alone http://127.0.0.1:8001
+For vLLM and llama.cpp start the engine in float32, with the draft or without, or twice:
+  fastdraft audit --target T --draft D --engine vllm --server http://127.0.0.1:8000
 """
     add = parser.add_argument
     add("--target", metavar="ID", required=True, help="model id, folder or embedded:NAME")
@@ -47,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
 
     needs_server = args.engine in ("vllm", "llama.cpp")
-    for name, url in (("--server", args.server), ("--server-alone", args.server_alone)):
-        if needs_server != (url is not None):
-            raise FastDraftError(f"{name}: engines vllm and llama.cpp need it, no other does")
+    if needs_server != any((args.server, args.server_alone)):
+        raise FastDraftError(
+            "--server: engines vllm and llama.cpp need it, or --server-alone; no other does"
+        )
     if not 0.001 <= args.distance <= 0.5:
         raise FastDraftError(f"--distance: must be from 0.001 to 0.5, got {args.distance:g}")
     if args.num_assistant_tokens < 1:
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         ("the target alone", None, args.server_alone),
         (f"with the draft, γ = {args.num_assistant_tokens}", draft, args.server),
     ):
+        if needs_server and url is None:
+            continue
         sample = open_sampler(args.engine, target, used, args.num_assistant_tokens, url)
         found = audit(exact, sample, prompts, samples, f"{args.engine}, {name}")
         print(

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         # `gammas=[3]` is evaluate.gammas; a key with another first part is the recipe's.
         [f"{name}.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words],
     )
-    stages = _STAGES[name]
     if not any("openvino" in path for path in recipe.bench.paths):
-        stages = [stage for stage in stages if stage != "export"]
-    run_stages(recipe, stages, args.dry_run)
+        nothing = recipe.export.model_copy(update={"openvino": []})
+        recipe = recipe.model_copy(update={"export": nothing})
+    run_stages(recipe, _STAGES[name], args.dry_run)

@@ -142,9 +142,10 @@ def run_stages(
 ) -> None:
     """Print the resolved recipe and run its stages, or say what would be run.
 
-    The results of a wanted ``evaluate`` are printed at the end, also of one that was finished.
+    The results of a wanted ``evaluate`` or ``bench`` are printed at the end, also of one that was
+    finished.
     """
-    from fastdraft_hf.eval.summary import print_evaluation
+    from fastdraft_hf.eval.summary import print_bench, print_evaluation
     from fastdraft_hf.stages.run import Run
     from fastdraft_hf.stages.runner import choose, execute
 
@@ -161,9 +162,9 @@ def run_stages(
         return
     execute(run, stages)
     stop()
-    if is_main() and wanted is not None and "evaluate" in wanted:
-        path = run.stage_folder("evaluate") / "results.json"
-        print_evaluation(read_json(path))
+    for name, show in (("evaluate", print_evaluation), ("bench", print_bench)):
+        if is_main() and name in (wanted or ()):
+            show(read_json(run.stage_folder(name) / "results.json"))
 
 
 def _unmeasurable(run: Run, stages: list[str], wanted: bool) -> list[str]:

@@ -26,6 +26,9 @@ def openvino_pipeline(
     max_new_tokens=64)`` drafts as measured. A new ``GenerationConfig`` lacks it; change a copy of
     ``pipeline.get_generation_config()`` instead.
 
+    Greedy text is the target's own. Sampled text is not distributed as the target's (GenAI
+    2026.4.1.0; `fastdraft audit --engine openvino`): to sample, use `assisted_decoding`.
+
     Args:
         target_dir: the target's OpenVINO folder, written by `fastdraft export` or optimum-intel.
         draft_dir: the draft's.
