@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf.eval.servers import ENGINES, EngineServer
+from fastdraft_hf.eval.servers import CLIENTS, Client
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.target.packages import cache_dir
 
@@ -93,7 +93,7 @@ class Server:
         options: more words of its command line.
     """
 
-    client: EngineServer
+    client: Client
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Server:
                     self.close()
                     raise RuntimeError(self.complaint()) from None
                 time.sleep(0.5)
-        self.client = ENGINES[engine](url)
+        self.client = CLIENTS[engine](url)
 
     def complaint(self) -> str:
         """Return the last line of the log that names an error."""

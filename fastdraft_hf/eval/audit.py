@@ -210,9 +210,9 @@ def generate_sampler(target: Any, draft: Any, gamma: int, stock: bool) -> Sample
 
 def _server(engine: str, url: str) -> Sampler:
     """Return a server as a sampler, with as many requests in flight as vLLM batches well."""
-    from fastdraft_hf.eval.servers import ENGINES as SERVERS
+    from fastdraft_hf.eval.servers import CLIENTS
 
-    server = SERVERS[engine](url, "--server")
+    server = CLIENTS[engine](url, "--server")
 
     def sample(prompt: Sequence[int], seeds: Sequence[int]) -> Iterable[Sequence[int]]:
         with ThreadPoolExecutor(128) as pool:

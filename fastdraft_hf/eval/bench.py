@@ -147,11 +147,11 @@ def load_engine(models: Models, settings: Sequence[Setting]) -> Decode:
 
 
 def _servers(models: Models, engine: str) -> Decode:
-    from fastdraft_hf.eval.servers import ENGINES
+    from fastdraft_hf.eval.servers import CLIENTS
 
     # Both are asked now, so that a wrong URL is found before anything is timed.
     alone, assisted = (
-        ENGINES[engine](url, f"bench.{key}", models.stop_ids)
+        CLIENTS[engine](url, f"bench.{key}", models.stop_ids)
         for key, url in (("server_alone", models.server_alone), ("server", models.server))
     )
 

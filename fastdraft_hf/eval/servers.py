@@ -45,8 +45,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class EngineServer(ABC):
-    """A server that is running.
+class Client(ABC):
+    """The client of a server that is running.
 
     Args:
         url: ``http://host:port``.
@@ -138,7 +138,7 @@ class EngineServer(ABC):
             yield event
 
 
-class VLLM(EngineServer):
+class VLLMClient(Client):
     """vLLM, through OpenAI's completions API.
 
     It counts drafted tokens over all its requests, so that nobody else may use it meanwhile.
@@ -209,7 +209,7 @@ class ServerReader(DistributionReader):
     """
 
     def __init__(self, url: str, vocab_size: int) -> None:
-        self._server, self.vocab_size = VLLM(url, "generate.server"), vocab_size
+        self._server, self.vocab_size = VLLMClient(url, "generate.server"), vocab_size
 
     def top(
         self, texts: Sequence[Sequence[int]], begins: Sequence[int], k: int, temperature: float
@@ -232,7 +232,7 @@ class ServerReader(DistributionReader):
             yield from pool.map(one, texts, begins)
 
 
-class LlamaCpp(EngineServer):
+class LlamaCppClient(Client):
     """The server of llama.cpp, through its own API, which returns token ids."""
 
     engine = "llama.cpp"
@@ -258,4 +258,4 @@ class LlamaCpp(EngineServer):
         return Answer(ids, first, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
 
 
-ENGINES: dict[str, type[EngineServer]] = {"vllm": VLLM, "llama.cpp": LlamaCpp}
+CLIENTS: dict[str, type[Client]] = {"vllm": VLLMClient, "llama.cpp": LlamaCppClient}

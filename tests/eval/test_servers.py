@@ -15,10 +15,10 @@ from fastdraft_hf import FastDraftError
 from fastdraft_hf.eval.bench import Models, Setting, all_settings, assisted_settings, load_engine
 from fastdraft_hf.eval.config import BenchConfig
 from fastdraft_hf.eval.prompts import EvaluationPrompt
-from fastdraft_hf.eval.servers import ENGINES, ServerReader
+from fastdraft_hf.eval.servers import CLIENTS, ServerReader
 
 PROMPT = EvaluationPrompt("humaneval", "H/0", (5, 6, 7))
-VLLM, LLAMA = "/v1/completions", "/completion"
+LLAMA = "/completion"
 
 
 class Fake:
@@ -101,9 +101,9 @@ def fake() -> Iterator[Fake]:
     server.http.server_close()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CLIENTS)
 def test_an_answer_is_read_as_it_was_generated(engine: str, fake: Fake) -> None:
-    server = ENGINES[engine](fake.url + "/v1/", stop_ids=[2])
+    server = CLIENTS[engine](fake.url + "/v1/", stop_ids=[2])
     record = server.decode(PROMPT.task, PROMPT.key, PROMPT.ids, 6)
     assert record.tokens == [11, 12, 13, 14, 15, 16]
     assert (record.drafted, record.accepted, record.target_passes) == (6, 3, 3)
@@ -114,7 +114,7 @@ def test_an_answer_is_read_as_it_was_generated(engine: str, fake: Fake) -> None:
     assert body["top_p"] == 1.0 if engine == "vllm" else body["samplers"] == ["temperature"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CLIENTS)
 def test_bench_times_a_server_with_the_draft_and_one_without(engine: str, fake: Fake) -> None:
     other = Fake()
     models = Models("target", server=fake.url, server_alone=other.url)
@@ -136,7 +136,7 @@ def test_a_key_is_sent_and_never_shown(fake: Fake, monkeypatch: pytest.MonkeyPat
 
     fake.fault = refuse
     with pytest.raises(FastDraftError, match=r"bench.server: .*HTTP 401: no such key") as error:
-        ENGINES["vllm"](fake.url, "bench.server")
+        CLIENTS["vllm"](fake.url, "bench.server")
     assert fake.headers[-1]["Authorization"] == "Bearer very-secret"
     assert "very-secret" not in str(error.value)
 
@@ -147,7 +147,7 @@ def test_a_redirect_is_not_followed(fake: Fake) -> None:
         handler.reply("", 302, Location=other.url) or True  # type: ignore[attr-defined]
     )
     with pytest.raises(FastDraftError, match="HTTP 302"):
-        ENGINES["vllm"](fake.url)
+        CLIENTS["vllm"](fake.url)
     assert not other.headers
     other.http.shutdown()
 
@@ -161,7 +161,7 @@ def test_a_redirect_is_not_followed(fake: Fake) -> None:
     ],
 )
 def test_an_answer_that_is_none(engine: str, event: Any, said: str, fake: Fake) -> None:
-    server = ENGINES[engine](fake.url)
+    server = CLIENTS[engine](fake.url)
     fake.event = event
     with pytest.raises(FastDraftError, match=said):
         server.answer([1, 2], 4)
@@ -169,7 +169,7 @@ def test_an_answer_that_is_none(engine: str, event: Any, said: str, fake: Fake) 
 
 def test_no_server() -> None:
     with pytest.raises(FastDraftError, match=r"bench.server: http://127.0.0.1:9 does not answer"):
-        ENGINES["vllm"]("http://127.0.0.1:9", "bench.server")
+        CLIENTS["vllm"]("http://127.0.0.1:9", "bench.server")
 
 
 def test_the_distribution_of_a_text(fake: Fake) -> None:
