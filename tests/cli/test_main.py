@@ -288,23 +288,50 @@ def test_a_draft_is_measured_outside_a_run(
     assert planned == stages
 
 
-def test_evaluate_prints_what_it_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("stage", "results", "found"),
+    [
+        ("evaluate", "evaluation", r"humaneval +T = 0\.6 +3 +2 +0\.400 \(0\.300 to 0\.500\)"),
+        ("evaluate", "evaluation", "identical to the target alone on 4 of 4 prompts"),
+        ("bench", "bench", "the speed of the target alone through the same kernels"),
+    ],
+)
+def test_what_was_measured_is_printed(
+    stage: str,
+    results: str,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also of a stage that was finished before."""
     monkeypatch.setattr("fastdraft_hf.stages.runner.execute", lambda *args: None)
     monkeypatch.setattr("fastdraft_hf.stages.runner.grows", lambda *args: False)
     run = json.loads((ROOT / "tests" / "synthetic_run.json").read_text(encoding="utf-8"))
-    (tmp_path / "evaluate").mkdir()
-    text = json.dumps(run["evaluation"])
-    (tmp_path / "evaluate" / "results.json").write_text(text, encoding="utf-8")
-    words = ["run", f"output_dir={tmp_path}", "--stages", "evaluate"]
+    (tmp_path / stage).mkdir()
+    (tmp_path / stage / "results.json").write_text(json.dumps(run[results]), encoding="utf-8")
+    words = ["run", f"output_dir={tmp_path}", "--stages", stage]
     cli.main(words)
-    shown = capsys.readouterr().err
-    assert re.search(r"humaneval +T = 0\.6 +3 +2 +0\.400 \(0\.300 to 0\.500\)", shown)
-    assert "Greedy output is identical to the target alone on 4 of 4 prompts" in shown
+    assert re.search(found, capsys.readouterr().err)
     cli.main([*words, "--dry-run"])
-    assert "humaneval" not in capsys.readouterr().err
+    assert not re.search(found, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("words", "gamma"), [([], 3), (["num_assistant_tokens=[5]"], 5)])
+def test_bench_of_servers(
+    words: list[str], gamma: int, tiny_target_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"]
+    given = ["bench", "--target", "org/model", "--draft", str(tiny_target_folder), "--dry-run"]
+    given += ["--engine", "vllm", "--server", urls[0]]
+    assert cli.main([*given, *words]) == 2
+    assert "bench.server_alone: paths vllm and llama.cpp need it" in capsys.readouterr().err
+    assert cli.main([*given, "--server-alone", urls[1], *words]) == 0
+    recipe = build_recipe(yaml.safe_load(capsys.readouterr().out))
+    assert recipe.bench.paths == ["vllm"]
+    assert [recipe.bench.server, recipe.bench.server_alone] == urls
+    assert recipe.bench.num_assistant_tokens == [gamma]
+    assert recipe.export.openvino == []
 
 
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
