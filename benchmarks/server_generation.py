@@ -43,9 +43,19 @@ def rows_of(work: Path, name: str) -> int:
     return 0 if folder is None else len(stored_indices(folder))
 
 
-def ended(process: subprocess.Popen[str], expected: int, what: str) -> None:
+def wait_for(answers: int, log: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a server has given so many answers, by its log."""
+    while process.poll() is None:
+        if log.read_text(errors="replace").count("POST /v1/completions") >= answers:
+            return
+        time.sleep(0.1)
+
+
+def ended(process: subprocess.Popen[str], expected: int, work: Path, name: str, what: str) -> None:
     _, said = process.communicate()
-    print(f"{what}: exit {process.returncode}, {' '.join(said.splitlines()[-1:])}", flush=True)
+    line = " ".join(said.splitlines()[-1:])
+    kept = f"{rows_of(work, name)} rows kept"
+    print(f"{what}: exit {process.returncode}, {kept}, {line}", flush=True)
     if process.returncode != expected:
         sys.exit(1)
 
@@ -75,22 +85,19 @@ def main() -> None:
 
     with server("whole") as running:
         start = time.monotonic()
-        ended(call(work, "whole", running, "design,generate,logits"), 0, "in one go")
-        print(f"{time.monotonic() - start:.0f} s for {rows_of(work, 'whole')} rows")
+        ended(call(work, "whole", running, "design,generate,logits"), 0, work, "whole", "in one go")
+        print(f"{time.monotonic() - start:.0f} s")
     with server("first") as running:
         process = call(work, "killed", running, "design,generate")
-        while rows_of(work, "killed") < args.rows // 4 and process.poll() is None:
-            time.sleep(0.2)
+        wait_for(args.rows // 3, work / "first.log", process)
         running.kill(signal.SIGKILL)
-        ended(process, 2, f"server killed after {rows_of(work, 'killed')} rows")
+        ended(process, 2, work, "killed", "server killed")
     with server("second") as running:
         process = call(work, "killed", running, "design,generate")
-        had = rows_of(work, "killed")
-        while rows_of(work, "killed") < had + args.rows // 4 and process.poll() is None:
-            time.sleep(0.2)
+        wait_for(args.rows // 3, work / "second.log", process)
         process.kill()
-        ended(process, -signal.SIGKILL, f"fastdraft killed after {rows_of(work, 'killed')} rows")
-        ended(call(work, "killed", running, "design,generate"), 0, "run again")
+        ended(process, -signal.SIGKILL, work, "killed", "fastdraft killed")
+        ended(call(work, "killed", running, "design,generate"), 0, work, "killed", "run again")
     one, two = (
         list(iter_rows(next((work / name).glob("*generate*/code")))) for name in ("whole", "killed")
     )
