@@ -161,10 +161,12 @@ def test_names_become_neither_code_nor_html(run_summary: RunSummary, name: str) 
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "from_pretrained"
     ]
     assert loaded == [name] * 3
-    (vllm,) = re.findall(r"^```bash\n(vllm.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
-    words = shlex.split(vllm)
-    assert words[2] == name
-    assert json.loads(words[-1])["model"] == name
+    bash = re.findall(r"^```bash\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+    (vllm,) = (shlex.split(block) for block in bash if "vllm" in block)
+    assert vllm[vllm.index("--model") + 1] == name
+    assert json.loads(vllm[-1])["model"] == name
+    (export,) = (block.splitlines() for block in bash if block.startswith("fastdraft export"))
+    assert [shlex.split(line)[3] for line in export] == [name, name]
     page = MarkdownIt("commonmark").enable("table").render(card.text)
     assert "<script" not in page
     assert "some.where" not in re.findall('href="([^"]*)"', page)
@@ -195,7 +197,7 @@ def test_no_path_of_the_machine_but_the_drafts_own(run_summary: RunSummary) -> N
     sources["/home/me/secret/tickets.jsonl"] = {"documents": 5}
     sources["org/corpus"] = {"documents": 6, "license": "odc-by"}
     card = str(render(run_summary, location="/somewhere/run/draft"))
-    assert card.count("/somewhere/run/draft") == 3  # transformers, vLLM, SGLang
+    assert card.count("/somewhere/run/draft") == 4  # transformers, vLLM, llama.cpp, SGLang
     assert "/home/me" not in card
     assert "| align | tickets.jsonl | 5 documents | see its source |" in card
     assert "| align | org/corpus | 6 documents | odc-by |" in card
