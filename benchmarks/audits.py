@@ -16,7 +16,7 @@ from pathlib import Path
 from engine_servers import PACKAGES, Server
 
 from fastdraft_hf.cli.main import main as fastdraft
-from fastdraft_hf.eval.audit import ENGINES
+from fastdraft_hf.eval.config import AUDITED
 from fastdraft_hf.target.resolve import resolve_target
 
 # Another way to draft with an engine: its name, and words of its command line.
@@ -32,14 +32,14 @@ def main() -> int:
     parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     shipped = Path(__file__).parents[1] / "model_cards" / "SmolLM2-135M-Instruct-FastDraft"
     parser.add_argument("--draft", type=Path, default=shipped)
-    parser.add_argument("--engines", default=",".join(ENGINES), help="some of them")
+    parser.add_argument("--engines", default=",".join(AUDITED), help="some of them")
     parser.add_argument("--gamma", type=int, default=3, help="drafted tokens per round")
     parser.add_argument("--distance", default="0.02", help="total variation to find")
     parser.add_argument("--work", type=Path, default=Path("runs/audits"))
     args = parser.parse_args()
     engines = args.engines.split(",")
-    if unknown := [name for name in engines if name not in ENGINES]:
-        parser.error(f"--engines: no engine {unknown[0]}; known: {', '.join(ENGINES)}")
+    if unknown := [name for name in engines if name not in AUDITED]:
+        parser.error(f"--engines: no engine {unknown[0]}; known: {', '.join(AUDITED)}")
     args.work.mkdir(parents=True, exist_ok=True)
     target, draft = resolve_target(args.target).path, args.draft.resolve()
     words = ["audit", "--target", str(target), "--draft", str(draft), "--distance", args.distance]
@@ -51,7 +51,7 @@ def main() -> int:
             if engine not in PACKAGES:
                 inexact += fastdraft([*words, "--engine", engine]) != 0
                 continue
-            # One after the other: an idle vLLM takes half of the processor.
+            # One after the other: only one is asked at a time.
             for option, used in (("--server-alone", None), ("--server", draft)):
                 if way and used is None:
                     continue

@@ -35,7 +35,7 @@ START_SECONDS = 300.0
 def environment(engine: str) -> Path:
     """Return the folder of the engine's virtual environment, made at the first call.
 
-    llama.cpp is compiled: ten minutes on two cores. A killed compilation goes on where it was.
+    llama.cpp is compiled: ten minutes on two cores. A killed compilation resumes.
     """
     package, version = PACKAGES[engine]
     folder = cache_dir("engines") / f"{package}-{version}"

@@ -8,6 +8,8 @@ from fastdraft_hf._errors import FastDraftError
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    from fastdraft_hf.eval.config import AUDITED
+
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = """\
 Two tokens after a few prompts are sampled many times at temperature 1 in float32, with the target
@@ -23,7 +25,7 @@ For vLLM and llama.cpp start the engine in float32, with the draft or without, o
     add(
         "--engine",
         default="ours",
-        choices=("transformers", "ours", "openvino", "ours-openvino", "vllm", "llama.cpp"),
+        choices=AUDITED,
         help="default: our loop in PyTorch; openvino is GenAI",
     )
     add("--num-assistant-tokens", type=int, default=3, metavar="N", help="γ (3); not of a server")
@@ -42,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.eval.audit import LEVEL, PROMPTS, audit, open_sampler, samples_needed
+    from fastdraft_hf.eval.config import SERVERS
     from fastdraft_hf.export.openvino import require_openvino
     from fastdraft_hf.target.resolve import load_tokenizer, resolve_target
 
-    needs_server = args.engine in ("vllm", "llama.cpp")
+    needs_server = args.engine in SERVERS
     if needs_server != any((args.server, args.server_alone)):
         raise FastDraftError(
             "--server: engines vllm and llama.cpp need it, or --server-alone; no other does"

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--draft", metavar="DIR", required=True, help="folder of a draft or of a run, or an id")
     add("--output-dir", metavar="DIR", help="folder of the results (default: runs/TARGET/DRAFT)")
     if name == "bench":
-        add("--engine", choices=("vllm", "llama.cpp"), help="a server, instead of this process")
+        from fastdraft_hf.eval.config import SERVERS
+
+        add("--engine", choices=SERVERS, help="a server, instead of this process")
         add("--server", metavar="URL", help="the engine's server that was started with the draft")
         add("--server-alone", metavar="URL", help="and one with the target alone")
     add("--dry-run", action="store_true", help="print the settings and the stages, run nothing")

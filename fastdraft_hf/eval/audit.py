@@ -18,7 +18,6 @@ import torch
 
 from fastdraft_hf._progress import Progress
 
-ENGINES = ("transformers", "ours", "openvino", "ours-openvino", "vllm", "llama.cpp")
 # The likeliest first tokens, and second tokens after each, that have a cell of their own.
 _FIRST, _SECOND = 4, 2
 _REST = -1
@@ -149,7 +148,7 @@ def open_sampler(
     """Return a function that samples with an engine at temperature 1, in float32.
 
     Args:
-        engine: one of `ENGINES`; ``openvino`` is GenAI.
+        engine: one of `eval.config.AUDITED`; ``openvino`` is GenAI.
         target: folder of the checkpoint.
         draft: its draft's; ``None`` for the target alone.
         gamma: drafted tokens per round.

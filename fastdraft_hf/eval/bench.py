@@ -18,7 +18,7 @@ from typing import Any
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.config import BenchConfig
+from fastdraft_hf.eval.config import SERVERS, BenchConfig
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 
@@ -43,7 +43,7 @@ STOCK: Mapping[str, str] = {"ours": "alone", "ours-openvino": "ours-openvino-alo
 RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "openvino": ("openvino", "openvino-prompt-lookup", "ours-openvino"),
     "pytorch": ("transformers", "ours", "prompt-lookup"),
-    "server": ("vllm", "llama.cpp"),
+    "server": SERVERS,
 }
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")

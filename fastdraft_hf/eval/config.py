@@ -93,6 +93,11 @@ def _check_numbers(name: str, values: list[int] | list[float]) -> None:
         raise FastDraftError(f"{name}: a value is repeated in {values}")
 
 
+# Engines that are measured as running servers.
+SERVERS = ("vllm", "llama.cpp")
+# Engines whose sampling `fastdraft audit` tests.
+AUDITED = ("transformers", "ours", "openvino", "ours-openvino", *SERVERS)
+
 # fmt: off
 BenchPath = Literal["transformers", "ours", "prompt-lookup",
                     "openvino", "openvino-prompt-lookup", "ours-openvino", "vllm", "llama.cpp"]
@@ -127,7 +132,7 @@ class BenchConfig(_Measuring):
 
         super().check_values()
         _check_numbers("num_assistant_tokens", self.num_assistant_tokens)
-        engines = {"vllm", "llama.cpp"} & set(self.paths)
+        engines = set(SERVERS) & set(self.paths)
         for name, url in (("server", self.server), ("server_alone", self.server_alone)):
             if url is not None:
                 server_url(url, name)
