@@ -133,6 +133,7 @@ class Recipe(Section):
                 f"bench.weight_format: {bench.weight_format} is not among export.openvino "
                 f"({', '.join(exported)})"
             )
+        self._name_logs()
         self._name_sets("logits", self.logits)
         asks = self.logits is not None and self.logits.engine == "server"
         if asks and (self.generate is None or self.generate.server is None):
@@ -146,6 +147,24 @@ class Recipe(Section):
             self._name_sets("reduced_vocabulary", self.reduced_vocabulary)
         for name, stage in self.training_stages().items():
             self._check_training(name, stage)
+
+    def _name_logs(self) -> None:
+        """Give tasks of kind traffic that name no log that of the generated set."""
+        sets = self.generate.sets.values() if self.generate else ()
+        log = next((one for one in sets if one.kind == "traffic"), None)
+        if log is None:
+            return
+        found = {"dataset": log.dataset, "model": log.model}
+        for key in ("evaluate", "bench"):
+            section = getattr(self, key)
+            if isinstance(tasks := section.tasks, dict):
+                tasks = {
+                    name: task.model_copy(update=found)
+                    if task.kind == "traffic" and task.dataset is None
+                    else task
+                    for name, task in tasks.items()
+                }
+                setattr(self, key, section.model_copy(update={"tasks": tasks}))
 
     def _name_sets(self, key: str, section: LogitsConfig | ReducedVocabularyConfig | None) -> None:
         """Check a section's ``sets``; by default they are those of align, or all without align.

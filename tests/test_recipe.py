@@ -109,6 +109,17 @@ def test_an_empty_mapping_is_a_recipe_of_defaults() -> None:
         ),
         ({"generate": {"sets": {"a": {"rows": 0}}}}, "generate.sets.a.rows: must be at least 1"),
         ({"pretrain": {**PYTHON, "max_train_tokens": 9}}, "pretrain.max_train_tokens: 9 is below"),
+        ({"generate": {"sets": {"a": {"kind": "traffic"}}}}, "a.dataset: kind traffic needs"),
+        ({"generate": {"sets": {"a": {"model": "m"}}}}, "a.model: only for kind traffic"),
+        (
+            {
+                "generate": {
+                    "sets": {"a": {"kind": "traffic", "dataset": "l", "drop_patterns": ["("]}}
+                }
+            },
+            "generate.sets.a.drop_patterns: '(' is no pattern",
+        ),
+        ({"bench": {"tasks": {"t": {"kind": "traffic", "words": 3}}}}, "t.words: not of kind traf"),
         ({"card": {"license": "apache"}}, "card.license: the Hub has no license 'apache'"),
         ({"card": {"base_model": "a/b/c"}}, "card.base_model: 'a/b/c' is not a repository id"),
         ({"card": {"language": ["english"]}}, "card.language: 'english' is not a language code"),
@@ -193,6 +204,12 @@ def test_what_a_stage_reads_is_written_out() -> None:
     assert resolved["reduced_vocabulary"]["sets"] == ["text"]
     assert recipe.training_stages()["pretrain"].streams
     assert build_recipe(resolved) == recipe
+    log = {"kind": "traffic", "dataset": "log.jsonl", "model": "m"}
+    tasks = {"own": {"kind": "traffic"}, "other": {"kind": "traffic", "dataset": "b.jsonl"}}
+    read = build_recipe({"generate": {"sets": {"log": log}}, "bench": {"tasks": tasks}}).bench.tasks
+    assert isinstance(read, dict)
+    assert (read["own"].dataset, read["own"].model) == ("log.jsonl", "m")
+    assert (read["other"].dataset, read["other"].model) == ("b.jsonl", None)
     recipe = build_recipe(recipe.resolved() | {"align": None, "reduced_vocabulary": {}})
     assert recipe.resolved()["reduced_vocabulary"]["sets"] == ["text", "chat"]
 

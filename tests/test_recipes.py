@@ -77,7 +77,7 @@ def test_a_given_draft_is_what_another_recipe_makes() -> None:
     found = {
         path.stem: made[str(one.design.draft)].stem
         for path, one in recipes.items()
-        if one.design.draft is not None
+        if one.design.draft is not None and path.stem != "realign"  # that starts from any
     }
     assert found == {"sharpen": "full", "from-pretrained": "pretrained"}
 
@@ -139,13 +139,12 @@ def test_columns_of_the_hub_are_there(recipe: Recipe) -> None:
             assert source.column in facts["columns"]
             assert (source.subset or "default") in facts["subsets"]
     for wanted in (recipe.generate.sets if recipe.generate else {}).values():
-        name = getattr(wanted, "dataset", None)  # prompts of a dataset
-        if name:
-            used = {wanted.column, *getattr(wanted, "context_columns", [])}
-            assert used <= set(COLUMNS[name]["columns"])
+        if wanted.kind == "dataset":
+            used = {str(wanted.column), *wanted.context_columns}
+            assert used <= set(COLUMNS[str(wanted.dataset)]["columns"])
     for name, settings in settings_of(recipe.evaluate.tasks):
         task = settings or HUB_SETS.get(name)
-        if task is not None and task.dataset:
+        if task is not None and task.dataset and task.kind is None:
             facts = COLUMNS[task.dataset]
             assert task.column in facts["columns"]
             assert (task.name or "default") in facts["subsets"]
@@ -200,7 +199,10 @@ def test_the_papers_recipes_are_the_papers(name: str) -> None:
     assert set(recipe.evaluate.tasks) == {"cnn_dailymail", "tinystories", "dolly", "humaneval"}
 
 
-ON_CPUS = ("any", "quickstart", "full", "sharpen", "objectives", "pretrained", "from-pretrained")
+# fmt: off
+ON_CPUS = ("any", "realign", "quickstart", "full", "sharpen", "objectives", "pretrained",
+           "from-pretrained")
+# fmt: on
 ON_GPUS = [path for path in FILES if path.stem not in ON_CPUS]
 
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     exact = load_draft(target, dtype="float32").eval()
     samples = samples_needed(args.distance)
     print(f"{samples:,} samples find a total variation of {args.distance:g}")
-    failed = 0
+    failed = False
     for name, used, url in (
         ("the target alone", None, args.server_alone),
         (f"with the draft, γ = {args.num_assistant_tokens}", draft, args.server),
@@ -82,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
             f"{'as the target' if found.passed else f'NOT as the target (p < {LEVEL:g})'}",
             flush=True,
         )
-        failed = int(not found.passed)
-    return failed
+        failed |= not found.passed
+    return int(failed)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
     from fastdraft_hf.export.openvino import cached_openvino, openvino_available, require_openvino
+    from fastdraft_hf.hub.folder import chat_mode
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.target.resolve import load_tokenizer, resolve_target, stop_ids
 
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     quiet_libraries()
     target = resolve_target(args.target).path
 
-    tokenizer = load_tokenizer(target, "--target")
+    tokenizer = load_tokenizer(target, "--target", chat_mode(draft))
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     gamma = args.num_assistant_tokens or read_draft_tokens(draft) or 3  # the paper's
     hint = " (the first time, OpenVINO exports them)" if openvino else ""

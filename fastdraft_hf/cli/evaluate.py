@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.demo import find_draft
     from fastdraft_hf.cli.run import run_stages
     from fastdraft_hf.decode.settings import read_draft_tokens
+    from fastdraft_hf.hub.folder import chat_mode
     from fastdraft_hf.recipe import build_recipe
     from fastdraft_hf.target.resolve import folder_name
 
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             "target": args.target,
             "output_dir": args.output_dir or str(folder),
             "design": {"draft": str(draft)},
+            "chat_template_kwargs": chat_mode(draft),
         },
         # `gammas=[3]` is evaluate.gammas; a key with another first part is the recipe's.
         [f"{name}.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words],

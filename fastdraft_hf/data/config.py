@@ -16,12 +16,12 @@ _FOLDER = re.compile(r"\w[\w.-]*")
 class GeneratedSet(Section):
     """One set of generated rows."""
 
-    kind: Literal["free", "magpie", "code", "passages", "dataset"] = Field(
+    kind: Literal["free", "magpie", "code", "passages", "dataset", "traffic"] = Field(
         "magpie",
         description=(
             "free: text from the start of a document; magpie: instructions that the target "
             "generates; code: functions of the standard library; passages: tasks about "
-            "documentation; dataset: prompts of a dataset"
+            "documentation; dataset: prompts of a dataset; traffic: what it answered in a log"
         ),
     )
     rows: Positive = Field(256, description="prompts to answer; of magpie, before filtering")
@@ -45,7 +45,21 @@ class GeneratedSet(Section):
         True, description="magpie: false leaves the system_prompt out of the answers"
     )
     dataset: str | None = Field(
-        None, description="dataset: id on the Hub, or a jsonl, json, parquet, csv or txt file"
+        None,
+        description=(
+            "dataset: id on the Hub, or a jsonl, json, parquet, csv or txt file; traffic: a file, "
+            "folder or glob of JSON Lines with requests and responses of OpenAI's API"
+        ),
+    )
+    model: str | None = Field(
+        None, description="traffic: only what this model answered, by its name in the log"
+    )
+    drop_patterns: list[str] = Field(
+        [],
+        description=(
+            "traffic: regular expressions; an exchange with a match is left out, as is one with "
+            "what looks like a password or key"
+        ),
     )
     name: str | None = Field(None, description="dataset: its configuration")
     split: str = Field("train", description="dataset: the split")
@@ -77,10 +91,23 @@ class GeneratedSet(Section):
     )
 
     def check_values(self) -> None:
-        if self.kind == "dataset" and not self.dataset:
-            raise FastDraftError("dataset: kind dataset needs an id on the Hub or a file")
-        if self.kind != "dataset" and self.dataset:
-            raise FastDraftError(f"dataset: only for kind dataset, and kind is {self.kind}")
+        reads = self.kind in ("dataset", "traffic")
+        if reads and not self.dataset:
+            raise FastDraftError(f"dataset: kind {self.kind} needs an id on the Hub or a file")
+        if not reads and self.dataset:
+            raise FastDraftError(
+                f"dataset: only for kinds dataset and traffic, and kind is {self.kind}"
+            )
+        for key in ("model", "drop_patterns"):
+            if getattr(self, key) and self.kind != "traffic":
+                raise FastDraftError(f"{key}: only for kind traffic, and kind is {self.kind}")
+        for pattern in self.drop_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FastDraftError(
+                    f"drop_patterns: '{pattern}' is no pattern ({error})"
+                ) from None
         if not self.system_prompt_in_answers and (
             self.kind != "magpie" or self.system_prompt is None
         ):

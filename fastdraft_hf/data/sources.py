@@ -252,7 +252,7 @@ def _file(path: Path, column: str) -> Iterator[str]:
     if _ending(path) == ".parquet":
         rows: Iterable[Any] = _parquet_rows(path, column)
     elif _ending(path) in (".jsonl", ".ndjson", ".json"):
-        rows = _json_rows(path)
+        rows = json_rows(path)
     else:
         with _opened(path) as stream:
             raw = stream.read(_LONGEST + 1)
@@ -281,7 +281,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
         raise FastDraftError(f"{path}: not a parquet file, or damaged ({reason})") from error
 
 
-def _json_rows(path: Path) -> Iterator[Any]:
+def json_rows(path: Path) -> Iterator[Any]:
     """Yield the row of every line, or those of one array."""
     with _opened(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), 1):

@@ -20,10 +20,11 @@ import itertools
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,9 @@ from fastdraft_hf._config import Positive, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, check_local, no_column, read_dataset
 from fastdraft_hf.target.packages import PackagedFile, fetch
+
+if TYPE_CHECKING:
+    from fastdraft_hf.data.traffic import Exchange
 
 ROWS = 500
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -46,6 +50,7 @@ class HeldOutPrompt:
     text: str
     instruction: str
     also: str = ""  # other text of the row that must not be trained on (a reference solution)
+    exchange: Exchange | None = None  # of a log: the whole chat
 
 
 def _humaneval(row: dict[str, Any]) -> HeldOutPrompt:
@@ -90,12 +95,18 @@ def _fields(template: str) -> list[str]:
 class TaskSet(Section):
     """Any dataset as a task. Under a known name, empty settings are the known set's."""
 
+    kind: Literal["traffic"] | None = Field(
+        None,
+        description="traffic: the held-out conversations of a log, as generate's sets read it",
+    )
     dataset: str | None = Field(
         None,
         description=(
-            "dataset id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder"
+            "dataset id on the Hub, or a local jsonl, json, parquet, csv or txt file or folder; "
+            "traffic: the log, by default that of generate's set"
         ),
     )
+    model: str | None = Field(None, description="traffic: the model's name in the log")
     name: str | None = Field(None, description="the dataset's configuration")
     split: str | None = Field(None, description="the split (train)")
     column: str | None = Field(None, description="column of the prompt (text)")
@@ -192,6 +203,11 @@ def resolve_task(name: str, given: TaskSet) -> TaskSet | None:
         raise FastDraftError(
             f"tasks: '{name}' is not a valid name; use letters, digits, '.', '_' and '-'"
         )
+    if given.kind == "traffic":
+        unused = set(settings) - {"kind", "dataset", "model", "rows"}
+        if unused:
+            raise FastDraftError(f"tasks.{name}.{min(unused)}: not of kind traffic")
+        return TaskSet(**{"rows": ROWS, **settings})
     known = HUB_SETS.get(name)
     if known is None and "dataset" not in settings:
         raise FastDraftError(
@@ -232,6 +248,8 @@ _read: dict[tuple[Any, ...], list[HeldOutPrompt]] = {}
 
 
 def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
+    if wanted.kind == "traffic":
+        return _logged(name, wanted)
     stream = read_dataset(
         str(wanted.dataset),
         wanted.name,
@@ -247,6 +265,21 @@ def _load(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
     if not prompts:
         raise FastDraftError(f"tasks.{name}.column: '{wanted.column}' is empty in every row")
     return prompts
+
+
+def _logged(name: str, wanted: TaskSet) -> list[HeldOutPrompt]:
+    from fastdraft_hf.data.traffic import read_traffic
+
+    if wanted.dataset is None:
+        raise FastDraftError(f"tasks.{name}.dataset: kind traffic needs a log")
+    try:
+        found = read_traffic(str(wanted.dataset), True, Counter(), model=wanted.model)
+        rows = list(itertools.islice(found, wanted.rows))
+    except FastDraftError as error:
+        raise FastDraftError(f"tasks.{name}.{error}") from None
+    if not rows:
+        raise FastDraftError(f"tasks.{name}.dataset: {wanted.dataset} has no held-out conversation")
+    return [HeldOutPrompt(str(n), one.first, one.first, exchange=one) for n, one in enumerate(rows)]
 
 
 def _prompt(name: str, wanted: TaskSet, number: int, row: dict[str, Any]) -> HeldOutPrompt:
@@ -310,6 +343,8 @@ class Decontaminator:
             prompts = load_task_set(name, settings)
             if (key := digest(prompts)) not in held_out.setdefault(name, []):
                 held_out[name].append(key)
+                if settings.kind == "traffic":  # told apart by conversation; prompts share text
+                    continue
                 texts += [text for prompt in prompts for text in (prompt.text, prompt.also)]
         found = cls(texts)
         found.held_out = held_out

@@ -253,6 +253,10 @@ def summarize(
             **_intervals(records, cost_ratio, gamma),
             "acceptance_by_position": acceptance_by_position(records),
         }
+        if setting.run == UNTRAINED:
+            after = [journal[first[0].label(p)] for p in chosen]
+            pairs = list(zip(after, records, strict=True))
+            found["gain"] = bootstrap(pairs, _gain)
         if setting.run != SAMPLED:
             return found
         # Decoding with the draft samples from the target's own distribution, whatever γ is, so the
@@ -291,6 +295,11 @@ def summarize(
             for setting in settings
         ],
     }
+
+
+def _gain(pairs: Sequence[tuple[DecodingRecord, DecodingRecord]]) -> float:
+    after, before = zip(*pairs, strict=True)
+    return acceptance_rate(after) - acceptance_rate(before)
 
 
 def _intervals(

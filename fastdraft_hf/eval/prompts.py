@@ -40,7 +40,10 @@ def draw_prompts(
         chosen: list[EvaluationPrompt] = []
         prompts = load_task_set(task, settings)
         for prompt in random.Random(seed).sample(prompts, len(prompts)):
-            ids = chat_ids(tokenizer, prompt.instruction)
+            if prompt.exchange is not None:
+                ids = prompt.exchange.ids(tokenizer)[0]
+            else:
+                ids = chat_ids(tokenizer, prompt.instruction)
             if len(ids) <= max_tokens:
                 chosen.append(EvaluationPrompt(task, prompt.key, ids))
             if len(chosen) == per_task:

@@ -66,7 +66,7 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
             figures = setting["overall"] if task == "overall" else setting["tasks"][task]
             prefix = ""
             if setting is evaluation:
-                prefix, figures = "untrained, ", figures.get("untrained")
+                prefix, figures = "before training, ", figures.get("untrained")
             if figures is None:
                 continue
             temperature, expected = setting["temperature"], ""
@@ -122,9 +122,20 @@ def greedy_sentence(evaluation: dict[str, Any]) -> str:
     return text
 
 
+def gain_sentence(evaluation: dict[str, Any]) -> str:
+    """Say what training changed, on prompts that were measured before it too; else ""."""
+    before = evaluation["overall"].get("untrained") or {}
+    if "gain" not in before:
+        return ""
+    return (
+        f"On {before['prompts']} prompts that were measured before training too, it changed the "
+        f"acceptance rate by {with_interval(before['gain'], 3)}."
+    )
+
+
 def acceptance_sentences(evaluation: dict[str, Any]) -> list[str]:
     """Return what has to be said below the rows of `acceptance_rows`."""
-    makers = (held_out_sentence, cut_sentence, greedy_sentence)
+    makers = (held_out_sentence, cut_sentence, gain_sentence, greedy_sentence)
     return [text for make in makers if (text := make(evaluation))]
 
 
@@ -202,6 +213,27 @@ def budget_sentence(summary: RunSummary) -> str:
     return (
         f"The draft was trained on {tokens:,} tokens; the drafts of the paper, on about 10 billion."
     )
+
+
+def closing_sentences(summary: RunSummary, machine: str) -> list[str]:
+    """Say what was gained, on what that was measured, and what to do for another target."""
+    bench, gained, drawn = summary.bench, verdict(None), 0
+    if bench is not None and bench["paths"]:
+        name = f"{bench['best']['path']}/{bench['best']['draft']}".strip("/")
+        each = " and ".join(
+            f"{task} {with_interval(figures['judged']['ratio']).replace(' ', 'x ', 1)}"
+            for task, figures in bench["paths"][name]["tasks"].items()
+        )
+        gained = f"With the draft, {path_words(name)} answers {each} as fast as without it."
+        drawn = bench["prompts"]["measured"]
+    return [
+        gained,
+        f"That was measured on greedy text from {drawn} prompts, on {machine}."
+        if drawn
+        else budget_sentence(summary),
+        "For your own model: fastdraft run --target ORG/MODEL --hours 3. The more text the target "
+        "writes and the draft reads, the faster it gets, so give it the hours that you have.",
+    ]
 
 
 def stage_rows(provenance: dict[str, dict[str, Any]]) -> list[dict[str, str]]:

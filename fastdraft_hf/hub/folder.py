@@ -151,6 +151,18 @@ def earlier_training(draft: Path) -> dict[str, Any] | None:
     return {"tokens": tokens, "seconds": round(seconds, 1)} if tokens else None
 
 
+def chat_mode(draft: Path) -> dict[str, Any]:
+    """Return the `chat_template_kwargs` of a draft's generated text; {} if none are known.
+
+    The record came with the draft, so it may name no template of its own.
+    """
+    mode = find_run(draft).records.get("generate", {}).get("chat_template_kwargs") or {}
+    plain = isinstance(mode, dict) and all(isinstance(v, bool | int | str) for v in mode.values())
+    if not plain or "chat_template" in mode:
+        raise FastDraftError(f"{draft / PROVENANCE}: chat_template_kwargs must be plain values")
+    return mode
+
+
 def write_custom_generate(folder: Path) -> None:
     """Write the ``custom_generate/`` folder of a draft's repository.
 

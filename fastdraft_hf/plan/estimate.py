@@ -20,8 +20,10 @@ from fastdraft_hf.stages.runner import STAGES, planned
 from fastdraft_hf.target.resolve import load_config, resolve_target
 
 # By kind of set: mean over longest length of a completion, and tokens of a prompt.
-LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58, "dataset": 0.75}
-PROMPT_TOKENS = {"free": 1.0, "magpie": 85.0, "code": 70.0, "passages": 90.0, "dataset": 120.0}
+LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58}
+PROMPT_TOKENS = {"free": 1.0, "magpie": 85.0, "code": 70.0, "passages": 90.0}
+LENGTH_SHARE |= dict.fromkeys(("dataset", "traffic"), 0.75)
+PROMPT_TOKENS |= dict.fromkeys(("dataset", "traffic"), 120.0)
 # Magpie's instructions: tokens before them, mean over longest length, share the filters keep.
 TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
@@ -168,6 +170,7 @@ class Plan:
                 step = self.machine.step(self.target, texts, prompt + steps / 2, engine)
                 reading = prompt / self.machine.read_rate(self.target, prompt / 2, engine)
                 took = rows / devices * (reading + steps * step / texts)
+                took *= wanted.kind != "traffic"  # that is there already
                 limit = self._limit(f"generate.{label}")
                 if took > limit:
                     kept, rows, took = kept * limit / took, rows * limit / took, limit

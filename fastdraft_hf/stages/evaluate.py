@@ -51,10 +51,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         return model.to(device).eval()
 
     target, draft = load(run.target.path), load(draft_folder)
-    # A draft that was given is not untrained, and one that was only designed is measured anyway.
-    designed = run.stage_folder("design")
-    wanted = config.untrained_prompts_per_task and run.recipe.design.draft is None
-    untrained = load(designed) if wanted and draft_folder != designed else None
+    designed = run.stage_folder("design")  # if nothing was trained, it is measured anyway
+    wanted = config.untrained_prompts_per_task and draft_folder != designed
+    untrained = load(designed) if wanted else None
     limit = _processes.on_main(lambda: deadline.minutes(run, "evaluate"))
     config = config.model_copy(update={"max_minutes": limit})
     results = evaluate(

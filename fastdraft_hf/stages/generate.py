@@ -42,6 +42,7 @@ from fastdraft_hf.data.prompts import (
     template_ends,
 )
 from fastdraft_hf.data.task_sets import Decontaminator
+from fastdraft_hf.data.traffic import Answers, LoggedAnswers, read_traffic
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
@@ -75,7 +76,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     # A dataset that cannot be read stops the run before the model is loaded.
     for one in sets:
         one.prepare()
-    engine = _open_engine(run, tokenizer)
+    logged = all(one.wanted.kind == "traffic" for one in sets)
+    engine = LoggedAnswers({}, set()) if logged else _open_engine(run, tokenizer)
     return {
         "engine": engine.name,
         "sets": {one.folder.name: one.generate(engine) for one in sets},
@@ -130,13 +132,18 @@ class _Set:
     tokenizer: PreTrainedTokenizerBase
     decontaminator: Decontaminator
     prompts: Prompts = field(default_factory=list)
+    answers: Answers = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     cut: list[str] = field(default_factory=list)
 
     def prepare(self) -> None:
         """Find the prompts, or check that the target can generate them."""
         with _at(f"generate.sets.{self.folder.name}."):
-            self.prompts, counts = on_main(self._find_prompts)
+            if self.wanted.kind == "traffic":
+                self.answers, counts = on_main(self._read_log)
+                self.prompts = list(self.answers)
+            else:
+                self.prompts, counts = on_main(self._find_prompts)
         self.facts = {"prompts": counts} if counts else {}
 
     def _find_prompts(self) -> tuple[Prompts, dict[str, int]]:
@@ -191,6 +198,37 @@ class _Set:
                 break
         return chosen
 
+    def _read_log(self) -> tuple[Answers, dict[str, int]]:
+        """Return the target's answers in a log by the ids of their prompts."""
+        wanted, counts, found = self.wanted, Counter[str](), Answers()
+        logged = read_traffic(
+            str(wanted.dataset),
+            False,
+            counts,
+            model=wanted.model,
+            drop_patterns=wanted.drop_patterns,
+        )
+        for one in logged:
+            if self.decontaminator.overlaps(one.text):
+                counts["overlaps held-out text"] += 1
+                continue
+            try:
+                prompt, answer = one.ids(self.tokenizer)
+            except FastDraftError:
+                counts["refused by the chat template"] += 1
+                continue
+            reason = "too long" if len(prompt) > wanted.max_prompt_tokens else KEPT
+            counts["duplicate" if prompt in found else reason] += 1
+            if reason == KEPT:
+                found.setdefault(prompt, (answer, one.ended))
+            if len(found) == wanted.rows:
+                break
+        if not found:
+            why = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+            raise FastDraftError(f"dataset: no usable answer in {wanted.dataset} ({why})")
+        self._check_prompts([json.dumps([prompt, *found[prompt]]) for prompt in found])
+        return found, dict(counts)
+
     def _check_prompts(self, texts: Sequence[str]) -> None:
         """Refuse to resume with other prompts: rows are found again by their index."""
         path = self.folder / "prompts.json"
@@ -214,6 +252,11 @@ class _Set:
         wanted, name = self.wanted, self.folder.name
         if wanted.kind == "magpie":
             self._generate_instructions(engine)
+        if wanted.kind == "traffic":  # one answer a prompt, at a temperature that nobody knows
+            wanted = wanted.model_copy(
+                update={"temperatures": [1.0], "temperatures_per_prompt": "one"}
+            )
+            engine = LoggedAnswers(self.answers, stop_ids(self.run.target.path, self.tokenizer))
         self._write(
             engine,
             name,

@@ -20,7 +20,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     summary = texts.read_summary(run.folders)
     draft, target = run.stage_folder("card"), str(run.target.path)
     card = draft / "README.md"
-    further = texts.budget_sentence(summary)
+    where = describe_machine(machine())
     write_report(
         summary,
         folder,
@@ -28,9 +28,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         target=target,
         draft_location=str(draft),
         title=f"A draft for {run.target.name}",
-        machine=describe_machine(machine()),
+        machine=where,
         recipe=yaml.safe_dump(run.recipe.resolved(), sort_keys=False),
-        further=further,
+        further=texts.budget_sentence(summary),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
     for results, show in (
@@ -43,9 +43,10 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     print("", file=sys.stderr)
     texts.print_table(texts.stage_rows(summary.provenance))
     report = run.stage_folder("report") / "report.html"
-    print(f"\n{further}\n\nreport: {report}\ndraft:  {draft}\n", file=sys.stderr)
+    print(f"\nreport: {report}\ndraft:  {draft}\n", file=sys.stderr)
     print("from transformers import AutoModelForCausalLM", file=sys.stderr)
-    print(snippet(target, str(draft)), file=sys.stderr)
+    print(snippet(target, str(draft)), "", sep="\n", file=sys.stderr)
+    print(*texts.closing_sentences(summary, where), sep="\n", file=sys.stderr)
     return {"figures": sorted(p.name for p in folder.glob("*.png"))}
 
 

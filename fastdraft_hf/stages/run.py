@@ -1,7 +1,6 @@
 """A run: a recipe, the folder that its stages fill, its lock, and the target."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,10 +61,7 @@ class Run:
 
     def chat_tokenizer(self) -> Any:
         """Return the target's tokenizer, whose chats are in the mode of the recipe."""
-        tokenizer: Any = load_tokenizer(self.target.path, "target")
-        mode = self.recipe.chat_template_kwargs
-        tokenizer.apply_chat_template = functools.partial(tokenizer.apply_chat_template, **mode)
-        return tokenizer
+        return load_tokenizer(self.target.path, "target", self.recipe.chat_template_kwargs)
 
     @property
     def folders(self) -> dict[str, Path]:

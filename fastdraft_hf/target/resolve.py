@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -97,8 +98,14 @@ def check_name(target: str, key: str = "target") -> None:
         raise FastDraftError(f"{key}: the folder {path} does not exist")
 
 
-def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer, or raise `FastDraftError` with ``key``, which named the model."""
+def load_tokenizer(
+    folder: Path | str, key: str | None = None, mode: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, whose chats are in a mode (`chat_template_kwargs`).
+
+    Raises:
+        FastDraftError: with ``key``, which named the model.
+    """
     tokenizer = cast("PreTrainedTokenizerBase", _load("tokenizer", folder, key))
     template = str(tokenizer.chat_template or "")
     if template not in _tried_templates and not _template_ends(tokenizer):
@@ -107,6 +114,9 @@ def load_tokenizer(folder: Path | str, key: str | None = None) -> PreTrainedToke
             f"{_TEMPLATE_SECONDS} s or {_TEMPLATE_BYTES >> 20} MiB for a short chat; fix it"
         )
     _tried_templates.add(template)
+    if mode:
+        chat: Any = tokenizer.apply_chat_template
+        tokenizer.apply_chat_template = functools.partial(chat, **mode)
     return tokenizer
 
 

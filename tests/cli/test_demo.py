@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli import demo
 from fastdraft_hf.cli import main as cli
@@ -19,6 +21,8 @@ from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.decode.settings import store_draft_settings
 from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.report import accepted_pieces
+from fastdraft_hf.hub.folder import chat_mode
+from fastdraft_hf.target.resolve import load_tokenizer
 
 PROMPT = ("code", "the cat and the hat")
 SIDES = Setting("ours"), Setting("ours", "", 3)
@@ -167,3 +171,28 @@ def test_the_draft_is_found(draft: Path, tmp_path: Path, monkeypatch: pytest.Mon
     folder = tmp_path / "model_cards" / demo.SHIPPED
     shutil.copytree(draft, folder)
     assert find_draft(None) == folder
+
+
+def test_chats_are_in_the_mode_of_the_drafts_own_record(
+    tiny_target_folder: Path, draft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thinking = Path(shutil.copytree(draft, tmp_path / "thinking"))
+    words = ["evaluate", "--target", str(tiny_target_folder), "--draft", str(thinking), "--dry-run"]
+    for mode in ({"enable_thinking": False}, {"chat_template": "{{ 1 }}"}, {"tools": [1]}):
+        write_json(thinking / "provenance.json", {"generate": {"chat_template_kwargs": mode}})
+        if "enable_thinking" in mode:
+            assert chat_mode(thinking) == mode
+            assert cli.main([*words]) == 0
+            assert yaml.safe_load(capsys.readouterr().out)["chat_template_kwargs"] == mode
+            continue
+        for command in (words, ["demo", *words[1:-1]]):  # it came with the draft, from anywhere
+            assert cli.main(command) == 2
+            assert "chat_template_kwargs must be plain values" in capsys.readouterr().err
+    template = "{{ messages[0].content }}{% if enable_thinking is false %} quiet{% endif %}"
+    target = Path(shutil.copytree(tiny_target_folder, tmp_path / "target"))
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(target)
+    chat = [{"role": "user", "content": "why"}]
+    for mode, text in (({}, "why"), ({"enable_thinking": False}, "why quiet")):
+        assert load_tokenizer(target, mode=mode).apply_chat_template(chat, tokenize=False) == text

@@ -99,7 +99,13 @@ def test_every_setting_has_its_figures(
     assert (result["num_assistant_tokens"], result["temperature"]) == (2, 5.0)
     assert result["overall"][SAMPLED] == result["settings"][0]["overall"]
     assert result["tasks"]["ifbench"][GREEDY] == result["settings"][4]["tasks"]["ifbench"]
-    assert result["overall"][UNTRAINED]["prompts"] == 2
+    before = result["overall"][UNTRAINED]
+    assert before["prompts"] == 2
+    # The gain is of the prompts that were measured before training, the first of each task.
+    after = acceptance_rate([records[Setting(SAMPLED, 2, 5.0).label(p)] for p in PROMPTS[:2]])
+    value, low, high = before["gain"]
+    assert value == pytest.approx(after - before["acceptance_rate"][0])
+    assert low <= value <= high
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**9) -> list[str]:

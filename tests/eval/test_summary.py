@@ -9,6 +9,7 @@ from fastdraft_hf.eval.summary import (
     RunSummary,
     acceptance_rows,
     budget_sentence,
+    closing_sentences,
     greedy_sentence,
     print_bench,
     print_evaluation,
@@ -62,7 +63,7 @@ def test_every_setting_has_its_row(run_summary: RunSummary) -> None:
         for task in ("humaneval", "ifbench", "overall")
         for decoding, gamma in (
             *(("T = 0.6", "3"), ("T = 0.6", "5"), ("greedy", "3")),
-            ("untrained, T = 0.6", "3"),
+            ("before training, T = 0.6", "3"),
         )
     ]
     assert rows[0]["acceptance rate"] == "0.400 (0.300 to 0.500)"
@@ -133,6 +134,25 @@ def test_the_terminal_shows_the_benchmark(
         "(openvino-alone)."
     ) in verdict(bench_results)
     assert verdict(None) == verdict({"paths": {}}) == "Wall clock was not measured."
+
+
+def test_the_last_words_are_gain_conditions_and_advice(
+    run_summary: RunSummary, bench_results: dict[str, Any]
+) -> None:
+    bench_results["prompts"] = {"drawn": 16, "measured": 3}
+    for task, found in bench_results["paths"]["openvino"]["tasks"].items():
+        found["judged"] = {"ratio": [1.5, 1.2, 1.8] if task == "humaneval" else [0.9, 0.8, 1.1]}
+    gain, where, advice = closing_sentences(run_summary, "a CPU, 2 cores")
+    assert "humaneval 1.50x (1.20 to 1.80)" in gain
+    assert "0.90x (0.80 to 1.10)" in gain
+    assert "openvino" in gain
+    assert "3 prompts" in where
+    assert "a CPU, 2 cores" in where
+    assert "fastdraft run --target" in advice
+    run_summary.bench = None
+    gain, where, _ = closing_sentences(run_summary, "a CPU, 2 cores")
+    assert gain == verdict(None)
+    assert where == budget_sentence(run_summary)
 
 
 def test_greedy_differences_are_ties_or_faults(run_summary: RunSummary) -> None:

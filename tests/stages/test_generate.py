@@ -19,6 +19,7 @@ from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.task_sets import load_task_set
+from fastdraft_hf.data.traffic import read_traffic
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import generate
 from fastdraft_hf.stages.runner import Run, choose, execute
@@ -490,3 +491,51 @@ def test_the_mode_of_a_thinking_model(
     assert record["chat_template_kwargs"] == mode
     with pytest.raises(FastDraftError, match=r"chat_template_kwargs\.enable_thinking: False then"):
         run_generate(make(wanted, target=folder)[0])
+
+
+def test_what_was_answered_in_a_log_is_not_asked_again(
+    make: Callable[..., tuple[Run, Writer]],
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    held_out = load_task_set("ifbench")[0].text
+
+    def row(text: str, answer: str, reason: str = "stop") -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer}
+        return {
+            "messages": [{"role": "user", "content": text}],
+            "response": {"choices": [{"message": message, "finish_reason": reason}]},
+        }
+
+    rows = [row(f"the cat {n}", f"in the hat {n}") for n in range(12)]
+    rows += [row("the cat 1", "again"), row(f"Do this. {held_out}", "no"), {"messages": 3}]
+    rows += [row("the " * 300, "too long"), row("on that cat", "it is cut", "length")]
+    wanted = {
+        "kind": "traffic",
+        "dataset": jsonl(tmp_path, rows),
+        "rows": 100,
+        "max_prompt_tokens": 100,
+        "near_duplicates": None,
+    }
+    run, writer = make(wanted)
+    facts = run_generate(run)
+    assert writer.asked == []
+    kept = list(iter_rows(run.stage_folder("generate") / "mine"))
+    own = read_traffic(str(wanted["dataset"]), False, Counter())
+    texts = [str(one.answer["content"]) for one in own if isinstance(one.answer, dict)]
+    decoded = [tiny_tokenizer.decode(one["completion_ids"], True) for one in kept]
+    assert decoded == [text for text in texts if text not in ("again", "no", "too long")]
+    reasons = [one["finish_reason"] for one in kept]
+    assert reasons == ["length" if text == "it is cut" else "stop" for text in decoded]
+    assert facts["prompts"]["no chat"] == 1
+    assert facts["prompts"]["kept"] == len(kept)
+    record = json.loads((run.stage_folder("generate") / "provenance.json").read_text())
+    assert record["facts"]["engine"] == "log"
+
+
+def test_a_log_without_a_usable_answer(
+    make: Callable[..., tuple[Run, Writer]], tmp_path: Path
+) -> None:
+    run, _ = make({"kind": "traffic", "dataset": jsonl(tmp_path, [{"messages": []}])})
+    with pytest.raises(FastDraftError, match=r"mine\.dataset: no usable answer .*no answer: 1"):
+        run_generate(run)
