@@ -1,4 +1,4 @@
-"""Would drafting a tree pay? What the passes cost, and what several candidates would gain.
+"""Would drafting a tree, or a block in one pass, pay? What the passes cost, and what it would gain.
 
     python benchmarks/trees.py [--draft DIR] [--draft-openvino DIR] [--prompts 10]
 
@@ -11,6 +11,9 @@
    2402.12374). Each level is one pass of the draft over the nodes that have children, then the
    target reads all nodes. Attention masks, bookkeeping and the reordering of the cache are not
    counted, so a tree is flattered.
+4. Parallel drafting (PARD, arXiv 2504.18583): γ tokens from one pass of the draft over the last
+   token and γ − 1 mask tokens. The most that a round gains is its shorter time, at the same
+   acceptance; the break-even is the share of the chain's tokens per round that it must keep.
 """
 
 from __future__ import annotations
@@ -103,6 +106,12 @@ def best_tree(hits: list[float], target: dict[int, float], draft: dict[int, floa
     return max(found)
 
 
+def parallel_gain(target: dict[int, float], draft: dict[int, float], gamma: int) -> float:
+    """Return by how much a round is shorter when the draft runs once."""
+    reads = at(target, gamma + 1)
+    return (gamma * draft[1] + reads) / (at(draft, gamma) + reads)
+
+
 def depth_of(expanded: list[set[int]]) -> int:
     return sum(map(bool, expanded))
 
@@ -140,6 +149,12 @@ def main() -> None:
         for name, times in zip(("target", "draft"), costs[path], strict=True):
             cells = " | ".join(f"{1e3 * seconds:.2f}" for seconds in times.values())
             print(f"| {path}, {name} | {cells} |", flush=True)
+
+    print("\n| parallel drafting | γ | most it gains | break-even |\n|---|---|---|---|")
+    for path, (of_target, of_draft) in costs.items():
+        for gamma in (2, 3, 4, 6, 8):
+            gain = parallel_gain(of_target, of_draft, gamma)
+            print(f"| {path} | {gamma} | {gain:.2f}x | {1 / gain:.0%} of the tokens |", flush=True)
 
     prompts = draw_prompts(
         AutoTokenizer.from_pretrained(args.target), args.tasks, args.prompts, 400, 1

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from fastdraft_hf._config import Count, Key, Number, Section
 from fastdraft_hf._errors import FastDraftError, change_texts, nearest, redacted, refuse_secrets
+from fastdraft_hf._yaml import read_yaml
 from fastdraft_hf.data.config import GenerateConfig, LogitsConfig
 from fastdraft_hf.data.sources import check_source
 from fastdraft_hf.draft.config import DesignConfig, ReducedVocabularyConfig
@@ -22,8 +23,7 @@ from fastdraft_hf.export.gguf import GGUFType
 from fastdraft_hf.export.openvino import WeightFormat
 from fastdraft_hf.train.section import TrainingField, TrainingSection, training_section
 
-# Of a recipe file: bytes, values with the anchors written out, and levels of nesting.
-_MOST_BYTES, _MOST_NODES, _DEEPEST = 1_000_000, 100_000, 32
+_MOST_BYTES = 1_000_000  # of a recipe file
 
 
 class ExportConfig(Section):
@@ -305,7 +305,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if len(raw) > _MOST_BYTES:
         raise FastDraftError(f"{path}: larger than {_MOST_BYTES:,} bytes; this is not a recipe")
     try:
-        data = _read_yaml(raw.decode("utf-8-sig"))
+        data = read_yaml(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FastDraftError(f"{path} is not UTF-8 text") from error
     except ValueError as error:
@@ -313,51 +313,6 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise FastDraftError(f"{path}: a recipe is a mapping of keys")
     return build_recipe(data, overrides)
-
-
-def _read_yaml(text: str) -> Any:
-    """Read YAML whose keys are unique and whose anchors stay small.
-
-    Raises:
-        ValueError: what is wrong and where, without credentials.
-    """
-    import yaml
-
-    sizes: dict[int, float] = {}
-
-    def size(node: Any, depth: int = 0) -> float:
-        """Return how many nodes a node is with its anchors written out; infinite in a circle."""
-        if depth > _DEEPEST:
-            raise ValueError(f"nested more than {_DEEPEST} levels deep")
-        if id(node) not in sizes:
-            sizes[id(node)], below = float("inf"), node.value
-            if isinstance(node, yaml.MappingNode):
-                seen: set[str] = set()
-                for key, _ in node.value:
-                    if isinstance(key.value, str) and key.value in seen:
-                        mark = key.start_mark
-                        raise ValueError(f"line {mark.line + 1}: key {key.value!r} is repeated")
-                    seen.add(str(key.value))
-                below = [part for pair in node.value for part in pair]
-            parts = [] if isinstance(node, yaml.ScalarNode) else below
-            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
-        return sizes[id(node)]
-
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and size(node) > _MOST_NODES:
-            raise ValueError(f"more than {_MOST_NODES:,} values, its anchors written out")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        # Not str(error): it quotes the file, where half of a token would not be recognized.
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be read")
-        raise ValueError(f"{where}{redacted(str(problem))}") from None
-    except RecursionError:
-        raise ValueError(f"nested more than {_DEEPEST} levels deep") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # of a tag or a number
-        raise ValueError(redacted(" ".join(str(error).split())[:200])) from None
 
 
 def build_recipe(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -395,7 +350,7 @@ def split_override(word: str) -> tuple[str, Any]:
     if not equals or not path:
         raise FastDraftError(f"'{redacted(word)}' is not an override; write key.path=value")
     try:
-        return path, _read_yaml(text)
+        return path, read_yaml(text)
     except ValueError as error:
         said = redacted(f"{path}: '{text[:200]}' is not a valid YAML value ({error})")
         raise FastDraftError(said) from error
