@@ -1,4 +1,4 @@
-"""YAML of recipes and overrides, within bounds: unique keys, few levels, anchors that stay small."""
+"""YAML of recipes and overrides within bounds: unique keys, few levels, anchors that stay small."""
 
 from typing import Any
 

@@ -17,6 +17,7 @@ training never reads it, and tasks of kind traffic read nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -182,8 +183,12 @@ def exchange(row: Any) -> Exchange | str:
 
 
 def _inner(value: Any) -> Any:
-    """Return a request or a response without the HTTP around it."""
-    return value["body"] if isinstance(value, dict) and "body" in value else value
+    """Return a request or a response without the HTTP around it, read if it is JSON as text."""
+    value = value["body"] if isinstance(value, dict) and "body" in value else value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _answer(response: Any) -> tuple[dict[str, Any] | str, bool, str] | None:
@@ -193,7 +198,7 @@ def _answer(response: Any) -> tuple[dict[str, Any] | str, bool, str] | None:
         lines = (line[5:].strip() for line in found.splitlines() if line.startswith("data:"))
         try:
             found = [json.loads(line) for line in lines if line != "[DONE]"]
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     chunks = found if isinstance(found, list) else [found]
     whole: dict[str, Any] = {}
@@ -206,9 +211,10 @@ def _answer(response: Any) -> tuple[dict[str, Any] | str, bool, str] | None:
             if not isinstance(choice, dict) or choice.get("index", 0) != 0:
                 continue
             reason = choice.get("finish_reason") or reason
-            _join(whole, choice.get("message") or choice.get("delta") or {})
-            if "text" in choice:
-                _join(whole, {"text": choice["text"]})
+            part = choice.get("message", choice.get("delta"))
+            whole = _merged(whole, {"text": choice.get("text")} if part is None else part)
+            if not isinstance(whole, dict):
+                return None
     if isinstance(whole.get("text"), str) and whole["text"]:
         return whole["text"], reason != "length", model
     message = _message({"role": "assistant", **whole})
@@ -217,28 +223,21 @@ def _answer(response: Any) -> tuple[dict[str, Any] | str, bool, str] | None:
     return message, reason != "length", model
 
 
-def _join(whole: dict[str, Any], part: Any) -> None:
-    """Append what a chunk brings: texts grow, and calls of tools by their number."""
-    for key, value in part.items() if isinstance(part, dict) else ():
-        if key == "tool_calls" and isinstance(value, list):
-            calls = whole.setdefault(key, [])
-            for place, call in enumerate(value):
-                number = call.get("index", place) if isinstance(call, dict) else -1
-                if not isinstance(number, int) or not 0 <= number <= len(calls):
-                    continue
-                if number == len(calls):
-                    calls.append({})
-                _join(calls[number], {k: v for k, v in call.items() if k != "index"})
-        elif isinstance(value, dict):
-            _join(whole.setdefault(key, {}), value)
-        elif isinstance(value, str) and key in ("content", "text", "arguments", _REASONING):
-            whole[key] = (whole.get(key) or "") + value
-        elif value is not None:
-            whole[key] = value
-
-
 _REASONING = "reasoning_content"
+_GROWING = ("content", "text", "arguments", _REASONING)
 _KEPT = ("role", "content", "tool_calls", "tool_call_id", "name", _REASONING)
+
+
+def _merged(old: Any, new: Any, key: str = "") -> Any:
+    """Return what a chunk adds to what came before: texts grow, and calls of tools by number."""
+    if key == "tool_calls" and isinstance(new, list):
+        calls = [call for call in new if isinstance(call, dict)]
+        new = {str(call.get("index", place)): call for place, call in enumerate(calls)}
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {name: _merged(old.get(name), one, name) for name, one in new.items()}
+    if isinstance(old, str) and isinstance(new, str) and key in _GROWING:
+        return old + new
+    return old if new is None else new
 
 
 def _message(value: Any) -> dict[str, Any] | None:
@@ -251,12 +250,16 @@ def _message(value: Any) -> dict[str, Any] | None:
         if any(not isinstance(part, dict) or "text" not in part for part in content):
             return None
         kept["content"] = "".join(str(part["text"]) for part in content)
+    if "tool_calls" in kept:
+        calls = _merged(None, kept["tool_calls"], "tool_calls")
+        calls = calls.values() if isinstance(calls, dict) else ()
+        kept["tool_calls"] = [call for call in calls if isinstance(call, dict)]
     for call in kept.get("tool_calls", ()):
-        function = call.get("function") if isinstance(call, dict) else None
+        function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
             try:  # templates write the arguments as JSON again
                 function["arguments"] = json.loads(function["arguments"])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
     return kept if isinstance(kept["content"], str) else None
 

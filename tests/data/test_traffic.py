@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ EVENTS = "".join(f"data: {json.dumps(one)}\n\n" for one in CHUNKS) + "data: [DON
     [
         {"request": ASKED, "response": response()},
         {"request": {"url": "/v1", "body": ASKED}, "response": {"status": 200, "body": response()}},
+        {"request": {"body": json.dumps(ASKED)}, "response": json.dumps(response())},
         {**ASKED, "response": response()},
         {**ASKED, "choices": response()["choices"]},
         {"model": "m", "messages": [*ASKED["messages"], SAID]},
@@ -217,3 +219,25 @@ def test_a_template_that_rewrites_its_turns(tiny_tokenizer: PreTrainedTokenizerF
             one.ids(tiny_tokenizer)
     finally:
         tiny_tokenizer.chat_template = before
+
+
+def test_damaged_rows_are_counted_and_stop_nothing() -> None:
+    rng = random.Random(0)
+    tool = {"index": 0, "function": {"name": "find", "arguments": "{}"}}
+    rows = [
+        {"request": {**ASKED, "tools": [1]}, "response": [*CHUNKS, chunk({"tool_calls": [tool]})]},
+        {"messages": [*ASKED["messages"], {**SAID, "tool_calls": [tool]}]},
+        {"request": {"body": {"prompt": "a"}}, "response": {"choices": [{"text": "b"}]}},
+    ]
+    other: list[Any] = [None, 0, True, "", "data: 1", "{", [], [[]], {}, {"content": 3}]
+
+    def damaged(value: Any) -> Any:
+        if rng.random() < 0.06:
+            return rng.choice(other)
+        if isinstance(value, dict):
+            return {key: damaged(one) for key, one in value.items()}
+        return [damaged(one) for one in value] if isinstance(value, list) else value
+
+    found = Counter(type(exchange(damaged(json.loads(json.dumps(row))))) for row in rows * 1500)
+    assert found[Exchange] > 100
+    assert found[str] > 100
