@@ -1,7 +1,6 @@
 # Everything sets up its own virtual environment; only Python 3.10+ and make are needed.
-#   make quickstart   train and measure a draft for a real target (about a quarter of an hour)
-#   make pretrained   pre-train a draft that quickstart can start from (an hour and a half, once)
-#   make quickstart PRETRAINED=runs/smollm2-pretrained/continue   ten minutes from there: faster on code
+#   make quickstart   align and measure a draft for a real target (ten minutes)
+#   make quickstart RECIPE=recipes/smollm2-135m/from-nothing.yaml   the same without a pre-trained draft
 #   make demo         a prompt answered with and without the shipped draft, side by side
 #   make engines      the shipped draft in vLLM, llama.cpp, OpenVINO and transformers, as a table
 #   make outdated     which pinned versions have newer releases
@@ -9,19 +8,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_LATEST ?= .venv-latest
-PRETRAINED ?=
-RECIPE ?= recipes/smollm2-135m/$(if $(PRETRAINED),from-pretrained,quickstart).yaml
+RECIPE ?= recipes/smollm2-135m/quickstart.yaml
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 PIP_FLAGS = --quiet --disable-pip-version-check
 STAMPS = pyproject.toml constraints.txt
 
-.PHONY: help quickstart pretrained demo engines outdated test test-slow test-latest lint docs bench clean
+.PHONY: help quickstart demo engines outdated test test-slow test-latest lint docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# *//p' Makefile
-	@echo 'targets: quickstart pretrained demo engines outdated test test-slow test-latest lint docs bench clean'
+	@echo 'targets: quickstart demo engines outdated test test-slow test-latest lint docs bench clean'
 
 # torch comes first and alone: the constraint picks the build, and a later package cannot widen it.
 $(VENV)/.run: $(STAMPS)
@@ -48,10 +46,7 @@ $(VENV_LATEST)/.dev: pyproject.toml constraints-latest.txt
 	@touch $@
 
 quickstart: $(VENV)/.run
-	$(VENV)/bin/fastdraft run $(RECIPE) $(if $(PRETRAINED),design.draft=$(PRETRAINED))
-
-pretrained: $(VENV)/.run
-	$(VENV)/bin/fastdraft run recipes/smollm2-135m/pretrained.yaml --stages design,generate,pretrain,continue
+	$(VENV)/bin/fastdraft run $(RECIPE)
 
 demo: $(VENV)/.run
 	$(VENV)/bin/fastdraft demo $(DEMO_ARGS)

@@ -1,6 +1,6 @@
 """Compare a draft aligned on the target's completions with one aligned on a dataset's own answers.
 
-    python benchmarks/alignment_data.py --draft runs/smollm2-quickstart/continue \\
+    python benchmarks/alignment_data.py --draft runs/smollm2-from-nothing/continue \\
         [--functions 1500] [--tokens 300k] [--work runs/alignment-data]
 
 FastDraft (arXiv 2411.11055) found that the target's completions are better on every task. The

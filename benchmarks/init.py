@@ -1,6 +1,6 @@
 """Compare the kinds of initialization at equal training budget.
 
-    python benchmarks/init.py --run runs/smollm2-quickstart [--tokens 300k] [--only prune]
+    python benchmarks/init.py --run runs/smollm2-from-nothing [--tokens 300k] [--only prune]
 
 Needs a finished stage `generate` in --run. All drafts have the same parameter budget and depth and
 train on the same rows in the same order for the same number of tokens, first `pretrain`, then
@@ -71,7 +71,7 @@ def trained(recipe: Recipe, run: Path, work: Path) -> tuple[Path, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-quickstart"))
+    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-from-nothing"))
     parser.add_argument("--recipe", type=Path, help="by default the one in --run")
     parser.add_argument("--work", type=Path, help="where drafts go; RUN/first-weights")
     parser.add_argument("--params", type=parse_count, default=11_700_000)

@@ -1,6 +1,6 @@
 """Compare greedy output with a draft to the target alone, token for token, on every path.
 
-    python benchmarks/lossless.py --draft runs/smollm2-quickstart/align [--prompts 100]
+    python benchmarks/lossless.py --draft runs/smollm2-from-nothing/align [--prompts 100]
 
 Prompts are held-out ones of HumanEval and IFBench; prompt n is decoded with γ = n mod 8 + 1.
 Everything is float32 (OpenVINO's weights, products and KV cache too), and each path is compared

@@ -1,6 +1,6 @@
 """Measure what sampled softmax saves and what it costs.
 
-    python benchmarks/sampled_softmax.py --run runs/smollm2-quickstart [--tokens 600k] [--held 400]
+    python benchmarks/sampled_softmax.py --run runs/smollm2-from-nothing [--tokens 600k]
 
 Copies of the run's continued-pre-trained draft are aligned on the same rows in the same order with
 the same token budget. They differ in how much of the vocabulary a step scores, and in whether the
@@ -99,7 +99,7 @@ def losses(draft: Any, rows: list[dict[str, list[int]]]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-quickstart"))
+    parser.add_argument("--run", type=Path, default=Path("runs/smollm2-from-nothing"))
     parser.add_argument("--sets", nargs="+", default=["code", "chat"])
     parser.add_argument("--tokens", type=parse_count, default=600_000)
     parser.add_argument("--held", type=int, default=400, help="rows held out, a tenth at most")

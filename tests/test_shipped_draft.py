@@ -1,4 +1,4 @@
-"""The draft that lies in the repository, used as anybody would: with nothing of ours."""
+"""The drafts that lie in the repository, used as anybody would: with nothing of ours."""
 
 import json
 import subprocess
@@ -9,12 +9,15 @@ import pytest
 
 from fastdraft_hf.cli.demo import SHIPPED
 
-FOLDER = Path(__file__).resolve().parents[1] / "model_cards" / SHIPPED
+# The draft that users get, and the pre-trained one that quickstart starts from.
+NAMES = (SHIPPED, f"{SHIPPED}-Base")
 MEGABYTES = 25
 
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "config.json").is_file(), reason=f"model_cards/{SHIPPED} was not made yet"
-)
+
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return Path(__file__).resolve().parents[1] / "model_cards" / str(request.param)
+
 
 # Plain transformers in a process of its own; the package is not even in reach of an import.
 USE = """
@@ -50,9 +53,9 @@ print(json.dumps({
 """
 
 
-def test_plain_transformers_uses_it_as_it_lies(target_folder: Path) -> None:
+def test_plain_transformers_uses_it_as_it_lies(target_folder: Path, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", USE, str(target_folder), str(FOLDER)], capture_output=True, text=True
+        [sys.executable, "-c", USE, str(target_folder), str(folder)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
@@ -66,32 +69,34 @@ def test_plain_transformers_uses_it_as_it_lies(target_folder: Path) -> None:
         assert len(alone) > 3
 
 
-def test_its_weights_are_small_and_no_pickle_is_there() -> None:
+def test_its_weights_are_small_and_no_pickle_is_there(folder: Path) -> None:
     from safetensors import safe_open
 
-    weights = list(FOLDER.glob("*.safetensors"))
+    weights = list(folder.glob("*.safetensors"))
     assert sum(f.stat().st_size for f in weights) <= MEGABYTES * 1e6
     for file in weights:
         with safe_open(file, "pt") as stream:
             types = {stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118
         assert types == {"BF16"}
-    names = [f.name for f in FOLDER.rglob("*") if f.is_file()]
+    names = [f.name for f in folder.rglob("*") if f.is_file()]
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pickle"))]
 
 
-def test_its_card_obeys_the_hub_and_names_the_target() -> None:
+def test_its_card_obeys_the_hub_and_names_the_target(folder: Path) -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard.load(FOLDER / "README.md")
+    card = ModelCard.load(folder / "README.md")
     data = card.data.to_dict()
     assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert data["license"] == "apache-2.0"
     assert "## Measured" in card.text
-    assert f'from_pretrained("model_cards/{SHIPPED}")' in card.text
+    assert f'from_pretrained("model_cards/{folder.name}")' in card.text
+    assert ("It is not aligned" in card.text) == folder.name.endswith("-Base")
 
 
-def test_its_record_says_how_it_was_made() -> None:
-    records = json.loads((FOLDER / "provenance.json").read_text(encoding="utf-8"))
+def test_its_record_says_how_it_was_made(folder: Path) -> None:
+    records = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     measured = records["evaluate"]["facts"]
     assert measured["greedy_identical"] == measured["greedy_prompts"] > 0
-    assert {"design", "align", "evaluate", "bench", "card"} <= records.keys()
+    trained = "continue" if folder.name.endswith("-Base") else "align"
+    assert {"design", trained, "evaluate", "bench", "card"} <= records.keys()

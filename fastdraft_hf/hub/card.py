@@ -145,6 +145,7 @@ def render_card(
         # The table of stages says what the draft was trained on before.
         design=markdown(", ".join(f"{k} {_plain(v)}" for k, v in design.items() if k != "earlier")),
         objective=markdown(objective),
+        aligned=align is not None or "earlier" in design,
         chat_template_kwargs=json.dumps(kwargs, ensure_ascii=False) if kwargs else "",
         hours=f"{sum(r['wall_seconds'] for r in summary.provenance.values()) / 3600:.2f}",
         data_table=markdown_table(_data_rows(summary, license)),

@@ -22,7 +22,7 @@ from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages.runner import planned
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"
+FROM_NOTHING = ROOT / "recipes" / "smollm2-135m" / "from-nothing.yaml"
 HEAVY = ("torch", "transformers", "trl", "openvino", "datasets", "numpy", "accelerate", "yaml")
 
 
@@ -58,7 +58,7 @@ def test_no_command_lists_every_command_and_the_first_step(
     assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
     assert len(COMMANDS) <= 12
     assert "fastdraft run recipes/smollm2-135m/quickstart.yaml" in shown
-    assert QUICKSTART.is_file()
+    assert FROM_NOTHING.with_name("quickstart.yaml").is_file()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -77,9 +77,9 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     ("words", "message"),
     [
         (["run", "none.yaml"], "fastdraft: the recipe file none.yaml does not exist"),
-        (["run", str(QUICKSTART), "align.logging_strategy=sometimes"], "sometimes"),
-        (["run", str(QUICKSTART), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
-        (["run", str(QUICKSTART), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
+        (["run", str(FROM_NOTHING), "align.logging_strategy=sometimes"], "sometimes"),
+        (["run", str(FROM_NOTHING), "align.warmpu=1"], "align.warmpu: unknown key (did you mean"),
+        (["run", str(FROM_NOTHING), "--stages", "alin"], "no stage 'alin' (did you mean 'align'?)"),
         (["run"], "run: give a recipe file, the folder of a run, or settings such as target=ID"),
         (["run", "--params", "50M"], "run: --params belongs to --target"),
         (["run", "--hours", "0"], "max_hours: must be above 0, got 0"),
@@ -105,7 +105,7 @@ def test_bad_input_is_status_two(
 
 def test_a_dry_run_prints_the_recipe_and_creates_nothing(tmp_path: Path) -> None:
     words = ["output_dir=out", "seed=5", "align.max_train_tokens=300k", "--dry-run"]
-    script = [sys.executable, "-m", "fastdraft_hf.cli.main", "run", str(QUICKSTART)]
+    script = [sys.executable, "-m", "fastdraft_hf.cli.main", "run", str(FROM_NOTHING)]
     result = subprocess.run([*script, *words], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     printed = yaml.safe_load(result.stdout)
@@ -136,7 +136,7 @@ def test_options_and_overrides_stand_in_any_order(
 ) -> None:
     """The help says ``RECIPE.yaml [--dry-run] [key=value ...]``."""
     monkeypatch.chdir(tmp_path)
-    words = [str(QUICKSTART) if word == "RECIPE" else word for word in order]
+    words = [str(FROM_NOTHING) if word == "RECIPE" else word for word in order]
     assert cli.main(["run", *words]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["seed"] == 5
 
@@ -156,7 +156,7 @@ def test_a_dry_run_tells_finished_from_started(
     (tmp_path / ".generate.partial").mkdir()
     stages = "design,generate,align"
     words = [f"target={tiny_target_folder}", f"output_dir={tmp_path}", "--stages", stages]
-    assert cli.main(["run", str(QUICKSTART), *words, "--dry-run"]) == 0
+    assert cli.main(["run", str(FROM_NOTHING), *words, "--dry-run"]) == 0
     lines = capsys.readouterr().err.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [
         ["design", "finished"],

@@ -151,9 +151,9 @@ def test_the_count_of_published_models_is_theirs() -> None:
         assert count_parameters(published(name)) / 1e6 == pytest.approx(millions, rel=0.002), name
 
 
-def test_the_design_of_the_quickstart_stays(target_folder: Path) -> None:
+def test_the_design_of_from_nothing_stays(target_folder: Path) -> None:
     # Its figures are in the README; a change of the rule that changes them must be seen.
-    recipe = read_recipe(Path(__file__).parents[2] / "recipes/smollm2-135m/quickstart.yaml")
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes/smollm2-135m/from-nothing.yaml")
     config = design_draft(AutoConfig.from_pretrained(target_folder), recipe.design)
     shape = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
     assert shape == (192, 1152, 6)

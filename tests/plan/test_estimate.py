@@ -14,7 +14,7 @@ from fastdraft_hf.recipe import build_recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ROOT / "tests" / "fixtures" / "targets"
-QUICKSTART = ROOT / "recipes" / "smollm2-135m" / "quickstart.yaml"
+FROM_NOTHING = ROOT / "recipes" / "smollm2-135m" / "from-nothing.yaml"
 PHI3 = ROOT / "recipes" / "phi-3-mini" / "50m.yaml"
 
 # Wall time of a run of the quickstart on two quiet CPU cores (2026-11-23), and the rates of its
@@ -38,11 +38,12 @@ def target_of(folder: Path, name: str) -> str:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    return ["device=cpu", target_of(tmp_path / "target", "smollm2-135m-instruct")]
+    of_target = target_of(tmp_path / "target", "smollm2-135m-instruct")
+    return ["device=cpu", of_target, "max_hours=null"]
 
 
-def plan_quickstart(words: list[str], machine: Machine = CPU) -> Plan:
-    return Plan(read_recipe(QUICKSTART, words), machine, 0.134)
+def planned_run(words: list[str], machine: Machine = CPU) -> Plan:
+    return Plan(read_recipe(FROM_NOTHING, words), machine, 0.134)
 
 
 def stages(plan: Plan) -> dict[str, StagePlan]:
@@ -50,7 +51,7 @@ def stages(plan: Plan) -> dict[str, StagePlan]:
 
 
 def test_every_stage_is_within_a_quarter_of_what_it_took(words: list[str]) -> None:
-    plan = plan_quickstart(words)
+    plan = planned_run(words)
     found = stages(plan)
     for name, seconds in TOOK.items():
         assert found[name].seconds == pytest.approx(seconds, rel=0.25), name
@@ -60,7 +61,7 @@ def test_every_stage_is_within_a_quarter_of_what_it_took(words: list[str]) -> No
 
 
 def test_limits_in_minutes_cut_text_and_tokens(words: list[str]) -> None:
-    found = stages(plan_quickstart(words, dataclasses.replace(CPU, flops=CPU.flops / 6)))
+    found = stages(planned_run(words, dataclasses.replace(CPU, flops=CPU.flops / 6)))
     align, generate = found["align"], found["generate"]
     assert "cut to" in align.notes[0]
     assert 240 < align.seconds < 300  # the limit, evaluation and loading
@@ -71,16 +72,16 @@ def test_limits_in_minutes_cut_text_and_tokens(words: list[str]) -> None:
 
 def test_hours_bound_the_whole_run(words: list[str]) -> None:
     slow = dataclasses.replace(CPU, flops=CPU.flops / 6)
-    longer = sum(stage.seconds for stage in plan_quickstart(words, slow).stages)
-    plan = plan_quickstart([*words, "max_hours=0.3"], slow)
+    longer = sum(stage.seconds for stage in planned_run(words, slow).stages)
+    plan = planned_run([*words, "max_hours=0.3"], slow)
     assert sum(stage.seconds for stage in plan.stages) < 0.33 * 3600 < longer
     assert "fewer prompts, by the time limit" in stages(plan)["bench"].notes
 
 
 def test_optional_stages_cost_something(words: list[str]) -> None:
-    plain = stages(plan_quickstart(words))
+    plain = stages(planned_run(words))
     more = [*words, "reduced_vocabulary={}", "logits={engine: transformers}"]
-    found = stages(plan_quickstart(more))
+    found = stages(planned_run(more))
     assert set(found) - set(plain) == {"reduced_vocabulary", "logits"}
     assert found["logits"].seconds > 60
     for stage in ("export", "bench"):
@@ -124,7 +125,7 @@ def test_parallel_stages_divide_by_the_number_of_devices(tmp_path: Path) -> None
 
 
 def test_gains_are_the_formulas(words: list[str]) -> None:
-    plan = plan_quickstart(words)
+    plan = planned_run(words)
     found, shapes = plan.gains, (plan.target, plan.draft)
     assert [g["num_assistant_tokens"] for g in found] == [1, 2, 3, 5]
     three, one = found[2], found[0]
