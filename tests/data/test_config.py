@@ -17,7 +17,7 @@ from fastdraft_hf.data.config import GenerateConfig
         ({"instruction_temperatures": [0.0]}, r"instruction_temperatures\[0\]: must be above 0"),
         ({"top_p": 0.0}, "top_p: must be above 0, got 0.0"),
         ({"kind": "dataset"}, "dataset: kind dataset needs"),
-        ({"dataset": "x"}, "dataset: only for kind dataset, and kind is magpie"),
+        ({"dataset": "x"}, "dataset: only for kinds dataset and traffic"),
         ({"kind": "free", "system_prompt": "x"}, "system_prompt: kind free has no chats"),
         (
             {"system_prompt_in_answers": False, "kind": "code", "system_prompt": "x"},
