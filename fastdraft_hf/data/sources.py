@@ -72,11 +72,12 @@ class Source(Section):
         if self.kind in ("generated", "files", "hub") and not self.name:
             raise FastDraftError(f"name: needed for kind {self.kind}")
 
-    def matching_files(self) -> list[Path]:
-        """Return the files that ``name`` stands for (a file, a folder or a glob), sorted."""
-        # Of a folder without what is hidden in it, such as ``.git``.
-        folder = f"{glob.escape(self.name)}/**" if Path(self.name).is_dir() else self.name
-        return sorted(p for p in map(Path, glob.glob(folder, recursive=True)) if p.is_file())
+
+def matching_files(name: str) -> list[Path]:
+    """Return the files that a name stands for (a file, a folder or a glob), sorted."""
+    # Of a folder without what is hidden in it, such as ``.git``.
+    folder = f"{glob.escape(name)}/**" if Path(name).is_dir() else name
+    return sorted(p for p in map(Path, glob.glob(folder, recursive=True)) if p.is_file())
 
 
 def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> None:
@@ -98,7 +99,7 @@ def check_source(source: Source, path: str, generated_sets: Iterable[str]) -> No
                 f"{', '.join(known) or 'none'}"
             )
     elif source.kind == "files":
-        files = source.matching_files()
+        files = matching_files(source.name)
         if not files:
             raise FastDraftError(f"{path}.name: no file matches '{source.name}'")
         # Later ones are refused when they are read: opening millions of files takes minutes.
@@ -166,7 +167,7 @@ class Documents:
             return [partial(_code, path) for path in installed.library_files()]
         if source.kind == "packages":
             return [partial(_code, path) for path in installed.package_files(source.name)]
-        return [partial(_file, path, source.column) for path in source.matching_files()]
+        return [partial(_file, path, source.column) for path in matching_files(source.name)]
 
     def _hub(self) -> Iterator[Document]:
         import datasets

@@ -18,19 +18,18 @@ training never reads it, and tasks of kind traffic read nothing else.
 from __future__ import annotations
 
 import contextlib
-import glob
+import functools
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdraft_hf._errors import FastDraftError, holds_secret
 from fastdraft_hf.data.engines import Completion, Request, completed
-from fastdraft_hf.data.sources import json_rows
+from fastdraft_hf.data.sources import json_rows, matching_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +64,7 @@ class Exchange:
             return self.messages
         return next(str(one["content"]) for one in self.messages if one["role"] == "user")
 
-    @property
+    @functools.cached_property
     def text(self) -> str:
         """Everything that was written, for searches."""
         return json.dumps([self.messages, self.answer], ensure_ascii=False)
@@ -122,8 +121,7 @@ def read_traffic(
     Raises:
         FastDraftError: no file, a file is not JSON, or several models answered and none is named.
     """
-    folder = f"{glob.escape(dataset)}/**" if Path(dataset).is_dir() else dataset
-    files = sorted(p for p in map(Path, glob.glob(folder, recursive=True)) if p.is_file())
+    files = matching_files(dataset)
     if not files:
         raise FastDraftError(f"dataset: no file matches '{dataset}'")
     patterns = [re.compile(pattern) for pattern in drop_patterns]

@@ -13,7 +13,13 @@ import pytest
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data import sources
-from fastdraft_hf.data.sources import Documents, Source, check_source, summary_keys
+from fastdraft_hf.data.sources import (
+    Documents,
+    Source,
+    check_source,
+    matching_files,
+    summary_keys,
+)
 
 ROWS = b'{"text": "one", "n": 1}\n\n{"text": "two", "n": 2}'
 FORMS = {
@@ -213,7 +219,7 @@ def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
 
     def names(path: Path) -> list[str]:
-        return [str(p.relative_to(tmp_path)) for p in local(path).matching_files()]
+        return [str(p.relative_to(tmp_path)) for p in matching_files(local(path).name)]
 
     assert names(tmp_path) == ["a.py", "f.jsonl.gz", "sub/c.py"]
     assert names(tmp_path / "**" / "*.py") == ["a.py", "sub/c.py"]
