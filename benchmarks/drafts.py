@@ -22,7 +22,6 @@ from objectives import _show, held_out_answers, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf.cli.run import quiet_libraries
-from fastdraft_hf.eval.config import EvaluateConfig
 from fastdraft_hf.eval.metrics import acceptance_rate, block_efficiency
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.hub.card import describe_machine
@@ -62,10 +61,9 @@ def main() -> None:
     folder = resolve_target(args.target).path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tasks = ["humaneval", "ifbench"]
-    longest = EvaluateConfig().max_prompt_tokens
     prompts = []
     for task in tasks:
-        drawn = draw_prompts(tokenizer, [task], args.skip + args.prompts, longest, recipe.seed)
+        drawn = draw_prompts(tokenizer, [task], args.skip + args.prompts, 400, recipe.seed)
         prompts += drawn[args.skip :]
     texts = [text for text in held_out_answers(recipe, folder, prompts) if text.ids]
     target, ends = load(folder), stop_ids(folder, tokenizer)

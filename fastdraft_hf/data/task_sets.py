@@ -1,8 +1,8 @@
 """Task sets: the held-out prompts that drafts are measured on, and what keeps them out of training.
 
-Two come from packages, so that they are the same without the Hub; three come from the Hub. With
-HumanEval these three are the sets FastDraft measures on (arXiv 2411.11055). It has no public code,
-so rows and wording are this package's own.
+Two come from packages and one from Python itself, so that they need no Hub; three come from the
+Hub. With HumanEval these three are the sets FastDraft measures on (arXiv 2411.11055). It has no
+public code, so rows and wording are this package's own.
 
 A dataset may hold millions of rows, and training must not see what a draft is measured on. So a
 task is the first ``rows`` rows of its split, in the dataset's order. All of them are held out,
@@ -85,7 +85,9 @@ _PACKAGED: dict[str, tuple[PackagedFile, Callable[[dict[str, Any]], HeldOutPromp
         _ifbench,
     ),
 }
-TASK_NAMES = tuple(_PACKAGED)  # always held out
+# Sections of Python's manual, of 30 to 8,000 words: acceptance by the length of a text.
+MANUAL = "manual"
+TASK_NAMES = (*_PACKAGED, MANUAL)  # always held out
 
 
 def _fields(template: str) -> list[str]:
@@ -186,7 +188,7 @@ def check_tasks(tasks: Tasks) -> None:
 
 
 def resolve_task(name: str, given: TaskSet) -> TaskSet | None:
-    """Return a task's settings with every default filled in; ``None`` for one from a package.
+    """Return a task's settings with every default filled in; ``None`` for one of `TASK_NAMES`.
 
     Raises:
         FastDraftError: the name is not known and no dataset is given, or the file is not there.
@@ -195,7 +197,7 @@ def resolve_task(name: str, given: TaskSet) -> TaskSet | None:
     if name in TASK_NAMES:
         if settings:
             raise FastDraftError(
-                f"tasks.{name}.{next(iter(settings))}: {name} comes from a package and has no "
+                f"tasks.{name}.{next(iter(settings))}: {name} is this package's own and has no "
                 "settings; use another name for your own dataset"
             )
         return None
@@ -232,6 +234,8 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     """
     wanted = resolve_task(name, given or TaskSet())
     if wanted is None:
+        if name == MANUAL:
+            return _manual()
         file, prompt_of = _PACKAGED[name]
         path = fetch(file)
         opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -242,6 +246,15 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
     if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
         _read[once] = _load(name, wanted)
     return list(_read[once])
+
+
+def _manual() -> list[HeldOutPrompt]:
+    from pydoc_data.topics import topics
+
+    return [
+        HeldOutPrompt(name, text, f"Summarize this section of a manual:\n\n{text.strip()}")
+        for name, text in sorted(topics.items())
+    ]
 
 
 _read: dict[tuple[Any, ...], list[HeldOutPrompt]] = {}
@@ -334,8 +347,7 @@ class Decontaminator:
         """Return the check for whole task sets: prompts, reference solutions and tests.
 
         Args:
-            *evaluated: the tasks of ``evaluate`` and ``bench``. HumanEval and IFBench are always
-                held out.
+            *evaluated: the tasks of ``evaluate`` and ``bench``; `TASK_NAMES` are always held out.
         """
         texts: list[str] = []
         held_out: dict[str, list[str]] = {}

@@ -45,6 +45,9 @@ _PATH_HELP = "our loop, or stock assisted generation (slower, the same greedy ac
 class EvaluateConfig(_Measuring):
     """Measure acceptance on held-out prompts, and check that greedy output does not change."""
 
+    max_prompt_tokens: Positive = Field(
+        1500, description="longer prompts are skipped when drawing, as are those beyond the models"
+    )
     num_assistant_tokens: list[Positive] | Positive = Field(3, description=_GAMMA_HELP)
     temperature: list[_Temperature] | _Temperature = Field(0.6, description=_TEMPERATURE_HELP)
     path: Literal["ours", "transformers"] = Field("ours", description=_PATH_HELP)
@@ -117,6 +120,7 @@ _SERVER_HELP = (
 class BenchConfig(_Measuring):
     """Measure wall clock with and without the draft, in turn, over γ."""
 
+    tasks: dict[Key, TaskSet] | list[str] = Field(["humaneval", "ifbench"], description=_TASKS_HELP)
     prompts_per_task: Positive = Field(4, description="prompts of each, drawn by the recipe's seed")
     num_assistant_tokens: list[Positive] = Field([1, 2, 3, 4, 5], description="values of γ to try")
     repeats: Positive = Field(2, description="times every prompt is decoded in every setting")

@@ -32,6 +32,7 @@ from fastdraft_hf.eval.expected import Continuation, add_rounds, expected_rounds
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.metrics import (
     Counts,
+    acceptance_by_length,
     acceptance_by_position,
     acceptance_rate,
     block_efficiency,
@@ -252,6 +253,7 @@ def summarize(
             "prompts": len(records),
             **_intervals(records, cost_ratio, gamma),
             "acceptance_by_position": acceptance_by_position(records),
+            "acceptance_by_length": acceptance_by_length(records, [len(p.ids) for p in chosen]),
         }
         if setting.run == UNTRAINED:
             after = [journal[first[0].label(p)] for p in chosen]

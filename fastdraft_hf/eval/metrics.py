@@ -11,6 +11,7 @@ round:
 All are ratios of sums over records, not means of ratios: long answers weigh more than short ones.
 """
 
+import bisect
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,38 @@ def acceptance_by_position(records: Records) -> list[float]:
         reached = [accepted for drafted, accepted in rounds if drafted > position]
         shares.append(sum(accepted > position for accepted in reached) / len(reached))
     return shares
+
+
+# Tokens of the text so far, prompt included, that end a band of `acceptance_by_length`.
+BANDS = (256, 1024, 4096, 8192)
+
+
+def acceptance_by_length(
+    records: Records, prompts: Sequence[int]
+) -> dict[str, tuple[int, int, float]]:
+    """Return drafted and accepted tokens and the acceptance rate by the length of the text.
+
+    A round belongs to the band of the text before it, prompt included: ``0-256``, ``256-1024`` and
+    so on. Bands without a drafted token are left out, as are records without rounds.
+
+    Args:
+        prompts: tokens of each record's prompt.
+    """
+    counts: dict[str, list[int]] = {}
+    starts, ends = (0, *BANDS), (*BANDS, None)
+    names = [f"{a}-{b}" if b else f"{a}-" for a, b in zip(starts, ends, strict=True)]
+    for record, length in zip(records, prompts, strict=True):
+        for drafted, accepted in record.rounds:
+            found = counts.setdefault(names[bisect.bisect(BANDS, length)], [0, 0])
+            found[0] += drafted
+            found[1] += accepted
+            length += accepted + 1
+    return {
+        name: (drafted, accepted, accepted / drafted)
+        for name in names
+        for drafted, accepted in [counts.get(name, (0, 0))]
+        if drafted
+    }
 
 
 def bootstrap(

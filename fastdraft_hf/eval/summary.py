@@ -83,9 +83,14 @@ def acceptance_rows(evaluation: dict[str, Any]) -> list[dict[str, str]]:
                     "block efficiency": with_interval(figures["block_efficiency"]),
                     "MBSU": with_interval(figures["mbsu"]),
                     "by position": " ".join(f"{v:.2f}" for v in figures["acceptance_by_position"]),
+                    "by text length": _by_length(figures.get("acceptance_by_length", {})),
                 }
             )
     return rows
+
+
+def _by_length(bands: dict[str, Sequence[float]]) -> str:
+    return " ".join(f"{name}: {rate:.2f}" for name, (_, _, rate) in bands.items())
 
 
 def held_out_sentence(evaluation: dict[str, Any]) -> str:

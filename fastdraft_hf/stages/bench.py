@@ -30,8 +30,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     paths = _available(config.paths)
     reduced = [] if run.recipe.reduced_vocabulary is None else paths
     models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))
+    longest = run.longest_prompt(config)
     prompts = draw_prompts(
-        tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
+        tokenizer, config.tasks, config.prompts_per_task, longest, run.recipe.seed
     )
     assisted = bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
     config = config.model_copy(update={"max_minutes": deadline.minutes(run, "bench")})

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from fastdraft_hf import _processes
 from fastdraft_hf._atomic import write_json
-from fastdraft_hf.data.task_sets import TASK_NAMES, digest, load_task_set, settings_of
+from fastdraft_hf.data.task_sets import digest, load_task_set, settings_of
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
 from fastdraft_hf.eval.evaluate import evaluate
@@ -33,8 +33,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     check_vocabulary(Vocabulary.of_folder(run.target.path, "the target", tokenizer), draft_folder)
 
     # Before the models are loaded: a task set that cannot be read is reported at once.
+    longest = run.longest_prompt(config)
     prompts = draw_prompts(
-        tokenizer, config.tasks, config.prompts_per_task, config.max_prompt_tokens, run.recipe.seed
+        tokenizer, config.tasks, config.prompts_per_task, longest, run.recipe.seed
     )
     trained_on = not_held_out(run)
     if trained_on and _processes.is_main():
@@ -83,7 +84,7 @@ def not_held_out(run: Run) -> list[str]:
     held_out = [one["facts"].get("data", {}).get("held_out") or {} for one in records if one]
     found = []
     for name, settings in settings_of(run.recipe.evaluate.tasks):
-        if not held_out or name in TASK_NAMES:  # the packaged sets are always left out
+        if not held_out:
             continue
         own = digest(load_task_set(name, settings))
         if any(own not in one.get(name, ()) for one in held_out):

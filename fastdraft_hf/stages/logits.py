@@ -31,7 +31,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     if config.engine == "server":
         reader, how = _server_reader(run), {"engine": "server", "dtype": "the server's"}
     else:
-        reader, how = _open_reader(run.target.path, config, resolve_device(run.recipe.device))
+        reader, how = open_reader(run.target.path, config, resolve_device(run.recipe.device))
     generated = run.stage_folder("generate")
     distribution: dict[str, Any] = {"top_k": config.top_k, "temperature": config.temperature}
     sets = {
@@ -51,7 +51,7 @@ def lacks_rows(folder: Path) -> bool:
     )
 
 
-def _open_reader(
+def open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
     """Load the target; return its reader and the engine and type for the record."""

@@ -1,6 +1,7 @@
 """A run: a recipe, the folder that its stages fill, its lock, and the target."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from typing import Any
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._processes import on_main
+from fastdraft_hf.eval.config import BenchConfig, EvaluateConfig
 from fastdraft_hf.hub.folder import FOLDERS
 from fastdraft_hf.recipe import Recipe
 from fastdraft_hf.stages import provenance
-from fastdraft_hf.target.resolve import Target, load_tokenizer, resolve_target
+from fastdraft_hf.target.resolve import Target, load_config, load_tokenizer, resolve_target
 
 # The recipe that a run's folder was last filled by.
 RECIPE = "recipe.yaml"
@@ -62,6 +64,12 @@ class Run:
     def chat_tokenizer(self) -> Any:
         """Return the target's tokenizer, whose chats are in the mode of the recipe."""
         return load_tokenizer(self.target.path, "target", self.recipe.chat_template_kwargs)
+
+    def longest_prompt(self, config: EvaluateConfig | BenchConfig) -> int:
+        """Return how many tokens a measured prompt may have; the target may read fewer."""
+        target = load_config(self.target.path).get_text_config()
+        reads = getattr(target, "max_position_embeddings", None) or sys.maxsize
+        return min(config.max_prompt_tokens, max(1, reads - config.max_new_tokens))
 
     @property
     def folders(self) -> dict[str, Path]:

@@ -57,6 +57,15 @@ def test_ifbench() -> None:
     assert all(p.text == p.instruction and p.text.strip() for p in prompts)
 
 
+def test_the_manual_has_sections_of_every_length() -> None:
+    prompts = load_task_set("manual")
+    lengths = sorted(len(prompt.text.split()) for prompt in prompts)
+    assert len({prompt.key for prompt in prompts}) == len(prompts) > 60
+    assert lengths[5] < 80
+    assert lengths[-3] > 4000
+    assert all(prompt.text.strip() in prompt.instruction for prompt in prompts)
+
+
 def test_a_column_is_asked(questions: Path) -> None:
     prompts = load_task_set("mine", TaskSet(dataset=str(questions), column="ask"))
     assert [p.text for p in prompts] == [p.instruction for p in prompts] == QUESTIONS
@@ -182,7 +191,7 @@ def test_rows_that_are_not_prompts(tmp_path: Path, rows: list[Any], message: str
         ({"mine": TaskSet(dataset="./gone")}, "tasks.mine.dataset: no such file or folder: "),
         ({"mine": TaskSet(dataset=__file__)}, r"has an unknown suffix; known: \.jsonl, "),
         ({"a/b": TaskSet(dataset="org/x")}, "tasks: 'a/b' is not a valid name"),
-        ({"ifbench": TaskSet(rows=3)}, "tasks.ifbench.rows: ifbench comes from a package"),
+        ({"ifbench": TaskSet(rows=3)}, "tasks.ifbench.rows: ifbench is this package.s own"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused_before_any_reading(tasks: Any, message: str) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fastdraft_hf.decode.records import DecodingRecord
 from fastdraft_hf.eval.metrics import (
+    acceptance_by_length,
     acceptance_by_position,
     acceptance_of_rate,
     acceptance_rate,
@@ -49,6 +50,14 @@ def test_acceptance_by_position(make_record: MakeRecord) -> None:
     # drafted so far.
     assert acceptance_by_position(records) == [3 / 4, 1 / 3, 1 / 3]
     assert acceptance_by_position([]) == []
+
+
+def test_acceptance_by_text_length(make_record: MakeRecord) -> None:
+    # 250 + 4 tokens are still in the first band, 250 + 4 + 4 are not.
+    records = [make_record([(3, 3), (3, 3), (3, 0)]), make_record([(4, 1)]), make_record()]
+    found = acceptance_by_length(records, [250, 9000, 10])
+    assert found == {"0-256": (6, 6, 1.0), "256-1024": (3, 0, 0.0), "8192-": (4, 1, 0.25)}
+    assert acceptance_by_length([], []) == {}
 
 
 def spread(make_record: MakeRecord, count: int) -> list[DecodingRecord]:

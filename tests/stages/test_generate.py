@@ -21,7 +21,7 @@ from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.data.traffic import read_traffic
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import generate
+from fastdraft_hf.stages import generate, generated_sets
 from fastdraft_hf.stages.runner import Run, choose, execute
 from fastdraft_hf.target.resolve import Target
 
@@ -309,9 +309,9 @@ def test_the_limit_of_instructions_is_learned_from_the_first(
     run_generate(run)
     limits = [r.max_new_tokens for r in writer.asked if r.source == "mine-instructions"]
     lengths = sorted(len(writer.tokenizer(write(r)).input_ids) + 1 for r in writer.asked[:16])
-    assert limits[:16] == [generate.LONGEST_INSTRUCTION] * 16
+    assert limits[:16] == [generated_sets.LONGEST_INSTRUCTION] * 16
     assert len(set(limits[16:])) == 1
-    assert lengths[13] < limits[16] <= generate.LONGEST_INSTRUCTION
+    assert lengths[13] < limits[16] <= generated_sets.LONGEST_INSTRUCTION
 
 
 @pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.data.engines import Request
 from fastdraft_hf.data.sources import Source
-from fastdraft_hf.data.task_sets import Decontaminator, TaskSet
+from fastdraft_hf.data.task_sets import TASK_NAMES, Decontaminator, TaskSet
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import evaluate, generate, train
+from fastdraft_hf.stages import evaluate, generate, generated_sets, train
 from fastdraft_hf.stages.runner import Run
 from fastdraft_hf.target.resolve import Target
 
@@ -91,7 +91,7 @@ def ask(
 
         engine = make_engine(answer)
         monkeypatch.setattr(generate, "_open_engine", lambda *args, **given: engine)
-        monkeypatch.setattr(generate, "code_instructions", lambda seed: list(questions))
+        monkeypatch.setattr(generated_sets, "code_instructions", lambda seed: list(questions))
         facts = generate.run(run, run.stage_folder("generate"))
         return facts, [tiny_tokenizer.decode(request.prompt_ids) for request in engine.asked]
 
@@ -110,7 +110,7 @@ def test_corpora_lose_what_evaluate_and_bench_read(
     assert counts["dropped"] == {"overlaps held-out text": 2}
     assert counts["documents"] == 1
     assert counts["passes"] > 1
-    assert set(summary["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
+    assert set(summary["held_out"]) == {*TASK_NAMES, "mine", "c"}
 
 
 def test_prompts_and_answers_lose_it_too(
@@ -120,7 +120,7 @@ def test_prompts_and_answers_lose_it_too(
     assert len(asked) == 4
     assert not [prompt for prompt in asked if "hat sat on" in prompt or "ten hens" in prompt]
     assert facts["sets"]["code"]["prompts"]["overlaps held-out text"] == 2
-    assert set(facts["held_out"]) == {"humaneval", "ifbench", "mine", "c"}
+    assert set(facts["held_out"]) == {*TASK_NAMES, "mine", "c"}
     text, _ = text_read("align")
     assert "assistant and the user ate" in text
     assert "hat sat on" not in text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fastdraft_hf.data.task_sets import TASK_NAMES
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import train
 from fastdraft_hf.stages.runner import Run
@@ -53,7 +54,7 @@ def test_both_ways_train_the_budget(make: Callable[..., dict[str, Any]]) -> None
         assert (facts["steps"], facts["tokens"]) == (8, 512)
         (summary,) = facts["data"]["sources"].values()
         assert summary["tokens"] == 512
-        assert set(facts["data"]["held_out"]) == {"humaneval", "ifbench"}
+        assert set(facts["data"]["held_out"]) == {*TASK_NAMES}
     (read,) = stream["read"].values()
     assert read["tokens"] >= 512
     assert read["dropped"]["held out for evaluation"] >= 1
