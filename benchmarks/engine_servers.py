@@ -55,7 +55,7 @@ def environment(engine: str) -> Path:
         subprocess.run([*pip, "uninstall", "-y", *BROKEN], check=True)
     else:
         subprocess.run([*pip, "install", "cmake<5"], check=True)
-        _compile(folder, [*pip, "download", "--no-deps", "--no-binary=:all:", "--no-clean"])
+        _compile(folder, [*pip, "download", "--no-deps", f"--no-binary={package}"])
     (folder / "complete").touch()
     return folder
 

@@ -18,12 +18,12 @@ import gzip
 import hashlib
 import itertools
 import json
+import os
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -31,6 +31,7 @@ from pydantic import Field
 from fastdraft_hf._config import Positive, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, check_local, no_column, read_dataset
+from fastdraft_hf.data.sources import matching_files
 from fastdraft_hf.target.packages import PackagedFile, fetch
 
 if TYPE_CHECKING:
@@ -241,9 +242,13 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as lines:
             return [prompt_of(json.loads(line)) for line in lines if line.strip()]
-    # Several stages of a run ask for the same set. A local file is cheap to read and may change.
-    once = (name, *wanted.model_dump().values())
-    if once not in _read or Path(str(wanted.dataset)).expanduser().exists():
+    # Several stages of a run ask for the same set. Local files may change.
+    files = [
+        (file, file.stat()) for file in matching_files(os.path.expanduser(str(wanted.dataset)))
+    ]
+    stamps = [(file, found.st_mtime_ns, found.st_size) for file, found in files]
+    once = (name, *wanted.model_dump().values(), *stamps)
+    if once not in _read:
         _read[once] = _load(name, wanted)
     return list(_read[once])
 
