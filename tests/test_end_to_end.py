@@ -171,8 +171,8 @@ def check_run(command: CommandLine, target_folder: Path) -> None:
     check_generated(folder / "generate")
 
     evaluation = json.loads((folder / "evaluate" / "results.json").read_text(encoding="utf-8"))
-    assert evaluation["greedy_prompts"] == 2
-    assert evaluation["greedy_identical"] == 2
+    assert evaluation["greedy_prompts"] == 3
+    assert evaluation["greedy_identical"] == 3
     bench = json.loads((folder / "bench" / "results.json").read_text(encoding="utf-8"))
     paths = ["transformers", "openvino"] if openvino_available() else ["transformers"]
     assert list(bench["paths"]) == paths

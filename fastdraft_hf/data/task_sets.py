@@ -31,7 +31,6 @@ from pydantic import Field
 from fastdraft_hf._config import Positive, Section
 from fastdraft_hf._errors import FastDraftError, nearest
 from fastdraft_hf.data.prompts import CODE_INSTRUCTION, check_local, no_column, read_dataset
-from fastdraft_hf.data.sources import matching_files
 from fastdraft_hf.target.packages import PackagedFile, fetch
 
 if TYPE_CHECKING:
@@ -242,6 +241,8 @@ def load_task_set(name: str, given: TaskSet | None = None) -> list[HeldOutPrompt
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as lines:
             return [prompt_of(json.loads(line)) for line in lines if line.strip()]
+    from fastdraft_hf.data.sources import matching_files
+
     # Several stages of a run ask for the same set. Local files may change.
     files = [
         (file, file.stat()) for file in matching_files(os.path.expanduser(str(wanted.dataset)))
