@@ -293,11 +293,10 @@ def main() -> None:
             some = [r for one in rows for r, t in zip(one, tasks, strict=True) if t == task]
             cells.append(f"{acceptance_rate(some):.3f}")
         every = [row for one in rows for row in one]
-        start = before * len(rows)
-        for other in (start, reference):
-            same = len(other) != len(every) or other is every
-            pairs = [] if same else list(zip(every, other, strict=True))
-            cells.append(_show(interval(pairs, rate_gain), "+.3f") if pairs else "")
+        for other in (before * len(rows), reference):
+            paired = len(other) == len(every)  # "before" has one seed
+            pairs = list(zip(every, other, strict=True)) if paired else []
+            cells.append(_show(interval(pairs, rate_gain), "+.3f") if paired else "")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -46,7 +46,7 @@ class EvaluateConfig(_Measuring):
     """Measure acceptance on held-out prompts, and check that greedy output does not change."""
 
     max_prompt_tokens: Positive = Field(
-        1500, description="longer prompts are skipped when drawing, as are those beyond the models"
+        1500, description="longer prompts, or more than the target reads, are skipped when drawing"
     )
     num_assistant_tokens: list[Positive] | Positive = Field(3, description=_GAMMA_HELP)
     temperature: list[_Temperature] | _Temperature = Field(0.6, description=_TEMPERATURE_HELP)
