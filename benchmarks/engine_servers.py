@@ -184,7 +184,7 @@ def vllm_parallel(
     shutil.copytree(draft, copy, dirs_exist_ok=True)
     config = json.loads((copy / "config.json").read_text())
     # vLLM wants to know which token stands for those to come. Any does for a draft that knows none.
-    write_json(copy / "config.json", config | {"pard_token": 0})
+    write_json(copy / "config.json", {"pard_token": 0} | config)
     return vllm(target, copy, gamma, exact, log, parallel_drafting=True)
 
 

@@ -87,7 +87,11 @@ class GeneratedSet(Section):
         ),
     )
     max_minutes: Annotated[Number, Field(gt=0)] | None = Field(
-        None, description="stop after this time; magpie: a quarter of it goes to the instructions"
+        None,
+        description=(
+            "stop after this time; magpie: two fifths of it go to the instructions, and if it is "
+            "not over when all are answered they are answered again, up to rows in all"
+        ),
     )
 
     def check_values(self) -> None:

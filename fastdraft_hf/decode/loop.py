@@ -3,6 +3,8 @@
 One cache of the draft and one of the target live as long as the call. A round is γ passes of the
 draft over one token (two in the first after a block was accepted whole, since its last token is new
 to the draft), one pass of the target over γ + 1 tokens, and one transfer of the result to the host.
+A draft with a mask token drafts all of a block in one pass over the new text and γ − 1 masks (PARD,
+arXiv 2504.18583), which are taken back at once.
 Shapes: B rows that have not ended, g ≤ γ drafted tokens, V vocabulary.
 """
 
@@ -33,6 +35,7 @@ class Drafting:
         max_positions: positions that the draft can read; beyond them the target decodes alone.
         temperature_ratio: when sampling, the draft's scores are divided by it.
         by_cost: decides the length instead of γ.
+        mask_token: stands for a token to come, in a draft that drafts all of a block in one pass.
     """
 
     num_assistant_tokens: int
@@ -41,6 +44,7 @@ class Drafting:
     max_positions: int | None = None
     temperature_ratio: float = 1.0
     by_cost: DraftLength | None = None
+    mask_token: int | None = None
 
     def adapt(self, all_accepted: bool) -> None:
         if self.schedule in ("heuristic", "heuristic_transient"):
@@ -105,6 +109,8 @@ class Loop:
         self._on_cpu = {device.type, self.target.device.type, self.draft.device.type} == {"cpu"}
         # Whether only the best token of the draft's logits matters.
         self._best_only = not self.sampling and self.scores.untouched
+        self._block: torch.Tensor  # of a draft with masks, the logits of the round's block
+        self._draft_at: torch.Tensor  # of another, the positions of what it read last
         self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None
         while self._active:
             self._round()
@@ -132,8 +138,11 @@ class Loop:
                 self.report(row, limit, emitted - 1)
         self.target.rollback(drafted, kept)
         if drafted:
-            stay = [min(drafted - 1, k) for k in kept]
-            self.draft.rollback(drafted - 1, stay)
+            if self.drafting.mask_token is None:
+                stay = [min(drafted - 1, k) for k in kept]
+                self.draft.rollback(drafted - 1, stay)
+            else:
+                stay = [0] * len(kept)  # it has read none of the drafts
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
         if by_cost is not None:
             by_cost.end(drafted, outcomes)
@@ -206,12 +215,9 @@ class Loop:
         limits, drafts, chances = self._limits(), list[int](), list[float]()
         ids = self._draft_ids
         going = limits[0] > 0
-        if going:
-            tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
         while going:
-            if drafts:
-                tokens, positions, valid = torch.tensor([drafts[-1:]]), positions[:, -1:] + 1, None
-            logits = self.draft.feed(tokens, positions, valid, 1)[0, -1]
+            last = torch.tensor([drafts[-1:]]) if drafts else None
+            logits = self._next_logits(len(drafts), limits[0], last)[0, 0]
             best = int(rules.first_choice(logits))
             drafts.append(best if ids is None else int(ids[best]))
             if self._weighs:
@@ -244,26 +250,45 @@ class Loop:
         if not wanted:
             none = torch.zeros(rows, 0, dtype=torch.long, device=device)
             return Block(none, torch.zeros(rows, dtype=torch.long, device=device))
-        tokens, positions, valid = self.text.unseen(self._active, self._draft_seen)
         chosen: list[torch.Tensor] = []
         distributions: list[torch.Tensor] = []
         # Reading every token from a GPU costs more than the passes that it could save.
         asks = device.type == "cpu" or self._weighs
         for position in range(wanted):
-            logits = self._feed(self.draft, tokens, positions, valid, 1)
+            logits = self._next_logits(position, wanted, chosen[-1] if chosen else None)
             token, q, chances = self._choose(logits, self._prefix(chosen, position))
             chosen.append(token)
             if q is not None:
                 distributions.append(q)
             if asks and not self._drafts_more(limits, position + 1, token[:, 0].tolist(), chances):
                 break
-            tokens, positions, valid = token, positions[:, -1:] + 1, None
         drafts = torch.cat(chosen, 1)
         limit = torch.tensor(limits, device=device).clamp(max=len(chosen))
         if not asks and self._ends is not None:
             ends = torch.isin(drafts, self._ends).long()
             limit = torch.minimum(limit, (ends.cumsum(1) == ends).sum(1))
         return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
+
+    def _next_logits(self, drafted: int, wanted: int, last: torch.Tensor | None) -> torch.Tensor:
+        """Return the draft's logits [B, 1, V'] after ``drafted`` of ``wanted`` tokens.
+
+        ``last`` [B, 1] are the tokens drafted before, ``None`` for the first.
+        """
+        mask = self.drafting.mask_token
+        if mask is not None and drafted:
+            return self._block[:, drafted : drafted + 1]
+        if last is not None:
+            self._draft_at = self._draft_at + 1
+            return self._feed(self.draft, last, self._draft_at, None, 1)
+        new = self.text.unseen(self._active, self._draft_seen)
+        if mask is not None:
+            rows = len(self._active)
+            new = _and_more(*new, new[0].new_full((rows, wanted - 1), mask))
+            self._block = self._feed(self.draft, *new, wanted)
+            self.draft.rollback(wanted - 1, [0] * rows)
+            return self._block[:, :1]
+        self._draft_at = new[1][:, -1:]
+        return self._feed(self.draft, *new, 1)
 
     def _choose(
         self, logits: torch.Tensor, prefix: Prefix
@@ -306,15 +331,8 @@ class Loop:
 
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
         """Return the target's logits [B, g + 1, V] of its unread tokens and ``drafts`` [B, g]."""
-        tokens, positions, valid = self.text.unseen(self._active, self._target_seen)
-        drafted = drafts.shape[1]
-        if drafted:
-            steps = torch.arange(1, drafted + 1, device=positions.device)
-            tokens = torch.cat([tokens, drafts], 1)
-            positions = torch.cat([positions, positions[:, -1:] + steps], 1)
-            if valid is not None:
-                valid = torch.cat([valid, torch.ones_like(drafts, dtype=torch.bool)], 1)
-        return self._feed(self.target, tokens, positions, valid, drafted + 1)
+        new = self.text.unseen(self._active, self._target_seen)
+        return self._feed(self.target, *_and_more(*new, drafts), drafts.shape[1] + 1)
 
     def _feed(
         self,
@@ -358,3 +376,16 @@ class Loop:
         if self.streamer is not None:
             self.streamer.put(torch.tensor([new]))
         return len(new), done
+
+
+def _and_more(
+    tokens: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None, more: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Put the tokens ``more`` [B, m] behind what `Text.unseen` returned."""
+    if more.shape[1]:
+        steps = torch.arange(1, more.shape[1] + 1, device=positions.device)
+        tokens = torch.cat([tokens, more], 1)
+        positions = torch.cat([positions, positions[:, -1:] + steps], 1)
+        if valid is not None:
+            valid = torch.cat([valid, torch.ones_like(more, dtype=torch.bool)], 1)
+    return tokens, positions, valid

@@ -132,6 +132,11 @@ def _decode(
     keeps = config.return_dict_in_generate
     drafting = drafting_of(draft)
     if drafting.schedule == "cost":
+        if drafting.mask_token is not None:
+            raise FastDraftError(
+                "num_assistant_tokens_schedule: cost decides token by token, and this draft makes "
+                "a block in one pass (pard_token in its config); use constant"
+            )
         drafting.by_cost = draft_length(model, draft, rows, bool(config.do_sample))
     loop = Loop(
         target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
@@ -191,6 +196,7 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
         _DEFAULTS[2] if threshold is None else float(threshold),
         limit,
         getattr(config, TEMPERATURE_RATIO, 1.0),
+        mask_token=getattr(draft.config.get_text_config(), "pard_token", None),
     )
 
 

@@ -62,9 +62,9 @@ def render_card(
     Args:
         summary: the run's records; stage evaluate must have run.
         facts: ``target`` and ``num_assistant_tokens``; ``model_name``, ``target_revision``,
-            ``license``, ``base_model`` and ``language`` as far as they are known. Stage card
-            records them. A license that the Hub does not know becomes ``other`` with a link to the
-            target's page.
+            ``license``, ``base_model``, ``language`` and ``parallel_drafting`` as far as they are
+            known. Stage card records them. A license that the Hub does not know becomes ``other``
+            with a link to the target's page.
         draft_location: what the snippets load the draft from.
         openvino: the draft's OpenVINO folder: a path, or its name (without ``/``) in the draft's
             repository.
@@ -107,11 +107,13 @@ def render_card(
         objective = ", ".join(f"{weight:g} {term}" for term, weight in objective.items())
     kwargs = summary.provenance.get("generate", {}).get("chat_template_kwargs")
     gamma = int(facts["num_assistant_tokens"])
-    speculative = {
+    speculative: dict[str, Any] = {
         "method": "draft_model",
         "model": draft_location,
         "num_speculative_tokens": gamma,
     }
+    if facts.get("parallel_drafting"):
+        speculative["parallel_drafting"] = True
     packaged = Path(__file__).with_name("template.md")  # a checkout has it in model_cards/
     checkout = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
     template = packaged if packaged.exists() else checkout
@@ -128,6 +130,7 @@ def render_card(
         speculative_config=shlex.quote(json.dumps(speculative, ensure_ascii=False)),
         license_line=f"{markdown(license)}." if license else "Follows the target's license.",
         num_assistant_tokens=gamma,
+        parallel_drafting=facts.get("parallel_drafting"),
         target_revision=markdown(facts.get("target_revision") or ""),
         draft_parameters=f"{evaluation['draft_parameters']:,}",
         target_parameters=f"{evaluation['target_parameters']:,}",

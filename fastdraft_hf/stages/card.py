@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastdraft_hf._atomic import sha256_file
+from fastdraft_hf._atomic import read_json, sha256_file
 from fastdraft_hf._card import CARD, draft_files
 from fastdraft_hf.decode.settings import store_draft_settings
 from fastdraft_hf.eval.summary import read_summary
@@ -32,6 +32,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "license": settings.license or target.license,
         "base_model": settings.base_model,
         "language": settings.language,
+        "parallel_drafting": "pard_token" in read_json(folder / "config.json"),
     }
     if summary.evaluation is None:
         return facts

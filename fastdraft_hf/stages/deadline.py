@@ -20,6 +20,8 @@ from fastdraft_hf.target.resolve import load_config
 logger = logging.getLogger(__name__)
 
 MEASURING = ("evaluate", "bench")
+# Of a Magpie set's time. What its answers leave goes to further answers to the same instructions.
+INSTRUCTIONS = 0.4
 # The weight of parts without max_minutes: what recipes/any.yaml has; 10 of those not listed.
 _MINUTES = {"generate": 25.0, "pretrain": 15.0, "continue": 15.0, "align": 60.0}
 
@@ -30,8 +32,8 @@ def parts(recipe: Recipe) -> dict[str, float | None]:
     for name, one in (recipe.generate.sets if recipe.generate else {}).items():
         limit, magpie = one.max_minutes, one.kind == "magpie"
         if magpie:
-            found[f"generate.{name}-instructions"] = limit and 0.25 * limit
-        found[f"generate.{name}"] = limit and (0.75 * limit if magpie else limit)
+            found[f"generate.{name}-instructions"] = limit and INSTRUCTIONS * limit
+        found[f"generate.{name}"] = limit and (1 - INSTRUCTIONS * magpie) * limit
     if recipe.logits is not None:
         found["logits"] = None
     found |= {name: stage.max_minutes for name, stage in recipe.training_stages().items()}

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import random
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -212,6 +213,9 @@ class MagpieSet(TextSet):
     def generate(self, engine: Engine | None) -> dict[str, Any]:
         assert engine is not None
         self._generate_instructions(engine)
+        if deadline.planned(self.run)[f"generate.{self.folder.name}"] is not None:
+            # A slow target ends few instructions in time; more answers use what is left of it.
+            self.prompts = again(self.prompts, self.wanted.rows, self.run.recipe.seed)
         return super().generate(engine)
 
     def _generate_instructions(self, engine: Engine) -> None:
@@ -249,6 +253,18 @@ class MagpieSet(TextSet):
         if not wanted.system_prompt_in_answers:
             start, end = template_ends(self.tokenizer)
         self.prompts = [start + instruction + end for instruction in kept]
+
+
+def again(prompts: Prompts, rows: int, seed: int) -> Prompts:
+    """Return ``rows`` prompts: all of them, then all in another order, and so on.
+
+    Temperatures go round in turn, so another order gives a prompt another one.
+    """
+    rng, found, lap = random.Random(seed), list(prompts), list(prompts)
+    while lap and len(found) < rows:
+        rng.shuffle(lap)
+        found += lap
+    return found[:rows]
 
 
 def instruction_limit(folder: Path) -> int:

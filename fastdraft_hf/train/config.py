@@ -68,6 +68,11 @@ class DraftDistillationConfig(SFTConfig):
         "Type of the head's matrix products: float32, bfloat16, or auto (bfloat16 where the device "
         "multiplies it in hardware). Sums stay in float32.",
     )
+    num_parallel_tokens: int = _field(
+        1,
+        "Train the draft to guess this many tokens in one pass (PARD, docs/parallel.md): the next "
+        "one, and the others at masks behind the text. It still drafts one by one as well.",
+    )
     # --- budget
     max_train_tokens: int | str | None = _field(
         None,
@@ -162,8 +167,8 @@ def check_settings(config: Any) -> None:
         raise FastDraftError(
             f"head_dtype: must be auto, float32 or bfloat16, got {config.head_dtype!r}"
         )
-    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    for name in ("max_train_tokens", "sampled_softmax", "max_length", *batch):
+    step = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length")
+    for name in ("max_train_tokens", "sampled_softmax", "num_parallel_tokens", *step):
         if (value := getattr(config, name)) is not None and value < 1:
             raise FastDraftError(f"{name}: must be at least 1, got {value}")
     for name in ("temperature", "learning_rate", "muon_learning_rate", "max_minutes"):

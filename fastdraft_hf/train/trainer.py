@@ -45,6 +45,7 @@ from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
+from fastdraft_hf.train.parallel import check_parallel, mask_token_of, with_masks
 from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler
 from fastdraft_hf.train.sampled import sample_head
 
@@ -217,6 +218,13 @@ class DraftDistillationTrainer(SFTTrainer):
                 max_length=args.max_length,
                 keep_end=args.truncation_mode == "keep_end",
             )
+        if args.num_parallel_tokens > 1:
+            check_parallel(args, self.model)
+            config = self.accelerator.unwrap_model(self.model).config
+            if getattr(config, "pard_token", None) is None:
+                rows = self.model.get_input_embeddings().weight.shape[0]
+                config.pard_token = mask_token_of(processing_class, int(rows))
+            self.mask_token = int(config.pard_token)
         wanted = args.head_dtype
         if wanted == "auto":
             wanted = "bfloat16" if has_fast_bf16(self.accelerator.device) else "float32"
@@ -376,22 +384,34 @@ class DraftDistillationTrainer(SFTTrainer):
             outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
             loss = self.compute_loss(model, {**inputs, **stored}, False, num_items_in_batch)
             return loss, outputs
-        labels = inputs.pop("labels")[:, 1:]
-        labelled = labels != -100
+        labels = inputs.pop("labels")
+        # Row and place of every token that carries loss, and the place of what predicts it.
+        rows, tokens = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        places, tokens = tokens, tokens + 1
+        read, text = inputs, len(rows)
+        if model.training and self.args.num_parallel_tokens > 1:
+            read, *more = with_masks(
+                inputs["input_ids"],
+                inputs.get("attention_mask"),
+                labels,
+                mask_token=self.mask_token,
+                num_tokens=self.args.num_parallel_tokens,
+                generator=torch.Generator().manual_seed(self._batch_seed("masks")),
+            )
+            rows, places, tokens = (
+                torch.cat(pair) for pair in zip((rows, places, tokens), more, strict=True)
+            )
         unwrapped = self.accelerator.unwrap_model(model)
-        hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
+        hidden = last_hidden_states(model, unwrapped, read)[rows, places]
         head = head_of(unwrapped)
         weight, bias = head.weight, head.bias
-        wanted, target = labels[labelled], self._distribution(inputs, stored, labelled)
+        wanted, target = labels[rows, tokens], self._distribution(inputs, stored, rows, tokens)
         if (
             model.training
             and self.args.sampled_softmax
             and head.softcap is None  # the correction for drawn ids belongs behind the cap
             and not isinstance(target, TargetHead)
         ):
-            # The same draw in all processes and in resumed runs.
-            batch = (self.state.global_step << 16) + len(self._step_inputs)
-            seed = random.Random(f"{self.args.seed} {batch}").getrandbits(63)
             _, weight, bias, wanted, target = sample_head(
                 weight,
                 wanted,
@@ -399,7 +419,7 @@ class DraftDistillationTrainer(SFTTrainer):
                 bias,
                 target=target,
                 scale=head.scale,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator().manual_seed(self._batch_seed()),
                 shared=self.accelerator.num_processes > 1,
             )
         result = fused_head_loss(
@@ -417,24 +437,35 @@ class DraftDistillationTrainer(SFTTrainer):
         self._take_notes(model, inputs, result, int(hidden.shape[0]))
         if num_items_in_batch is None:
             return result.loss / max(1, hidden.shape[0])
-        loss = result.loss / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        # The masks share the weight of the tokens that are counted.
+        share = text / max(1, hidden.shape[0])
+        loss = result.loss * share / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             # The count is of all processes, and DDP averages the gradients over them.
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def _batch_seed(self, what: str = "") -> int:
+        """Return a seed for the next batch: the same in all processes and in resumed runs."""
+        batch = (self.state.global_step << 16) + len(self._step_inputs)
+        return random.Random(f"{self.args.seed} {batch}{what}").getrandbits(63)
+
     def _distribution(
-        self, inputs: dict[str, Any], stored: dict[str, Any], labelled: torch.Tensor
+        self,
+        inputs: dict[str, Any],
+        stored: dict[str, Any],
+        rows: torch.Tensor,
+        places: torch.Tensor,
     ) -> TopK | TargetHead | None:
-        """Return the teacher's distribution for every labelled token."""
+        """Return the teacher's distribution for the tokens at ``places`` of ``rows``."""
         if stored:
-            ids, log_probs, tail = (stored[name][:, 1:][labelled] for name in columns.LISTS)
+            ids, log_probs, tail = (stored[name][rows, places] for name in columns.LISTS)
             return TopK(ids, log_probs, tail)
         if self.teacher_model is None:
             return None
         with torch.no_grad():
             hidden = last_hidden_states(self.teacher_model, self.teacher_model, inputs)
-        return TargetHead(hidden[:, :-1][labelled], head_of(self.teacher_model))
+        return TargetHead(hidden[rows, places - 1], head_of(self.teacher_model))
 
     def _take_notes(
         self, model: torch.nn.Module, inputs: dict[str, Any], result: HeadLoss, tokens: int
