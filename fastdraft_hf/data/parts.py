@@ -173,7 +173,7 @@ def write_rows(
     folder: Path,
     *,
     max_minutes: float | None = None,
-) -> None:
+) -> int:
     """Generate every requested row that is in no part of ``folder`` yet.
 
     Every process calls this with the same requests, writes its share of the missing rows and
@@ -238,6 +238,7 @@ def write_rows(
             progress.advance(1)
     barrier()
     on_main(finish)
+    return tokens * world()
 
 
 def _table(completions: Sequence[Completion]) -> Any:

@@ -10,7 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from fastdraft_hf._atomic import read_json
+from fastdraft_hf._atomic import read_json, write_json
 from fastdraft_hf.draft.families import count_parameters
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import Recipe
@@ -20,6 +20,10 @@ from fastdraft_hf.target.resolve import load_config
 logger = logging.getLogger(__name__)
 
 MEASURING = ("evaluate", "bench")
+# How often align reads the target's text where that is slow to write.
+PASSES = 8
+# In a run's folder: the rates of writing and training on this machine.
+RATES = ".rates.json"
 # Of a Magpie set's time. What its answers leave goes to further answers to the same instructions.
 INSTRUCTIONS = 0.4
 # The weight of parts without max_minutes: what recipes/any.yaml has; 10 of those not listed.
@@ -76,6 +80,7 @@ def minutes(run: Run, part: str) -> float | None:
     }
     used = (run.spent + time.monotonic() - run.started) / 60
     left = 60 * hours - used - _uncut(_parameters(run), run.finished("export"))
+    _move_to_text(run, coming)
     wanted, measuring = sum(coming.values()), sum(coming.get(name, 0.0) for name in MEASURING)
     if part not in MEASURING and left < wanted:
         measured = max(measuring / 2, measuring - (wanted - left))
@@ -83,6 +88,39 @@ def minutes(run: Run, part: str) -> float | None:
     share = max(left / wanted, 0.1) * coming[part]
     logger.info("%s: %.1f minutes (planned: %.1f)", part, share, coming[part])
     return share
+
+
+def note_rates(run: Run, **found: float) -> None:
+    """Add tokens ``written`` in ``minutes``, or tokens ``trained`` a minute, to what is known."""
+    known = rates_of(run)
+    known |= {name: known.get(name, 0.0) + value for name, value in found.items()}
+    write_json(run.folder / RATES, known)
+
+
+def rates_of(run: Run) -> dict[str, float]:
+    """Return what is known: tokens ``written``, in ``minutes``, and ``trained`` a minute."""
+    path = run.folder / RATES
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _move_to_text(run: Run, coming: dict[str, float]) -> None:
+    """Give time from align to generate, so that text is read `PASSES` times and no more.
+
+    A slow target writes little in its share, which a small draft would read a hundred times.
+    With G tokens written, g more a minute and t trained a minute, the time T of both is best shared
+    where align reads PASSES (G + g (T − A)) tokens in its A minutes.
+    """
+    rates = rates_of(run)
+    if "align" not in coming or not rates.get("trained") or not rates.get("minutes"):
+        return
+    parts = [name for name in coming if _stage(name) == "generate"]
+    texts, align = sum(coming[name] for name in parts), coming["align"]
+    written, speed = rates["written"], rates["written"] / rates["minutes"] if parts else 0.0
+    most = PASSES * (written + speed * (texts + align)) / (rates["trained"] + PASSES * speed)
+    moved = max(0.0, align - most)
+    coming["align"] -= moved
+    for name in parts:
+        coming[name] *= 1 + moved / texts
 
 
 def _uncut(parameters: int, exported: bool = False) -> float:

@@ -24,9 +24,10 @@ from fastdraft_hf.data.traffic import LoggedAnswers
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
+from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.generated_sets import KINDS, TrafficSet
 from fastdraft_hf.stages.run import Run
-from fastdraft_hf.target.resolve import load_config, stop_ids
+from fastdraft_hf.target.resolve import load_config, load_tokenizer, stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for one in sets:
         one.prepare()
     logged = all(isinstance(one, TrafficSet) for one in sets)
+    if run.recipe.max_hours is not None and "align" in run.recipe.training_stages():
+        _time_training(run)
     engine = None if logged else _open_engine(run, tokenizer)
     return {
         "engine": LoggedAnswers.name if engine is None else engine.name,
@@ -55,6 +58,17 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "held_out": decontaminator.held_out,
         "cut": [line for one in sets for line in one.cut],
     }
+
+
+def _time_training(run: Run) -> None:
+    """Train the new draft for some steps, so that the time left is shared with stage align well."""
+    from fastdraft_hf.train.loop import tokens_per_minute
+
+    if world() > 1 or "trained" in deadline.rates_of(run):
+        return
+    section, draft = run.recipe.training_stages()["align"], run.latest_model(before="pretrain")
+    tokenizer, device = load_tokenizer(draft), resolve_device(run.recipe.device)
+    deadline.note_rates(run, trained=tokens_per_minute(draft, section, tokenizer, device))
 
 
 def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -128,7 +129,10 @@ class TextSet:
         seed = self.run.recipe.seed * 97 + zlib.crc32(source.encode()) % 1_000_000
         requests = build_requests(prompts, seed=seed, source=source, **how)
         limit = on_main(lambda: deadline.minutes(self.run, f"generate.{source}"))
-        write_rows(engine, requests, folder, max_minutes=limit)
+        start = time.monotonic()
+        tokens = write_rows(engine, requests, folder, max_minutes=limit)
+        took = (time.monotonic() - start) / 60
+        on_main(lambda: deadline.note_rates(self.run, written=tokens, minutes=took))
         found = on_main(lambda: len(stored_indices(folder)))
         if found < len(requests):
             self.cut.append(f"{source}: {found:,} of {len(requests):,} rows")

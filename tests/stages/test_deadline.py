@@ -8,7 +8,7 @@ import pytest
 
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import deadline
-from fastdraft_hf.stages.deadline import minutes, planned_minutes, seconds_spent
+from fastdraft_hf.stages.deadline import minutes, note_rates, planned_minutes, seconds_spent
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import Target
 
@@ -63,7 +63,7 @@ def finish(run: Run, stage: str, seconds: float) -> None:
 
 def test_max_hours_are_shared_by_the_minutes_of_the_recipe() -> None:
     plan = planned_minutes(build_recipe(RECIPE), 0)
-    weights = {"text": 4, "chat-instructions": 4, "chat": 12}
+    weights = {"text": 4, "chat-instructions": 6.4, "chat": 9.6}
     wanted = {f"generate.{name}": weight for name, weight in weights.items()}
     wanted |= {"align": 60, "evaluate": 10, "bench": 10}
     assert plan == pytest.approx({name: PLANNED * weight for name, weight in wanted.items()})
@@ -75,7 +75,7 @@ def test_max_hours_are_shared_by_the_minutes_of_the_recipe() -> None:
     assert larger == pytest.approx((60 - UNCUT - 14) * 60 / 100)
     # Without the field the minutes are limits, and what has none is not limited.
     own = planned_minutes(build_recipe(RECIPE, ["max_hours=null", "align.max_minutes=null"]), 0)
-    assert (own["generate.chat"], own["align"]) == (12, None)
+    assert (own["generate.chat"], own["align"]) == (9.6, None)
 
 
 def test_what_a_part_takes_or_leaves_is_for_the_later_ones(clock: Clock, make_run: Make) -> None:
@@ -83,7 +83,7 @@ def test_what_a_part_takes_or_leaves_is_for_the_later_ones(clock: Clock, make_ru
     assert minutes(run, "generate.text") == pytest.approx(4 * PLANNED)
     # Early: the others share what is left, with 96 minutes of the recipe to come.
     clock.now = 1.0
-    assert minutes(run, "generate.chat-instructions") == pytest.approx(4 * (59 - UNCUT) / 96)
+    assert minutes(run, "generate.chat-instructions") == pytest.approx(6.4 * (59 - UNCUT) / 96)
     # Late by five minutes: measuring gives them, learning gets what was planned.
     finish(run, "generate", 1)
     clock.now = 60 - UNCUT - 80 * PLANNED + 5
@@ -98,6 +98,37 @@ def test_what_a_part_takes_or_leaves_is_for_the_later_ones(clock: Clock, make_ru
     # Too late for anything: a tenth of the plan.
     clock.now = 100
     assert minutes(run, "bench") == pytest.approx(PLANNED)
+
+
+def test_a_slow_target_writes_for_longer_and_the_draft_reads_less_often(
+    clock: Clock, make_run: Make
+) -> None:
+    run = make_run()
+    run.folder.mkdir()
+    note_rates(run, trained=100_000)
+    # The target's speed is not known yet.
+    assert minutes(run, "generate.text") == pytest.approx(4 * PLANNED)
+    note_rates(run, written=4000, minutes=4)
+    texts = 5 * (minutes(run, "generate.text") or 0)  # a fifth of all sets
+    # Of these 80 minutes; what align then trains is what eight passes over the text are.
+    align = 80 * PLANNED - texts
+    assert align * 100_000 == pytest.approx(8 * (4000 + 1000 * texts))
+    # The rest of the time when all is written: not more than planned, whatever is left.
+    finish(run, "generate", 60)
+    note_rates(run, written=1000 * texts, minutes=texts)
+    clock.now = 60 - UNCUT - 20 * PLANNED - align
+    assert minutes(run, "align") == pytest.approx(align)
+
+
+def test_a_fast_target_has_its_planned_share(clock: Clock, make_run: Make) -> None:
+    run = make_run()
+    run.folder.mkdir()
+    note_rates(run, trained=300_000, written=700_000, minutes=10)
+    assert minutes(run, "generate.text") == pytest.approx(4 * PLANNED)
+    finish(run, "generate", 20 * 60 * PLANNED)
+    note_rates(run, written=70_000 * 20 * PLANNED, minutes=20 * PLANNED)
+    clock.now = 20 * PLANNED
+    assert minutes(run, "align") == pytest.approx(60 * PLANNED)
 
 
 def test_a_killed_run_keeps_its_budget(clock: Clock, make_run: Make) -> None:
