@@ -314,6 +314,27 @@ def test_the_limit_of_instructions_is_learned_from_the_first(
     assert lengths[13] < limits[16] <= generated_sets.LONGEST_INSTRUCTION
 
 
+@pytest.mark.parametrize("minutes", [None, 60])
+def test_a_set_with_a_time_limit_answers_its_instructions_again(
+    make: Callable[..., tuple[Run, Writer]], minutes: float | None
+) -> None:
+    def write(request: Request) -> str:
+        thought = ("Is the cat in the hat?", "Then that hen sat on it?")
+        return thought[request.index % 2] if "instr" in request.source else answer(request)
+
+    run, writer = make({"kind": "magpie", "rows": 12, "max_minutes": minutes}, write)
+    facts = run_generate(run)
+    assert facts["instructions"]["kept"] == 2
+    answers = [r for r in writer.asked if r.source == "mine"]
+    assert len(answers) == facts["rows"] == (2 if minutes is None else 12)
+    counts = Counter(r.prompt_ids for r in answers)
+    assert set(counts.values()) == {len(answers) // 2}
+    assert len({(r.prompt_ids, r.seed) for r in answers}) == len(answers)
+    if minutes is not None:  # a prompt gets several temperatures
+        temperatures = {(r.prompt_ids, r.temperature) for r in answers}
+        assert len(temperatures) > 4
+
+
 @pytest.mark.parametrize("kind", ["free", "magpie", "dataset"])
 @pytest.mark.parametrize("dies_after", [None, 1])
 def test_a_larger_set_keeps_the_rows_it_has(
