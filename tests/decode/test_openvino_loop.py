@@ -71,6 +71,23 @@ def test_batches(models: dict[str, Any], kind: str, draft_kind: str) -> None:
                 assert_equal_or_tied(models["pt-target"], alone, written)
 
 
+@pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
+def test_a_draft_that_drafts_a_block_in_one_pass(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str, draft_kind: str
+) -> None:
+    target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
+    monkeypatch.setattr(draft.config, "pard_token", 287, raising=False)
+    rng = random.Random(3)
+    for gamma in (1, 3, 5):
+        prompts = [[rng.randrange(3, 288) for _ in range(rng.randrange(1, 9))] for _ in range(3)]
+        ids, mask = padded(prompts)
+        ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=16)
+        for row, prompt in enumerate(prompts):
+            alone = write(models["pt-target"], [prompt], max_new_tokens=16)
+            written = ours[row : row + 1, ids.shape[1] - len(prompt) :]
+            assert_equal_or_tied(models["pt-target"], alone, written)
+
+
 def test_one_model_cannot_draft_for_itself(models: dict[str, Any]) -> None:
     target = models["ov-target"]
     with pytest.warns(UserWarning, match="cannot draft for itself"):

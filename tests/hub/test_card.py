@@ -93,6 +93,13 @@ def test_the_mode_of_the_chats(run_summary: RunSummary) -> None:
     assert 'the mode `{"enable_thinking": false}` of the' in render(run_summary).text
 
 
+def test_a_draft_that_drafts_in_parallel(run_summary: RunSummary) -> None:
+    assert "parallel" not in render(run_summary).text
+    text = render(run_summary, parallel_drafting=True).text
+    assert "trained to draft a block in one pass too" in text
+    assert '"num_speculative_tokens": 3, "parallel_drafting": true}' in text
+
+
 def test_a_speed_up_is_over_the_same_kernels(run_summary: RunSummary) -> None:
     assert run_summary.bench is not None
     ours = run_summary.bench["paths"]["ours"] = run_summary.bench["paths"].pop("openvino")

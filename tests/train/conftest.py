@@ -24,7 +24,7 @@ def start_model(
 ) -> Path:
     """A draft's folder. Its dropout draws random numbers, which must be resumed too."""
     folder = tmp_path_factory.mktemp("start")
-    tiny_model(seed=1, attention_dropout=0.2).save_pretrained(folder)
+    tiny_model(seed=1, attention_dropout=0.2, pard_token=287).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.train import callbacks
 from fastdraft_hf.train.callbacks import newest_complete
 from fastdraft_hf.train.config import DraftDistillationConfig
+from fastdraft_hf.train.loop import tokens_per_minute
 from fastdraft_hf.train.section import LoraSettings, training_section
 
 STEPS = 9
@@ -50,8 +52,9 @@ def weights(work: Path) -> dict[str, torch.Tensor]:
         {"use_muon": False, "lr_scheduler_type": "linear"},
         {"gradient_accumulation_steps": 2, "max_train_tokens": STEPS * 8 * LENGTH},
         {"sampled_softmax": 7},  # what is drawn must be resumed too
+        {"num_parallel_tokens": 3},
     ],
-    ids=["muon", "adamw", "accumulated", "sampled"],
+    ids=["muon", "adamw", "accumulated", "sampled", "parallel"],
 )
 def test_a_killed_run_resumes_bit_for_bit(
     tmp_path: Path,
@@ -96,6 +99,16 @@ def test_weights_are_averaged_with_those_of_the_start(
     shutil.rmtree(tmp_path / "both" / "model")  # killed before it was saved: not averaged twice
     run(start_model, tiny_tokenizer, data, tmp_path / "both", config(start_weight=0.25))
     assert same(weights(tmp_path / "both"), both)
+
+
+def test_the_speed_of_training_leaves_nothing_behind(
+    start_model: Path, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = load_file(start_model / "model.safetensors")
+    assert tokens_per_minute(start_model, config(), tiny_tokenizer, "cpu") > 0
+    assert not list(tmp_path.iterdir())
+    assert same(load_file(start_model / "model.safetensors"), before)
 
 
 def test_killed_after_the_last_checkpoint(
