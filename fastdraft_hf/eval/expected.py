@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 # Ratios of temperatures that are tried.
-RATIOS = tuple(n / 20 for n in range(10, 25))  # 0.50 to 1.20
+RATIOS = tuple(n / 20 for n in range(4, 25))  # 0.20 to 1.20
 ENOUGH = 2000
 
 
