@@ -66,7 +66,7 @@ def _time_training(run: Run) -> None:
 
     if world() > 1 or "trained" in deadline.rates_of(run):
         return
-    section, draft = run.recipe.training_stages()["align"], run.latest_model(before="pretrain")
+    section, draft = run.recipe.training_stages()["align"], run.stage_folder("design")
     tokenizer, device = load_tokenizer(draft), resolve_device(run.recipe.device)
     deadline.note_rates(run, trained=tokens_per_minute(draft, section, tokenizer, device))
 
