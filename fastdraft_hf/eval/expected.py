@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 # Ratios of temperatures that are tried.
 RATIOS = tuple(n / 20 for n in range(4, 25))  # 0.20 to 1.20
+# Tokens that decide; with a large target or vocabulary more would take minutes.
 ENOUGH = 2000
 
 
@@ -182,7 +183,6 @@ def fit_temperature_ratio(
 
     sums, tokens = torch.zeros(len(RATIOS), dtype=torch.float64), 0
     for text in texts:
-        # With a large target or vocabulary more would take minutes.
         if tokens >= ENOUGH:
             break
         tokens += len(text.ids)

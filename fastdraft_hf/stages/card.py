@@ -32,7 +32,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
         "license": settings.license or target.license,
         "base_model": settings.base_model,
         "language": settings.language,
-        "parallel_drafting": "pard_token" in read_json(folder / "config.json"),
+        "parallel_drafting": read_json(folder / "config.json").get("pard_token") is not None,
     }
     if summary.evaluation is None:
         return facts

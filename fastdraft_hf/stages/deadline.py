@@ -91,7 +91,12 @@ def minutes(run: Run, part: str) -> float | None:
 
 
 def note_rates(run: Run, **found: float) -> None:
-    """Add tokens ``written`` in ``minutes``, or tokens ``trained`` a minute, to what is known."""
+    """Add tokens ``written`` in ``minutes``, or tokens ``trained`` a minute, to what is known.
+
+    Without ``max_hours`` nothing reads it, and nothing is written.
+    """
+    if run.recipe.max_hours is None:
+        return
     known = rates_of(run)
     known |= {name: known.get(name, 0.0) + value for name, value in found.items()}
     write_json(run.folder / RATES, known)

@@ -49,7 +49,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     for one in sets:
         one.prepare()
     logged = all(isinstance(one, TrafficSet) for one in sets)
-    if run.recipe.max_hours is not None and "align" in run.recipe.training_stages():
+    if not logged and run.recipe.max_hours is not None:
         _time_training(run)
     engine = None if logged else _open_engine(run, tokenizer)
     return {
@@ -64,9 +64,9 @@ def _time_training(run: Run) -> None:
     """Train the new draft for some steps, so that the time left is shared with stage align well."""
     from fastdraft_hf.train.loop import tokens_per_minute
 
-    if world() > 1 or "trained" in deadline.rates_of(run):
+    section, draft = run.recipe.training_stages().get("align"), run.stage_folder("design")
+    if section is None or world() > 1 or "trained" in deadline.rates_of(run):
         return
-    section, draft = run.recipe.training_stages()["align"], run.stage_folder("design")
     tokenizer, device = load_tokenizer(draft), resolve_device(run.recipe.device)
     deadline.note_rates(run, trained=tokens_per_minute(draft, section, tokenizer, device))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.columns import IGNORED
@@ -66,7 +67,7 @@ def with_masks(
     """
     device, (batch, length) = input_ids.device, input_ids.shape
     # [B, T, γ]: the labels behind each position, as far as all before them carry loss.
-    behind = torch.nn.functional.pad(labels[:, 1:], (0, num_tokens), value=IGNORED)
+    behind = pad(labels[:, 1:], (0, num_tokens), value=IGNORED)
     labelled = (behind.unfold(1, num_tokens, 1) != IGNORED).long().cumprod(-1).bool()
     chances = torch.rand(batch, length, 1, generator=generator).to(device)
     kept = chances < KEPT ** torch.arange(num_tokens, device=device)
@@ -78,11 +79,9 @@ def with_masks(
     text = torch.arange(length, device=device).expand(batch, -1)
     # The last token that each one sees, and the number of masks from there. Padding sees a token
     # too: a row of the attention without any would not be a number.
-    anchors = torch.cat([text, torch.zeros_like(text[:, :1]).expand(-1, most)], 1).clone()
+    anchors = pad(text, (0, most))
     depths = torch.zeros_like(anchors)
     anchors[rows, length + numbers], depths[rows, length + numbers] = last, steps
-    ids = torch.full_like(anchors, mask_token)
-    ids[:, :length] = input_ids
     sees_text = text[:, None, :] <= anchors[:, :, None]
     if attention_mask is not None:
         sees_text &= attention_mask[:, None, :].bool()
@@ -93,15 +92,19 @@ def with_masks(
         & (depth[:, None, :] > 0)
     )
     inputs = {
-        "input_ids": ids,
+        "input_ids": pad(input_ids, (0, most), value=mask_token),
         "position_ids": anchors + depths,
         "attention_mask": torch.cat([sees_text, sees_masks], 2)[:, None],
     }
     return Masked(inputs, rows, length + numbers, last + steps + 1)
 
 
-def check_parallel(args: Any, model: Any) -> None:
-    """Refuse what masks behind every position cannot be combined with."""
+def choose_mask(args: Any, model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the mask of a draft that is to be trained with masks, noted in its config.
+
+    Raises:
+        FastDraftError: a setting cannot be combined with masks, or no token can be one.
+    """
     if args.packing or args.padding_free:
         raise FastDraftError(
             "num_parallel_tokens: packed rows have no room for masks; set packing and padding_free "
@@ -113,6 +116,10 @@ def check_parallel(args: Any, model: Any) -> None:
             f"num_parallel_tokens: needs attention that takes any mask; load the draft with "
             f"attn_implementation='sdpa' instead of '{kind}'"
         )
+    if getattr(model.config, "pard_token", None) is None:
+        rows = int(model.get_input_embeddings().weight.shape[0])
+        model.config.pard_token = mask_token_of(tokenizer, rows)
+    return int(model.config.pard_token)
 
 
 def mask_token_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:

@@ -45,7 +45,7 @@ from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
 from fastdraft_hf.train.optimizer import MuonWithAdamW
-from fastdraft_hf.train.parallel import check_parallel, mask_token_of, with_masks
+from fastdraft_hf.train.parallel import choose_mask, with_masks
 from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler
 from fastdraft_hf.train.sampled import sample_head
 
@@ -219,12 +219,7 @@ class DraftDistillationTrainer(SFTTrainer):
                 keep_end=args.truncation_mode == "keep_end",
             )
         if args.num_parallel_tokens > 1:
-            check_parallel(args, self.model)
-            config = self.accelerator.unwrap_model(self.model).config
-            if getattr(config, "pard_token", None) is None:
-                rows = self.model.get_input_embeddings().weight.shape[0]
-                config.pard_token = mask_token_of(processing_class, int(rows))
-            self.mask_token = int(config.pard_token)
+            self.mask_token = choose_mask(args, self.model, processing_class)
         wanted = args.head_dtype
         if wanted == "auto":
             wanted = "bfloat16" if has_fast_bf16(self.accelerator.device) else "float32"
@@ -455,17 +450,17 @@ class DraftDistillationTrainer(SFTTrainer):
         inputs: dict[str, Any],
         stored: dict[str, Any],
         rows: torch.Tensor,
-        places: torch.Tensor,
+        tokens: torch.Tensor,
     ) -> TopK | TargetHead | None:
-        """Return the teacher's distribution for the tokens at ``places`` of ``rows``."""
+        """Return the teacher's distribution for the tokens at the places ``tokens`` of ``rows``."""
         if stored:
-            ids, log_probs, tail = (stored[name][rows, places] for name in columns.LISTS)
+            ids, log_probs, tail = (stored[name][rows, tokens] for name in columns.LISTS)
             return TopK(ids, log_probs, tail)
         if self.teacher_model is None:
             return None
         with torch.no_grad():
             hidden = last_hidden_states(self.teacher_model, self.teacher_model, inputs)
-        return TargetHead(hidden[rows, places - 1], head_of(self.teacher_model))
+        return TargetHead(hidden[rows, tokens - 1], head_of(self.teacher_model))
 
     def _take_notes(
         self, model: torch.nn.Module, inputs: dict[str, Any], result: HeadLoss, tokens: int

@@ -35,7 +35,7 @@ def test_greedy_output_is_the_targets(
             ours = write(target, prompt, draft, gamma, max_new_tokens=new)
         rounds += found
         assert torch.equal(ours, alone), (prompt, gamma, new)
-    assert any(accepted > 1 for _, accepted in rounds) or any(a for _, a in rounds)
+    assert any(accepted for _, accepted in rounds)
 
 
 @pytest.mark.parametrize("processor", [{}, {"repetition_penalty": 1.3}])

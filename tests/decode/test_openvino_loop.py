@@ -54,6 +54,18 @@ def test_greedy_output_is_the_targets(models: dict[str, Any], kind: str, draft_k
     assert 0.05 < counts[1] / counts[0] < 0.95
 
 
+def assert_rows_are_the_targets(
+    reference: Any, prompts: list[list[int]], target: Any, draft: Any, gamma: int, new: int
+) -> None:
+    """Decode the prompts in a batch, and each of them alone with the reference."""
+    ids, mask = padded(prompts)
+    ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=new)
+    for row, prompt in enumerate(prompts):
+        alone = write(reference, [prompt], max_new_tokens=new)
+        written = ours[row : row + 1, ids.shape[1] - len(prompt) :]
+        assert_equal_or_tied(reference, alone, written)
+
+
 @pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
 def test_batches(models: dict[str, Any], kind: str, draft_kind: str) -> None:
     target, draft = models[f"{kind}-target"], models[f"{draft_kind}-draft"]
@@ -63,12 +75,7 @@ def test_batches(models: dict[str, Any], kind: str, draft_kind: str) -> None:
             prompts = [
                 [rng.randrange(3, 288) for _ in range(rng.randrange(1, 9))] for _ in range(rows)
             ]
-            ids, mask = padded(prompts)
-            ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=20)
-            for row, prompt in enumerate(prompts):
-                alone = write(models["pt-target"], [prompt], max_new_tokens=20)
-                written = ours[row : row + 1, ids.shape[1] - len(prompt) :]
-                assert_equal_or_tied(models["pt-target"], alone, written)
+            assert_rows_are_the_targets(models["pt-target"], prompts, target, draft, gamma, 20)
 
 
 @pytest.mark.parametrize(("kind", "draft_kind"), PAIRS)
@@ -80,12 +87,7 @@ def test_a_draft_that_drafts_a_block_in_one_pass(
     rng = random.Random(3)
     for gamma in (1, 3, 5):
         prompts = [[rng.randrange(3, 288) for _ in range(rng.randrange(1, 9))] for _ in range(3)]
-        ids, mask = padded(prompts)
-        ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=16)
-        for row, prompt in enumerate(prompts):
-            alone = write(models["pt-target"], [prompt], max_new_tokens=16)
-            written = ours[row : row + 1, ids.shape[1] - len(prompt) :]
-            assert_equal_or_tied(models["pt-target"], alone, written)
+        assert_rows_are_the_targets(models["pt-target"], prompts, target, draft, gamma, 16)
 
 
 def test_one_model_cannot_draft_for_itself(models: dict[str, Any]) -> None:

@@ -141,9 +141,9 @@ def test_a_draft_learns_to_guess_several_tokens_in_one_pass(
     assert text[0].tolist() == [10 + (2 + n) % 20 for n in range(29)]
     assert at_once == [(4, 4)] * 5
     draft.config.pard_token = None  # the same checkpoint, one by one
-    with record_rounds(target) as one_by_one:
+    with record_rounds(target) as singly:
         target.generate(prompt, assistant_model=draft, custom_generate=assisted_decoding, **given)
-    assert one_by_one == at_once
+    assert singly == at_once
 
 
 def test_what_it_cannot_be_combined_with(trainer: Make, tiny_model: Make) -> None:
