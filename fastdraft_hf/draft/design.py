@@ -25,6 +25,8 @@ from fastdraft_hf.target.resolve import load_config, resolve_target
 
 # How far from its budget a draft may be.
 TOLERANCE = 0.02
+# How much more than the default budget a draft may read with the widest feed-forward.
+INNER_TOLERANCE = 0.05
 
 # Bounds of a designed shape, as multiples of the width: what hardware and training like, whatever
 # the target's heads and feed-forward are. The target's own proportions are between them.
@@ -97,6 +99,11 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
         return _scaled(source, design, shape)
     if design.params is None:
         shape = _fitted(source, design, default_budget(target_config), read_parameters)
+        # Where the vocabulary takes nearly all of it, the layers would be left with the least.
+        wide = shape._replace(inner=_inner_bounds(source, design, shape.width)[1])
+        size, larger = (read_parameters(_scaled(source, design, one)) for one in (shape, wide))
+        if larger <= (1 + INNER_TOLERANCE) * size:
+            shape = wide
     else:
         shape = _fitted(source, design, design.params, count_parameters)
     return _scaled(source, design, shape)

@@ -120,7 +120,7 @@ def test_published_targets(name: str, params: Any) -> None:
         assert 0.5 * min(wanted.params or 0, most / 4) < size <= 1.02 * (wanted.params or 0)
     else:  # the least draft of a small target with a large vocabulary exceeds its share
         share = read_parameters(config) / default_budget(target)
-        assert 0.7 < share <= 1.02 or (share < 1.75 and config.hidden_size == head_size(text) // 2)
+        assert 0.7 < share <= 1.07 or (share < 1.75 and config.hidden_size == head_size(text) // 2)
     assert config.model_type == (mixture or text.model_type)
     same = ["vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]
     if text.model_type == "granite":
