@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 LONGEST = 10  # tokens per round
 # Tokens whose probability under the draft is in the same sixth share an estimate of acceptance.
 _BINS = 6
-# Rounds without drafts before a probe; twice as many after each that fails, up to `_RARELY`.
+# Rounds without drafts before a probe; twice as many after each that fails, up to `_RARELY`. A new
+# text begins with half of what the last one needed.
 _SOON, _RARELY = 8, 64
 
 
@@ -61,6 +62,7 @@ class Learned:
         self.target, self.draft = _Seconds(), _Seconds()
         self.bins = [_Acceptance((b + 0.5) / _BINS, 400) for b in range(_BINS)]
         self.next = _Acceptance(0.5, 40)
+        self.wait = _SOON  # rounds without drafts before the next probe
 
     def bin(self, chance: float) -> _Acceptance:
         return self.bins[min(_BINS - 1, int(chance * _BINS))]
@@ -73,7 +75,8 @@ class DraftLength:
         self._learned = learned
         # Another text: what the last one taught about acceptance counts less.
         learned.next.weight = min(learned.next.weight, 8.0)
-        self.most, self._rate, self._idle, self._wait = 0, 0.0, 0, _SOON
+        learned.wait = max(_SOON, learned.wait // 2)
+        self.most, self._rate, self._idle = 0, 0.0, 0
         self._reads_prompt = self._draft_is_behind = True
 
     def begin(self, rows: int) -> None:
@@ -91,7 +94,7 @@ class DraftLength:
             tokens += share
             self._rate = max(self._rate, tokens / (count * draft(1) + target(count)))
         self._idle = 0 if self._rate > alone else self._idle + 1
-        self.most = LONGEST if self._idle in (0, self._wait) else 0
+        self.most = 0 if 0 < self._idle < self._learned.wait else LONGEST
 
     def drafted(self, chances: Sequence[float]) -> None:
         """Note the draft's probability of the token that it chose, in each row."""
@@ -129,7 +132,8 @@ class DraftLength:
         if self._idle and self.most:  # a probe
             # What is accepted nearly always and does not pay never will.
             sooner = self._learned.next.value < 0.9 and any(one[0] > 1 for one in outcomes)
-            self._wait = max(1, self._wait // 4) if sooner else min(_RARELY, 2 * self._wait)
+            wait = self._learned.wait
+            self._learned.wait = max(1, wait // 4) if sooner else min(_RARELY, 2 * wait)
             self._idle = 0
             self._learned.next.weight = min(self._learned.next.weight, 8.0)
 
