@@ -174,10 +174,11 @@ class Recipe(Section):
         if section is None:
             return
         sets = self.generate.sets if self.generate else {}
+        readable = self.generate.readable if self.generate else []
         for number, name in enumerate(section.sets):
-            if name not in sets:
+            if name not in readable:
                 raise FastDraftError(
-                    f"{key}.sets[{number}]: generate has no set '{name}'{nearest(name, sets)}"
+                    f"{key}.sets[{number}]: generate has no set '{name}'{nearest(name, readable)}"
                 )
         if not section.sets:
             read = sets if self.align is None else [one.name for one in self.align.sources]
@@ -189,7 +190,7 @@ class Recipe(Section):
             raise FastDraftError(f"{name}.sources: at least one source is needed")
         for number, source in enumerate(stage.sources):
             where = f"{name}.sources[{number}]"
-            check_source(source, where, self.generate.sets if self.generate else ())
+            check_source(source, where, self.generate.readable if self.generate else ())
             if name == "align" and source.kind != "generated":
                 raise FastDraftError(
                     f"{where}.kind: align reads generated sets only, not {source.kind}"

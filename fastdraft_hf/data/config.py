@@ -138,6 +138,12 @@ class GenerateConfig(Section):
     server_model: str | None = Field(None, description="the target's name on the server")
     batch_size: Positive = Field(64, description="completions at once, per process")
 
+    @property
+    def readable(self) -> list[str]:
+        """Names that later stages can read: the sets, and Magpie's instructions inside theirs."""
+        magpie = [name for name, one in self.sets.items() if one.kind == "magpie"]
+        return [*self.sets, *(f"{name}/instructions" for name in magpie)]
+
     def check_values(self) -> None:
         if self.server:
             from fastdraft_hf.data.engines.server import server_url

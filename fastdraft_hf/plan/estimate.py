@@ -78,7 +78,7 @@ def _passes(name: str, wanted: GeneratedSet) -> list[tuple[str, float, float, fl
     rows, found = float(wanted.rows), []
     if wanted.kind == "magpie":
         length = INSTRUCTION_SHARE * (wanted.max_instruction_tokens or TYPICAL_INSTRUCTION)
-        found.append((f"{name}-instructions", rows, INSTRUCTION_PREFIX, length))
+        found.append((f"{name}/instructions", rows, INSTRUCTION_PREFIX, length))
         rows *= KEPT_INSTRUCTIONS
     every = wanted.temperatures_per_prompt == "all"
     rows *= len(wanted.temperatures) if every else 1
@@ -161,7 +161,8 @@ class Plan:
         engine, batch = "vllm" if config.server else self._engine(config.engine), config.batch_size
         for name, wanted in config.sets.items():
             kept = 1.0  # share of the instructions that a time limit left
-            for label, rows, prompt, length in _passes(name, wanted):
+            for path, rows, prompt, length in _passes(name, wanted):
+                label = path.replace("/", "-")
                 rows *= kept
                 # transformers waits for the longest completion of a batch.
                 waits = engine in ("auto", "transformers")
@@ -177,7 +178,7 @@ class Plan:
                     line.notes.append(f"{label}: cut to {rows:,.0f} rows by the time limit")
                 line.seconds += took
                 line.tokens += rows * length
-                self.sets[name] = (rows, prompt, length)
+                self.sets[path] = (rows, prompt, length)
         self._loads(line, self.target, element=1.0 if engine == "openvino" else 0)
         longest = max((w.max_new_tokens + 200 for w in config.sets.values()), default=0)
         cache = batch * longest * self.target.cache_bytes(self.machine.element)

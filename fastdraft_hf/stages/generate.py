@@ -92,6 +92,8 @@ def unchanged(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def lacks_rows(folder: Path) -> bool:
     """Return whether a finished stage has fewer rows than were judged, or no judgment."""
     sets = [folder / name for name in read_record(folder).get("facts", {}).get("sets", {})]
+    inside = [one / "instructions" for one in sets]
+    sets += [one for one in inside if (one / FILTERS).exists()]
     return any(
         not (one / FILTERS).exists() or read_json(one / FILTERS)["rows"] > len(stored_indices(one))
         for one in sets

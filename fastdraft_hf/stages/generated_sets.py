@@ -247,6 +247,8 @@ class MagpieSet(TextSet):
             )
             with _at(f"generate.sets.{name}."):
                 self._check_prompts([json.dumps(ids) for ids in kept])
+            # The target wrote those that are not answered too, so training can read all of them.
+            write_filters(folder, wanted.near_duplicates)
             return kept, dict(reasons)
 
         kept, self.facts["instructions"] = on_main(judge)

@@ -16,6 +16,7 @@ from fastdraft_hf.data.target_logits import (
     write_target_logits,
 )
 from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_config
@@ -45,9 +46,8 @@ def lacks_rows(folder: Path) -> bool:
     """Return whether a finished stage has fewer rows than the generated sets have kept rows."""
     generated = folder.with_name("generate")
     return any(
-        len(stored_indices(path)) < len(kept_indices(generated / path.name)[0])
-        for path in folder.iterdir()
-        if path.is_dir()
+        len(stored_indices(folder / name)) < len(kept_indices(generated / name)[0])
+        for name in read_record(folder)["facts"]["sets"]
     )
 
 

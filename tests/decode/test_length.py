@@ -69,9 +69,7 @@ def test_it_probes_less_and_less_and_comes_back_at_the_first_success() -> None:
 
 def test_where_drafting_did_not_pay_the_next_text_probes_later() -> None:
     pair = learned()
-    probes = [
-        sum(map(bool, lengths(DraftLength(pair), lambda: False, 0.3, 64))) for _ in range(4)
-    ]
+    probes = [sum(map(bool, lengths(DraftLength(pair), lambda: False, 0.3, 64))) for _ in range(4)]
     assert probes[0] > 1 >= probes[-1]
     assert sum(map(bool, lengths(DraftLength(pair), lambda: True, 0.3, 150))) > 100
 

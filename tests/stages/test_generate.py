@@ -18,6 +18,7 @@ from fastdraft_hf.data.engines import Completion, Request
 from fastdraft_hf.data.filters import kept_indices
 from fastdraft_hf.data.parts import iter_rows
 from fastdraft_hf.data.prompts import chat_ids, template_ends
+from fastdraft_hf.data.sources import Documents, Source, check_source
 from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.data.traffic import read_traffic
 from fastdraft_hf.recipe import build_recipe
@@ -283,8 +284,14 @@ def test_magpie_asks_the_instructions_of_the_target(
         "special token": 1,
         "too short": 1,
     }
+    # Training can read them as a set of their own: all but loops and duplicates.
+    source = Source(name="mine/instructions")
+    check_source(source, "", run.recipe.generate.readable if run.recipe.generate else [])
+    read = list(Documents(source, run.stage_folder("generate")))
+    assert len(read) == 5
     first = [r for r in writer.asked if r.source == "mine-instructions"]
     tokenizer = writer.tokenizer
+    assert all(ids[: len(first[0].prompt_ids)] == list(first[0].prompt_ids) for ids in read)
     prefix, _ = template_ends(tokenizer, "Be the hat.")
     assert {r.prompt_ids for r in first} == {prefix}
     assert [r.temperature for r in first] == [0.7, 0.8, 0.9, 1.0, 0.7, 0.8, 0.9]
