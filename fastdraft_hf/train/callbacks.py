@@ -25,6 +25,8 @@ _MARK = "complete"  # the digests of a checkpoint's files, written after them
 _STREAM_STATE = "stream.json"
 # The steps that `max_minutes` is judged by, after those in which the device warms up.
 _WARM_STEPS, _TIMED_STEPS = 2, 10
+# The share of the time that checkpoints may take, and evaluations.
+_OVERHEAD = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +256,39 @@ class TokenBudget(TrainerCallback):
             control.should_save = True
         # Trainer's closing summary divides by the planned steps.
         state.max_steps = state.global_step
+
+
+class LimitOverhead(TrainerCallback):
+    """Leaves out checkpoints and evaluations that would take more than `_OVERHEAD` of the time.
+
+    Both grow with the vocabulary, while a step of a small draft is short. Each is judged by how
+    long the last one took. The first of a kind and those at the end are always done.
+    """
+
+    def __init__(self) -> None:
+        self._now, self._saves = 0.0, False
+        self._took, self._ended = dict[str, float](), dict[str, float]()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._now = time.monotonic()
+        if (control.should_save or control.should_evaluate) and not control.should_training_stop:
+            took = self._took.items()
+            soon = [name for name, t in took if t > _OVERHEAD * (self._now - self._ended[name])]
+            (soon,) = broadcast_object_list([soon])  # the main process decides
+            control.should_evaluate &= "evaluate" not in soon
+            control.should_save &= "save" not in soon
+        self._saves = control.should_save
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note("evaluate")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._saves:  # not in `on_save`: other callbacks write into a checkpoint too
+            self._note("save")
+
+    def _note(self, name: str) -> None:
+        begun, self._now = self._now, time.monotonic()
+        self._took[name], self._ended[name] = self._now - begun, self._now
 
 
 class TrainingProgress(TrainerCallback):

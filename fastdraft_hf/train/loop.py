@@ -54,6 +54,7 @@ def train(
     from transformers import AutoModelForCausalLM
 
     from fastdraft_hf.train.callbacks import (
+        LimitOverhead,
         SaveStreamState,
         TrainingProgress,
         newest_complete,
@@ -63,7 +64,7 @@ def train(
 
     evaluated = "no" if eval_dataset is None else "steps"
     changes = {"eval_strategy": evaluated, "eval_steps": section.eval_steps or section.save_steps}
-    callbacks: list[Any] = [TrainingProgress(label)]
+    callbacks: list[Any] = [TrainingProgress(label), LimitOverhead()]
     try:
         args = section.trainer_config(work, seed=seed, device=device, **changes)
         if stream is not None:
