@@ -25,8 +25,8 @@ _MARK = "complete"  # the digests of a checkpoint's files, written after them
 _STREAM_STATE = "stream.json"
 # The steps that `max_minutes` is judged by, after those in which the device warms up.
 _WARM_STEPS, _TIMED_STEPS = 2, 10
-# The share of the time that checkpoints may take, and evaluations.
-_OVERHEAD = 0.05
+# The share of the time that checkpoints may take, and evaluations, if they take more seconds.
+_OVERHEAD, _SHORT = 0.05, 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +262,8 @@ class LimitOverhead(TrainerCallback):
     """Leaves out checkpoints and evaluations that would take more than `_OVERHEAD` of the time.
 
     Both grow with the vocabulary, while a step of a small draft is short. Each is judged by how
-    long the last one took. The first of a kind and those at the end are always done.
+    long the last one took: what took less than a second is never left out, nor is the first of a
+    kind, nor those at the end.
     """
 
     def __init__(self) -> None:
@@ -273,7 +274,8 @@ class LimitOverhead(TrainerCallback):
         self._now = time.monotonic()
         if (control.should_save or control.should_evaluate) and not control.should_training_stop:
             took = self._took.items()
-            soon = [name for name, t in took if t > _OVERHEAD * (self._now - self._ended[name])]
+            since = {name: self._now - ended for name, ended in self._ended.items()}
+            soon = [name for name, t in took if t > max(_SHORT, _OVERHEAD * since[name])]
             (soon,) = broadcast_object_list([soon])  # the main process decides
             control.should_evaluate &= "evaluate" not in soon
             control.should_save &= "save" not in soon
