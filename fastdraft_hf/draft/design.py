@@ -25,7 +25,7 @@ from fastdraft_hf.target.resolve import load_config, resolve_target
 
 # How far from its budget a draft may be.
 TOLERANCE = 0.02
-# How much more than the default budget a draft may read with the widest feed-forward.
+# How much more a draft of the default budget may read with the widest feed-forward.
 INNER_TOLERANCE = 0.05
 
 # Bounds of a designed shape, as multiples of the width: what hardware and training like, whatever

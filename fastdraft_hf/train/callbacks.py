@@ -268,14 +268,16 @@ class LimitOverhead(TrainerCallback):
 
     def __init__(self) -> None:
         self._now, self._saves = 0.0, False
-        self._took, self._ended = dict[str, float](), dict[str, float]()
+        self._last = dict[str, tuple[float, float]]()  # how long it took, and when it ended
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._now = time.monotonic()
         if (control.should_save or control.should_evaluate) and not control.should_training_stop:
-            took = self._took.items()
-            since = {name: self._now - ended for name, ended in self._ended.items()}
-            soon = [name for name, t in took if t > max(_SHORT, _OVERHEAD * since[name])]
+            soon = [
+                name
+                for name, (took, ended) in self._last.items()
+                if took > max(_SHORT, _OVERHEAD * (self._now - ended))
+            ]
             (soon,) = broadcast_object_list([soon])  # the main process decides
             control.should_evaluate &= "evaluate" not in soon
             control.should_save &= "save" not in soon
@@ -290,7 +292,7 @@ class LimitOverhead(TrainerCallback):
 
     def _note(self, name: str) -> None:
         begun, self._now = self._now, time.monotonic()
-        self._took[name], self._ended[name] = self._now - begun, self._now
+        self._last[name] = self._now - begun, self._now
 
 
 class TrainingProgress(TrainerCallback):
