@@ -47,6 +47,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
+# Processes of pytest-xdist share the cores, and sums over threads are not rounded alike each time.
+torch.set_num_threads(1)
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -57,7 +60,6 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(autouse=True)
 def _own_process() -> Iterator[None]:
-    torch.set_num_threads(1)
     yield
     drop_signal_stack()  # what OpenVINO leaves behind
 

@@ -1,8 +1,8 @@
 """Measure a draft on held-out prompts through transformers' ``generate``.
 
-Every prompt is decoded greedily by the target alone and with the draft, and compared token for
-token; then sampled with the draft, at every temperature and γ. Both models read the sampled texts
-once more for the expected acceptance (`expected`). A few prompts are also sampled with the draft as
+Every prompt is sampled with the draft, at every temperature and γ, and both models read these texts
+once more for the expected acceptance (`expected`). Then it is decoded greedily by the target alone
+and with the draft, and compared token for token. A few prompts are also sampled with the draft as
 it was before training.
 
 Prompts are dealt out to the processes, each of which keeps its answers in a file of its own. The
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -104,20 +104,21 @@ def evaluate(
     if not _processes.is_main():
         return None
     journal = _journal(folder)
-    # A time limit leaves prompts out, the last ones of each process.
-    complete = [(prompt, steps) for prompt, steps in plan if all(one in journal for one in steps)]
-    journal.write(folder / RECORDS, itertools.chain(*(steps for _, steps in complete)))
+    # A time limit leaves runs out, the last ones of each process.
+    complete = [runs for runs in plan if all(label in journal for label in runs.settings)]
+    journal.write(folder / RECORDS, itertools.chain(*(runs.settings for runs in complete)))
     for part in folder.glob("records-*.jsonl"):
         part.unlink()
-    measured = [prompt for prompt, _ in complete]
+    journal = _journal(folder)
+    sampled, greedy = ([r.prompt for r in complete if r.sampled is kind] for kind in (True, False))
     sizes = target.num_parameters(), count_parameters(draft.config)  # with the full head
     return {
         "target_parameters": sizes[0],
         "draft_parameters": sizes[1],
         "cost_ratio": sizes[1] / sizes[0],
-        **summarize(measured, journal, config, sizes[1] / sizes[0]),
-        **compare_greedy(target, measured, config, journal),
-        "prompts": {"drawn": len(prompts), "measured": len(measured)},
+        **summarize(sampled, journal, config, sizes[1] / sizes[0]),
+        **compare_greedy(target, greedy, config, journal),
+        "prompts": {"drawn": len(prompts), "measured": len(sampled)},
     }
 
 
@@ -127,28 +128,44 @@ def _journal(folder: Path) -> Journal:
     return Journal(own, sorted(folder.glob("records*.jsonl")))
 
 
-# A prompt and its runs by label.
-Steps = tuple[EvaluationPrompt, dict[str, Setting]]
+class _Runs(NamedTuple):
+    """Runs of one prompt, which a time limit leaves out together: the sampled ones or the others.
+
+    ``number`` is the prompt's; ``settings`` are by label, the target alone before greedy ones.
+    """
+
+    number: int
+    prompt: EvaluationPrompt
+    sampled: bool
+    settings: dict[str, Setting]
 
 
 def _plan(
     prompts: Sequence[EvaluationPrompt], config: EvaluateConfig, untrained: bool
-) -> list[Steps]:
-    """Return the runs of every prompt: greedy ones first, the target alone before them."""
-    settings = [TARGET_ALONE, *sorted(settings_of(config), key=lambda s: s.run != GREEDY)]
+) -> list[_Runs]:
+    """Return the runs in their order: all of the first prompt, then the others' sampled ones, rest.
+
+    Sampled ones tell most about a draft, and with a slow target the time is for few.
+    """
+    settings = settings_of(config)
+    greedy = [TARGET_ALONE, *(one for one in settings if one.run == GREEDY)]
     plan, seen = [], Counter[str]()
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
         more = untrained and seen[prompt.task] < config.untrained_prompts_per_task
-        runs = [*settings, _untrained(config)] if more else settings
         seen[prompt.task] += 1
-        plan.append((prompt, {setting.label(prompt): setting for setting in runs}))
-    return plan
+        for sampled in (True, False):
+            chosen = [one for one in settings if one.run == SAMPLED] if sampled else greedy
+            if more and not sampled:
+                chosen = [*chosen, _untrained(config)]
+            labels = {setting.label(prompt): setting for setting in chosen}
+            plan.append(_Runs(number, prompt, sampled, labels))
+    return sorted(plan, key=lambda runs: (runs.number > 0, not runs.sampled))
 
 
 def _measure(
     target: PreTrainedModel,
     drafts: Mapping[str, Any],
-    plan: list[Steps],
+    plan: list[_Runs],
     config: EvaluateConfig,
     journal: Journal,
     seed: int,
@@ -172,21 +189,21 @@ def _measure(
         )
 
     due = []
-    for number, (prompt, steps) in enumerate(plan):
-        if missing := {label: one for label, one in steps.items() if label not in journal}:
-            due.append((number, prompt, missing))
-    due = due[_processes.rank() :: _processes.world()]
+    for runs in plan:
+        missing = {label: one for label, one in runs.settings.items() if label not in journal}
+        if missing and runs.number % _processes.world() == _processes.rank():
+            due.append(runs._replace(settings=missing))
     if due:  # the first calls of a process are slow (threads, allocator) and not kept
         for setting in (TARGET_ALONE, Setting(GREEDY, config.gammas[0])):
-            answer(setting, EvaluationPrompt("warm-up", "", plan[0][0].ids), seed, 8)
+            answer(setting, EvaluationPrompt("warm-up", "", plan[0].prompt.ids), seed, 8)
     ratio = drafting_of(drafts[SAMPLED]).temperature_ratio if config.path == "ours" else 1.0
     end, took = time.monotonic() + 60 * (config.max_minutes or math.inf), 0.0
-    with Progress("evaluate", sum(len(steps) for _, _, steps in due), "answers") as progress:
-        for number, prompt, missing in due:
+    with Progress("evaluate", sum(len(runs.settings) for runs in due), "answers") as progress:
+        for number, prompt, _, settings in due:
             began = time.monotonic()
-            if began + took > end and prompt != plan[0][0]:  # the first is always measured
+            if began + took > end and number:  # the first prompt is always measured
                 break
-            for label, setting in missing.items():
+            for label, setting in settings.items():
                 record = answer(setting, prompt, seed + number, config.max_new_tokens)
                 reading = None
                 if setting.run == SAMPLED:

@@ -191,6 +191,27 @@ def test_a_time_limit_leaves_one_prompt(models: Models, tmp_path: Path) -> None:
     assert run(models, tmp_path)["prompts"] == {"drawn": 4, "measured": 4}
 
 
+def test_when_time_is_short_acceptance_is_measured_first(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+
+    def decoded(*args: Any, **kwargs: Any) -> DecodingRecord:
+        nonlocal passed
+        passed += 60.0
+        return decode(*args, **kwargs)
+
+    decode = evaluate.decode
+    monkeypatch.setattr(evaluate, "decode", decoded)
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: passed)
+    # The first prompt's 8 runs and 2 warm-ups, and 4 sampled runs of each other one.
+    results = run(models, tmp_path, CONFIG.model_copy(update={"max_minutes": 21.0}))
+    assert results["prompts"] == {"drawn": 4, "measured": 4}
+    assert results["greedy_prompts"] == 1
+    assert results["overall"][SAMPLED]["prompts"] == 4
+    assert results["overall"][GREEDY]["prompts"] == 1
+
+
 def answers(
     make_record: Callable[..., DecodingRecord], *tokens: list[int]
 ) -> dict[str, DecodingRecord]:

@@ -172,10 +172,11 @@ class ServerEngine:
                     pending.add(self._loop.create_task(self._complete(request)))
                 if not pending:
                     return
-                done, pending = self._loop.run_until_complete(
+                done, _ = self._loop.run_until_complete(
                     asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                 )
                 completions = [task.result() for task in done]
+                pending -= done
                 over = on_tokens(sum(len(completion.ids) for completion in completions))
                 yield from completions
                 if over:
@@ -183,8 +184,12 @@ class ServerEngine:
         finally:
             for task in pending:
                 task.cancel()
-            if pending:
-                self._loop.run_until_complete(asyncio.wait(pending))
+            self._loop.run_until_complete(self._settle(pending))
+
+    async def _settle(self, tasks: Iterable[asyncio.Task[Completion]]) -> None:
+        """Wait for tasks and streams to end; what nobody waits for, asyncio reports as an error."""
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     async def _answer(self, field: str, call: Callable[[], Any]) -> list[dict[str, Any]]:
         """Await a call of the client and return a list of the answer."""
