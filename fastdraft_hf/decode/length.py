@@ -4,55 +4,73 @@ The decision depends on the tokens drafted so far and on earlier rounds, never o
 later, so the text is the target's.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy
+
 LONGEST = 10  # tokens per round
 # Tokens whose probability under the draft is in the same sixth share an estimate of acceptance.
 _BINS = 6
-# Rounds without drafts before a probe; twice as many after each that fails, up to `_RARELY`. A new
-# text begins with half of what the last one needed.
+# Rounds without drafts before the draft looks back; twice as many after each time that drafting
+# still would not pay, up to `_RARELY`.
 _SOON, _RARELY = 8, 64
+# Rounds over which another usual length has to earn what the change of shape costs.
+_KEPT = 8
+# Step of a text's own shift of acceptance, in log-odds.
+_STEP = 0.3
 
 
-class _Acceptance:
-    """An acceptance rate whose last ``memory`` observations count, beside four of ``prior``."""
+class _Mean:
+    """A mean of about the last ``memory`` observations, beside ``weight`` of ``value``."""
 
-    def __init__(self, prior: float, memory: int) -> None:
-        self.value, self.weight, self._memory = prior, 4.0, memory
+    def __init__(self, value: float, weight: float, memory: int) -> None:
+        self.value, self.weight, self._memory = value, weight, memory
 
-    def add(self, accepted: bool) -> None:
+    def add(self, new: float) -> None:
         self.weight = self.weight * (1 - 1 / self._memory) + 1
-        self.value += (accepted - self.value) / self.weight
+        self.value += (new - self.value) / self.weight
 
 
 class _Seconds:
-    """Seconds of a pass over n drafts: a line through about the last 32 passes."""
+    """Seconds of a pass over n drafts: a line through about the last 32 passes, and n's own mean.
+
+    The mean counts the more, the more passes it is of: four tokens may take less than three.
+    ``change`` is what a pass takes longer after one over another number of tokens: OpenVINO
+    prepares its graph again.
+    """
 
     def __init__(self) -> None:
-        self.weight = self._base = self._slope = 0.0
-        self._sums, self._seen = [0.0] * 5, set[int]()
+        self.weight = self.change = self._base = self._slope = 0.0
+        # Normal equations of (1, n, changed); little is known of slope and change at first.
+        self._squares, self._products = numpy.zeros((3, 3)), numpy.zeros(3)
+        self._own: dict[int, _Mean] = {}
 
-    def add(self, n: int, seconds: float) -> None:
-        if n not in self._seen:  # compiles, allocates, chooses kernels
-            self._seen.add(n)
+    def add(self, n: int, seconds: float, changed: bool = False) -> None:
+        if n not in self._own:  # compiles, allocates, chooses kernels
+            self._own[n] = _Mean(0.0, 0.0, 16)
             return
         if self.weight > 2:
-            seconds = min(seconds, 2 * self(n))  # something else on the machine
-        new = (1, n, seconds, n * n, n * seconds)
-        self._sums = [old * (1 - 1 / 32) + x for old, x in zip(self._sums, new, strict=True)]
-        self.weight = self._sums[0]
-        mean, time, squares, products = (s / self.weight for s in self._sums[1:])
-        if (spread := squares - mean**2) > 0.1:
-            self._slope = (products - mean * time) / spread
+            # Otherwise something else on the machine.
+            seconds = min(seconds, 2 * (self(n) + self.change))
+        row = numpy.array([1.0, n, changed])
+        self._squares = (1 - 1 / 32) * self._squares + numpy.outer(row, row)
+        self._products = (1 - 1 / 32) * self._products + seconds * row
+        self.weight = float(self._squares[0, 0])
+        fit = numpy.linalg.solve(self._squares + numpy.diag([0.0, 0.1, 0.3]), self._products)
+        time, mean, share = (x / self.weight for x in (self._products[0], *self._squares[0, 1:]))
+        self.change = max(0.0, float(fit[2]))
         # It reads n + 1 tokens and takes at most that many times as long.
-        self._slope = min(max(0.0, self._slope), time / (mean + 1))
-        self._base = time - self._slope * mean
+        self._slope = float(min(max(0.0, fit[1]), time / (mean + 1)))
+        self._base = float(time - self._slope * mean - self.change * share)
+        self._own[n].add(seconds - changed * self.change)
 
     def __call__(self, n: int) -> float:
-        return self._base + self._slope * n
+        line, own = self._base + self._slope * n, self._own.get(n)
+        return line if own is None else (2 * line + own.weight * own.value) / (2 + own.weight)
 
 
 class Learned:
@@ -60,11 +78,11 @@ class Learned:
 
     def __init__(self) -> None:
         self.target, self.draft = _Seconds(), _Seconds()
-        self.bins = [_Acceptance((b + 0.5) / _BINS, 400) for b in range(_BINS)]
-        self.next = _Acceptance(0.5, 40)
-        self.wait = _SOON  # rounds without drafts before the next probe
+        # Acceptance: of tokens by their probability under the draft, and of all.
+        self.bins = [_Mean((b + 0.5) / _BINS, 4, 400) for b in range(_BINS)]
+        self.next = _Mean(0.5, 4, 40)
 
-    def bin(self, chance: float) -> _Acceptance:
+    def bin(self, chance: float) -> _Mean:
         return self.bins[min(_BINS - 1, int(chance * _BINS))]
 
 
@@ -73,11 +91,31 @@ class DraftLength:
 
     def __init__(self, learned: Learned) -> None:
         self._learned = learned
-        # Another text: what the last one taught about acceptance counts less.
-        learned.next.weight = min(learned.next.weight, 8.0)
-        learned.wait = max(_SOON, learned.wait // 2)
-        self.most, self._rate, self._idle = 0, 0.0, 0
+        self._forget()  # another text
+        self._shift = 0.0  # of its acceptance from that of the bins, in log-odds
+        self.most, self._rate = 0, 0.0
+        self._usual = 0  # the best constant length
+        self._last = -1  # drafts of the last round; of the prompt, another number than any
+        self.idle = 0  # rounds without drafts since the draft last read the text
+        self._wait = _SOON  # of these before the draft looks back
         self._reads_prompt = self._draft_is_behind = True
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the draft should read now what the target has written alone."""
+        return self.idle >= self._wait
+
+    def _forget(self) -> None:
+        """Let what was learned about acceptance count less."""
+        self._learned.next.weight = min(self._learned.next.weight, 4.0)
+
+    def looked_back(self, accepted: Iterable[float]) -> None:
+        """Note the acceptance that each token drafted there would have had."""
+        self._forget()
+        for one in accepted:
+            self._learned.next.add(one)
+        self._wait = min(_RARELY, 2 * self._wait)
+        self.idle = 0
 
     def begin(self, rows: int) -> None:
         """Begin a round."""
@@ -87,14 +125,28 @@ class DraftLength:
         if target.weight < 2 or not draft.weight:
             self.most = 2 if target.weight >= 2 else 0
             return
-        alone = self._rate = 1 / target(0)
         tokens = share = 1.0
+        rates = [1 / (target(0) + (self._usual != 0) * target.change / _KEPT)]
         for count in range(1, LONGEST + 1):
             share *= self._learned.next.value
             tokens += share
-            self._rate = max(self._rate, tokens / (count * draft(1) + target(count)))
-        self._idle = 0 if self._rate > alone else self._idle + 1
-        self.most = 0 if 0 < self._idle < self._learned.wait else LONGEST
+            change = (count != self._usual) * target.change / _KEPT
+            rates.append(tokens / (count * draft(1) + target(count) + change))
+        self._rate = max(rates)
+        self._usual = rates.index(self._rate)
+        self.most = LONGEST if self._usual else 0
+        if self.most:
+            self._wait = _SOON
+
+    def _verifies(self, drafts: int) -> float:
+        """Return the target's seconds, with the change of shape where it is not the usual one."""
+        target = self._learned.target
+        return target(drafts) + (drafts != self._usual) * target.change
+
+    def _acceptance(self, chance: float) -> float:
+        """Return how often, in this text, a token of this probability is accepted."""
+        usual = min(max(self._learned.bin(chance).value, 0.01), 0.99)
+        return 1 / (1 + (1 / usual - 1) * math.exp(-self._shift))
 
     def drafted(self, chances: Sequence[float]) -> None:
         """Note the draft's probability of the token that it chose, in each row."""
@@ -104,38 +156,36 @@ class DraftLength:
         self._clock, self._draft_is_behind = now, False
         self._chances.append(chances)
         chosen = zip(self._stakes, chances, strict=True)
-        self._stakes = [stake * self._learned.bin(chance).value for stake, chance in chosen]
+        self._stakes = [stake * self._acceptance(chance) for stake, chance in chosen]
 
     def pays(self, still: Sequence[bool]) -> bool:
         """Return whether to draft another token; ``still`` are the rows that can."""
-        target, step, drafted = self._learned.target, self._learned.draft(1), len(self._chances)
+        step, drafted = self._learned.draft(1), len(self._chances)
         expected = sum(s for s, can in zip(self._stakes, still, strict=True) if can) / len(still)
-        gain = 0.0
+        gain, so_far = 0.0, self._verifies(drafted)
         for more in range(1, LONGEST + 1 - drafted):
             expected *= self._learned.next.value
             gain += expected
-            if gain > self._rate * (more * step + target(drafted + more) - target(drafted)):
+            if gain > self._rate * (more * step + self._verifies(drafted + more) - so_far):
                 return True
         return False
 
     def end(self, drafted: int, outcomes: Sequence[tuple[int, int, bool]]) -> None:
         """Learn from a round: rows are (emitted, drafts that counted, ended)."""
         if not self._reads_prompt:
-            self._learned.target.add(drafted, perf_counter() - self._clock)
+            seconds = perf_counter() - self._clock
+            self._learned.target.add(drafted, seconds, drafted != self._last)
+            self._last = drafted
         self._reads_prompt, self._draft_is_behind = False, not drafted
+        self.idle = 0 if drafted else self.idle + 1
         for row, (emitted, limit, ended) in enumerate(outcomes):
             # A stop cuts what may have been accepted.
             for position in range(min(limit, emitted - 1 if ended else emitted)):
                 accepted = position < emitted - 1
-                self._learned.bin(self._chances[position][row]).add(accepted)
+                chance = self._chances[position][row]
+                self._shift += _STEP * (accepted - self._acceptance(chance))
+                self._learned.bin(chance).add(accepted)
                 self._learned.next.add(accepted)
-        if self._idle and self.most:  # a probe
-            # What is accepted nearly always and does not pay never will.
-            sooner = self._learned.next.value < 0.9 and any(one[0] > 1 for one in outcomes)
-            wait = self._learned.wait
-            self._learned.wait = max(1, wait // 4) if sooner else min(_RARELY, 2 * wait)
-            self._idle = 0
-            self._learned.next.weight = min(self._learned.next.weight, 8.0)
 
 
 # target -> draft -> (rows, sampling) -> what their calls taught

@@ -52,6 +52,9 @@ class Drafting:
             self.num_assistant_tokens = number + 2 if all_accepted else max(1, number - 1)
 
 
+# Tokens, of all rows, that the draft is judged by when it looks back.
+_LOOKED_AT = 16
+
 # (row, drafted, accepted) of every round.
 Report = Callable[[int, int, int], None]
 # What a round did to one row: tokens appended, drafts that counted, whether the row has ended.
@@ -112,6 +115,8 @@ class Loop:
         self._block: torch.Tensor  # of a draft with masks, the logits of the round's block
         self._draft_at: torch.Tensor  # of another, the positions of what it read last
         self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None
+        # When sampling by cost, p of each row's tokens that the target wrote alone.
+        self._alone: list[list[float]] = [[] for _ in self._active]
         while self._active:
             self._round()
         if self.streamer is not None:
@@ -121,6 +126,8 @@ class Loop:
         lengths = [self.text.lengths[r] for r in self._active]
         by_cost = self.drafting.by_cost
         if by_cost is not None:
+            if by_cost.looks_back:
+                by_cost.looked_back(self._look_back(by_cost.idle))
             by_cost.begin(len(self._active))
         if self.scores.in_order:
             drafted, outcomes = self._ordered_round()
@@ -156,6 +163,35 @@ class Loop:
                 if self.draft.slots:
                     self.draft.select(going)
         self._target_seen = [self.text.lengths[r] - 1 for r in self._active]
+
+    def _look_back(self, rounds: int) -> list[float]:
+        """Let the draft read the text, and return the acceptance that its drafts would have had.
+
+        The target has written alone for ``rounds`` rounds. Of token x the acceptance is 1 if it is
+        the draft's choice, and when sampling min(1, q(x) / p(x)), which has the right mean
+        (`eval/expected.py`). The target reads nothing more for it, and the text stays what it is.
+        """
+        rows, lengths = self._active, [self.text.lengths[r] for r in self._active]
+        unread = min(length - n for length, n in zip(lengths, self._draft_seen, strict=True))
+        # Not many, for memory: they have logits over the vocabulary.
+        count = min(rounds, unread - 1, max(1, _LOOKED_AT // len(rows)))
+        tokens, positions, valid = self.text.unseen(rows, self._draft_seen)
+        valid = None if valid is None else valid[:, :-1]
+        # The last token is left, so that there is one to draft from.
+        logits = self._feed(self.draft, tokens[:, :-1], positions[:, :-1], valid, count)
+        self._draft_seen = [length - 1 for length in lengths]
+
+        def prefix(index: int, position: int) -> torch.Tensor:
+            return self.text.row(rows[index], lengths[index] - count + position)
+
+        wide = widen(logits, self._draft_ids, self.scores.vocabulary)
+        scores = self.scores(wide, prefix, rows)
+        own = tokens[:, -count:]
+        if not self.sampling:
+            return (rules.first_choice(scores) == own).float().flatten().tolist()
+        q = (scores / self.drafting.temperature_ratio).softmax(-1).gather(2, own[..., None])[..., 0]
+        p = torch.tensor([self._alone[row][-count:] for row in rows], device=q.device)
+        return (q / p).nan_to_num(0.0).clamp(max=1).flatten().tolist()
 
     def _ordered_round(self) -> tuple[int, list[Outcome]]:
         """Draft and verify one row whose processors are called once per emitted token, in order.
@@ -369,6 +405,8 @@ class Loop:
     ) -> tuple[int, bool]:
         """Append tokens to a row up to its first stop; return how many, and whether it is done."""
         new, done = self.stops.cut(self.text, row, tokens)
+        if self.sampling and self.drafting.by_cost is not None and len(tokens) == 1:
+            self._alone[row].append(float(scores[0].float().softmax(-1)[tokens[0]]))
         if self.kept_scores is not None:
             self.kept_scores[row].append(scores[: len(new)].float())
         if self.kept_logits is not None:

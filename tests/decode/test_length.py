@@ -29,6 +29,8 @@ def lengths(
     """Return how many tokens a row drafts in every round; each is accepted by itself."""
     found = []
     for _ in range(rounds):
+        if rule.looks_back:
+            rule.looked_back([accepts() for _ in range(rule.idle)])
         rule.begin(1)
         drafted = accepted = 0
         while drafted < rule.most:
@@ -55,23 +57,39 @@ def test_a_draft_that_pays_drafts_longer_and_one_that_does_not_drafts_seldom() -
     assert sum(lengths(DraftLength(learned(1.0)), lambda: True, 0.95, 400)) < 0.1 * 400
 
 
-def test_it_probes_less_and_less_and_comes_back_at_the_first_success() -> None:
-    rule, good = DraftLength(learned()), False
-    off = lengths(rule, lambda: good, 0.3, 300)
-    probes = [number for number, drafted in enumerate(off) if drafted]
-    gaps = [b - a for a, b in itertools.pairwise(probes[5:])]
+def looks(rule: DraftLength, good: bool, rounds: int) -> list[int]:
+    """Return the rounds before which the draft looked back."""
+    found = []
+    for number in range(rounds):
+        if rule.looks_back:
+            found.append(number)
+        lengths(rule, lambda: good, 0.3, 1)
+    return found
+
+
+def test_it_looks_back_less_and_less_and_drafts_again_once_that_pays() -> None:
+    rule = DraftLength(learned())
+    off = looks(rule, False, 300)
+    gaps = [b - a for a, b in itertools.pairwise(off)]
     assert gaps == sorted(gaps)
-    assert 16 <= max(gaps) <= 64
-    good = True
-    back = lengths(rule, lambda: good, 0.3, 150)
-    assert sum(map(bool, back[-50:])) == 50
+    assert max(gaps) == 64
+    back = lengths(rule, lambda: True, 0.3, 64)
+    first = next(number for number, drafted in enumerate(back) if drafted)
+    assert all(back[first:])
 
 
-def test_where_drafting_did_not_pay_the_next_text_probes_later() -> None:
-    pair = learned()
-    probes = [sum(map(bool, lengths(DraftLength(pair), lambda: False, 0.3, 64))) for _ in range(4)]
-    assert probes[0] > 1 >= probes[-1]
-    assert sum(map(bool, lengths(DraftLength(pair), lambda: True, 0.3, 150))) > 100
+def test_a_change_of_the_number_has_to_pay_for_itself() -> None:
+    changes = []
+    for cost in (0.0, 0.3):
+        pair, rng, found = learned(), random.Random(0), list[int]()
+        pair.target.change = cost
+        rule = DraftLength(pair)
+        for _ in range(400):
+            chance = rng.choice((0.9, 0.6))
+            found += lengths(rule, lambda c=chance, r=rng: r.random() < c, chance, 1)
+        assert 2 <= sum(found) / len(found) < 6
+        changes.append(sum(a != b for a, b in itertools.pairwise(found)))
+    assert 0 < changes[1] < 0.5 * changes[0]
 
 
 def test_a_sure_token_is_followed_by_more_than_an_unsure_one() -> None:
@@ -88,6 +106,14 @@ def test_a_sure_token_is_followed_by_more_than_an_unsure_one() -> None:
     assert abs(both[1][0] - both[1][1]) <= 1
 
 
+def test_a_text_may_be_easier_than_the_drafts_probability_says() -> None:
+    pair, rng = learned(), random.Random(2)
+    lengths(DraftLength(pair), lambda: rng.random() < 0.3, 0.3, 300)
+    rule = DraftLength(pair)
+    before = lengths(rule, lambda: True, 0.3, 1)
+    assert lengths(rule, lambda: True, 0.3, 30)[-1] > before[0] + 3
+
+
 def test_times_are_measured_and_an_interruption_counts_little() -> None:
     seconds, rng = length._Seconds(), random.Random(0)
     for number in range(200):
@@ -96,6 +122,18 @@ def test_times_are_measured_and_an_interruption_counts_little() -> None:
         seconds.add(n, (20 if first else 1) * (10 + 2 * n) * rng.uniform(0.95, 1.05))
     for n in (0, 4, 8):
         assert seconds(n) == pytest.approx(10 + 2 * n, rel=0.15)
+
+
+@pytest.mark.parametrize("cost", [0.0, 6.0])
+def test_what_another_shape_costs_is_told_apart(cost: float) -> None:
+    seconds, rng, last = length._Seconds(), random.Random(0), 0
+    for _ in range(300):
+        n = last if rng.random() < 0.5 else rng.randrange(5)
+        seconds.add(n, (20 + 2 * n + cost * (n != last)) * rng.uniform(0.95, 1.05), n != last)
+        last = n
+    assert seconds.change == pytest.approx(cost, abs=0.7)
+    for n in (0, 4):
+        assert seconds(n) == pytest.approx(20 + 2 * n, rel=0.05)
 
 
 @pytest.mark.parametrize("measured", [True, False])
