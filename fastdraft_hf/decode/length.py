@@ -10,15 +10,13 @@ from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy
-
 LONGEST = 10  # tokens per round
 # Tokens whose probability under the draft is in the same sixth share an estimate of acceptance.
 _BINS = 6
 # Rounds without drafts before the draft looks back; twice as many after each time that drafting
 # still would not pay, up to `_RARELY`.
 _SOON, _RARELY = 8, 64
-# Rounds over which another usual length has to earn what the change of shape costs.
+# Rounds over which a constant length has to earn what the change of shape costs.
 _KEPT = 8
 # Step of a text's own shift of acceptance, in log-odds.
 _STEP = 0.3
@@ -36,41 +34,49 @@ class _Mean:
 
 
 class _Seconds:
-    """Seconds of a pass over n drafts: a line through about the last 32 passes, and n's own mean.
+    """Seconds of a pass over n drafts: a line through about the last 32, times a ratio of n itself.
 
-    The mean counts the more, the more passes it is of: four tokens may take less than three.
+    The ratio counts the more, the more passes it is of: four tokens may take less than three.
     ``change`` is what a pass takes longer after one over another number of tokens: OpenVINO
     prepares its graph again.
     """
 
     def __init__(self) -> None:
-        self.weight = self.change = self._base = self._slope = 0.0
-        # Normal equations of (1, n, changed); little is known of slope and change at first.
-        self._squares, self._products = numpy.zeros((3, 3)), numpy.zeros(3)
+        self.weight = self._base = self._slope = 0.0
+        self._sums = [0.0] * 5
+        self._change = _Mean(0.0, 2, 32)
         self._own: dict[int, _Mean] = {}
+
+    @property
+    def change(self) -> float:
+        return max(0.0, self._change.value)
 
     def add(self, n: int, seconds: float, changed: bool = False) -> None:
         if n not in self._own:  # compiles, allocates, chooses kernels
-            self._own[n] = _Mean(0.0, 0.0, 16)
+            self._own[n] = _Mean(1.0, 2, 16)
             return
         if self.weight > 2:
             # Otherwise something else on the machine.
             seconds = min(seconds, 2 * (self(n) + self.change))
-        row = numpy.array([1.0, n, changed])
-        self._squares = (1 - 1 / 32) * self._squares + numpy.outer(row, row)
-        self._products = (1 - 1 / 32) * self._products + seconds * row
-        self.weight = float(self._squares[0, 0])
-        fit = numpy.linalg.solve(self._squares + numpy.diag([0.0, 0.1, 0.3]), self._products)
-        time, mean, share = (x / self.weight for x in (self._products[0], *self._squares[0, 1:]))
-        self.change = max(0.0, float(fit[2]))
+        if changed and self.weight:
+            self._change.add(seconds - self(n))
+            seconds -= self.change
+        new = (1, n, seconds, n * n, n * seconds)
+        self._sums = [old * (1 - 1 / 32) + x for old, x in zip(self._sums, new, strict=True)]
+        self.weight = self._sums[0]
+        mean, time, squares, products = (x / self.weight for x in self._sums[1:])
+        # Flatter where n hardly varies: as if one more pass, half a token off, took the mean time.
+        self._slope = (products - mean * time) / (squares - mean**2 + 0.25 / self.weight)
         # It reads n + 1 tokens and takes at most that many times as long.
-        self._slope = float(min(max(0.0, fit[1]), time / (mean + 1)))
-        self._base = float(time - self._slope * mean - self.change * share)
-        self._own[n].add(seconds - changed * self.change)
+        self._slope = min(max(0.0, self._slope), time / (mean + 1))
+        self._base = time - self._slope * mean
+        if not changed:
+            # A ratio, so that the times of all n follow where the machine becomes slower.
+            self._own[n].add(min(2.0, seconds / (self._base + self._slope * n)))
 
     def __call__(self, n: int) -> float:
-        line, own = self._base + self._slope * n, self._own.get(n)
-        return line if own is None else (2 * line + own.weight * own.value) / (2 + own.weight)
+        own = self._own.get(n)
+        return (self._base + self._slope * n) * (1.0 if own is None else own.value)
 
 
 class Learned:
@@ -94,7 +100,6 @@ class DraftLength:
         self._forget()  # another text
         self._shift = 0.0  # of its acceptance from that of the bins, in log-odds
         self.most, self._rate = 0, 0.0
-        self._usual = 0  # the best constant length
         self._last = -1  # drafts of the last round; of the prompt, another number than any
         self.idle = 0  # rounds without drafts since the draft last read the text
         self._wait = _SOON  # of these before the draft looks back
@@ -126,22 +131,20 @@ class DraftLength:
             self.most = 2 if target.weight >= 2 else 0
             return
         tokens = share = 1.0
-        rates = [1 / (target(0) + (self._usual != 0) * target.change / _KEPT)]
+        rates = [1 / self._verifies(0, _KEPT)]
         for count in range(1, LONGEST + 1):
             share *= self._learned.next.value
             tokens += share
-            change = (count != self._usual) * target.change / _KEPT
-            rates.append(tokens / (count * draft(1) + target(count) + change))
+            rates.append(tokens / (count * draft(1) + self._verifies(count, _KEPT)))
         self._rate = max(rates)
-        self._usual = rates.index(self._rate)
-        self.most = LONGEST if self._usual else 0
+        self.most = LONGEST if self._rate > rates[0] else 0
         if self.most:
             self._wait = _SOON
 
-    def _verifies(self, drafts: int) -> float:
-        """Return the target's seconds, with the change of shape where it is not the usual one."""
+    def _verifies(self, drafts: int, rounds: int = 1) -> float:
+        """Return the target's seconds, with a change of shape that serves so many rounds."""
         target = self._learned.target
-        return target(drafts) + (drafts != self._usual) * target.change
+        return target(drafts) + (drafts != self._last) * target.change / rounds
 
     def _acceptance(self, chance: float) -> float:
         """Return how often, in this text, a token of this probability is accepted."""
