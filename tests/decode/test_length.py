@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -161,6 +161,37 @@ def test_greedy_text_is_the_targets(
             if drafted := [d for d, _ in rounds if not measured]:
                 assert len(set(drafted)) > 2
                 assert (drafted.count(0) > len(drafted) / 2) == (draft is stranger)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_what_the_target_wrote_alone_is_judged_as_if_it_had_been_drafted(
+    monkeypatch: pytest.MonkeyPatch,
+    target: LlamaForCausalLM,
+    neighbour: LlamaForCausalLM,
+    sampling: bool,
+) -> None:
+    """A draft ten times as slow as its target never drafts; it looks back after 8, 16 and 32."""
+    judged: list[float] = []
+
+    class Noting(DraftLength):
+        def looked_back(self, accepted: Iterable[float]) -> None:
+            judged.extend(accepted)
+            super().looked_back(accepted)
+
+    slow = learned(10.0)
+    monkeypatch.setattr(speculative, "draft_length", lambda *_: Noting(slow))
+    given = {"do_sample": sampling, "temperature": 0.7, "max_new_tokens": 60, "eos_token_id": -1}
+    text = write(target, [[40, 41, 42, 50]], neighbour, "cost", **given)
+    p, q = (model(text).logits[0, 3:-1] for model in (target, neighbour))
+    own = text[0, 4:]
+    if sampling:
+        p, q = (logits.div(0.7).softmax(-1).gather(1, own[:, None])[:, 0] for logits in (p, q))
+        expected = (q / p).clamp(max=1)
+    else:
+        expected = (q.argmax(-1) == own).float()
+    looked_at = [*range(8), *range(8, 24), *range(40, 56)]
+    assert judged == pytest.approx(expected[looked_at].tolist(), abs=1e-4)
+    assert 0 < sum(judged) < len(judged)
 
 
 @pytest.mark.parametrize(("name", "runs"), [("temperature", 10_000), ("processor", 1_000)])
