@@ -180,8 +180,8 @@ def test_what_the_target_wrote_alone_is_judged_as_if_it_had_been_drafted(
 
     slow = learned(10.0)
     monkeypatch.setattr(speculative, "draft_length", lambda *_: Noting(slow))
-    given = {"do_sample": sampling, "temperature": 0.7, "max_new_tokens": 60, "eos_token_id": -1}
-    text = write(target, [[40, 41, 42, 50]], neighbour, "cost", **given)
+    given = {"do_sample": sampling, "temperature": 0.7, "top_k": 0, "eos_token_id": -1}
+    text = write(target, [[40, 41, 42, 50]], neighbour, "cost", max_new_tokens=60, **given)
     p, q = (model(text).logits[0, 3:-1] for model in (target, neighbour))
     own = text[0, 4:]
     if sampling:
