@@ -84,6 +84,12 @@ def recipe(target: Path, batch: int) -> dict[str, Any]:
     }
 
 
+def _default_signals() -> None:
+    """Undo `nohup` and a shell's `&`, below which processes ignore these signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
     """A recipe started by recipes/run.py in one or two processes, as torchrun does."""
 
@@ -117,6 +123,7 @@ class Run:
                         stdout=log,
                         stderr=log,
                         env={**environment, **(several if self.world > 1 else {})},
+                        preexec_fn=_default_signals,
                     )
                 )
         return processes

@@ -17,40 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
-from fastdraft_hf.decode.length import DraftLength
 from fastdraft_hf.decode.scores import Prefix, Scores, widen
+from fastdraft_hf.decode.settings import Drafting
 from fastdraft_hf.decode.text import Stops, Text
-
-
-@dataclass
-class Drafting:
-    """How much to draft.
-
-    Attributes:
-        num_assistant_tokens: γ at the start.
-        schedule: ``constant``; or ``heuristic`` and ``heuristic_transient``: two more after a
-            round whose drafts were all accepted, one fewer after any other; or ``cost``, see
-            `by_cost`.
-        threshold: drafting stops after a token to which the draft gives less probability.
-        max_positions: positions that the draft can read; beyond them the target decodes alone.
-        temperature_ratio: when sampling, the draft's scores are divided by it.
-        by_cost: decides the length instead of γ.
-        mask_token: stands for a token to come, in a draft that drafts all of a block in one pass.
-    """
-
-    num_assistant_tokens: int
-    schedule: str = "constant"
-    threshold: float = 0.0
-    max_positions: int | None = None
-    temperature_ratio: float = 1.0
-    by_cost: DraftLength | None = None
-    mask_token: int | None = None
-
-    def adapt(self, all_accepted: bool) -> None:
-        if self.schedule in ("heuristic", "heuristic_transient"):
-            number = self.num_assistant_tokens
-            self.num_assistant_tokens = number + 2 if all_accepted else max(1, number - 1)
-
 
 # Tokens, of all rows, that the draft is judged by when it looks back.
 _LOOKED_AT = 16

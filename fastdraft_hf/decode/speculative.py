@@ -19,13 +19,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
 from fastdraft_hf.decode.length import draft_length
-from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.obstacles import is_openvino, obstacles
 from fastdraft_hf.decode.openvino.paged import PagedModel, paged
 from fastdraft_hf.decode.patches import CACHE_NAME, decode_alone, deliver_arguments
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
-from fastdraft_hf.decode.settings import TEMPERATURE_RATIO
+from fastdraft_hf.decode.settings import TEMPERATURE_RATIO, Drafting
 from fastdraft_hf.decode.text import Stops, Text
 
 # transformers' own defaults for a draft whose generation config says nothing.

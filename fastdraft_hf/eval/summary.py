@@ -289,7 +289,7 @@ _PRODUCTS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"OpenVINO {', '.join(f['openvino']) or 'left out'}"
         + (f", GGUF {', '.join(f['gguf'])}" if f.get("gguf") else "")
     ),
-    "evaluate": lambda f: f"{f['greedy_prompts']} prompts",
+    "evaluate": lambda f: f"greedy text of {f['greedy_prompts']} prompts compared",
     "bench": ", ".join,
 }
 

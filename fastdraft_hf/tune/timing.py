@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.settings import Drafting
 from fastdraft_hf.decode.speculative import one_torch_thread, open_cached
 from fastdraft_hf.decode.text import Stops, Text
 from fastdraft_hf.draft.reduced_vocabulary import load_draft

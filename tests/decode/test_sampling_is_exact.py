@@ -13,8 +13,9 @@ from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
 from fastdraft_hf.decode.length import DraftLength
-from fastdraft_hf.decode.loop import Drafting, Loop
+from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.scores import Scores
+from fastdraft_hf.decode.settings import Drafting
 from fastdraft_hf.decode.text import Stops, Text
 
 RUNS = 10_000
