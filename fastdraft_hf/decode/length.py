@@ -60,7 +60,7 @@ class _Seconds:
             seconds = min(seconds, 2 * (self(n) + self.change))
         if changed and self.weight:
             self._change.add(seconds - self(n))
-            seconds -= self.change
+            seconds = max(seconds - self.change, seconds / 2)  # never below 0
         new = (1, n, seconds, n * n, n * seconds)
         self._sums = [old * (1 - 1 / 32) + x for old, x in zip(self._sums, new, strict=True)]
         self.weight = self._sums[0]

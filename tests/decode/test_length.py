@@ -124,6 +124,14 @@ def test_times_are_measured_and_an_interruption_counts_little() -> None:
         assert seconds(n) == pytest.approx(10 + 2 * n, rel=0.15)
 
 
+def test_times_stay_above_zero_where_the_machine_becomes_faster() -> None:
+    seconds = length._Seconds()
+    for time, changed in [(1.0, False)] * 40 + [(3.0, True)] * 40 + [(0.001, True)] * 80:
+        seconds.add(1, time, changed)
+        if seconds.weight:
+            assert min(map(seconds, range(LONGEST + 1))) > 0
+
+
 @pytest.mark.parametrize("cost", [0.0, 6.0])
 def test_what_another_shape_costs_is_told_apart(cost: float) -> None:
     seconds, rng, last = length._Seconds(), random.Random(0), 0
