@@ -56,7 +56,7 @@ class _Seconds:
             self._own[n] = _Mean(1.0, 2, 16)
             return
         if self.weight > 2:
-            # Otherwise something else on the machine.
+            # More is something else on the machine.
             seconds = min(seconds, 2 * (self(n) + self.change))
         if changed and self.weight:
             self._change.add(seconds - self(n))

@@ -1,4 +1,4 @@
-"""The measured settings of a draft, in its ``generation_config.json``.
+"""How much a draft drafts, and its measured settings, in its ``generation_config.json``.
 
 transformers, our loop and `openvino_pipeline` read them there, so nobody needs to pass them.
 """

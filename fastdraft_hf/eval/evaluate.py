@@ -109,7 +109,7 @@ def evaluate(
     journal.write(folder / RECORDS, itertools.chain(*(runs.settings for runs in complete)))
     for part in folder.glob("records-*.jsonl"):
         part.unlink()
-    journal = _journal(folder)
+    journal = _journal(folder)  # without the runs that are not complete
     sampled, greedy = ([r.prompt for r in complete if r.sampled is kind] for kind in (True, False))
     sizes = target.num_parameters(), count_parameters(draft.config)  # with the full head
     return {
@@ -143,22 +143,21 @@ class _Runs(NamedTuple):
 def _plan(
     prompts: Sequence[EvaluationPrompt], config: EvaluateConfig, untrained: bool
 ) -> list[_Runs]:
-    """Return the runs in their order: all of the first prompt, then the others' sampled ones, rest.
+    """Return the runs in their order: the first prompt's, all other sampled ones, and the rest.
 
-    Sampled ones tell most about a draft, and with a slow target the time is for few.
+    Sampled ones tell most about a draft, and a slow target has time for few.
     """
     settings = settings_of(config)
+    sampled = [one for one in settings if one.run == SAMPLED]
     greedy = [TARGET_ALONE, *(one for one in settings if one.run == GREEDY)]
     plan, seen = [], Counter[str]()
     for number, prompt in enumerate(prompts):
         more = untrained and seen[prompt.task] < config.untrained_prompts_per_task
         seen[prompt.task] += 1
-        for sampled in (True, False):
-            chosen = [one for one in settings if one.run == SAMPLED] if sampled else greedy
-            if more and not sampled:
-                chosen = [*chosen, _untrained(config)]
+        others = [*greedy, _untrained(config)] if more else greedy
+        for chosen in (sampled, others):
             labels = {setting.label(prompt): setting for setting in chosen}
-            plan.append(_Runs(number, prompt, sampled, labels))
+            plan.append(_Runs(number, prompt, chosen is sampled, labels))
     return sorted(plan, key=lambda runs: (runs.number > 0, not runs.sampled))
 
 
