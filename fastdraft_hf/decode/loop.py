@@ -95,7 +95,7 @@ class Loop:
         lengths = [self.text.lengths[r] for r in self._active]
         by_cost = self.drafting.by_cost
         if by_cost is not None:
-            if by_cost.looks_back:
+            if by_cost.looks_back and all(self._room(row) > 0 for row in self._active):
                 by_cost.looked_back(self._look_back(by_cost.idle))
             by_cost.begin(len(self._active))
         if self.scores.in_order:
@@ -235,19 +235,19 @@ class Loop:
         return Verified([[*drafts[:same], own[same]]], [drafted], drafted, raw, raw)
 
     def _limits(self) -> list[int]:
-        """Return how many tokens each row may draft, with room left for the target's own."""
+        """Return how many tokens each row may draft."""
         by_cost = self.drafting.by_cost
         most = self.drafting.num_assistant_tokens if by_cost is None else by_cost.most
-        limits = []
-        for row in self._active:
-            length = self.text.lengths[row]
-            limit = min(most, self.stops.max_length - length - 1)
-            if self.drafting.max_positions is not None:
-                # The last drafted token is never read by the draft, so it may lie beyond.
-                position = length - self.text.offsets[row]
-                limit = min(limit, self.drafting.max_positions - position + 1)
-            limits.append(max(0, limit))
-        return limits
+        return [max(0, min(most, self._room(row))) for row in self._active]
+
+    def _room(self, row: int) -> int:
+        """Return how many drafts fit, beside the target's own token; below 1 if none does."""
+        length = self.text.lengths[row]
+        room = self.stops.max_length - length - 1
+        if self.drafting.max_positions is None:
+            return room
+        # The last drafted token is never read by the draft, so it may lie beyond.
+        return min(room, self.drafting.max_positions - (length - self.text.offsets[row]) + 1)
 
     def _propose(self, limits: list[int]) -> Block:
         device = self.text.device

@@ -171,14 +171,19 @@ def test_greedy_text_is_the_targets(
                 assert (drafted.count(0) > len(drafted) / 2) == (draft is stranger)
 
 
-@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize(("positions", "sampling"), [(512, False), (512, True), (24, False)])
 def test_what_the_target_wrote_alone_is_judged_as_if_it_had_been_drafted(
     monkeypatch: pytest.MonkeyPatch,
     target: LlamaForCausalLM,
     neighbour: LlamaForCausalLM,
+    positions: int,
     sampling: bool,
 ) -> None:
-    """A draft ten times as slow as its target never drafts; it looks back after 8, 16 and 32."""
+    """A draft ten times as slow as its target never drafts; it looks back after 8, 16 and 32.
+
+    Beyond its last position it could not read the text.
+    """
+    monkeypatch.setattr(neighbour.config, "max_position_embeddings", positions)
     judged: list[float] = []
 
     class Noting(DraftLength):
@@ -197,7 +202,7 @@ def test_what_the_target_wrote_alone_is_judged_as_if_it_had_been_drafted(
         expected = (q / p).clamp(max=1)
     else:
         expected = (q.argmax(-1) == own).float()
-    looked_at = [*range(8), *range(8, 24), *range(40, 56)]
+    looked_at = [*range(8), *range(8, 24), *range(40, 56)][: 8 if positions == 24 else None]
     assert judged == pytest.approx(expected[looked_at].tolist(), abs=1e-4)
     assert 0 < sum(judged) < len(judged)
 
