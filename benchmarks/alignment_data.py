@@ -128,6 +128,25 @@ def ask(
     return list(iter_rows(folder))
 
 
+def held_out(folder: Path, prompts: int, work: Path, longest: int) -> list[Continuation]:
+    """Return the target's completions of held-out prompts of HumanEval and IFBench at T = 0.6."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    drawn = draw_prompts(tokenizer, [HUMANEVAL, "ifbench"], prompts, 400, 0)
+    answers = ask(
+        lambda: open_target(folder, tokenizer),
+        [prompt.ids for prompt in drawn],
+        work / f"held-out-{prompts}",
+        (TEMPERATURE,),
+        longest,
+    )
+    return [
+        Continuation(
+            drawn[row["index"]].task, tuple(row["prompt_ids"]), tuple(row["completion_ids"])
+        )
+        for row in answers
+    ]
+
+
 def pairs(
     rows: list[dict[str, Any]], trained: list[Function], tokenizer: Any, length: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:

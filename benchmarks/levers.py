@@ -33,7 +33,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from alignment_data import ask, open_target, rate_gain, rounds
+from alignment_data import ask, held_out, open_target, rate_gain, rounds
 from objectives import _show, interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,9 +47,7 @@ from fastdraft_hf.data.sources import Source
 from fastdraft_hf.data.target_logits import write_target_logits
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
-from fastdraft_hf.eval.expected import Continuation
 from fastdraft_hf.eval.metrics import acceptance_rate
-from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.recipe import Recipe, read_recipe
 from fastdraft_hf.stages.logits import open_reader
 from fastdraft_hf.stages.runner import Run, execute
@@ -253,22 +251,8 @@ def main() -> None:
         parser.error(f"--ways: no way '{unknown[0]}'; known: {'; '.join(WAYS)}")
     args.draft = args.draft.resolve()
     folder = resolve_target(args.target).path
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ends = stop_ids(folder, tokenizer)
-    prompts = draw_prompts(tokenizer, ["humaneval", "ifbench"], args.prompts, 400, 0)
-    answers = ask(
-        lambda: open_target(folder, tokenizer),
-        [prompt.ids for prompt in prompts],
-        args.work / f"held-out-{args.prompts}",
-        (TEMPERATURE,),
-        ANSWER,
-    )
-    texts = [
-        Continuation(
-            prompts[row["index"]].task, tuple(row["prompt_ids"]), tuple(row["completion_ids"])
-        )
-        for row in answers
-    ]
+    ends = stop_ids(folder, AutoTokenizer.from_pretrained(folder))
+    texts = held_out(folder, args.prompts, args.work, ANSWER)
     target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def measure(path: Path, label: str) -> list[Any]:
