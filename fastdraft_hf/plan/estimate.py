@@ -4,7 +4,9 @@ All of it is arithmetic. The assumptions are printed with the plan.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastdraft_hf.data.config import GeneratedSet
@@ -13,6 +15,7 @@ from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
 from fastdraft_hf.export.openvino import openvino_available
+from fastdraft_hf.hub.folder import earlier_training
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.deadline import planned_minutes
@@ -28,6 +31,8 @@ PROMPT_TOKENS |= dict.fromkeys(("dataset", "traffic"), 120.0)
 TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
 EVALUATION_PROMPT = 150
+OVERHEAD = 0.05  # share of the time of training that held-out losses may take
+OCCURRING = 2000  # ids in the text of a training step
 # Seconds a stage takes whatever its size, on two CPU cores; 3 where it is not listed.
 FIXED = {"design": 1.5, "generate": 5.0, "logits": 4.0, "evaluate": 5.0, "card": 0.5, "report": 1.5}
 EXPORT = 19.0  # seconds of one OpenVINO export and its check
@@ -63,12 +68,12 @@ class StagePlan:
     notes: list[str] = field(default_factory=list)
 
 
-def assumed_acceptance(recipe: Recipe) -> float:
-    """Return the acceptance rate at γ = 3 that the recipe's token budget should give.
+def assumed_acceptance(tokens: float) -> float:
+    """Return the acceptance rate at γ = 3 of a draft that has read so many tokens.
 
-    Between the quickstart's, and the paper's mean of Dolly and HumanEval for Phi-3-mini 50M.
+    Between the quickstart's from nothing, and the paper's mean of Dolly and HumanEval for
+    Phi-3-mini 50M.
     """
-    tokens = sum(stage.max_train_tokens for stage in recipe.training_stages().values())
     share = math.log(max(tokens, 0.64e6) / 0.64e6) / math.log(12.5e9 / 0.64e6)
     return round(0.134 + (0.466 - 0.134) * min(1.0, share), 3)
 
@@ -108,35 +113,41 @@ class Plan:
         self.target, self.draft = shape_of(config), shape_of(draft)
         self.limits = planned_minutes(recipe, round(self.target.parameters))
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
-        if acceptance is None:
-            acceptance = assumed_acceptance(recipe)
-            self.assumptions.insert(
-                0,
-                f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the token budget "
-                "between the quickstart's 0.134 at 0.64M and the paper's 0.466 at 12.5B",
-            )
         if machine.count > 1:
             parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
             self.assumptions.append(f"time divides by {machine.count} in {parallel}")
+        # Rows, prompt and completion tokens of the sets that are generated.
+        self.sets: dict[str, tuple[float, float, float]] = {}
+        self.stages: list[StagePlan] = []
+        learns, measures = recipe.training_stages(), ("evaluate", "bench")
+        names = planned(recipe)
+        for name in [one for one in names if one not in measures]:
+            self._add(name, self._train if name in learns else getattr(self, f"_{name}", None))
+        if acceptance is None:
+            earlier = earlier_training(Path(given)) if given else None
+            tokens = sum(line.tokens for line in self.stages if line.stage in learns)
+            acceptance = assumed_acceptance(tokens + (earlier or {"tokens": 0})["tokens"])
+            self.assumptions.insert(
+                0,
+                f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the tokens that "
+                "the draft reads, between the quickstart's 0.134 at 0.64M from nothing and the "
+                "paper's 0.466 at 12.5B",
+            )
         self.acceptance = acceptance
         # The chance that a drafted token is accepted.
         self.alpha = acceptance_of_rate(acceptance, 3)
-        # Rows, prompt and completion tokens of the sets that are generated.
-        self.sets: dict[str, tuple[float, float, float]] = {}
-        self.stages, self.gains = self._stages(), self._gains()
+        for name in [one for one in names if one in measures]:
+            self._add(name, getattr(self, f"_{name}"))
+        self.stages.sort(key=lambda line: names.index(line.stage))
+        self.gains = self._gains()
 
-    def _stages(self) -> list[StagePlan]:
-        found = []
-        for name in planned(self.recipe):
-            line = StagePlan(name, seconds=FIXED.get(name, 3.0))
-            line.devices = self.machine.count if STAGES[name].parallel else 1
-            line.disk_bytes = 4.0 * self.draft.parameters
-            training = name in self.recipe.training_stages()
-            estimate = self._train if training else getattr(self, f"_{name}", None)
-            if estimate is not None:
-                estimate(line)
-            found.append(line)
-        return found
+    def _add(self, name: str, estimate: Callable[[StagePlan], None] | None) -> None:
+        line = StagePlan(name, seconds=FIXED.get(name, 3.0))
+        line.devices = self.machine.count if STAGES[name].parallel else 1
+        line.disk_bytes = 4.0 * self.draft.parameters
+        if estimate is not None:
+            estimate(line)
+        self.stages.append(line)
 
     def _limit(self, part: str) -> float:
         return 60 * (self.limits[part] or math.inf)
@@ -205,8 +216,13 @@ class Plan:
         if name == "align" and read:
             tokens = sum(count * (prompt + length) for count, prompt, length in read)
             length = min(length, tokens / sum(count for count, _, _ in read))
-        rate = line.devices * self.machine.train_rate(self.draft, length)
-        if distribution_source(self.recipe, name) == "online":
+        online = distribution_source(self.recipe, name) == "online"
+        step = config.per_device_train_batch_size * config.gradient_accumulation_steps * length
+        scored = self.draft.vocabulary
+        if config.sampled_softmax and not online:
+            scored = min(scored, config.sampled_softmax + OCCURRING)
+        rate = line.devices * self.machine.train_rate(self.draft, length, step, scored)
+        if online:
             own = 3 * self.draft.flops(length / 2)
             rate *= own / (own + self.target.flops(length / 2))
             self._loads(line, self.target)
@@ -216,13 +232,15 @@ class Plan:
         if line.tokens > limit:
             line.tokens = limit
             line.notes.append(f"cut to {limit:,.0f} tokens by the time limit")
-        batch = config.per_device_train_batch_size * length
-        step = batch * config.gradient_accumulation_steps * line.devices
-        evaluated = math.ceil(line.tokens / step / config.save_steps) * config.eval_rows * length
-        line.seconds += (line.tokens + evaluated / 3) / rate  # forward passes only
+        evaluations = math.ceil(line.tokens / step / line.devices / config.save_steps)
+        evaluated = evaluations * config.eval_rows * length / line.devices
+        evaluated *= self.draft.flops(length / 2) / (self.machine.flops * self.machine.train)
+        line.seconds += line.tokens / rate
+        line.seconds += min(evaluated, OVERHEAD * line.tokens / rate)
         # Weights, gradients and two moments in float32, activations, a chunk of the head's logits.
         each = self.draft.layers * (14 * self.draft.width + 4 * self.draft.inner)
         line.memory_bytes += 16.0 * self.draft.parameters + 1536 * self.draft.vocabulary
+        batch = step / config.gradient_accumulation_steps
         line.memory_bytes += batch * each * self.machine.element
         # Two checkpoints, and ids of 4 bytes unless they are streamed.
         line.disk_bytes += 24.0 * self.draft.parameters

@@ -88,14 +88,21 @@ def test_optional_stages_cost_something(words: list[str]) -> None:
         assert found[stage].seconds > plain[stage].seconds, stage
 
 
-def test_assumed_acceptance_rises_with_the_budget_between_what_is_known() -> None:
-    def rate(tokens: str) -> float:
-        pretrain = {"sources": [{"kind": "python"}], "max_train_tokens": tokens}
-        return assumed_acceptance(build_recipe({"pretrain": pretrain}))
+def test_assumed_acceptance_rises_with_the_tokens_between_what_is_known() -> None:
+    assert assumed_acceptance(64e3) == assumed_acceptance(640e3) == 0.134
+    assert 0.134 < assumed_acceptance(30e6) < assumed_acceptance(1e9) < 0.466
+    assert assumed_acceptance(12.5e9) == assumed_acceptance(50e9) == 0.466
 
-    assert rate("64k") == rate("640k") == assumed_acceptance(build_recipe({})) == 0.134
-    assert 0.134 < rate("30M") < rate("1B") < 0.466
-    assert rate("12.5B") == rate("50B") == 0.466
+
+def test_the_acceptance_is_assumed_from_what_the_draft_will_have_read(words: list[str]) -> None:
+    """That is what time allows, and what the draft that it starts from has read before."""
+    plan = Plan(read_recipe(FROM_NOTHING, words), CPU)
+    assert plan.acceptance == assumed_acceptance(32e3 + 48e3 + 560e3)
+    many = [*words, "align.max_train_tokens=10M"]
+    cut = Plan(read_recipe(FROM_NOTHING, many), CPU)
+    assert plan.acceptance < cut.acceptance < assumed_acceptance(10e6)
+    base = "design.draft=model_cards/SmolLM2-135M-Instruct-FastDraft-Base"
+    assert Plan(read_recipe(FROM_NOTHING, [*words, base]), CPU).acceptance > cut.acceptance
 
 
 def plan_phi3(folder: Path, hardware: str, **options: Any) -> Plan:
