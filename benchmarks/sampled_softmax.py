@@ -90,7 +90,7 @@ def losses(draft: Any, rows: list[dict[str, list[int]]]) -> list[float]:
         for row in rows:
             ids = torch.tensor([row["input_ids"]], device=draft.device)
             labels = torch.tensor(row["labels"][1:], device=draft.device)
-            hidden = last_hidden_states(draft, draft, {"input_ids": ids})[0, :-1]
+            hidden = last_hidden_states(draft, {"input_ids": ids})[0, :-1]
             kept = labels != -100
             loss = fused_head_loss(hidden[kept], head.weight, labels[kept]).loss
             found.append(float(loss) / max(1, int(kept.sum())))

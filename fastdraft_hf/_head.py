@@ -75,26 +75,29 @@ def head_of(model: Any) -> Head:
     )
 
 
-def last_hidden_states(model: Any, unwrapped: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def last_hidden_states(model: Any, inputs: dict[str, Any], wrapped: Any = None) -> torch.Tensor:
     """Return [batch, sequence, hidden] as it enters the head.
 
-    The whole model is called, so that wrappers (DDP, FSDP) see an ordinary forward pass, with
-    ``logits_to_keep=1``: one position goes through the head, and the decoder's output is read by a
-    forward hook.
+    The decoder is called without the head. A wrapper (DDP, FSDP) has to see an ordinary forward
+    pass, so it is called with ``logits_to_keep=1``: one position goes through the head, and the
+    decoder's output is read by a forward hook.
 
     Args:
-        model: what is called, wrapped or not.
-        unwrapped: the model inside.
+        model: not wrapped, or in place.
         inputs: of the forward pass.
+        wrapped: the model in its wrapper, if it has one.
     """
+    if wrapped is None:
+        states: torch.Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return states
     kept: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
         kept.append(output.last_hidden_state)
 
-    handle = unwrapped.get_decoder().register_forward_hook(keep)
+    handle = model.get_decoder().register_forward_hook(keep)
     try:
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        wrapped(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
     return kept[0]

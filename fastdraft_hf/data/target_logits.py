@@ -126,7 +126,7 @@ class ModelReader(LogitsReader):
             ids[number, : len(text)], mask[number, : len(text)] = torch.tensor(text), 1
         device = self._model.device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        hidden = last_hidden_states(self._model, self._model, inputs)
+        hidden = last_hidden_states(self._model, inputs)
         for states, text, begin in zip(hidden, texts, begins, strict=True):
             # The token at t is predicted from the hidden state at t − 1.
             yield self._pieces(states[begin - 1 : len(text) - 1])

@@ -34,14 +34,18 @@ class Muon(torch.optim.Muon):
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """Move the singular values of a 2D matrix towards one (five quintic Newton-Schulz steps).
 
-    Coefficients: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    Coefficients: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. With X [m, n], m
+    at most n, a step multiplies X by a polynomial of A = X Xᵀ, and A by its square. All of these
+    commute, so only A and the product of the polynomials, [m, m], are iterated.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
+    gram, product = wide @ wide.T, torch.eye(len(wide), device=wide.device)
     for _ in range(5):
-        gram = wide @ wide.T
         polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        wide = torch.addmm(wide, polynomial, wide, beta=3.4445)
+        polynomial.diagonal().add_(3.4445)
+        gram, product = polynomial @ gram @ polynomial, polynomial @ product
+    wide = torch.mm(product, wide)
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 

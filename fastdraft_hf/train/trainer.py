@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -397,7 +398,9 @@ class DraftDistillationTrainer(SFTTrainer):
                 torch.cat(pair) for pair in zip((rows, places, tokens), more, strict=True)
             )
         unwrapped = self.accelerator.unwrap_model(model)
-        hidden = last_hidden_states(model, unwrapped, read)[rows, places]
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        with self.accelerator.autocast():  # without a wrapper the decoder alone is called
+            hidden = last_hidden_states(unwrapped, read, None if alone else model)[rows, places]
         head = head_of(unwrapped)
         weight, bias = head.weight, head.bias
         wanted, target = labels[rows, tokens], self._distribution(inputs, stored, rows, tokens)
@@ -459,7 +462,7 @@ class DraftDistillationTrainer(SFTTrainer):
         if self.teacher_model is None:
             return None
         with torch.no_grad():
-            hidden = last_hidden_states(self.teacher_model, self.teacher_model, inputs)
+            hidden = last_hidden_states(self.teacher_model, inputs)
         return TargetHead(hidden[rows, tokens - 1], head_of(self.teacher_model))
 
     def _take_notes(
