@@ -130,7 +130,7 @@ def recipe_for(base: Recipe, choice: Choice, draft: Path, tokens: tuple[int, int
         data[stage] |= {"max_train_tokens": count, "max_minutes": None, "start_weight": 0.0}
         length = data[stage]["max_length"] = min(data[stage]["max_length"], 1024)
         data[stage]["per_device_train_batch_size"] = STEP_TOKENS // length
-    data["align"] |= {"objective": "ce", "target_distribution": None}
+    data["align"] |= {"objective": "ce", "target_distribution": "none"}
     return build_recipe(data)
 
 

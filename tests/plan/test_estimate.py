@@ -60,6 +60,27 @@ def test_every_stage_is_within_a_quarter_of_what_it_took(words: list[str]) -> No
     assert plan.gains[0]["speed"]["transformers"] == pytest.approx(0.69, rel=0.1)
 
 
+# Acceptance rate at T = 0.6, and greedy speed-up through OpenVINO GenAI int8, of drafts that were
+# measured (README.md, benchmarks/README.md): code and instructions.
+MEASURED = [
+    ("smollm2-135m-instruct", "quickstart", 0.327, 1.32),
+    ("smollm2-135m-instruct", "quickstart", 0.185, 1.06),
+    ("smollm2-135m-instruct", "shipped", 0.529, 1.61),
+    ("smollm2-135m-instruct", "shipped", 0.261, 1.26),
+    ("qwen2.5-0.5b-instruct", "--hours 2", 0.266, 1.29),
+    ("qwen2.5-0.5b-instruct", "--hours 2", 0.070, 1.09),
+]
+
+
+@pytest.mark.parametrize(("target", "draft", "acceptance", "speed"), MEASURED)
+def test_the_planned_speed_is_within_a_tenth_of_what_was_measured(
+    tmp_path: Path, target: str, draft: str, acceptance: float, speed: float
+) -> None:
+    recipe = read_recipe(ROOT / "recipes" / "any.yaml", ["device=cpu", target_of(tmp_path, target)])
+    gains = Plan(recipe, CPU, acceptance).gains
+    assert max(g["speed"]["openvino"] for g in gains) == pytest.approx(speed, rel=0.1), draft
+
+
 def test_limits_in_minutes_cut_text_and_tokens(words: list[str]) -> None:
     found = stages(planned_run(words, dataclasses.replace(CPU, flops=CPU.flops / 6)))
     align, generate = found["align"], found["generate"]
