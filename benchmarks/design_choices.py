@@ -158,8 +158,9 @@ def trained(recipe: Recipe, run: Path, work: Path) -> Path:
     if not (work / "generate").exists():
         (work / "generate").symlink_to((run / "generate").resolve())
     last = "align" if recipe.reduced_vocabulary is None else "reduced_vocabulary"
-    execute(Run(recipe, work), list(dict.fromkeys(["design", "pretrain", "align", last])))
-    return work / last
+    made = Run(recipe, work)
+    execute(made, list(dict.fromkeys(["design", "pretrain", "align", last])))
+    return made.stage_folder(last)
 
 
 def main() -> None:
