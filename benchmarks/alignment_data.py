@@ -132,18 +132,27 @@ def held_out(folder: Path, prompts: int, work: Path, longest: int) -> list[Conti
     """Return the target's completions of held-out prompts of HumanEval and IFBench at T = 0.6."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     drawn = draw_prompts(tokenizer, [HUMANEVAL, "ifbench"], prompts, 400, 0)
-    answers = ask(
+    return continuations(
         lambda: open_target(folder, tokenizer),
-        [prompt.ids for prompt in drawn],
+        [(prompt.task, prompt.ids) for prompt in drawn],
         work / f"held-out-{prompts}",
-        (TEMPERATURE,),
         longest,
     )
+
+
+def continuations(
+    engine: Callable[[], Engine],
+    prompts: list[tuple[str, tuple[int, ...]]],
+    folder: Path,
+    longest: int,
+) -> list[Continuation]:
+    """Return the target's completions of prompts (task, ids) at T = 0.6, kept in ``folder``."""
+    rows = ask(engine, [ids for _, ids in prompts], folder, (TEMPERATURE,), longest)
     return [
         Continuation(
-            drawn[row["index"]].task, tuple(row["prompt_ids"]), tuple(row["completion_ids"])
+            prompts[row["index"]][0], tuple(row["prompt_ids"]), tuple(row["completion_ids"])
         )
-        for row in answers
+        for row in rows
     ]
 
 
@@ -303,23 +312,12 @@ def main() -> None:
         for ids in (chat_ids(tokenizer, f.instruction) for f in measured)
         if len(ids) <= 400
     ][: args.prompts]
-    held_out = [
+    prompts_held_out = [
         *((HUMANEVAL, p.ids) for p in draw_prompts(tokenizer, [HUMANEVAL], args.prompts, 400, 0)),
         *code,
     ]
-    answers = ask(
-        engine,
-        [ids for _, ids in held_out],
-        args.work / f"held-out-answers-{args.prompts}-{args.seed}",
-        (TEMPERATURE,),
-        ANSWER,
-    )
-    texts = [
-        Continuation(
-            held_out[row["index"]][0], tuple(row["prompt_ids"]), tuple(row["completion_ids"])
-        )
-        for row in answers
-    ]
+    kept = args.work / f"held-out-answers-{args.prompts}-{args.seed}"
+    texts = continuations(engine, prompts_held_out, kept, ANSWER)
     opened.clear()
     target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ends = stop_ids(folder, tokenizer)

@@ -37,7 +37,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.design import MOST_INNER, design_draft
 from fastdraft_hf.draft.families import read_parameters, text_config
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval.expected import ExpectedRounds
@@ -84,13 +84,17 @@ def read_by(target: PretrainedConfig, choice: Choice) -> int:
     return read - (draft.vocab_size - (choice.scored or draft.vocab_size)) * draft.hidden_size
 
 
-def nearest(target: PretrainedConfig, choice: Choice, budget: int, step: int) -> Choice:
-    """Return ``choice`` with the widest draft that reads no more than ``budget``."""
+def widest(
+    target: PretrainedConfig, choice: Choice, budget: int, step: int, times: int = MOST_INNER
+) -> Choice:
+    """Return ``choice`` with the widest draft that reads at most 1% more than ``budget``.
+
+    Its width is a multiple of ``step``, its feed-forward ``times`` as wide.
+    """
     best: Choice | None = None
     for width in range(step, target.hidden_size + 1, step):
-        inner = choice.design.get("times", 6) * width
-        design = {k: v for k, v in choice.design.items() if k != "times"}
-        design |= {"hidden_size": width, "intermediate_size": min(inner, target.intermediate_size)}
+        inner = min(times * width, target.intermediate_size)
+        design = {**choice.design, "hidden_size": width, "intermediate_size": inner}
         wide = Choice(design, choice.tied, choice.scored)
         try:
             if read_by(target, wide) <= 1.01 * budget:
@@ -103,7 +107,7 @@ def nearest(target: PretrainedConfig, choice: Choice, budget: int, step: int) ->
 
 def heads(target: PretrainedConfig) -> dict[str, Choice]:
     quarter = target.vocab_size // 4
-    reduced = nearest(target, Choice(scored=quarter), read_by(target, Choice()), 64)
+    reduced = widest(target, Choice(scored=quarter), read_by(target, Choice()), 64)
     return {
         "untied": Choice(tied=False),
         "tied": Choice(tied=True),
@@ -114,8 +118,8 @@ def heads(target: PretrainedConfig) -> dict[str, Choice]:
 def shapes(target: PretrainedConfig) -> dict[str, Choice]:
     budget, found = read_by(target, Choice()), {}
     for layers, times in ((2, 6), (2, 4), (2, 2), (3, 3), (4, 2), (1, 6)):
-        choice = Choice({"num_hidden_layers": layers, "times": times})
-        found[f"{layers} layers, {times} x width"] = nearest(target, choice, budget, 16)
+        choice = Choice({"num_hidden_layers": layers})
+        found[f"{layers} layers, {times} x width"] = widest(target, choice, budget, 16, times)
     return found
 
 

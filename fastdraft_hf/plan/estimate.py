@@ -21,6 +21,7 @@ from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.deadline import planned_minutes
 from fastdraft_hf.stages.runner import STAGES, planned
 from fastdraft_hf.target.resolve import load_config, resolve_target
+from fastdraft_hf.train.callbacks import OVERHEAD
 
 # By kind of set: mean over longest length of a completion, and tokens of a prompt.
 LENGTH_SHARE = {"free": 0.86, "magpie": 0.75, "code": 0.58, "passages": 0.58}
@@ -31,7 +32,6 @@ PROMPT_TOKENS |= dict.fromkeys(("dataset", "traffic"), 120.0)
 TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
 EVALUATION_PROMPT = 150
-OVERHEAD = 0.05  # share of the time of training that held-out losses may take
 OCCURRING = 2000  # ids in the text of a training step
 # Seconds a stage takes whatever its size, on two CPU cores; 3 where it is not listed.
 FIXED = {"design": 1.5, "generate": 5.0, "logits": 4.0, "evaluate": 5.0, "card": 0.5, "report": 1.5}
@@ -124,9 +124,10 @@ class Plan:
         for name in [one for one in names if one not in measures]:
             self._add(name, self._train if name in learns else getattr(self, f"_{name}", None))
         if acceptance is None:
-            earlier = earlier_training(Path(given)) if given else None
             tokens = sum(line.tokens for line in self.stages if line.stage in learns)
-            acceptance = assumed_acceptance(tokens + (earlier or {"tokens": 0})["tokens"])
+            if given and (earlier := earlier_training(Path(given))):
+                tokens += earlier["tokens"]
+            acceptance = assumed_acceptance(tokens)
             self.assumptions.insert(
                 0,
                 f"acceptance rate at γ = 3: {acceptance:g}, by the logarithm of the tokens that "

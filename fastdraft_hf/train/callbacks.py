@@ -26,7 +26,7 @@ _STREAM_STATE = "stream.json"
 # The steps that `max_minutes` is judged by, after those in which the device warms up.
 _WARM_STEPS, _TIMED_STEPS = 2, 10
 # The share of the time that checkpoints may take, and evaluations, if they take more seconds.
-_OVERHEAD, _SHORT = 0.05, 1.0
+OVERHEAD, _SHORT = 0.05, 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class TokenBudget(TrainerCallback):
 
 
 class LimitOverhead(TrainerCallback):
-    """Leaves out checkpoints and evaluations that would take more than `_OVERHEAD` of the time.
+    """Leaves out checkpoints and evaluations that would take more than `OVERHEAD` of the time.
 
     Both grow with the vocabulary, while a step of a small draft is short. Each is judged by how
     long the last one took: what took less than a second is never left out, nor is the first of a
@@ -276,7 +276,7 @@ class LimitOverhead(TrainerCallback):
             soon = [
                 name
                 for name, (took, ended) in self._last.items()
-                if took > max(_SHORT, _OVERHEAD * (self._now - ended))
+                if took > max(_SHORT, OVERHEAD * (self._now - ended))
             ]
             (soon,) = broadcast_object_list([soon])  # the main process decides
             control.should_evaluate &= "evaluate" not in soon

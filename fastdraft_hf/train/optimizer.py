@@ -40,7 +40,7 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
-    gram, product = wide @ wide.T, torch.eye(len(wide), device=wide.device)
+    gram, product = wide @ wide.T, torch.eye(len(wide)).to(wide)
     for _ in range(5):
         polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         polynomial.diagonal().add_(3.4445)

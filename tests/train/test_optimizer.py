@@ -1,9 +1,10 @@
 import copy
 import io
 
+import pytest
 import torch
 
-from fastdraft_hf.train.optimizer import MuonWithAdamW
+from fastdraft_hf.train.optimizer import MuonWithAdamW, orthogonalized
 
 
 def make_model(seed: int = 0) -> torch.nn.Module:
@@ -85,3 +86,18 @@ def test_its_state_resumes_identically() -> None:
         step(fresh_twin, [fresh], number)
     assert equal(weights(model), weights(twin))
     assert not equal(weights(model), weights(fresh_twin))  # the state does matter
+
+
+@pytest.mark.parametrize("shape", [(12, 70), (40, 16), (16, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_are_orthogonalized_as_by_plain_iterations(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wide = matrix / matrix.norm()
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    found = orthogonalized(matrix)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wide, rtol=1e-3, atol=1e-4)
