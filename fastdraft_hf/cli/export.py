@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.draft.reduced_vocabulary import load_draft
     from fastdraft_hf.draft.vocabulary import check_vocabulary
-    from fastdraft_hf.export.openvino import require_openvino
+    from fastdraft_hf.export.openvino import openvino_obstacle, require_openvino
     from fastdraft_hf.export.parity import checked_export
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.stages.export import acceptance_lines, load_exported, read_acceptance
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
         raise FastDraftError(f"{output} exists; move it away or give another --output")
     quiet_libraries()
     draft = resolve_target(args.model, key="export").path
+    if openvino and (obstacle := openvino_obstacle(draft)) is not None:
+        raise FastDraftError(f"{args.model}: {obstacle}")
     target = None if args.target is None else resolve_target(args.target).path
     if target is not None:
         check_vocabulary(target, draft)

@@ -35,6 +35,8 @@ WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 # Logit of a token that a reduced vocabulary leaves out: the lowest finite float16.
 LOWEST = -65504.0
 
+_TASK = "text-generation-with-past"
+
 
 def openvino_available() -> bool:
     """Return whether the ``openvino`` extra is installed."""
@@ -45,10 +47,59 @@ def openvino_available() -> bool:
         return False
 
 
+_NOT_INSTALLED = "OpenVINO is not installed; `pip install fastdraft_hf[openvino]`"
+
+
 def require_openvino() -> None:
     """Raise `FastDraftError` when the ``openvino`` extra is missing."""
     if not openvino_available():
-        raise FastDraftError("OpenVINO is not installed; `pip install fastdraft_hf[openvino]`")
+        raise FastDraftError(_NOT_INSTALLED)
+
+
+def openvino_obstacle(model: Path) -> str | None:
+    """Return why a model's folder cannot be exported to OpenVINO here, or ``None``.
+
+    Many families of transformers are unknown to optimum-intel, and some only to other versions.
+    """
+    if not openvino_available():
+        return _NOT_INSTALLED
+    from importlib.metadata import version
+
+    from optimum.exporters.tasks import TasksManager
+    from packaging.version import Version
+    from transformers import __version__
+
+    _register_exporters()
+    config = read_json(model / "config.json")
+    family = config.get("model_type", "")
+    if "text_config" in config:  # optimum finds the text part by itself
+        return None
+    refused = f"optimum-intel {version('optimum-intel')} cannot export family '{family}'"
+    try:
+        exporter = TasksManager.get_exporter_config_constructor(
+            "openvino", model_type=family, task=_TASK, library_name="transformers"
+        )
+    except (KeyError, ValueError):
+        return f"{refused} to OpenVINO"
+    lowest, highest = (
+        getattr(exporter.func, f"{end}_TRANSFORMERS_VERSION", None) for end in ("MIN", "MAX")
+    )
+    if highest is not None and Version(__version__) > Version(str(highest)):
+        return f"{refused} with transformers {__version__}, only up to {highest}"
+    if lowest is not None and Version(__version__) < Version(str(lowest)):
+        return f"{refused} with transformers {__version__}, only from {lowest}"
+    return None
+
+
+def _register_exporters() -> None:
+    """Let optimum know its OpenVINO exporters, and Gemma's with the transformers of today.
+
+    optimum-intel 2.1 allows Gemma up to transformers 5.0. The exports of later versions equal
+    PyTorch (tests/export/test_openvino_export.py).
+    """
+    from optimum.exporters.openvino import model_configs
+
+    model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = None
 
 
 def export_openvino(*jobs: tuple[Path, Path, WeightFormat]) -> None:
@@ -97,11 +148,12 @@ def main() -> None:
         return found
 
     TasksManager.get_model_from_task = load_reduced
+    _register_exporters()
     jobs = json.load(sys.stdin)
     for model, output, weight_format in jobs:
         with atomic_folder(Path(output)) as temporary:
             sys.argv = ["optimum-cli", "export", "openvino", "--model", model]
-            sys.argv += ["--task", "text-generation-with-past", "--weight-format", weight_format]
+            sys.argv += ["--task", _TASK, "--weight-format", weight_format]
             if weight_format == "int4" and (size := _group_size(Path(model))) is not None:
                 sys.argv += ["--group-size", str(size)]
             sys.argv.append(str(temporary))

@@ -11,7 +11,7 @@ from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.prompts import draw_prompts
 from fastdraft_hf.eval.speed import summarize
 from fastdraft_hf.eval.summary import cut_words
-from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.export.openvino import cached_openvino, openvino_obstacle
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
 from fastdraft_hf.stages.run import Run
@@ -27,7 +27,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``records.jsonl`` and ``results.json``."""
     config = run.recipe.bench
     tokenizer = run.chat_tokenizer()
-    paths = _available(config.paths)
+    paths = _available(run)
     reduced = [] if run.recipe.reduced_vocabulary is None else paths
     models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))
     longest = run.longest_prompt(config)
@@ -49,12 +49,16 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def _available(paths: Sequence[str]) -> list[str]:
-    """Return the paths that can be timed on this machine, each once."""
-    kept = []
-    for path in dict.fromkeys(paths):
-        if path in bench.OPENVINO and not openvino_available():
-            logger.warning("bench: OpenVINO is not installed, so path %s is left out", path)
+def _available(run: Run) -> list[str]:
+    """Return the paths that can be timed with these models on this machine, each once."""
+    kept: list[str] = []
+    for path in dict.fromkeys(run.recipe.bench.paths):
+        models = [run.target.path] if path in bench.OPENVINO else []
+        if path in _OPENVINO_DRAFTS:
+            models.append(run.latest_model())
+        obstacles = [found for one in models if (found := openvino_obstacle(one)) is not None]
+        if obstacles:
+            logger.warning("bench: path %s is left out: %s", path, obstacles[0])
         else:
             kept.append(path)
     return kept

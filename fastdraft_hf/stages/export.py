@@ -17,7 +17,7 @@ from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval import expected, metrics
 from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export import parity
-from fastdraft_hf.export.openvino import openvino_available
+from fastdraft_hf.export.openvino import openvino_obstacle
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
 from fastdraft_hf.target.resolve import load_tokenizer, stop_ids
@@ -43,14 +43,14 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.export
     formats = list(config.openvino)
     facts: dict[str, Any] = {}
-    if formats and not openvino_available():
-        logger.warning("export: OpenVINO is not installed, so no OpenVINO folder is made")
+    model = run.latest_model()
+    if formats and (obstacle := openvino_obstacle(model)) is not None:
+        logger.warning("export: no OpenVINO folder is made: %s", obstacle)
         formats = []
-        facts["left_out"] = "the openvino extra is not installed"
+        facts["left_out"] = obstacle
     facts["openvino"] = formats
     if not formats and not config.gguf:
         return facts
-    model = run.latest_model()
     # (model, name of the form, output, weight format)
     jobs: list[tuple[Path, str, Path, str]] = [
         (model, f"OpenVINO {form}", folder / f"openvino-{form}", form) for form in formats

@@ -21,7 +21,7 @@ from fastdraft_hf.data.filters import FILTERS
 from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.data.traffic import LoggedAnswers
-from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.export.openvino import cached_openvino, openvino_available, openvino_obstacle
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
@@ -126,16 +126,18 @@ def load_engine(
 ) -> Engine:
     """Load the target's folder into an engine of this process.
 
-    ``auto`` is vLLM or transformers on a GPU and OpenVINO on a CPU.
+    ``auto`` is vLLM or transformers on a GPU, and on a CPU OpenVINO where it can read the target.
 
     Raises:
-        FastDraftError: the engine is not installed.
+        FastDraftError: the engine is not installed, or cannot read the target.
     """
-    if name == "openvino" and not openvino_available():
-        raise FastDraftError(
-            "generate.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
-        )
-    if name == "openvino" or (name == "auto" and device == "cpu" and openvino_available()):
+    openvino = name == "openvino" or (name == "auto" and device == "cpu" and openvino_available())
+    if openvino and (obstacle := openvino_obstacle(target)) is not None:
+        if name == "openvino":
+            raise FastDraftError(f"generate.engine: {obstacle}")
+        logger.warning("generate: transformers writes the rows, which is slower: %s", obstacle)
+        openvino = False
+    if openvino:
         logger.info("exporting the target to OpenVINO int8 (once)")
         return OpenVINOEngine(
             on_main(lambda: cached_openvino(target, "int8")), stop_ids, batch_size

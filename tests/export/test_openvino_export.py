@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.export import openvino
@@ -15,9 +16,10 @@ from fastdraft_hf.export.openvino import (
     cached_openvino,
     export_openvino,
     openvino_available,
+    openvino_obstacle,
     require_openvino,
 )
-from fastdraft_hf.export.parity import compare_export
+from fastdraft_hf.export.parity import EXACT, compare, compare_export
 
 
 def test_an_exported_folder_is_complete_and_the_models_own(
@@ -54,6 +56,46 @@ def test_a_failing_export_leaves_nothing_and_says_why(
     assert head == f"OpenVINO export of {tmp_path / 'broken'} failed:"
     assert reason == "line 0\nline 1\nline 2\nline 3\nKeyError: none"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_gemma_goes_to_openvino_with_the_transformers_of_today(tmp_path: Path) -> None:
+    """optimum-intel refuses it, and need not: also beyond the sliding window nothing differs."""
+    intel = pytest.importorskip("optimum.intel")
+    families = ("gemma", "gemma2", "gemma3_text")
+    torch.manual_seed(0)
+    for family in families:
+        sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 64)
+        sizes |= dict.fromkeys(("num_attention_heads", "num_hidden_layers"), 2)
+        sizes |= {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64}
+        window = {} if family == "gemma" else {"sliding_window": 8}
+        config = AutoConfig.for_model(family, **sizes, **window, initializer_range=0.3)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / family)
+        assert openvino_obstacle(tmp_path / family) is None
+    export_openvino(*((tmp_path / f, tmp_path / f"{f}-ir", "fp32") for f in families))
+    for family in families:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
+        export = intel.OVModelForCausalLM.from_pretrained(
+            tmp_path / f"{family}-ir", ov_config=EXACT
+        )
+        prompts = [[2, 5, 7], list(range(2, 22))]
+        assert compare(model, export, prompts).exact, family
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("llama", None),
+        ("olmo3", "cannot export family 'olmo3' to OpenVINO"),
+        ("llama4_text", "cannot export family 'llama4_text' with transformers .*, only up to 4"),
+    ],
+)
+def test_a_family_that_the_exporter_refuses_is_known_before_any_work(
+    tmp_path: Path, family: str, reason: str | None
+) -> None:
+    pytest.importorskip("openvino_genai")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    found = openvino_obstacle(tmp_path)
+    assert found is None if reason is None else re.search(reason, found or "")
 
 
 def test_without_openvino_the_message_says_what_to_install(

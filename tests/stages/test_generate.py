@@ -21,6 +21,7 @@ from fastdraft_hf.data.prompts import chat_ids, template_ends
 from fastdraft_hf.data.sources import Documents, Source, check_source
 from fastdraft_hf.data.task_sets import load_task_set
 from fastdraft_hf.data.traffic import read_traffic
+from fastdraft_hf.export import openvino
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import generate, generated_sets
 from fastdraft_hf.stages.runner import Run, choose, execute
@@ -469,29 +470,41 @@ def test_engines_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "installed", "chosen"),
+    ("name", "device", "installed", "family", "chosen"),
     [
-        ("auto", "cpu", True, "openvino"),
-        ("auto", "cuda", True, "transformers"),
-        ("auto", "cpu", False, "transformers"),
-        ("openvino", "cpu", False, None),
+        ("auto", "cpu", True, "llama", "openvino"),
+        ("auto", "cuda", True, "llama", "transformers"),
+        ("auto", "cpu", False, "llama", "transformers"),
+        ("openvino", "cpu", False, "llama", r"generate\.engine: .*not installed; `pip install"),
+        ("auto", "cpu", True, "olmo3", "transformers"),  # optimum-intel does not know it
+        ("openvino", "cpu", True, "olmo3", r"generate\.engine: .*cannot export family 'olmo3'"),
     ],
 )
-def test_the_engine_of_a_machine(
-    monkeypatch: pytest.MonkeyPatch, name: Any, device: str, installed: bool, chosen: str | None
+def test_the_engine_of_a_machine_and_a_target(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: Any,
+    device: str,
+    installed: bool,
+    family: str,
+    chosen: str,
 ) -> None:
+    if installed:
+        pytest.importorskip("openvino_genai")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
     made: list[str] = []
     for engine, kind in (("openvino", "OpenVINOEngine"), ("transformers", "TransformersEngine")):
         path = f"fastdraft_hf.stages.generate.{kind}"
         monkeypatch.setattr(path, lambda *args, engine=engine: made.append(engine))
-    monkeypatch.setattr(generate, "openvino_available", lambda: installed)
+    for module in (generate, openvino):
+        monkeypatch.setattr(module, "openvino_available", lambda: installed)
     monkeypatch.setattr(generate, "cached_openvino", lambda *args: Path("export"))
-    if chosen is None:
-        with pytest.raises(FastDraftError, match=r"openvino is not installed; `pip install"):
-            generate.load_engine(name, Path("target"), {2}, 4, device)
-    else:
-        generate.load_engine(name, Path("target"), {2}, 4, device)
+    if chosen in ("openvino", "transformers"):
+        generate.load_engine(name, tmp_path, {2}, 4, device)
         assert made == [chosen]
+    else:
+        with pytest.raises(FastDraftError, match=chosen):
+            generate.load_engine(name, tmp_path, {2}, 4, device)
 
 
 def test_a_deleted_judgment_of_a_finished_stage_is_made_again(tmp_path: Path) -> None:
