@@ -1,10 +1,9 @@
-"""``fastdraft plan RECIPE.yaml [--hardware 8xH100]``: what a run costs and should bring."""
+"""``fastdraft plan RECIPE.yaml|--target ID``: what a run costs and should bring."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    from fastdraft_hf.cli.run import add_recipe_arguments
+
+    add_recipe_arguments(parser)
     add = parser.add_argument
-    add("recipe", type=Path, metavar="RECIPE.yaml", help="the recipe file")
-    add("overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for run")
     add(
         "--hardware",
         default="cpu",
@@ -33,21 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdraft_hf._errors import FastDraftError
-    from fastdraft_hf.cli.run import quiet_libraries
+    from fastdraft_hf.cli.run import quiet_libraries, recipe_of
     from fastdraft_hf.plan.estimate import Plan
     from fastdraft_hf.plan.machines import parse_hardware
-    from fastdraft_hf.recipe import read_recipe
 
     machine = parse_hardware(args.hardware)
     if args.acceptance is not None and not 0 < args.acceptance < 1:
         raise FastDraftError(f"--acceptance: got {args.acceptance:g}; give a rate between 0 and 1")
     # A recipe's `when: cuda` holds for every accelerator.
     device = "cpu" if machine.cpu else "cuda"
-    recipe = read_recipe(args.recipe, [f"device={device}", *args.overrides])
+    recipe = recipe_of(args, f"device={device}")
     quiet_libraries()
     plan = Plan(recipe, machine, args.acceptance)
-    print(f"{args.recipe} on {args.hardware}, target {recipe.target}\n{render(plan)}")
-    print(f"\nRun it with:\n  {command(plan.machine, [str(args.recipe), *args.overrides])}")
+    print(f"target {recipe.target} on {args.hardware}\n{render(plan)}")
+    options = {key: getattr(args, key) for key in ("target", "params", "hours")}
+    words = [word for k, v in options.items() if v is not None for word in (f"--{k}", str(v))]
+    words += [*filter(None, [args.recipe]), *args.overrides]
+    print(f"\nRun it with:\n  {command(plan.machine, words)}")
 
 
 def command(machine: Machine, words: Sequence[str]) -> str:

@@ -37,6 +37,15 @@ The settings of a stage: fastdraft schema STAGE
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
+    add_recipe_arguments(parser)
+    parser.add_argument("--stages", metavar="a,b", help="only these stages (default: all)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the recipe and its stages, run nothing"
+    )
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what names a recipe: for ``run`` and ``plan``."""
     parser.add_argument(
         "recipe",
         nargs="?",
@@ -60,23 +69,32 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         type=float,
         help="the recipe's max_hours (with --target: 3): time for the whole run; work is cut",
     )
-    parser.add_argument("--stages", metavar="a,b", help="only these stages (default: all)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the recipe and its stages, run nothing"
-    )
+
+
+def recipe_of(args: argparse.Namespace, *overrides: str) -> Recipe:
+    """Return the recipe that the arguments name; ``overrides`` come before theirs."""
+    source, own = args.recipe, args.overrides
+    if source is not None and "=" in source and not Path(source).exists():
+        source, own = None, [source, *own]
+    hours = [] if args.hours is None else [f"max_hours={args.hours}"]
+    overrides = (*overrides, *hours, *own)
+    if args.target is not None:
+        if source is not None:
+            raise FastDraftError(f"--target: takes the place of a recipe; leave out {source}")
+        return general_recipe(args.target, args.params, args.hours, overrides)
+    if args.params is not None:
+        raise FastDraftError("--params belongs to --target")
+    if source is None and not (hours or own):
+        raise FastDraftError(
+            "give --target ORG/MODEL, a recipe file, the folder of a run, or settings such as "
+            "target=ID output_dir=DIR"
+        )
+    return _read(source, overrides)
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
-    hours = [] if args.hours is None else [f"max_hours={args.hours}"]
-    overrides = [*hours, *args.overrides]
-    if args.target is not None:
-        given = [args.recipe] if args.recipe else []
-        recipe = general_recipe(args.target, args.params, args.hours, [*given, *overrides])
-    elif args.params is not None:
-        raise FastDraftError("run: --params belongs to --target")
-    else:
-        recipe = _read(args.recipe, overrides)
+    recipe = recipe_of(args)
     stages = [s.strip() for s in args.stages.split(",") if s.strip()] if args.stages else None
     run_stages(recipe, stages, args.dry_run, started)
 
@@ -115,19 +133,11 @@ def general_recipe(
     return build_recipe(data, overrides)
 
 
-def _read(source: str | None, overrides: list[str]) -> Recipe:
+def _read(source: str | None, overrides: Sequence[str]) -> Recipe:
     from fastdraft_hf.recipe import build_recipe, read_recipe
     from fastdraft_hf.stages.run import RECIPE
 
-    if source is not None and "=" in source and not Path(source).exists():
-        overrides = [source, *overrides]
-        source = None
     if source is None:
-        if not overrides:
-            raise FastDraftError(
-                "run: give a recipe file, the folder of a run, or settings such as target=ID "
-                "output_dir=DIR"
-            )
         return build_recipe({}, overrides)
     path = Path(source)
     if not path.is_dir():

@@ -1,5 +1,6 @@
 """`fastdraft plan`: the table, the command to run, and refused arguments."""
 
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -29,6 +30,26 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path
     assert "γ = 3" in said
     assert cli.main([*words, "--acceptance", "0.5"]) == 0
     assert "at an acceptance rate of 0.5 (γ = 3)" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_target_alone_is_that_of_its_run(
+    tiny_target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny target has a template for Magpie; without it, its run has no instructions."""
+    target = shutil.copytree(tiny_target_folder, tmp_path / "base")
+    options = ["--target", str(target), "--params", "20k", "--hours", "1.5"]
+
+    def generated() -> float:
+        assert cli.main(["plan", *options, "seed=4"]) == 0
+        said = capsys.readouterr().out
+        assert f"\n  fastdraft run {shlex.join([*options, 'seed=4'])}\n" in said
+        found = re.search(r"^generate +1 +([0-9.]+)([kM])", said, re.MULTILINE)
+        assert found is not None
+        return float(found[1]) * {"k": 1e3, "M": 1e6}[found[2]]
+
+    instructed = generated()
+    (target / "chat_template.jinja").unlink()
+    assert generated() < 0.8 * instructed
 
 
 @pytest.mark.parametrize("name", ["2xRTX4090", "8xH100", "16xA100", "8xGaudi2", "24xGaudi3"])
