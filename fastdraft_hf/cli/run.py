@@ -104,7 +104,8 @@ def general_recipe(
 ) -> Recipe:
     """Return recipes/any.yaml for a target; more hours than its own raise its rows and tokens.
 
-    A target without a chat template for Magpie gets code and free text only.
+    A target without a chat template for Magpie gets code and free text only, none of it greedy: of
+    Gemma-3-270M's rows 92% looped at temperature 0, 49% at 0.6 and 17% at 0.8.
     """
     from fastdraft_hf._config import parse_count
     from fastdraft_hf.data.prompts import template_ends
@@ -125,6 +126,7 @@ def general_recipe(
     except FastDraftError as error:
         print(f"no set of instructions: {error}", file=sys.stderr)
         del sets["chat"]
+        sets["code"]["temperatures"] = sets["text"]["temperatures"]
         data["align"]["sources"] = [{"kind": "generated", "name": name} for name in sets]
     more = max(1.0, (hours or 0.0) / data["max_hours"])
     for section in (*sets.values(), *(s for s in data.values() if isinstance(s, dict))):

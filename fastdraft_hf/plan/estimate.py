@@ -14,7 +14,7 @@ from fastdraft_hf.data.target_logits import BATCH_TOKENS, stored_bytes
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
-from fastdraft_hf.export.openvino import openvino_available
+from fastdraft_hf.export.openvino import openvino_obstacle
 from fastdraft_hf.hub.folder import earlier_training
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
@@ -113,6 +113,10 @@ class Plan:
         self.target, self.draft = shape_of(config), shape_of(draft)
         self.limits = planned_minutes(recipe, round(self.target.parameters))
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
+        self.openvino = machine.cpu
+        if machine.cpu and (obstacle := openvino_obstacle(folder)) is not None:
+            self.openvino = False
+            self.assumptions.insert(0, f"PyTorch alone: {obstacle}")
         if machine.count > 1:
             parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
             self.assumptions.append(f"time divides by {machine.count} in {parallel}")
@@ -160,7 +164,7 @@ class Plan:
 
     def _engine(self, wanted: str) -> str:
         if wanted == "auto" and self.machine.cpu:
-            return "openvino" if openvino_available() else "transformers"
+            return "openvino" if self.openvino else "transformers"
         return wanted if self.machine.cpu or self.machine.cuda else "vllm"
 
     def _design(self, line: StagePlan) -> None:
@@ -266,7 +270,7 @@ class Plan:
 
     def _bench(self, line: StagePlan) -> None:
         config = self.recipe.bench
-        known = bench.BASELINES if openvino_available() else bench.RUNTIMES["pytorch"]
+        known = bench.BASELINES if self.openvino else bench.RUNTIMES["pytorch"]
         paths = [path for path in dict.fromkeys(config.paths) if path in known]
         reduced = paths if self.recipe.reduced_vocabulary is not None else ()
         gammas = config.num_assistant_tokens
@@ -298,7 +302,7 @@ class Plan:
 
     def _gains(self) -> list[dict[str, Any]]:
         config, cost = self.recipe.bench, self.draft.parameters / self.target.parameters
-        known = bench.BASELINES if self.machine.cpu else bench.RUNTIMES["pytorch"]
+        known = bench.BASELINES if self.openvino else bench.RUNTIMES["pytorch"]
         paths = [p for p in config.paths or ["ours"] if p in known and "lookup" not in p]
         found = []
         for gamma in sorted({*config.num_assistant_tokens, *self.recipe.evaluate.gammas}):

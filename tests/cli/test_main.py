@@ -212,6 +212,7 @@ def test_a_target_alone_is_enough(
     assert (recipe.target, recipe.output_dir, recipe.seed) == ("mine", "runs/mine", 4)
     sets = ["text", "chat", "code"] if instructed else ["text", "code"]
     assert [*recipe.generate.sets] == sets
+    assert (0.0 in recipe.generate.sets["code"].temperatures) == instructed  # a base model loops
     assert {source.name for source in recipe.align.sources} <= {*recipe.generate.readable}
     assert re.search(r"draft: 2 layers of width \d+, .* read per token", captured.err)
     assert recipe.max_hours == 0.5

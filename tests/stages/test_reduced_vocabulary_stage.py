@@ -127,7 +127,7 @@ def test_it_is_exported_as_well(
         (output / "openvino_model.bin").write_bytes(b"x")
         made.append((model.name, output.name))
 
-    monkeypatch.setattr(export, "openvino_available", lambda: True)
+    monkeypatch.setattr(export, "openvino_obstacle", lambda model: None)
     monkeypatch.setattr(export.parity, "checked_export", fake)
     section = {"openvino": ["int8", "int4"], "acceptance_texts": 0}
     run = make_run(export=section)

@@ -13,6 +13,7 @@ from transformers import (
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.eval.prompts import EvaluationPrompt
+from fastdraft_hf.export import openvino
 from fastdraft_hf.hub.card import best_of_paths
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, design, export
@@ -69,7 +70,7 @@ def test_an_export_made_by_a_killed_run_is_kept(
         (output / "openvino_model.bin").write_bytes(b"x" * len(weight_format))
         made.append(weight_format)
 
-    monkeypatch.setattr(export, "openvino_available", lambda: True)
+    monkeypatch.setattr(export, "openvino_obstacle", lambda model: None)
     monkeypatch.setattr(export.parity, "checked_export", fake)
     monkeypatch.setattr(Run, "latest_model", lambda self, before=None: tmp_path)
     run = make_run("export.openvino=[int8, fp16]", "export.acceptance_texts=0")
@@ -130,12 +131,12 @@ def test_without_openvino_it_is_neither_exported_nor_timed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for module in (bench, export):
-        monkeypatch.setattr(module, "openvino_available", lambda: False)
-    paths = ["openvino", "ours", "openvino-prompt-lookup", "ours-openvino", "ours"]
+    monkeypatch.setattr(openvino, "openvino_available", lambda: False)
+    monkeypatch.setattr(Run, "latest_model", lambda self, before=None: out)
+    run = make_run("bench.paths=[openvino, ours, openvino-prompt-lookup, ours-openvino, ours]")
     with caplog.at_level("WARNING", logger="fastdraft_hf"):
-        assert bench._available(paths) == ["ours"]
-        assert export.run(make_run(), out)["openvino"] == []
+        assert bench._available(run) == ["ours"]
+        assert export.run(run, out)["openvino"] == []
     assert "path openvino-prompt-lookup is left out" in caplog.text
     assert "no OpenVINO folder is made" in caplog.text
     assert list(out.iterdir()) == []
