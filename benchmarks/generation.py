@@ -1,12 +1,13 @@
 """Compare how fast the target generates and reads: OpenVINO and transformers.
 
-    python benchmarks/generation.py [--only engines,logits]
+    python benchmarks/generation.py [--only engines,logits,batches] [--target FOLDER]
 
-The target is the embedded one; prompts are instructions to complete functions of the standard
-library. All ways generate the same prompts in turn in one process, in alternating order; the first
-round warms up and is not kept. Ratios are taken within a round and given as median, least and
-greatest. `logits` reads completions through OpenVINO and through transformers in turn, and measures
-the bytes per token that stored distributions take on disk.
+The target is the embedded one by default; prompts are instructions to complete functions of the
+standard library. All ways generate the same prompts in turn in one process, in alternating order;
+the first round warms up and is not kept. Ratios are taken within a round and given as median, least
+and greatest. `logits` reads completions through OpenVINO and through transformers in turn, and
+measures the bytes per token that stored distributions take on disk. `batches` compares numbers of
+completions in flight, and sampling among the most probable ids alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastdraft_hf import embedded_target
 from fastdraft_hf.data.engines import Engine, OpenVINOEngine, Request, TransformersEngine
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.data.parts import build_requests, write_rows
@@ -35,7 +35,7 @@ from fastdraft_hf.decode.openvino.paged import OpenVINOReader
 from fastdraft_hf.export.openvino import cached_openvino
 from fastdraft_hf.hub.card import describe_machine
 from fastdraft_hf.stages.provenance import machine
-from fastdraft_hf.target.resolve import stop_ids
+from fastdraft_hf.target.resolve import resolve_target, stop_ids
 from fastdraft_hf.train.config import has_fast_bf16
 
 Rows = list[tuple[str, str, str, str]]
@@ -106,10 +106,11 @@ def verdict(ratio: tuple[float, float, float], wanted: float) -> str:
 
 
 def make_requests(args: argparse.Namespace, count: int) -> Sequence[Request]:
-    tokenizer = AutoTokenizer.from_pretrained(embedded_target())
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
     prompts: list[tuple[int, ...]] = []
     for text in code_instructions(0):
-        ids = chat_ids(tokenizer, text)
+        chat = tokenizer.chat_template is not None
+        ids = chat_ids(tokenizer, text) if chat else tuple(tokenizer(text)["input_ids"])
         if len(ids) <= args.prompt:
             prompts.append(ids)
         if len(prompts) == count:
@@ -123,17 +124,12 @@ def make_requests(args: argparse.Namespace, count: int) -> Sequence[Request]:
     )
 
 
-def ends() -> set[int]:
-    path = Path(embedded_target())
-    return stop_ids(path, AutoTokenizer.from_pretrained(path))
-
-
 def engines(args: argparse.Namespace, rows: Rows) -> None:
-    target = Path(embedded_target())
+    target, ends = args.target, args.ends
     requests = make_requests(args, args.prompts)
     ways: dict[str, Engine] = {
-        "openvino int8": OpenVINOEngine(cached_openvino(target, "int8"), ends(), args.prompts),
-        "transformers fp32": TransformersEngine(target, ends(), args.prompts),
+        "openvino int8": OpenVINOEngine(cached_openvino(target, "int8"), ends, args.prompts),
+        "transformers fp32": TransformersEngine(target, ends, args.prompts),
     }
     found = in_turn(ways, requests, args.rounds)
     ours, theirs = found.values()
@@ -146,8 +142,36 @@ def engines(args: argparse.Namespace, rows: Rows) -> None:
     rows.append((f"{name}, tokens", spread(ratio), pair(ours, theirs, "tokens", "tok/s"), ""))
 
 
+class TopKEngine(OpenVINOEngine):
+    """Samples among the ``top_k`` most probable ids."""
+
+    top_k = 4096
+
+    def _config(self, request: Request) -> Any:
+        config = super()._config(request)
+        if config.do_sample:
+            config.top_k = self.top_k
+        return config
+
+
+def batches(args: argparse.Namespace, rows: Rows) -> None:
+    requests = make_requests(args, args.prompts)
+    folder = cached_openvino(args.target, "int8")
+    ways: dict[str, Engine] = {}
+    for size in args.sizes:
+        ways[f"{size} in flight"] = OpenVINOEngine(folder, args.ends, size)
+    name = f"{size} in flight, the {TopKEngine.top_k:,} most probable ids"
+    ways[name] = TopKEngine(folder, args.ends, size)
+    found = in_turn(ways, requests, args.rounds)
+    base, *others = found
+    for other in others:
+        ratio = spread(compare(found[other], found[base], "tokens"))
+        speeds = pair(found[other], found[base], "tokens", "tok/s")
+        rows.append((f"{other} / {base}", ratio, speeds, ""))
+
+
 def logits(args: argparse.Namespace, rows: Rows) -> None:
-    target = Path(embedded_target())
+    target = args.target
     kind = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32
     model = AutoModelForCausalLM.from_pretrained(target, dtype=kind).eval()
     readers: dict[str, LogitsReader] = {
@@ -157,7 +181,7 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
     found: dict[str, list[Round]] = {name: [] for name in readers}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        engine = OpenVINOEngine(cached_openvino(target, "int8"), ends(), 16)
+        engine = OpenVINOEngine(cached_openvino(target, "int8"), args.ends, 16)
         write_rows(engine, make_requests(args, args.logits_rows), folder / "rows")
         texts = list(iter_kept_rows(folder / "rows"))
         tokens = sum(len(row["completion_ids"]) for row in texts)
@@ -187,18 +211,22 @@ def logits(args: argparse.Namespace, rows: Rows) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="engines,logits")
+    parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--prompts", type=int, default=64, help="of engines, all at once")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64], help="of batches")
     parser.add_argument("--logits-rows", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=200, help="longest prompt, in tokens")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    sections: dict[str, Any] = {"engines": engines, "logits": logits}
+    sections: dict[str, Any] = {"engines": engines, "logits": logits, "batches": batches}
     wanted = args.only.split(",")
     for name in wanted:
         if name not in sections:
             parser.error(f"--only: {name} is none of {', '.join(sections)}")
+    args.target = resolve_target(args.target).path
+    args.ends = stop_ids(args.target, AutoTokenizer.from_pretrained(args.target))
     rows: Rows = []
     for name in wanted:
         sections[name](args, rows)
