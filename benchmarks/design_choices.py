@@ -3,6 +3,7 @@
     python benchmarks/design_choices.py init --run RUN --params 11.7M [--tokens 300k]
     python benchmarks/design_choices.py head --run RUN
     python benchmarks/design_choices.py shape --run RUN
+    python benchmarks/design_choices.py depth --run RUN --depths 2,4,6
 
 Needs a finished stage `generate` in RUN. All drafts train on the same rows in the same order, on as
 many tokens of `pretrain` and then of `align`. They differ
@@ -12,7 +13,8 @@ many tokens of `pretrain` and then of `align`. They differ
   the embeddings, and the most frequent quarter of the vocabulary, which leaves room for a wider
   draft (`reduced_vocabulary`; other engines read its full head). A tied draft of an untied target
   starts from the target's head, an untied one of a tied target from two copies;
-- shape: in depth and feed-forward, at nearly equal bytes.
+- shape: in depth and feed-forward, at nearly equal bytes;
+- depth: in layers, all as wide as the default design's two.
 
 Measured is the expected, teacher-forced acceptance rate at T = 0.6 and γ = 3 on the target's
 completions of held-out prompts, with 95% bootstrap intervals over prompts. The gain over the first
@@ -37,7 +39,7 @@ from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.draft.build import build, save_draft
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.design import MOST_INNER, design_draft
+from fastdraft_hf.draft.design import LAYERS, MOST_INNER, design_draft
 from fastdraft_hf.draft.families import read_parameters, text_config
 from fastdraft_hf.draft.reduced_vocabulary import load_draft
 from fastdraft_hf.eval.expected import ExpectedRounds
@@ -123,6 +125,12 @@ def shapes(target: PretrainedConfig) -> dict[str, Choice]:
     return found
 
 
+def depths(target: PretrainedConfig, numbers: list[int]) -> dict[str, Choice]:
+    draft = design_draft(target, DesignConfig(num_hidden_layers=LAYERS))
+    sizes = {name: getattr(draft, name) for name in ("hidden_size", "intermediate_size")}
+    return {f"{n} layers": Choice({"num_hidden_layers": n, **sizes}) for n in numbers}
+
+
 def recipe_for(base: Recipe, choice: Choice, draft: Path, tokens: tuple[int, int]) -> Recipe:
     """Return ``base`` with this draft to start from, and both training stages cut to ``tokens``."""
     data = base.resolved()
@@ -171,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("compare", choices=["init", "head", "shape"])
+    parser.add_argument("compare", choices=["init", "head", "shape", "depth"])
     parser.add_argument("--run", type=Path, default=Path("runs/smollm2-from-nothing"))
     parser.add_argument("--work", type=Path, help="where drafts go; by default RUN/choices")
     parser.add_argument("--params", type=parse_count, help="of init; by default the design's own")
@@ -179,7 +187,7 @@ def main() -> None:
         "--depths",
         type=lambda text: [int(n) for n in text.split(",")],
         default=[2],
-        help="of init: numbers of layers, such as 2,3,4",
+        help="of init and depth: numbers of layers, such as 2,3,4",
     )
     parser.add_argument("--donor", help="of init: also a transplant from this model")
     parser.add_argument("--pretrain-tokens", type=parse_count, default=64_000)
@@ -196,6 +204,7 @@ def main() -> None:
         "init": lambda: initializations(args),
         "head": lambda: heads(config),
         "shape": lambda: shapes(config),
+        "depth": lambda: depths(config, args.depths),
     }[args.compare]()
     if args.only:
         found = {name: found[name] for name in args.only.split(";")}

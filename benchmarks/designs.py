@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.draft.config import DesignConfig
-from fastdraft_hf.draft.design import design_draft
+from fastdraft_hf.draft.design import LAYERS, design_draft
 from fastdraft_hf.draft.families import count_parameters, head_size, read_parameters, text_config
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "fixtures" / "targets"
@@ -26,7 +26,8 @@ def cell(config: AutoConfig, target: AutoConfig, params: str | None) -> str:
     except FastDraftError as error:
         return str(error).split(";")[0]
     share = read_parameters(draft) / read_parameters(target)
-    return (
+    deep = f"{depth} layers: " if (depth := draft.num_hidden_layers) != LAYERS else ""
+    return deep + (
         f"{draft.hidden_size:,}, {draft.num_attention_heads} x {head_size(draft)}, "
         f"{draft.intermediate_size:,}: {count_parameters(draft) / 1e6:.1f}M, {share:.4f}"
     )

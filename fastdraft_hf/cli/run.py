@@ -118,7 +118,7 @@ def general_recipe(
     data = yaml.safe_load(file.read_text(encoding="utf-8"))
     data |= {"target": target, "output_dir": f"runs/{folder_name(target)}"}
     if params is not None:
-        data["design"]["params"] = params
+        data["design"] = {"params": params}
     sets = data["generate"]["sets"]
     tokenizer = load_tokenizer(resolve_target(target, weights=False).path, "target")
     try:

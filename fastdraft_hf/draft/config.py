@@ -21,7 +21,11 @@ class DesignConfig(Section):
         description="parameter budget, such as 10M; by default a share of what the target reads "
         "per token: 13.5M for one of 135M, 156M for one of 8B",
     )
-    num_hidden_layers: Positive = Field(2, description="latency grows with it more than with width")
+    num_hidden_layers: Positive | None = Field(
+        None,
+        description="layers: by default 2, or 4 where those read hardly more, as with a large "
+        "vocabulary; on a GPU latency grows with them more than with width",
+    )
     hidden_size: Positive | None = Field(None, description="width; by default what fits params")
     intermediate_size: Positive | None = Field(
         None, description="feed-forward width; by default what fills params"
@@ -63,11 +67,13 @@ class DesignConfig(Section):
                 f"donor: init {self.init} uses none; remove it, or use prune or transplant"
             )
         given, number = self.layers, self.num_hidden_layers
-        if isinstance(given, list) and len(given) != number:
+        if isinstance(given, list) and number is not None and len(given) != number:
             raise FastDraftError(
                 f"layers: {len(given)} are listed, but num_hidden_layers is {number}"
             )
-        if isinstance(given, list) and (given != sorted(set(given)) or given[0] < 0):
+        if isinstance(given, list) and not (
+            given and given[0] >= 0 and given == sorted(set(given))
+        ):
             raise FastDraftError(
                 f"layers: must be ascending indices from 0 without repeats, got {given}"
             )

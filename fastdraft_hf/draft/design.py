@@ -27,6 +27,9 @@ from fastdraft_hf.target.resolve import load_config, resolve_target
 TOLERANCE = 0.02
 # How much more a draft of the default budget may read with the widest feed-forward.
 INNER_TOLERANCE = 0.05
+# A draft has 2 layers, and 4 if those read hardly more, as with a vocabulary that takes nearly all
+# of it: in OpenVINO its pass takes no longer then, and it is right more often (docs/design.md).
+LAYERS, MORE_LAYERS, DEPTH_TOLERANCE = 2, 4, 0.06
 
 # Bounds of a designed shape, as multiples of the width: what hardware and training like, whatever
 # the target's heads and feed-forward are. The target's own proportions are between them.
@@ -87,6 +90,8 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
             given size does not fit the target.
     """
     design = resolve_design(target_config, design)
+    if design.num_hidden_layers is None:
+        return _of_own_depth(target_config, design)
     source = source_config(target_config, design)
     _check(source, design)
     if design.hidden_size is not None:
@@ -107,6 +112,22 @@ def design_draft(target_config: PretrainedConfig, design: DesignConfig) -> Pretr
     else:
         shape = _fitted(source, design, design.params, count_parameters)
     return _scaled(source, design, shape)
+
+
+def _of_own_depth(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
+    """Return the config of a draft whose depth is left to the target, or to ``layers``."""
+    if isinstance(design.layers, list):
+        update = {"num_hidden_layers": len(design.layers)}
+        return design_draft(target_config, design.model_copy(update=update))
+    draft = design_draft(target_config, design.model_copy(update={"num_hidden_layers": LAYERS}))
+    most = source_config(target_config, design).num_hidden_layers
+    if design.params is not None or design.hidden_size is not None or most < MORE_LAYERS:
+        return draft
+    sizes = {name: getattr(draft, name) for name in ("hidden_size", "intermediate_size")}
+    update = {"num_hidden_layers": MORE_LAYERS, **sizes}
+    deep = design_draft(target_config, design.model_copy(update=update))
+    cheap = read_parameters(deep) <= (1 + DEPTH_TOLERANCE) * read_parameters(draft)
+    return deep if cheap else draft
 
 
 def source_config(target_config: PretrainedConfig, design: DesignConfig) -> PretrainedConfig:
@@ -279,7 +300,8 @@ def _scaled(source: Any, design: DesignConfig, shape: Shape) -> PretrainedConfig
         draft.head_dim = head_size(source)
     draft.intermediate_size = shape.inner
     kept = design.layers if isinstance(design.layers, list) else None
-    return with_layers(draft, source, kept or kept_layers(source, design.num_hidden_layers))
+    depth = design.num_hidden_layers or LAYERS
+    return with_layers(draft, source, kept or kept_layers(source, depth))
 
 
 def with_layers(draft: Any, source: Any, layers: Sequence[int]) -> PretrainedConfig:

@@ -249,11 +249,36 @@ def test_kept_layers(sizes: tuple[int, int]) -> None:
     "section",
     [{name: 0} for name in ("params", "num_hidden_layers", "hidden_size")]
     + [{"donor": None, "init": "transplant"}, {"donor": "x", "init": "scratch"}]
-    + [{"layers": layers} for layers in ([0], [1, 1], [3, 0], [-1, 2])],
+    + [{"layers": layers} for layers in ([], [1, 1], [3, 0], [-1, 2])]
+    + [{"layers": [0], "num_hidden_layers": 2}],
 )
 def test_a_bad_value_names_its_key(section: dict[str, Any]) -> None:
     with pytest.raises(FastDraftError, match=f"^{next(iter(section))}: "):
         DesignConfig(**section)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "depth"),
+    [
+        ("gemma-3-270m-it", {}, 4),  # two more layers read 2.5% more
+        ("qwen2.5-0.5b-instruct", {}, 4),
+        ("smollm2-135m-instruct", {}, 2),  # 15%
+        ("llama-3.1-8b-instruct", {}, 2),
+        ("gemma-3-270m-it", {"params": "50M"}, 2),  # a budget of one's own is kept
+        ("gemma-3-270m-it", {"layers": [0, 5, 11, 16, 17]}, 5),
+    ],
+)
+def test_the_depth_follows_from_what_layers_cost(
+    name: str, given: dict[str, Any], depth: int
+) -> None:
+    draft = design_draft(published(name), DesignConfig(**given))
+    assert draft.num_hidden_layers == depth
+    two = design_draft(
+        published(name), DesignConfig(**{**given, "layers": "even"}, num_hidden_layers=2)
+    )
+    if not given:
+        assert draft.hidden_size == two.hidden_size
+        assert read_parameters(draft) <= 1.06 * read_parameters(two)
 
 
 def test_a_draft_of_a_windowed_target_sees_the_whole_text() -> None:
