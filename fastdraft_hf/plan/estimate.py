@@ -14,7 +14,7 @@ from fastdraft_hf.data.target_logits import BATCH_TOKENS, stored_bytes
 from fastdraft_hf.draft.design import design_draft
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.metrics import acceptance_of_rate, expected_block_efficiency, mbsu
-from fastdraft_hf.export.openvino import openvino_obstacle
+from fastdraft_hf.export.openvino import openvino_available, openvino_obstacle
 from fastdraft_hf.hub.folder import earlier_training
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
@@ -113,10 +113,12 @@ class Plan:
         self.target, self.draft = shape_of(config), shape_of(draft)
         self.limits = planned_minutes(recipe, round(self.target.parameters))
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
-        self.openvino = machine.cpu
-        if machine.cpu and (obstacle := openvino_obstacle(folder)) is not None:
-            self.openvino = False
-            self.assumptions.insert(0, f"PyTorch alone: {obstacle}")
+        obstacle = openvino_obstacle(folder) if machine.cpu else None
+        self.openvino = machine.cpu and obstacle is None
+        # What is only not installed here can still be what the draft is for.
+        self.gains_openvino = machine.cpu and (self.openvino or not openvino_available())
+        if obstacle is not None:
+            self.assumptions.insert(0, f"PyTorch writes and measures: {obstacle}")
         if machine.count > 1:
             parallel = ", ".join(name for name, stage in STAGES.items() if stage.parallel)
             self.assumptions.append(f"time divides by {machine.count} in {parallel}")
@@ -302,7 +304,7 @@ class Plan:
 
     def _gains(self) -> list[dict[str, Any]]:
         config, cost = self.recipe.bench, self.draft.parameters / self.target.parameters
-        known = bench.BASELINES if self.openvino else bench.RUNTIMES["pytorch"]
+        known = bench.BASELINES if self.gains_openvino else bench.RUNTIMES["pytorch"]
         paths = [p for p in config.paths or ["ours"] if p in known and "lookup" not in p]
         found = []
         for gamma in sorted({*config.num_assistant_tokens, *self.recipe.evaluate.gammas}):
