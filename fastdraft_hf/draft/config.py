@@ -67,13 +67,13 @@ class DesignConfig(Section):
                 f"donor: init {self.init} uses none; remove it, or use prune or transplant"
             )
         given, number = self.layers, self.num_hidden_layers
-        if isinstance(given, list) and number is not None and len(given) != number:
+        if not isinstance(given, list):
+            return
+        if number is not None and len(given) != number:
             raise FastDraftError(
                 f"layers: {len(given)} are listed, but num_hidden_layers is {number}"
             )
-        if isinstance(given, list) and not (
-            given and given[0] >= 0 and given == sorted(set(given))
-        ):
+        if not given or given != sorted(set(given)) or given[0] < 0:
             raise FastDraftError(
                 f"layers: must be ascending indices from 0 without repeats, got {given}"
             )

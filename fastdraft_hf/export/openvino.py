@@ -63,6 +63,9 @@ def openvino_obstacle(model: Path) -> str | None:
     """
     if not openvino_available():
         return _NOT_INSTALLED
+    config = read_json(model / "config.json")
+    if "text_config" in config:  # optimum finds the text part by itself
+        return None
     from importlib.metadata import version
 
     from optimum.exporters.tasks import TasksManager
@@ -70,10 +73,7 @@ def openvino_obstacle(model: Path) -> str | None:
     from transformers import __version__
 
     _register_exporters()
-    config = read_json(model / "config.json")
     family = config.get("model_type", "")
-    if "text_config" in config:  # optimum finds the text part by itself
-        return None
     refused = f"optimum-intel {version('optimum-intel')} cannot export family '{family}'"
     try:
         exporter = TasksManager.get_exporter_config_constructor(

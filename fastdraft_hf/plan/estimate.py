@@ -115,8 +115,6 @@ class Plan:
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
         obstacle = openvino_obstacle(folder) if machine.cpu else None
         self.openvino = machine.cpu and obstacle is None
-        # What is only not installed here can still be what the draft is for.
-        self.gains_openvino = machine.cpu and (self.openvino or not openvino_available())
         if obstacle is not None:
             self.assumptions.insert(0, f"PyTorch writes and measures: {obstacle}")
         if machine.count > 1:
@@ -304,7 +302,9 @@ class Plan:
 
     def _gains(self) -> list[dict[str, Any]]:
         config, cost = self.recipe.bench, self.draft.parameters / self.target.parameters
-        known = bench.BASELINES if self.gains_openvino else bench.RUNTIMES["pytorch"]
+        # What is only not installed here can still be what the draft is for.
+        openvino = self.openvino or (self.machine.cpu and not openvino_available())
+        known = bench.BASELINES if openvino else bench.RUNTIMES["pytorch"]
         paths = [p for p in config.paths or ["ours"] if p in known and "lookup" not in p]
         found = []
         for gamma in sorted({*config.num_assistant_tokens, *self.recipe.evaluate.gammas}):
