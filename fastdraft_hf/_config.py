@@ -83,6 +83,16 @@ Key = Annotated[str, BeforeValidator(str)]
 """A key of a mapping. YAML reads ``2:`` as a number."""
 
 
+def _without_empty(entries: Any) -> Any:
+    if isinstance(entries, Mapping):
+        return {key: entry for key, entry in entries.items() if entry is not None}
+    return entries
+
+
+WithoutEmpty = BeforeValidator(_without_empty)
+"""Of a mapping by name: an empty entry, as of ``generate.sets.chat=null``, is none."""
+
+
 class Section(BaseModel):
     """Base class of a recipe's sections.
 

@@ -189,6 +189,13 @@ def test_overrides_reach_into_sections_and_lists() -> None:
     assert data["pretrain"]["sources"][1] == {"name": "chat"}  # the given mapping is not changed
 
 
+def test_null_leaves_a_set_out() -> None:
+    data = {"generate": {"sets": {"text": {"kind": "free"}, "chat": {}}}}
+    recipe = build_recipe(data, ["generate.sets.chat=null"])
+    assert recipe.generate is not None
+    assert list(recipe.generate.sets) == ["text"]
+
+
 def test_what_a_stage_reads_is_written_out() -> None:
     recipe = build_recipe(
         {

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
-from fastdraft_hf._config import Key, Number, Positive, Section
+from fastdraft_hf._config import Key, Number, Positive, Section, WithoutEmpty
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.engines import EngineName
 
@@ -127,7 +127,9 @@ class GenerateConfig(Section):
 
     RUNTIME_ONLY = ("server", "server_model")
 
-    sets: dict[Key, GeneratedSet] = Field({}, description="the sets, by name")
+    sets: Annotated[dict[Key, GeneratedSet], WithoutEmpty] = Field(
+        {}, description="the sets, by name; null leaves one out"
+    )
     engine: EngineName = Field(
         "auto",
         description="auto: openvino on a CPU, vllm on a GPU if it is installed, else transformers",
