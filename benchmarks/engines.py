@@ -90,9 +90,9 @@ def opened(
         models = Models(
             str(target),
             target_openvino=str(cached_openvino(target, "int8")),
-            drafts_openvino={"": str(cached_openvino(draft, "int8"))},
+            draft_openvino=str(cached_openvino(draft, "int8")),
         )
-    settings = {gamma: Setting(engine, "", gamma) for gamma in gammas}
+    settings = {gamma: Setting(engine, gamma) for gamma in gammas}
     settings[0] = Setting(PATHS[engine])
     decode = load_engine(models, list(settings.values()))
     yield lambda prompt, gamma, longest: decode(settings[gamma], prompt, longest)
@@ -184,7 +184,7 @@ def main() -> int:
             tie = long_enough and greedy_margin(reference, [*prompt.ids, *one.tokens[:at]]).tie
             ties, wrong = ties + tie, wrong + (not tie)
         faults += wrong
-        ways = {Setting(engine, "", g): list(zip(timed[g], timed[0], strict=True)) for g in gammas}
+        ways = {Setting(engine, g): list(zip(timed[g], timed[0], strict=True)) for g in gammas}
         found = judge(ways)
         gamma = found.best.num_assistant_tokens
         print(

@@ -107,7 +107,7 @@ class Recipe(Section):
         None, description="FT: training on the target's own answers"
     )
     reduced_vocabulary: ReducedVocabularyConfig | None = Field(
-        None, description="beside the draft, one whose head scores the most frequent tokens only"
+        None, description="the trained draft's head scores the most frequent tokens only"
     )
     export: ExportConfig = Field(default_factory=ExportConfig, description="other formats")
     evaluate: EvaluateConfig = Field(

@@ -89,14 +89,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"loading both models{hint} ...", file=sys.stderr, flush=True)
     models = Models(
         target=str(target),
-        drafts={"": str(draft)},
-        target_openvino=str(cached_openvino(target, "int8")) if openvino else None,
-        drafts_openvino={"": str(cached_openvino(draft, "int8"))} if openvino else {},
+        draft=str(draft),
+        target_openvino=str(cached_openvino(target, "int8")) if openvino else "",
+        draft_openvino=str(cached_openvino(draft, "int8")) if openvino else "",
         device=device,
         stop_ids=sorted(stop_ids(target, tokenizer)),
     )
     path = "ours-openvino" if openvino else "ours"
-    sides = Setting(path), Setting(path, "", gamma)
+    sides = Setting(path), Setting(path, gamma)
     engine = load_engine(models, sides)
     how = "OpenVINO int8" if openvino else f"PyTorch on {device}"
     print(f"{how}, greedy, {gamma} tokens drafted per round (γ)", flush=True)

@@ -1,4 +1,4 @@
-"""The recipe's sections on the draft: its shape and initialization, and a reduced vocabulary."""
+"""The recipe's sections on the draft: shape and initialization, and a reduced vocabulary."""
 
 from typing import Literal
 
@@ -80,10 +80,12 @@ class DesignConfig(Section):
 
 
 class ReducedVocabularyConfig(Section):
-    """A second draft, beside the full one, whose head scores the most frequent tokens only."""
+    """The trained draft's head scores the most frequent tokens only."""
 
-    draft_vocab_size: Positive = Field(
-        8192, description="tokens the head scores, such as 8192 or 16k"
+    draft_vocab_size: Positive | None = Field(
+        None,
+        description="tokens the head scores, such as 16k; by default as many as 98% of the "
+        "target's text needs",
     )
     sets: list[str] = Field(
         [],

@@ -1,6 +1,6 @@
-"""Time the target alone and with its drafts: the settings, the models, and the order of timings.
+"""Time the target alone and with its draft: the settings, the models, and the order of timings.
 
-A *setting* is a path, a draft and γ. The settings of one runtime share its models and take turns on
+A *setting* is a path and γ. The settings of one runtime share its models and take turns on
 every prompt, so that any two of them are compared over pairs that are seconds apart.
 """
 
@@ -48,12 +48,6 @@ RUNTIMES: Mapping[str, tuple[str, ...]] = {
 # Every path that runs on OpenVINO, baselines included.
 OPENVINO = (*RUNTIMES["openvino"], "openvino-alone", "ours-openvino-alone")
 
-# The name of the draft that stage ``reduced_vocabulary`` makes.
-REDUCED = "reduced"
-# Paths that map the columns of a reduced vocabulary back to ids: our loop by itself, GenAI by the
-# scatter in the exported graph. Stock assisted generation reads the unreduced head.
-_MAPS_BACK = ("ours", "openvino", "ours-openvino")
-
 # Length of a warm-up answer: every setting compiles, allocates and times its kernels once.
 _WARM_UP_TOKENS = 16
 
@@ -64,18 +58,11 @@ class Setting:
 
     Attributes:
         path: a path of `BASELINES`, or one of its baselines.
-        draft: `REDUCED`; empty for the draft that is measured, and where none is used.
         num_assistant_tokens: γ; 0 decodes with the target alone.
     """
 
     path: str
-    draft: str = ""
     num_assistant_tokens: int = 0
-
-    @property
-    def name(self) -> str:
-        """Path and draft: the key of results."""
-        return f"{self.path}/{self.draft}" if self.draft else self.path
 
     @property
     def baseline(self) -> Setting:
@@ -89,23 +76,12 @@ class Setting:
 
     def label(self, repeat: int, prompt: EvaluationPrompt) -> str:
         """Return the journal's key of one timing."""
-        return f"{self.name}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
+        return f"{self.path}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
 
 
-def assisted_settings(
-    paths: Sequence[str], gammas: Sequence[int], reduced: Sequence[str] = ()
-) -> list[Setting]:
-    """Return every setting that drafts, those with the same γ next to each other.
-
-    Args:
-        paths: what is timed with the draft that is measured, or without a draft model.
-        gammas: values of γ.
-        reduced: those of ``paths`` on which the draft with the reduced vocabulary is timed, if
-            they can map its columns back.
-    """
-    ways = [(path, "") for path in paths]
-    ways += [(path, REDUCED) for path in paths if path in reduced and path in _MAPS_BACK]
-    return [Setting(*way, gamma) for gamma in gammas for way in ways]
+def assisted_settings(paths: Sequence[str], gammas: Sequence[int]) -> list[Setting]:
+    """Return every setting that drafts, those with the same γ next to each other."""
+    return [Setting(path, gamma) for gamma in gammas for path in paths]
 
 
 def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
@@ -116,18 +92,19 @@ def all_settings(assisted: Sequence[Setting]) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of the models; those of drafts by `Setting.draft`.
+    """The folders of the models.
 
     Attributes:
+        draft: empty for the server paths.
         device: cpu or cuda, of the PyTorch paths; OpenVINO runs on the CPU.
         stop_ids: tokens that end an answer; empty for those of the target's generation config.
         server, server_alone: URLs of an engine with the draft, and of one without.
     """
 
     target: str
-    drafts: dict[str, str] = field(default_factory=dict)
-    target_openvino: str | None = None
-    drafts_openvino: dict[str, str] = field(default_factory=dict)
+    draft: str = ""
+    target_openvino: str = ""
+    draft_openvino: str = ""
     device: str = "cpu"
     stop_ids: list[int] = field(default_factory=list)
     server: str = ""
@@ -197,24 +174,20 @@ class _PyTorch:
             return model.to(models.device).eval()
 
         self._target = _ending(load(models.target), models.stop_ids)
-        self._drafts: dict[tuple[str, str], Any] = {}
-        reads = ("ours", "transformers")
-        for path, name in sorted({(s.path, s.draft) for s in settings if s.path in reads}):
-            folder = models.drafts[name]
-            ours = self._drafts.get(("ours", name))
-            if path == "ours":
-                model = load_draft(folder, dtype=dtype).to(models.device).eval()
-            elif ours is not None and read_reduced_vocabulary(folder) is None:
-                model = ours
-            else:  # stock assisted generation reads the unreduced head
-                model = load(folder)
-            self._drafts[path, name] = model
+        paths = {s.path for s in settings}
+        self._drafts: dict[str, Any] = {}
+        if "ours" in paths:
+            draft = load_draft(models.draft, dtype=dtype).to(models.device).eval()
+            self._drafts["ours"] = draft
+        if "transformers" in paths:  # reads the unreduced head
+            same = "ours" in paths and read_reduced_vocabulary(models.draft) is None
+            self._drafts["transformers"] = self._drafts["ours"] if same else load(models.draft)
 
     def __call__(self, setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         from fastdraft_hf.decode.assisted import decode
 
         path: Any = "transformers" if setting.path == "alone" else setting.path
-        draft = self._drafts.get((setting.path, setting.draft))
+        draft = self._drafts.get(setting.path)
         given = _fields(setting, prompt, longest)
         return decode(self._target, prompt.ids, draft=draft, path=path, **given)
 
@@ -228,20 +201,17 @@ class _OpenVINO:
     """
 
     def __init__(self, models: Models, settings: Sequence[Setting]) -> None:
-        drafts, target = models.drafts_openvino, Path(models.target_openvino or "")
+        target, paths = Path(models.target_openvino), {s.path for s in settings}
         self._stop_ids = models.stop_ids
         self._pipelines: dict[str, Any] = {}
-        self._drafts: dict[str, Any] = {}
-        for one in settings:
-            if one.path.startswith("openvino") and one.name not in self._pipelines:
-                from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
+        for path in dict.fromkeys(s.path for s in settings if s.path.startswith("openvino")):
+            from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 
-                self._pipelines[one.name] = OpenVINODecoder(
-                    target,
-                    Path(drafts[one.draft]) if one.path == "openvino" else None,
-                    prompt_lookup=one.path == "openvino-prompt-lookup",
-                )
-        paths = {s.path for s in settings}
+            self._pipelines[path] = OpenVINODecoder(
+                target,
+                Path(models.draft_openvino) if path == "openvino" else None,
+                prompt_lookup=path == "openvino-prompt-lookup",
+            )
         if paths & {"ours-openvino", "ours-openvino-alone"}:
             from optimum.intel import OVModelForCausalLM
 
@@ -255,20 +225,19 @@ class _OpenVINO:
             # answer with a draft: the target alone would compile it again while it is timed.
             if "ours-openvino" in paths:
                 paged(self.target)
-            for name in sorted({s.draft for s in settings if s.path == "ours-openvino"}):
                 # The loop compiles what it runs; nobody calls a draft by itself.
-                self._drafts[name] = OVModelForCausalLM.from_pretrained(drafts[name], **given)
+                self._draft = OVModelForCausalLM.from_pretrained(models.draft_openvino, **given)
 
     def __call__(self, setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         from fastdraft_hf.decode.assisted import decode
 
         record: DecodingRecord
         given = _fields(setting, prompt, longest)
-        if setting.name in self._pipelines:
-            pipeline = self._pipelines[setting.name]
+        if setting.path in self._pipelines:
+            pipeline = self._pipelines[setting.path]
             record = pipeline.decode(prompt.ids, stop_ids=set(self._stop_ids), **given)
             return record
-        draft = self._drafts[setting.draft] if setting.path == "ours-openvino" else None
+        draft = self._draft if setting.path == "ours-openvino" else None
         record = decode(self.target, prompt.ids, draft=draft, path="ours", **given)
         record.path = "ours-openvino"
         return record

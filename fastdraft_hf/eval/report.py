@@ -15,7 +15,6 @@ from fastdraft_hf.eval.summary import (
     acceptance_rows,
     acceptance_sentences,
     cut_sentence,
-    path_words,
     speed_rows,
     stage_rows,
     verdict,
@@ -190,7 +189,7 @@ def _speed(paths: dict[str, Any]) -> Any:
         # Resampled sums are added in another order: an interval may miss its value by rounding.
         widths = np.abs(ratios[1:] - ratios[0])
         style: dict[str, Any] = {"fmt": "-o", "ms": 3.5, "lw": 1.2, "capsize": 2}
-        style |= {"color": _COLORS[number % len(_COLORS)], "label": path_words(name)}
+        style |= {"color": _COLORS[number % len(_COLORS)], "label": name}
         axes.errorbar(x, ratios[0], widths, **style)
     axes.axhline(1.0, color="black", lw=0.8)
     axes.set_ylim(0, None)

@@ -104,11 +104,9 @@ def summarize(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
     """Return ``paths`` and ``best`` of ``results.json``; ``timed`` has every task set."""
     ways: dict[str, list[Setting]] = {}
     for setting in assisted:
-        ways.setdefault(setting.name, []).append(setting)
+        ways.setdefault(setting.path, []).append(setting)
     paths = {
         name: {
-            "path": settings[0].path,
-            "draft": settings[0].draft,
             # Greedy answers of one path are the same with every draft, but for ties in int8.
             "answers_differing": sum(
                 a.tokens != b.tokens for s in settings for a, b in _pairs(timed, s, s.baseline)
@@ -182,7 +180,6 @@ def _best(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
     best = judgement.best
     return {
         "path": best.path,
-        "draft": best.draft,
         "num_assistant_tokens": best.num_assistant_tokens,
         "tokens_per_second": tokens_per_second(timed[best]),
         **judgement.to_dict(),

@@ -160,7 +160,7 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
     """
     return [
         {
-            "path": path_words(name),
+            "path": name,
             "task set": task,
             "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
             "with the draft, tokens/s": f"{figures['sweep'][gamma]['tokens_per_second']:.1f}",
@@ -172,12 +172,6 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
         for task, figures in [*found["tasks"].items(), ("overall", found["overall"])]
         for gamma, stock in [(str(figures["best_num_assistant_tokens"]), figures.get("stock"))]
     ]
-
-
-def path_words(name: str) -> str:
-    """Return a key of ``paths`` as words: the path, and the draft if it is another one."""
-    path, _, draft = name.partition("/")
-    return f"{path}, draft {draft}" if draft else path
 
 
 def verdict(bench: dict[str, Any] | None) -> str:
@@ -194,10 +188,9 @@ def verdict(bench: dict[str, Any] | None) -> str:
         word = "a speed-up"
     elif high < 1:
         word = "no speed-up (the draft costs more time than it saves)"
-    name = path_words(f"{best['path']}/{best['draft']}")
     text = (
         f"{value:.2f}x ({low:.2f} to {high:.2f}) the speed of the target alone through the same "
-        f"kernels, {word}: {name} with γ = {best['num_assistant_tokens']}, "
+        f"kernels, {word}: {best['path']} with γ = {best['num_assistant_tokens']}, "
         f"{best['tokens_per_second']:.1f} tokens/s."
     )
     alone = best["fastest_alone"]
@@ -224,12 +217,12 @@ def closing_sentences(summary: RunSummary, machine: str) -> list[str]:
     """Say what was gained, on what that was measured, and what to do for another target."""
     bench, gained, drawn = summary.bench, verdict(None), 0
     if bench is not None and bench["paths"]:
-        name = f"{bench['best']['path']}/{bench['best']['draft']}".strip("/")
+        name = bench["best"]["path"]
         each = " and ".join(
             f"{task} {with_interval(figures['judged']['ratio']).replace(' ', 'x ', 1)}"
             for task, figures in bench["paths"][name]["tasks"].items()
         )
-        gained = f"With the draft, {path_words(name)} answers {each} as fast as without it."
+        gained = f"With the draft, {name} answers {each} as fast as without it."
         drawn = bench["prompts"]["measured"]
     return [
         gained,

@@ -29,7 +29,6 @@ from fastdraft_hf.eval.summary import (
     budget_sentence,
     cut_sentence,
     markdown_table,
-    path_words,
     speed_rows,
     stage_rows,
     verdict,
@@ -131,6 +130,7 @@ def render_card(
         license_line=f"{markdown(license)}." if license else "Follows the target's license.",
         num_assistant_tokens=gamma,
         parallel_drafting=facts.get("parallel_drafting"),
+        head=summary.provenance.get("reduced_vocabulary", {}).get("facts"),
         target_revision=markdown(facts.get("target_revision") or ""),
         draft_parameters=f"{evaluation['draft_parameters']:,}",
         target_parameters=f"{evaluation['target_parameters']:,}",
@@ -193,7 +193,7 @@ def _results(evaluation: dict[str, Any], bench: dict[str, Any] | None) -> list[E
                 found.append((task, key, f"{name} ({how}", figures[key]))
     for path, timed in (bench["paths"] if bench else {}).items():
         for task, figures in timed["tasks"].items():
-            how = f"{path_words(path)}, greedy, γ = {figures['best_num_assistant_tokens']}"
+            how = f"{path}, greedy, γ = {figures['best_num_assistant_tokens']}"
             name = f"Speed-up ({how}, same kernels"
             found.append((task, "speed_up", name, figures["judged"]["ratio"]))
     return [

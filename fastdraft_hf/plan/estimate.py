@@ -5,7 +5,7 @@ All of it is arithmetic. The assumptions are printed with the plan.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
 EVALUATION_PROMPT = 150
 OCCURRING = 2000  # ids in the text of a training step
+TYPICAL_REDUCTION = 8  # of a vocabulary, if its size is left to the text
 # Seconds a stage takes whatever its size, on two CPU cores; 3 where it is not listed.
 FIXED = {"design": 1.5, "generate": 5.0, "logits": 4.0, "evaluate": 5.0, "card": 0.5, "report": 1.5}
 EXPORT = 19.0  # seconds of one OpenVINO export and its check
@@ -253,8 +254,7 @@ class Plan:
 
     def _export(self, line: StagePlan) -> None:
         config, forms = self.recipe.export, [*self.recipe.export.openvino, *self.recipe.export.gguf]
-        copies = 1 if self.recipe.reduced_vocabulary is None else 2
-        line.seconds = copies * EXPORT * len(config.openvino) + 3.0 * len(forms)
+        line.seconds = EXPORT * len(config.openvino) + 3.0 * len(forms)
         line.disk_bytes = self.draft.parameters * sum(FORM_BYTES.get(f, 2.0) for f in forms)
         if config.acceptance_texts:
             self._loads(line, self.target, self.draft)
@@ -272,9 +272,7 @@ class Plan:
         config = self.recipe.bench
         known = bench.BASELINES if self.openvino else bench.RUNTIMES["pytorch"]
         paths = [path for path in dict.fromkeys(config.paths) if path in known]
-        reduced = paths if self.recipe.reduced_vocabulary is not None else ()
-        gammas = config.num_assistant_tokens
-        settings = bench.all_settings(bench.assisted_settings(paths, gammas, reduced))
+        settings = bench.all_settings(bench.assisted_settings(paths, config.num_assistant_tokens))
         answers = [(one.path, one.num_assistant_tokens) for one in settings]
         # All repeats, and one for warm-up and memory.
         count = len(config.tasks) * config.prompts_per_task * config.repeats + 1
@@ -298,7 +296,12 @@ class Plan:
             self._loads(line, self.target, self.draft)
 
     def _round(self, path: str, gamma: int) -> float:
-        return self.machine.round_seconds(self.target, self.draft, path, gamma)
+        draft, reduced = self.draft, self.recipe.reduced_vocabulary
+        if reduced is not None and path in ("ours", "openvino", "ours-openvino"):
+            kept = reduced.draft_vocab_size or draft.vocabulary // TYPICAL_REDUCTION
+            read = draft.read - (draft.vocabulary - kept) * draft.width
+            draft = replace(draft, read=read, vocabulary=kept)
+        return self.machine.round_seconds(self.target, draft, path, gamma)
 
     def _gains(self) -> list[dict[str, Any]]:
         config, cost = self.recipe.bench, self.draft.parameters / self.target.parameters

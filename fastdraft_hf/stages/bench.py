@@ -28,19 +28,18 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.bench
     tokenizer = run.chat_tokenizer()
     paths = _available(run)
-    reduced = [] if run.recipe.reduced_vocabulary is None else paths
-    models = _models(run, paths, reduced, sorted(stop_ids(run.target.path, tokenizer)))
+    models = _models(run, paths, sorted(stop_ids(run.target.path, tokenizer)))
     longest = run.longest_prompt(config)
     prompts = draw_prompts(
         tokenizer, config.tasks, config.prompts_per_task, longest, run.recipe.seed
     )
-    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
+    assisted = bench.assisted_settings(paths, config.num_assistant_tokens)
     config = config.model_copy(update={"max_minutes": deadline.minutes(run, "bench")})
     timed = bench.run_bench(models, assisted, prompts, config, folder)
     measured = {(r.task, r.key) for records in timed.values() for r in records}
     results = summarize(timed, [one for one in assisted if one in timed])
     counts = {"drawn": len(prompts), "measured": len(measured)}
-    missing = [f"{s.name} γ {s.num_assistant_tokens}" for s in assisted if s not in timed]
+    missing = [f"{s.path} γ {s.num_assistant_tokens}" for s in assisted if s not in timed]
     results |= {"prompts": counts, "left_out": missing}
     write_json(folder / "results.json", results)
     return {"cut": [cut_words(results)]} | {
@@ -64,34 +63,20 @@ def _available(run: Run) -> list[str]:
     return kept
 
 
-def _export(run: Run, draft: str = "") -> Path:
-    name = f"openvino-{run.recipe.bench.weight_format}"
-    return run.stage_folder("export") / (f"{draft}-{name}" if draft else name)
-
-
-def _models(
-    run: Run, paths: Sequence[str], reduced: Sequence[str], stop_ids: list[int]
-) -> bench.Models:
+def _models(run: Run, paths: Sequence[str], stop_ids: list[int]) -> bench.Models:
     """Find every model that the paths read; refuse a weight format that was not exported."""
     target, weight_format = run.target.path, run.recipe.bench.weight_format
-    drafts, openvino = {}, {}
-    if {"transformers", "ours"} & set(paths):
-        drafts[""] = str(run.latest_model())
-    if _OPENVINO_DRAFTS & set(paths):
-        if not _export(run).exists():
-            raise FastDraftError(
-                f"bench.weight_format: {weight_format} was not exported; add it to export.openvino"
-            )
-        openvino[""] = str(_export(run))
-    if reduced:
-        drafts[bench.REDUCED] = str(run.stage_folder("reduced_vocabulary"))
-        openvino[bench.REDUCED] = str(_export(run, bench.REDUCED))
+    exported = run.stage_folder("export") / f"openvino-{weight_format}"
+    if _OPENVINO_DRAFTS & set(paths) and not exported.exists():
+        raise FastDraftError(
+            f"bench.weight_format: {weight_format} was not exported; add it to export.openvino"
+        )
     on_openvino = bool(set(bench.OPENVINO) & set(paths))
     return bench.Models(
         target=str(target),
-        drafts=drafts,
-        target_openvino=str(cached_openvino(target, weight_format)) if on_openvino else None,
-        drafts_openvino=openvino,
+        draft=str(run.latest_model()),
+        target_openvino=str(cached_openvino(target, weight_format)) if on_openvino else "",
+        draft_openvino=str(exported),
         device=resolve_device(run.recipe.device),
         stop_ids=stop_ids,
         server=run.recipe.bench.server or "",

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+
 from fastdraft_hf.data.engines import TransformersEngine
 from fastdraft_hf.data.parts import build_requests
-from fastdraft_hf.draft.reduced_vocabulary import load_draft
+from fastdraft_hf.draft.reduced_vocabulary import load_draft, read_reduced_vocabulary
 from fastdraft_hf.eval import expected, metrics
-from fastdraft_hf.eval.bench import REDUCED
 from fastdraft_hf.export import parity
 from fastdraft_hf.export.openvino import openvino_obstacle
 from fastdraft_hf.recipe import resolve_device
@@ -38,7 +39,7 @@ NEW_TOKENS = 48
 def run(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``openvino-<format>`` folders and ``draft-<type>.gguf`` files.
 
-    With a section ``reduced_vocabulary`` also ``reduced-openvino-<format>``; GGUF has none.
+    A reduced vocabulary stays reduced in OpenVINO, not in GGUF.
     """
     config = run.recipe.export
     formats = list(config.openvino)
@@ -51,28 +52,26 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     facts["openvino"] = formats
     if not formats and not config.gguf:
         return facts
-    # (model, name of the form, output, weight format)
-    jobs: list[tuple[Path, str, Path, str]] = [
-        (model, f"OpenVINO {form}", folder / f"openvino-{form}", form) for form in formats
+    # (name of the form, output, weight format)
+    jobs: list[tuple[str, Path, str]] = [
+        (f"OpenVINO {form}", folder / f"openvino-{form}", form) for form in formats
     ]
-    if run.recipe.reduced_vocabulary is not None:
-        reduced = run.stage_folder("reduced_vocabulary")
-        for form in formats:
-            output = folder / f"{REDUCED}-openvino-{form}"
-            jobs.append((reduced, f"{REDUCED} OpenVINO {form}", output, form))
-    jobs += [(model, f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind) for kind in config.gguf]
+    jobs += [(f"GGUF {kind}", folder / f"draft-{kind}.gguf", kind) for kind in config.gguf]
     sizes: dict[str, int] = {}
     loaders: dict[str, Any] = {"PyTorch": functools.partial(load_draft, model, dtype="float32")}
-    for source, name, output, weights in jobs:
+    if read_reduced_vocabulary(model) is not None:
+        full = AutoModelForCausalLM.from_pretrained
+        loaders["PyTorch, full vocabulary"] = functools.partial(full, model, dtype="float32")
+    for name, output, weights in jobs:
         if not output.exists():
             logger.info("export: %s", name)
             record = folder / f"parity-{output.name}.json"
-            found = parity.checked_export(source, output, weights, record=record)
+            found = parity.checked_export(model, output, weights, record=record)
             for line in found.lines() if found else ():
                 logger.info("%s against PyTorch: %s", name, line)
         file = output if output.is_file() else output / "openvino_model.bin"
         sizes[name.replace("OpenVINO ", "").replace("GGUF", "gguf")] = file.stat().st_size
-        loaders[name] = functools.partial(load_exported, source, output)
+        loaders[name] = functools.partial(load_exported, model, output)
     facts["weight_bytes"] = sizes
     if config.gguf:
         facts["gguf"] = list(config.gguf)

@@ -1,4 +1,4 @@
-"""Stage reduced_vocabulary: a second draft that scores the most frequent tokens only."""
+"""Stage reduced_vocabulary: the draft's head scores the most frequent tokens only."""
 
 import logging
 import shutil
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.draft.reduced_vocabulary import (
+    check_size,
     choose_token_ids,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
@@ -31,9 +30,8 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = run.recipe.reduced_vocabulary
     assert config is not None  # the stage is planned only with its section
     sets = [run.stage_folder("generate") / name for name in config.sets]
-    facts = reduce_draft(
-        run.latest_model(), sets, config.draft_vocab_size, folder, target=run.target.path
-    )
+    draft = run.latest_model(before="reduced_vocabulary")
+    facts = reduce_draft(draft, sets, config.draft_vocab_size, folder, target=run.target.path)
     logger.info(
         "reduced_vocabulary: %s of %s tokens cover %s of the held-out text",
         f"{facts['draft_vocab_size']:,}",
@@ -51,27 +49,30 @@ def check(run: Run) -> None:
     """
     config, target = run.recipe.reduced_vocabulary, run.look_at_target().path
     assert config is not None
+    if config.draft_vocab_size is None:
+        return
     vocabulary = load_config(target, "target").get_text_config().vocab_size
-    always = _special_ids(load_tokenizer(target, "target"), target)
+    always = all_end_ids(target, load_tokenizer(target, "target"))
     try:
-        choose_token_ids({}, always, config.draft_vocab_size, vocabulary)
+        check_size(config.draft_vocab_size, always, vocabulary)
     except FastDraftError as error:
         raise FastDraftError(f"reduced_vocabulary.{error}") from None
 
 
 def reduce_draft(
-    draft: Path, sets: Sequence[Path], size: int, folder: Path, *, target: Path
+    draft: Path, sets: Sequence[Path], size: int | None, folder: Path, *, target: Path
 ) -> dict[str, Any]:
     """Fill a folder with the draft and the ids that its reduced vocabulary scores.
 
-    The ids are the most frequent ones of the target's completions; special and end tokens always
-    stay. One row in five is not counted: coverage is measured on those.
+    The ids are the most frequent ones of the target's completions; end tokens always stay. One row
+    in five is not counted: coverage is measured on those.
 
     Args:
         draft: folder of the trained draft. It is copied unchanged, so that other engines read a
             full head.
         sets: folders of generated sets.
-        size: K, tokens to keep.
+        size: K, tokens to keep; None: as many as the text needs. If that is more than half of the
+            vocabulary, the head stays full.
         folder: output; files of an earlier, killed call are overwritten.
         target: the target's folder.
 
@@ -94,19 +95,14 @@ def reduce_draft(
             (counts if row["index"] % 5 else held_out).update(row["completion_ids"])
     if not counts:
         raise FastDraftError("reduced_vocabulary: the generated sets hold no completions")
-    ids = choose_token_ids(counts, _special_ids(tokenizer, target, draft), size, vocabulary)
-    total = held_out.total()
-    facts = {
-        "draft_vocab_size": size,
-        "vocabulary": vocabulary,
-        "coverage": sum(held_out[token] for token in ids) / total if total else None,
-    }
+    always = all_end_ids(target, tokenizer) | all_end_ids(draft, tokenizer)
+    ids = choose_token_ids(counts, always, vocabulary, size, held_out)
+    kept, total = range(vocabulary) if ids is None else ids, held_out.total()
     shutil.copytree(draft, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
-    write_reduced_vocabulary(folder, ids)
-    return facts
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase, *folders: Path) -> set[int]:
-    """Return the ids that always stay: special and added tokens, and the folders' end tokens."""
-    found = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return found.union(*(all_end_ids(folder, tokenizer) for folder in folders))
+    if ids is not None:
+        write_reduced_vocabulary(folder, ids)
+    return {
+        "draft_vocab_size": len(kept),
+        "vocabulary": vocabulary,
+        "coverage": sum(held_out[token] for token in kept) / total if total else None,
+    }

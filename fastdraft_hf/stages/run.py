@@ -87,7 +87,7 @@ class Run:
         return (self.stage_folder(name) / PROVENANCE).exists()
 
     def latest_model(self, before: str | None = None) -> Path:
-        """Return the folder of the newest trained draft, or the designed one.
+        """Return the folder of the newest draft: reduced, trained or designed.
 
         Args:
             before: only stages that come before this one count.
@@ -95,10 +95,12 @@ class Run:
         Raises:
             FastDraftError: there is none yet.
         """
-        trained = list(self.recipe.training_stages())
-        if before in trained:
-            trained = trained[: trained.index(before)]
-        newest = ["design", *trained][-1]
+        makers = ["design", *self.recipe.training_stages()]
+        if self.recipe.reduced_vocabulary is not None:
+            makers.append("reduced_vocabulary")
+        if before in makers:
+            makers = makers[: makers.index(before)]
+        newest = makers[-1]
         if not self.finished(newest):
             raise FastDraftError(
                 f"stage {newest} is not finished in {self.folder}; run it first (fastdraft run)"

@@ -76,7 +76,8 @@ def _training(name: str, *inputs: str) -> Stage:
     return Stage(functools.partial(train.run, name=name), inputs, parallel=True)
 
 
-_DRAFTS = ("design", "pretrain", "continue", "align")
+_TRAINED = ("design", "pretrain", "continue", "align")
+_DRAFTS = (*_TRAINED, "reduced_vocabulary")
 _CHATS = ("generate", "evaluate", "bench")  # in the mode of `chat_template_kwargs`
 # In the order of a run.
 STAGES = {
@@ -90,10 +91,10 @@ STAGES = {
     "pretrain": _training("pretrain", "design", "generate"),
     "continue": _training("continue", "design", "generate", "pretrain"),
     "align": _training("align", "generate", "logits", "design", "pretrain", "continue"),
-    "reduced_vocabulary": Stage(reduced_vocabulary.run, ("generate", *_DRAFTS)),
-    "export": Stage(export.run, (*_DRAFTS, "reduced_vocabulary")),
+    "reduced_vocabulary": Stage(reduced_vocabulary.run, ("generate", *_TRAINED)),
+    "export": Stage(export.run, _DRAFTS),
     "evaluate": Stage(evaluate.run, _DRAFTS, parallel=True),
-    "bench": Stage(bench.run, (*_DRAFTS, "reduced_vocabulary", "export")),
+    "bench": Stage(bench.run, (*_DRAFTS, "export")),
     "card": Stage(card.run, (*_DRAFTS, "evaluate", "bench")),
     "report": Stage(report.run, ("generate", *_DRAFTS, "evaluate", "bench")),
 }

@@ -25,7 +25,7 @@ from fastdraft_hf.hub.folder import chat_mode
 from fastdraft_hf.target.resolve import load_tokenizer
 
 PROMPT = ("code", "the cat and the hat")
-SIDES = Setting("ours"), Setting("ours", "", 3)
+SIDES = Setting("ours"), Setting("ours", 3)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory, noisy_draft_folder: Path) ->
 
 @pytest.fixture(scope="module")
 def engine(tiny_target_folder: Path, draft: Path) -> Any:
-    models = Models(str(tiny_target_folder), {"": str(draft)}, stop_ids=[2])
+    models = Models(str(tiny_target_folder), str(draft), stop_ids=[2])
     return load_engine(models, SIDES)
 
 

@@ -36,7 +36,7 @@ EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 def test_the_most_frequent_ids_are_kept(
     counts: dict[int, int], always: set[int], size: int
 ) -> None:
-    ids = choose_token_ids(counts, always, size, 60)
+    ids = choose_token_ids(counts, always, 60, size)
     assert ids == sorted(set(ids))
     assert len(ids) == size
     assert always <= set(ids)
@@ -45,7 +45,18 @@ def test_the_most_frequent_ids_are_kept(
         assert min(counts.get(t, 0) for t in free) >= max(counts.get(t, 0) for t in left)
     for impossible in (len(always), 60, 61):
         with pytest.raises(FastDraftError, match="draft_vocab_size"):
-            choose_token_ids({}, always, impossible, 60)
+            choose_token_ids({}, always, 60, impossible)
+
+
+def test_the_size_follows_from_the_text() -> None:
+    """98 of 100 tokens, in a multiple of 64 ids; a head of more than half would save little."""
+    counts = dict.fromkeys(range(500, 600), 5)
+    text = dict.fromkeys(range(500, 598), 1) | {700: 1, 701: 1}
+    ids = choose_token_ids(counts, {7}, 1024, text=text)
+    assert ids is not None
+    assert len(ids) == 128
+    assert {7, *range(500, 600)} <= set(ids)
+    assert choose_token_ids(counts, {7}, 1024, text={**text, 702: 1}) is None  # 700 to 702: rare
 
 
 IDS = ('"ab"', "[]", "[2, 1]", "[1.5]", "[1, 1]", "[-1, 2]")

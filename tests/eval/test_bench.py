@@ -65,10 +65,10 @@ def test_what_is_compared_is_timed_beside_what_it_is_compared_to() -> None:
     assert found == [
         Setting("alone"),
         Setting("ours"),  # our loop with nothing drafted
-        Setting("transformers", "", 1),
-        Setting("ours", "", 1),
-        Setting("transformers", "", 2),
-        Setting("ours", "", 2),
+        Setting("transformers", 1),
+        Setting("ours", 1),
+        Setting("transformers", 2),
+        Setting("ours", 2),
     ]
     openvino = bench.assisted_settings(["openvino", "openvino-prompt-lookup", "ours-openvino"], [3])
     assert bench.all_settings(openvino)[:3] == [
@@ -146,7 +146,7 @@ def test_a_short_time_leaves_out_prompts_then_settings(
     assert len(journal) == 5
     # No time at all: one prompt, target alone and the first setting.
     kept, journal = collect("none", -1)
-    assert kept == [Setting("transformers", "", 1)]
+    assert kept == [Setting("transformers", 1)]
     assert {record.path for record in journal.values()} == {"alone", "transformers"}
     # A later start without a limit completes it.
     kept = bench.collect("x", FakeDecode(), SETTINGS, PROMPTS, CONFIG, journal)

@@ -1,5 +1,7 @@
 """Every setting of a runtime decodes through models that are loaded once."""
 
+import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fastdraft_hf.draft.reduced_vocabulary import write_reduced_vocabulary
 from fastdraft_hf.eval import bench
 from fastdraft_hf.eval.bench import Models, Setting, load_engine
 from fastdraft_hf.eval.prompts import EvaluationPrompt
@@ -23,17 +26,19 @@ def models(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> Models:
     root = tmp_path_factory.mktemp("drafts")
-    for name, given in (("own", {"seed": 1, "num_hidden_layers": 1}), ("reduced", {})):
-        tiny_model(**given).save_pretrained(root / name)
-        tiny_tokenizer.save_pretrained(root / name)
-    return Models(
-        target=str(tiny_target_folder),
-        drafts={"": str(root / "own"), "reduced": str(root / "reduced")},
-        stop_ids=[2],
-    )
+    tiny_model(seed=1, num_hidden_layers=1).save_pretrained(root / "draft")
+    tiny_tokenizer.save_pretrained(root / "draft")
+    return Models(target=str(tiny_target_folder), draft=str(root / "draft"), stop_ids=[2])
 
 
-def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reduced", [False, True])
+def test_pytorch_loads_each_model_once(
+    models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reduced: bool
+) -> None:
+    if reduced:  # the target itself, and stock decoding reads its full head
+        folder = Path(shutil.copytree(models.target, tmp_path / "reduced"))
+        write_reduced_vocabulary(folder, range(64))
+        models = dataclasses.replace(models, draft=str(folder))
     loaded: Counter[str] = Counter()
     load = AutoModelForCausalLM.from_pretrained
 
@@ -44,9 +49,9 @@ def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counting)
     paths = bench.RUNTIMES["pytorch"]
-    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], ["ours"]))
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3]))
     decode = load_engine(models, settings)
-    assert loaded == {models.target: 1, models.drafts[""]: 1, models.drafts["reduced"]: 1}
+    assert loaded == {models.target: 1, models.draft: 1 + reduced}
     alone = decode(Setting("alone"), PROMPT, 12)
     assert (alone.path, alone.num_assistant_tokens, alone.drafted) == ("transformers", 0, 0)
     rounds = {}
@@ -57,10 +62,7 @@ def test_pytorch_loads_each_model_once(models: Models, monkeypatch: pytest.Monke
         assert (record.task, record.key) == ("humaneval", "H/0")
         assert bool(record.drafted) == (setting.num_assistant_tokens > 0)
         rounds[setting] = record.rounds
-    # The reduced draft was used, not the run's own twice; stock and ours see the same one.
-    own, other = Setting("ours", "", 3), Setting("ours", "reduced", 3)
-    assert rounds[own] != rounds[other]
-    assert rounds[own] == rounds[Setting("transformers", "", 3)]
+    assert (rounds[Setting("ours", 3)] == rounds[Setting("transformers", 3)]) is not reduced
     assert len(decode(Setting("alone"), PROMPT, 3).tokens) == 3
 
 
@@ -68,12 +70,11 @@ def test_openvino_decodes_in_every_way(models: Models, openvino_models: Any) -> 
     found = Models(
         target=models.target,
         target_openvino=str(openvino_models.target),
-        drafts_openvino={"": str(openvino_models.draft), "reduced": str(openvino_models.reduced)},
+        draft_openvino=str(openvino_models.draft),
         stop_ids=[2],
     )
     paths = bench.RUNTIMES["openvino"]
-    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3], paths))
-    assert len([s for s in settings if s.draft == "reduced"]) == 4
+    settings = bench.all_settings(bench.assisted_settings(paths, [1, 3]))
     decode = load_engine(found, settings)
     # A draft must not make the target alone compile again: the time would count as its own.
     decode(Setting("ours-openvino-alone"), PROMPT, 4)
@@ -88,8 +89,11 @@ def test_openvino_decodes_in_every_way(models: Models, openvino_models: Any) -> 
         assert record.first_token_seconds is not None
         accepted[setting] = record.accepted
         assert record.target_passes == len(record.tokens) - record.accepted
-    # The tokens of this text are not in the reduced head: the named draft was used.
     decode(Setting("ours-openvino-alone"), PROMPT, 4)
     assert decode.target.request is compiled  # type: ignore[attr-defined]
-    for path in ("openvino", "ours-openvino"):
-        assert accepted[Setting(path, "reduced", 3)] < accepted[Setting(path, "", 3)]
+    # The tokens of this text are not in a reduced head: it is the given draft that is used.
+    reduced = dataclasses.replace(found, draft_openvino=str(openvino_models.reduced))
+    drafting = bench.assisted_settings(["openvino", "ours-openvino"], [3])
+    decode = load_engine(reduced, bench.all_settings(drafting))
+    for setting in drafting:
+        assert decode(setting, PROMPT, 12).accepted < accepted[setting]

@@ -119,7 +119,7 @@ def test_bench_times_a_server_with_the_draft_and_one_without(engine: str, fake: 
     other = Fake()
     models = Models("target", server=fake.url, server_alone=other.url)
     settings = all_settings(assisted_settings([engine], [3]))
-    assert settings == [Setting(engine), Setting(engine, "", 3)]
+    assert settings == [Setting(engine), Setting(engine, 3)]
     decode = load_engine(models, settings)
     records = [decode(setting, PROMPT, 4) for setting in settings]
     assert [record.num_assistant_tokens for record in records] == [0, 3]

@@ -41,11 +41,10 @@ def timings(
     paths: list[str],
     tokens_per_second: Callable[[Setting], float],
     config: BenchConfig = CONFIG,
-    reduced: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Summarize a benchmark at chosen speeds; a prompt's noise is on all settings that draft."""
     journal = Journal(folder / "records.jsonl")
-    assisted = bench.assisted_settings(paths, config.num_assistant_tokens, reduced)
+    assisted = bench.assisted_settings(paths, config.num_assistant_tokens)
 
     def decode(setting: Setting, prompt: EvaluationPrompt, longest: int) -> DecodingRecord:
         gamma = setting.num_assistant_tokens
@@ -99,11 +98,11 @@ def test_repeats_do_not_pass_for_prompts() -> None:
 def test_a_prompt_has_no_say_in_how_it_is_judged() -> None:
     """γ = 2 leads by prompt a alone, so a is always judged at γ = 1, which is best elsewhere."""
     candidates = {
-        Setting("ours", "", 1): pairs({"a": 1.0, "b": 1.2}),
-        Setting("ours", "", 2): pairs({"a": 5.0, "b": 1.1}),
+        Setting("ours", 1): pairs({"a": 1.0, "b": 1.2}),
+        Setting("ours", 2): pairs({"a": 5.0, "b": 1.1}),
     }
     found = judge(candidates)
-    assert found.best == Setting("ours", "", 2)
+    assert found.best == Setting("ours", 2)
     # Two halvings: chosen on a (γ = 2) and judged on b, chosen on b (γ = 1) and judged on a.
     assert found.ratio.value == pytest.approx(2 / (1 / 1.0 + 1 / 1.1))
     assert found.ratio.value < paired_ratio(candidates[found.best]).value
@@ -136,8 +135,8 @@ def test_a_speed_up_has_its_whole_interval_above_one(
     assert low < value < high
     assert (low > 1) is overall["is_speed_up"] is results["best"]["is_speed_up"] is expected
     # A single pair has no spread at all, whatever it says.
-    assert judge({Setting("ours", "", 1): pairs({"a": 1.5}, repeats=2)}).is_speed_up
-    assert not judge({Setting("ours", "", 1): pairs({"a": 1.5})}).is_speed_up
+    assert judge({Setting("ours", 1): pairs({"a": 1.5}, repeats=2)}).is_speed_up
+    assert not judge({Setting("ours", 1): pairs({"a": 1.5})}).is_speed_up
 
 
 def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:
@@ -168,17 +167,13 @@ def test_the_best_of_all_paths(tmp_path: Path) -> None:
 
     def at(setting: Setting) -> float:
         base = speeds.get(setting.path, 40.0)
-        if setting.draft:
-            return base / 2
         return base + (setting.num_assistant_tokens == 2)
 
     paths = ["transformers", "ours", "openvino"]
-    results = timings(tmp_path, paths, at, reduced=("ours",))
-    assert list(results["paths"]) == [*paths, "ours/reduced"]
-    other = results["paths"]["ours/reduced"]
-    assert (other["path"], other["draft"]) == ("ours", "reduced")
+    results = timings(tmp_path, paths, at)
+    assert list(results["paths"]) == paths
     best = results["best"]
-    assert (best["path"], best["draft"], best["num_assistant_tokens"]) == ("openvino", "", 2)
+    assert (best["path"], best["num_assistant_tokens"]) == ("openvino", 2)
     assert best["is_speed_up"] is False
     assert best["fastest_alone"] == {
         "engine": "openvino-alone",

@@ -93,6 +93,19 @@ def test_the_mode_of_the_chats(run_summary: RunSummary) -> None:
     assert 'the mode `{"enable_thinking": false}` of the' in render(run_summary).text
 
 
+def test_a_reduced_vocabulary(run_summary: RunSummary) -> None:
+    facts = {"draft_vocab_size": 64, "vocabulary": 64}  # all were needed
+    run_summary.provenance["reduced_vocabulary"] = {
+        **run_summary.provenance["design"],
+        "facts": facts,
+    }
+    assert "full head" not in render(run_summary).text
+    facts["draft_vocab_size"] = 32
+    assert (
+        "scores only the\n32 of 64 tokens that the target writes most" in render(run_summary).text
+    )
+
+
 def test_a_draft_that_drafts_in_parallel(run_summary: RunSummary) -> None:
     assert "parallel" not in render(run_summary).text
     text = render(run_summary, parallel_drafting=True).text

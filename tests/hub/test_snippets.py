@@ -163,7 +163,7 @@ MODELS = {
     "embedded:smollm2-135m-instruct": "target",
     "runs/smollm2-quickstart/draft": "draft",
     "YOUR/DRAFT": "draft",
-    "runs/t/reduced": "reduced",
+    "runs/t/draft": "reduced",
 }
 RUN = [
     *("README.md", "docs/index.md", "docs/tutorial.md", "docs/api.md", "docs/trainer.md"),
