@@ -85,7 +85,7 @@ def opened(
         without = ways[[*ways][-1]]
         yield lambda prompt, gamma, longest: (ways[engine] if gamma else without)(prompt, gamma)
         return
-    models = Models(str(target), {"": str(draft)})
+    models = Models(str(target), str(draft))
     if "openvino" in engine:
         models = Models(
             str(target),

@@ -1,14 +1,12 @@
-"""Whether predicted speeds come true, and what a reduced vocabulary saves.
+"""Whether the speeds that `fastdraft tune` predicts come true.
 
     python benchmarks/tuning.py --draft DIR [--only pytorch,openvino] [--target ID]
-    python benchmarks/tuning.py --draft DIR --reduced DIR [--only pytorch,openvino]
 
-The first predicts the tokens per second of a trained draft as `fastdraft tune` does, from timed
+It predicts the tokens per second of a trained draft as `fastdraft tune` does, from timed
 rounds of our loop and from the acceptance on other HumanEval prompts. Then it decodes prompts
 through the real path (`generate` with `assisted_decoding`, over PyTorch and over OpenVINO int8) and
 compares. It prints two errors: of the whole prediction, and of the times alone, with the block
-efficiency of the timed run. Speeds are after the first round, which reads the prompt. The second
-times rounds with a draft's full head and with the same draft reduced (stage reduced_vocabulary).
+efficiency of the timed run. Speeds are after the first round, which reads the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,33 +118,11 @@ def prediction(args: argparse.Namespace, name: str, prompts: list[EvaluationProm
         )
 
 
-def reduced(args: argparse.Namespace, name: str) -> None:
-    target = resolve_target(args.target).path
-    folders = {"full": args.draft, "reduced": args.reduced}
-    if name == "openvino":
-        target = cached_openvino(target, "int8")
-        folders = {k: cached_openvino(v, "int8") for k, v in folders.items()}
-    timer = LoopTimer(target, MEASURES[name], args.gammas, 256, args.rounds)
-    rounds: dict[tuple[str, int], list[float]] = {}
-    for repeat in range(args.repeats):
-        for which, folder in folders.items():
-            for gamma, times in timer.measure(folder, repeat).items():
-                rounds.setdefault((which, gamma), []).extend(times)
-    for gamma in args.gammas:
-        middle = {}
-        for which in folders:
-            one, low, high = 1e3 * np.quantile(rounds[which, gamma], (0.5, 0.25, 0.75))
-            middle[which] = one
-            print(f"γ {gamma}, {which} head: {one:.2f} ms (quartiles {low:.2f} to {high:.2f})")
-        print(f"γ {gamma}: reduced / full {middle['reduced'] / middle['full']:.2f}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--draft", type=Path, required=True, help="the trained draft's folder")
     parser.add_argument("--only", default="pytorch,openvino", help="of pytorch, cuda, openvino")
-    parser.add_argument("--reduced", type=Path, help="the same draft, reduced: time both")
     parser.add_argument("--prompts", type=int, default=8, help="HumanEval prompts that are timed")
     parser.add_argument("--calibration", type=int, default=8, help="others, for the acceptance")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
@@ -160,11 +135,8 @@ def main() -> None:
     print(f"{describe_machine(machine())}, {torch.get_num_threads()} threads of PyTorch")
     for name in args.only.split(","):
         print(f"\n== {name}")
-        if args.reduced is not None:
-            reduced(args, name)
-        else:
-            count = args.calibration + args.prompts
-            prediction(args, name, draw_prompts(tokenizer, ["humaneval"], count, 300, 0))
+        count = args.calibration + args.prompts
+        prediction(args, name, draw_prompts(tokenizer, ["humaneval"], count, 300, 0))
 
 
 if __name__ == "__main__":
