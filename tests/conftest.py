@@ -17,6 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from tiny_models import KEPT, noisy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -193,31 +194,39 @@ def openvino_models(
 ) -> SimpleNamespace:
     """Tiny models as OpenVINO, made in two starts of the exporter. Never write in their folders.
 
-    A start takes longer than a tiny model: a test that exports by itself costs ten seconds. Beside
-    the models there are ``broken``, a model that cannot be exported, and ``error``, the message
-    about it.
+    A start takes longer than a tiny model: a test that exports by itself costs ten seconds. The
+    processes of pytest-xdist share the models. Beside them there are ``broken``, a model that
+    cannot be exported, and ``error``, the message about it.
     """
     pytest.importorskip("openvino_genai")
     pytest.importorskip("optimum.intel")
-    root = tmp_path_factory.mktemp("openvino")
-    broken = tmp_path_factory.mktemp("broken")
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    export_openvino((tiny_target_folder, root / "target", "fp32"))
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, broken, error = shared / "openvino", shared / "broken", shared / "openvino-error.txt"
     jobs: list[tuple[Path, Path, WeightFormat]] = [
         (noisy_draft_folder, root / "draft", "fp32"),
         (reduced_draft_folder, root / "reduced", "fp32"),
         (tiny_target_folder, root / "target_int8", "int8"),
         (reduced_draft_folder, root / "reduced_int8", "int8"),
     ]
-    with pytest.raises(FastDraftError) as caught:
-        export_openvino(*jobs, (broken, root / "broken", "int8"))
-    # Nothing temporary is left, and nothing of the model that failed.
-    assert {p.name for p in root.iterdir()} == {"target", *(output.name for _, output, _ in jobs)}
+    with FileLock(shared / "openvino.lock"):
+        if not error.exists():
+            broken.mkdir()
+            config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+            (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            root.mkdir()
+            export_openvino((tiny_target_folder, root / "target", "fp32"))
+            with pytest.raises(FastDraftError) as caught:
+                export_openvino(*jobs, (broken, root / "broken", "int8"))
+            # Nothing temporary is left, and nothing of the model that failed.
+            made = {"target", *(output.name for _, output, _ in jobs)}
+            assert {p.name for p in root.iterdir()} == made
+            error.write_text(str(caught.value), encoding="utf-8")
     return SimpleNamespace(
         target=root / "target",
         **{output.name: output for _, output, _ in jobs},
-        error=str(caught.value),
+        error=error.read_text(encoding="utf-8"),
         broken=broken,
     )
 

@@ -25,6 +25,7 @@ STAGES = [
     "pretrain",
     "continue",
     "align",
+    "reduced",
     "export",
     "evaluate",
     "bench",
@@ -66,6 +67,7 @@ RECIPE: dict[str, Any] = {
         "logging_steps": 2,
         "save_steps": 3,
     },
+    "reduced_vocabulary": {"draft_vocab_size": 4096},
     "export": {"acceptance_texts": 1},
     "evaluate": {**DECODE, "untrained_prompts_per_task": 1},
     # Memory takes a start of Python for each path.

@@ -86,7 +86,7 @@ def test_a_format_that_was_not_exported_is_named(make_run: Callable[..., Run]) -
         make_run("bench.weight_format=fp16")
     run = make_run("bench.weight_format=fp16", "export.openvino=[]")
     with pytest.raises(FastDraftError, match=r"bench\.weight_format: fp16 was not exported; add"):
-        bench._models(run, ["ours-openvino"], [], [])
+        bench._models(run, ["ours-openvino"], [])
 
 
 def test_every_path_is_timed_and_a_killed_bench_resumes(
