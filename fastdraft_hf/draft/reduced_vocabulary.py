@@ -24,44 +24,13 @@ if TYPE_CHECKING:
 FILE = "reduced_vocabulary.json"
 
 
-# Text that the reduced head covers, if its size is not given; the widths of products, for kernels.
-COVERAGE, _MULTIPLE = 0.98, 64
+def rank_tokens(counts: Mapping[int, int], always: Collection[int], vocabulary: int) -> list[int]:
+    """Return the ids of a vocabulary: those of ``always``, then the most frequent ones.
 
-
-def choose_token_ids(
-    counts: Mapping[int, int],
-    always: Collection[int],
-    vocabulary: int,
-    size: int | None = None,
-    text: Mapping[int, int] | None = None,
-) -> list[int] | None:
-    """Return ids of ``vocabulary``, ascending: those of ``always``, then by ``counts``.
-
-    Among equally frequent tokens, the lower ids are taken: byte-pair vocabularies are in the order
+    Among equally frequent tokens, the lower ids come first: byte-pair vocabularies are in the order
     of their merges, the most common first.
-
-    Args:
-        counts: how often the target wrote each token.
-        always: ids that are kept in any case.
-        size: how many; by default as many as `COVERAGE` of ``text`` needs, and ``None`` is
-            returned if those are more than half of the vocabulary.
-        text: counts of tokens in other text, of the same source.
-
-    Raises:
-        FastDraftError: ``size`` is not between the number of ``always`` and the vocabulary.
     """
-    if size is not None:
-        check_size(size, always, vocabulary)
-    order = sorted(range(vocabulary), key=lambda t: (t not in always, -counts.get(t, 0), t))
-    if size is None:
-        text = text or counts
-        covered = itertools.accumulate(text.get(token, 0) for token in order)
-        wanted = COVERAGE * sum(text.values())
-        needed = next(number for number, sum_ in enumerate(covered, 1) if sum_ >= wanted)
-        size = max(len(always) + 1, needed + -needed % _MULTIPLE)
-        if 2 * size > vocabulary:
-            return None
-    return sorted(order[:size])
+    return sorted(range(vocabulary), key=lambda t: (t not in always, -counts.get(t, 0), t))
 
 
 def check_size(size: int, always: Collection[int], vocabulary: int) -> None:

