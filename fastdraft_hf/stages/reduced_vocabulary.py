@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
+from fastdraft_hf._progress import Progress
 from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.draft.families import read_parameters
 from fastdraft_hf.draft.reduced_vocabulary import (
@@ -156,17 +157,19 @@ def _right_guesses(draft: Path, sets: Sequence[Path]) -> tuple[Counter[int], int
         draft, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     ).eval()
     found, total = Counter[int](), 0
-    for rows in sets:
-        read = 0
-        for row in iter_kept_rows(rows):
-            if row["index"] % 5 or read >= _READ:
-                continue
-            text = torch.tensor([*row["prompt_ids"], *row["completion_ids"]])
-            length = len(row["completion_ids"])
-            read += length
-            with torch.inference_mode():
-                guesses = model(text[None, :-1]).logits[0, -length:].argmax(-1)
-            answer = text[1:][-length:]
-            found.update(answer[guesses == answer].tolist())
-        total += read
+    with Progress("reduced_vocabulary", _READ * len(sets), "tokens") as progress:
+        for rows in sets:
+            read = 0
+            for row in iter_kept_rows(rows):
+                if row["index"] % 5 or read >= _READ:
+                    continue
+                text = torch.tensor([*row["prompt_ids"], *row["completion_ids"]])
+                length = len(row["completion_ids"])
+                with torch.inference_mode():
+                    guesses = model(text[None, :-1]).logits[0, -length:].argmax(-1)
+                answer = text[1:][-length:]
+                found.update(answer[guesses == answer].tolist())
+                read += length
+                progress.advance(length)
+            total += read
     return found, total
