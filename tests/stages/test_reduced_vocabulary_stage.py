@@ -30,7 +30,7 @@ from fastdraft_hf.draft.reduced_vocabulary import (
 )
 from fastdraft_hf.eval.prompts import EvaluationPrompt
 from fastdraft_hf.recipe import build_recipe
-from fastdraft_hf.stages import bench, export
+from fastdraft_hf.stages import bench, export, reduced_vocabulary
 from fastdraft_hf.stages.reduced_vocabulary import best_size, reduce_draft
 from fastdraft_hf.stages.runner import Run, execute
 from fastdraft_hf.target.resolve import Target
@@ -94,8 +94,11 @@ def test_the_trained_draft_is_reduced(
     assert (folder / "provenance.json").read_bytes() == made
 
 
-def test_the_size_follows_from_right_guesses_and_from_what_is_read(tmp_path: Path) -> None:
+def test_the_size_follows_from_right_guesses_and_from_what_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each token that is guessed as often as the next is worth its bytes, or none is."""
+    monkeypatch.setattr(reduced_vocabulary, "_LEAST", 64)
     target = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=40)
     draft = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     few = [0.8 / 128] * 128 + [0.0] * 512
@@ -105,6 +108,8 @@ def test_the_size_follows_from_right_guesses_and_from_what_is_read(tmp_path: Pat
     rare = [0.8 / 128] * 128 + [0.05 / 512] * 512
     assert best_size(rare, target, wide) == 128
     assert best_size([0.0] * 640, target, draft) == 64
+    monkeypatch.undo()
+    assert best_size(few, target, draft) == 640  # so small a vocabulary is not reduced
 
 
 def test_the_size_of_a_run_is_found(make_run: Callable[..., Run]) -> None:
