@@ -81,9 +81,7 @@ def initializations(args: argparse.Namespace) -> dict[str, Choice]:
 
 def read_by(target: PretrainedConfig, choice: Choice) -> int:
     """Return the parameters that a draft reads per token."""
-    draft = design_draft(target, DesignConfig(**choice.design))
-    read: int = read_parameters(draft)
-    return read - (draft.vocab_size - (choice.scored or draft.vocab_size)) * draft.hidden_size
+    return read_parameters(design_draft(target, DesignConfig(**choice.design)), choice.scored)
 
 
 def widest(

@@ -63,13 +63,14 @@ def main() -> None:
     run = Run(read_recipe(args.run / "recipe.yaml", [f"output_dir={args.run}"]), args.run)
     tokenizer = run.chat_tokenizer()
     target = run.target.path
+    ends = sorted(stop_ids(target, tokenizer))
     folder = args.run / "benchmark-reduced"
     heads = dict(reduced(run, size, folder) for size in ("full", *args.sizes.split(",")))
     print(f"{describe_machine(machine())}\n")
     print("| path | task set | scored tokens | γ | acceptance rate | tokens/s | ratio to alone |")
     print("|---|---|---|---|---|---|---|")
     for path in args.paths.split(","):
-        alone = Setting("openvino-alone" if path == "openvino" else path)
+        alone = Setting(path).baseline
         drafting = [Setting(path, gamma) for gamma in args.gammas]
         # (head, setting) -> engine; each head has models of its own
         ways = {}
@@ -78,7 +79,7 @@ def main() -> None:
                 target=str(target),
                 target_openvino=str(cached_openvino(target, "int8")),
                 draft_openvino=str(exported),
-                stop_ids=sorted(stop_ids(target, tokenizer)),
+                stop_ids=ends,
             )
             settings = [*drafting, alone] if head == "full" else drafting
             engine = load_engine(models, settings)

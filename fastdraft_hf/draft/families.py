@@ -143,15 +143,18 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in meta_model(config).parameters())
 
 
-def read_parameters(config: PretrainedConfig) -> int:
+def read_parameters(config: PretrainedConfig, scored: int | None = None) -> int:
     """Return how many parameters one token reads: all but an input embedding that is no head.
 
-    Of an embedding that is only looked up, one row is read. At equal precision this decides the
-    time of a small model's pass, which waits for memory.
+    Of an embedding that is only looked up, one row is read, and of a head those of the ``scored``
+    tokens (by default all). At equal precision this decides the time of a small model's pass, which
+    waits for memory.
     """
     model = meta_model(config)
     looked_up, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     size: int = sum(parameter.numel() for parameter in model.parameters())
+    if scored is not None:
+        size -= (len(head) - scored) * head.shape[1]
     return size - (0 if head is looked_up else looked_up.numel())
 
 

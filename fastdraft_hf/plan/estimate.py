@@ -5,7 +5,7 @@ All of it is arithmetic. The assumptions are printed with the plan.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fastdraft_hf.hub.folder import earlier_training
 from fastdraft_hf.plan.machines import Machine, Shape, shape_of
 from fastdraft_hf.recipe import Recipe, distribution_source
 from fastdraft_hf.stages.deadline import planned_minutes
+from fastdraft_hf.stages.reduced_vocabulary import LEAST
 from fastdraft_hf.stages.runner import STAGES, planned
 from fastdraft_hf.target.resolve import load_config, resolve_target
 from fastdraft_hf.train.callbacks import OVERHEAD
@@ -33,7 +34,6 @@ TYPICAL_INSTRUCTION = 128  # the limit that most targets' instructions get
 INSTRUCTION_PREFIX, INSTRUCTION_SHARE, KEPT_INSTRUCTIONS = 30.0, 0.52, 0.74
 EVALUATION_PROMPT = 150
 OCCURRING = 2000  # ids in the text of a training step
-TYPICAL_REDUCTION = 8  # of a vocabulary, if its size is left to the text
 # Seconds a stage takes whatever its size, on two CPU cores; 3 where it is not listed.
 FIXED = {"design": 1.5, "generate": 5.0, "logits": 4.0, "evaluate": 5.0, "card": 0.5, "report": 1.5}
 EXPORT = 19.0  # seconds of one OpenVINO export and its check
@@ -112,6 +112,10 @@ class Plan:
         draft = load_config(given, "design.draft") if given else design_draft(config, recipe.design)
         self.recipe, self.machine = recipe, machine
         self.target, self.draft = shape_of(config), shape_of(draft)
+        self.reduced = self.draft  # where a reduced vocabulary is used
+        if (section := recipe.reduced_vocabulary) is not None:
+            kept = section.draft_vocab_size or min(LEAST, self.draft.vocabulary)
+            self.reduced = shape_of(draft, kept)
         self.limits = planned_minutes(recipe, round(self.target.parameters))
         self.assumptions = [*machine.assumptions(), *ASSUMPTIONS]
         obstacle = openvino_obstacle(folder) if machine.cpu else None
@@ -296,11 +300,7 @@ class Plan:
             self._loads(line, self.target, self.draft)
 
     def _round(self, path: str, gamma: int) -> float:
-        draft, reduced = self.draft, self.recipe.reduced_vocabulary
-        if reduced is not None and path in ("ours", "openvino", "ours-openvino"):
-            kept = reduced.draft_vocab_size or draft.vocabulary // TYPICAL_REDUCTION
-            read = draft.read - (draft.vocabulary - kept) * draft.width
-            draft = replace(draft, read=read, vocabulary=kept)
+        draft = self.reduced if path in ("ours", "openvino", "ours-openvino") else self.draft
         return self.machine.round_seconds(self.target, draft, path, gamma)
 
     def _gains(self) -> list[dict[str, Any]]:

@@ -60,17 +60,17 @@ class Shape:
         return 2.0 * self.layers * self.key * element
 
 
-def shape_of(config: Any) -> Shape:
-    """Return the shape of a config's model; no weights are made."""
+def shape_of(config: Any, scored: int | None = None) -> Shape:
+    """Return the shape of a config's model whose head scores some tokens; no weights are made."""
     text = config.get_text_config()
     return Shape(
         parameters=count_parameters(config),
-        read=read_parameters(config),
+        read=read_parameters(config, scored),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         inner=text.intermediate_size,
         key=head_groups(text) * head_size(text),
-        vocabulary=text.vocab_size,
+        vocabulary=scored or text.vocab_size,
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf._progress import Progress
@@ -17,6 +16,7 @@ from fastdraft_hf.data.filters import iter_kept_rows
 from fastdraft_hf.draft.families import read_parameters
 from fastdraft_hf.draft.reduced_vocabulary import (
     check_size,
+    load_draft,
     rank_tokens,
     read_reduced_vocabulary,
     write_reduced_vocabulary,
@@ -28,12 +28,12 @@ from fastdraft_hf.target.resolve import all_end_ids, load_config, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens of each set in which the draft's right guesses are counted.
+# Held-out tokens of each set in which the draft's right guesses are counted.
 _READ = 10_000
 _GAMMA = 3  # the paper's
 _MULTIPLE = 64  # of the head's rows, for kernels
 # A smaller head was no faster, on Gemma-3-270M or SmolLM2-135M, and lost accepted tokens.
-_LEAST = 16_384
+LEAST = 16_384
 
 # Files of a stage that do not belong to the draft.
 _NOT_COPIED = ("facts.json", "log.json", "provenance.json", "config.yaml", "*.tmp", "work", "data")
@@ -101,20 +101,24 @@ def reduce_draft(
         )
     tokenizer = load_tokenizer(target, "target")
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
-    vocabulary = load_config(draft, "draft").get_text_config().vocab_size
-    counts, held_out = Counter[int](), Counter[int]()
+    config = load_config(draft, "draft")
+    vocabulary = config.get_text_config().vocab_size
+    counts, held_out, sample = Counter[int](), Counter[int](), list[dict[str, Any]]()
     for rows in sets:
+        read = 0
         for row in iter_kept_rows(rows):
             (counts if row["index"] % 5 else held_out).update(row["completion_ids"])
+            if row["index"] % 5 == 0 and read < _READ:
+                sample.append(row)
+                read += len(row["completion_ids"])
     if not counts:
         raise FastDraftError("reduced_vocabulary: the generated sets hold no completions")
     always = all_end_ids(target, tokenizer) | all_end_ids(draft, tokenizer)
     order, total = rank_tokens(counts, always, vocabulary), held_out.total()
     if size is None:
-        guessed, read = _right_guesses(draft, sets)
-        right = [guessed[token] / max(read, 1) for token in order]
-        configs = load_config(target, "target"), load_config(draft, "draft")
-        size = max(best_size(right, *configs), len(always) + 1)
+        right = _right_guesses(draft, sample)
+        shares = [right.get(token, 0.0) for token in order]
+        size = best_size(shares, load_config(target, "target"), config)
     else:
         check_size(size, always, vocabulary)
     kept = sorted(order[:size])
@@ -132,46 +136,34 @@ def best_size(right: Sequence[float], target: Any, draft: Any) -> int:
     """Return how many tokens the head should score for the most tokens per byte that is read.
 
     The expected block efficiency at γ = 3, over what the target's pass and three passes of the
-    draft read; at least `_LEAST`.
+    draft read; at least `LEAST`.
 
     Args:
         right: [vocabulary] by rank, the share of text in which the draft guesses the token right.
         target, draft: the models' configs.
     """
     vocabulary, width = len(right), int(draft.get_text_config().hidden_size)
-    whole, layers = read_parameters(target), read_parameters(draft) - vocabulary * width
+    whole, layers = read_parameters(target), read_parameters(draft, scored=0)
     guessed = list(itertools.accumulate(right))
 
     def gain(size: int) -> float:
         read = whole + _GAMMA * (layers + size * width)
         return expected_block_efficiency(guessed[size - 1], _GAMMA) / read
 
-    best: int = max([*range(_LEAST, vocabulary, _MULTIPLE), vocabulary], key=gain)
+    best: int = max([*range(LEAST, vocabulary, _MULTIPLE), vocabulary], key=gain)
     return best
 
 
-def _right_guesses(draft: Path, sets: Sequence[Path]) -> tuple[Counter[int], int]:
-    """Return how often the draft's most probable token is the target's, and the tokens read.
-
-    They are of held-out rows, `_READ` tokens of each set.
-    """
-    model = AutoModelForCausalLM.from_pretrained(
-        draft, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    ).eval()
-    found, total = Counter[int](), 0
-    with Progress("reduced_vocabulary", _READ * len(sets), "tokens") as progress:
-        for rows in sets:
-            read = 0
-            for row in iter_kept_rows(rows):
-                if row["index"] % 5 or read >= _READ:
-                    continue
-                text = torch.tensor([*row["prompt_ids"], *row["completion_ids"]])
-                length = len(row["completion_ids"])
-                with torch.inference_mode():
-                    guesses = model(text[None, :-1]).logits[0, -length:].argmax(-1)
-                answer = text[1:][-length:]
-                found.update(answer[guesses == answer].tolist())
-                read += length
-                progress.advance(length)
-            total += read
-    return found, total
+def _right_guesses(draft: Path, rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Return by token the share of the rows' text in which the draft guesses it right."""
+    model = load_draft(draft, dtype=torch.float32).eval()
+    found, total = Counter[int](), sum(len(row["completion_ids"]) for row in rows)
+    with Progress("reduced_vocabulary", total, "tokens") as progress, torch.inference_mode():
+        for row in rows:
+            text = torch.tensor([*row["prompt_ids"], *row["completion_ids"]])
+            length = len(row["completion_ids"])
+            guesses = model(text[None, :-1]).logits[0, -length:].argmax(-1)
+            answer = text[1:][-length:]
+            found.update(answer[guesses == answer].tolist())
+            progress.advance(length)
+    return {token: count / total for token, count in found.items()}

@@ -98,7 +98,7 @@ def test_the_size_follows_from_right_guesses_and_from_what_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each token that is guessed as often as the next is worth its bytes, or none is."""
-    monkeypatch.setattr(reduced_vocabulary, "_LEAST", 64)
+    monkeypatch.setattr(reduced_vocabulary, "LEAST", 64)
     target = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=40)
     draft = LlamaConfig(vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     few = [0.8 / 128] * 128 + [0.0] * 512
@@ -112,13 +112,18 @@ def test_the_size_follows_from_right_guesses_and_from_what_is_read(
     assert best_size(few, target, draft) == 640  # so small a vocabulary is not reduced
 
 
-def test_the_size_of_a_run_is_found(make_run: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("least", [64, reduced_vocabulary.LEAST])
+def test_the_size_of_a_run_is_found(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(reduced_vocabulary, "LEAST", least)
     run = make_run(reduced_vocabulary={})
     execute(run, ["design", "reduced_vocabulary"])
     folder = run.stage_folder("reduced_vocabulary")
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["facts"]
     head = read_reduced_vocabulary(folder)
     assert facts["draft_vocab_size"] == (288 if head is None else len(head))
+    assert (head is None) is (least > 288)  # a vocabulary of 288 tokens
     assert load_draft(folder).get_output_embeddings().weight.shape[0] == facts["draft_vocab_size"]
 
 
