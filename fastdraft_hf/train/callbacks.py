@@ -183,15 +183,21 @@ def read_stream_state(checkpoint: Path) -> dict[str, Any]:
 
 
 class TimeBudget(TrainerCallback):
-    """Cuts ``max_train_tokens`` to what ``max_minutes`` affords at the rate of the first steps.
+    """Cuts ``max_train_tokens`` to what ``max_minutes`` affords at the rate of the last steps.
 
-    The minutes begin when the trainer is made. The rate is measured earlier if half of them are
-    over, and again after twice as many steps and so on, since other work may slow the machine down.
-    ``plan.json`` in ``output_dir`` holds the cuts and their steps; a resumed run repeats them.
+    The minutes begin when the trainer is made. The rate is measured after the first steps, earlier
+    if half of the minutes are over, and again after twice as many steps and so on, since other work
+    may slow the machine down, or end. Checkpoints and evaluations are no part of it: the first take
+    long beside the first steps. They get `OVERHEAD` of the time (`LimitOverhead`), and those at the
+    end as long as the last ones took. ``plan.json`` in ``output_dir`` holds the budgets and their
+    steps; a resumed run repeats them.
     """
 
     def __init__(self) -> None:
         self._begun, self._next = time.monotonic(), _WARM_STEPS + _TIMED_STEPS
+        self._seconds, self._tokens = 0.0, 0  # of the steps since the rate was measured
+        self._ended, self._seen = self._begun, 0  # when the last step ended, and what was read by then
+        self._paused, self._pause = False, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._path, self._first = Path(args.output_dir) / "plan.json", state.global_step
@@ -200,23 +206,37 @@ class TimeBudget(TrainerCallback):
         self._cuts = broadcast_object_list([read_json(self._path) if known else []])[0]
         self._cut(args, state)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._paused = True
+
+    on_evaluate = on_save
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._paused:
+            now = time.monotonic()
+            self._paused, self._pause, self._ended = False, now - self._ended, now
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step, seen = state.global_step - self._first, state.num_input_tokens_seen
-        if step == _WARM_STEPS:
-            self._start = time.monotonic(), seen
         now = time.monotonic()
+        if step > _WARM_STEPS:
+            self._seconds += now - self._ended
+            self._tokens += seen - self._seen
+        self._ended, self._seen = now, seen
         due = step == self._next
         if _WARM_STEPS < step < self._next == _WARM_STEPS + _TIMED_STEPS:  # before the first time
             due = broadcast_object_list([now > self._begun + 30 * args.max_minutes])[0]
         if due:
             self._next *= 2
-            rate = (seen - self._start[1]) / (now - self._start[0])
-            left = max(0.0, 60 * args.max_minutes + self._begun - now)
-            affordable, wanted = int(seen + left * rate), int(args.max_train_tokens)
+            rate = (1 - OVERHEAD) * self._tokens / self._seconds
+            self._seconds, self._tokens = 0.0, 0
+            left = max(0.0, 60 * args.max_minutes + self._begun - now - self._pause)
+            affordable = min(int(seen + left * rate), self._wanted)
             cut = {"max_train_tokens": affordable, "tokens_per_second": round(rate, 1)}
             cut = broadcast_object_list([cut | {"after_step": state.global_step}])[0]
-            # A second cut of a few percent is noise.
-            if cut["max_train_tokens"] < (0.95 if self._cuts else 1.0) * wanted:
+            change = cut["max_train_tokens"] / int(args.max_train_tokens) - 1
+            # A few percent more or less than before are noise.
+            if abs(change) > (0.05 if self._cuts else 0.0):
                 logger.warning(
                     f"this machine trains {rate:,.0f} tokens per second: {affordable:,} instead of "
                     f"{self._wanted:,} tokens fit into {args.max_minutes:.3g} minutes"
