@@ -24,6 +24,8 @@ CONTEXT = 256  # tokens in the cache at a decoding step
 FEW_ROWS = 1.8
 # What each further token adds to a pass over one: OpenVINO int8 on a CPU, for two targets.
 ONE_MORE_ROW = 0.09
+# Seconds of a pass besides what it reads: OpenVINO on a CPU, for three targets and their drafts.
+PASS_SECONDS = 5e-4
 # What the optimizer's step moves, for each parameter: weight, gradient, moments, zeros.
 OPTIMIZER_BYTES = 52.0
 # A training step's Python, Muon and logging.
@@ -128,13 +130,13 @@ class Machine:
 
     def step(self, shape: Shape, texts: float, context: float, engine: str = "") -> float:
         """Return the time of one decoding step of ``texts`` at once on one device."""
-        element, speedup = self.element, 1.0
+        element, speedup, started = self.element, 1.0, 0.0
         if "openvino" in engine:
-            element, speedup = 1.0, OPENVINO_SPEEDUP
+            element, speedup, started = 1.0, OPENVINO_SPEEDUP, PASS_SECONDS
         read = element * shape.read + texts * context * shape.cache_bytes(element)
         flops = texts * shape.flops(context) / speedup
         bound = max(read / (self.bandwidth * self.stream), flops / (self.flops * self.read))
-        return bound + shape.layers * self.launch * (0.1 if engine == "vllm" else 1.0)
+        return started + bound + shape.layers * self.launch * (0.1 if engine == "vllm" else 1.0)
 
     def round_seconds(self, target: Shape, draft: Shape, path: str, gamma: int) -> float:
         """Return the time of drafting γ tokens and of the target's pass over them."""
@@ -160,7 +162,8 @@ class Machine:
             lines.append(
                 f"in stock assisted generation a pass over several tokens takes {FEW_ROWS:g} times "
                 f"as long as over one; OpenVINO int8 is {OPENVINO_SPEEDUP:g} times as fast as "
-                f"PyTorch where FLOPs decide, and a further token adds {ONE_MORE_ROW:.0%} to a pass"
+                f"PyTorch where FLOPs decide, starts a pass in {PASS_SECONDS * 1e3:g} ms, and a "
+                f"further token adds {ONE_MORE_ROW:.0%} to it"
             )
         elif not self.cuda:
             lines.append(
