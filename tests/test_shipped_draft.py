@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,13 @@ from fastdraft_hf.cli.demo import SHIPPED
 
 # The draft that users get, and the pre-trained one that quickstart starts from.
 NAMES = (SHIPPED, f"{SHIPPED}-Base")
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 MEGABYTES = 25
 
 
 @pytest.fixture(params=NAMES)
 def folder(request: pytest.FixtureRequest) -> Path:
-    return Path(__file__).resolve().parents[1] / "model_cards" / str(request.param)
+    return CARDS / str(request.param)
 
 
 # Plain transformers in a process of its own; the package is not even in reach of an import.
@@ -26,39 +28,50 @@ sys.modules["fastdraft_hf"] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-target_folder, draft_folder = sys.argv[1:]
-draft = AutoModelForCausalLM.from_pretrained(draft_folder)
-tokenizer = AutoTokenizer.from_pretrained(draft_folder)
-assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(target_folder).get_vocab()
+target_folder, *draft_folders = sys.argv[1:]
 target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
-texts = []
+vocabulary = AutoTokenizer.from_pretrained(target_folder).get_vocab()
 chat = [{"role": "user", "content": "What is a river delta?"}]
-for prompt in (
-    "class Queue:",
-    tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
-):
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    given = {**inputs, "do_sample": False, "max_new_tokens": 24}
-    alone = target.generate(**given)[0].tolist()
-    texts.append([alone, target.generate(**given, assistant_model=draft)[0].tolist()])
-print(json.dumps({
-    "dtype": str(draft.dtype),
-    "parameters": draft.num_parameters(),
-    "of_target": target.num_parameters(),
-    "gamma": draft.generation_config.num_assistant_tokens,
-    "schedule": draft.generation_config.num_assistant_tokens_schedule,
-    "threshold": draft.generation_config.assistant_confidence_threshold,
-    "texts": texts,
-}))
+found = []
+for draft_folder in draft_folders:
+    draft = AutoModelForCausalLM.from_pretrained(draft_folder)
+    tokenizer = AutoTokenizer.from_pretrained(draft_folder)
+    assert tokenizer.get_vocab() == vocabulary
+    texts = []
+    for prompt in (
+        "class Queue:",
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True),
+    ):
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        given = {**inputs, "do_sample": False, "max_new_tokens": 24}
+        alone = target.generate(**given)[0].tolist()
+        texts.append([alone, target.generate(**given, assistant_model=draft)[0].tolist()])
+    found.append({
+        "dtype": str(draft.dtype),
+        "parameters": draft.num_parameters(),
+        "of_target": target.num_parameters(),
+        "gamma": draft.generation_config.num_assistant_tokens,
+        "schedule": draft.generation_config.num_assistant_tokens_schedule,
+        "threshold": draft.generation_config.assistant_confidence_threshold,
+        "texts": texts,
+    })
+print(json.dumps(found))
 """
 
 
-def test_plain_transformers_uses_it_as_it_lies(target_folder: Path, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def used(target_folder: Path) -> dict[str, Any]:
+    """What plain transformers found of each draft."""
+    folders = [str(CARDS / name) for name in NAMES]
     done = subprocess.run(
-        [sys.executable, "-c", USE, str(target_folder), str(folder)], capture_output=True, text=True
+        [sys.executable, "-c", USE, str(target_folder), *folders], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    return dict(zip(NAMES, json.loads(done.stdout), strict=True))
+
+
+def test_plain_transformers_uses_it_as_it_lies(used: dict[str, Any], folder: Path) -> None:
+    found = used[folder.name]
     assert found["dtype"] == "torch.bfloat16"
     assert found["parameters"] <= found["of_target"] / 10
     assert 1 <= found["gamma"] <= 20

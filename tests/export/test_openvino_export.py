@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
 from fastdraft_hf.export import openvino
@@ -58,27 +58,18 @@ def test_a_failing_export_leaves_nothing_and_says_why(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_gemma_goes_to_openvino_with_the_transformers_of_today(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_gemma_goes_to_openvino_with_the_transformers_of_today(
+    openvino_models: Any, family: str
+) -> None:
     """optimum-intel refuses it, and need not: also beyond the sliding window nothing differs."""
-    intel = pytest.importorskip("optimum.intel")
-    families = ("gemma", "gemma2", "gemma3_text")
-    torch.manual_seed(0)
-    for family in families:
-        sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 64)
-        sizes |= dict.fromkeys(("num_attention_heads", "num_hidden_layers"), 2)
-        sizes |= {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64}
-        window = {} if family == "gemma" else {"sliding_window": 8}
-        config = AutoConfig.for_model(family, **sizes, **window, initializer_range=0.3)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / family)
-        assert openvino_obstacle(tmp_path / family) is None
-    export_openvino(*((tmp_path / f, tmp_path / f"{f}-ir", "fp32") for f in families))
-    for family in families:
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
-        export = intel.OVModelForCausalLM.from_pretrained(
-            tmp_path / f"{family}-ir", ov_config=EXACT
-        )
-        prompts = [[2, 5, 7], list(range(2, 22))]
-        assert compare(model, export, prompts).exact, family
+    from optimum.intel import OVModelForCausalLM
+
+    folder, export = openvino_models.gemma / family, openvino_models.gemma / f"{family}-ir"
+    assert openvino_obstacle(folder) is None
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    exported = OVModelForCausalLM.from_pretrained(export, ov_config=EXACT)
+    assert compare(model, exported, [[2, 5, 7], list(range(2, 22))]).exact
 
 
 @pytest.mark.parametrize(
