@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdraft_hf.cli.run import quiet_libraries
     from fastdraft_hf.decode.settings import read_draft_tokens
     from fastdraft_hf.draft.vocabulary import Vocabulary, check_vocabulary
-    from fastdraft_hf.export.openvino import cached_openvino, openvino_available, openvino_obstacle
+    from fastdraft_hf.export.openvino import cached_openvino, use_openvino
     from fastdraft_hf.hub.folder import chat_mode
     from fastdraft_hf.recipe import resolve_device
     from fastdraft_hf.target.resolve import load_tokenizer, resolve_target, stop_ids
@@ -71,17 +71,10 @@ def run(args: argparse.Namespace) -> None:
         if (value := getattr(args, key)) is not None and value < 1:
             raise FastDraftError(f"{key}: must be at least 1, got {value}")
     device = resolve_device("auto")
-    by_default = args.engine is None and device == "cpu" and openvino_available()
-    openvino = args.engine == "openvino" or by_default
     draft = find_draft(args.draft)
     quiet_libraries()
     target = resolve_target(args.target).path
-    if openvino and (found := [*filter(None, map(openvino_obstacle, (target, draft)))]):
-        if args.engine is not None:
-            raise FastDraftError(f"--engine: {found[0]}")
-        print(f"in PyTorch: {found[0]}", file=sys.stderr)
-        openvino = False
-
+    openvino = use_openvino(args.engine, device, "--engine", target, draft)
     tokenizer = load_tokenizer(target, "--target", chat_mode(draft))
     check_vocabulary(Vocabulary.of_folder(target, "the target", tokenizer), draft, "draft")
     gamma = args.num_assistant_tokens or read_draft_tokens(draft) or 3  # the paper's

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+
+logger = logging.getLogger(__name__)
 
 # Logit of a token that a reduced vocabulary leaves out: the lowest finite float16.
 LOWEST = -65504.0
@@ -89,6 +92,31 @@ def openvino_obstacle(model: Path) -> str | None:
     if lowest is not None and Version(__version__) < Version(str(lowest)):
         return f"{refused} with transformers {__version__}, only from {lowest}"
     return None
+
+
+def use_openvino(wanted: str | None, device: str, key: str, *models: Path) -> bool:
+    """Return whether OpenVINO runs these models: if it is asked for, and on a CPU by default.
+
+    By default PyTorch runs what cannot be exported, with a warning.
+
+    Args:
+        wanted: ``openvino``; ``auto`` or ``None`` for the default; another engine.
+        device: cpu or cuda.
+        key: the setting's name.
+        models: folders.
+
+    Raises:
+        FastDraftError: it is asked for, and not installed or cannot export one of them.
+    """
+    by_default = wanted in ("auto", None) and device == "cpu" and openvino_available()
+    if wanted != "openvino" and not by_default:
+        return False
+    obstacle = next(filter(None, map(openvino_obstacle, models)), None)
+    if obstacle is not None:
+        if not by_default:
+            raise FastDraftError(f"{key}: {obstacle}")
+        logger.warning("%s: PyTorch runs the model, which is slower: %s", key, obstacle)
+    return obstacle is None
 
 
 def _register_exporters() -> None:

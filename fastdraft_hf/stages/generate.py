@@ -21,7 +21,7 @@ from fastdraft_hf.data.filters import FILTERS
 from fastdraft_hf.data.parts import stored_indices
 from fastdraft_hf.data.task_sets import Decontaminator
 from fastdraft_hf.data.traffic import LoggedAnswers
-from fastdraft_hf.export.openvino import cached_openvino, openvino_available, openvino_obstacle
+from fastdraft_hf.export.openvino import cached_openvino, use_openvino
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages import deadline
@@ -131,13 +131,7 @@ def load_engine(
     Raises:
         FastDraftError: the engine is not installed, or cannot read the target.
     """
-    openvino = name == "openvino" or (name == "auto" and device == "cpu" and openvino_available())
-    if openvino and (obstacle := openvino_obstacle(target)) is not None:
-        if name == "openvino":
-            raise FastDraftError(f"generate.engine: {obstacle}")
-        logger.warning("generate: transformers writes the rows, which is slower: %s", obstacle)
-        openvino = False
-    if openvino:
+    if use_openvino(name, device, "generate.engine", target):
         logger.info("exporting the target to OpenVINO int8 (once)")
         return OpenVINOEngine(
             on_main(lambda: cached_openvino(target, "int8")), stop_ids, batch_size

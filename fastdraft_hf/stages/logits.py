@@ -15,7 +15,7 @@ from fastdraft_hf.data.target_logits import (
     ModelReader,
     write_target_logits,
 )
-from fastdraft_hf.export.openvino import cached_openvino, openvino_available
+from fastdraft_hf.export.openvino import cached_openvino, use_openvino
 from fastdraft_hf.hub.folder import read_record
 from fastdraft_hf.recipe import resolve_device
 from fastdraft_hf.stages.run import Run
@@ -55,16 +55,11 @@ def open_reader(
     target: Path, config: LogitsConfig, device: str
 ) -> tuple[LogitsReader, dict[str, str]]:
     """Load the target; return its reader and the engine and type for the record."""
-    wanted = config.engine == "openvino"
-    if wanted and not openvino_available():
-        raise FastDraftError(
-            "logits.engine: openvino is not installed; `pip install fastdraft_hf[openvino]`"
-        )
-    if wanted or (config.engine == "auto" and device == "cpu" and openvino_available()):
+    if use_openvino(config.engine, device, "logits.engine", target):
         try:
             return _openvino_reader(target), {"engine": "openvino", "dtype": "float16"}
         except (FastDraftError, NotImplementedError) as error:
-            if wanted:
+            if config.engine == "openvino":
                 raise FastDraftError(
                     f"logits.engine: openvino cannot read this target: {error}"
                 ) from error

@@ -496,8 +496,7 @@ def test_the_engine_of_a_machine_and_a_target(
     for engine, kind in (("openvino", "OpenVINOEngine"), ("transformers", "TransformersEngine")):
         path = f"fastdraft_hf.stages.generate.{kind}"
         monkeypatch.setattr(path, lambda *args, engine=engine: made.append(engine))
-    for module in (generate, openvino):
-        monkeypatch.setattr(module, "openvino_available", lambda: installed)
+    monkeypatch.setattr(openvino, "openvino_available", lambda: installed)
     monkeypatch.setattr(generate, "cached_openvino", lambda *args: Path("export"))
     if chosen in ("openvino", "transformers"):
         generate.load_engine(name, tmp_path, {2}, 4, device)

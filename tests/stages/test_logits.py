@@ -336,7 +336,7 @@ def test_a_target_that_openvino_cannot_read(
     def refuse(target: Path) -> Any:
         raise NotImplementedError("no pages")
 
-    monkeypatch.setattr(logits, "openvino_available", lambda: True)
+    monkeypatch.setattr(logits, "use_openvino", lambda *args: True)
     monkeypatch.setattr(logits, "_openvino_reader", refuse)
     made = run(logits={"top_k": 6, "engine": "openvino"})
     with pytest.raises(
