@@ -61,7 +61,7 @@ RECIPE: dict[str, Any] = {
     "align": {
         **TRAIN,
         "sources": [{"name": "chat"}, {"name": "code"}],
-        "max_train_tokens": 2500,
+        "max_train_tokens": 1200,
         "max_length": 128,
         "per_device_train_batch_size": 1,
         "logging_steps": 2,
@@ -70,7 +70,6 @@ RECIPE: dict[str, Any] = {
     "reduced_vocabulary": {"draft_vocab_size": 4096},
     "export": {"acceptance_texts": 1},
     "evaluate": {**DECODE, "untrained_prompts_per_task": 1},
-    # Memory takes a start of Python for each path.
     "bench": {**DECODE, "num_assistant_tokens": [2], "repeats": 1},
 }
 

@@ -22,10 +22,9 @@ OPENVINO_SPEEDUP = 1.9
 CONTEXT = 256  # tokens in the cache at a decoding step
 # Time of a pass over several tokens, relative to one: stock assisted generation on a CPU.
 FEW_ROWS = 1.8
-# What each further token adds to a pass over one: OpenVINO int8 on a CPU, for two targets.
-ONE_MORE_ROW = 0.09
-# Seconds of a pass besides what it reads: OpenVINO on a CPU, for three targets and their drafts.
-PASS_SECONDS = 5e-4
+# OpenVINO int8 on a CPU, for three targets and their drafts: what each further token adds to a
+# pass over one, the seconds of a pass besides what it reads, and of GenAI's sampler for a logit.
+ONE_MORE_ROW, PASS_SECONDS, LOGIT_SECONDS = 0.07, 5e-4, 4e-9
 # What the optimizer's step moves, for each parameter: weight, gradient, moments, zeros.
 OPTIMIZER_BYTES = 52.0
 # A training step's Python, Muon and logging.
@@ -39,7 +38,7 @@ class Shape:
     Attributes:
         parameters: all, a tied head once; ``read``: those that a step reads, without embeddings.
         layers, width, inner, key: layers, hidden size, feed-forward size, width of all key heads.
-        vocabulary: tokens the head scores.
+        vocabulary: logits of a token; a reduced head has them all in OpenVINO.
     """
 
     parameters: int
@@ -72,7 +71,7 @@ def shape_of(config: Any, scored: int | None = None) -> Shape:
         width=text.hidden_size,
         inner=text.intermediate_size,
         key=head_groups(text) * head_size(text),
-        vocabulary=scored or text.vocab_size,
+        vocabulary=text.vocab_size,
     )
 
 
@@ -132,7 +131,8 @@ class Machine:
         """Return the time of one decoding step of ``texts`` at once on one device."""
         element, speedup, started = self.element, 1.0, 0.0
         if "openvino" in engine:
-            element, speedup, started = 1.0, OPENVINO_SPEEDUP, PASS_SECONDS
+            element, speedup = 1.0, OPENVINO_SPEEDUP
+            started = PASS_SECONDS + LOGIT_SECONDS * texts * shape.vocabulary
         read = element * shape.read + texts * context * shape.cache_bytes(element)
         flops = texts * shape.flops(context) / speedup
         bound = max(read / (self.bandwidth * self.stream), flops / (self.flops * self.read))
@@ -162,8 +162,9 @@ class Machine:
             lines.append(
                 f"in stock assisted generation a pass over several tokens takes {FEW_ROWS:g} times "
                 f"as long as over one; OpenVINO int8 is {OPENVINO_SPEEDUP:g} times as fast as "
-                f"PyTorch where FLOPs decide, starts a pass in {PASS_SECONDS * 1e3:g} ms, and a "
-                f"further token adds {ONE_MORE_ROW:.0%} to it"
+                f"PyTorch where FLOPs decide, starts a pass in {PASS_SECONDS * 1e3:g} ms, samples "
+                f"in {LOGIT_SECONDS * 1e9:g} ns per logit, and a further token adds "
+                f"{ONE_MORE_ROW:.0%} to a pass"
             )
         elif not self.cuda:
             lines.append(
