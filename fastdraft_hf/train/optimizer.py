@@ -1,9 +1,9 @@
-"""Muon for the matrices and AdamW for everything else, as one optimizer.
+"""Muon for the layers' matrices, Adam by rows for the tables, AdamW for the rest, as one optimizer.
 
 At the few hundred thousand tokens that a small machine can afford, a draft trained with Muon
 (Jordan et al. 2024; `Muon`) has a higher acceptance rate than with AdamW
 (benchmarks/README.md). Muon is made for matrices between hidden states; embeddings, head, norms
-and biases stay with AdamW, as its authors advise.
+and biases stay with Adam, as its authors advise.
 """
 
 from typing import Any
@@ -49,14 +49,43 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Steps a `Muon` and a `torch.optim.AdamW` together.
+class RowAdam(torch.optim.SparseAdam):
+    """`torch.optim.SparseAdam` that also takes dense gradients, of which it reads the rows.
 
-    ``param_groups`` holds the groups of both, so that one learning-rate scheduler drives them.
+    A step of sampled softmax reads a few thousand rows of a table. The others have a gradient of
+    zero and stay as they are, in the weights and in the moments, whether the gradient is sparse or
+    dense: one process and several, which reduce dense ones, do the same.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for weight in (p for group in self.param_groups for p in group["params"]):
+            if weight.grad is not None:
+                weight.grad = _rows_of(weight.grad)
+        return super().step(closure)  # type: ignore[no-untyped-call]
+
+
+def _rows_of(gradient: torch.Tensor) -> torch.Tensor:
+    """Return a sparse gradient of the rows that are not zero."""
+    rows, values = torch.arange(len(gradient), device=gradient.device), gradient
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+    kept = values.any(1)
+    return torch.sparse_coo_tensor(
+        rows[kept][None], values[kept], gradient.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Steps a `Muon`, a `torch.optim.AdamW` and a `RowAdam` together.
+
+    ``param_groups`` holds the groups of all, so that one learning-rate scheduler drives them.
 
     Args:
         matrices: 2D parameters of the layers.
-        others: all other parameters.
+        others: norms and biases.
+        tables: embeddings and head.
         muon_lr: Muon's learning rate, comparable to AdamW's.
         lr: AdamW's learning rate.
         weight_decay: of the matrices; the other parameters have none.
@@ -67,6 +96,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self,
         matrices: list[torch.nn.Parameter],
         others: list[torch.nn.Parameter],
+        tables: list[torch.nn.Parameter],
         *,
         muon_lr: float,
         lr: float,
@@ -75,12 +105,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         muon = Muon(matrices, lr=muon_lr, weight_decay=weight_decay)
-        # As a group, because a bare list must not be empty, and with adapters it is.
+        # As groups, because a bare list must not be empty, and with adapters it is.
         adamw = torch.optim.AdamW(
             [{"params": others}], lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True
         )
-        self.parts = {"muon": muon, "adamw": adamw}
-        super().__init__([*matrices, *others], {})  # for its hooks
+        rows = RowAdam([{"params": tables}], lr=lr, betas=betas, eps=eps)
+        self.parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw, "rows": rows}
+        super().__init__([*matrices, *others, *tables], {})  # for its hooks
         self._share_groups()
 
     def _share_groups(self) -> None:

@@ -46,6 +46,7 @@ def sample_head(
     scale: float = 1.0,
     generator: torch.Generator | None = None,
     shared: bool = False,
+    sparse: bool = False,
 ) -> SampledHead:
     """Return the head over the batch's ids and ``negatives`` others.
 
@@ -58,6 +59,7 @@ def sample_head(
         scale: of the logits (`fused_head_loss`): the bias is given before it.
         generator: of the draw, on the CPU; PyTorch's own by default.
         shared: whether all processes take part, with generators of the same state.
+        sparse: whether the gradient of ``weight`` is sparse.
     """
     size = weight.shape[0]
     occurs = torch.zeros(size, dtype=torch.bool, device=weight.device)
@@ -85,4 +87,5 @@ def sample_head(
         offset = offset + bias[ids]
     if target is not None:
         target = TopK(positions[target.ids], target.log_probs, target.tail)
-    return SampledHead(ids, weight.index_select(0, ids), offset, positions[labels], target)
+    scored_weight = torch.nn.functional.embedding(ids, weight, sparse=sparse)
+    return SampledHead(ids, scored_weight, offset, positions[labels], target)

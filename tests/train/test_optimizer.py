@@ -1,10 +1,11 @@
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 
-from fastdraft_hf.train.optimizer import MuonWithAdamW, orthogonalized
+from fastdraft_hf.train.optimizer import MuonWithAdamW, RowAdam, orthogonalized
 
 
 def make_model(seed: int = 0) -> torch.nn.Module:
@@ -19,6 +20,7 @@ def make_optimizer(model: torch.nn.Module, **changes: float) -> MuonWithAdamW:
     return MuonWithAdamW(
         [p for p in parameters if p.ndim == 2],
         [p for p in parameters if p.ndim != 2],
+        [],
         **{"muon_lr": 0.02, "lr": 0.01, "weight_decay": 0.1, **changes},
     )
 
@@ -86,6 +88,32 @@ def test_its_state_resumes_identically() -> None:
         step(fresh_twin, [fresh], number)
     assert equal(weights(model), weights(twin))
     assert not equal(weights(model), weights(fresh_twin))  # the state does matter
+
+
+def test_a_table_moves_in_the_rows_that_were_read() -> None:
+    """Dense and sparse gradients do the same; if all rows are read, it is Adam."""
+    start = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    settings = {"lr": 0.1, "betas": (0.9, 0.95)}
+
+    def moved(make: type[torch.optim.Optimizer], reads: list[list[int]], sparse: bool) -> Any:
+        table = torch.nn.Parameter(start.clone())
+        optimizer = make([{"params": [table]}], **settings)
+        for ids in reads:
+            optimizer.zero_grad()
+            rows = torch.nn.functional.embedding(torch.tensor(ids), table, sparse=sparse)
+            # Of two gradients that add up, as of a tied head.
+            (rows.square().sum() + table.new_tensor([2.0]) @ rows.sum(1)[:1]).backward()
+            optimizer.step()
+        return table.detach()
+
+    reads = [[1, 5, 5], [2], [5, 0]]
+    found = moved(RowAdam, reads, sparse=True)
+    torch.testing.assert_close(moved(RowAdam, reads, sparse=False), found)
+    assert torch.equal(found[[3, 4, 6, 7]], start[[3, 4, 6, 7]])
+    assert not (found[[0, 1, 2, 5]] == start[[0, 1, 2, 5]]).any()
+    everything = [list(range(8))] * 4
+    adam = moved(torch.optim.Adam, everything, sparse=False)
+    torch.testing.assert_close(moved(RowAdam, everything, sparse=True), adam)
 
 
 @pytest.mark.parametrize("shape", [(12, 70), (40, 16), (16, 16)])

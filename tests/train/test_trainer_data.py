@@ -210,7 +210,7 @@ def test_the_private_hooks_are_called(
     trainer: Make, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks = ["_prepare_dataset", "_set_signature_columns_if_needed"]
-    hooks += ["_track_num_input_tokens", "_get_grad_norm", "create_scheduler"]
+    hooks += ["_track_num_input_tokens", "_clip_grad_norm", "_get_grad_norm", "create_scheduler"]
     hooks += ["_get_train_sampler", "_get_num_items_in_batch"]
     spies = {}
     for name in hooks:
