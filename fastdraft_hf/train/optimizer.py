@@ -84,8 +84,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         matrices: 2D parameters of the layers.
-        others: norms and biases.
-        tables: embeddings and head.
+        others: all other parameters.
+        tables: embeddings and head, where a step reads few rows of them.
         muon_lr: Muon's learning rate, comparable to AdamW's.
         lr: AdamW's learning rate.
         weight_decay: of the matrices; the other parameters have none.
