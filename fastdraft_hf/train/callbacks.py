@@ -196,10 +196,8 @@ class TimeBudget(TrainerCallback):
     def __init__(self) -> None:
         self._begun, self._next = time.monotonic(), _WARM_STEPS + _TIMED_STEPS
         self._seconds, self._tokens = 0.0, 0  # of the steps since the rate was measured
-        self._ended, self._seen = (
-            self._begun,
-            0,
-        )  # when the last step ended, and what was read by then
+        # When the last step ended, and what was read by then.
+        self._ended, self._seen = self._begun, 0
         self._paused, self._pause = False, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
