@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 import torch
 from filelock import FileLock
-from tiny_models import KEPT, noisy, save_gemma
+from tiny_models import GEMMAS, KEPT, noisy, save_gemma
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -195,9 +195,9 @@ def openvino_models(
     """Tiny models as OpenVINO, made in one start of the exporter. Never write in their folders.
 
     A start takes longer than a tiny model: a test that exports by itself costs ten seconds. The
-    processes of pytest-xdist share the models. Beside them there are ``gemma``, where a folder is a
-    family's and that with ``-ir`` its export; ``broken``, a model that cannot be exported; and
-    ``error``, the message about it.
+    processes of pytest-xdist share the models. Beside them there are ``sources``, the folder that
+    Gemma's exports were made from; ``broken``, a model that cannot be exported; and ``error``, the
+    message about it.
     """
     pytest.importorskip("openvino_genai")
     pytest.importorskip("optimum.intel")
@@ -205,13 +205,14 @@ def openvino_models(
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     root, broken, error = shared / "openvino", shared / "broken", shared / "openvino-error.txt"
-    gemma, names = shared / "gemma", ("gemma", "gemma2", "gemma3_text")
+    sources = shared / "sources"
     jobs: list[tuple[Path, Path, WeightFormat]] = [
         (tiny_target_folder, root / "target", "fp32"),
         (noisy_draft_folder, root / "draft", "fp32"),
         (reduced_draft_folder, root / "reduced", "fp32"),
         (tiny_target_folder, root / "target_int8", "int8"),
         (reduced_draft_folder, root / "reduced_int8", "int8"),
+        *((sources / family, root / family, "fp32") for family in GEMMAS),
     ]
     with FileLock(shared / "openvino.lock"):
         if not error.exists():
@@ -219,16 +220,15 @@ def openvino_models(
             config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
             (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
             root.mkdir()
-            for name in names:
-                save_gemma(name, gemma / name)
-            more = [(gemma / name, gemma / f"{name}-ir", "fp32") for name in names]
+            for family in GEMMAS:
+                save_gemma(family, sources / family)
             with pytest.raises(FastDraftError) as caught:
-                export_openvino(*jobs, *more, (broken, root / "broken", "int8"))
+                export_openvino(*jobs, (broken, root / "broken", "int8"))
             # Nothing temporary is left, and nothing of the model that failed.
             assert {p.name for p in root.iterdir()} == {output.name for _, output, _ in jobs}
             error.write_text(str(caught.value), encoding="utf-8")
     return SimpleNamespace(
-        gemma=gemma,
+        sources=sources,
         **{output.name: output for _, output, _ in jobs},
         error=error.read_text(encoding="utf-8"),
         broken=broken,

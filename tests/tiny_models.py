@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 # The ids of a reduced vocabulary: every second token, so that columns and ids differ everywhere.
 KEPT = tuple(range(0, 288, 2))
+# Gemma's families that go to OpenVINO.
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
 
 
 def noisy(model: Any, amount: float = 0.1, seed: int = 0) -> Any:

@@ -6,6 +6,7 @@ At the few hundred thousand tokens that a small machine can afford, a draft trai
 and biases stay with Adam, as its authors advise.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -75,6 +76,21 @@ def _rows_of(gradient: torch.Tensor) -> torch.Tensor:
     return torch.sparse_coo_tensor(
         rows[kept][None], values[kept], gradient.shape, is_coalesced=True, check_invariants=False
     )
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], most: float) -> torch.Tensor:
+    """Do what `torch.nn.utils.clip_grad_norm_` does, which takes no sparse gradients."""
+    gradients = []
+    for weight in parameters:
+        if (gradient := weight.grad) is None:
+            continue
+        if gradient.is_sparse:
+            weight.grad = coalesced = gradient.coalesce()
+            gradient = coalesced.values()
+        gradients.append(gradient)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

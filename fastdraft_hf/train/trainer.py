@@ -45,7 +45,7 @@ from fastdraft_hf.train.config import DraftDistillationConfig, has_fast_bf16, sc
 from fastdraft_hf.train.distribution import TargetHead, TopK
 from fastdraft_hf.train.head import HeadLoss, fused_head_loss
 from fastdraft_hf.train.objectives import Objective
-from fastdraft_hf.train.optimizer import MuonWithAdamW
+from fastdraft_hf.train.optimizer import MuonWithAdamW, clip_gradients
 from fastdraft_hf.train.parallel import choose_mask, with_masks
 from fastdraft_hf.train.rows import DraftCollator, SameLengthSampler
 from fastdraft_hf.train.sampled import sample_head
@@ -232,6 +232,9 @@ class DraftDistillationTrainer(SFTTrainer):
         self._window: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
         self._initial: dict[str, torch.Tensor] = {}
         self._tables_are_sparse = False
+        if head_of(self.model).softcap is not None:
+            # The correction for drawn ids belongs behind the cap.
+            self.args.sampled_softmax = None
         if args.start_weight:
             weights = self.model.named_parameters()
             self._initial = {name: weight.detach().cpu().clone() for name, weight in weights}
@@ -407,12 +410,7 @@ class DraftDistillationTrainer(SFTTrainer):
         head = head_of(unwrapped)
         weight, bias = head.weight, head.bias
         wanted, target = labels[rows, tokens], self._distribution(inputs, stored, rows, tokens)
-        if (
-            model.training
-            and self.args.sampled_softmax
-            and head.softcap is None  # the correction for drawn ids belongs behind the cap
-            and not isinstance(target, TargetHead)
-        ):
+        if model.training and self.args.sampled_softmax and not isinstance(target, TargetHead):
             _, weight, bias, wanted, target = sample_head(
                 weight,
                 wanted,
@@ -506,15 +504,7 @@ class DraftDistillationTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         if not self._tables_are_sparse:
             return super()._clip_grad_norm(model)
-        gradients = []
-        for weight in (p for p in model.parameters() if p.grad is not None):
-            if weight.grad.is_sparse:
-                weight.grad = weight.grad.coalesce()
-            gradients.append(weight.grad.values() if weight.grad.is_sparse else weight.grad)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        most = self.args.max_grad_norm or float("inf")
-        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return clip_gradients(model.parameters(), self.args.max_grad_norm or float("inf"))
 
     def _fail(self, what: str, batches: list[dict[str, Any]], training: bool = True) -> NoReturn:
         step, rates = self.state.global_step, f"learning_rate {self.args.learning_rate:g}"
@@ -564,8 +554,7 @@ class DraftDistillationTrainer(SFTTrainer):
         if not matrices:
             raise FastDraftError("use_muon: the model has no trainable matrices; set it to false")
         # Where a step scores every id, every row has a gradient.
-        sampled = self.args.sampled_softmax and head_of(self.model).softcap is None
-        if not sampled or self.teacher_model is not None:
+        if not self.args.sampled_softmax or self.teacher_model is not None:
             in_tables = set()
         # On a CPU dense gradients of 262k rows take a fifth of a step. DDP reduces dense ones.
         self._tables_are_sparse = (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_models import GEMMAS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdraft_hf import FastDraftError
@@ -58,14 +59,14 @@ def test_a_failing_export_leaves_nothing_and_says_why(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", GEMMAS)
 def test_gemma_goes_to_openvino_with_the_transformers_of_today(
     openvino_models: Any, family: str
 ) -> None:
     """optimum-intel refuses it, and need not: also beyond the sliding window nothing differs."""
     from optimum.intel import OVModelForCausalLM
 
-    folder, export = openvino_models.gemma / family, openvino_models.gemma / f"{family}-ir"
+    folder, export = openvino_models.sources / family, getattr(openvino_models, family)
     assert openvino_obstacle(folder) is None
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     exported = OVModelForCausalLM.from_pretrained(export, ov_config=EXACT)
