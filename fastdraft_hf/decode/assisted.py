@@ -89,6 +89,7 @@ def decode(
     seed: int = 0,
     draft: PreTrainedModel | None = None,
     num_assistant_tokens: int = 0,
+    prompt_lookup_min: int = 0,
     path: DraftPath = "transformers",
 ) -> DecodingRecord:
     """Decode one prompt with ``target.generate``, assisted when a draft is given.
@@ -100,6 +101,7 @@ def decode(
         seed: of the sampling.
         draft: the draft; ``None`` decodes with the target alone.
         num_assistant_tokens: γ. 0 with a draft and path ``ours`` runs our loop without drafting.
+        prompt_lookup_min: of `fastdraft_hf.decode.settings`; 0 measures the draft alone.
         path: ``ours`` decodes with the draft through `fastdraft_hf.assisted_decoding`;
             ``prompt-lookup`` copies γ tokens from the text and takes no draft.
     """
@@ -109,7 +111,7 @@ def decode(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         set_seed(seed)
     if draft is not None:
-        set_draft_length(draft.generation_config, num_assistant_tokens)
+        set_draft_length(draft.generation_config, num_assistant_tokens, prompt_lookup_min)
         sampling["assistant_model"] = draft
         if path == "ours":
             sampling["custom_generate"] = assisted_decoding

@@ -4,7 +4,7 @@ One cache of the draft and one of the target live as long as the call. A round i
 draft over one token (two in the first after a block was accepted whole, since its last token is new
 to the draft), one pass of the target over γ + 1 tokens, and one transfer of the result to the host.
 A draft with a mask token drafts all of a block in one pass over the new text and γ − 1 masks (PARD,
-arXiv 2504.18583), which are taken back at once.
+arXiv 2504.18583), which are taken back at once. A block that prompt lookup copies takes none.
 Shapes: B rows that have not ended, g ≤ γ drafted tokens, V vocabulary.
 """
 
@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
+from fastdraft_hf.decode.lookup import PromptLookup
 from fastdraft_hf.decode.scores import Prefix, Scores, widen
 from fastdraft_hf.decode.settings import Drafting
 from fastdraft_hf.decode.text import Stops, Text
@@ -62,6 +63,7 @@ class Loop:
     stops: Stops
     drafting: Drafting
     sampling: bool
+    lookup: PromptLookup | None = None
     streamer: BaseStreamer | None = None
     report: Report | None = None
     kept_scores: list[list[torch.Tensor]] | None = None
@@ -81,6 +83,9 @@ class Loop:
         self._on_cpu = {device.type, self.target.device.type, self.draft.device.type} == {"cpu"}
         # Whether only the best token of the draft's logits matters.
         self._best_only = not self.sampling and self.scores.untouched
+        self._copied: list[list[int]]  # for each active row, what it copies in this round
+        # How many drafts of the round the draft has read, once it has read the text before them.
+        self._ahead: int | None
         self._block: torch.Tensor  # of a draft with masks, the logits of the round's block
         self._draft_at: torch.Tensor  # of another, the positions of what it read last
         self._weighs = self.drafting.threshold > 0 or self.drafting.by_cost is not None
@@ -98,6 +103,7 @@ class Loop:
             if by_cost.looks_back and all(self._room(row) > 0 for row in self._active):
                 by_cost.looked_back(self._look_back(by_cost.idle))
             by_cost.begin(len(self._active))
+        self._copied, self._ahead = [[] for _ in self._active], None
         if self.scores.in_order:
             drafted, outcomes = self._ordered_round()
         else:
@@ -113,13 +119,14 @@ class Loop:
             for row, (emitted, limit, _) in zip(self._active, outcomes, strict=True):
                 self.report(row, limit, emitted - 1)
         self.target.rollback(drafted, kept)
-        if drafted:
-            if self.drafting.mask_token is None:
-                stay = [min(drafted - 1, k) for k in kept]
-                self.draft.rollback(drafted - 1, stay)
-            else:
-                stay = [0] * len(kept)  # it has read none of the drafts
+        if self._ahead is not None:
+            stay = [min(self._ahead, k) for k in kept]
+            self.draft.rollback(self._ahead, stay)
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
+        if self.lookup is not None:
+            for row, copied, accepted in zip(self._active, self._copied, kept, strict=True):
+                if copied:
+                    self.lookup.judge(row, accepted > 0)
         if by_cost is not None:
             by_cost.end(drafted, outcomes)
         self.drafting.adapt(all(emitted - 1 == limit for emitted, limit, _ in outcomes))
@@ -217,9 +224,9 @@ class Loop:
         The result is that of `_any_block`, whose hundred small operations take as long as a pass of
         a tiny draft.
         """
-        limits, drafts, chances = self._limits(), list[int](), list[float]()
-        ids = self._draft_ids
-        going = limits[0] > 0
+        limits, chances = self._limits(), list[float]()
+        drafts, ids = self._until_end(self._look_up(limits)[0]), self._draft_ids
+        going = limits[0] > 0 and not drafts
         while going:
             last = torch.tensor([drafts[-1:]]) if drafts else None
             logits = self._next_logits(len(drafts), limits[0], last)[0, 0]
@@ -249,6 +256,16 @@ class Loop:
         # The last drafted token is never read by the draft, so it may lie beyond.
         return min(room, self.drafting.max_positions - (length - self.text.offsets[row]) + 1)
 
+    def _look_up(self, limits: list[int]) -> list[list[int]]:
+        """Return what each row copies from its text, and remember it; nothing where it drafts."""
+        if self.lookup is not None:
+            rows = zip(self._active, limits, strict=True)
+            self._copied = [self.lookup.copy(row, limit) for row, limit in rows]
+        return self._copied
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        return tokens[: next((n for n, t in enumerate(tokens, 1) if t in self.stops.ends), None)]
+
     def _propose(self, limits: list[int]) -> Block:
         device = self.text.device
         rows, wanted = len(self._active), max(limits)
@@ -259,9 +276,20 @@ class Loop:
         distributions: list[torch.Tensor] = []
         # Reading every token from a GPU costs more than the passes that it could save.
         asks = device.type == "cpu" or self._weighs
+        copied = self._look_up(limits)
+        if all(copy or not limit for copy, limit in zip(copied, limits, strict=True)):
+            return self._copied_block(copied)
         for position in range(wanted):
             logits = self._next_logits(position, wanted, chosen[-1] if chosen else None)
             token, q, chances = self._choose(logits, self._prefix(chosen, position))
+            for index, copy in enumerate(copied):
+                if position < len(copy):
+                    token[index] = copy[position]
+                    if q is not None:
+                        q[index] = 0.0
+                        q[index, copy[position]] = 1.0
+                    if chances:
+                        chances[index] = 1.0
             chosen.append(token)
             if q is not None:
                 distributions.append(q)
@@ -274,6 +302,17 @@ class Loop:
             limit = torch.minimum(limit, (ends.cumsum(1) == ends).sum(1))
         return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
 
+    def _copied_block(self, copied: list[list[int]]) -> Block:
+        """Return the block of rows that all copy, or may not draft."""
+        copied = [self._until_end(copy) for copy in copied]
+        limits = [len(copy) for copy in copied]
+        padded = [copy + [0] * (max(limits) - len(copy)) for copy in copied]
+        drafts = torch.tensor(padded, device=self.text.device)
+        q = None
+        if self.sampling:
+            q = torch.nn.functional.one_hot(drafts, self.scores.vocabulary).float()
+        return Block(drafts, torch.tensor(limits, device=drafts.device), q)
+
     def _next_logits(self, drafted: int, wanted: int, last: torch.Tensor | None) -> torch.Tensor:
         """Return the draft's logits [B, 1, V'] after ``drafted`` of ``wanted`` tokens.
 
@@ -282,10 +321,11 @@ class Loop:
         mask = self.drafting.mask_token
         if mask is not None and drafted:
             return self._block[:, drafted : drafted + 1]
-        if last is not None:
+        if last is not None and self._ahead is not None:
             self._draft_at = self._draft_at + 1
+            self._ahead += 1
             return self._feed(self.draft, last, self._draft_at, None, 1)
-        new = self.text.unseen(self._active, self._draft_seen)
+        new, self._ahead = self.text.unseen(self._active, self._draft_seen), 0
         if mask is not None:
             rows = len(self._active)
             new = _and_more(*new, new[0].new_full((rows, wanted - 1), mask))

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 # Our own key: the draft's temperature over the target's (`fit_temperature_ratio`).
 TEMPERATURE_RATIO = "assistant_temperature_ratio"
+# Our own key, named as in vLLM's n-gram speculation: so many of the last tokens must have stood in
+# the text before, for what followed them to be copied instead of drafted; 0 never copies.
+PROMPT_LOOKUP_MIN = "prompt_lookup_min"
+# What our drafts are published with; benchmarks/prompt_lookup.py measures it.
+LOOKUP = 3
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Drafting:
         temperature_ratio: when sampling, the draft's scores are divided by it.
         by_cost: decides the length instead of γ.
         mask_token: stands for a token to come, in a draft that drafts all of a block in one pass.
+        prompt_lookup_min: see `PROMPT_LOOKUP_MIN`.
     """
 
     num_assistant_tokens: int
@@ -42,6 +48,7 @@ class Drafting:
     temperature_ratio: float = 1.0
     by_cost: DraftLength | None = None
     mask_token: int | None = None
+    prompt_lookup_min: int = 0
 
     def adapt(self, all_accepted: bool) -> None:
         if self.schedule in ("heuristic", "heuristic_transient"):
@@ -49,14 +56,18 @@ class Drafting:
             self.num_assistant_tokens = number + 2 if all_accepted else max(1, number - 1)
 
 
-def set_draft_length(config: GenerationConfig, num_assistant_tokens: int) -> None:
+def set_draft_length(
+    config: GenerationConfig, num_assistant_tokens: int, prompt_lookup_min: int = 0
+) -> None:
     """Make a draft with this generation config propose exactly so many tokens per round.
 
-    transformers reads them there and ignores what is passed to the target's ``generate``.
+    transformers reads them there and ignores what is passed to the target's ``generate``. Only our
+    loop copies (`PROMPT_LOOKUP_MIN`).
     """
     config.num_assistant_tokens = num_assistant_tokens
     config.num_assistant_tokens_schedule = "constant"
     config.assistant_confidence_threshold = 0.0
+    setattr(config, PROMPT_LOOKUP_MIN, prompt_lookup_min)
 
 
 def store_draft_settings(
@@ -65,7 +76,7 @@ def store_draft_settings(
     """Write measured settings into the folder of a draft, PyTorch or OpenVINO; keep the others."""
     config = _read(folder)
     if num_assistant_tokens is not None:
-        set_draft_length(config, num_assistant_tokens)
+        set_draft_length(config, num_assistant_tokens, LOOKUP)
     if temperature_ratio is not None:
         setattr(config, TEMPERATURE_RATIO, temperature_ratio)
     # transformers marks a config that it derived from config.json, and reads such a one without the

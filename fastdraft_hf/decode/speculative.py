@@ -19,13 +19,14 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from fastdraft_hf._errors import FastDraftError
 from fastdraft_hf.decode.cached import CachedModel, TorchModel, execution_device
 from fastdraft_hf.decode.length import draft_length
+from fastdraft_hf.decode.lookup import PromptLookup
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.obstacles import is_openvino, obstacles
 from fastdraft_hf.decode.openvino.paged import PagedModel, paged
 from fastdraft_hf.decode.patches import CACHE_NAME, decode_alone, deliver_arguments
 from fastdraft_hf.decode.records import listener
 from fastdraft_hf.decode.scores import Scores
-from fastdraft_hf.decode.settings import TEMPERATURE_RATIO, Drafting
+from fastdraft_hf.decode.settings import PROMPT_LOOKUP_MIN, TEMPERATURE_RATIO, Drafting
 from fastdraft_hf.decode.text import Stops, Text
 
 # transformers' own defaults for a draft whose generation config says nothing.
@@ -50,11 +51,13 @@ def assisted_decoding(
 
     Greedy and sampling with any logits processors, stopping criteria, stop strings, streamers,
     several end tokens and batches with padding on the left. γ, its schedule and the confidence
-    threshold come from the draft's generation config, as in stock assisted generation, and so does
-    ``assistant_temperature_ratio``, by which the draft samples sharper than the target. Target and
-    draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of different types and on
-    different devices. What the loop cannot do, transformers decodes with the target alone after one
-    warning.
+    threshold come from the draft's generation config, as in stock assisted generation, and so do
+    two settings of ours: ``assistant_temperature_ratio``, by which the draft samples sharper than
+    the target, and ``prompt_lookup_min``: where so many of the last tokens stood in the text
+    before, what followed them is copied instead of drafted (0: never; not with the schedule
+    ``cost``). Target and draft may each be a PyTorch causal LM or an ``OVModelForCausalLM``, of
+    different types and on different devices. What the loop cannot do, transformers decodes with the
+    target alone after one warning.
 
     A logits processor of a class that transformers does not define is called once per emitted
     token, in order, as without a draft. In a batch, processors that read the text are called row by
@@ -138,6 +141,7 @@ def _decode(
                 "a block in one pass (pard_token in its config); use constant"
             )
         drafting.by_cost = draft_length(model, draft, rows, bool(config.do_sample))
+    copies = drafting.prompt_lookup_min if drafting.by_cost is None else 0
     loop = Loop(
         target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
         draft=open_cached(draft),
@@ -146,6 +150,7 @@ def _decode(
         stops=Stops.read(stopping_criteria, config),
         drafting=drafting,
         sampling=bool(config.do_sample),
+        lookup=PromptLookup(text, copies) if copies else None,
         streamer=streamer,
         report=listener.get(),
         kept_scores=[[] for _ in range(rows)] if keeps and config.output_scores else None,
@@ -197,6 +202,7 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
         limit,
         getattr(config, TEMPERATURE_RATIO, 1.0),
         mask_token=getattr(draft.config.get_text_config(), "pard_token", None),
+        prompt_lookup_min=int(getattr(config, PROMPT_LOOKUP_MIN, 0)),
     )
 
 

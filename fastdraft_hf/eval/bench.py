@@ -18,6 +18,7 @@ from typing import Any
 
 from fastdraft_hf._progress import Progress
 from fastdraft_hf.decode.records import DecodingRecord
+from fastdraft_hf.decode.settings import LOOKUP
 from fastdraft_hf.eval.config import SERVERS, BenchConfig
 from fastdraft_hf.eval.journal import Journal
 from fastdraft_hf.eval.prompts import EvaluationPrompt
@@ -189,7 +190,9 @@ class _PyTorch:
         path: Any = "transformers" if setting.path == "alone" else setting.path
         draft = self._drafts.get(setting.path)
         given = _fields(setting, prompt, longest)
-        return decode(self._target, prompt.ids, draft=draft, path=path, **given)
+        copies = LOOKUP if path == "ours" else 0
+        given |= {"draft": draft, "path": path, "prompt_lookup_min": copies}
+        return decode(self._target, prompt.ids, **given)
 
 
 class _OpenVINO:
@@ -238,7 +241,8 @@ class _OpenVINO:
             record = pipeline.decode(prompt.ids, stop_ids=set(self._stop_ids), **given)
             return record
         draft = self._draft if setting.path == "ours-openvino" else None
-        record = decode(self.target, prompt.ids, draft=draft, path="ours", **given)
+        given |= {"draft": draft, "path": "ours", "prompt_lookup_min": LOOKUP}
+        record = decode(self.target, prompt.ids, **given)
         record.path = "ours-openvino"
         return record
 

@@ -30,14 +30,20 @@ def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def write(target: Any, ids: Any, draft: Any = None, gamma: int | str = 3, **given: Any) -> Any:
-    """Call ``generate``, through our loop when a draft is given, with a γ or a schedule of it."""
+def write(
+    target: Any, ids: Any, draft: Any = None, gamma: int | str = 3, copies: int = 0, **given: Any
+) -> Any:
+    """Call ``generate``, through our loop when a draft is given, with a γ or a schedule of it.
+
+    With ``copies``, prompt lookup copies where so many tokens stood in the text before.
+    """
     ids = torch.as_tensor(ids)
     fields: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, **given}
     if "attention_mask" not in fields:
         fields["attention_mask"] = torch.ones_like(ids)
     if draft is not None:
-        set_draft_length(draft.generation_config, 3 if isinstance(gamma, str) else gamma)
+        number = 3 if isinstance(gamma, str) else gamma
+        set_draft_length(draft.generation_config, number, copies)
         if isinstance(gamma, str):
             draft.generation_config.num_assistant_tokens_schedule = gamma
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}

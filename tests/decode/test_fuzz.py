@@ -115,7 +115,8 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "embeddings": lambda: {"embeddings": True},
 }
 COST = -1  # the schedule instead of a γ
-GAMMAS = (1, 3, 8, 150, COST)
+COPIES = -2  # γ = 3, and prompt lookup wherever a token comes again
+GAMMAS = (1, 3, 8, 150, COST, COPIES)
 CASES = [
     (family, name, rows)
     for family, name in itertools.product(FAMILIES, SETTINGS)
@@ -139,6 +140,8 @@ def run(family: str, setting: Settings, rows: int, gamma: int | None = None) -> 
     if gamma is not None:
         draft = noisy_draft(family)
         set_draft_length(draft.generation_config, gamma)
+        if gamma == COPIES:
+            set_draft_length(draft.generation_config, 3, 1)
         if gamma == COST:
             draft.generation_config.num_assistant_tokens_schedule = "cost"
         fields |= {"assistant_model": draft, "custom_generate": assisted_decoding}
@@ -177,6 +180,7 @@ def check(family: str, name: str, rows: int, gamma: int) -> None:
 @pytest.mark.parametrize(("family", "name", "rows"), dict.fromkeys(SAMPLE))
 def test_a_sample(family: str, name: str, rows: int) -> None:
     check(family, name, rows, 3)
+    check(family, name, rows, COPIES)
 
 
 def test_more_drafted_tokens_than_the_text_has() -> None:

@@ -59,7 +59,8 @@ def assert_rows_are_the_targets(
 ) -> None:
     """Decode the prompts in a batch, and each of them alone with the reference."""
     ids, mask = padded(prompts)
-    ours = write(target, ids, draft, gamma, attention_mask=mask, max_new_tokens=new)
+    given = {"attention_mask": mask, "max_new_tokens": new}
+    ours = write(target, ids, draft, gamma, copies=gamma % 2, **given)
     for row, prompt in enumerate(prompts):
         alone = write(reference, [prompt], max_new_tokens=new)
         written = ours[row : row + 1, ids.shape[1] - len(prompt) :]

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor, set_seed
 from fastdraft_hf.decode import rules
 from fastdraft_hf.decode.cached import CachedModel
 from fastdraft_hf.decode.length import DraftLength
+from fastdraft_hf.decode.lookup import PromptLookup
 from fastdraft_hf.decode.loop import Loop
 from fastdraft_hf.decode.scores import Scores
 from fastdraft_hf.decode.settings import Drafting
@@ -79,6 +80,7 @@ def sample(
     *,
     rows: int,
     gamma: int | str,
+    copies: int = 0,
     runs: int = RUNS,
 ) -> list[tuple[int, ...]]:
     """Return three sampled tokens of every run, ``rows`` runs a batch."""
@@ -87,20 +89,22 @@ def sample(
     ids = torch.tensor([PROMPT] * rows)
     while len(found) < runs:
         # Five tokens, so that the first three come of blocks of every length.
-        output = write(target, ids, draft, gamma, max_new_tokens=5, do_sample=True, **sampling)
+        given = {"copies": copies, "max_new_tokens": 5, "do_sample": True, **sampling}
+        output = write(target, ids, draft, gamma, **given)
         found += [tuple(row) for row in output[:, len(PROMPT) : len(PROMPT) + 3].tolist()]
     return found
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("gamma", [1, 3])
+@pytest.mark.parametrize(("gamma", "copies"), [(1, 0), (3, 0), (1, 1)])
 def test_batches_of_samples(
-    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], name: str, gamma: int
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], name: str, gamma: int, copies: int
 ) -> None:
     target, draft = pair
     # A processor that reads the text is asked row by row.
     runs = RUNS if name != "processor" else FEWER if gamma == 3 else 2_000
-    found = sample(target, draft, SETTINGS[name], rows=500, gamma=gamma, runs=runs)
+    given: dict[str, Any] = {"gamma": gamma, "copies": copies, "runs": runs}
+    found = sample(target, draft, SETTINGS[name], rows=500, **given)
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3
 
 
@@ -139,16 +143,25 @@ class EverySecond(LogitsProcessor):
 
 
 @pytest.mark.parametrize(
-    ("stateful", "ratio", "by_cost"),
-    [(False, 1.0, False), (True, 1.0, False), (False, 0.6, False), (False, 1.0, True)],
+    ("stateful", "ratio", "by_cost", "copies"),
+    [
+        (False, 1.0, False, False),
+        (True, 1.0, False, False),
+        (False, 0.6, False, False),
+        (False, 1.0, True, False),
+        (False, 1.0, False, True),
+        (True, 1.0, False, True),
+    ],
 )
-def test_single_samples_of_a_table(stateful: bool, ratio: float, by_cost: bool) -> None:
+def test_single_samples_of_a_table(
+    stateful: bool, ratio: float, by_cost: bool, copies: bool
+) -> None:
     """A single row crops its cache instead of masking it, and may keep a state in a processor."""
     set_seed(0)
     target, draft = torch.randn(2, VOCABULARY, VOCABULARY).unbind(0)
     draft = (target + draft).clone()
     found = []
-    ids = torch.tensor([PROMPT])
+    ids = torch.tensor([[PROMPT[-1] if copies else PROMPT[0], *PROMPT[1:]]])
     positions = torch.arange(len(PROMPT))[None]
     drafting, of_pair = Drafting(3, temperature_ratio=ratio), learned(0.05, 0.05)
     drafted = set()
@@ -161,6 +174,8 @@ def test_single_samples_of_a_table(stateful: bool, ratio: float, by_cost: bool) 
         scores = Scores([EverySecond()] if stateful else [], VOCABULARY)
         loop = Loop(*models, text, scores, stops, drafting, True)
         loop.report = lambda _, *one: drafted.add(one)
+        if copies:  # the prompt ends as it begins
+            loop.lookup = PromptLookup(text, 1)
         loop.run()
         found.append(tuple(text.whole()[0, len(PROMPT) : len(PROMPT) + 3].tolist()))
     assert len(drafted) > 5

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from fastdraft_hf.decode.settings import read_draft_tokens, store_draft_settings
+from fastdraft_hf.decode.settings import LOOKUP, read_draft_tokens, store_draft_settings
 from fastdraft_hf.decode.speculative import drafting_of
 
 
@@ -22,6 +22,7 @@ def test_stored_settings_come_with_the_draft(
     assert (drafting.num_assistant_tokens, drafting.schedule) == (4, "constant")
     assert (drafting.threshold, drafting.max_positions) == (0.0, 512)
     assert drafting.temperature_ratio == 0.75
+    assert drafting.prompt_lookup_min == LOOKUP
     assert loaded.generation_config.max_new_tokens == 77
 
 
@@ -40,3 +41,4 @@ def test_a_draft_that_says_nothing_has_transformers_defaults(
     assert drafting.schedule == stock["num_assistant_tokens_schedule"]
     assert drafting.threshold == stock["assistant_confidence_threshold"]
     assert drafting.temperature_ratio == 1
+    assert drafting.prompt_lookup_min == 0

@@ -76,13 +76,14 @@ def test_three_hundred_calls_leave_nothing_behind(
     assert after - objects < 300  # less than one object a call
 
 
-@given(st.lists(PROMPTS, min_size=2, max_size=5), GAMMAS, st.booleans())
+@given(st.lists(PROMPTS, min_size=2, max_size=5), GAMMAS, st.integers(0, 2), st.booleans())
 @settings(max_examples=30)
 def test_a_batch_with_padding_on_the_left(
     target: LlamaForCausalLM,
     neighbour: LlamaForCausalLM,
     prompts: list[list[int]],
     gamma: int,
+    copies: int,
     compacts: bool,
 ) -> None:
     """Rows roll back by different lengths; each must come out as if it were alone."""
@@ -92,11 +93,19 @@ def test_a_batch_with_padding_on_the_left(
         if compacts:
             patch.setattr(TorchModel, "waste_factor", 1.0)
             patch.setattr(TorchModel, "waste_slots", 0)
-        ours = write(target, ids, neighbour, gamma, attention_mask=mask, max_new_tokens=24)
+        given = {"attention_mask": mask, "max_new_tokens": 24}
+        ours = write(target, ids, neighbour, gamma, copies, **given)
     assert torch.equal(ours, alone)
 
 
-@given(PROMPTS, st.integers(0, 3), GAMMAS, st.booleans(), st.lists(st.integers(0, 287)))
+@given(
+    PROMPTS,
+    st.integers(0, 3),
+    GAMMAS,
+    st.integers(0, 2),
+    st.booleans(),
+    st.lists(st.integers(0, 287)),
+)
 @settings(max_examples=40)
 def test_one_greedy_row_goes_the_short_way_as_the_general_one(
     target: LlamaForCausalLM,
@@ -104,6 +113,7 @@ def test_one_greedy_row_goes_the_short_way_as_the_general_one(
     prompt: list[int],
     padding: int,
     gamma: int,
+    copies: int,
     adapts: bool,
     ends: list[int],
 ) -> None:
@@ -121,7 +131,7 @@ def test_one_greedy_row_goes_the_short_way_as_the_general_one(
 
         with pytest.MonkeyPatch.context() as patch, record_rounds(target) as rounds:
             patch.setattr(Loop, "_is_plain", is_plain)
-            set_draft_length(neighbour.generation_config, gamma)
+            set_draft_length(neighbour.generation_config, gamma, copies)
             neighbour.generation_config.num_assistant_tokens_schedule = schedule
             text = target.generate(
                 ids,

@@ -1,0 +1,43 @@
+"""Prompt lookup: a block copied from the text itself, without a pass of the draft.
+
+Where the last tokens of a text stood in it before, what followed them there is often what follows
+now (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). Small drafts learn to copy
+late in their training, so that the two complete each other.
+"""
+
+from fastdraft_hf.decode.text import Text
+
+# Blocks of a row that may be rejected whole, less those that were not, before it copies no more:
+# where repetition is penalized, no copy is right.
+_PATIENCE = 8
+
+
+class PromptLookup:
+    """What followed the last ``length`` tokens of each row the last time that they stood in it."""
+
+    def __init__(self, text: Text, length: int) -> None:
+        self._text, self._length = text, length
+        rows = len(text.lengths)
+        self._ids: list[list[int]] = [[] for _ in range(rows)]
+        # `length` tokens -> the position after the last time that they stood in the row
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(rows)]
+        self._patience = [_PATIENCE] * rows
+
+    def copy(self, row: int, count: int) -> list[int]:
+        """Return ``count`` tokens, or none where the row has nothing to copy.
+
+        A copy that reaches the end of the text goes on with its own beginning.
+        """
+        if count < 1 or not self._patience[row]:
+            return []
+        ids, after, length = self._ids[row], self._after[row], self._length
+        known = len(ids)
+        ids += self._text.row(row, self._text.lengths[row])[0, known:].tolist()
+        for end in range(max(length, known), len(ids)):
+            after[tuple(ids[end - length : end])] = end
+        start = after.get(tuple(ids[-length:]))
+        return [] if start is None else [ids[start + n % (len(ids) - start)] for n in range(count)]
+
+    def judge(self, row: int, right: bool) -> None:
+        """Note whether any token of the row's last copy was accepted."""
+        self._patience[row] = min(_PATIENCE, self._patience[row] + (1 if right else -1))
