@@ -86,6 +86,7 @@ alone = target.generate(**inputs, do_sample=False, max_new_tokens=8)
 assisted = target.generate(**inputs, do_sample=False, max_new_tokens=8, assistant_model=draft)
 assert alone.tolist() == assisted.tolist(), (alone, assisted)
 assert draft.generation_config.num_assistant_tokens == 2, draft.generation_config
+assert draft.generation_config.prompt_lookup_min == 3, draft.generation_config
 assert 0.5 <= draft.generation_config.assistant_temperature_ratio <= 1.2, draft.generation_config
 assert not [name for name in sys.modules if name.startswith("fastdraft_hf")]
 print("used")

@@ -1,8 +1,8 @@
 """Decode through ``generate``, alone and with a draft, and record every round and answer.
 
 With a draft there are two paths: stock assisted generation (``transformers``) and our own loop
-(``ours``). Both report their rounds, and their greedy records are equal. Stock prompt lookup
-(``prompt-lookup``) drafts without a model, by copying from the text.
+(``ours``). Both report their rounds, and their greedy records are equal unless the loop copies.
+Stock prompt lookup (``prompt-lookup``) drafts without a model, by copying from the text.
 """
 
 import contextlib

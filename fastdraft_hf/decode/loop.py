@@ -20,7 +20,7 @@ from fastdraft_hf.decode.cached import CachedModel
 from fastdraft_hf.decode.lookup import PromptLookup
 from fastdraft_hf.decode.scores import Prefix, Scores, widen
 from fastdraft_hf.decode.settings import Drafting
-from fastdraft_hf.decode.text import Stops, Text
+from fastdraft_hf.decode.text import Stops, Text, followed_by
 
 # Tokens, of all rows, that the draft is judged by when it looks back.
 _LOOKED_AT = 16
@@ -225,7 +225,7 @@ class Loop:
         a tiny draft.
         """
         limits, chances = self._limits(), list[float]()
-        drafts, ids = self._until_end(self._look_up(limits)[0]), self._draft_ids
+        drafts, ids = self.stops.to_end(self._look_up(limits)[0]), self._draft_ids
         going = limits[0] > 0 and not drafts
         while going:
             last = torch.tensor([drafts[-1:]]) if drafts else None
@@ -262,9 +262,6 @@ class Loop:
             rows = zip(self._active, limits, strict=True)
             self._copied = [self.lookup.copy(row, limit) for row, limit in rows]
         return self._copied
-
-    def _until_end(self, tokens: list[int]) -> list[int]:
-        return tokens[: next((n for n, t in enumerate(tokens, 1) if t in self.stops.ends), None)]
 
     def _propose(self, limits: list[int]) -> Block:
         device = self.text.device
@@ -304,7 +301,7 @@ class Loop:
 
     def _copied_block(self, copied: list[list[int]]) -> Block:
         """Return the block of rows that all copy, or may not draft."""
-        copied = [self._until_end(copy) for copy in copied]
+        copied = [self.stops.to_end(copy) for copy in copied]
         limits = [len(copy) for copy in copied]
         padded = [copy + [0] * (max(limits) - len(copy)) for copy in copied]
         drafts = torch.tensor(padded, device=self.text.device)
@@ -328,8 +325,8 @@ class Loop:
         new, self._ahead = self.text.unseen(self._active, self._draft_seen), 0
         if mask is not None:
             rows = len(self._active)
-            new = _and_more(*new, new[0].new_full((rows, wanted - 1), mask))
-            self._block = self._feed(self.draft, *new, wanted)
+            masks = new[0].new_full((rows, wanted - 1), mask)
+            self._block = self._feed(self.draft, *followed_by(masks, *new), wanted)
             self.draft.rollback(wanted - 1, [0] * rows)
             return self._block[:, :1]
         self._draft_at = new[1][:, -1:]
@@ -377,7 +374,7 @@ class Loop:
     def _read(self, drafts: torch.Tensor) -> torch.Tensor:
         """Return the target's logits [B, g + 1, V] of its unread tokens and ``drafts`` [B, g]."""
         new = self.text.unseen(self._active, self._target_seen)
-        return self._feed(self.target, *_and_more(*new, drafts), drafts.shape[1] + 1)
+        return self._feed(self.target, *followed_by(drafts, *new), drafts.shape[1] + 1)
 
     def _feed(
         self,
@@ -423,16 +420,3 @@ class Loop:
         if self.streamer is not None:
             self.streamer.put(torch.tensor([new]))
         return len(new), done
-
-
-def _and_more(
-    tokens: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None, more: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Put the tokens ``more`` [B, m] behind what `Text.unseen` returned."""
-    if more.shape[1]:
-        steps = torch.arange(1, more.shape[1] + 1, device=positions.device)
-        tokens = torch.cat([tokens, more], 1)
-        positions = torch.cat([positions, positions[:, -1:] + steps], 1)
-        if valid is not None:
-            valid = torch.cat([valid, torch.ones_like(more, dtype=torch.bool)], 1)
-    return tokens, positions, valid

@@ -150,7 +150,7 @@ def _decode(
         stops=Stops.read(stopping_criteria, config),
         drafting=drafting,
         sampling=bool(config.do_sample),
-        lookup=PromptLookup(text, copies) if copies else None,
+        lookup=PromptLookup(text, copies) if copies > 0 else None,
         streamer=streamer,
         report=listener.get(),
         kept_scores=[[] for _ in range(rows)] if keeps and config.output_scores else None,
@@ -202,7 +202,7 @@ def drafting_of(draft: PreTrainedModel) -> Drafting:
         limit,
         getattr(config, TEMPERATURE_RATIO, 1.0),
         mask_token=getattr(draft.config.get_text_config(), "pard_token", None),
-        prompt_lookup_min=int(getattr(config, PROMPT_LOOKUP_MIN, 0)),
+        prompt_lookup_min=int(getattr(config, PROMPT_LOOKUP_MIN, None) or 0),
     )
 
 

@@ -105,6 +105,19 @@ class Text:
         return tokens, (columns - offsets).clamp(min=0), valid
 
 
+def followed_by(
+    more: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Put the tokens ``more`` [B, m] behind what `Text.unseen` returned."""
+    if more.shape[1]:
+        steps = torch.arange(1, more.shape[1] + 1, device=positions.device)
+        tokens = torch.cat([tokens, more], 1)
+        positions = torch.cat([positions, positions[:, -1:] + steps], 1)
+        if valid is not None:
+            valid = torch.cat([valid, torch.ones_like(more, dtype=torch.bool)], 1)
+    return tokens, positions, valid
+
+
 @dataclass
 class Stops:
     """When a row is done; ``others`` are called after every new token with that row alone."""
@@ -126,11 +139,14 @@ class Stops:
                 stops.others.append(criterion)
         return stops
 
+    def to_end(self, tokens: list[int]) -> list[int]:
+        """Return tokens up to the first end token."""
+        return tokens[: next((n for n, token in enumerate(tokens, 1) if token in self.ends), None)]
+
     def cut(self, text: Text, row: int, new: list[int]) -> tuple[list[int], bool]:
         """Append ``new`` to a row up to its first stop; return what was added, and if it ended."""
-        end = next((n for n, token in enumerate(new, 1) if token in self.ends), 0)
-        done = end > 0
-        new = new[:end] if done else new
+        new = self.to_end(new)
+        done = bool(new) and new[-1] in self.ends
         room = self.max_length - text.lengths[row]
         if len(new) >= room:
             new, done = new[:room], True

@@ -45,6 +45,7 @@ ASSUMPTIONS = (
     "allowed, 74% of Magpie's instructions are kept, and an evaluation prompt has 150 tokens, as "
     "in the quickstart",
     "a stage takes 0.5 to 5 s whatever its size, an OpenVINO export 19 s, loading 1 s per 0.6 GB",
+    "our loop copies nothing: where a text repeats itself it is faster",
 )
 
 
