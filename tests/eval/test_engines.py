@@ -48,6 +48,7 @@ def test_pytorch_loads_each_model_once(
         return load(folder, **given)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counting)
+    monkeypatch.setattr(bench, "LOOKUP", 0)  # stock copies nothing
     paths = bench.RUNTIMES["pytorch"]
     settings = bench.all_settings(bench.assisted_settings(paths, [1, 3]))
     decode = load_engine(models, settings)
@@ -64,6 +65,10 @@ def test_pytorch_loads_each_model_once(
         rounds[setting] = record.rounds
     assert (rounds[Setting("ours", 3)] == rounds[Setting("transformers", 3)]) is not reduced
     assert len(decode(Setting("alone"), PROMPT, 3).tokens) == 3
+    monkeypatch.setattr(bench, "LOOKUP", 1)
+    copying = decode(Setting("ours", 3), PROMPT, 12)
+    assert copying.tokens == alone.tokens
+    assert copying.rounds != rounds[Setting("ours", 3)]
 
 
 def test_openvino_decodes_in_every_way(models: Models, openvino_models: Any) -> None:
