@@ -26,7 +26,7 @@ class PromptLookup:
     def copy(self, row: int, count: int) -> list[int]:
         """Return ``count`` tokens, or none where the row has nothing to copy.
 
-        A copy that reaches the end of the text goes on with its own beginning.
+        A copy that reaches the end of the text starts again from its first token.
         """
         if count < 1 or not self._patience[row]:
             return []

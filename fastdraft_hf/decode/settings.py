@@ -73,7 +73,10 @@ def set_draft_length(
 def store_draft_settings(
     folder: Path, num_assistant_tokens: int | None = None, temperature_ratio: float | None = None
 ) -> None:
-    """Write measured settings into the folder of a draft, PyTorch or OpenVINO; keep the others."""
+    """Write measured settings into the folder of a draft, PyTorch or OpenVINO; keep the others.
+
+    With γ comes what our loop copies (`LOOKUP`), as it was measured.
+    """
     config = _read(folder)
     if num_assistant_tokens is not None:
         set_draft_length(config, num_assistant_tokens, LOOKUP)
