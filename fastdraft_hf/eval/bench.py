@@ -190,8 +190,8 @@ class _PyTorch:
         path: Any = "transformers" if setting.path == "alone" else setting.path
         draft = self._drafts.get(setting.path)
         given = _fields(setting, prompt, longest)
-        copies = LOOKUP if path == "ours" else 0
-        given |= {"draft": draft, "path": path, "prompt_lookup_min": copies}
+        # Stock decoding does not read what the loop may copy.
+        given |= {"draft": draft, "path": path, "prompt_lookup_min": LOOKUP}
         return decode(self._target, prompt.ids, **given)
 
 
