@@ -70,7 +70,7 @@ RECIPE: dict[str, Any] = {
     "reduced_vocabulary": {"draft_vocab_size": 4096},
     "export": {"acceptance_texts": 1},
     "evaluate": {**DECODE, "untrained_prompts_per_task": 1},
-    "bench": {**DECODE, "num_assistant_tokens": [2], "repeats": 1},
+    "bench": {**DECODE, "num_assistant_tokens": [2]},
 }
 
 # What a user of the finished folder does: plain transformers and nothing of ours.

@@ -7,7 +7,6 @@ every prompt, so that any two of them are compared over pairs that are seconds a
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import time
 from collections import Counter
@@ -75,9 +74,9 @@ class Setting:
         """The target alone as the library decodes it, if the baseline is another one."""
         return Setting(STOCK[self.path]) if self.path in STOCK else None
 
-    def label(self, repeat: int, prompt: EvaluationPrompt) -> str:
+    def label(self, prompt: EvaluationPrompt) -> str:
         """Return the journal's key of one timing."""
-        return f"{self.path}/{self.num_assistant_tokens}/{repeat}/{prompt.task}/{prompt.key}"
+        return f"{self.path}/{self.num_assistant_tokens}/{prompt.task}/{prompt.key}"
 
 
 def assisted_settings(paths: Sequence[str], gammas: Sequence[int]) -> list[Setting]:
@@ -257,7 +256,8 @@ def run_bench(
     """Time the settings and their baselines; return their records, as `complete_records` does.
 
     ``folder`` keeps ``records.jsonl``; what it holds is not measured again. A time limit leaves out
-    prompts, then the last values of γ and the last paths, then PyTorch.
+    prompts, then the last values of γ and the last paths, then PyTorch. A runtime keeps every
+    prompt that it had time for, so a fast one may have more of them than a slow one.
     """
     end = time.monotonic() + 60 * (config.max_minutes or math.inf)
     journal = Journal(folder / "records.jsonl")
@@ -266,22 +266,22 @@ def run_bench(
         for name, paths in RUNTIMES.items()
         if (settings := all_settings([s for s in assisted if s.path in paths]))
     }
-    kept: list[Setting] = []
+    timed: dict[Setting, list[DecodingRecord]] = {}
     for number, (name, settings) in enumerate(runtimes.items()):
         now = time.monotonic()  # each runtime gets an equal share of the time that is left
         if number and now > end:
             break
         deadline = now + (end - now) / (len(runtimes) - number)
         engine = load_engine(models, settings)
-        kept += collect(name, engine, settings, prompts, config, journal, deadline)
+        kept = collect(name, engine, settings, prompts, config, journal, deadline)
+        timed |= complete_records(journal, all_settings(kept), prompts)
         del engine
         gc.collect()  # before the next runtime loads its own models
         if models.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
-    kept = [one for one in assisted if one in kept]
-    return complete_records(journal, all_settings(kept), prompts, config)
+    return timed
 
 
 def collect(
@@ -296,8 +296,7 @@ def collect(
     """Time every prompt in every setting, greedily; the settings take turns within a prompt.
 
     A drift of the machine's speed affects all settings alike. So does the position in the turn
-    (caches, clock, heat): the order is reversed on every second prompt of a task set, and on the
-    second repeat of every prompt.
+    (caches, clock, heat): the order is reversed on every second prompt of a task set.
 
     Timings that ``journal`` has are not made again. No prompt is started that would end after
     ``deadline``, of ``time.monotonic``, but for the first. Settings are left out from the end if
@@ -309,15 +308,14 @@ def collect(
     least = all_settings([s for s in settings if s.num_assistant_tokens][:1])
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
     turns: list[tuple[EvaluationPrompt, dict[str, Setting]]] = []
-    for repeat in range(config.repeats):
-        seen: Counter[str] = Counter()
-        for prompt in prompts:
-            number = seen[prompt.task]
-            seen[prompt.task] += 1
-            even = (repeat + number + tasks.index(prompt.task)) % 2 == 0
-            labels = {s.label(repeat, prompt): s for s in settings[:: 1 if even else -1]}
-            missing = {label: s for label, s in labels.items() if label not in journal}
-            turns.append((prompt, missing))
+    seen: Counter[str] = Counter()
+    for prompt in prompts:
+        number = seen[prompt.task]
+        seen[prompt.task] += 1
+        even = (number + tasks.index(prompt.task)) % 2 == 0
+        labels = {s.label(prompt): s for s in settings[:: 1 if even else -1]}
+        missing = {label: s for label, s in labels.items() if label not in journal}
+        turns.append((prompt, missing))
     due = sum(len(missing) for _, missing in turns)
     warm = []
     for setting in settings if due else ():
@@ -335,20 +333,16 @@ def collect(
                 journal.add(label, decode(missing[label], prompt, config.max_new_tokens))
                 progress.advance(1)
             took = max(took, time.monotonic() - began)
-    timed = [s for s in settings if s.label(0, prompts[0]) in journal]
+    timed = [s for s in settings if s.label(prompts[0]) in journal]
     return [s for s in timed if s.num_assistant_tokens and s.baseline in timed]
 
 
 def complete_records(
-    journal: Journal,
-    settings: Sequence[Setting],
-    prompts: Sequence[EvaluationPrompt],
-    config: BenchConfig,
+    journal: Journal, settings: Sequence[Setting], prompts: Sequence[EvaluationPrompt]
 ) -> dict[Setting, list[DecodingRecord]]:
-    """Return the records of those repeats of prompts that were timed in every setting.
+    """Return the records of those prompts that were timed in every setting.
 
     All lists are in the same order, so that any two of them are pairs.
     """
-    blocks = itertools.product(range(config.repeats), prompts)
-    complete = [b for b in blocks if all(s.label(*b) in journal for s in settings)]
-    return {s: [journal[s.label(*b)] for b in complete] for s in settings}
+    complete = [p for p in prompts if all(s.label(p) in journal for s in settings)]
+    return {s: [journal[s.label(p)] for p in complete] for s in settings}

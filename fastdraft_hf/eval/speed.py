@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.eval.bench import Setting, all_settings
+from fastdraft_hf.eval.bench import RUNTIMES, Setting, all_settings
 from fastdraft_hf.eval.metrics import (
     Estimate,
     Pair,
@@ -24,7 +24,7 @@ from fastdraft_hf.eval.metrics import (
 )
 
 Prompt = tuple[str, str]
-# The records of every setting, in one order of repeats and prompts.
+# The records of every setting. Those of one runtime are of the same prompts, in one order.
 Timed = Mapping[Setting, Sequence[DecodingRecord]]
 
 # Ways to halve the prompts: all of them up to eight prompts, else this many at random.
@@ -155,6 +155,7 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
         }
     judgement = judge(pairs)
     figures = {
+        "prompts": len(pairs[settings[0]]),
         **{f"alone_{key}": value for key, value in _speed(timed, baseline, task).items()},
         "sweep": sweep,
         "best_num_assistant_tokens": judgement.best.num_assistant_tokens,
@@ -171,17 +172,24 @@ def _figures(timed: Timed, settings: Sequence[Setting], task: str | None) -> dic
 def _best(timed: Timed, assisted: Sequence[Setting]) -> dict[str, Any]:
     """Return the fastest setting of all, judged, and the fastest engine for the target alone.
 
-    Tokens/s decide; weights of different formats meet here.
+    Tokens/s decide, on the prompts that every runtime has timed; weights of different formats meet
+    here. Where that leaves a choice between settings of one runtime, all of its prompts decide.
     """
-    judgement = judge({s: _pairs(timed, s, s.baseline) for s in assisted})
-    alone = all_settings(assisted)[: -len(assisted)]
-    speeds = {engine.path: tokens_per_second(timed[engine]) for engine in alone}
-    fastest = max(speeds, key=lambda engine: speeds[engine])
+    keys = ({(r.task, r.key) for r in timed[s]} for s in assisted)
+    shared = set.intersection(*keys)
+
+    def speed(setting: Setting) -> float:
+        return tokens_per_second([r for r in timed[setting] if (r.task, r.key) in shared])
+
+    fastest = max(assisted, key=speed)
+    runtime = next(paths for paths in RUNTIMES.values() if fastest.path in paths)
+    judgement = judge({s: _pairs(timed, s, s.baseline) for s in assisted if s.path in runtime})
     best = judgement.best
+    alone = max(all_settings(assisted)[: -len(assisted)], key=speed)
     return {
         "path": best.path,
         "num_assistant_tokens": best.num_assistant_tokens,
-        "tokens_per_second": tokens_per_second(timed[best]),
+        "tokens_per_second": speed(best),
         **judgement.to_dict(),
-        "fastest_alone": {"engine": fastest, "tokens_per_second": speeds[fastest]},
+        "fastest_alone": {"engine": alone.path, "tokens_per_second": speed(alone)},
     }

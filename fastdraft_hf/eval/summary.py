@@ -105,7 +105,9 @@ def cut_words(results: dict[str, Any]) -> str:
     prompts, missing = results.get("prompts"), results.get("left_out")
     cut = [f"{len(missing)} settings not timed"] if missing else []
     if prompts and prompts["measured"] < prompts["drawn"]:
-        cut.insert(0, f"{prompts['measured']} of {prompts['drawn']} prompts")
+        least, most = prompts["measured"], prompts.get("most", 0)
+        counted = f"{least} to {most}" if most > least else f"{least}"
+        cut.insert(0, f"{counted} of {prompts['drawn']} prompts")
     return "; ".join(cut)
 
 
@@ -147,7 +149,7 @@ def acceptance_sentences(evaluation: dict[str, Any]) -> list[str]:
 # Below the rows of `speed_rows`.
 SPEED_NOTE = (
     "Ratios are to the target alone through the same engine and kernels, with 95% bootstrap "
-    "intervals over prompts and repeats. γ was chosen on one half of the prompts and judged on the "
+    "intervals over prompts. γ was chosen on one half of the prompts and judged on the "
     "other, averaged over ways to halve them, so a ratio can be lower than that of the two speeds "
     "beside it. Our loop (ours, ours-openvino) copies what stands in the text already beside what "
     "it drafts. Our kernels: the speed of our loop without a draft over stock decoding."
@@ -163,6 +165,7 @@ def speed_rows(bench: dict[str, Any]) -> list[dict[str, str]]:
         {
             "path": name,
             "task set": task,
+            "prompts": str(figures["prompts"]),
             "target alone, tokens/s": f"{figures['alone_tokens_per_second']:.1f}",
             "with the draft, tokens/s": f"{figures['sweep'][gamma]['tokens_per_second']:.1f}",
             "ratio": with_interval(figures["judged"]["ratio"]),
@@ -224,7 +227,7 @@ def closing_sentences(summary: RunSummary, machine: str) -> list[str]:
             for task, figures in bench["paths"][name]["tasks"].items()
         )
         gained = f"With the draft, {name} answers {each} as fast as without it."
-        drawn = bench["prompts"]["measured"]
+        drawn = bench["paths"][name]["overall"]["prompts"]
     return [
         gained,
         f"That was measured on greedy text from {drawn} prompts, on {machine}."

@@ -279,8 +279,7 @@ class Plan:
         paths = [path for path in dict.fromkeys(config.paths) if path in known]
         settings = bench.all_settings(bench.assisted_settings(paths, config.num_assistant_tokens))
         answers = [(one.path, one.num_assistant_tokens) for one in settings]
-        # All repeats, and one for warm-up and memory.
-        count = len(config.tasks) * config.prompts_per_task * config.repeats + 1
+        count = len(config.tasks) * config.prompts_per_task + 1  # one for warm-up and memory
         self._decodes(line, 0, config.max_new_tokens, answers, count)
 
     def _decodes(

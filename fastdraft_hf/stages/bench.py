@@ -36,9 +36,9 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     assisted = bench.assisted_settings(paths, config.num_assistant_tokens)
     config = config.model_copy(update={"max_minutes": deadline.minutes(run, "bench")})
     timed = bench.run_bench(models, assisted, prompts, config, folder)
-    measured = {(r.task, r.key) for records in timed.values() for r in records}
     results = summarize(timed, [one for one in assisted if one in timed])
-    counts = {"drawn": len(prompts), "measured": len(measured)}
+    measured = [len(timed[one]) for one in timed]
+    counts = {"drawn": len(prompts), "measured": min(measured), "most": max(measured)}
     missing = [f"{s.path} γ {s.num_assistant_tokens}" for s in assisted if s not in timed]
     results |= {"prompts": counts, "left_out": missing}
     write_json(folder / "results.json", results)

@@ -20,7 +20,7 @@ PROMPTS = [
     EvaluationPrompt("humaneval", "H/1", (2,)),
     EvaluationPrompt("ifbench", "7", (3,)),
 ]
-CONFIG = BenchConfig(repeats=2)
+CONFIG = BenchConfig()
 SETTINGS = bench.all_settings(bench.assisted_settings(["transformers", "ours"], [1, 2]))
 
 
@@ -55,7 +55,7 @@ def run(folder: Path, decode: FakeDecode, deadline: float = math.inf) -> Journal
 
 def timed(journal: Journal, prompts: list[EvaluationPrompt]) -> list[str]:
     """Return the prompts timed in every setting, by key."""
-    records = bench.complete_records(journal, SETTINGS, prompts, CONFIG)
+    records = bench.complete_records(journal, SETTINGS, prompts)
     (keys,) = {tuple(record.key for record in one) for one in records.values()}
     return list(keys)
 
@@ -85,17 +85,17 @@ def test_settings_take_turns_on_every_prompt_in_both_orders(tmp_path: Path) -> N
     assert [(s, key) for s, key, _ in warm_up] == [(s, "H/0") for s in SETTINGS]
     assert {longest for _, _, longest in warm_up} == {16}
     assert {longest for _, _, longest in timed} == {CONFIG.max_new_tokens}
-    assert len(journal) == len(timed) == CONFIG.repeats * len(PROMPTS) * len(SETTINGS)
+    assert len(journal) == len(timed) == len(PROMPTS) * len(SETTINGS)
     blocks = [timed[i : i + len(SETTINGS)] for i in range(0, len(timed), len(SETTINGS))]
-    assert [block[0][1] for block in blocks] == ["H/0", "H/1", "7"] * 2
+    assert [block[0][1] for block in blocks] == ["H/0", "H/1", "7"]
     forth, back = SETTINGS, SETTINGS[::-1]
     orders = [[s for s, _, _ in block] for block in blocks]
-    assert orders == [forth, back, back, back, forth, forth]
-    # Over two repeats no setting has a better position than another on any prompt.
-    places: Counter[tuple[Setting, str]] = Counter()
-    for block in blocks:
-        for place, (setting, key, _) in enumerate(block):
-            places[setting, key] += place
+    assert orders == [forth, back, back]
+    # Over two prompts of a task set no setting has a better position than another.
+    places: Counter[Setting] = Counter()
+    for block in blocks[:2]:
+        for place, (setting, _, _) in enumerate(block):
+            places[setting] += place
     assert set(places.values()) == {len(SETTINGS) - 1}
 
 
@@ -151,14 +151,36 @@ def test_a_short_time_leaves_out_prompts_then_settings(
     # A later start without a limit completes it.
     kept = bench.collect("x", FakeDecode(), SETTINGS, PROMPTS, CONFIG, journal)
     assert kept == SETTINGS[2:]
-    assert timed(journal, PROMPTS) == ["H/0", "H/1", "7"] * 2
+    assert timed(journal, PROMPTS) == ["H/0", "H/1", "7"]
+
+
+def test_a_fast_runtime_keeps_the_prompts_that_a_slow_one_has_no_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = SlowDecode(monkeypatch)
+
+    def load(models: bench.Models, settings: list[Setting]) -> Any:
+        def answer(setting: Setting, *given: Any) -> DecodingRecord:
+            began = decode.now
+            record = decode(setting, *given)
+            if setting.path in bench.OPENVINO:
+                decode.now = began + (decode.now - began) / 8
+            return record
+
+        return answer
+
+    monkeypatch.setattr(bench, "load_engine", load)
+    assisted = bench.assisted_settings(["openvino", "transformers"], [1, 2])
+    config = BenchConfig(max_minutes=0.6)
+    found = bench.run_bench(bench.Models("target"), assisted, PROMPTS, config, tmp_path)
+    counts = {setting.path: len(records) for setting, records in found.items()}
+    assert counts == {"openvino-alone": 3, "openvino": 3, "alone": 2, "transformers": 2}
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"num_assistant_tokens": [0]}, r"num_assistant_tokens\[0\]: must be at least 1"),
-        ({"repeats": 0}, "repeats: must be at least 1"),
         ({"max_minutes": 0}, "max_minutes: must be above 0"),
     ],
 )

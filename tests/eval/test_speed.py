@@ -20,7 +20,7 @@ PROMPTS = [
     EvaluationPrompt("ifbench", "7", (3,)),
 ]
 NOISE = {"H/0": 1.0, "H/1": 1.1, "7": 0.9}
-CONFIG = BenchConfig(num_assistant_tokens=[1, 2, 4], repeats=2)
+CONFIG = BenchConfig(num_assistant_tokens=[1, 2, 4])
 
 
 def record(key: str, seconds: float, task: str = "t", **given: Any) -> DecodingRecord:
@@ -65,7 +65,7 @@ def timings(
 
     settings = bench.all_settings(assisted)
     bench.collect("x", decode, settings, PROMPTS, config, journal)
-    timed = bench.complete_records(journal, settings, PROMPTS, config)
+    timed = bench.complete_records(journal, settings, PROMPTS)
     return speed.summarize(timed, assisted)
 
 
@@ -159,6 +159,30 @@ def test_a_speed_up_is_over_the_same_kernels(tmp_path: Path) -> None:
     assert results["best"]["fastest_alone"] == {
         "engine": "ours",
         "tokens_per_second": pytest.approx(12),
+    }
+
+
+def test_paths_are_compared_on_the_prompts_that_all_of_them_have() -> None:
+    """PyTorch had time for an easy prompt alone, on which OpenVINO is faster."""
+
+    def both(easy: float, hard: float) -> list[DecodingRecord]:
+        return [record("easy", easy), record("hard", hard)]
+
+    timed = {
+        Setting("openvino-alone"): both(1.0, 12.0),
+        Setting("openvino", 2): both(0.8, 8.0),
+        Setting("alone"): [record("easy", 2.0)],
+        Setting("transformers", 2): [record("easy", 0.9)],
+    }
+    results = speed.summarize(timed, [Setting("transformers", 2), Setting("openvino", 2)])
+    counts = {path: found["overall"]["prompts"] for path, found in results["paths"].items()}
+    assert counts == {"transformers": 1, "openvino": 2}
+    best = results["best"]
+    assert (best["path"], best["tokens_per_second"]) == ("openvino", pytest.approx(4 / 0.8))
+    assert best["judged"]["ratio"].value == pytest.approx(13 / 8.8)
+    assert best["fastest_alone"] == {
+        "engine": "openvino-alone",
+        "tokens_per_second": pytest.approx(4),
     }
 
 

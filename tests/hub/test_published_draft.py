@@ -44,7 +44,6 @@ RECIPE: dict[str, Any] = {
         "max_new_tokens": 8,
         "max_prompt_tokens": 120,
         "num_assistant_tokens": [2],
-        "repeats": 1,
     },
     "card": {"language": ["en", "code"]},
 }

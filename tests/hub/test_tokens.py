@@ -41,7 +41,7 @@ def tiny_recipe(target: Path, output_dir: Path) -> dict[str, Any]:
         "pretrain": stage,
         "export": {"openvino": []},
         "evaluate": {**few, "untrained_prompts_per_task": 1},
-        "bench": {**few, "paths": ["ours"], "num_assistant_tokens": [1], "repeats": 1},
+        "bench": {**few, "paths": ["ours"], "num_assistant_tokens": [1]},
         "card": {"license": "mit", "base_model": "org/Target", "language": ["en"]},
     }
 

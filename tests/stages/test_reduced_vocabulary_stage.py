@@ -182,7 +182,7 @@ def test_bench_times_it_and_its_full_head_in_stock_transformers(
     prompts = [EvaluationPrompt("humaneval", "H/0", (40, 41, 42, 40, 41))]
     monkeypatch.setattr(bench, "draw_prompts", lambda *given: prompts)
     section = {"paths": ["transformers", "ours"], "tasks": ["humaneval"]}
-    section |= {"num_assistant_tokens": [2], "max_new_tokens": 6, "repeats": 1}
+    section |= {"num_assistant_tokens": [2], "max_new_tokens": 6}
     run = make_run(bench=section, export={"openvino": []})
     execute(run, ["design", "reduced_vocabulary", "export", "bench"])
     path = run.stage_folder("bench") / "results.json"
