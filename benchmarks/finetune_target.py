@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fastdraft_hf.cli.run import quiet_libraries
 from fastdraft_hf.target.resolve import resolve_target
+from fastdraft_hf.train.config import has_fast_bf16
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
             logging_steps=10,
             save_strategy="no",
             report_to="none",
-            bf16=False,
+            bf16=has_fast_bf16("cpu"),
             gradient_checkpointing=False,
             use_cpu=True,
         ),

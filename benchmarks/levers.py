@@ -3,9 +3,9 @@ its own text?
 
     python benchmarks/levers.py [--target T --draft DRAFT] [--rows 300] [--tokens 300k]
 
-The target answers `--rows` instructions of its own and as many functions to complete, and reads
-every answer for its distribution. Every way trains a copy of the draft on as many tokens, averaged
-half and half with the draft it started from:
+The target answers `--rows` instructions of its own and as many functions to complete, and where a
+way learns by `nla`, reads every answer for its distribution. Every way trains a copy of the draft on
+as many tokens, averaged half and half with the draft it started from:
 
 - more text: all answers, with `ce`, or with `nla` on the target's distribution at T = 0.6;
 - LoRA: all answers, `ce`, adapters of rank 16 instead of all weights, not averaged;
@@ -101,13 +101,17 @@ def recipe_of(args: argparse.Namespace, seed: int, work: Path) -> Recipe:
         "seed": 1000 + seed,
         "max_hours": None,
         "generate.sets": sets,
-        "logits": {"temperature": TEMPERATURE, "sets": list(SETS)},
-        "align.temperature": TEMPERATURE,
         "align.max_train_tokens": args.tokens,
         "align.max_minutes": None,
-        "align.target_distribution": "stored",
     }
+    if reads_distribution(args):
+        changes["logits"] = {"temperature": TEMPERATURE, "sets": list(SETS)}
+        changes |= {"align.target_distribution": "stored", "align.temperature": TEMPERATURE}
     return read_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+
+def reads_distribution(args: argparse.Namespace) -> bool:
+    return any(WAYS[name][1] != "ce" for name in args.ways)
 
 
 def refused(rows: datasets.Dataset, draft: Any, seed: int) -> datasets.Dataset:
@@ -156,8 +160,7 @@ def write_own(args: argparse.Namespace, run: Run, folder: Path, timed: Timed) ->
 
 
 def corpora(args: argparse.Namespace, run: Run, work: Path, seed: int, timed: Timed) -> Any:
-    """Return the rows of every way, by the names in `WAYS`."""
-    write_own(args, run, work / "own", timed)
+    """Return the rows of the chosen ways, by the names in `WAYS`."""
     common: dict[str, Any] = {
         "tokenizer": AutoTokenizer.from_pretrained(run.target.path),
         "decontaminator": Decontaminator.of_task_sets(run.recipe.evaluate.tasks),
@@ -167,24 +170,28 @@ def corpora(args: argparse.Namespace, run: Run, work: Path, seed: int, timed: Ti
     }
     sources = [Source(kind="generated", name=name) for name in SETS]
 
-    def rows(name: str, made: Path, logits: Path, **keep: Any) -> datasets.Dataset:
+    def rows(name: str, made: Path, logits: Path | None, **keep: Any) -> datasets.Dataset:
         folder = work / f"rows-{name}"
         return open_completions(
             sources, folder=folder, generated=made, logits=logits, **keep, **common
         ).train
 
-    target = run.stage_folder("generate"), run.stage_folder("logits")
-    half = rows("half", *target, keep=lambda index: index % 2 == 0)
-    own = rows("own", work / "own" / "generate", work / "own" / "logits")
-    draft = load_draft(args.draft, dtype="float32").eval()
-    where = refused(half, draft, seed)
-    return {
-        "all": rows("all", *target),
-        "half": half,
-        "replay": datasets.concatenate_datasets([half, where]),
-        "refused": where,
-        "own": datasets.concatenate_datasets([half, own]),
-    }
+    logits = run.stage_folder("logits") if reads_distribution(args) else None
+    target = run.stage_folder("generate"), logits
+    wanted, found = {WAYS[name][0] for name in args.ways}, {}
+    if "all" in wanted:
+        found["all"] = rows("all", *target)
+    if wanted - {"all"}:
+        found["half"] = rows("half", *target, keep=lambda index: index % 2 == 0)
+    if wanted & {"replay", "refused"}:
+        draft = load_draft(args.draft, dtype="float32").eval()
+        found["refused"] = refused(found["half"], draft, seed)
+        found["replay"] = datasets.concatenate_datasets([found["half"], found["refused"]])
+    if "own" in wanted:
+        write_own(args, run, work / "own", timed)
+        own = rows("own", work / "own" / "generate", work / "own" / "logits")
+        found["own"] = datasets.concatenate_datasets([found["half"], own])
+    return found
 
 
 def trained(args: argparse.Namespace, seed: int, target: Path) -> Iterator[tuple[str, Path]]:
@@ -194,7 +201,8 @@ def trained(args: argparse.Namespace, seed: int, target: Path) -> Iterator[tuple
     timed = Timed(work / "seconds.json")
     work.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, work / "text")
-    execute(run, ["generate", "logits"])
+    made = ["generate", "logits"] if reads_distribution(args) else ["generate"]
+    execute(run, made)
     found = None
     for name in args.ways:
         folder = work / name.replace(", ", "-").replace(" ", "-")
@@ -224,7 +232,7 @@ def trained(args: argparse.Namespace, seed: int, target: Path) -> Iterator[tuple
 
             timed.step(name, learn)
         yield name, folder / "model"
-    for step in ("generate", "logits"):
+    for step in made:
         record = read_json(run.stage_folder(step) / "provenance.json")
         print(f"seed {seed}, {step}: {record['wall_seconds']:.0f} s")
     for step, seconds in timed.seconds.items():

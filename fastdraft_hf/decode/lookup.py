@@ -10,6 +10,9 @@ from fastdraft_hf.decode.text import Text
 # Blocks of a row that may be rejected whole, less those that were not, before it copies no more:
 # where repetition is penalized, no copy is right.
 _PATIENCE = 8
+# After a copy that was accepted whole the next may be twice as long, up to so many blocks: who
+# repeats a passage seldom stops after a few tokens.
+_LONGEST = 4
 
 
 class PromptLookup:
@@ -22,12 +25,14 @@ class PromptLookup:
         # `length` tokens -> the position after the last time that they stood in the row
         self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(rows)]
         self._patience = [_PATIENCE] * rows
+        self._blocks = [1] * rows  # that the next copy may be as long as
 
-    def copy(self, row: int, count: int) -> list[int]:
-        """Return ``count`` tokens, or none where the row has nothing to copy.
+    def copy(self, row: int, block: int, room: int) -> list[int]:
+        """Return ``block`` tokens or a multiple, up to ``room``; none if there is nothing to copy.
 
         A copy that reaches the end of the text starts again from its first token.
         """
+        count = min(block * self._blocks[row], room)
         if count < 1 or not self._patience[row]:
             return []
         ids, after, length = self._ids[row], self._after[row], self._length
@@ -38,6 +43,8 @@ class PromptLookup:
         start = after.get(tuple(ids[-length:]))
         return [] if start is None else [ids[start + n % (len(ids) - start)] for n in range(count)]
 
-    def judge(self, row: int, right: bool) -> None:
-        """Note whether any token of the row's last copy was accepted."""
-        self._patience[row] = min(_PATIENCE, self._patience[row] + (1 if right else -1))
+    def judge(self, row: int, copied: int, accepted: int) -> None:
+        """Note how many tokens of the row's last copy were accepted."""
+        self._patience[row] = min(_PATIENCE, self._patience[row] + (1 if accepted else -1))
+        whole = accepted == copied
+        self._blocks[row] = min(_LONGEST, 2 * self._blocks[row]) if whole else 1

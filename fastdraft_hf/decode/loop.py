@@ -124,9 +124,10 @@ class Loop:
             self.draft.rollback(self._ahead, stay)
             self._draft_seen = [n + k for n, k in zip(lengths, stay, strict=True)]
         if self.lookup is not None:
-            for row, copied, accepted in zip(self._active, self._copied, kept, strict=True):
+            rows = zip(self._active, self._copied, outcomes, strict=True)
+            for row, copied, (emitted, limit, _) in rows:
                 if copied:
-                    self.lookup.judge(row, accepted > 0)
+                    self.lookup.judge(row, limit, emitted - 1)
         if by_cost is not None:
             by_cost.end(drafted, outcomes)
         self.drafting.adapt(all(emitted - 1 == limit for emitted, limit, _ in outcomes))
@@ -257,10 +258,13 @@ class Loop:
         return min(room, self.drafting.max_positions - (length - self.text.offsets[row]) + 1)
 
     def _look_up(self, limits: list[int]) -> list[list[int]]:
-        """Return what each row copies from its text, and remember it; nothing where it drafts."""
-        if self.lookup is not None:
+        """Return what each row copies from its text, and remember it; nothing where it drafts.
+
+        It may be longer than the row's limit, which holds for it only beside rows that draft.
+        """
+        if (lookup := self.lookup) is not None:
             rows = zip(self._active, limits, strict=True)
-            self._copied = [self.lookup.copy(row, limit) for row, limit in rows]
+            self._copied = [lookup.copy(row, limit, self._room(row)) for row, limit in rows]
         return self._copied
 
     def _propose(self, limits: list[int]) -> Block:

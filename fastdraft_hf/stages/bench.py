@@ -37,7 +37,7 @@ def run(run: Run, folder: Path) -> dict[str, Any]:
     config = config.model_copy(update={"max_minutes": deadline.minutes(run, "bench")})
     timed = bench.run_bench(models, assisted, prompts, config, folder)
     results = summarize(timed, [one for one in assisted if one in timed])
-    measured = [len(timed[one]) for one in timed]
+    measured = [len(records) for records in timed.values()] or [0]
     counts = {"drawn": len(prompts), "measured": min(measured), "most": max(measured)}
     missing = [f"{s.path} γ {s.num_assistant_tokens}" for s in assisted if s not in timed]
     results |= {"prompts": counts, "left_out": missing}
