@@ -3,9 +3,9 @@ its own text?
 
     python benchmarks/levers.py [--target T --draft DRAFT] [--rows 300] [--tokens 300k]
 
-The target answers `--rows` instructions of its own and as many functions to complete, and where a
-way learns by `nla`, reads every answer for its distribution. Every way trains a copy of the draft on
-as many tokens, averaged half and half with the draft it started from:
+The target answers `--rows` instructions of its own and as many functions to complete, and reads
+every answer for its distribution where a way learns by `nla`. Every way trains a copy of the draft
+on as many tokens, averaged half and half with the draft it started from:
 
 - more text: all answers, with `ce`, or with `nla` on the target's distribution at T = 0.6;
 - LoRA: all answers, `ce`, adapters of rank 16 instead of all weights, not averaged;
