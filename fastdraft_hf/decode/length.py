@@ -93,13 +93,18 @@ class Learned:
 
 
 class DraftLength:
-    """The rule during one call; ``most`` is how many tokens a round may draft."""
+    """The rule during one call.
+
+    ``most`` is how many tokens a round may draft, and ``copies`` how many a row copies if it can.
+    """
 
     def __init__(self, learned: Learned) -> None:
         self._learned = learned
         self._forget()  # another text
         self._shift = 0.0  # of its acceptance from that of the bins, in log-odds
-        self.most, self._rate = 0, 0.0
+        # Acceptance of what this text copies; so high at first that copies are tried.
+        self._copied = _Mean(max(0.6, learned.next.value), 4, 40)
+        self.most, self.copies, self._rate = 0, 0, 0.0
         self._last = -1  # drafts of the last round; of the prompt, another number than any
         self.idle = 0  # rounds without drafts since the draft last read the text
         self._wait = _SOON  # of these before the draft looks back
@@ -130,16 +135,23 @@ class DraftLength:
         if target.weight < 2 or not draft.weight:
             self.most = 2 if target.weight >= 2 else 0
             return
-        tokens = share = 1.0
-        rates = [1 / self._verifies(0, _KEPT)]
-        for count in range(1, LONGEST + 1):
-            share *= self._learned.next.value
-            tokens += share
-            rates.append(tokens / (count * draft(1) + self._verifies(count, _KEPT)))
+        rates = self._rates(self._learned.next.value, draft(1))
         self._rate = max(rates)
         self.most = LONGEST if self._rate > rates[0] else 0
         if self.most:
             self._wait = _SOON
+        copying = self._rates(self._copied.value, 0.0)
+        self.copies = copying.index(max(copying)) if max(copying) > self._rate else 0
+
+    def _rates(self, acceptance: float, step: float) -> list[float]:
+        """Return the tokens per second of rounds of 0 to `LONGEST` tokens that take ``step``."""
+        tokens = share = 1.0
+        rates = [1 / self._verifies(0, _KEPT)]
+        for count in range(1, LONGEST + 1):
+            share *= acceptance
+            tokens += share
+            rates.append(tokens / (count * step + self._verifies(count, _KEPT)))
+        return rates
 
     def _verifies(self, drafts: int, rounds: int = 1) -> float:
         """Return the target's seconds, with a change of shape that serves so many rounds."""
@@ -173,18 +185,26 @@ class DraftLength:
                 return True
         return False
 
-    def end(self, drafted: int, outcomes: Sequence[tuple[int, int, bool]]) -> None:
-        """Learn from a round: rows are (emitted, drafts that counted, ended)."""
+    def end(
+        self, drafted: int, outcomes: Sequence[tuple[int, int, bool]], copied: Sequence[Any] = ()
+    ) -> None:
+        """Learn from a round: rows are (emitted, drafts that counted, ended).
+
+        ``copied`` is true for rows whose drafts were copied.
+        """
         if not self._reads_prompt:
             seconds = perf_counter() - self._clock
             self._learned.target.add(drafted, seconds, drafted != self._last)
             self._last = drafted
-        self._reads_prompt, self._draft_is_behind = False, not drafted
+        self._reads_prompt, self._draft_is_behind = False, not self._chances
         self.idle = 0 if drafted else self.idle + 1
         for row, (emitted, limit, ended) in enumerate(outcomes):
             # A stop cuts what may have been accepted.
             for position in range(min(limit, emitted - 1 if ended else emitted)):
                 accepted = position < emitted - 1
+                if copied and copied[row]:
+                    self._copied.add(accepted)
+                    continue
                 chance = self._chances[position][row]
                 self._shift += _STEP * (accepted - self._acceptance(chance))
                 self._learned.bin(chance).add(accepted)

@@ -28,7 +28,7 @@ class PromptLookup:
         self._blocks = [1] * rows  # that the next copy may be as long as
 
     def copy(self, row: int, block: int, room: int) -> list[int]:
-        """Return ``block`` tokens or a multiple, up to ``room``; none if there is nothing to copy.
+        """Return ``block`` tokens or a multiple, up to ``room``; none where the row has no copy.
 
         A copy that reaches the end of the text starts again from its first token.
         """

@@ -129,7 +129,7 @@ class Loop:
                 if copied:
                     self.lookup.judge(row, limit, emitted - 1)
         if by_cost is not None:
-            by_cost.end(drafted, outcomes)
+            by_cost.end(drafted, outcomes, self._copied)
         self.drafting.adapt(all(emitted - 1 == limit for emitted, limit, _ in outcomes))
         going = [index for index, (_, _, done) in enumerate(outcomes) if not done]
         if len(going) < len(self._active):
@@ -262,24 +262,24 @@ class Loop:
 
         It may be longer than the row's limit, which holds for it only beside rows that draft.
         """
-        if (lookup := self.lookup) is not None:
-            rows = zip(self._active, limits, strict=True)
-            self._copied = [lookup.copy(row, limit, self._room(row)) for row, limit in rows]
+        if self.lookup is not None:
+            by_cost = self.drafting.by_cost
+            for index, (row, block) in enumerate(zip(self._active, limits, strict=True)):
+                room = self._room(row)
+                if by_cost is not None:
+                    block = room = min(by_cost.copies, room)
+                self._copied[index] = self.lookup.copy(row, block, room)
         return self._copied
 
     def _propose(self, limits: list[int]) -> Block:
-        device = self.text.device
-        rows, wanted = len(self._active), max(limits)
-        if not wanted:
-            none = torch.zeros(rows, 0, dtype=torch.long, device=device)
-            return Block(none, torch.zeros(rows, dtype=torch.long, device=device))
+        device, wanted = self.text.device, max(limits)
+        copied = self._look_up(limits)
+        if all(copy or not limit for copy, limit in zip(copied, limits, strict=True)):
+            return self._copied_block(copied)
         chosen: list[torch.Tensor] = []
         distributions: list[torch.Tensor] = []
         # Reading every token from a GPU costs more than the passes that it could save.
         asks = device.type == "cpu" or self._weighs
-        copied = self._look_up(limits)
-        if all(copy or not limit for copy, limit in zip(copied, limits, strict=True)):
-            return self._copied_block(copied)
         for position in range(wanted):
             logits = self._next_logits(position, wanted, chosen[-1] if chosen else None)
             token, q, chances = self._choose(logits, self._prefix(chosen, position))
@@ -304,11 +304,11 @@ class Loop:
         return Block(drafts, limit, torch.stack(distributions, 1) if self.sampling else None)
 
     def _copied_block(self, copied: list[list[int]]) -> Block:
-        """Return the block of rows that all copy, or may not draft."""
+        """Return the block of rows that all copy, or may not draft and add nothing."""
         copied = [self.stops.to_end(copy) for copy in copied]
         limits = [len(copy) for copy in copied]
         padded = [copy + [0] * (max(limits) - len(copy)) for copy in copied]
-        drafts = torch.tensor(padded, device=self.text.device)
+        drafts = torch.tensor(padded, dtype=torch.long, device=self.text.device)
         q = None
         if self.sampling:
             q = torch.nn.functional.one_hot(drafts, self.scores.vocabulary).float()

@@ -141,7 +141,7 @@ def _decode(
                 "a block in one pass (pard_token in its config); use constant"
             )
         drafting.by_cost = draft_length(model, draft, rows, bool(config.do_sample))
-    copies = drafting.prompt_lookup_min if drafting.by_cost is None else 0
+    copies = drafting.prompt_lookup_min
     loop = Loop(
         target=open_cached(model, model_kwargs.get(CACHE_NAME), mask),
         draft=open_cached(draft),

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_a_draft_that_pays_drafts_longer_and_one_that_does_not_drafts_seldom() -
     assert 6 < sum(found[0.95]) / 360 <= max(found[0.95]) == LONGEST
     # A draft as slow as its target never pays, however good.
     assert sum(lengths(DraftLength(learned(1.0)), lambda: True, 0.95, 400)) < 0.1 * 400
+
+
+def test_copies_are_as_long_as_they_pay() -> None:
+    """A text whose copies are right copies long blocks; one whose copies are wrong, none."""
+    found = {}
+    for accepted in (True, False):
+        rule = DraftLength(learned())
+        lengths(rule, lambda: True, 0.5, 1)
+        for _ in range(30):
+            rule.begin(1)
+            rule.end(rule.copies, [(1 + accepted * rule.copies, rule.copies, False)], [True])
+        rule.begin(1)
+        found[accepted] = rule.copies
+    assert found == {True: LONGEST, False: 0}
+    assert DraftLength(learned()).copies == 0  # before anything is timed
 
 
 def looks(rule: DraftLength, good: bool, rounds: int) -> list[int]:
@@ -145,6 +161,7 @@ def test_what_another_shape_costs_is_told_apart(cost: float) -> None:
 
 
 @pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("copies", [0, 1])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_greedy_text_is_the_targets(
     request: pytest.FixtureRequest,
@@ -152,6 +169,7 @@ def test_greedy_text_is_the_targets(
     neighbour: LlamaForCausalLM,
     stranger: LlamaForCausalLM,
     measured: bool,
+    copies: int,
     padding: int,
 ) -> None:
     """Also where drafting starts late, stops and comes back, alone and in a padded batch."""
@@ -164,9 +182,9 @@ def test_greedy_text_is_the_targets(
         alone = write(target, ids, **given)
         for draft in (neighbour, stranger):
             with record_rounds(target) as rounds:
-                ours = write(target, ids, draft, "cost", **given)
+                ours = write(target, ids, draft, "cost", copies, **given)
             assert torch.equal(ours, alone)
-            if drafted := [d for d, _ in rounds if not measured]:
+            if drafted := [d for d, _ in rounds if not measured and not copies]:
                 assert len(set(drafted)) > 2
                 assert (drafted.count(0) > len(drafted) / 2) == (draft is stranger)
 
@@ -207,12 +225,20 @@ def test_what_the_target_wrote_alone_is_judged_as_if_it_had_been_drafted(
     assert 0 < sum(judged) < len(judged)
 
 
-@pytest.mark.parametrize(("name", "runs"), [("temperature", 10_000), ("processor", 1_000)])
+@pytest.mark.parametrize(
+    ("name", "runs", "copies"),
+    [("temperature", 10_000, 0), ("processor", 1_000, 0), ("temperature", 10_000, 1)],
+)
 def test_batches_of_samples(
-    pair: tuple[LlamaForCausalLM, LlamaForCausalLM], fixed: Learned, name: str, runs: int
+    pair: tuple[LlamaForCausalLM, LlamaForCausalLM],
+    fixed: Learned,
+    name: str,
+    runs: int,
+    copies: int,
 ) -> None:
     target, draft = pair
     with record_rounds(target) as rounds:
-        found = sample(target, draft, SETTINGS[name], rows=500, gamma="cost", runs=runs)
+        given: dict[str, Any] = {"gamma": "cost", "copies": copies, "runs": runs}
+        found = sample(target, draft, SETTINGS[name], rows=500, **given)
     assert len({drafted for drafted, _ in rounds}) > 1
     assert p_value(found, exact(target, SETTINGS[name])) > 1e-3

@@ -151,6 +151,7 @@ class EverySecond(LogitsProcessor):
         (False, 1.0, True, False),
         (False, 1.0, False, True),
         (True, 1.0, False, True),
+        (False, 1.0, True, True),
     ],
 )
 def test_single_samples_of_a_table(
