@@ -9,7 +9,7 @@ bootstrap intervals over prompts and repeats.
 
 `length` compares the schedule "cost" with every fixed γ and with the target alone through the same
 kernels, on code, instructions, other languages and random tokens: with PyTorch, and with OpenVINO
-where there is a --draft-openvino.
+where there is a --draft-openvino. All that draft copy too, as they are published.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fastdraft_hf.decode import cached
 from fastdraft_hf.decode.assisted import decode, record_decoding
 from fastdraft_hf.decode.openvino.pipeline import OpenVINODecoder
 from fastdraft_hf.decode.records import DecodingRecord
-from fastdraft_hf.decode.settings import set_draft_length
+from fastdraft_hf.decode.settings import LOOKUP, set_draft_length
 from fastdraft_hf.eval.metrics import (
     Estimate,
     block_efficiency,
@@ -373,7 +373,7 @@ def length_of(
         target, draft = (OVModelForCausalLM.from_pretrained(f, compile=False) for f in folders)
 
     def way(gamma: int | None, prompt: EvaluationPrompt, new: int = args.new) -> DecodingRecord:
-        set_draft_length(draft.generation_config, gamma or 0)
+        set_draft_length(draft.generation_config, gamma or 0, 0 if gamma == 0 else LOOKUP)
         if gamma is None:
             draft.generation_config.num_assistant_tokens_schedule = "cost"
         ids = torch.tensor([prompt.ids])
