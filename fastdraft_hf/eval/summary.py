@@ -314,7 +314,7 @@ def print_table(rows: Sequence[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     # A log has no width of its own; a table cut at 80 columns would lose figures.
-    width = max(Console(stderr=True).width, 170)
+    width = max(Console(stderr=True).width, 240)
     Console(stderr=True, width=width).print(table)
 
 
