@@ -83,7 +83,7 @@ def test_the_terminal_says_all_of_it(
     evaluation["not_held_out"] = ["ifbench"]
     bands = ("0-256", "256-1024", "1024-4096", "4096-8192")  # a log has to be wide enough
     for setting in evaluation["settings"]:
-        setting["overall"]["acceptance_by_length"] = dict.fromkeys(bands, [9, 9, 0.3])
+        setting["overall"]["acceptance_by_length"] = {name: [9, 9, 0.3] for name in bands}
     print_evaluation(evaluation)
     shown = capsys.readouterr().err
     for row in acceptance_rows(evaluation):
