@@ -114,7 +114,7 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "beams": lambda: {"num_beams": 2},
     "embeddings": lambda: {"embeddings": True},
 }
-COST = -1  # the schedule instead of a γ
+COST = -1  # the schedule instead of a γ, which copies too
 COPIES = -2  # γ = 3, and prompt lookup wherever a token comes again
 GAMMAS = (1, 3, 8, 150, COST, COPIES)
 CASES = [
@@ -140,7 +140,7 @@ def run(family: str, setting: Settings, rows: int, gamma: int | None = None) -> 
     if gamma is not None:
         draft = noisy_draft(family)
         set_draft_length(draft.generation_config, gamma)
-        if gamma == COPIES:
+        if gamma in (COPIES, COST):
             set_draft_length(draft.generation_config, 3, 1)
         if gamma == COST:
             draft.generation_config.num_assistant_tokens_schedule = "cost"
