@@ -104,14 +104,10 @@ def recipe_of(args: argparse.Namespace, seed: int, work: Path) -> Recipe:
         "align.max_train_tokens": args.tokens,
         "align.max_minutes": None,
     }
-    if reads_distribution(args):
+    if any(WAYS[name][1] != "ce" for name in args.ways):
         changes["logits"] = {"temperature": TEMPERATURE, "sets": list(SETS)}
         changes |= {"align.target_distribution": "stored", "align.temperature": TEMPERATURE}
     return read_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
-
-
-def reads_distribution(args: argparse.Namespace) -> bool:
-    return any(WAYS[name][1] != "ce" for name in args.ways)
 
 
 def refused(rows: datasets.Dataset, draft: Any, seed: int) -> datasets.Dataset:
@@ -176,7 +172,7 @@ def corpora(args: argparse.Namespace, run: Run, work: Path, seed: int, timed: Ti
             sources, folder=folder, generated=made, logits=logits, **keep, **common
         ).train
 
-    logits = run.stage_folder("logits") if reads_distribution(args) else None
+    logits = None if run.recipe.logits is None else run.stage_folder("logits")
     target = run.stage_folder("generate"), logits
     wanted, found = {WAYS[name][0] for name in args.ways}, {}
     if "all" in wanted:
@@ -201,7 +197,7 @@ def trained(args: argparse.Namespace, seed: int, target: Path) -> Iterator[tuple
     timed = Timed(work / "seconds.json")
     work.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, work / "text")
-    made = ["generate", "logits"] if reads_distribution(args) else ["generate"]
+    made = ["generate"] if recipe.logits is None else ["generate", "logits"]
     execute(run, made)
     found = None
     for name in args.ways:
