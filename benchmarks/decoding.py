@@ -5,7 +5,7 @@
 The draft is any PyTorch folder for the embedded target, and its int8 export for the OpenVINO rows
 (`fastdraft export`). Everything runs in one process, greedily, each prompt in all ways in turn; the
 first prompt warms up and is not kept. Ratios are of tokens per second over all prompts, with 95%
-bootstrap intervals over prompts and repeats.
+bootstrap intervals over prompts.
 
 `length` compares the schedule "cost" with every fixed γ and with the target alone through the same
 kernels, on code, instructions, other languages and random tokens: with PyTorch, and with OpenVINO
@@ -57,16 +57,15 @@ def speed_ratio(one: list[DecodingRecord], other: list[DecodingRecord]) -> Estim
 
 
 def in_turn(
-    ways: dict[Any, Way], prompts: list[EvaluationPrompt], repeats: int
+    ways: dict[Any, Way], prompts: list[EvaluationPrompt]
 ) -> dict[Any, list[DecodingRecord]]:
-    """Decode every prompt in every way, A B A B; return the records of each way."""
+    """Decode every prompt but the first in every way, A B A B; return the records of each way."""
     found: dict[Any, list[DecodingRecord]] = {name: [] for name in ways}
     for way in ways.values():
         way(prompts[0])
-    for _ in range(repeats):
-        for prompt in prompts[1:]:
-            for name, way in ways.items():
-                found[name].append(way(prompt))
+    for prompt in prompts[1:]:
+        for name, way in ways.items():
+            found[name].append(way(prompt))
     return found
 
 
@@ -181,7 +180,6 @@ def pytorch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt
     found = in_turn(
         {name: functools.partial(way, name, path) for name, path in ways.items()},
         prompts,
-        args.repeats,
     )
     outside = {name: records[1:] for name, records in outside.items()}  # the first is the warm-up
 
@@ -258,7 +256,7 @@ def openvino(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPromp
     for gamma in args.openvino_gammas:
         ways[f"ours {gamma}"] = functools.partial(ours, gamma)
         ways[f"GenAI {gamma}"] = functools.partial(theirs, gamma)
-    found = in_turn(ways, prompts, args.repeats)
+    found = in_turn(ways, prompts)
 
     def same(kind: str, other: str) -> str:
         pairs = zip(found[kind], found[other], strict=True)
@@ -296,7 +294,7 @@ def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt])
     draft = AutoModelForCausalLM.from_pretrained(args.draft, dtype=torch.float32).eval()
     set_draft_length(draft.generation_config, args.gamma)
     size = 8
-    chosen = [(prompts * size)[n : n + size] for n in range(0, size * 3, size)]
+    chosen = [(prompts * size)[n : n + size] for n in range(0, size * 5, size)]
 
     def way(assisted: bool, group: EvaluationPrompt) -> DecodingRecord:
         texts = [p.ids for p in groups[group.key]]
@@ -321,7 +319,6 @@ def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt])
     found = in_turn(
         {"alone": functools.partial(way, False), "ours": functools.partial(way, True)},
         keys,
-        args.repeats,
     )
     compare(rows, "batch of 8, ours / target alone", found, "ours", "alone", 1.0)
 
@@ -391,7 +388,7 @@ def length_of(
     for gamma in range(1, 8):  # kernels are chosen, once per process, for each number of tokens
         way(gamma, prompts[0], 2 * gamma)
     ways = {gamma: functools.partial(way, gamma) for gamma in (0, *gammas, None)}
-    found = in_turn(ways, prompts, args.repeats)
+    found = in_turn(ways, prompts)
     tasks = list(dict.fromkeys(record.task for record in found[0]))
 
     def of(gamma: int | None, chosen: list[str]) -> list[DecodingRecord]:
@@ -428,7 +425,7 @@ def main() -> None:
     parser.add_argument("--draft-openvino", type=Path, help="its int8 OpenVINO folder")
     parser.add_argument("--only", default="pytorch,openvino,batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--prompts", type=int, default=8, help="HumanEval prompts that are kept")
+    parser.add_argument("--prompts", type=int, default=12, help="HumanEval prompts that are kept")
     parser.add_argument("--new", type=int, default=64, help="new tokens at most")
     parser.add_argument("--gamma", type=int, default=3, help="γ of the PyTorch rows")
     parser.add_argument("--openvino-gammas", type=int, nargs="+", default=[2, 3, 5])
@@ -436,7 +433,6 @@ def main() -> None:
     parser.add_argument(
         "--kv-precision", help="KV_CACHE_PRECISION of OVModelForCausalLM, such as bf16"
     )
-    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(embedded_target())
     prompts = draw_prompts(tokenizer, ["humaneval"], args.prompts + 1, 300, 0)

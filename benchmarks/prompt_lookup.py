@@ -90,7 +90,7 @@ def main() -> None:
             drawn = draw_prompts(tokenizer, [task], args.prompts + 1, 400, 0)
             ids = [prompt.ids for prompt in drawn]
         prompts = [EvaluationPrompt(task, str(number), one) for number, one in enumerate(ids)]
-        found = in_turn(ways, prompts, 1)
+        found = in_turn(ways, prompts)
         alone = found[0, 0]
         print(f"| {task} | alone | | | | {tokens_per_second(alone):.1f} | | |")
         for gamma, copies in settings:

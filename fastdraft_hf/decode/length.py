@@ -186,11 +186,14 @@ class DraftLength:
         return False
 
     def end(
-        self, drafted: int, outcomes: Sequence[tuple[int, int, bool]], copied: Sequence[Any] = ()
+        self,
+        drafted: int,
+        outcomes: Sequence[tuple[int, int, bool]],
+        copied: Sequence[Sequence[int]],
     ) -> None:
         """Learn from a round: rows are (emitted, drafts that counted, ended).
 
-        ``copied`` is true for rows whose drafts were copied.
+        ``copied`` are the first drafts of each row, those that it copied.
         """
         if not self._reads_prompt:
             seconds = perf_counter() - self._clock
@@ -202,7 +205,7 @@ class DraftLength:
             # A stop cuts what may have been accepted.
             for position in range(min(limit, emitted - 1 if ended else emitted)):
                 accepted = position < emitted - 1
-                if copied and copied[row]:
+                if position < len(copied[row]):
                     self._copied.add(accepted)
                     continue
                 chance = self._chances[position][row]

@@ -14,7 +14,7 @@ All are ratios of sums over records, not means of ratios: long answers weigh mor
 import bisect
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from fastdraft_hf.decode.records import DecodingRecord
@@ -24,7 +24,7 @@ Records = Sequence[DecodingRecord]
 T = TypeVar("T")
 # An answer's totals: counted, or expected.
 Counts = DecodingRecord | ExpectedRounds
-# The same prompt (and repeat) in two settings.
+# The same prompt in two settings.
 Pair = tuple[DecodingRecord, DecodingRecord]
 # Tokens and seconds of the first of a pair, tokens and seconds of the second.
 Row = tuple[float, float, float, float]
@@ -151,45 +151,31 @@ def bootstrap(
     return Estimate(value, drawn[low], drawn[min(high, samples - 1)])
 
 
-def rows_by_prompt(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[Row]]:
-    """Return tokens and seconds of each pair, grouped by prompt; refuse pairs of two prompts."""
-    prompts: dict[tuple[str, str], list[Row]] = {}
-    for a, b in pairs:
-        if (a.task, a.key) != (b.task, b.key):
-            raise ValueError("a ratio needs pairs of the same prompt")
-        row = (a.new_tokens, a.seconds, b.new_tokens, b.seconds)
-        prompts.setdefault((a.task, a.key), []).append(row)
-    return prompts
+def paired_row(pair: Pair) -> Row:
+    """Return tokens and seconds of both records; refuse those of two prompts."""
+    a, b = pair
+    if (a.task, a.key) != (b.task, b.key):
+        raise ValueError("a ratio needs pairs of the same prompt")
+    return a.new_tokens, a.seconds, b.new_tokens, b.seconds
 
 
 def paired_ratio(pairs: Sequence[Pair]) -> Estimate:
     """Return tokens/s of the first over tokens/s of the second of each pair, with its interval.
 
-    Repeats of a prompt accept the same tokens and say little about other prompts. The bootstrap
-    therefore draws prompts first, then repeats within each prompt.
-
     Raises:
         ValueError: the two records of a pair are of different prompts.
     """
-    return ratio_of_rows(rows_by_prompt(pairs))
+    return ratio_of_rows([paired_row(pair) for pair in pairs])
 
 
-def ratio_of_rows(prompts: Mapping[tuple[str, str], Sequence[Row]]) -> Estimate:
-    """Return `paired_ratio` of rows that are grouped by prompt already."""
+def ratio_of_rows(rows: Sequence[Row]) -> Estimate:
+    """Return `paired_ratio` of the pairs' rows."""
 
     def ratio(rows: Sequence[Row]) -> float:
         new, seconds, other_new, other_seconds = map(sum, zip(*rows, strict=True))
         return (new / max(seconds, 1e-12)) / max(other_new / max(other_seconds, 1e-12), 1e-12)
 
-    groups = list(prompts.values())
-    value = ratio([row for group in groups for row in group])
-    rng, samples, drawn = random.Random(0), 1000, []
-    for _ in range(samples):
-        chosen = rng.choices(groups, k=len(groups))
-        drawn.append(ratio([row for group in chosen for row in rng.choices(group, k=len(group))]))
-    drawn.sort()
-    outside = int(_tail(len(groups) if len(groups) > 1 else len(groups[0])) * samples)
-    return Estimate(value, drawn[outside], drawn[-1 - outside])
+    return bootstrap(rows, ratio, level=1 - 2 * _tail(len(rows)))
 
 
 def _tail(count: int) -> float:

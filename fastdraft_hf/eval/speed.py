@@ -6,7 +6,7 @@ import operator
 import random
 import statistics
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastdraft_hf.decode.records import DecodingRecord
@@ -18,12 +18,11 @@ from fastdraft_hf.eval.metrics import (
     acceptance_rate,
     block_efficiency,
     paired_ratio,
+    paired_row,
     ratio_of_rows,
-    rows_by_prompt,
     tokens_per_second,
 )
 
-Prompt = tuple[str, str]
 # The records of every setting. Those of one runtime are of the same prompts, in one order.
 Timed = Mapping[Setting, Sequence[DecodingRecord]]
 
@@ -47,18 +46,17 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
 
     The best of several settings is partly the luckiest one, so its ratio on the same runs is too
     high (by 0.06 with eight prompts and five settings of equal speed, simulated). Here the setting
-    is chosen on one half of the prompts and judged on the other, averaged over many halvings. A
-    prompt's repeats stay together, since they accept the same tokens. With one prompt or one
-    setting the ratio is that of the same runs.
+    is chosen on one half of the prompts and judged on the other, averaged over many halvings. With
+    one prompt or one setting the ratio is that of the same runs.
 
-    ``candidates`` are each setting's pairs (setting, target alone), the same prompts in all.
+    ``candidates`` are each setting's pairs (setting, target alone), the same prompts in one order.
     """
-    rows = {setting: rows_by_prompt(pairs) for setting, pairs in candidates.items()}
-    prompts = list(next(iter(rows.values())))
+    rows = {setting: [paired_row(pair) for pair in pairs] for setting, pairs in candidates.items()}
+    prompts = range(len(next(iter(rows.values()))))
 
-    def fastest(on: Collection[Prompt]) -> Setting:
+    def fastest(on: Iterable[int]) -> Setting:
         def speed(setting: Setting) -> float:
-            chosen = [row for key in on for row in rows[setting][key]]
+            chosen = [rows[setting][prompt] for prompt in on]
             return sum(row[0] for row in chosen) / max(sum(row[1] for row in chosen), 1e-12)
 
         return max(rows, key=speed)
@@ -66,22 +64,21 @@ def judge(candidates: Mapping[Setting, Sequence[Pair]]) -> Judgement:
     best = fastest(prompts)
     judged = rows[best]
     if len(prompts) > 1 and len(rows) > 1:
-        chosen: dict[Prompt, Counter[Setting]] = {key: Counter() for key in prompts}
+        chosen = [Counter[Setting]() for _ in prompts]
         for half in _halves(prompts):
             setting = fastest(half)
-            for key in set(prompts) - half:
-                chosen[key][setting] += 1
-        judged = {}
-        for key, counts in chosen.items():
-            # Repeat by repeat, so that both sides of a row were timed together.
-            together = zip(*(rows[setting][key] for setting in counts), strict=True)
-            judged[key] = [_mean(repeat, list(counts.values())) for repeat in together]
+            for prompt in set(prompts) - half:
+                chosen[prompt][setting] += 1
+        judged = [
+            _mean([rows[setting][prompt] for setting in counts], list(counts.values()))
+            for prompt, counts in enumerate(chosen)
+        ]
     ratio = ratio_of_rows(judged)
     # One pair has no spread, so it cannot be told apart from chance.
     return Judgement(best, ratio, len(candidates[best]) > 1 and ratio.low > 1.0)
 
 
-def _halves(prompts: Sequence[Prompt]) -> list[set[Prompt]]:
+def _halves(prompts: Sequence[int]) -> list[set[int]]:
     """Return the halves to choose on; the other prompts are the half to judge on."""
     size = len(prompts) // 2
     if math.comb(len(prompts), size) <= _MOST_HALVINGS:

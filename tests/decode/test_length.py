@@ -40,7 +40,7 @@ def lengths(
             drafted += 1
             if not rule.pays([True]):
                 break
-        rule.end(drafted, [(accepted + 1, drafted, False)])
+        rule.end(drafted, [(accepted + 1, drafted, False)], [[]])
         found.append(drafted)
     return found
 
@@ -66,11 +66,23 @@ def test_copies_are_as_long_as_they_pay() -> None:
         lengths(rule, lambda: True, 0.5, 1)
         for _ in range(30):
             rule.begin(1)
-            rule.end(rule.copies, [(1 + accepted * rule.copies, rule.copies, False)], [True])
+            outcome = (1 + accepted * rule.copies, rule.copies, False)
+            rule.end(rule.copies, [outcome], [[7] * rule.copies])
         rule.begin(1)
         found[accepted] = rule.copies
     assert found == {True: LONGEST, False: 0}
     assert DraftLength(learned()).copies == 0  # before anything is timed
+
+
+def test_what_follows_a_copy_counts_as_drafted() -> None:
+    """One row copies a token, drafts two more, and all are accepted; the other's are not."""
+    pair = learned()
+    rule, before = DraftLength(pair), pair.next.value
+    rule.begin(2)
+    for _ in range(3):
+        rule.drafted([0.5, 0.5])
+    rule.end(3, [(4, 3, False), (1, 3, False)], [[7], []])
+    assert pair.next.value > before
 
 
 def looks(rule: DraftLength, good: bool, rounds: int) -> list[int]:
