@@ -1,6 +1,6 @@
 """No timing: fine-tunes a target by LoRA, for a draft of the original to be aligned with it.
 
-    python benchmarks/finetune_target.py --output runs/finetuned [--steps 150]
+    python benchmarks/finetune_target.py --output runs/finetuned [--steps 40]
     python benchmarks/levers.py --target runs/finetuned --work runs/levers-finetuned \\
         --draft model_cards/SmolLM2-135M-Instruct-FastDraft --ways "more text, ce;LoRA, ce"
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new target")
-    parser.add_argument("--steps", type=int, default=150, help="of eight functions each")
+    parser.add_argument("--steps", type=int, default=40, help="of eight functions each")
     args = parser.parse_args()
     quiet_libraries()
     folder = resolve_target(args.target).path

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from alignment_data import ask, held_out, open_target, rate_gain, rounds
 from objectives import _show, interval
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastdraft_hf._atomic import read_json, write_json
@@ -227,6 +228,10 @@ def trained(args: argparse.Namespace, seed: int, target: Path) -> Iterator[tuple
                 )
 
             timed.step(name, learn)
+        adapter = folder / "model" / "adapter" / "adapter_model.safetensors"
+        weights = adapter if adapter.exists() else folder / "model" / "model.safetensors"
+        count = sum(weight.numel() for weight in load_file(weights).values())
+        print(f"{name}: {count:,} parameters trained")
         yield name, folder / "model"
     for step in made:
         record = read_json(run.stage_folder(step) / "provenance.json")
