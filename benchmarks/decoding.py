@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import random
 import statistics
 import time
@@ -293,8 +294,8 @@ def batch(args: argparse.Namespace, rows: Rows, prompts: list[EvaluationPrompt])
     target = AutoModelForCausalLM.from_pretrained(embedded_target(), dtype=torch.float32).eval()
     draft = AutoModelForCausalLM.from_pretrained(args.draft, dtype=torch.float32).eval()
     set_draft_length(draft.generation_config, args.gamma)
-    size = 8
-    chosen = [(prompts * size)[n : n + size] for n in range(0, size * 5, size)]
+    turns = itertools.cycle(prompts)
+    chosen = [list(itertools.islice(turns, 8)) for _ in range(5)]  # the first warms up
 
     def way(assisted: bool, group: EvaluationPrompt) -> DecodingRecord:
         texts = [p.ids for p in groups[group.key]]

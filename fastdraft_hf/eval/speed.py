@@ -85,7 +85,7 @@ def _halves(prompts: Sequence[int]) -> list[set[int]]:
         halves = [set(half) for half in itertools.combinations(prompts, size)]
     else:
         rng = random.Random(0)
-        halves = [set(rng.sample(list(prompts), size)) for _ in range(_MOST_HALVINGS // 2)]
+        halves = [set(rng.sample(prompts, size)) for _ in range(_MOST_HALVINGS // 2)]
     # Both ways, so that every prompt is judged, and equally often where that is possible.
     return halves + [set(prompts) - half for half in halves]
 
